@@ -1,0 +1,40 @@
+"""Every error this package raises on purpose.
+
+NMoEError
+├── ConfigError       a key is unknown, a value has the wrong type or is out of range
+├── DataError         a data set is missing, empty, unreadable or too small for the split
+├── ReplyError        one client's reply is unusable (never fatal by itself: the reply is dropped)
+├── RoundError        too few usable replies, or nodes that never came: the run cannot go on
+├── CheckpointError   nothing to resume from, or the folder belongs to another configuration
+└── EngineError       a SuperLink, a simulation or a worker process failed
+
+The text names the offending thing and its value; the command line prints it and exits with 1.
+"""
+
+
+class NMoEError(Exception):
+    """Base of all errors raised by nmoe-flower."""
+
+
+class ConfigError(NMoEError, ValueError):
+    """A configuration key is unknown, or its value is not allowed."""
+
+
+class DataError(NMoEError, ValueError):
+    """A data set cannot be read, or cannot be split as asked."""
+
+
+class ReplyError(NMoEError, ValueError):
+    """A client's reply cannot be used; the reason is recorded and the reply dropped."""
+
+
+class RoundError(NMoEError, RuntimeError):
+    """A round did not gather enough usable replies within its deadline."""
+
+
+class CheckpointError(NMoEError, RuntimeError):
+    """A run folder cannot be resumed."""
+
+
+class EngineError(NMoEError, RuntimeError):
+    """The process, SuperLink or simulation that runs the clients failed."""
