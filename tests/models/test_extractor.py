@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.models.extractor import StagedExtractor, build_extractor, patch_cosines
+from nmoe_flower.models.norm import NORMS, ChannelAffine, StandardisedConv2d, make_conv, make_norm
+
+SMALL: dict[str, dict[str, Any]] = {
+    "digits": {"in_channels": 1, "image_size": 8},
+    "narrow": {"widths": (8, 16, 24), "image_size": 17},
+    "resnet18": {"widths": (8, 8, 16, 24), "image_size": 16},
+}
+
+
+def pixels(options: dict[str, Any], batch: int = 4) -> Tensor:
+    size, channels = options.get("image_size", 32), options.get("in_channels", 3)
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", SMALL)
+def test_latents_are_float32_and_every_parameter_learns(name: str, norm: str) -> None:
+    torch.manual_seed(0)
+    extractor = build_extractor(name, norm=norm, **SMALL[name])
+    for module in extractor.modules():  # branches that start at zero would block a gradient
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | ChannelAffine):
+            nn.init.ones_(module.weight)
+    latents = extractor(pixels(SMALL[name]))
+    assert latents.shape == (4, extractor.latent_dim)
+    assert latents.dtype == torch.float32
+    latents.square().sum().backward()  # type: ignore[no-untyped-call]
+    for key, parameter in extractor.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "expected"),
+    [
+        ("digits", "last", 32),
+        ("digits", "multi", 32 + 9 * 16),
+        ("narrow", "last", 24),
+        ("narrow", "last-mean", 24),
+        ("narrow", "multi", 24 + 9 * (8 + 16)),
+        ("resnet18", "last-max", 24),
+        ("resnet18", "multi", 24 + 9 * (8 + 8 + 16)),
+    ],
+)
+def test_the_cut_sets_the_latent_size(name: str, pool: str, expected: int) -> None:
+    extractor = build_extractor(name, pool=pool, **SMALL[name])
+    assert extractor.latent_dim == expected
+    assert extractor(pixels(SMALL[name])).shape == (4, expected)
+
+
+def test_the_cut_pools_the_maps_of_the_stages() -> None:
+    def latents(pool: str) -> Tensor:
+        stages = [nn.Identity(), nn.MaxPool2d(2)]
+        result: Tensor = StagedExtractor(nn.Identity(), stages, (1, 1), pool=pool)(maps)
+        return result
+
+    maps = torch.arange(36.0).view(1, 1, 6, 6)
+    # After pooling 2x2 the last stage holds 7 9 11 / 19 21 23 / 31 33 35: mean 21, maximum 35.
+    # A 3x3 grid of the first stage has the means of its 2x2 cells: 3.5 below each maximum.
+    assert latents("last-max").tolist() == [[35.0]]
+    assert latents("last-mean").tolist() == [[21.0]]
+    cells = [3.5, 5.5, 7.5, 15.5, 17.5, 19.5, 27.5, 29.5, 31.5]
+    assert latents("multi").tolist() == [[21.0, *cells]]
+
+
+def test_default_sizes() -> None:
+    def count(name: str, **options: Any) -> int:
+        return sum(p.numel() for p in build_extractor(name, **options).parameters())
+
+    # stem 3*64*9; blocks 64: 4*64*64*9; then 64-128, 128-256, 256-512: (1+2+2+2)*c*c/2*9 each
+    # = 4.5*c*c*7 and a 1x1 shortcut c*c/2; GroupNorm 2*c per layer: stem, 4 + 3*5 layers.
+    stages = sum(63 * c * c // 2 + c * c // 2 for c in (128, 256, 512))
+    norms = 2 * (5 * 64 + 5 * (128 + 256 + 512))
+    assert count("resnet18") == 3 * 64 * 9 + 4 * 64 * 64 * 9 + stages + norms
+    assert build_extractor("resnet18").latent_dim == 512
+    assert 10_000 < count("digits", in_channels=1, image_size=8) < 40_000
+    assert build_extractor("narrow").latent_dim == 256
+
+
+@pytest.mark.parametrize("stem", ["cifar", "patch", "pool", "cosine"])
+def test_stems_take_odd_sizes_and_grey_images(stem: str) -> None:
+    extractor = build_extractor("digits", in_channels=1, image_size=19, stem=stem)
+    assert extractor(torch.randn(2, 1, 19, 19)).shape == (2, 32)
+
+
+@pytest.mark.parametrize("name", ["digits", "narrow", "resnet18"])
+@pytest.mark.parametrize("stem", ["cifar", "patch", "pool"])
+def test_smallest_image_works_and_one_less_is_refused(name: str, stem: str) -> None:
+    options: dict[str, Any] = {**SMALL[name], "stem": stem}
+    smallest = {"digits": 4, "narrow": 8, "resnet18": 8}[name] * (1 if stem == "cifar" else 2)
+    options["image_size"] = smallest
+    assert build_extractor(name, **options)(pixels(options)).isfinite().all()
+    options["image_size"] = smallest - 1
+    with pytest.raises(ConfigError, match=f"image size is {smallest - 1}; .* needs {smallest}"):
+        build_extractor(name, **options)
+
+
+def test_linear_is_the_pixels() -> None:
+    images = torch.arange(24.0).view(2, 3, 2, 2)
+    extractor = build_extractor("linear", image_size=2)
+    assert extractor.latent_dim == 12
+    assert extractor(images).tolist() == [list(range(12)), list(range(12, 24))]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet", {}, "extractor is 'resnet'; allowed: digits, narrow, resnet18, linear"),
+        ("narrow", {"norm": "layer"}, "norm is 'layer'; allowed: batch, frozen, group, group-ws"),
+        ("narrow", {"pool": "mean"}, "pool is 'mean'; allowed: last, last-max, last-mean, multi"),
+        ("resnet18", {"stem": "cosine"}, "stem of resnet18 is 'cosine'; allowed: cifar, patch"),
+        ("narrow", {"widths": (8, 8)}, r"widths of narrow are \(8, 8\); allowed: 3 positive"),
+        ("narrow", {"widths": (8, -8, 8)}, "allowed: 3 positive"),
+        ("narrow", {"widths": (8, 20, 8)}, "width 20 cannot be split into 8 groups"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_extractor(name, **options)
+
+
+def test_widths_need_no_groups_without_group_norm() -> None:
+    assert build_extractor("digits", in_channels=1, norm="batch", widths=(5, 7)).latent_dim == 7
+
+
+@pytest.mark.parametrize("norm", ["frozen", "group", "group-ws"])
+def test_only_batch_norm_carries_state_and_mixes_samples(norm: str) -> None:
+    extractor = build_extractor("digits", in_channels=1, image_size=8, norm=norm)
+    assert extractor.state_dict().keys() == dict(extractor.named_parameters()).keys()
+    images = torch.randn(6, 1, 8, 8)
+    assert torch.allclose(extractor(images)[:2], extractor(images[:2]), atol=1e-5)
+
+
+def test_same_seed_same_net_and_channels_last_same_latents() -> None:
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        nets.append(build_extractor("narrow", **SMALL["narrow"]))
+    images = pixels(SMALL["narrow"])
+    plain = nets[0](images)
+    assert torch.equal(plain, nets[1](images))
+    nets[1].to(memory_format=torch.channels_last)
+    last = nets[1](images.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(plain, last, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "group", "group-ws"])
+def test_bfloat16_autocast_stays_close_and_returns_float32(norm: str) -> None:
+    torch.manual_seed(0)
+    extractor = build_extractor("narrow", norm=norm, pool="multi", **SMALL["narrow"])
+    exact = extractor(pixels(SMALL["narrow"]))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = extractor(pixels(SMALL["narrow"]))
+    assert rough.dtype == torch.float32
+    # bfloat16 keeps 8 bits, about 0.4 % a rounding; a few layers stay within 5 % overall.
+    assert (rough - exact).norm() < 0.05 * exact.norm()
+
+
+def test_standardised_filters_do_not_see_scale_or_offset() -> None:
+    conv = make_conv(4, 8, 3, norm="group-ws")
+    assert isinstance(conv, StandardisedConv2d)
+    images = torch.randn(2, 4, 5, 5)
+    before = conv(images)
+    with torch.no_grad():
+        conv.weight.mul_(3.0).add_(0.7)
+    assert torch.allclose(conv(images), before, atol=1e-4)
+    weight = conv.weight.detach()
+    variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
+    expected = (weight - mean) / (variance.sqrt() * 36**0.5)  # fan-in 4 * 3 * 3 = 36
+    assert torch.allclose(conv.standardised_weight(), expected, atol=1e-5)
+
+
+def test_frozen_norm_is_an_affine_map() -> None:
+    layer = make_norm(2, norm="frozen")
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([2.0, 3.0]))
+        layer.bias.copy_(torch.tensor([1.0, -1.0]))
+    assert layer(torch.ones(1, 2, 1, 1)).flatten().tolist() == [3.0, 2.0]
+
+
+def test_residual_block_starts_as_its_shortcut() -> None:
+    extractor = build_extractor("resnet18", **SMALL["resnet18"])
+    maps = torch.randn(2, 8, 6, 6)
+    block = extractor.get_submodule("stages.0.0")
+    assert torch.equal(block(maps), F.relu(maps))
+
+
+def test_patch_cosines_are_orthogonal_and_a_flat_grey_patch_excites_one() -> None:
+    filters = patch_cosines(3).flatten(1)
+    products = filters @ filters.T
+    assert torch.allclose(products, torch.diag(products.diagonal()), atol=1e-4)
+    # A patch of twelve ones along the unit filter of brightness: 12 / sqrt(12), over 3.2.
+    response = filters @ torch.ones(12)
+    assert response[0].item() == pytest.approx(12**0.5 / 3.2)
+    assert response[1:].abs().max() < 1e-4
