@@ -6,10 +6,10 @@ returns views, which is several times faster than a ``BytesIO`` per array; the b
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -241,9 +241,4 @@ def _plain(value: float | int) -> float | int:
 def config_of(message: Message) -> Mapping[str, Any]:
     """The message's ConfigRecord, empty if it has none."""
     record = message.content.get(CONFIG)
-    return cast(ConfigRecord, record) if isinstance(record, ConfigRecord) else {}
-
-
-def total_bytes(messages: Iterable[Message]) -> int:
-    """Array bytes of several messages."""
-    return sum(array_bytes(message.content) for message in messages if message.has_content())
+    return record if isinstance(record, ConfigRecord) else {}

@@ -1,0 +1,192 @@
+"""One local loop for everything that is trained: ``fit(module, batches, batch_loss)``.
+
+FedCE's classifiers, experts and gates differ only in the closure that turns a batch into a loss.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nmoe_flower.seeds import numpy_stream
+
+__all__ = [
+    "FitResult",
+    "autocast",
+    "batch_indices",
+    "fit",
+    "generator",
+    "log_prior",
+    "schedule",
+    "sgd",
+    "use_bf16",
+]
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """Mean loss over the steps taken, and their number."""
+
+    loss: float
+    steps: int
+
+
+def fit(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    batch_loss: Callable[[Batch], Tensor],
+    *,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float = 0.0,
+    normalise_gradient: bool = False,
+    bf16: bool = False,
+) -> FitResult:
+    """Take one optimizer step per batch.
+
+    Args:
+        module: What is trained; put in training mode, and back in evaluation mode at the end.
+        batches: Anything ``batch_loss`` understands, one item per step.
+        batch_loss: The scalar loss of a batch.
+        optimizer: Holds the parameters that move.
+        max_grad_norm: Clip the gradient's L2 norm to this; 0 does not clip.
+        normalise_gradient: Scale every gradient to L2 norm 1, so that neither exploding nor
+            vanishing gradients change the step length (Networked MoE, section III-C).
+        bf16: Run forward passes under bfloat16 autocast.
+    """
+    module.train()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    total = torch.zeros((), dtype=torch.float64)
+    steps = 0
+    for batch in batches:
+        with autocast(bf16, parameters[0].device):
+            loss = batch_loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if normalise_gradient:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.div_(norm + 1e-12)
+        elif max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        total += loss.detach().double().cpu()
+        steps += 1
+    module.eval()
+    return FitResult(loss=float(total) / max(1, steps), steps=steps)
+
+
+def sgd(
+    module: nn.Module, *, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
+) -> torch.optim.SGD:
+    """SGD with Nesterov momentum whose weight decay spares biases and norms (one-dimensional)."""
+    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    spared = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=learning_rate,
+        momentum=momentum,
+        nesterov=momentum > 0,
+    )
+
+
+def batch_indices(
+    size: int, batch_size: int, *, first: int, count: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield the index arrays of steps ``first .. first + count - 1`` through shuffled epochs.
+
+    Stateless: step ``t`` is the same whoever asks, so a client that is resumed, or that skipped
+    rounds, needs no memory of where it was. Each epoch is a fresh permutation; its tail that does
+    not fill a batch is left out.
+
+    >>> [b.tolist() for b in batch_indices(4, 2, first=0, count=2, seed=0)] == [
+    ...     b.tolist() for t in (0, 1) for b in batch_indices(4, 2, first=t, count=1, seed=0)]
+    True
+    """
+    batch_size = min(batch_size, size)
+    per_epoch = size // batch_size
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    for step in range(first, first + count):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            order = numpy_stream(seed, "epoch", epoch).permutation(size)
+        start = (step % per_epoch) * batch_size
+        yield order[start : start + batch_size]
+
+
+def schedule(
+    kind: Literal["triangular", "cosine", "constant"],
+    *,
+    peak: float,
+    steps: int,
+    warmup: float = 0.0,
+) -> Callable[[int], float]:
+    """The learning rate of step 1, 2, ... ``steps``.
+
+    A linear rise over the first ``warmup`` share of the steps, then a straight line (triangular)
+    or a half cosine down to zero just after the last step, or no fall at all (constant).
+
+    >>> rate = schedule("triangular", peak=1.0, steps=4)
+    >>> [rate(step) for step in (1, 2, 3, 4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    rise = int(warmup * steps)
+
+    def rate(step: int) -> float:
+        if step <= rise:
+            return peak * step / (rise + 1)
+        if kind == "constant":
+            return peak
+        done = min(1.0, (step - 1 - rise) / max(1, steps - rise))
+        if kind == "triangular":
+            return peak * (1.0 - done)
+        return float(peak * 0.5 * (1.0 + np.cos(np.pi * done)))
+
+    return rate
+
+
+def log_prior(labels: np.ndarray, num_classes: int) -> Tensor:
+    """Smoothed log class frequencies [C] of a client, for logit adjustment.
+
+    Menon et al. 2021, "Long-tail learning via logit adjustment": adding ``log prior`` to the logits
+    while training makes the raw logits those of a class-balanced classifier.
+    """
+    counts = np.bincount(labels, minlength=num_classes).astype(np.float64) + 0.5
+    return torch.from_numpy(np.log(counts / counts.sum())).float()
+
+
+def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A torch generator of its own for a derived seed."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def autocast(bf16: bool, device: torch.device) -> "torch.autocast | nullcontext[None]":
+    """Bfloat16 autocast on ``device``, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def use_bf16(
+    precision: Literal["auto", "bf16", "float32"], device: torch.device, *, worthwhile: bool
+) -> bool:
+    """Decide on bfloat16: always, never, or where the hardware computes in it and it pays."""
+    if precision != "auto":
+        return precision == "bf16"
+    if not worthwhile:
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (
+        device.type == "cpu"
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and bool(torch.cpu._is_avx512_bf16_supported())
+    )
