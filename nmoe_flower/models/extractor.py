@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -115,6 +116,19 @@ class NarrowStage(nn.Module):
         return maps + F.gelu(self.norm2(self.conv2(maps)))
 
 
+class PlainStage(nn.Module):
+    """One convolution, halved by max pooling; GELU. For images too small for anything deeper."""
+
+    def __init__(self, inputs: int, outputs: int, *, norm: str) -> None:
+        super().__init__()
+        self.conv = make_conv(inputs, outputs, 3, norm=norm)
+        self.norm = make_norm(outputs, norm=norm)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps [B, in, H, W] -> [B, out, H / 2, W / 2]."""
+        return F.gelu(self.norm(F.max_pool2d(self.conv(maps), 2)))
+
+
 class PatchCosines(nn.Module):
     """Fixed 2x2 opponent-colour cosine filters and their negatives, then GELU; nothing to train.
 
@@ -181,11 +195,11 @@ def _resnet_stages(inputs: int, widths: Sequence[int], norm: str) -> list[nn.Mod
 
 
 def _narrow_stages(inputs: int, widths: Sequence[int], norm: str) -> list[nn.Module]:
-    stages: list[nn.Module] = []
-    for width in widths:
-        stages.append(NarrowStage(inputs, width, norm=norm))
-        inputs = width
-    return stages
+    return [NarrowStage(*pair, norm=norm) for pair in pairwise((inputs, *widths))]
+
+
+def _plain_stages(inputs: int, widths: Sequence[int], norm: str) -> list[nn.Module]:
+    return [PlainStage(*pair, norm=norm) for pair in pairwise((inputs, *widths))]
 
 
 @dataclass(frozen=True)
@@ -212,7 +226,9 @@ class _Family:
 
 _STEMS: Final = ("cifar", "patch", "pool")
 _FAMILIES: Final = {
-    "digits": _Family(_narrow_stages, nn.GELU, (16, 32), 2, (*_STEMS, "cosine"), "last-max"),
+    "digits": _Family(
+        _plain_stages, nn.GELU, (32, 64), 2, ("patch", "cifar", "pool", "cosine"), "last-max"
+    ),
     "narrow": _Family(_narrow_stages, nn.GELU, (32, 128, 256), 3, ("cosine", *_STEMS), "last-max"),
     "resnet18": _Family(_resnet_stages, nn.ReLU, (64, 128, 256, 512), 3, _STEMS, "last-mean"),
 }

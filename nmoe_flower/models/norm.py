@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
 
@@ -33,16 +34,18 @@ class StandardisedConv2d(nn.Conv2d):
     """
 
     def standardised_weight(self) -> Tensor:
-        """Filters [out, in, k, k] with mean 0 and sum of squares 1, float32."""
-        weight = self.weight.float()
-        centred = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
-        power = centred.square().sum(dim=(1, 2, 3), keepdim=True)
-        standardised: Tensor = centred * torch.rsqrt(power + 1e-6)
-        return standardised
+        """Filters [out, in, k, k] with mean 0 and sum of squares 1, float32, layout kept."""
+        last = self.weight.is_contiguous(memory_format=torch.channels_last)
+        weight = self.weight.permute(0, 2, 3, 1) if last else self.weight
+        rows = weight.float().flatten(1)
+        scaled: Tensor = F.layer_norm(rows, rows.shape[1:], eps=1e-8) * rows.shape[1] ** -0.5
+        filters = scaled.view(weight.shape)
+        return filters.permute(0, 3, 1, 2) if last else filters
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps [B, in, H, W] -> [B, out, H', W']."""
-        return self._conv_forward(input, self.standardised_weight(), self.bias)
+        maps: Tensor = self._conv_forward(input, self.standardised_weight(), self.bias)
+        return maps
 
 
 class ChannelAffine(nn.Module):

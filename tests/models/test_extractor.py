@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.extractor import StagedExtractor, build_extractor, patch_cosines
-from nmoe_flower.models.norm import NORMS, ChannelAffine, StandardisedConv2d, make_conv, make_norm
+from nmoe_flower.models.norm import NORMS, StandardisedConv2d, make_conv, make_norm
 
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"in_channels": 1, "image_size": 8},
@@ -28,9 +28,9 @@ def pixels(options: dict[str, Any], batch: int = 4) -> Tensor:
 def test_latents_are_float32_and_every_parameter_learns(name: str, norm: str) -> None:
     torch.manual_seed(0)
     extractor = build_extractor(name, norm=norm, **SMALL[name])
-    for module in extractor.modules():  # branches that start at zero would block a gradient
-        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | ChannelAffine):
-            nn.init.ones_(module.weight)
+    for parameter in extractor.parameters():  # a branch that starts at zero blocks gradients
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
     latents = extractor(pixels(SMALL[name]))
     assert latents.shape == (4, extractor.latent_dim)
     assert latents.dtype == torch.float32
@@ -43,8 +43,8 @@ def test_latents_are_float32_and_every_parameter_learns(name: str, norm: str) ->
 @pytest.mark.parametrize(
     ("name", "pool", "expected"),
     [
-        ("digits", "last", 32),
-        ("digits", "multi", 32 + 9 * 16),
+        ("digits", "last", 64),
+        ("digits", "multi", 64 + 9 * 32),
         ("narrow", "last", 24),
         ("narrow", "last-mean", 24),
         ("narrow", "multi", 24 + 9 * (8 + 16)),
@@ -90,7 +90,7 @@ def test_default_sizes() -> None:
 @pytest.mark.parametrize("stem", ["cifar", "patch", "pool", "cosine"])
 def test_stems_take_odd_sizes_and_grey_images(stem: str) -> None:
     extractor = build_extractor("digits", in_channels=1, image_size=19, stem=stem)
-    assert extractor(torch.randn(2, 1, 19, 19)).shape == (2, 32)
+    assert extractor(torch.randn(2, 1, 19, 19)).shape == (2, 64)
 
 
 @pytest.mark.parametrize("name", ["digits", "narrow", "resnet18"])
