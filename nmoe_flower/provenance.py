@@ -1,0 +1,84 @@
+"""Where a result comes from: package versions, source revision, machine, time."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+__all__ = ["provenance"]
+
+
+def provenance(seed: int) -> dict[str, Any]:
+    """What a result depends on beside its configuration: versions, revision, machine, time.
+
+    Nothing heavy is imported to find it out; what cannot be found is None.
+
+    >>> sorted(provenance(seed=3))
+    ['git', 'machine', 'seed', 'started', 'versions']
+    """
+    packages = ("torch", "flwr", "ray", "numpy", "nmoe-flower")
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{package: _version(package) for package in packages},
+        },
+        "git": _git(Path(__file__).resolve().parents[1]),
+        "machine": _machine(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path) -> dict[str, Any] | None:
+    """Revision of the source tree, and whether it was changed; None if it is no checkout."""
+    if not (root / ".git").exists():
+        return None
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    answers = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(root), *command],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+                env=environment,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        answers.append(answer.stdout.strip())
+    return {"revision": answers[0], "dirty": bool(answers[1])}
+
+
+def _machine() -> dict[str, Any]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):
+        memory = None
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "memory-gib": None if memory is None else round(memory, 1),
+        "os": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,219 @@
+"""The folder a run leaves: its configuration, its records, its results.
+
+::
+
+    <out>/<name>/ config.toml (resolved)  provenance.json  rounds.jsonl  results.json
+                  checkpoints/  clients/  weights/  figures/
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from nmoe_flower.checkpoint import Checkpoints
+from nmoe_flower.config import Config
+from nmoe_flower.errors import CheckpointError, ConfigError
+from nmoe_flower.files import (
+    append_line,
+    safe_child,
+    save_arrays,
+    to_json,
+    write_json,
+    write_text,
+)
+from nmoe_flower.provenance import provenance
+
+__all__ = ["FORMAT_VERSION", "RunFolder"]
+
+FORMAT_VERSION = 1
+
+_log = logging.getLogger(__name__)
+_OWN_FILES = ("rounds.jsonl", "results.json", "provenance.json", "config.toml")
+_OWN_FOLDERS = ("checkpoints", "clients", "weights", "figures")
+# These change where a run happens or how long it waits, never what it computes.
+_FREE_KEYS = frozenset(
+    {
+        "data.cache-dir",
+        "run.name",
+        "run.out",
+        "run.checkpoint-every",
+        "run.keep-checkpoints",
+        "run.connect-timeout",
+        "run.round-timeout",
+    }
+)
+
+
+class RunFolder:
+    """One run's folder, made by `create` or found again by `resume`.
+
+    Attributes:
+        path: The folder.
+        config: The resolved configuration.
+        checkpoints: The run's checkpoints.
+        rounds_path: One JSON object per round, a line each.
+        results_path: The results, once the run finished.
+        clients_path: What each client keeps for itself.
+        weights_path: The final weights.
+        figures_path: The figures.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Name the parts; nothing is read or written."""
+        self.path = path
+        self.config = config
+        self.checkpoints = Checkpoints(path / "checkpoints", keep=config.run.keep_checkpoints)
+        self.rounds_path = path / "rounds.jsonl"
+        self.results_path = path / "results.json"
+        self.provenance_path = path / "provenance.json"
+        self.clients_path = path / "clients"
+        self.weights_path = path / "weights"
+        self.figures_path = path / "figures"
+
+    @classmethod
+    def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> Self:
+        """Begin a new run: write its configuration and where it comes from.
+
+        Args:
+            path: The folder; made if missing.
+            config: The resolved configuration.
+            overwrite: Delete the run that is there. Files that no run makes stay.
+
+        Raises:
+            ConfigError: The folder holds a run already.
+            NMoEError: The folder cannot be written.
+        """
+        is_run = (path / "config.toml").is_file()
+        if is_run and overwrite:
+            _delete_run(path)
+        elif is_run or any((path / name).exists() for name in ("checkpoints", "rounds.jsonl")):
+            raise ConfigError(
+                f"{path} already holds a run: continue it with --resume {path}, "
+                "or choose another run.name or --out"
+            )
+        folder = cls(path, config)
+        write_json(
+            folder.provenance_path,
+            {"format-version": FORMAT_VERSION, **provenance(config.run.seed)},
+        )
+        write_text(path / "config.toml", config.to_toml())
+        return folder
+
+    @classmethod
+    def resume(cls, path: Path) -> Self:
+        """Find a run again.
+
+        Raises:
+            CheckpointError: There is no run in the folder, or another version wrote it.
+        """
+        if not (path / "config.toml").is_file():
+            raise CheckpointError(
+                f"nothing to resume: {path} "
+                + ("has no config.toml" if path.is_dir() else "is not a folder")
+            )
+        version = _read_object(path / "provenance.json").get("format-version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {version}; this nmoe-flower reads {FORMAT_VERSION}"
+            )
+        try:
+            config = Config.load(path / "config.toml")
+        except ConfigError as error:
+            raise CheckpointError(f"cannot read {path / 'config.toml'}: {error}") from error
+        return cls(path, config)
+
+    def check_config(self, config: Config) -> None:
+        """Refuse to continue this run with other settings.
+
+        Keys that cannot change the outcome (folders, deadlines, checkpoints) may differ.
+
+        Raises:
+            CheckpointError: A key differs; every one is named with both values.
+        """
+        ours, theirs = self.config.flat(), config.flat()
+        different = [
+            f"{key}: {ours[key]!r} in the folder, {theirs[key]!r} asked for"
+            for key in ours
+            if key not in _FREE_KEYS and ours[key] != theirs[key]
+        ]
+        if different:
+            raise CheckpointError(
+                f"{self.path} belongs to another configuration:\n" + "\n".join(different)
+            )
+
+    def provenance(self) -> dict[str, Any]:
+        """Versions, machine, seed and what `set_provenance` added."""
+        return _read_object(self.provenance_path)
+
+    def set_provenance(self, **values: Any) -> None:
+        """Add entries to provenance.json, atomically (the data's fingerprint, for one)."""
+        write_json(self.provenance_path, {**self.provenance(), **values})
+
+    def append_round(self, record: Mapping[str, Any]) -> None:
+        """Add one record to rounds.jsonl. NaN becomes null."""
+        append_line(self.rounds_path, to_json(record))
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The records of rounds.jsonl in order; a line cut by a crash is logged and left out."""
+        if not self.rounds_path.is_file():
+            return []
+        records = []
+        lines = self.rounds_path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict):
+                records.append(record)
+            else:
+                _log.warning("%s: line %d is damaged and ignored", self.rounds_path, number)
+        return records
+
+    def truncate_rounds(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep only the records ``keep`` accepts, atomically.
+
+        A resumed run drops those after its checkpoint: it will write them again.
+        """
+        if self.rounds_path.is_file():
+            lines = [to_json(record) + "\n" for record in self.rounds() if keep(record)]
+            write_text(self.rounds_path, "".join(lines))
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write results.json, atomically: a run that has it is finished."""
+        write_json(self.results_path, results)
+
+    def save_weights(self, name: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Path:
+        """Save final weights as ``weights/<name>.safetensors``."""
+        path = safe_child(self.weights_path, f"{name}.safetensors")
+        save_arrays(path, arrays)
+        return path
+
+
+def _delete_run(path: Path) -> None:
+    """Delete what a run makes; config.toml last, so that half a deletion still is a run."""
+    try:
+        for name in _OWN_FOLDERS:
+            if (path / name).is_dir() and not (path / name).is_symlink():
+                shutil.rmtree(path / name)
+        for name in _OWN_FILES:
+            (path / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot overwrite the run in {path}: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return value
