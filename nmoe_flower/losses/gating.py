@@ -1,0 +1,135 @@
+"""Objectives that train a gate on the cached answers of frozen experts.
+
+All take gate scores [B, E], expert logits [B, E, C] and labels [B], and return the batch mean. The
+paper's Softmax(Topk(v, 1)) is the constant 1, so it gives the gate no gradient. Each objective
+here is a way around that; at inference the gate routes to its top-k all the same.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from nmoe_flower.errors import ConfigError
+
+__all__ = [
+    "OBJECTIVES",
+    "dense_mixture",
+    "oracle_distillation",
+    "pseudo_client_targets",
+    "straight_through",
+    "switch_top1",
+]
+
+
+def dense_mixture(scores: Tensor, expert_logits: Tensor, labels: Tensor) -> Tensor:
+    """Likelihood of the mixture of all experts: -log sum_i p_i softmax(H_i)_y.
+
+    Its gradient on the scores is p - r, where r_i is the responsibility of expert i as in EM.
+
+    >>> two = torch.tensor([[[0.0, 0.0], [9e9, 0.0]]])  # the second expert is sure and wrong
+    >>> loss = dense_mixture(torch.zeros(1, 2), two, torch.tensor([1]))
+    >>> round(float(loss.exp()), 4)  # 1 / (.5 * .5)
+    4.0
+    """
+    return -(scores.log_softmax(dim=1) + _log_likelihood(expert_logits, labels)).logsumexp(1).mean()
+
+
+def oracle_distillation(
+    scores: Tensor, expert_logits: Tensor, labels: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """KL(t || p) from targets t_i proportional to exp(-CE_i / temperature).
+
+    A low temperature asks for the best expert only, a high one for all that do well.
+
+    Raises:
+        ConfigError: ``temperature`` is not positive.
+    """
+    if not temperature > 0:
+        raise ConfigError(f"temperature must be positive, got {temperature}")
+    targets = (_log_likelihood(expert_logits, labels) / temperature).log_softmax(dim=1)
+    return F.kl_div(scores.log_softmax(1), targets, reduction="batchmean", log_target=True)
+
+
+def switch_top1(scores: Tensor, expert_logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of p_i H_i for the best-scored expert i (Fedus et al., 2021, Eq. 2).
+
+    The softmax comes before the choice, so p_i keeps a gradient: up where H_i helps, down where it
+    misleads.
+    """
+    chosen = scores.argmax(dim=1, keepdim=True)
+    logits = expert_logits.take_along_dim(chosen[:, :, None], dim=1)[:, 0]
+    return F.cross_entropy(scores.softmax(dim=1).gather(1, chosen) * logits, labels)
+
+
+def straight_through(
+    scores: Tensor, expert_logits: Tensor, labels: Tensor, *, top_k: int = 1, floor: float = 1e-3
+) -> Tensor:
+    """Mixture likelihood with hard top-k weights forward and the full softmax backward.
+
+    The gradient divides by the likelihood of the chosen experts, which has no lower bound. So each
+    expert's probability of the true class counts as at least ``floor``.
+
+    Raises:
+        ConfigError: ``top_k`` is not in 1..E, or ``floor`` not in (0, 1).
+    """
+    if not 1 <= top_k <= scores.shape[1]:
+        raise ConfigError(
+            f"top_k must be between 1 and the number of experts, {scores.shape[1]}, got {top_k}"
+        )
+    if not 0 < floor < 1:
+        raise ConfigError(f"floor must be between 0 and 1, got {floor}")
+    soft = scores.softmax(dim=1)
+    best = scores.detach().sort(dim=1, descending=True, stable=True)
+    kept = best.values[:, :top_k].softmax(dim=1)
+    hard = torch.zeros_like(soft).scatter(1, best.indices[:, :top_k], kept)
+    weights = hard + soft - soft.detach()
+    likelihood = _log_likelihood(expert_logits, labels).exp().clamp(min=floor)
+    return -(weights * likelihood).sum(dim=1).log().mean()
+
+
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
+    "dense": dense_mixture,
+    "distill": oracle_distillation,
+    "switch": switch_top1,
+    "straight-through": straight_through,
+}
+
+
+def pseudo_client_targets(
+    num: int, own_id: int, num_clients: int, *, keep: float = 0.7, generator: Generator
+) -> Tensor:
+    """RollGate's targets (NMoE paper, section III-C): mostly home, the rest to the others.
+
+    Exactly round(keep * num) targets, in random places, are ``own_id``. The rest is uniform over
+    the other clients. A client alone keeps everything.
+
+    Returns:
+        Client ids, [num] int64.
+
+    Raises:
+        ConfigError: ``own_id`` is not in 0..num_clients-1, or ``keep`` not in 0..1.
+
+    >>> ids = pseudo_client_targets(10, 3, 5, keep=0.7, generator=Generator().manual_seed(0))
+    >>> int((ids == 3).sum())
+    7
+    """
+    if not 0 <= own_id < num_clients:
+        raise ConfigError(f"own_id must be in 0..{num_clients - 1}, got {own_id}")
+    if not 0 <= keep <= 1:
+        raise ConfigError(f"keep must be between 0 and 1, got {keep}")
+    targets = torch.full((num,), own_id, device=generator.device)
+    away = num - round(keep * num)
+    if num_clients == 1 or away == 0:
+        return targets
+    places = torch.randperm(num, generator=generator, device=generator.device)[:away]
+    steps = torch.randint(1, num_clients, (away,), generator=generator, device=generator.device)
+    targets[places] = (own_id + steps) % num_clients
+    return targets
+
+
+def _log_likelihood(expert_logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability [B, E] that each expert gives to the true class."""
+    picked = expert_logits.take_along_dim(labels[:, None, None], dim=2)[:, :, 0]
+    return picked - expert_logits.logsumexp(dim=2)

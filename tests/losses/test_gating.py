@@ -1,0 +1,207 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.losses import (
+    OBJECTIVES,
+    dense_mixture,
+    oracle_distillation,
+    pseudo_client_targets,
+    straight_through,
+    switch_top1,
+)
+
+B, E, C = 8, 4, 3
+
+
+def source(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def problem(seed=0, rows=B):
+    generator = source(seed)
+    scores = torch.randn(rows, E, generator=generator, dtype=torch.float64)
+    logits = 2 * torch.randn(rows, E, C, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, C, (rows,), generator=generator)
+    return scores.requires_grad_(), logits, labels
+
+
+def likelihoods(logits, labels):
+    """Probability of the true class, [B, E], by loops."""
+    return torch.tensor(
+        [[float(logits[b, e].softmax(0)[labels[b]]) for e in range(E)] for b in range(len(labels))],
+        dtype=torch.float64,
+    )
+
+
+def test_dense_mixture_value_and_em_gradient():
+    scores, logits, labels = problem()
+    loss = dense_mixture(scores, logits, labels)
+    loss.backward()
+    gates, right = scores.detach().softmax(dim=1), likelihoods(logits, labels)
+    mixture = (gates * right).sum(dim=1, keepdim=True)
+    assert loss.item() == pytest.approx(-mixture.log().mean().item())
+    torch.testing.assert_close(scores.grad, (gates - gates * right / mixture) / B)
+
+
+def test_dense_mixture_survives_certain_and_wrong_experts():
+    # both experts give the true class e^-2000, which is 0 as a float; the loss is 2000
+    scores = torch.zeros(1, 2, requires_grad=True)
+    loss = dense_mixture(scores, torch.tensor([[[2000.0, 0.0]] * 2]), torch.tensor([1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(2000)
+    assert scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_distillation_value_and_gradient(temperature):
+    scores, logits, labels = problem()
+    loss = oracle_distillation(scores, logits, labels, temperature=temperature)
+    loss.backward()
+    targets = likelihoods(logits, labels) ** (1 / temperature)
+    targets /= targets.sum(dim=1, keepdim=True)
+    gates = scores.detach().softmax(dim=1)
+    expected = (targets * (targets / gates).log()).sum(dim=1).mean()
+    assert loss.item() == pytest.approx(expected.item())
+    torch.testing.assert_close(scores.grad, (gates - targets) / B)
+
+
+def test_distillation_is_zero_at_its_targets():
+    _, logits, labels = problem()
+    loss = oracle_distillation(likelihoods(logits, labels).log(), logits, labels)
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_switch_scales_the_chosen_logits():
+    scores, logits, labels = problem()
+    expected = 0.0
+    for b in range(B):
+        gates = scores[b].detach().softmax(0)
+        best = int(gates.argmax())
+        expected -= (gates[best] * logits[b, best]).log_softmax(0)[labels[b]].item() / B
+    assert switch_top1(scores, logits, labels).item() == pytest.approx(expected)
+
+
+def test_switch_rewards_a_right_choice_and_punishes_a_wrong_one():
+    for right, sign in ((0, -1), (1, 1)):
+        scores = torch.tensor([[1.0, 0.0]], requires_grad=True)
+        logits = torch.tensor([[[3.0, 0.0], [0.0, 0.0]]])  # expert 0 is chosen, votes class 0
+        switch_top1(scores, logits, torch.tensor([right])).backward()
+        assert scores.grad[0, 0].sign().item() == sign
+
+
+@pytest.mark.parametrize("top_k", [1, 2, E])
+def test_straight_through_is_hard_forward_and_soft_backward(top_k):
+    scores, logits, labels = problem()
+    loss = straight_through(scores, logits, labels, top_k=top_k, floor=1e-12)
+    loss.backward()
+    right, gates = likelihoods(logits, labels), scores.detach().softmax(dim=1)
+    expected, gradient = 0.0, torch.zeros(B, E, dtype=torch.float64)
+    for b in range(B):
+        best = sorted(range(E), key=lambda e: -scores[b, e].item())[:top_k]
+        kept = sum(math.exp(scores[b, e]) for e in best)
+        hard = sum(math.exp(scores[b, e]) / kept * right[b, e].item() for e in best)
+        expected -= math.log(hard) / B
+        # d(-log hard)/dp_i = -q_i / hard, then through the Jacobian of the full softmax
+        mean = (gates[b] * right[b]).sum()
+        gradient[b] = -gates[b] * (right[b] - mean) / hard / B
+    assert loss.item() == pytest.approx(expected)
+    torch.testing.assert_close(scores.grad, gradient)
+
+
+def test_straight_through_gradient_is_bounded_by_the_floor():
+    # chosen expert: e^-200 on the true class, the other: 1. Unbounded, the gradient overflows.
+    scores = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    logits = torch.tensor([[[200.0, 0.0], [0.0, 200.0]]])
+    straight_through(scores, logits, torch.tensor([1]), floor=1e-3).backward()
+    assert 0 < scores.grad[0, 0] <= 0.25 / 1e-3
+    assert scores.grad[0, 1] == pytest.approx(-scores.grad[0, 0])
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_teaches_a_gate_where_the_good_expert_is(name):
+    # expert i is right on samples of kind i and wrong on the others
+    kinds = torch.arange(B) % E
+    labels = kinds % C
+    wrong = (labels + 1) % C
+    votes = torch.where(kinds[:, None] == torch.arange(E), labels[:, None], wrong[:, None])
+    logits = 3 * torch.nn.functional.one_hot(votes, C).float()
+    table = torch.zeros(E, E, requires_grad=True)  # scores per kind of sample
+    optimizer = torch.optim.SGD([table], lr=2.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        OBJECTIVES[name](table[kinds], logits, labels).backward()
+        optimizer.step()
+    assert table.argmax(dim=1).tolist() == list(range(E))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), name=st.sampled_from(sorted(OBJECTIVES)))
+def test_order_of_samples_experts_and_a_shift_of_scores_do_not_matter(seed, name):
+    scores, logits, labels = problem(seed)
+    objective = OBJECTIVES[name]
+    value = objective(scores, logits, labels).item()
+    assert value >= -1e-12
+    rows = torch.randperm(B, generator=source(seed))
+    columns = torch.randperm(E, generator=source(seed + 1))
+    moved = objective(scores[rows][:, columns] + 5, logits[rows][:, columns], labels[rows]).item()
+    assert moved == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda *p: oracle_distillation(*p, temperature=0.0), "temperature must be positive"),
+        (lambda *p: straight_through(*p, top_k=0), "experts, 4, got 0"),
+        (lambda *p: straight_through(*p, top_k=5), "experts, 4, got 5"),
+        (lambda *p: straight_through(*p, floor=0.0), "floor must be between 0 and 1, got 0.0"),
+    ],
+)
+def test_impossible_settings_are_refused(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call(*problem())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    num=st.integers(0, 40),
+    clients=st.integers(2, 6),
+    keep=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_pseudo_targets_keep_an_exact_share(num, clients, keep, seed):
+    own = seed % clients
+    ids = pseudo_client_targets(num, own, clients, keep=keep, generator=source(seed))
+    assert ids.shape == (num,)
+    assert ids.dtype == torch.int64
+    assert int((ids == own).sum()) == round(keep * num)
+    assert set(ids.tolist()) <= set(range(clients))
+
+
+def test_pseudo_targets_spread_the_rest_evenly_and_at_random_places():
+    ids = pseudo_client_targets(40_000, 2, 5, keep=0.7, generator=source())
+    counts = ids.bincount(minlength=5).tolist()
+    assert counts[2] == 28_000
+    # 12,000 over four others: 3,000 each, standard deviation sqrt(12000 * 3/16) = 47
+    assert all(abs(counts[i] - 3000) < 240 for i in (0, 1, 3, 4))
+    first_half = int((ids[:20_000] == 2).sum())
+    assert abs(first_half - 14_000) < 300  # standard deviation about 46
+    again = pseudo_client_targets(40_000, 2, 5, keep=0.7, generator=source())
+    assert torch.equal(ids, again)
+
+
+def test_a_client_alone_keeps_everything():
+    assert pseudo_client_targets(5, 0, 1, generator=source()).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("own", "keep", "message"),
+    [(3, 0.7, r"0\.\.2, got 3"), (-1, 0.7, r"0\.\.2, got -1"), (0, 1.1, "0 and 1, got 1.1")],
+)
+def test_impossible_targets_are_refused(own, keep, message):
+    with pytest.raises(ConfigError, match=message):
+        pseudo_client_targets(5, own, 3, keep=keep, generator=source())
