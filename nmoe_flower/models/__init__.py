@@ -1,0 +1,51 @@
+"""The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
+
+from nmoe_flower.models.classifier import Classifier
+from nmoe_flower.models.expert import Expert
+from nmoe_flower.models.extractor import Extractor, build_extractor
+from nmoe_flower.models.gate import (
+    Gate,
+    LocalGate,
+    PrototypeGate,
+    RandomGate,
+    Router,
+    Routing,
+    route_top_k,
+)
+from nmoe_flower.models.nmoe import (
+    CachedExperts,
+    CentralizedMoE,
+    ExpertPool,
+    LocalExperts,
+    Mixture,
+    NMoE,
+    Prediction,
+    combine,
+)
+from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
+
+__all__ = [
+    "CachedExperts",
+    "CentralizedMoE",
+    "Classifier",
+    "Expert",
+    "ExpertPool",
+    "Extractor",
+    "Gate",
+    "LocalExperts",
+    "LocalGate",
+    "Mixture",
+    "NMoE",
+    "Prediction",
+    "PriorChoice",
+    "PrototypeGate",
+    "RandomGate",
+    "Router",
+    "Routing",
+    "build_extractor",
+    "choose_prior",
+    "combine",
+    "correct",
+    "em_prior",
+    "route_top_k",
+]
