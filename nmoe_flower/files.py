@@ -139,8 +139,10 @@ def pack_arrays(
     for name, array in arrays.items():
         if name == "__metadata__" or array.dtype.kind not in "biufc":
             raise NMoEError(f"cannot store the array {name!r} of type {array.dtype} as safetensors")
+    # safetensors writes a strided array's memory as it lies, which is not its content.
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     try:
-        return safetensors.numpy.save(dict(arrays), metadata=dict(metadata or {}))
+        return safetensors.numpy.save(whole, metadata=dict(metadata) if metadata else None)
     except (KeyError, safetensors.SafetensorError) as error:
         raise NMoEError(f"cannot store arrays as safetensors: {error}") from error
 

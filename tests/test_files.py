@@ -1,0 +1,159 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmoe_flower import files
+from nmoe_flower.errors import CheckpointError, NMoEError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    files.write_text(path, "one")
+    files.write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert names(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if broken == "fsync" else (Path, "replace")), full)
+    with pytest.raises(NMoEError, match=r"cannot write .*a\.json: No space left"):
+        files.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NMoEError, match=r"file/below\.txt"):
+        files.write_text(tmp_path / "file" / "below.txt", "")
+    with pytest.raises(NMoEError, match=r"cannot append to .*file"):
+        files.append_line(tmp_path / "file" / "below.txt", "")
+
+
+def test_a_full_disk_is_reported(tmp_path):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(NMoEError, match="cannot append to /dev/full"):
+        files.append_line(full, "text")
+
+
+def test_json_takes_numpy_values_and_paths_and_has_no_nan(tmp_path):
+    value = {
+        "matrix": np.eye(2),
+        "count": np.int64(3),
+        "infinite": [np.float32("inf"), float("nan")],
+        "path": Path("a") / "b",
+        "flag": np.bool_(True),
+        3: ("tuple", None),
+    }
+    files.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "matrix": [[1.0, 0.0], [0.0, 1.0]],
+        "count": 3,
+        "infinite": [None, None],
+        "path": str(Path("a") / "b"),
+        "flag": True,
+        "3": ["tuple", None],
+    }
+
+
+def test_append_begins_a_new_line_after_a_cut_one(tmp_path):
+    path = tmp_path / "log"
+    files.append_line(path, "one")
+    files.append_line(path, "two")
+    with path.open("a") as file:
+        file.write("cut")
+    files.append_line(path, "three")
+    assert path.read_text() == "one\ntwo\ncut\nthree\n"
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(0, 3), max_size=5))
+def test_arrays_of_any_name_come_back(tmp_path_factory, ranks):
+    ranks.pop("__metadata__", None)
+    path = tmp_path_factory.mktemp("arrays") / "a.safetensors"
+    arrays = {name: np.arange(2**rank).reshape((2,) * rank) for name, rank in ranks.items()}
+    files.save_arrays(path, arrays)
+    loaded = files.load_arrays(path)
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array, strict=True)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+        np.arange(10)[::3],
+        np.zeros((0, 4), np.float16),
+        np.array([True, False]),
+        np.arange(4, dtype=">i4"),
+        np.array([np.nan, -0.0, np.inf]),
+    ],
+    ids=["fortran", "strided", "empty", "bool", "big-endian", "not finite"],
+)
+def test_layouts_and_types_come_back(tmp_path, array):
+    files.save_arrays(tmp_path / "a", {"x": array}, metadata={"k": "v"})
+    arrays, metadata = files.read_arrays(tmp_path / "a")
+    np.testing.assert_array_equal(arrays["x"], array)
+    assert arrays["x"].dtype == array.dtype.newbyteorder("=")
+    assert metadata == {"k": "v"}
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [("x", np.array([object()])), ("x", np.array(["text"])), ("__metadata__", np.zeros(1))],
+)
+def test_arrays_that_cannot_be_stored_are_named(tmp_path, name, array):
+    with pytest.raises(NMoEError, match=f"cannot store the array '{name}'"):
+        files.save_arrays(tmp_path / "a", {name: array})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kept", [0, 7, 40, -1], ids=["empty", "header", "half", "one byte less"])
+def test_a_cut_file_is_refused_by_name(tmp_path, kept):
+    path = tmp_path / "cut.safetensors"
+    files.save_arrays(path, {"x": np.arange(100.0)})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is not a readable"):
+        files.load_arrays(path)
+
+
+def test_a_missing_file_or_a_folder_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist"):
+        files.load_arrays(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match=tmp_path.name):
+        files.load_arrays(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a\0b", "..\\x", "link/x"]
+)
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(NMoEError, match="leads out of the folder"):
+        files.safe_child(folder, name)
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.c", "gate-federated+prior", "a/../b", "..a"])
+def test_names_inside_the_folder_are_kept(tmp_path, name):
+    assert files.safe_child(tmp_path, name) == tmp_path / name

@@ -1,0 +1,174 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from nmoe_flower import files
+from nmoe_flower.config import Config
+from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
+from nmoe_flower.results import FORMAT_VERSION, RunFolder
+
+CONFIG = Config.parse({"data.tau": 0.2, "run.seed": 7, "run.keep-checkpoints": 3})
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder.create(tmp_path / "out" / "run", CONFIG)
+
+
+def test_create_writes_the_configuration_and_where_the_run_comes_from(run):
+    assert Config.load(run.path / "config.toml") == CONFIG
+    provenance = run.provenance()
+    assert provenance["seed"] == 7
+    assert provenance["format-version"] == FORMAT_VERSION
+    assert provenance["versions"].keys() == {
+        "python", "torch", "flwr", "ray", "numpy", "nmoe-flower",
+    }  # fmt: skip
+    assert provenance["versions"]["numpy"] == np.__version__
+    assert provenance["machine"]["cores"] >= 1
+    assert provenance["started"].endswith("+00:00")
+    assert run.checkpoints.keep == 3
+    assert run.checkpoints.folder == run.path / "checkpoints"
+
+
+def test_provenance_grows(run):
+    run.set_provenance(data="abc", clients=np.int64(3))
+    run.set_provenance(data="abcd")
+    assert run.provenance()["data"] == "abcd"
+    assert run.provenance()["clients"] == 3
+    assert run.provenance()["seed"] == 7
+
+
+@pytest.mark.parametrize("present", ["config.toml", "rounds.jsonl", "checkpoints"])
+def test_create_refuses_a_folder_with_a_run(tmp_path, present):
+    (tmp_path / present).mkdir()
+    if present == "config.toml":
+        (tmp_path / present).rmdir()
+        (tmp_path / present).write_text("")
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume.*run\.name or --out"):
+        RunFolder.create(tmp_path, CONFIG)
+
+
+def test_create_takes_up_after_a_create_that_was_killed(tmp_path):
+    (tmp_path / "provenance.json").write_text("{}")
+    RunFolder.create(tmp_path, CONFIG)
+    assert RunFolder.resume(tmp_path).config == CONFIG
+
+
+def test_overwrite_deletes_the_old_run_and_nothing_else(run):
+    run.append_round({"round": 1})
+    run.write_results({"rows": []})
+    run.save_weights("extractor", {"x": np.zeros(1)})
+    run.checkpoints.save(1, {}, {})
+    (run.path / "notes.md").write_text("mine")
+    RunFolder.create(run.path, CONFIG, overwrite=True)
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "config.toml",
+        "notes.md",
+        "provenance.json",
+    ]
+
+
+def test_overwrite_does_not_delete_what_is_no_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="already holds"):
+        RunFolder.create(tmp_path, CONFIG, overwrite=True)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_resume_finds_the_run(run):
+    again = RunFolder.resume(run.path)
+    assert again.config == CONFIG
+    again.check_config(CONFIG)
+
+
+def damage_version(path):
+    files.write_json(path / "provenance.json", {"format-version": 99})
+
+
+def damage_json(path):
+    (path / "provenance.json").write_text("{")
+
+
+def damage_shape(path):
+    (path / "provenance.json").write_text("[]")
+
+
+def damage_config(path):
+    (path / "config.toml").write_text("[gate]\ntop-q = 1\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_version, "format version 99; this nmoe-flower reads 1"),
+        (damage_json, r"cannot read .*provenance\.json"),
+        (damage_shape, "does not hold a JSON object"),
+        (damage_config, "top-q"),
+        (lambda path: (path / "provenance.json").unlink(), r"provenance\.json"),
+        (lambda path: (path / "config.toml").unlink(), r"has no config\.toml"),
+    ],
+)
+def test_resume_refuses_what_it_cannot_read(run, damage, message):
+    damage(run.path)
+    with pytest.raises(CheckpointError, match=message):
+        RunFolder.resume(run.path)
+
+
+def test_resume_refuses_a_missing_folder(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nothing to resume: .*none is not a folder"):
+        RunFolder.resume(tmp_path / "none")
+
+
+def test_check_config_names_every_key_that_differs(run):
+    other = Config.parse({"data.tau": 0.5, "run.seed": 8, "run.out": "x", "run.name": "y"})
+    with pytest.raises(CheckpointError) as caught:
+        run.check_config(other)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines == [
+        "data.tau: 0.2 in the folder, 0.5 asked for",
+        "run.seed: 7 in the folder, 8 asked for",
+    ]
+
+
+def test_rounds_come_back_in_order_and_a_cut_line_is_left_out(run, caplog):
+    assert run.rounds() == []
+    run.append_round({"round": 1, "loss": float("nan")})
+    run.append_round({"round": 2, "loss": np.float32(0.5)})
+    with run.rounds_path.open("a") as file:
+        file.write('{"round": 3, "lo')
+    with caplog.at_level(logging.WARNING):
+        assert run.rounds() == [{"round": 1, "loss": None}, {"round": 2, "loss": 0.5}]
+    assert "line 3 is damaged" in caplog.text
+    run.append_round({"round": 3})
+    assert [record["round"] for record in run.rounds()] == [1, 2, 3]
+
+
+def test_a_line_cut_inside_a_letter_is_left_out(run):
+    run.append_round({"reason": "é"})
+    whole = run.rounds_path.read_bytes()
+    run.rounds_path.write_bytes(whole + whole[: whole.index("é".encode()) + 1])
+    assert run.rounds() == [{"reason": "é"}]
+
+
+def test_truncate_drops_records_and_cut_lines(run):
+    run.truncate_rounds(lambda _record: True)
+    assert not run.rounds_path.exists()
+    for number in range(5):
+        run.append_round({"round": number})
+    with run.rounds_path.open("a") as file:
+        file.write("[1")
+    run.truncate_rounds(lambda record: record["round"] <= 2)
+    assert run.rounds_path.read_text() == '{"round": 0}\n{"round": 1}\n{"round": 2}\n'
+
+
+def test_results_and_weights_are_written(run):
+    run.write_results({"rows": [{"auc": float("nan"), "accuracy": np.float64(0.5)}]})
+    rows = json.loads(run.results_path.read_text())["rows"]
+    assert rows == [{"auc": None, "accuracy": 0.5}]
+    path = run.save_weights("gate-federated", {"linear.weight": np.eye(3)})
+    assert path == run.weights_path / "gate-federated.safetensors"
+    np.testing.assert_array_equal(files.load_arrays(path)["linear.weight"], np.eye(3))
+    with pytest.raises(NMoEError, match="leads out of the folder"):
+        run.save_weights("../../x", {})
