@@ -113,6 +113,18 @@ def test_em_step_by_hand():
     assert em_prior(answers, iterations=2).tolist() == pytest.approx([second, 1 - second])
 
 
+def test_em_divides_the_reference_out():
+    truth = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    skew = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    answers, likelihood, _ = world(truth, samples=500)
+    joint = likelihood * skew
+    skewed = joint / joint.sum(dim=1, keepdim=True)
+    exact = {"iterations": 2000, "tolerance": 1e-12}
+    torch.testing.assert_close(
+        em_prior(skewed, reference=skew, **exact), em_prior(answers, **exact), atol=1e-6, rtol=0
+    )
+
+
 def test_em_stops_when_nothing_moves():
     answers = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     assert em_prior(answers, iterations=10**9).tolist() == [0.5, 0.5]
