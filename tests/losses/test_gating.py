@@ -103,8 +103,8 @@ def test_straight_through_is_hard_forward_and_soft_backward(top_k):
     expected, gradient = 0.0, torch.zeros(B, E, dtype=torch.float64)
     for b in range(B):
         best = sorted(range(E), key=lambda e: -scores[b, e].item())[:top_k]
-        kept = sum(math.exp(scores[b, e]) for e in best)
-        hard = sum(math.exp(scores[b, e]) / kept * right[b, e].item() for e in best)
+        kept = sum(math.exp(scores[b, e].item()) for e in best)
+        hard = sum(math.exp(scores[b, e].item()) / kept * right[b, e].item() for e in best)
         expected -= math.log(hard) / B
         # d(-log hard)/dp_i = -q_i / hard, then through the Jacobian of the full softmax
         mean = (gates[b] * right[b]).sum()
