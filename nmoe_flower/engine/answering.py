@@ -1,0 +1,75 @@
+"""Run a ClientApp on one message: find the app, build its context, catch what it raises."""
+
+import importlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from nmoe_flower.errors import EngineError
+
+__all__ = ["Nodes", "answer", "describe", "load_client_app", "refusal"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The virtual nodes ``1 .. num_nodes``; node ``i + 1`` holds partition ``i``."""
+
+    num_nodes: int
+    run_id: int = 1
+    run_config: Mapping[str, UserConfigValue] = field(default_factory=dict)
+    node_config: Mapping[str, UserConfigValue] = field(default_factory=dict)
+
+    def context(self, node_id: int, state: RecordDict) -> Context:
+        """What the ClientApp of this node is given besides the message."""
+        config = {"partition-id": node_id - 1, "num-partitions": self.num_nodes, **self.node_config}
+        return Context(self.run_id, node_id, config, state, dict(self.run_config))
+
+
+def load_client_app(reference: str) -> ClientApp:
+    """Import ``"package.module:attribute"``.
+
+    Raises:
+        EngineError: The text has another form, the import fails, or the attribute is no ClientApp.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise EngineError(f"client app {reference!r} must have the form 'package.module:attribute'")
+    try:
+        app = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as error:
+        raise EngineError(f"cannot import client app {reference!r}: {describe(error)}") from error
+    if not isinstance(app, ClientApp):
+        raise EngineError(f"{reference!r} is a {type(app).__name__}, not a ClientApp")
+    return app
+
+
+def answer(app: ClientApp, message: Message, context: Context) -> Message:
+    """The app's reply; whatever it raises (but KeyboardInterrupt) becomes an error reply."""
+    try:
+        reply: object = app(message, context)
+    except (Exception, SystemExit) as error:
+        _log.exception("partition %s failed", context.node_config.get("partition-id"))
+        return refusal(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe(error))
+    if not isinstance(reply, Message):
+        kind = type(reply).__name__
+        return refusal(
+            message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"returned {kind}, not a Message"
+        )
+    return reply
+
+
+def refusal(message: Message, code: int, reason: str | None) -> Message:
+    """An error reply to ``message``."""
+    return Message(Error(code, reason), reply_to=message)
+
+
+def describe(error: BaseException) -> str:
+    """Type and text of an exception in one line: ``ValueError: bad shape``."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,159 @@
+"""The worker's side: one long-lived process that answers messages with a ClientApp.
+
+A frame to a worker is a pickled :class:`Task`, or (segment, length) if the task is long and waits
+in shared memory: the parent's writes never fill the pipe, so neither side can block the other. A
+frame from a worker is :data:`READY`, :class:`Failed` or :class:`Answer`.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections import OrderedDict
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from nmoe_flower.engine.answering import Nodes, answer, load_client_app
+from nmoe_flower.engine.shared import Attachments, Item, Packed, plain, rebuild, unpack
+from nmoe_flower.errors import EngineError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+__all__ = ["READY", "Answer", "Failed", "PackedAt", "Task", "serve"]
+
+READY = b""
+_KEEP_RECORDS = 3
+
+
+class PackedAt(NamedTuple):
+    """Where a packed record is: a segment, which writing of it, and the layout's length."""
+
+    segment: str
+    writing: int
+    layout_size: int
+
+
+class Task(NamedTuple):
+    """One message for a worker: the arguments of Metadata, its content, the node's state."""
+
+    metadata: tuple[Any, ...]
+    items: list[Item]
+    arrays: list[PackedAt]
+    state: bytes
+    reply_segment: str
+
+
+class Answer(NamedTuple):
+    """One reply; ``arrays`` holds (offset in the reply segment or own bytes, layout's length)."""
+
+    items: list[Item]
+    arrays: list[tuple[int | bytes, int]]
+    error: tuple[int, str | None] | None
+    state: bytes
+
+
+class Failed(NamedTuple):
+    """The ClientApp could not be loaded."""
+
+    reason: str
+
+
+def serve(connection: "Connection[Any, Any]", reference: str, nodes: Nodes) -> None:
+    """Answer tasks until the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        app = load_client_app(reference)
+    except EngineError as error:
+        connection.send_bytes(_dump(Failed(str(error))))
+        return
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    worker = _Worker(app, nodes)
+    try:
+        connection.send_bytes(READY)
+        while True:
+            connection.send_bytes(worker.handle(connection.recv_bytes()))
+    except (EOFError, OSError):
+        return
+
+
+def _die_with_parent() -> None:
+    """A worker deep in a computation would not notice that its pipe was closed."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _dump(value: object) -> bytes:
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+
+class _Worker:
+    """Tasks to answers; keeps the records of the last broadcasts."""
+
+    def __init__(self, app: ClientApp, nodes: Nodes) -> None:
+        self._app = app
+        self._nodes = nodes
+        self._attachments = Attachments()
+        self._records: OrderedDict[PackedAt, ArrayRecord] = OrderedDict()
+
+    def handle(self, frame: bytes) -> bytes:
+        """Answer one task."""
+        parts = pickle.loads(frame)
+        if len(parts) == 2:
+            segment, size = parts
+            parts = pickle.loads(self._attachments.buffer(segment)[:size])
+        task = Task(*parts)
+        message = self._message(task)
+        node_id = message.metadata.dst_node_id
+        TaskIdentity.run_id, TaskIdentity.task_id = self._nodes.run_id, 1
+        TaskIdentity.node_id = node_id
+        state = pickle.loads(task.state) if task.state else RecordDict()
+        context = self._nodes.context(node_id, state)
+        reply = answer(self._app, message, context)
+        return self._pack(reply, context.state, task.reply_segment)
+
+    def _message(self, task: Task) -> Message:
+        # Records are copied (not their arrays), so that a client that edits its message does not
+        # edit the next client's.
+        records = [self._record(at).copy() for at in task.arrays]
+        content = rebuild(task.items, records)
+        build: Any = Message
+        message: Message = build(content, metadata=Metadata(*task.metadata))
+        return message
+
+    def _record(self, at: PackedAt) -> ArrayRecord:
+        record = self._records.pop(at, None)
+        if record is None:
+            while len(self._records) >= _KEEP_RECORDS:
+                self._records.popitem(last=False)
+            record = unpack(self._attachments.buffer(at.segment), 0, at.layout_size)
+        self._records[at] = record
+        return record
+
+    def _pack(self, reply: Message, state: RecordDict, segment: str) -> bytes:
+        saved = _dump(state) if state else b""
+        if reply.has_error():
+            error = (reply.error.code, reply.error.reason)
+            return _dump(tuple(Answer([], [], error, saved)))
+        items, records = plain(reply.content)
+        arrays: list[tuple[int | bytes, int]] = []
+        offset = 0
+        for record in records:
+            packed = Packed.of(record)
+            room = self._attachments.buffer(segment) if segment else memoryview(b"")
+            if offset + packed.size <= len(room):
+                arrays.append((offset, len(packed.layout)))
+                offset = packed.write(room, offset)
+            else:
+                arrays.append((packed.joined(), len(packed.layout)))
+        return _dump(tuple(Answer(items, arrays, None, saved)))

@@ -1,0 +1,372 @@
+"""The parent's side of the worker processes: who gets which message, and what came back.
+
+An idle worker takes the next message. Each holds at most two, so it goes on computing while the
+parent aggregates; the two reply segments of a worker therefore never clash, because message k + 2
+is handed out only after reply k was copied.
+"""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from types import ModuleType
+from typing import Any
+
+from flwr.app import ArrayRecord, Message, Metadata
+from flwr.common.constant import ErrorCode
+
+from nmoe_flower.engine.answering import Nodes, refusal
+from nmoe_flower.engine.client_process import READY, Answer, Failed, PackedAt, Task, serve
+from nmoe_flower.engine.shared import Arena, Packed, plain, rebuild, unpack
+from nmoe_flower.errors import EngineError
+
+__all__ = ["WorkerPool"]
+
+_log = logging.getLogger(__name__)
+
+_DEPTH = 2
+_LONG_FRAME = 4096
+_CLOSE_SECONDS = 2.0
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+@dataclass(eq=False)
+class _Broadcast:
+    """An ArrayRecord that lies in shared memory until its last message is answered."""
+
+    record: ArrayRecord
+    segment: SharedMemory
+    at: PackedAt
+    size: int
+    users: int = 0
+
+
+@dataclass(eq=False)
+class _Job:
+    """A message a worker holds, and the shared memory it reads."""
+
+    message: Message
+    broadcasts: list[_Broadcast] = field(default_factory=list)
+    long_frame: SharedMemory | None = None
+    slot: int = 0
+    abandoned: bool = False
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: BaseProcess
+    connection: "Connection[Any, Any]"
+    ready: bool = False
+    sent: int = 0
+    jobs: deque[_Job] = field(default_factory=deque)
+    replies: list[SharedMemory | None] = field(default_factory=lambda: [None] * _DEPTH)
+
+
+class WorkerPool:
+    """Processes that answer messages with the ClientApp ``reference``; see InProcessGrid."""
+
+    def __init__(self, reference: str, nodes: Nodes, size: int) -> None:
+        self._reference = reference
+        self._nodes = nodes
+        self._owner = os.getpid()
+        self._arena = Arena()
+        self._writings = count()
+        self._broadcasts: dict[int, _Broadcast] = {}
+        self._states: dict[int, bytes] = {}
+        self._busy: set[int] = set()
+        self._pending: deque[Message] = deque()
+        self._done: dict[str, Message] = {}
+        self._largest_reply = 0
+        self._workers = [self._start() for _ in range(size)]
+
+    def submit(self, message: Message) -> None:
+        """Queue a message."""
+        self._pending.append(message)
+
+    def collect(self, wanted: Collection[str], timeout: float | None) -> list[Message]:
+        """Replies that are there; waits for the first one up to ``timeout`` seconds.
+
+        Raises:
+            EngineError: A worker cannot start.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._assign()
+        while True:
+            replies = [self._done.pop(name) for name in wanted if name in self._done]
+            if replies or not (self._pending or any(worker.jobs for worker in self._workers)):
+                return replies
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if not self._turn(left) and left == 0.0:
+                return []
+
+    def abandon(self, wanted: Collection[str], *, overdue: bool) -> None:
+        """Forget these messages; when ``overdue``, restart the workers that are stuck in them."""
+        gone = set(wanted)
+        self._pending = deque(m for m in self._pending if m.metadata.message_id not in gone)
+        for worker in self._workers:
+            for job in worker.jobs:
+                job.abandoned = job.abandoned or job.message.metadata.message_id in gone
+            if overdue and worker.ready and worker.jobs and worker.jobs[0].abandoned:
+                _log.warning("restarting a worker: %s is overdue", self._partition(worker.jobs[0]))
+                worker.process.kill()
+                self._bury(worker)
+
+    def close(self) -> None:
+        """End all workers, by force after 2 seconds, and free the shared memory."""
+        if os.getpid() != self._owner:
+            return
+        for worker in self._workers:
+            worker.connection.close()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for worker in self._workers:
+            worker.process.join(max(deadline - time.monotonic(), 0.0))
+        for worker in self._workers:
+            if worker.process.is_alive():
+                worker.process.kill()
+            worker.process.join()
+            worker.process.close()
+        self._workers.clear()
+        self._pending.clear()
+        self._done.clear()
+        self._arena.close()
+
+    def _start(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        arguments = (theirs, self._reference, self._nodes)
+        process = context.Process(target=serve, args=arguments, name="nmoe-client", daemon=True)
+        with _spawning():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _turn(self, timeout: float | None) -> bool:
+        """Wait for workers and take at most one frame of each; was there any?"""
+        by_handle: dict[Any, _Worker] = {}
+        for worker in self._workers:
+            by_handle[worker.connection] = worker
+            by_handle[worker.process.sentinel] = worker
+        handles = wait(by_handle, timeout)
+        for worker in dict.fromkeys(by_handle[handle] for handle in handles):
+            if not self._read(worker):
+                self._bury(worker)
+        return bool(handles)
+
+    def _read(self, worker: _Worker) -> bool:
+        """Take one frame; False if the worker is dead and has nothing more to say."""
+        try:
+            if not worker.connection.poll():
+                return worker.process.is_alive()
+            frame = worker.connection.recv_bytes()
+        except (EOFError, OSError):
+            return False
+        if frame == READY:
+            worker.ready = True
+            self._assign()
+            return True
+        parts = pickle.loads(frame)
+        if isinstance(parts, Failed):
+            raise EngineError(f"a worker failed to start: {parts.reason}")
+        self._finish(worker, Answer(*parts))
+        return True
+
+    def _assign(self) -> None:
+        """Give every worker one message, then a second one unless the queue is nearly empty.
+
+        The last messages stay here for whoever is idle first: none waits behind a slow one.
+        """
+        for depth in range(_DEPTH):
+            for worker in self._workers:
+                if depth and len(self._pending) <= len(self._workers):
+                    return
+                if worker.ready and len(worker.jobs) == depth:
+                    self._hand_out(worker)
+
+    def _hand_out(self, worker: _Worker) -> None:
+        """Send the first message whose node is free: a node's state is in one place at a time."""
+        for position, message in enumerate(self._pending):
+            if message.metadata.dst_node_id not in self._busy:
+                del self._pending[position]
+                self._send(worker, message)
+                return
+
+    def _send(self, worker: _Worker, message: Message) -> None:
+        job = _Job(message, slot=worker.sent % _DEPTH)
+        items, records = plain(message.content)
+        job.broadcasts = [self._broadcast(record) for record in records]
+        node_id = message.metadata.dst_node_id
+        task = Task(
+            _arguments(message.metadata),
+            items,
+            [broadcast.at for broadcast in job.broadcasts],
+            self._states.get(node_id, b""),
+            self._reply_segment(worker, job),
+        )
+        frame = pickle.dumps(tuple(task), pickle.HIGHEST_PROTOCOL)
+        if len(frame) > _LONG_FRAME:
+            job.long_frame = self._arena.take(len(frame))
+            _buffer(job.long_frame)[: len(frame)] = frame
+            frame = pickle.dumps((job.long_frame.name, len(frame)))
+        self._busy.add(node_id)
+        worker.jobs.append(job)
+        worker.sent += 1
+        try:
+            worker.connection.send_bytes(frame)
+        except OSError:
+            _log.debug("worker %s died before it could take a message", worker.process.pid)
+
+    def _broadcast(self, record: ArrayRecord) -> _Broadcast:
+        known = self._broadcasts.get(id(record))
+        if known is None:
+            packed = Packed.of(record)
+            segment = self._arena.take(packed.size)
+            packed.write(_buffer(segment))
+            at = PackedAt(segment.name, next(self._writings), len(packed.layout))
+            known = _Broadcast(record, segment, at, packed.size)
+            self._broadcasts[id(record)] = known
+        known.users += 1
+        return known
+
+    def _reply_segment(self, worker: _Worker, job: _Job) -> str:
+        """Room for a reply as large as the message or the largest reply so far."""
+        size = max(self._largest_reply, sum(broadcast.size for broadcast in job.broadcasts))
+        segment = worker.replies[job.slot]
+        if segment is None or segment.size < size:
+            if segment is not None:
+                self._arena.give(segment)
+            segment = worker.replies[job.slot] = self._arena.take(size)
+        return segment.name
+
+    def _finish(self, worker: _Worker, answer: Answer) -> None:
+        job = worker.jobs.popleft()
+        segment = worker.replies[job.slot]
+        if segment is None:
+            raise EngineError("a worker answered into a segment it was never given")
+        records = []
+        size = 0
+        for place, layout_size in answer.arrays:
+            if isinstance(place, bytes):
+                records.append(unpack(memoryview(place), 0, layout_size))
+            else:
+                records.append(unpack(_buffer(segment), place, layout_size))
+            size += sum(len(array.data) for array in records[-1].values()) + layout_size
+        self._largest_reply = max(self._largest_reply, size)
+        self._states[job.message.metadata.dst_node_id] = answer.state
+        self._release(job)
+        self._assign()
+        if job.abandoned:
+            return
+        if answer.error is not None:
+            reply = refusal(job.message, *answer.error)
+        else:
+            reply = Message(rebuild(answer.items, records), reply_to=job.message)
+        self._done[job.message.metadata.message_id] = reply
+
+    def _release(self, job: _Job) -> None:
+        self._busy.discard(job.message.metadata.dst_node_id)
+        if job.long_frame is not None:
+            self._arena.give(job.long_frame)
+        for broadcast in job.broadcasts:
+            broadcast.users -= 1
+            if not broadcast.users:
+                del self._broadcasts[id(broadcast.record)]
+                self._arena.give(broadcast.segment)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Replace a dead worker: the message it was at fails, the one it had not begun waits."""
+        worker.process.join()
+        cause = _cause_of_death(worker.process.exitcode)
+        worker.connection.close()
+        worker.process.close()
+        position = self._workers.index(worker)
+        if not worker.ready:
+            self._workers.pop(position)
+            raise EngineError(f"a worker died while it loaded {self._reference!r}: {cause}")
+        jobs = list(worker.jobs)
+        for job in jobs:
+            self._release(job)
+        for segment in worker.replies:
+            if segment is not None:
+                self._arena.give(segment)
+        if jobs and not jobs[0].abandoned:
+            message = jobs[0].message
+            reason = f"the worker died on {self._partition(jobs[0])}: {cause}"
+            _log.error("%s; it is restarted", reason)
+            reply = refusal(message, ErrorCode.CLIENT_APP_CRASHED, reason)
+            self._done[message.metadata.message_id] = reply
+        self._pending.extendleft(job.message for job in jobs[1:] if not job.abandoned)
+        self._workers[position] = self._start()
+        self._assign()
+
+    def _partition(self, job: _Job) -> str:
+        return f"partition {job.message.metadata.dst_node_id - 1}"
+
+
+def _arguments(metadata: Metadata) -> tuple[Any, ...]:
+    return (
+        metadata.run_id,
+        metadata.message_id,
+        metadata.src_node_id,
+        metadata.dst_node_id,
+        metadata.reply_to_message_id,
+        metadata.group_id,
+        metadata.created_at,
+        metadata.ttl,
+        metadata.message_type,
+        metadata.src_task_id,
+        metadata.dst_task_id,
+    )
+
+
+def _buffer(segment: SharedMemory) -> memoryview:
+    buffer = segment.buf
+    if buffer is None:
+        raise EngineError(f"shared memory segment {segment.name} is closed")
+    return buffer
+
+
+def _cause_of_death(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", often for want of memory" if name == "SIGKILL" else "")
+    return f"exit code {code}"
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Set what must be known before a worker's Python starts, and hide this program's main module.
+
+    ``spawn`` would run the main module again in every worker: slow, and a fork bomb for a script
+    without a main guard. Workers do not need it, since the ClientApp is named by its module.
+    """
+    old = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    main = sys.modules["__main__"]
+    os.environ.update(_ENVIRONMENT)
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        for name, value in old.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
