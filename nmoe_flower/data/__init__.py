@@ -1,0 +1,42 @@
+"""Images decoded once, client partitions and batched augmentation.
+
+Names that need torch or flwr-datasets are imported on first use, so that opening data stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nmoe_flower.data.datasets import ImageData, Split, cache_root, load_images
+from nmoe_flower.data.partition import (
+    ClientIndices,
+    dominant_share_from_tau,
+    label_counts,
+    partition_clients,
+)
+
+if TYPE_CHECKING:
+    from nmoe_flower.data.augment import Augment, normalise, two_views
+    from nmoe_flower.data.partition import DominantClassPartitioner
+
+__all__ = [
+    "Augment",
+    "ClientIndices",
+    "DominantClassPartitioner",
+    "ImageData",
+    "Split",
+    "cache_root",
+    "dominant_share_from_tau",
+    "label_counts",
+    "load_images",
+    "normalise",
+    "partition_clients",
+    "two_views",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DominantClassPartitioner":
+        return import_module("nmoe_flower.data.partition").DominantClassPartitioner
+    if name in ("Augment", "normalise", "two_views"):
+        return getattr(import_module("nmoe_flower.data.augment"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
