@@ -195,6 +195,12 @@ class RunConfig(_Section):
     connect_timeout: float = Field(120.0, gt=0, description="seconds to wait for the nodes")
     round_timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
 
+    def folder(self, run_id: int) -> Path:
+        """Where this run is kept: ``out/name``, or a folder of its own per Flower run."""
+        if self.out:
+            return Path(self.out).expanduser() / self.name
+        return Path.home() / "nmoe-runs" / f"{self.name}-{run_id}"
+
 
 class Config(_Section):
     """A whole run."""

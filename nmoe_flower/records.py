@@ -35,6 +35,7 @@ __all__ = [
     "encode",
     "from_numpy",
     "load_into",
+    "metrics_of",
     "pack",
     "reply",
     "to_numpy",
@@ -55,6 +56,8 @@ class Action(StrEnum):
     """Message types this app's ClientApp answers, ``<category>.<action>``."""
 
     IDENTITY = "query.identity"
+    DESCRIBE = "query.describe"
+    INITIAL = "query.initial"
     EXTRACTOR = "train.extractor"
     EXTRACTOR_TEST = "evaluate.extractor"
     EXPERT = "train.expert"
@@ -63,6 +66,7 @@ class Action(StrEnum):
     GATE = "train.gate"
     ROLLING = "train.rolling"
     POOL = "query.pool"
+    POOLED = "train.pooled"
     CONTROL = "train.control"
     ROUTE = "evaluate.route"
 
@@ -221,7 +225,7 @@ def array_bytes(content: RecordDict) -> int:
 def reply(
     message: Message,
     *,
-    metrics: Mapping[str, float | int],
+    metrics: Mapping[str, float | int | list[float] | list[int]],
     arrays: Mapping[str, ArrayRecord] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Message:
@@ -233,8 +237,10 @@ def reply(
     return Message(RecordDict(content), reply_to=message)
 
 
-def _plain(value: float | int) -> float | int:
+def _plain(value: float | int | list[float] | list[int]) -> Any:
     """NumPy scalars are refused by MetricRecord."""
+    if isinstance(value, list):
+        return value
     return int(value) if isinstance(value, int | np.integer) else float(value)
 
 
@@ -242,3 +248,8 @@ def config_of(message: Message) -> Mapping[str, Any]:
     """The message's ConfigRecord, empty if it has none."""
     record = message.content.get(CONFIG)
     return record if isinstance(record, ConfigRecord) else {}
+
+
+def metrics_of(content: RecordDict) -> Mapping[str, Any]:
+    """The MetricRecord of a reply of this app."""
+    return content.metric_records[METRICS]

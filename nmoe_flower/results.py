@@ -28,7 +28,7 @@ from nmoe_flower.files import (
 )
 from nmoe_flower.provenance import provenance
 
-__all__ = ["FORMAT_VERSION", "RunFolder"]
+__all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder"]
 
 FORMAT_VERSION = 1
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _OWN_FILES = ("rounds.jsonl", "results.json", "provenance.json", "config.toml")
 _OWN_FOLDERS = ("checkpoints", "clients", "weights", "figures")
 # These change where a run happens or how long it waits, never what it computes.
-_FREE_KEYS = frozenset(
+FREE_KEYS = frozenset(
     {
         "data.cache-dir",
         "run.name",
@@ -139,7 +139,7 @@ class RunFolder:
         different = [
             f"{key}: {ours[key]!r} in the folder, {theirs[key]!r} asked for"
             for key in ours
-            if key not in _FREE_KEYS and ours[key] != theirs[key]
+            if key not in FREE_KEYS and ours[key] != theirs[key]
         ]
         if different:
             raise CheckpointError(

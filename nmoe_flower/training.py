@@ -21,7 +21,6 @@ __all__ = [
     "fit",
     "generator",
     "log_prior",
-    "schedule",
     "sgd",
     "use_bf16",
 ]
@@ -124,37 +123,6 @@ def batch_indices(
         yield order[start : start + batch_size]
 
 
-def schedule(
-    kind: Literal["triangular", "cosine", "constant"],
-    *,
-    peak: float,
-    steps: int,
-    warmup: float = 0.0,
-) -> Callable[[int], float]:
-    """The learning rate of step 1, 2, ... ``steps``.
-
-    A linear rise over the first ``warmup`` share of the steps, then a straight line (triangular)
-    or a half cosine down to zero just after the last step, or no fall at all (constant).
-
-    >>> rate = schedule("triangular", peak=1.0, steps=4)
-    >>> [rate(step) for step in (1, 2, 3, 4)]
-    [1.0, 0.75, 0.5, 0.25]
-    """
-    rise = int(warmup * steps)
-
-    def rate(step: int) -> float:
-        if step <= rise:
-            return peak * step / (rise + 1)
-        if kind == "constant":
-            return peak
-        done = min(1.0, (step - 1 - rise) / max(1, steps - rise))
-        if kind == "triangular":
-            return peak * (1.0 - done)
-        return float(peak * 0.5 * (1.0 + np.cos(np.pi * done)))
-
-    return rate
-
-
 def log_prior(labels: np.ndarray, num_classes: int) -> Tensor:
     """Smoothed log class frequencies [C] of a client, for logit adjustment.
 
@@ -184,7 +152,7 @@ def use_bf16(
     if not worthwhile:
         return False
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return (
         device.type == "cpu"
         and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -1,0 +1,25 @@
+"""The ClientApp: which action calls what. The same app runs simulated and on real SuperNodes."""
+
+from flwr.clientapp import ClientApp
+
+from nmoe_flower.clients import control, evaluate, expert, extractor, gate, identity
+from nmoe_flower.records import Action
+
+__all__ = ["app"]
+
+app = ClientApp()
+
+app.query(Action.IDENTITY.verb)(identity.identify)
+app.query(Action.DESCRIBE.verb)(identity.describe)
+app.query(Action.INITIAL.verb)(extractor.initial)
+app.train(Action.EXTRACTOR.verb)(extractor.train)
+app.evaluate(Action.EXTRACTOR_TEST.verb)(extractor.test)
+app.train(Action.EXPERT.verb)(expert.train)
+app.query(Action.ANSWER.verb)(expert.answer)
+app.query(Action.ANSWERS.verb)(expert.answers)
+app.train(Action.GATE.verb)(gate.train)
+app.train(Action.ROLLING.verb)(gate.train_rolling)
+app.query(Action.POOL.verb)(gate.pool)
+app.train(Action.POOLED.verb)(gate.train_pooled)
+app.train(Action.CONTROL.verb)(control.train)
+app.evaluate(Action.ROUTE.verb)(evaluate.route)

@@ -1,0 +1,1 @@
+"""The client halves, one handler per action; strategies hold the server halves."""

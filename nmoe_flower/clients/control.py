@@ -1,0 +1,151 @@
+"""The controls the mixture is measured against; only for simulations."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower import records
+from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.extractor import TEST_BATCH, predict, train_classifier
+from nmoe_flower.data import normalise
+from nmoe_flower.losses import load_balance
+from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts
+from nmoe_flower.records import NUM_EXAMPLES
+from nmoe_flower.schedules import schedule
+from nmoe_flower.seeds import derive_seed
+from nmoe_flower.training import autocast, batch_indices, fit, generator, sgd
+
+__all__ = ["LOCAL_CLASSIFIER", "train"]
+
+LOCAL_CLASSIFIER = "local-classifier"
+BALANCE_WEIGHT = 1e-2  # Fedus et al. 2021, section 2.2
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train one control from scratch: this client's own classifier, or the central mixture."""
+    device = device_of(context)
+    settings = records.config_of(message)
+    steps = int(settings["steps"])
+    if settings["control"] == "centralized":
+        probabilities, expert_ids, loss = _centralized(device, steps)
+        arrays = {"probabilities": probabilities, "expert-ids": expert_ids}
+        return records.reply(
+            message,
+            metrics={NUM_EXAMPLES: len(device.train_labels), "loss": loss},
+            arrays={"centralized": records.from_numpy(arrays)},
+        )
+    loss = _local_classifier(device, steps)
+    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels), "loss": loss})
+
+
+def _local_classifier(device: Device, steps: int) -> float:
+    """The stage-1 network on this client's images alone, in as many steps.
+
+    A batch is ``num_clients`` times smaller than the federation's, and so is the learning rate.
+    """
+    network = device.fresh_classifier()
+    rate = device.config.extractor.learning_rate / device.num_clients
+    optimizer = _optimizer(device, network, rate)
+    follow = _follow_schedule(device, optimizer, rate, steps)
+    block, losses = max(1, steps // 100), []
+    for first in range(0, steps, block):
+        follow(first)
+        count = min(block, steps - first)
+        losses.append(train_classifier(device, network, optimizer, first=first, steps=count).loss)
+    images, indices = device.data.test.images, device.indices
+    device.store.save(
+        LOCAL_CLASSIFIER,
+        {
+            name: predict(device, network, images, chosen).softmax(dim=1).numpy()
+            for name, chosen in (("local", indices.test_local), ("iid", indices.test_iid))
+        },
+    )
+    return losses[-1] if losses else 0.0
+
+
+def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The mixture of section II-A on everybody's images: probabilities and choices on the test."""
+    config, data = device.config, device.data
+    network = device.fresh_classifier()
+    latent_dim = network.extractor.latent_dim
+    gate = Gate(latent_dim, device.num_clients, top_k=config.gate.top_k, noisy=True)
+    pool = LocalExperts([device.expert(latent_dim) for _ in range(device.num_clients)])
+    for number, expert in enumerate(pool.experts):
+        _perturb(expert, derive_seed(config.run.seed, "centralized-expert", number))
+    mixture = CentralizedMoE(network.extractor, gate.to(device.torch_device), pool)
+    mixture.to(device.torch_device)
+    mine = np.concatenate(device.everyone)
+    labels = torch.from_numpy(np.asarray(data.train.labels[mine]))
+    noise = generator(derive_seed(config.run.seed, "centralized-noise"))
+    optimizer = _optimizer(device, mixture, config.extractor.learning_rate)
+    follow = _follow_schedule(device, optimizer, config.extractor.learning_rate, steps)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        size = config.extractor.batch_size * device.num_clients
+        seed = derive_seed(config.run.seed, "centralized-batches")
+        for step, chosen in enumerate(
+            batch_indices(len(mine), size, first=0, count=steps, seed=seed)
+        ):
+            follow(step)
+            batch = device.augment(normalise(data.train.images[mine[chosen]]), noise)
+            yield batch.to(device.torch_device), labels[chosen].to(device.torch_device)
+
+    def batch_loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        answer = mixture(batch[0], generator=noise)
+        task = F.nll_loss(answer.log_probabilities.float(), batch[1])
+        return task + BALANCE_WEIGHT * load_balance(answer.gate_probabilities.float())
+
+    loss = fit(mixture, batches(), batch_loss, optimizer=optimizer, bf16=device.bf16).loss
+    probabilities, expert_ids = _answer(device, mixture)
+    return probabilities, expert_ids, loss
+
+
+@torch.inference_mode()
+def _answer(device: Device, mixture: CentralizedMoE) -> tuple[np.ndarray, np.ndarray]:
+    images = device.data.test.images
+    probabilities, chosen = [], []
+    for start in range(0, len(images), TEST_BATCH):
+        batch = normalise(images[start : start + TEST_BATCH]).to(device.torch_device)
+        with autocast(device.bf16, device.torch_device):
+            answer = mixture(batch)
+        probabilities.append(answer.log_probabilities.float().exp().cpu())
+        chosen.append(answer.routing.expert_ids.cpu())
+    return torch.cat(probabilities).numpy(), torch.cat(chosen).numpy()
+
+
+def _perturb(expert: nn.Module, seed: int) -> None:
+    """Give an expert initial weights of its own."""
+    source = generator(seed)
+    with torch.no_grad():
+        for parameter in expert.parameters():
+            if parameter.ndim > 1:
+                order = torch.randperm(parameter.shape[0], generator=source)
+                parameter.copy_(parameter[order.to(parameter.device)])
+
+
+def _optimizer(device: Device, network: nn.Module, rate: float) -> torch.optim.SGD:
+    extractor = device.config.extractor
+    return sgd(
+        network,
+        learning_rate=rate,
+        momentum=extractor.momentum,
+        weight_decay=extractor.weight_decay,
+    )
+
+
+def _follow_schedule(
+    device: Device, optimizer: torch.optim.Optimizer, peak: float, steps: int
+) -> Callable[[int], None]:
+    """Set the rate of step ``s`` (from 0) as stage 1's schedule would."""
+    extractor = device.config.extractor
+    rate = schedule(extractor.schedule, peak=peak, steps=steps, warmup=extractor.warmup)
+
+    def follow(step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step + 1)
+
+    return follow

@@ -1,0 +1,200 @@
+"""One client's view of the run: its configuration, its images, its store, its networks."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import Context
+
+from nmoe_flower.clients.store import Store
+from nmoe_flower.config import Config
+from nmoe_flower.data import Augment, ClientIndices, ImageData, load_images, partition_clients
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.models import Classifier, Expert, Gate, build_extractor
+from nmoe_flower.seeds import derive_seed
+from nmoe_flower.training import log_prior, use_bf16
+
+__all__ = ["Device", "device_of"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A client of ``num_clients``, known by its partition id."""
+
+    config: Config
+    partition: int
+    num_clients: int
+    store: Store
+
+    @cached_property
+    def data(self) -> ImageData:
+        """All images; this client may only touch its own ``indices``."""
+        data = self.config.data
+        return load_images(
+            data.dataset,
+            cache_dir=data.cache_dir or None,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            train_split=data.train_split,
+            test_split=data.test_split,
+        )
+
+    @cached_property
+    def indices(self) -> ClientIndices:
+        """Which training and test images are this client's."""
+        return self._partition[self.partition]
+
+    @property
+    def everyone(self) -> list[np.ndarray]:
+        """Every client's training indices: for the centralised control of a simulation."""
+        return [indices.train for indices in self._partition]
+
+    @cached_property
+    def _partition(self) -> list[ClientIndices]:
+        data = self.config.data
+        return partition_clients(
+            self.data,
+            scheme=data.scheme,
+            num_clients=self.num_clients,
+            tau=data.tau,
+            alpha=data.alpha,
+            classes_per_client=data.classes_per_client,
+            train_per_client=data.train_per_client,
+            test_per_client=data.test_per_client,
+            seed=self.config.run.seed,
+            cache_dir=data.cache_dir or None,
+        )
+
+    @cached_property
+    def train_images(self) -> np.ndarray:
+        """This client's training images, uint8 [n, H, W, C]."""
+        return np.asarray(self.data.train.images[self.indices.train])
+
+    @cached_property
+    def train_labels(self) -> np.ndarray:
+        """Their labels, int64 [n]."""
+        return np.asarray(self.data.train.labels[self.indices.train])
+
+    @cached_property
+    def log_prior(self) -> torch.Tensor:
+        """Smoothed log class frequencies of the training labels, [C]."""
+        return log_prior(self.train_labels, self.data.num_classes).to(self.torch_device)
+
+    @cached_property
+    def torch_device(self) -> torch.device:
+        """Where this client computes."""
+        try:
+            return torch.device(self.config.run.device)
+        except RuntimeError:
+            raise ConfigError(f"run.device: {self.config.run.device!r} is no device") from None
+
+    @cached_property
+    def augment(self) -> Augment:
+        """The augmentation of training batches."""
+        data = self.config.data
+        return Augment(crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the extractor computes in bfloat16."""
+        heavy = self.config.extractor.backbone in {"narrow", "resnet18"}
+        return use_bf16(self.config.run.precision, self.torch_device, worthwhile=heavy)
+
+    def seed(self, *purpose: str | int) -> int:
+        """The seed of a stream of this client's own."""
+        return derive_seed(self.config.run.seed, *purpose, self.partition)
+
+    def classifier(self) -> Classifier:
+        """The stage-1 network; one per process, with the weights that were loaded last."""
+        return _shared_classifier(
+            self.config, self.data.image_shape, self.data.num_classes, self.torch_device
+        )
+
+    def fresh_classifier(self) -> Classifier:
+        """The stage-1 network at its initial weights, the same on every client."""
+        return _build_classifier(
+            self.config, self.data.image_shape, self.data.num_classes, self.torch_device
+        )
+
+    def expert(self, latent_dim: int) -> Expert:
+        """A fresh expert, the same on every client."""
+        with _seeded(self.config, "expert"):
+            expert = Expert(latent_dim, self.data.num_classes, hidden=self.config.expert.hidden)
+        return expert.to(self.torch_device)
+
+    def gate(self, latent_dim: int) -> Gate:
+        """A fresh gate over all clients' experts, the same on every client."""
+        gate = self.config.gate
+        with _seeded(self.config, "gate"):
+            fresh = Gate(
+                latent_dim,
+                self.num_clients,
+                hidden=gate.hidden,
+                top_k=gate.top_k,
+                noisy=gate.noisy,
+            )
+        return fresh.to(self.torch_device)
+
+
+def device_of(context: Context) -> Device:
+    """The device a message is for; cached, so images and partitions are opened once a process.
+
+    Raises:
+        ConfigError: The node has no partition id, or the run configuration is not valid.
+    """
+    node = context.node_config
+    if "partition-id" not in node or "num-partitions" not in node:
+        raise ConfigError(
+            "this node has no partition-id and num-partitions; start it with "
+            "--node-config 'partition-id=0 num-partitions=10'"
+        )
+    return _device(
+        json.dumps(dict(context.run_config), sort_keys=True),
+        context.run_id,
+        int(cast(int, node["partition-id"])),
+        int(cast(int, node["num-partitions"])),
+    )
+
+
+@lru_cache(maxsize=512)
+def _device(run_config: str, run_id: int, partition: int, num_clients: int) -> Device:
+    values: Mapping[str, object] = json.loads(run_config)
+    config = Config.parse({**values, "data.num-clients": num_clients})
+    folder = config.run.folder(run_id) / "clients" / str(partition)
+    return Device(config, partition, num_clients, Store(Path(folder)))
+
+
+def _build_classifier(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
+) -> Classifier:
+    extractor = config.extractor
+    with _seeded(config, "extractor"):
+        body = build_extractor(
+            extractor.backbone,
+            in_channels=image_shape[0],
+            image_size=image_shape[1],
+            norm=extractor.norm,
+            widths=extractor.widths or None,
+            stem=extractor.stem or None,
+            pool=extractor.pool,
+        )
+        head = Expert(body.latent_dim, num_classes, hidden=config.expert.hidden)
+    network = Classifier(body, head).to(device)
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+_shared_classifier = lru_cache(maxsize=4)(_build_classifier)
+
+
+@contextmanager
+def _seeded(config: Config, purpose: str) -> Iterator[None]:
+    """Build networks from a named stream, leaving torch's global one as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.run.seed, "initial", purpose))
+        yield

@@ -1,0 +1,181 @@
+"""Evaluation at the client: every gate, with and without the prior correction, on both tests."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from torch import Tensor, nn
+
+from nmoe_flower import metrics, records
+from nmoe_flower.clients.control import LOCAL_CLASSIFIER
+from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.expert import ANSWERS, LATENTS
+from nmoe_flower.errors import ReplyError
+from nmoe_flower.models import (
+    CachedExperts,
+    LocalGate,
+    NMoE,
+    PrototypeGate,
+    RandomGate,
+    Router,
+    choose_prior,
+    correct,
+    em_prior,
+)
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES
+from nmoe_flower.training import generator
+
+__all__ = ["TESTS", "route"]
+
+TESTS = ("local", "iid")
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Probabilities [N, C] of one method on one test, and who was asked: ids [N, K] or nobody."""
+
+    method: str
+    probabilities: Tensor
+    expert_ids: np.ndarray | None
+
+
+def route(message: Message, context: Context) -> Message:
+    """Evaluate all methods; metrics are named ``<method>/<test>/<metric>``."""
+    device = device_of(context)
+    received = records.to_numpy(message.content.array_records[ARRAYS])
+    controls = str(records.config_of(message).get("controls", "")).split(",")
+    results: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
+    for test in TESTS:
+        labels = device.store.load(LATENTS)[f"{test}-labels"]
+        for answered in _all_methods(device, received, controls, test):
+            for suffix, probabilities in _with_prior(device, answered.probabilities):
+                key = f"{answered.method}{suffix}/{test}"
+                values = _measure(device, probabilities, labels, answered.expert_ids)
+                results |= {f"{key}/{name}": value for name, value in values.items()}
+    return records.reply(message, metrics=results)
+
+
+def _all_methods(
+    device: Device, received: Arrays, controls: list[str], test: str
+) -> Iterator[Answered]:
+    latents = torch.from_numpy(np.array(device.store.load(LATENTS)[test]))
+    if device.config.expert.sharing == "none":
+        yield _own_expert(device, latents)
+        yield from _controls(device, received, controls, test, latents)
+        return
+    answers = torch.from_numpy(np.array(device.store.load(ANSWERS)[test]))
+    for method in device.config.gate.methods:
+        if method == "oracle":
+            yield _oracle(device, answers, test)
+            continue
+        mixture = NMoE(nn.Identity(), _router(device, method, received), CachedExperts(answers))
+        noise = generator(device.seed("evaluate", method, test))
+        with torch.inference_mode():
+            prediction = mixture.mixture(latents, generator=noise)
+        ids = prediction.routing.expert_ids.numpy()
+        yield Answered(method, prediction.probabilities, ids)
+    yield from _controls(device, received, controls, test, latents)
+
+
+def _router(device: Device, method: str, received: Arrays) -> Router:
+    settings = device.config.gate
+    if method == "random":
+        return RandomGate(
+            device.num_clients, distribution=settings.distribution or None, top_k=settings.top_k
+        )
+    if method == "local":
+        return LocalGate(device.partition)
+    if method == "prototype":
+        means = torch.from_numpy(np.array(received["prototypes"]))
+        return PrototypeGate(means, top_k=settings.top_k)
+    state = _part(received, f"gate/{method}/")
+    if not state:
+        raise ReplyError(f"the weights of the gate {method!r} did not come with the message")
+    latent_dim = device.store.load(LATENTS)["train"].shape[1]
+    gate = device.gate(latent_dim).cpu().eval()
+    records.load_into(gate.state_dict(), state)
+    return gate
+
+
+def _oracle(device: Device, answers: Tensor, test: str) -> Answered:
+    """The expert that gives the true class most: an upper bound, it looks at the labels."""
+    labels = torch.from_numpy(np.array(device.store.load(LATENTS)[f"{test}-labels"]))
+    probabilities = answers.softmax(dim=2)
+    truth = probabilities.take_along_dim(labels[:, None, None], dim=2)[:, :, 0]
+    best = truth.argmax(dim=1, keepdim=True)
+    chosen = probabilities.take_along_dim(best[:, :, None], dim=1)[:, 0]
+    return Answered("oracle", chosen, best.numpy())
+
+
+def _own_expert(device: Device, latents: Tensor) -> Answered:
+    expert = device.expert(latents.shape[1]).cpu().eval()
+    records.load_into(expert.state_dict(), device.store.load("expert"))
+    with torch.inference_mode():
+        probabilities = expert(latents).softmax(dim=1)
+    return Answered("local", probabilities, np.full((len(latents), 1), device.partition))
+
+
+def _controls(
+    device: Device, received: Arrays, controls: list[str], test: str, latents: Tensor
+) -> Iterator[Answered]:
+    if head := _part(received, "head/"):
+        classifier = device.expert(latents.shape[1]).cpu().eval()
+        records.load_into(classifier.state_dict(), head)
+        with torch.inference_mode():
+            yield Answered("control:fedavg", classifier(latents).softmax(dim=1), None)
+    if "local-classifier" in controls:
+        kept = device.store.load(LOCAL_CLASSIFIER)[test]
+        yield Answered("control:local-classifier", torch.from_numpy(np.array(kept)), None)
+    if "centralized/probabilities" in received:
+        chosen = getattr(device.indices, f"test_{test}")
+        probabilities = torch.from_numpy(received["centralized/probabilities"][chosen])
+        ids = received["centralized/expert-ids"][chosen]
+        yield Answered("control:centralized", probabilities, ids)
+
+
+def _part(received: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in received.items() if k.startswith(prefix)}
+
+
+def _with_prior(device: Device, probabilities: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The answers as they are, and under the prior this client believes its test batch has."""
+    yield "", probabilities
+    kind = device.config.gate.prior
+    if kind == "none":
+        return
+    own = device.log_prior.cpu().exp()
+    if kind == "em":
+        prior = em_prior(probabilities)
+    else:
+        prior = own if kind == "own" else choose_prior(probabilities, own).prior
+    yield "+prior", correct(probabilities, prior)
+
+
+def _measure(
+    device: Device, probabilities: Tensor, labels: np.ndarray, expert_ids: np.ndarray | None
+) -> dict[str, float | list[float]]:
+    probs = probabilities.numpy()
+    values: dict[str, float | list[float]] = {
+        "accuracy": metrics.accuracy(probs, labels),
+        "balanced-accuracy": metrics.balanced_accuracy(probs, labels),
+        "macro-f1": metrics.macro_f1(probs, labels),
+        "auc": metrics.auc(probs, labels),
+    }
+    if expert_ids is None:
+        return values
+    own = np.full(len(labels), device.partition)
+    row = metrics.routing_matrix(
+        expert_ids, np.zeros(len(labels), np.int64), 1, num_experts=device.num_clients
+    )[0]
+    values["local-ratio"] = float(row[device.partition])
+    values["bytes-per-sample"] = metrics.bytes_per_sample(
+        expert_ids,
+        own,
+        latent_dim=device.store.load(LATENTS)["train"].shape[1],
+        num_classes=device.data.num_classes,
+    )
+    values["routing"] = [float(share) for share in row]
+    return values

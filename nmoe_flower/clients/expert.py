@@ -1,0 +1,168 @@
+"""Stage 2 at the client: latents once, a personal expert, and the peers' answers to keep."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
+from torch.nn import functional as F
+
+from nmoe_flower import records
+from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.extractor import load_classifier, predict
+from nmoe_flower.models import Classifier, Expert
+from nmoe_flower.records import ARRAYS, EXPERT, NUM_EXAMPLES
+from nmoe_flower.seeds import numpy_stream
+from nmoe_flower.training import batch_indices, fit
+
+__all__ = ["EXPERT_GROUP", "LATENTS", "SPLITS", "answer", "answers", "train"]
+
+EXPERT_GROUP = "expert"
+LATENTS = "latents"
+ANSWERS = "answers"
+SPLITS = ("holdout", "local", "iid")
+
+
+def train(message: Message, context: Context) -> Message:
+    """Cache the latents of the received extractor, train the expert, keep both at home.
+
+    What leaves depends on ``expert.sharing``: the expert's weights, the latents of the hold-out and
+    test images, or nothing; and the mean latent, if the prototype gate asks for it.
+    """
+    device = device_of(context)
+    network = device.classifier()
+    received = records.to_numpy(message.content.array_records[ARRAYS])
+    load_classifier(device, network, received, before=1 << 31)
+    latents = _latents(device, network)
+    device.store.save(LATENTS, latents)
+    expert, loss = _train_expert(device, network, latents)
+    state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
+    device.store.save(EXPERT_GROUP, state)
+    arrays: dict[str, ArrayRecord] = {}
+    config = device.config
+    if config.expert.sharing == "weights":
+        arrays[EXPERT] = records.from_numpy(state)
+    elif config.expert.sharing == "latents":
+        arrays[LATENTS] = records.from_numpy({name: latents[name] for name in SPLITS})
+    if "prototype" in config.gate.methods:
+        arrays["prototype"] = records.from_numpy({"mean": latents["train"].mean(axis=0)})
+    return records.reply(
+        message, metrics={NUM_EXAMPLES: len(device.train_labels), "loss": loss}, arrays=arrays
+    )
+
+
+def answer(message: Message, context: Context) -> Message:
+    """Answer latents [N, D] of any client with this client's expert: logits [N, C]."""
+    device = device_of(context)
+    latents = records.to_numpy(message.content.array_records[LATENTS])["latents"]
+    expert = device.expert(latents.shape[1])
+    records.load_into(expert.state_dict(), device.store.load(EXPERT_GROUP))
+    logits = _run(device, expert, latents)
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(latents)},
+        arrays={ANSWERS: records.from_numpy({"logits": logits})},
+    )
+
+
+def answers(message: Message, context: Context) -> Message:
+    """Keep what every expert says to this client's latents: logits [N, E, C] per split.
+
+    The message carries the experts' weights, or (if experts stay at home) their finished answers.
+    """
+    device = device_of(context)
+    content = message.content.array_records
+    if ANSWERS in content:
+        kept = records.to_numpy(content[ANSWERS])
+    else:
+        latents = device.store.load(LATENTS)
+        logits = [_all_splits(device, state, latents) for state in _experts(content[EXPERT])]
+        kept = {name: np.stack([one[name] for one in logits], axis=1) for name in SPLITS}
+    device.store.save(ANSWERS, {name: np.array(value) for name, value in kept.items()})
+    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
+
+
+def _experts(record: ArrayRecord) -> list[dict[str, np.ndarray]]:
+    """Split ``{"3/layers.0.weight": ...}`` into one state per expert, in id order."""
+    states: dict[int, dict[str, np.ndarray]] = {}
+    for key, value in records.to_numpy(record).items():
+        expert_id, _, name = key.partition("/")
+        states.setdefault(int(expert_id), {})[name] = value
+    return [states[expert_id] for expert_id in sorted(states)]
+
+
+def _all_splits(
+    device: Device, state: dict[str, np.ndarray], latents: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    expert = device.expert(latents["train"].shape[1])
+    records.load_into(expert.state_dict(), state)
+    return {name: _run(device, expert, latents[name]) for name in SPLITS}
+
+
+@torch.inference_mode()
+def _run(device: Device, expert: Expert, latents: np.ndarray) -> np.ndarray:
+    rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
+    return np.asarray(expert.eval()(rows).float().cpu().numpy())
+
+
+def _latents(device: Device, network: Classifier) -> dict[str, np.ndarray]:
+    """Latents and labels of the training images (all, and the gate's hold-out) and both tests."""
+    data, indices = device.data, device.indices
+    size = len(indices.train)
+    order = numpy_stream(device.seed("holdout")).permutation(size)
+    held = np.sort(order[: max(1, round(device.config.gate.holdout * size))])
+    kept = np.setdiff1d(np.arange(size), held)
+    if not len(kept):
+        kept = held
+    train = predict(device, network.extractor, data.train.images, indices.train).numpy()
+    labels = device.train_labels
+    tests = {
+        name: predict(device, network.extractor, data.test.images, chosen).numpy()
+        for name, chosen in (("local", indices.test_local), ("iid", indices.test_iid))
+    }
+    return {
+        "train": train,
+        "train-labels": labels,
+        "kept": kept,
+        "holdout": train[held],
+        "holdout-labels": labels[held],
+        "local-labels": np.asarray(data.test.labels[indices.test_local]),
+        "iid-labels": np.asarray(data.test.labels[indices.test_iid]),
+        **tests,
+    }
+
+
+def _train_expert(
+    device: Device, network: Classifier, latents: dict[str, np.ndarray]
+) -> tuple[Expert, float]:
+    """Eq. 5 of the NMoE paper on cached latents, hold-out left aside."""
+    settings = device.config.expert
+    expert = device.expert(latents["train"].shape[1])
+    if settings.init != "scratch":
+        expert.load_state_dict(network.head.state_dict())
+    if settings.init == "head" or settings.epochs == 0:
+        return expert.eval(), 0.0
+    rows = torch.from_numpy(latents["train"][latents["kept"]]).to(device.torch_device)
+    labels = torch.from_numpy(latents["train-labels"][latents["kept"]]).to(device.torch_device)
+    adjustment = settings.logit_adjustment * device.log_prior
+    optimizer = torch.optim.AdamW(
+        expert.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    steps = settings.epochs * max(1, len(rows) // settings.batch_size)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in batch_indices(
+            len(rows), settings.batch_size, first=0, count=steps, seed=device.seed("expert")
+        ):
+            yield rows[chosen], labels[chosen]
+            decay.step()
+
+    result = fit(
+        expert,
+        batches(),
+        lambda batch: F.cross_entropy(expert(batch[0]) + adjustment, batch[1]),
+        optimizer=optimizer,
+    )
+    return expert, result.loss

@@ -1,0 +1,215 @@
+"""Stage 1 at the client: train the classifier on own images (strategies/fedce.py)."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower import records
+from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.data import normalise
+from nmoe_flower.errors import ReplyError
+from nmoe_flower.models import Classifier
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.training import FitResult, autocast, batch_indices, fit, generator, sgd
+
+__all__ = ["initial", "load_classifier", "predict", "test", "train", "train_classifier"]
+
+MOMENTUM = "momentum/"
+TEST_BATCH = 500
+
+
+def initial(message: Message, context: Context) -> Message:
+    """The initial classifier and gate: the same on every client of a seed."""
+    device = device_of(context)
+    network = device.fresh_classifier()
+    arrays = {
+        name: tensor.detach().cpu().numpy()
+        for name, tensor in network.parts(with_head=_shares_head(device)).items()
+    }
+    if device.config.extractor.momentum_at == "averaged":
+        arrays |= {
+            MOMENTUM + name: np.zeros(tuple(parameter.shape), np.float32)
+            for name, parameter in network.named_parameters()
+            if name in arrays
+        }
+    gate = device.gate(network.extractor.latent_dim)
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(device.train_labels)},
+        arrays={ARRAYS: records.from_numpy(arrays), "gate": records.pack(gate.state_dict())},
+    )
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train the received weights for this round's steps and return them."""
+    device = device_of(context)
+    settings = records.config_of(message)
+    server_round = int(settings[SERVER_ROUND])
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    network = device.classifier()
+    load_classifier(device, network, arrays, before=server_round)
+    extractor = device.config.extractor
+    averaged = extractor.momentum_at == "averaged"
+    optimizer = sgd(
+        network,
+        learning_rate=float(settings["learning-rate"]),
+        momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
+        weight_decay=extractor.weight_decay,
+    )
+    if averaged:
+        _load_momentum(network, optimizer, arrays)
+    steps = _steps(device)
+    result = train_classifier(
+        device, network, optimizer, first=(server_round - 1) * steps, steps=steps
+    )
+    if not _shares_head(device):
+        _save_head(device, network, server_round, int(settings.get("durable-round", 0)))
+    packed = records.pack(network.parts(with_head=_shares_head(device)))
+    if averaged:
+        packed = ArrayRecord({**packed, **_momentum(network, optimizer, packed)})
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(device.train_labels), "loss": result.loss},
+        arrays={ARRAYS: packed},
+    )
+
+
+def test(message: Message, context: Context) -> Message:
+    """Accuracy of the received classifier on this client's two tests."""
+    device = device_of(context)
+    network = device.classifier()
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    settings = records.config_of(message)
+    load_classifier(device, network, arrays, before=int(settings[SERVER_ROUND]) + 1)
+    metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
+    for name, indices in (("iid", device.indices.test_iid), ("local", device.indices.test_local)):
+        logits = predict(device, network, device.data.test.images, indices)
+        hits = logits.argmax(dim=1).numpy() == device.data.test.labels[indices]
+        metrics[f"accuracy-{name}"] = float(hits.mean())
+    return records.reply(message, metrics=metrics)
+
+
+def train_classifier(
+    device: Device,
+    network: Classifier,
+    optimizer: torch.optim.Optimizer,
+    *,
+    first: int,
+    steps: int,
+) -> FitResult:
+    """Take steps ``first ..`` of this client's stream of augmented batches."""
+    extractor = device.config.extractor
+    images, labels = device.train_images, torch.from_numpy(device.train_labels)
+    noise = generator(device.seed("augment", first))
+    adjustment = extractor.logit_adjustment * device.log_prior
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in batch_indices(
+            len(labels),
+            extractor.batch_size,
+            first=first,
+            count=steps,
+            seed=device.seed("batches"),
+        ):
+            batch = device.augment(normalise(images[chosen]), noise)
+            yield batch.to(device.torch_device), labels[chosen].to(device.torch_device)
+
+    def batch_loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = network(batch[0]).float() + adjustment
+        return F.cross_entropy(logits, batch[1], label_smoothing=extractor.label_smoothing)
+
+    return fit(
+        network,
+        batches(),
+        batch_loss,
+        optimizer=optimizer,
+        max_grad_norm=extractor.max_grad_norm,
+        bf16=device.bf16,
+    )
+
+
+@torch.inference_mode()
+def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.ndarray) -> Tensor:
+    """Run a network over images without augmentation: float32 on the CPU, rows as ``indices``."""
+    network.eval()
+    outputs = []
+    for start in range(0, len(indices), TEST_BATCH):
+        batch = normalise(images[indices[start : start + TEST_BATCH]]).to(device.torch_device)
+        with autocast(device.bf16, device.torch_device):
+            outputs.append(network(batch).float().cpu())
+    return torch.cat(outputs)
+
+
+def load_classifier(
+    device: Device, network: Classifier, arrays: Mapping[str, np.ndarray], *, before: int
+) -> None:
+    """Load received weights; a private head comes from the store, as it was before a round."""
+    shared = _shares_head(device)
+    records.load_into(network.parts(with_head=shared), arrays)
+    if shared:
+        return
+    rounds = [r for r in _head_rounds(device) if r < before]
+    if rounds:
+        head = device.store.load(_head_name(max(rounds)))
+    else:
+        head = {n: t.numpy() for n, t in device.fresh_classifier().head.state_dict().items()}
+    records.load_into(network.head.state_dict(), head)
+
+
+def _shares_head(device: Device) -> bool:
+    return device.config.extractor.reading == "shared-head"
+
+
+def _steps(device: Device) -> int:
+    extractor = device.config.extractor
+    if extractor.local_steps:
+        return extractor.local_steps
+    batches = max(1, len(device.train_labels) // extractor.batch_size)
+    return extractor.local_epochs * batches
+
+
+def _head_name(server_round: int) -> str:
+    return f"head-{server_round:06d}"
+
+
+def _head_rounds(device: Device) -> list[int]:
+    files = device.store.folder.glob("head-*.safetensors")
+    return sorted(int(path.stem.removeprefix("head-")) for path in files)
+
+
+def _save_head(device: Device, network: Classifier, server_round: int, durable: int) -> None:
+    """Keep the head after this round, and every one a resumed run could still ask for."""
+    head = {name: tensor.cpu().numpy() for name, tensor in network.head.state_dict().items()}
+    rounds = _head_rounds(device)
+    device.store.save(_head_name(server_round), head)
+    needed = max((r for r in rounds if r <= durable), default=0)
+    for old in rounds:
+        if old < needed:
+            device.store.drop(_head_name(old))
+
+
+def _load_momentum(
+    network: Classifier, optimizer: torch.optim.Optimizer, arrays: Mapping[str, np.ndarray]
+) -> None:
+    for name, parameter in network.named_parameters():
+        if (value := arrays.get(MOMENTUM + name)) is None:
+            continue
+        if value.shape != tuple(parameter.shape):
+            raise ReplyError(f"{MOMENTUM}{name}: shape {value.shape}, wanted {parameter.shape}")
+        buffer = torch.from_numpy(value.copy()).to(parameter.device)
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def _momentum(
+    network: Classifier, optimizer: torch.optim.Optimizer, sent: Mapping[str, object]
+) -> ArrayRecord:
+    buffers = {
+        MOMENTUM + name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in network.named_parameters()
+        if name in sent
+    }
+    return records.pack(buffers)

@@ -1,0 +1,170 @@
+"""Stage 3 at the client: train the shared gate on cached latents and answers."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from torch import Tensor
+from torch.nn import functional as F
+
+from nmoe_flower import records
+from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.expert import ANSWERS, LATENTS
+from nmoe_flower.losses import OBJECTIVES, load_balance, pseudo_client_targets
+from nmoe_flower.models import Gate
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
+
+__all__ = ["pool", "train", "train_pooled", "train_rolling"]
+
+POOLED = "pooled"
+Loss = Callable[[Tensor], Tensor]  # indices of a batch -> scalar
+
+
+def train(message: Message, context: Context) -> Message:
+    """FedGate: a few steps on this client's hold-out, with every expert frozen."""
+    device = device_of(context)
+    latents, answers = device.store.load(LATENTS), device.store.load(ANSWERS)
+    gate = _received(device, message, latents["holdout"].shape[1])
+    rows = (latents["holdout"], answers["holdout"], latents["holdout-labels"])
+    objective = _objective(device, gate, rows, message)
+    result = _fit(device, gate, objective, len(rows[0]), message)
+    return _reply(message, gate, len(latents["holdout"]), result)
+
+
+def train_rolling(message: Message, context: Context) -> Message:
+    """RollGate: name the pseudo client of each of this client's training latents."""
+    device = device_of(context)
+    latents = device.store.load(LATENTS)["train"]
+    gate = _received(device, message, latents.shape[1])
+    rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
+    targets = pseudo_client_targets(
+        len(rows),
+        device.partition,
+        device.num_clients,
+        keep=device.config.gate.keep,
+        generator=generator(device.seed("rolling-targets")),
+    ).to(device.torch_device)
+
+    def loss(chosen: Tensor) -> Tensor:
+        return F.cross_entropy(gate(rows[chosen]), targets[chosen])
+
+    return _reply(message, gate, len(rows), _fit(device, gate, loss, len(rows), message))
+
+
+def pool(message: Message, context: Context) -> Message:
+    """Hand over hold-out latents, answers and labels: for the global upper bound only."""
+    device = device_of(context)
+    latents, answers = device.store.load(LATENTS), device.store.load(ANSWERS)
+    pooled = {
+        "latents": latents["holdout"],
+        "answers": answers["holdout"],
+        "labels": latents["holdout-labels"],
+    }
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(pooled["labels"])},
+        arrays={POOLED: records.from_numpy(pooled)},
+    )
+
+
+def train_pooled(message: Message, context: Context) -> Message:
+    """Train a gate on everybody's pooled hold-out: as many steps and images as FedGate sees."""
+    device = device_of(context)
+    pooled = records.to_numpy(message.content.array_records[POOLED])
+    settings = device.config.gate
+    gate = _received(device, message, pooled["latents"].shape[1])
+    rows = (pooled["latents"], pooled["answers"], pooled["labels"])
+    objective = _objective(device, gate, rows, message)
+    result = _fit(
+        device,
+        gate,
+        objective,
+        len(pooled["labels"]),
+        message,
+        steps=settings.rounds * settings.local_steps,
+        batch_size=settings.batch_size * device.num_clients,
+    )
+    return _reply(message, gate, len(pooled["labels"]), result)
+
+
+def _round(message: Message) -> int:
+    return int(records.config_of(message)[SERVER_ROUND])
+
+
+def _received(device: Device, message: Message, latent_dim: int) -> Gate:
+    gate = device.gate(latent_dim)
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    records.load_into(gate.state_dict(), arrays)
+    return gate
+
+
+def _reply(message: Message, gate: Gate, size: int, result: FitResult) -> Message:
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: size, "loss": result.loss},
+        arrays={ARRAYS: records.pack(gate.state_dict())},
+    )
+
+
+def _objective(
+    device: Device, gate: Gate, cached: tuple[np.ndarray, np.ndarray, np.ndarray], message: Message
+) -> Loss:
+    """The configured objective over cached latents [N, D], answers [N, E, C] and labels [N]."""
+    settings = device.config.gate
+    rows, logits, truth = (
+        torch.from_numpy(np.array(value)).to(device.torch_device) for value in cached
+    )
+    options: dict[str, float | int] = {}
+    if settings.objective == "distill":
+        options["temperature"] = settings.temperature
+    elif settings.objective == "straight-through":
+        options["top_k"] = settings.top_k
+    objective = OBJECTIVES[settings.objective]
+    noise = generator(device.seed("gate-noise", _round(message)), device.torch_device)
+
+    def loss(chosen: Tensor) -> Tensor:
+        scores = gate(rows[chosen], generator=noise)
+        value = objective(scores, logits[chosen], truth[chosen], **options)
+        if settings.balance:
+            value = value + settings.balance * load_balance(scores.softmax(dim=1))
+        return value
+
+    return loss
+
+
+def _fit(
+    device: Device,
+    gate: Gate,
+    loss: Loss,
+    size: int,
+    message: Message,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+) -> FitResult:
+    """This round's steps through this client's shuffled rows."""
+    settings = device.config.gate
+    told = records.config_of(message)
+    count = steps or settings.local_steps
+    first = (_round(message) - 1) * count
+    optimizer = sgd(gate, learning_rate=float(told["learning-rate"]))
+
+    def batches() -> Iterator[Tensor]:
+        for chosen in batch_indices(
+            size,
+            batch_size or settings.batch_size,
+            first=first,
+            count=count,
+            seed=device.seed("gate-batches"),
+        ):
+            yield torch.from_numpy(chosen).to(device.torch_device)
+
+    return fit(
+        gate,
+        batches(),
+        loss,
+        optimizer=optimizer,
+        normalise_gradient=settings.normalise_gradient,
+    )

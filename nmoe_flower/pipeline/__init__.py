@@ -1,0 +1,48 @@
+"""The pipeline of the Networked MoE: three stages, the controls, the evaluation.
+
+Gao et al. 2025, arXiv:2511.01743, Fig. 2. A finished stage is checkpointed and never repeated; a
+run that was killed goes on inside the stage it was in.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from nmoe_flower.pipeline.evaluation import evaluate
+from nmoe_flower.pipeline.run import Journal, Run
+from nmoe_flower.pipeline.stages import (
+    STAGES,
+    train_controls,
+    train_experts,
+    train_extractor,
+    train_gates,
+)
+
+__all__ = [
+    "STAGES",
+    "Journal",
+    "Run",
+    "evaluate",
+    "run_pipeline",
+    "train_controls",
+    "train_experts",
+    "train_extractor",
+    "train_gates",
+]
+
+
+def run_pipeline(run: Run, *, announce: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Run every stage that is not finished yet; return the content of ``results.json``.
+
+    Raises:
+        RoundError: A stage did not gather what it needs.
+    """
+    run.connect()
+    for name, stage in STAGES.items():
+        if name in run.stages:
+            continue
+        announce(name)
+        stage(run)
+        run.stages.append(name)
+        run.save(f"{name}/done")
+    announce("evaluation")
+    return evaluate(run)

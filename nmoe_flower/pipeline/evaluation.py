@@ -1,0 +1,89 @@
+"""The last exchange: every client evaluates every gate; the rows of ``results.json``."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from nmoe_flower import metrics, records
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import ARRAYS, CONFIG, Action
+
+__all__ = ["evaluate"]
+
+PER_CLIENT = ("accuracy", "balanced-accuracy", "macro-f1", "auc")
+ROUTED = ("local-ratio", "bytes-per-sample")
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Metrics per client, then averaged, as in the paper: the content of ``results.json``."""
+    described = run.gather("describe", Action.DESCRIBE, RecordDict())
+    answers = run.gather("evaluation", Action.ROUTE, _question(run))
+    values = {p: records.metrics_of(content) for p, content in answers.items()}
+    first = values[min(values)]
+    methods = sorted({key.rpartition("/")[0] for key in first if key.endswith("/accuracy")})
+    rows, routing = [], {}
+    for key in methods:
+        method, _, test = key.rpartition("/")
+        rows.append(_row(run, method, test, values))
+        if f"{key}/routing" in first:
+            routing[key] = [list(metric[f"{key}/routing"]) for metric in values.values()]
+    return {
+        "rows": rows,
+        "routing": routing,
+        "stages": run.costs,
+        "partition": _partition(described),
+        "seconds": sum(cost["seconds"] for cost in run.costs.values()),
+    }
+
+
+def _question(run: Run) -> RecordDict:
+    """Gates, prototypes and controls: all that evaluation needs, in one message."""
+    controls = run.config.run.controls
+    arrays = {k: v for k, v in run.arrays.items() if k.startswith(("gate/", "centralized/"))}
+    if "prototypes" in run.arrays:
+        arrays["prototypes"] = run.arrays["prototypes"]
+    head = run.part("classifier/head.")
+    if "fedavg" in controls and head:
+        arrays |= {f"head/{name}": value for name, value in head.items()}
+    return RecordDict(
+        {
+            ARRAYS: records.from_numpy(arrays),
+            CONFIG: ConfigRecord({"controls": ",".join(controls)}),
+        }
+    )
+
+
+def _row(run: Run, method: str, test: str, values: dict[int, Mapping[str, Any]]) -> dict[str, Any]:
+    config, key = run.config, f"{method}/{test}"
+    per_client = {
+        name.replace("-", "_"): [float(metric[f"{key}/{name}"]) for metric in values.values()]
+        for name in (*PER_CLIENT, *ROUTED)
+        if f"{key}/{name}" in values[min(values)]
+    }
+    row: dict[str, Any] = {
+        "extractor": config.extractor.method,
+        "gate": method,
+        "scheme": config.data.scheme,
+        "tau": config.data.tau,
+        "test": test,
+        "seed": config.run.seed,
+        "clients": config.data.num_clients,
+        "top_k": config.gate.top_k,
+    }
+    row |= {name: float(np.nanmean(of_clients)) for name, of_clients in per_client.items()}
+    if "local_ratio" in row:
+        matrix = [list(metric[f"{key}/routing"]) for metric in values.values()]
+        row["local_ratio"] = metrics.local_ratio(matrix)
+    return {**row, "per_client": per_client}
+
+
+def _partition(described: dict[int, RecordDict]) -> dict[str, Any]:
+    counts = [records.metrics_of(content) for content in described.values()]
+    classes = next(iter(described.values())).config_records[CONFIG]["classes"]
+    return {
+        "train": [list(record["train-counts"]) for record in counts],
+        "test": [list(record["test-counts"]) for record in counts],
+        "classes": list(cast(list[str], classes)),
+    }

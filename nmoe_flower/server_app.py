@@ -1,0 +1,153 @@
+"""The ServerApp, and the one function both engines run: ``execute``."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+from flwr.app import Context
+from flwr.common import log as flower_log
+from flwr.serverapp import Grid, ServerApp
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import RoundError
+from nmoe_flower.pipeline import Run, run_pipeline
+from nmoe_flower.results import RunFolder
+
+__all__ = ["app", "execute", "settle"]
+
+app = ServerApp()
+
+SETTLED_AFTER = 3.0
+HINT = (
+    "for ten clients: flwr run . --federation-config "
+    "'num-supernodes=10 client-resources-num-cpus=1'"
+)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point of ``flwr run``: the clients are as many as the nodes that connect."""
+    config = Config.parse(context.run_config)
+    path = config.run.folder(context.run_id)
+    if (path / "config.toml").exists():
+        folder = RunFolder.resume(path)
+    else:
+        config = settle(grid, config, tell=lambda text: flower_log(logging.INFO, text))
+        folder = RunFolder.create(path, config)
+    flower_log(logging.INFO, "results go to %s", path)
+    execute(grid, folder, on_round=_Teller())
+
+
+def settle(
+    grid: Grid,
+    config: Config,
+    *,
+    tell: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Config:
+    """Wait for ``data.num-clients`` nodes, or for fewer that stay as they are; never in silence.
+
+    Raises:
+        RoundError: Fewer than two nodes within ``run.connect-timeout``.
+        ConfigError: The configuration cannot run with as few clients.
+    """
+    wanted, started = config.data.num_clients, clock()
+    count, since, told = 0, started, started - 2.0
+    while True:
+        now, present = clock(), len(list(grid.get_node_ids()))
+        if present != count:
+            count, since = present, now
+        if count >= wanted or (count >= 2 and now - since >= SETTLED_AFTER):
+            break
+        if now - started >= config.run.connect_timeout:
+            raise RoundError(
+                f"{count} nodes connected within {config.run.connect_timeout:g} s, "
+                f"data.num-clients is {wanted}, at least 2 are needed; {HINT}"
+            )
+        if now - told >= 2.0:
+            tell(f"waiting for nodes: {count} of {wanted} connected")
+            told = now
+        sleep(0.1)
+    if count == wanted:
+        return config
+    tell(
+        f"{count} SuperNodes are connected but data.num-clients is {wanted}: "
+        f"running with {count} clients; {HINT}"
+    )
+    return Config.parse({**config.flat(), "data.num-clients": count})
+
+
+def execute(
+    grid: Grid,
+    folder: RunFolder,
+    *,
+    on_round: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> None:
+    """Run the pipeline from where the folder's checkpoints left it, and write its results.
+
+    Args:
+        grid: Any Flower grid with ``data.num-clients`` nodes.
+        folder: A created or resumed run folder.
+        on_round: Called with every record as it is written.
+
+    Raises:
+        RoundError: The run cannot go on.
+    """
+
+    def journal(record: Mapping[str, Any]) -> None:
+        folder.append_round(record)
+        on_round(record)
+
+    run = Run(grid, folder.config, journal, checkpoints=folder.checkpoints)
+    checkpoint = folder.checkpoints.latest()
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    kept = iter(range(run.written))
+    folder.truncate_rounds(lambda _: next(kept, None) is not None)
+    results = run_pipeline(run)
+    _save_weights(folder, run)
+    folder.write_results(results)
+
+
+def _save_weights(folder: RunFolder, run: Run) -> None:
+    folder.save_weights("extractor", run.part("classifier/extractor."))
+    if head := run.part("classifier/head."):
+        folder.save_weights("head", head)
+    trained = {name.split("/")[1] for name in run.arrays if name.startswith("gate/")}
+    for method in sorted(trained - {"initial"}):
+        folder.save_weights(f"gate-{method}", run.part(f"gate/{method}/"))
+
+
+class _Teller:
+    """Log a line per stage, about one every two seconds, and every failure."""
+
+    def __init__(self) -> None:
+        self._stage, self._told = "", 0.0
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        for failure in record["failures"]:
+            flower_log(
+                logging.WARNING, "client %s dropped: %s", failure["partition"], failure["reason"]
+            )
+        last = record["round"] == record["rounds"]
+        if record["stage"] == self._stage and not last and now - self._told < 2.0:
+            return
+        self._stage, self._told = record["stage"], now
+        metrics = ", ".join(
+            f"{name} {value:.4f}"
+            for name, value in islice(record["metrics"].items(), 4)
+            if isinstance(value, int | float)
+        )
+        flower_log(
+            logging.INFO,
+            "%s %d/%d  %s  %.2f s",
+            record["stage"],
+            record["round"],
+            record["rounds"],
+            metrics,
+            record["seconds"],
+        )

@@ -1,0 +1,29 @@
+"""FedGate: federated averaging of the shared gate (Networked MoE, section III-C.3).
+
+Gao et al. 2025, arXiv:2511.01743: "we use FedAvg to synchronize the parameters of gating networks";
+a random 70 % of the clients train in every round.
+"""
+
+from typing import Unpack
+
+from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+
+__all__ = ["FedGate"]
+
+
+class FedGate(StreamingFedAvg):
+    """FedAvg of the gate over exactly ``round(0.7 N)`` clients per round, drawn from the seed.
+
+    The client trains the gate it is sent on held-out data of its own with the extractor and every
+    expert frozen, its gradients normalised, and returns the gate's weights.
+
+    Args:
+        fraction_train: The paper's 70 %; the only default that differs from FedAvg's.
+        **options: Those of ``StreamingFedAvg`` and FedAvg.
+    """
+
+    purpose = "gate"
+
+    def __init__(self, **options: Unpack[StreamingOptions]) -> None:
+        options.setdefault("fraction_train", 0.7)
+        super().__init__(**options)

@@ -1,0 +1,77 @@
+"""RollGate: one gate, handed from client to client (Networked MoE, section III-C.2).
+
+Gao et al. 2025, arXiv:2511.01743: "we roll the training of such a gating classifier in each client
+using local data recurrently until convergence".
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from nmoe_flower import records
+from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+
+__all__ = ["RollGate"]
+
+
+class RollGate(StreamingFedAvg):
+    """Client after client trains the same gate; no averaging, no two clients at once.
+
+    The client trains the gate it is sent to name a pseudo client: its own id for a share ``p`` of
+    its data, another client's for the rest; it returns the gate's weights. A client that fails is
+    skipped. Training has converged when a whole cycle through the clients moved the weights by
+    less than ``tolerance``, relative to their norm.
+
+    Args:
+        tolerance: Relative change over one cycle below which ``converged`` turns true.
+        **options: Those of ``StreamingFedAvg`` and FedAvg; ``fraction_train`` has no meaning here.
+    """
+
+    purpose = "rolling"
+
+    def __init__(self, *, tolerance: float = 0.01, **options: Unpack[StreamingOptions]) -> None:
+        super().__init__(**options)
+        self.tolerance = tolerance
+        self.converged = False
+        self._cycle = 1
+        self._cycle_start: dict[str, np.ndarray] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the gate to the next client in partition order."""
+        nodes = self.nodes(grid, max(1, self.min_available_nodes))
+        self._cycle = len(nodes)
+        turn = (server_round - 1) % len(nodes)
+        if turn == 0:
+            self._cycle_start = records.to_numpy(arrays)
+        return self.broadcast([nodes[turn]], arrays, self.round_config(server_round, config))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take over the client's gate; keep the old one if the client failed."""
+        latest, metrics = self._sent, None
+        for usable in self.usable(replies, arrays=True):
+            latest, metrics = usable.arrays, usable.metrics
+        if server_round % self._cycle == 0 and self._cycle_start:
+            self.converged = _relative_change(latest, self._cycle_start) < self.tolerance
+        return records.from_numpy(latest), metrics
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The gate at the start of the current cycle."""
+        return dict(self._cycle_start)
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore the gate at the start of the current cycle."""
+        self._cycle_start = dict(arrays)
+
+
+def _relative_change(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> float:
+    """||new - old|| / ||new|| over all arrays together; 0 where nothing moved."""
+    moved = sum(float(np.square(new[name] - old[name]).sum()) for name in new)
+    size = sum(float(np.square(value).sum()) for value in new.values())
+    return float(np.sqrt(moved / size)) if size > 0 else float(moved > 0)
