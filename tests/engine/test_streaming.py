@@ -1,0 +1,265 @@
+import random
+from collections.abc import Callable, Iterable, Sequence
+from unittest import mock
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmoe_flower.engine import InProcessGrid, StreamingGrid, answering, streaming
+
+
+class FakeGrid(Grid):
+    """Answers whenever ``choose(under way)`` says so; node ids above 1000 are refused."""
+
+    def __init__(
+        self,
+        choose: Callable[[list[str]], Sequence[str]],
+        *,
+        lost: Iterable[int] = (),
+        unavailable: Iterable[int] = (),
+        leave_out: bool = False,
+    ) -> None:
+        self._choose = choose
+        self._lost = set(lost)
+        self._unavailable = set(unavailable)
+        self._leave_out = leave_out
+        self._under_way: dict[str, Message] = {}
+        self.pushes: list[int] = []
+        self.unanswered = 0
+        self.most_under_way = 0
+        self.marker = "of the wrapped grid"
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
+        assert isinstance(messages, list)
+        self.pushes.append(len(messages))
+        ids: list[str | None] = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            message.metadata.__dict__["_message_id"] = f"id-{node}"
+            if node > 1000:
+                ids += [] if self._leave_out else [None]
+                continue
+            self._under_way[f"id-{node}"] = message
+            ids.append(f"id-{node}")
+        self.most_under_way = max(self.most_under_way, len(self._under_way))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        able = [
+            name
+            for name in message_ids
+            if self._under_way[name].metadata.dst_node_id not in self._lost
+        ]
+        return [self._reply(self._under_way.pop(name)) for name in self._choose(able)]
+
+    def _reply(self, message: Message) -> Message:
+        if message.metadata.dst_node_id not in self._unavailable:
+            return Message(message.content, reply_to=message)
+        error = Message(Error(5, "Node Unavailable"), reply_to=message)
+        error.metadata.__dict__["_src_node_id"] = 1
+        return error
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(9)
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        return [10, 11]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None):
+        raise AssertionError("the wrapped grid's own exchange is never used")
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    InProcessGrid(answering.ClientApp(), 1).close()
+
+
+def messages(nodes: Iterable[int]) -> list[Message]:
+    return [
+        Message(RecordDict({"config": ConfigRecord({"node": node})}), node, "train")
+        for node in nodes
+    ]
+
+
+def everything(able: list[str]) -> list[str]:
+    return able
+
+
+NODE_IDS = st.integers(2, 20) | st.integers(990, 1010)
+
+
+class Clock:
+    """Time passes only in sleep."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@given(
+    nodes=st.lists(NODE_IDS, unique=True, max_size=30),
+    lost=st.sets(NODE_IDS),
+    unavailable=st.sets(NODE_IDS),
+    window=st.integers(1, 12),
+    leave_out=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_one_reply_per_message_in_order_whatever_arrives_when(
+    nodes: list[int],
+    lost: set[int],
+    unavailable: set[int],
+    window: int,
+    leave_out: bool,
+    seed: int,
+) -> None:
+    chance = random.Random(seed)
+
+    def choose(able: list[str]) -> list[str]:
+        return chance.sample(able, chance.randint(0, len(able)))
+
+    grid = FakeGrid(choose, lost=lost, unavailable=unavailable, leave_out=leave_out)
+    wrapped = StreamingGrid(grid, window=window, poll=1.0)
+    timeout = 100.0 if lost.intersection(nodes) else None
+    with mock.patch.object(streaming, "time", Clock()):
+        replies = list(wrapped.send_and_receive(iter(messages(nodes)), timeout=timeout))
+
+    assert [reply.metadata.src_node_id for reply in replies] == nodes
+    for node, reply in zip(nodes, replies, strict=True):
+        if reply.has_content():
+            assert reply.content["config"]["node"] == node
+            assert node <= 1000
+            assert node not in lost | unavailable
+        else:
+            assert timeout or node > 1000 or node in unavailable
+            assert reply.error.reason
+    assert grid.most_under_way <= window
+
+
+def test_the_window_moves_only_when_a_reply_is_consumed() -> None:
+    grid = FakeGrid(everything)
+    replies = StreamingGrid(grid, window=4, poll=0.0).send_and_receive(messages(range(2, 12)))
+    assert grid.pushes == [4]  # sent before anybody iterates
+    for _ in range(4):
+        next(replies)
+    assert grid.pushes == [4]  # the fourth is still in the caller's hands: 3 + 4 = 7 may be out
+    next(replies)
+    assert grid.pushes == [4, 4]
+    assert len(list(replies)) == 5
+    assert grid.pushes == [4, 4, 2]
+
+
+def test_messages_are_read_as_the_window_moves() -> None:
+    taken = []
+
+    def source() -> Iterable[Message]:
+        for message in messages(range(2, 10)):
+            taken.append(message.metadata.dst_node_id)
+            yield message
+
+    replies = StreamingGrid(FakeGrid(everything), window=3, poll=0.0).send_and_receive(source())
+    assert taken == [2, 3, 4]
+    assert len(list(replies)) == 8
+    assert taken == list(range(2, 10))
+
+
+def test_a_silent_node_is_named_and_the_others_keep_their_replies() -> None:
+    grid = FakeGrid(everything, lost=[3])
+    wrapped = StreamingGrid(grid, window=2, poll=0.001)
+    replies = list(wrapped.send_and_receive(messages([2, 3, 4, 5]), timeout=0.01))
+    assert [reply.has_error() for reply in replies] == [False, True, False, True]
+    assert replies[1].metadata.src_node_id == 3
+    assert replies[1].error.reason == "no reply within 0.01 s"
+    # 4 was pushed when 2 was consumed and had answered; 5 had no room before the deadline.
+    assert replies[3].error.reason == "not sent: the exchange ended after 0.01 s"
+
+
+def test_an_error_of_the_superlink_is_put_down_to_the_node_it_was_meant_for() -> None:
+    grid = FakeGrid(everything, unavailable=[7])
+    (reply,) = StreamingGrid(grid, poll=0.0).send_and_receive(messages([7]))
+    assert reply.metadata.src_node_id == 7
+    assert reply.error == Error(5, "Node Unavailable")
+
+
+@pytest.mark.parametrize("leave_out", [True, False], ids=["left out", "None"])
+def test_a_refused_message_is_answered_with_an_error(leave_out: bool) -> None:
+    grid = FakeGrid(everything, leave_out=leave_out)
+    replies = list(StreamingGrid(grid, poll=0.0).send_and_receive(messages([2, 2000, 3])))
+    assert [reply.has_error() for reply in replies] == [False, True, False]
+    assert replies[1].error.reason == "refused: no such node 2000"
+    assert replies[1].metadata.src_node_id == 2000
+
+
+def test_no_messages_no_replies() -> None:
+    grid = FakeGrid(everything)
+    assert list(StreamingGrid(grid).send_and_receive([])) == []
+    assert grid.pushes == []
+
+
+def test_it_keeps_no_reference_to_a_reply_it_handed_over() -> None:
+    import gc
+    import weakref
+
+    replies = StreamingGrid(FakeGrid(everything), window=3, poll=0.0).send_and_receive(
+        messages(range(2, 8))
+    )
+    gc.disable()
+    try:
+        for _ in range(6):
+            seen = weakref.ref(next(replies))
+            assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_around_wraps_once() -> None:
+    wrapped = StreamingGrid.around(FakeGrid(everything))
+    assert StreamingGrid.around(wrapped) is wrapped
+
+
+def test_everything_else_is_the_wrapped_grids() -> None:
+    grid = FakeGrid(everything)
+    wrapped = StreamingGrid(grid)
+    assert wrapped.get_node_ids() == [10, 11]
+    assert [node.node_id for node in wrapped.get_nodes()] == [10, 11]
+    assert wrapped.run.run_id == 9
+    assert wrapped.marker == "of the wrapped grid"
+    assert wrapped.push_messages(messages([2])) == ["id-2"]
+    assert len(wrapped.pull_messages(["id-2"])) == 1
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        wrapped.no_such_thing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("attributes", "seconds"),
+    [
+        ({"pull_interval": 0.1}, 0.02),
+        ({"pull_interval": 0.005}, 0.005),
+        ({"pull_blocks": True}, 0.0),
+        ({}, 0.1),
+    ],
+)
+def test_how_often_it_asks(attributes: dict[str, object], seconds: float) -> None:
+    grid = FakeGrid(everything)
+    vars(grid).update(attributes)
+    assert streaming._poll_for(grid) == seconds
+
+
+def test_a_window_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        StreamingGrid(FakeGrid(everything), window=0)
