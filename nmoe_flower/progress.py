@@ -8,15 +8,16 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
-__all__ = ["Follower", "Format", "Progress", "make_progress"]
+__all__ = ["Follower", "Format", "Progress", "duration", "make_progress"]
 
 Format = Literal["auto", "text", "json"]
 
 _INTERVAL = 2.0
-_SHOWN = ("loss", "accuracy", "balanced_accuracy")
+_MOST_METRICS = 4
 
 
 class Progress(Protocol):
@@ -167,7 +168,7 @@ class _Live:
     def _time_left(self, stage: str, done: int, total: int) -> str:
         begun, skipped = self._started[stage]
         pace = (self._clock() - begun) / max(done - skipped, 1)
-        return f"{_duration(pace * (total - done))} left"
+        return f"{duration(pace * (total - done))} left"
 
 
 def _position(record: Mapping[str, Any]) -> str:
@@ -176,18 +177,18 @@ def _position(record: Mapping[str, Any]) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> str:
-    """Loss and accuracy, clients, bytes and seconds of one round.
+    """The first metrics, clients, bytes and seconds of one round.
 
     >>> _facts({"metrics": {"loss": 1.25}, "clients": [0, 1], "bytes_up": 2_000_000,
     ...         "bytes_down": 0, "seconds": 0.5})
     'loss 1.250  2 ok  2.0 MB  0.50 s/round'
     """
-    metrics = record.get("metrics") or {}
-    facts = [
-        f"{name.replace('_', ' ')} {metrics[name]:.3f}"
-        for name in _SHOWN
-        if isinstance(metrics.get(name), int | float)
-    ]
+    numbers = {
+        name: value
+        for name, value in (record.get("metrics") or {}).items()
+        if isinstance(value, int | float)
+    }
+    facts = [f"{name} {value:.3f}" for name, value in islice(numbers.items(), _MOST_METRICS)]
     failed = len(record.get("failures") or ())
     clients = len(record.get("clients") or ())
     if clients or failed:
@@ -222,10 +223,10 @@ def _size(count: float) -> str:
     return f"{count / 1000:.1f} GB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds for people.
 
-    >>> _duration(8), _duration(75), _duration(7300)
+    >>> duration(8), duration(75), duration(7300)
     ('8 s', '1 min 15 s', '2 h 1 min')
     """
     whole = round(seconds)

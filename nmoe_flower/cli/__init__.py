@@ -1,0 +1,153 @@
+"""The ``nmoe`` command. Heavy imports wait until a command needs them."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from nmoe_flower import __version__
+from nmoe_flower.errors import NMoEError
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 if it finished and produced its results, 1 if it failed, 130 after Ctrl-C. Wrong usage
+        leaves through ``SystemExit(2)``, as argparse does it.
+    """
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    try:
+        code = command(args)
+        sys.stdout.flush()
+        return code
+    except NMoEError as error:
+        print(f"nmoe: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("nmoe: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # the reader has left; nothing more can be told
+    except Exception:
+        traceback.print_exc()
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nmoe",
+        description="Federated learning of Networked Mixture-of-Experts on Flower.",
+    )
+    parser.add_argument("--version", action="version", version=f"nmoe-flower {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="train and evaluate: all stages of a recipe"))
+    _add_partition(commands.add_parser("partition", help="show which client holds what"))
+    _add_report(commands.add_parser("report", help="tables and figures from finished runs"))
+    _add_config(commands.add_parser("config", help="print the resolved configuration"))
+    _add_bench(commands.add_parser("bench", help="measure the engines"))
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override configuration keys, as in --set data.num-clients=20 gate.top-k=2",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--engine", choices=("inprocess", "ray"), default="inprocess")
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="client processes (default: one per core); 0: clients run in this process",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where run folders go (./runs)")
+    parser.add_argument("--name", help="the run folder's name (run.name)")
+    parser.add_argument("--seed", type=_count, help="of every random choice (run.seed)")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue a stopped run")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that is there")
+    parser.add_argument("--format", choices=("auto", "text", "json"), default="auto")
+    parser.add_argument("--no-figures", action="store_true")
+
+    def command(args: argparse.Namespace) -> int:
+        if args.resume and (args.recipe or args.out or args.name or args.overwrite):
+            parser.error(
+                "--resume takes the configuration and the folder from RUN_DIR: "
+                "leave out the recipe, --out, --name and --overwrite"
+            )
+        if args.engine == "ray" and args.workers == 0:
+            parser.error("--workers 0 is for --engine inprocess; ray needs at least 1")
+        from nmoe_flower.cli.run import run
+
+        return run(args)
+
+    parser.set_defaults(command=command)
+
+
+def _add_partition(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="(partition.png)")
+
+    def command(args: argparse.Namespace) -> int:
+        from nmoe_flower.cli.inspect import partition
+
+        return partition(args.recipe, args.overrides, args.out)
+
+    parser.set_defaults(command=command)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR")
+
+    def command(args: argparse.Namespace) -> int:
+        from nmoe_flower.cli.inspect import report
+
+        return report(args.runs, args.out)
+
+    parser.set_defaults(command=command)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+
+    def command(args: argparse.Namespace) -> int:
+        from nmoe_flower.cli.inspect import config
+
+        return config(args.recipe, args.overrides)
+
+    parser.set_defaults(command=command)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("rounds",))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+
+    def command(args: argparse.Namespace) -> int:
+        rounds = import_module(f"nmoe_flower.bench.{args.what}")
+        return int(rounds.main(args.arguments))
+
+    parser.set_defaults(command=command)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; allowed: 0 or more")
+    return value

@@ -1,0 +1,117 @@
+"""``nmoe partition``, ``nmoe report`` and ``nmoe config``: look at data, results and settings."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+import numpy.typing as npt
+from pydantic.fields import FieldInfo
+
+from nmoe_flower.cli.summary import aligned
+from nmoe_flower.config import Config
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.progress import make_progress
+
+__all__ = ["config", "partition", "report"]
+
+Counts = npt.NDArray[np.int64]
+
+
+def partition(recipe: Path | None, overrides: Sequence[str], out: Path | None) -> int:
+    """Print who holds what, train and test, and draw it into ``out`` (``partition.png``)."""
+    from nmoe_flower.cli.data import open_data
+    from nmoe_flower.data import label_counts
+    from nmoe_flower.report import draw_partition
+
+    settings = Config.load(recipe, overrides)
+    data, clients = open_data(settings, make_progress("text", sys.stderr))
+    train = label_counts(data.train.labels, [c.train for c in clients], data.num_classes)
+    test = label_counts(data.test.labels, [c.test_local for c in clients], data.num_classes)
+    for title, counts in (("train", train), ("local test", test)):
+        print(f"{title} samples of {data.name}")
+        print(_table(counts, data.class_names), end="\n\n")
+    iid = sum(len(client.test_iid) for client in clients)
+    print(f"IID test: {iid:,} samples, {iid // len(clients):,} per client, every class alike")
+    try:
+        path = out or Path("partition.png")
+        draw_partition(train.tolist(), test.tolist(), data.class_names, path)
+        print(f"drawn to {path}")
+    except NMoEError as error:
+        if out is not None:
+            raise
+        print(f"nmoe: not drawn: {error}", file=sys.stderr)
+    return 0
+
+
+def _table(counts: Counts, class_names: Sequence[str]) -> str:
+    rows = [["client", *(name[:10] for name in class_names), "total", "dominant"]]
+    for client, row in enumerate(counts):
+        share = row.max() / max(row.sum(), 1)
+        rows.append([str(client), *map(str, row), str(row.sum()), f"{share:.1%}"])
+    rows.append(["all", *map(str, counts.sum(axis=0)), str(counts.sum()), ""])
+    return aligned(rows)
+
+
+def report(runs: Sequence[Path], out: Path) -> int:
+    """Write tables and figures of finished runs."""
+    from nmoe_flower.report import write_report
+
+    print(f"report  {write_report(runs, out)}")
+    return 0
+
+
+def config(recipe: Path | None, overrides: Sequence[str]) -> int:
+    """Print the resolved recipe; every key has a comment that says what it may be."""
+    settings = Config.load(recipe, overrides)
+    for name, section in Config.model_fields.items():
+        model: Any = section.annotation
+        print(f"[{name}]")
+        for key, field in model.model_fields.items():
+            value = getattr(getattr(settings, name), key)
+            print(f"# {_comment(field)}")
+            print(f"{field.alias or key.replace('_', '-')} = {_toml(value)}")
+        print()
+    return 0
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _comment(field: FieldInfo) -> str:
+    """The description, and what is allowed.
+
+    >>> from nmoe_flower.config import DataConfig
+    >>> _comment(DataConfig.model_fields["tau"])
+    'dominant share is 1 / (1 + tau) (number > 0)'
+    """
+    allowed = _allowed(field)
+    if not field.description:
+        return allowed
+    return field.description if allowed == "text" else f"{field.description} ({allowed})"
+
+
+def _allowed(field: FieldInfo) -> str:
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        if get_origin(inner) is Literal:
+            return f"list of {', '.join(map(str, get_args(inner)))}"
+        return "list of whole numbers" if inner is int else "list of numbers"
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return "text"
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    bounds = [
+        f"{sign} {getattr(bound, name):g}"
+        for bound in field.metadata
+        for name, sign in signs.items()
+        if hasattr(bound, name)
+    ]
+    return " ".join(["whole number" if kind is int else "number", " and ".join(bounds)]).strip()

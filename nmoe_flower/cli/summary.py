@@ -1,0 +1,84 @@
+"""What ``nmoe run`` prints at the end, and the plain tables of the other commands."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.progress import duration
+from nmoe_flower.results import RunFolder
+
+__all__ = ["aligned", "print_summary"]
+
+# Heading, key in a row of results.json, test it is taken from.
+_COLUMNS = (
+    ("accuracy local", "accuracy", "local"),
+    ("iid", "accuracy", "iid"),
+    ("balanced local", "balanced_accuracy", "local"),
+    ("iid", "balanced_accuracy", "iid"),
+    ("local ratio", "local_ratio", "local"),
+    ("bytes/sample", "bytes_per_sample", "local"),
+)
+_MOST_FAILURES = 10
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table of text: the first column to the left, the others to the right.
+
+    >>> print(aligned([["gate", "accuracy"], ["local", "0.9"]]))
+    gate   accuracy
+    local       0.9
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def print_summary(
+    folder: RunFolder, figures: Sequence[Path], seconds: float, *, as_json: bool
+) -> None:
+    """Print the results by gate, what failed, the time, and where the files are."""
+    rows: list[dict[str, Any]] = json.loads(folder.results_path.read_bytes())["rows"]
+    failures = _failures(folder)
+    if as_json:
+        plain = [{key: value for key, value in row.items() if key != "per_client"} for row in rows]
+        found = [{"partition": who, "reason": why, "times": n} for (who, why), n in failures]
+        end = {"finished": True, "folder": str(folder.path), "seconds": round(seconds, 3)}
+        print(json.dumps({**end, "failures": found, "rows": plain}))
+        return
+    print()
+    print(_table(rows))
+    print()
+    for (who, why), times in failures[:_MOST_FAILURES]:
+        print(f"dropped {times} x client {who}: {why}")
+    if len(failures) > _MOST_FAILURES:
+        print(f"... and {len(failures) - _MOST_FAILURES} more reasons in {folder.rounds_path}")
+    print(f"results  {folder.results_path}")
+    if figures:
+        print(f"figures  {figures[0].parent} ({len(figures)} files)")
+    print(f"time     {duration(seconds)}")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per gate, then per control; ``+prior`` follows its plain gate."""
+    gates = {(str(row["gate"]), str(row["test"])): row for row in rows}
+    lines = [["gate", *(heading for heading, _, _ in _COLUMNS)]]
+    for gate in sorted({gate for gate, _ in gates}, key=lambda name: (":" in name, name)):
+        found = [gates.get((gate, test), {}).get(key) for _, key, test in _COLUMNS]
+        shares = ["-" if value is None else f"{value:.3f}" for value in found[:-1]]
+        sent = "-" if found[-1] is None else f"{found[-1]:,.0f}"
+        lines.append([gate, *shares, sent])
+    return aligned(lines)
+
+
+def _failures(folder: RunFolder) -> list[tuple[tuple[Any, str], int]]:
+    """Who was dropped for what and how often, the most frequent first."""
+    return Counter(
+        (failure.get("partition"), str(failure.get("reason")))
+        for record in folder.rounds()
+        for failure in record.get("failures") or ()
+    ).most_common()
