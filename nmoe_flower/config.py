@@ -96,11 +96,14 @@ class ExtractorConfig(_Section):
     widths: Ints = Field((), description="channels per stage; empty: the backbone's own")
     stem: str = Field("", description="resnet18: cifar, pool or patch; empty: the backbone's own")
     pool: Literal["last", "last-mean", "last-max", "multi"] = "last"
-    rounds: int = Field(150, ge=0)
+    head: Literal["expert", "linear"] = Field(
+        "expert", description="what stage 1 trains on the latents: an expert's MLP, or one layer"
+    )
+    rounds: int = Field(120, ge=0)
     local_steps: int = Field(1, ge=0, description="steps per round; 0: use local-epochs")
     local_epochs: int = Field(0, ge=0)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(0.2, gt=0, description="the schedule's peak")
+    learning_rate: float = Field(0.05, gt=0, description="the schedule's peak")
     schedule: Literal["triangular", "cosine", "constant"] = "triangular"
     warmup: float = Field(0.15, ge=0, lt=1, description="share of the rounds")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov")
@@ -222,6 +225,12 @@ class Config(_Section):
         if self.gate.distribution and len(self.gate.distribution) != clients:
             raise ValueError(
                 f"gate.distribution has {len(self.gate.distribution)} entries for {clients} experts"
+            )
+        if self.expert.init != "scratch" and self.extractor.head == "linear" and self.expert.hidden:
+            raise ValueError(
+                f"expert.init = {self.expert.init} starts from the stage-1 head, but extractor.head "
+                "is linear and expert.hidden is not empty: use expert.init = scratch, "
+                "extractor.head = expert or an empty expert.hidden"
             )
         if self.expert.sharing == "none" and set(self.gate.methods) != {"local"}:
             raise ValueError(

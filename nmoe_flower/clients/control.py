@@ -45,10 +45,11 @@ def train(message: Message, context: Context) -> Message:
 def _local_classifier(device: Device, steps: int) -> float:
     """The stage-1 network on this client's images alone, in as many steps.
 
-    A batch is ``num_clients`` times smaller than the federation's, and so is the learning rate.
+    A batch is ``num_clients`` times smaller than the federation's, so the learning rate is smaller
+    by the square root of that, as the noise of the gradient grows.
     """
     network = device.fresh_classifier()
-    rate = device.config.extractor.learning_rate / device.num_clients
+    rate = device.config.extractor.learning_rate / device.num_clients**0.5
     optimizer = _optimizer(device, network, rate)
     follow = _follow_schedule(device, optimizer, rate, steps)
     block, losses = max(1, steps // 100), []

@@ -122,6 +122,10 @@ class Device:
             self.config, self.data.image_shape, self.data.num_classes, self.torch_device
         )
 
+    def head(self, latent_dim: int) -> Expert:
+        """A fresh head of stage 1."""
+        return Expert(latent_dim, self.data.num_classes, hidden=_head_hidden(self.config))
+
     def expert(self, latent_dim: int) -> Expert:
         """A fresh expert, the same on every client."""
         with _seeded(self.config, "expert"):
@@ -170,6 +174,10 @@ def _device(run_config: str, run_id: int, partition: int, num_clients: int) -> D
     return Device(config, partition, num_clients, Store(Path(folder)))
 
 
+def _head_hidden(config: Config) -> tuple[int, ...]:
+    return config.expert.hidden if config.extractor.head == "expert" else ()
+
+
 def _build_classifier(
     config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
 ) -> Classifier:
@@ -184,7 +192,7 @@ def _build_classifier(
             stem=extractor.stem or None,
             pool=extractor.pool,
         )
-        head = Expert(body.latent_dim, num_classes, hidden=config.expert.hidden)
+        head = Expert(body.latent_dim, num_classes, hidden=_head_hidden(config))
     network = Classifier(body, head).to(device)
     return network.to(memory_format=torch.channels_last).eval()
 

@@ -122,7 +122,7 @@ def _controls(
     device: Device, received: Arrays, controls: list[str], test: str, latents: Tensor
 ) -> Iterator[Answered]:
     if head := _part(received, "head/"):
-        classifier = device.expert(latents.shape[1]).cpu().eval()
+        classifier = device.head(latents.shape[1]).eval()
         records.load_into(classifier.state_dict(), head)
         with torch.inference_mode():
             yield Answered("control:fedavg", classifier(latents).softmax(dim=1), None)

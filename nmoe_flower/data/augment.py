@@ -26,7 +26,11 @@ def normalise(images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
     >>> normalise(np.array([[[[0], [255]]]], dtype=np.uint8)).flatten().tolist()
     [-2.0, 2.0]
     """
-    pixels = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    pixels = (
+        torch.from_numpy(np.require(images, requirements="W"))
+        if isinstance(images, np.ndarray)
+        else images
+    )
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise DataError(
             f"images are {pixels.dtype} of shape {tuple(pixels.shape)}; "

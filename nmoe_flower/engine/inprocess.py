@@ -222,9 +222,8 @@ def _own_copy(message: Message) -> Message:
 
 def _identify() -> None:
     """Messages can be built only by a process with an identity; in a Flower run it has one."""
-    if TaskIdentity._run_id is None:
-        TaskIdentity.run_id = 1
-    if TaskIdentity._node_id is None:
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
-    if TaskIdentity._task_id is None:
-        TaskIdentity.task_id = 1
+    for name, value in (("run_id", 1), ("node_id", SUPERLINK_NODE_ID), ("task_id", 1)):
+        try:
+            getattr(TaskIdentity, name)
+        except RuntimeError:
+            setattr(TaskIdentity, name, value)

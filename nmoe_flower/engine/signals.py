@@ -11,23 +11,32 @@ __all__ = ["interruptible", "uninterrupted"]
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
+# Windows has no SIGHUP.
+_STOPS = tuple(
+    number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")
+)
+
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does."""
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does; what nohup ignores stays ignored."""
 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with _handlers({signal.SIGTERM: leave, signal.SIGHUP: leave}):
+    heeded = [
+        number
+        for number in _STOPS
+        if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN
+    ]
+    with _handlers(dict.fromkeys(heeded, leave)):
         yield
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold signals off for the few seconds a take-down needs."""
-    ignored = signal.SIG_IGN
-    with _handlers({signal.SIGINT: ignored, signal.SIGTERM: ignored, signal.SIGHUP: ignored}):
+    with _handlers(dict.fromkeys(_STOPS, signal.SIG_IGN)):
         yield
 
 

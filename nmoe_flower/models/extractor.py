@@ -17,6 +17,7 @@ from nmoe_flower.models.norm import NORMS, check_choice
 
 POOLS: Final = ("last", "last-max", "last-mean", "multi")
 MULTI_GRID: Final = 3
+LATENT_SCALE: Final = 0.25
 
 
 class Extractor(nn.Module):
@@ -50,6 +51,10 @@ class StagedExtractor(Extractor):
 
     The cut ``multi`` joins the mean of the last stage with every earlier stage pooled to a 3x3
     grid; earlier maps serve self-supervised training, whose last layer is a poor feature.
+
+    Each latent is then centred and scaled to the root mean square ``LATENT_SCALE``, so one
+    learning rate suits the convolutions and a head at any width: raw maxima share a large
+    positive mean, on which a head of several layers died at the rate the convolutions need.
     """
 
     def __init__(
@@ -63,7 +68,12 @@ class StagedExtractor(Extractor):
         self.latent_dim = widths[-1] + earlier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Latents [B, D] of images [B, C, H, W]."""
+        """Latents [B, D] of images [B, C, H, W], each of mean 0 and one scale."""
+        pooled = self.pooled(images)
+        return F.layer_norm(pooled, pooled.shape[1:]) * LATENT_SCALE
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The pooled maps [B, D] before they are centred and scaled, float32."""
         maps = self.stem(images)
         earlier = []
         for stage in self.stages:

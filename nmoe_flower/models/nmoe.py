@@ -202,9 +202,10 @@ class CentralizedMoE(nn.Module):
     """The classical mixture of experts: one machine, all parts trained together.
 
     With one expert per image the weight after top-1 is the constant 1 and the gate would learn
-    nothing from labels. So for ``top_k=1`` the softmax comes before the choice, as in the Switch
-    Transformer (Fedus et al., 2021): the chosen expert's logits are scaled by its gate
-    probability. For more experts the answer is Eq. 1, whose weights do carry a gradient.
+    nothing from labels. So for ``top_k=1`` the chosen expert's logits are scaled by p / p, where
+    only the numerator carries a gradient: forward this is Eq. 1, backward the relative form of the
+    Switch Transformer's scaling by p (Fedus et al., 2021), which on its own would also shrink every
+    expert's logits by the number of experts. For more experts Eq. 1 carries a gradient itself.
     """
 
     def __init__(self, extractor: nn.Module, gate: Gate, experts: LocalExperts) -> None:
@@ -225,7 +226,8 @@ class CentralizedMoE(nn.Module):
         routing = route_top_k(scores, self.gate.top_k)
         logits = self.experts(latents, routing.expert_ids)
         if self.gate.top_k == 1:
-            scale = gates.gather(1, routing.expert_ids)
+            chosen = gates.gather(1, routing.expert_ids)
+            scale = chosen / chosen.detach()
             return Mixture((scale * logits[:, 0]).log_softmax(dim=1), gates, routing)
         log_weights = routing.weights.log()[..., None]
         mixed = (log_weights + logits.log_softmax(dim=2)).logsumexp(dim=1)

@@ -35,7 +35,8 @@ def test_latents_are_float32_and_every_parameter_learns(name: str, norm: str) ->
     latents = extractor(pixels(SMALL[name]))
     assert latents.shape == (4, extractor.latent_dim)
     assert latents.dtype == torch.float32
-    latents.square().sum().backward()  # type: ignore[no-untyped-call]
+    # A sum of squares would be constant, since every latent has one length.
+    torch.arange(latents.numel()).view_as(latents).mul(latents).sum().backward()
     for key, parameter in extractor.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
@@ -62,8 +63,7 @@ def test_the_cut_sets_the_latent_size(name: str, pool: str, expected: int) -> No
 def test_the_cut_pools_the_maps_of_the_stages() -> None:
     def latents(pool: str) -> Tensor:
         stages = [nn.Identity(), nn.MaxPool2d(2)]
-        result: Tensor = StagedExtractor(nn.Identity(), stages, (1, 1), pool=pool)(maps)
-        return result
+        return StagedExtractor(nn.Identity(), stages, (1, 1), pool=pool).pooled(maps)
 
     maps = torch.arange(36.0).view(1, 1, 6, 6)
     # After pooling 2x2 the last stage holds 7 9 11 / 19 21 23 / 31 33 35: mean 21, maximum 35.
@@ -72,6 +72,14 @@ def test_the_cut_pools_the_maps_of_the_stages() -> None:
     assert latents("last-mean").tolist() == [[21.0]]
     cells = [3.5, 5.5, 7.5, 15.5, 17.5, 19.5, 27.5, 29.5, 31.5]
     assert latents("multi").tolist() == [[21.0, *cells]]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_latents_have_mean_zero_and_one_scale(name: str) -> None:
+    latents = build_extractor(name, **SMALL[name])(5 * pixels(SMALL[name]) + 1)
+    assert latents.mean(1).abs().max() < 1e-6
+    rms = latents.square().mean(1).sqrt()
+    assert torch.allclose(rms, torch.full_like(rms, 0.25), rtol=1e-3)
 
 
 def test_default_sizes() -> None:

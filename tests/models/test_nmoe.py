@@ -205,7 +205,7 @@ def test_a_half_broken_answer_is_not_hidden():
     assert prediction.probabilities.isnan().any()
 
 
-def test_centralized_top_1_scales_the_logits_by_the_gate():
+def test_centralized_top_1_answers_with_the_chosen_expert_alone():
     made = experts()
     gate = Gate(D, E)
     nn.init.normal_(gate.head.weight, generator=source(5))
@@ -214,10 +214,30 @@ def test_centralized_top_1_scales_the_logits_by_the_gate():
     for b, latent in enumerate(images.flatten(1)):
         probabilities = gate(latent[None])[0].softmax(0)
         best = int(probabilities.argmax())
-        expected = (probabilities[best] * made[best](latent)).log_softmax(0)
+        expected = made[best](latent).log_softmax(0)
         torch.testing.assert_close(mixture.log_probabilities[b], expected)
         torch.testing.assert_close(mixture.gate_probabilities[b], probabilities)
         assert mixture.routing.expert_ids[b].tolist() == [best]
+
+
+def test_centralized_top_1_gives_the_gate_the_relative_gradient_of_the_chosen_score():
+    """With z = (p / sg(p)) H and L = -log softmax(z)_y: dL/dp = sum_c (softmax_c - [c = y]) H_c / p.
+
+    One image, two experts, scores s: dp_1/ds_1 = p_1 (1 - p_1), dp_1/ds_2 = -p_1 p_2, so
+    dL/ds_1 = g (1 - p_1) and dL/ds_2 = -g p_2 with g = sum_c (softmax_c - [c = y]) H_c.
+    """
+    made = experts()[:2]
+    gate = Gate(D, 2)
+    with torch.no_grad():
+        gate.head.bias.copy_(torch.tensor([1.0, 0.0]))
+    image = normal(1, 1, 2, 3)
+    CentralizedMoE(nn.Flatten(), gate, LocalExperts(made))(image).log_probabilities[
+        0, 0
+    ].neg().backward()
+    logits = made[0](image.flatten(1))[0].detach()
+    g = ((logits.softmax(0) - torch.eye(C)[0]) * logits).sum()
+    p = torch.tensor([1.0, 0.0]).softmax(0)
+    torch.testing.assert_close(gate.head.bias.grad, torch.stack([g * (1 - p[0]), -g * p[1]]))
 
 
 def test_centralized_top_k_is_the_networked_mixture():
