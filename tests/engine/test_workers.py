@@ -1,5 +1,7 @@
 import importlib
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -204,6 +206,40 @@ def test_close_leaves_no_process_and_no_memory() -> None:
     assert time.monotonic() - start < 2 * workers._CLOSE_SECONDS
     assert not any(Path("/proc", str(pid)).exists() for pid in pids)
     assert not any(Path("/dev/shm", name.lstrip("/")).exists() for name in names)
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from nmoe_flower.engine import InProcessGrid
+
+grid = InProcessGrid("echo_app:app", 2, workers=2)  # no main guard: workers do not run this file
+content = RecordDict({"arrays": ArrayRecord([]), "config": ConfigRecord({"0": "hang"})})
+messages = [Message(content, node, "query.trouble") for node in (1, 2)]
+ids = grid.push_messages(messages)
+print(len(list(grid.pull_messages(ids))), *grid._backend._arena._owned, flush=True)
+if sys.argv[2] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("how", ["kill", "exit"])
+def test_no_process_outlives_its_parent(how: str, tmp_path: Path) -> None:
+    """Every process holds the error pipe, so ``run`` returns when the last of them has ended."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(Path(__file__).parent), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    answered, *names = done.stdout.split()
+    assert answered == "1"
+    assert names
+    assert not any(Path("/dev/shm", name.lstrip("/")).exists() for name in names)
+    if how == "kill":
+        assert done.returncode == -signal.SIGKILL
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_app_that_a_worker_cannot_import() -> None:
