@@ -103,7 +103,7 @@ class ExtractorConfig(_Section):
     local_steps: int = Field(1, ge=0, description="steps per round; 0: use local-epochs")
     local_epochs: int = Field(0, ge=0)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(0.05, gt=0, description="the schedule's peak")
+    learning_rate: float = Field(0.1, gt=0, description="the schedule's peak")
     schedule: Literal["triangular", "cosine", "constant"] = "triangular"
     warmup: float = Field(0.15, ge=0, lt=1, description="share of the rounds")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov")
