@@ -11,10 +11,8 @@ __all__ = ["interruptible", "uninterrupted"]
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
-# Windows has no SIGHUP.
-_STOPS = tuple(
-    number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")
-)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_STOPS = tuple(number for number in signal.Signals if number.name in _NAMES)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,328 @@
+"""The nmoe command: arguments, exit codes, messages. The pipeline itself is replaced."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nmoe_flower.server_app
+from nmoe_flower import cli
+from nmoe_flower.cli import run as run_module
+from nmoe_flower.config import Config
+from nmoe_flower.errors import EngineError
+from nmoe_flower.results import RunFolder
+
+ROW = {"gate": "local", "accuracy": 0.5, "balanced_accuracy": 0.25, "per_client": {"accuracy": []}}
+RESULTS = {
+    "rows": [
+        {**ROW, "test": "local", "local_ratio": 1.0, "bytes_per_sample": 1234.0},
+        {**ROW, "test": "iid", "accuracy": 0.125, "local_ratio": 1.0, "bytes_per_sample": 0.0},
+        {**ROW, "gate": "control:fedavg", "test": "iid", "local_ratio": None},
+    ]
+}
+ROUND = {
+    "stage": "extractor",
+    "round": 1,
+    "rounds": 1,
+    "metrics": {"loss": 2.5},
+    "clients": [0],
+    "failures": [{"partition": 3, "reason": "NaN in head.weight"}],
+    "bytes_up": 10,
+    "bytes_down": 10,
+    "seconds": 0.1,
+}
+
+
+class Pipeline:
+    """Stands in for the grid and for ``execute``; notes what it was given."""
+
+    def __init__(self) -> None:
+        self.grids: list[dict[str, Any]] = []
+        self.open = 0
+        self.fail: BaseException | None = None
+        self.writes_results = True
+
+    def grid(self, client_app: str, num_nodes: int, **options: Any) -> "Pipeline":
+        self.grids.append({"client_app": client_app, "num_nodes": num_nodes, **options})
+        return self
+
+    def __enter__(self) -> "Pipeline":
+        self.open += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open -= 1
+
+    def execute(
+        self, grid: Any, folder: RunFolder, *, on_round: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        assert grid is self
+        folder.append_round(ROUND)
+        on_round(ROUND)
+        if self.fail is not None:
+            raise self.fail
+        if self.writes_results:
+            folder.write_results(RESULTS)
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pipeline:
+    stand_in = Pipeline()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(run_module, "InProcessGrid", stand_in.grid)
+    monkeypatch.setattr(nmoe_flower.server_app, "execute", stand_in.execute)
+    return stand_in
+
+
+def run(*arguments: str) -> int:
+    return cli.main(["run", "--no-figures", *arguments])
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys; from nmoe_flower import cli; cli._parser().format_help();"
+        "print([m for m in ('torch', 'flwr', 'pydantic', 'numpy', 'rich') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["run", "--engine", "spark"],
+        ["run", "--workers", "-1"],
+        ["run", "--workers", "two"],
+        ["run", "--engine", "ray", "--workers", "0"],
+        ["run", "--seed", "-3"],
+        ["run", "--format", "xml"],
+        ["run", "recipe.toml", "--resume", "runs/nmoe"],
+        ["run", "--resume", "runs/nmoe", "--name", "other"],
+        ["run", "--resume", "runs/nmoe", "--out", "elsewhere"],
+        ["run", "--resume", "runs/nmoe", "--overwrite"],
+        ["report"],
+        ["bench", "everything"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(arguments)
+    assert leaving.value.code == 2
+    assert "usage: nmoe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "absent.toml"], "cannot read the recipe absent.toml"),
+        (["run", "--set", "data.numclients=3"], "did you mean num-clients?"),
+        (["run", "--set", "data.tau=-1"], "data.tau"),
+        (["run", "--set", "data.tau"], "key=value"),
+        (["run", "--set", "data.dataset=./nowhere"], "data folder './nowhere' does not exist"),
+        (["run", "--set", "data.num-clients=2000", "run.name=big"], "2000 clients cannot share"),
+        (["run", "--name", "a/b"], "run.name"),
+        (["run", "--resume", "nowhere"], "nothing to resume: nowhere is not a folder"),
+        (["config", "--set", "gate.top-k=11"], "gate.top-k is 11"),
+        (["partition", "--set", "data.dataset=./nowhere"], "'./nowhere' does not exist"),
+        (["report", "nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_no_run(
+    pipeline: Pipeline,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert cli.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("nmoe: error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+    assert not pipeline.grids
+
+
+def test_a_run_prints_its_results_and_returns_0(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("--set", "data.num-clients=4", "--seed", "7", "--workers", "3") == 0
+    out = capsys.readouterr().out
+    # Accuracy local and IID, balanced the same way, local ratio, bytes per sample.
+    assert (
+        "local                    0.500  0.125           0.250  0.250        1.000         1,234"
+        in out
+    )
+    assert out.index("\nlocal ") < out.index("\ncontrol:fedavg ")
+    assert "dropped 1 x client 3: NaN in head.weight" in out
+    assert str(tmp_path / "runs" / "nmoe" / "results.json") in out
+    (grid,) = pipeline.grids
+    assert (grid["client_app"], grid["num_nodes"]) == ("nmoe_flower.client_app:app", 4)
+    assert grid["workers"] == 3
+    assert grid["run_config"]["run.seed"] == 7
+    assert grid["run_config"]["run.out"] == str(tmp_path / "runs")
+    assert pipeline.open == 0
+
+
+def test_more_workers_than_clients_are_not_started(pipeline: Pipeline) -> None:
+    assert run("--set", "data.num-clients=2", "--workers", "16") == 0
+    assert pipeline.grids[0]["workers"] == 2
+
+
+def test_json_output_is_json_only(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--format", "json", "--name", "x") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ROUND in lines
+    assert lines[-1]["finished"] is True
+    assert lines[-1]["rows"][0]["accuracy"] == 0.5
+    assert "per_client" not in lines[-1]["rows"][0]
+    assert lines[-1]["failures"] == [{"partition": 3, "reason": "NaN in head.weight", "times": 1}]
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pipeline.fail = KeyboardInterrupt()
+    assert run() == 130
+    folder = tmp_path / "runs" / "nmoe"
+    assert f"resume with: nmoe run --resume {folder}" in capsys.readouterr().err
+    assert pipeline.open == 0
+    pipeline.fail = None
+    assert run("--resume", str(folder)) == 0
+    assert len(RunFolder.resume(folder).rounds()) == 2
+
+
+def test_a_terminated_run_exits_as_the_shell_expects(pipeline: Pipeline) -> None:
+    pipeline.fail = SystemExit(143)
+    assert run() == 143
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (EngineError("worker 1 died"), "nmoe: error: worker 1 died"),
+        (ZeroDivisionError("a bug"), "Traceback"),
+    ],
+)
+def test_a_failed_run_exits_with_1(
+    pipeline: Pipeline, error: Exception, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.fail = error
+    assert run() == 1
+    assert shown in capsys.readouterr().err
+
+
+def test_a_run_without_results_is_a_failure(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.writes_results = False
+    assert run() == 1
+    assert "ended without results" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_unasked(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    assert run() == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert run("--overwrite") == 0
+
+
+def test_resume_takes_equal_settings_only(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.fail = KeyboardInterrupt()
+    assert run("--set", "gate.rounds=4") == 130
+    pipeline.fail = None
+    assert run("--resume", "runs/nmoe", "--set", "gate.rounds=5") == 1
+    assert "gate.rounds: 4 in the folder, 5 asked for" in capsys.readouterr().err
+    assert run("--resume", "runs/nmoe", "--seed", "9") == 1
+    assert "run.seed" in capsys.readouterr().err
+    assert run("--resume", "runs/nmoe", "--set", "gate.rounds=4") == 0
+
+
+def test_a_finished_run_is_shown_again_not_run_again(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    assert run("--resume", "runs/nmoe") == 0
+    assert len(pipeline.grids) == 1
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_moved_run_goes_on_where_it_is_now(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.fail = KeyboardInterrupt()
+    assert run() == 130
+    pipeline.fail = None
+    (tmp_path / "runs" / "nmoe").rename(tmp_path / "moved")
+    assert run("--resume", "moved") == 0
+    assert pipeline.grids[-1]["run_config"]["run.out"] == str(tmp_path)
+    assert pipeline.grids[-1]["run_config"]["run.name"] == "moved"
+    assert (tmp_path / "moved" / "results.json").is_file()
+    assert not (tmp_path / "runs" / "nmoe").exists()
+
+
+def test_the_ray_engine_follows_the_rounds_of_the_superlink(
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def simulate(app: Path, **options: Any) -> None:
+        given.update(options)
+        written = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+        config = Config.parse(written["config"])
+        folder = RunFolder.resume(config.run.folder(0))
+        folder.append_round(ROUND)
+        options["on_tick"]()
+        options["log"]("a line of the simulation")
+        folder.write_results(RESULTS)
+
+    monkeypatch.setattr(run_module, "run_simulation", simulate)
+    assert run("--engine", "ray", "--workers", "2", "--out", "there") == 0
+    assert "extractor 1/1  loss 2.500" in capsys.readouterr().out
+    assert (given["num_supernodes"], given["num_cpus"], given["gpus_per_client"]) == (10, 2, 0.0)
+    log = tmp_path / "there" / "nmoe" / "simulation.log"
+    assert log.read_text() == "a line of the simulation\n"
+    assert not pipeline.grids
+
+
+def test_config_prints_a_recipe_that_reads_back_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overrides = ["data.tau=0.2", 'data.dataset="a \\"b\\" é"', "gate.methods=local,random"]
+    assert cli.main(["config", "--set", *overrides]) == 0
+    out = capsys.readouterr().out
+    assert Config.parse(tomllib.loads(out)) == Config.load(None, overrides)
+    lines = out.splitlines()
+    keys = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
+    assert len(keys) == len(Config.parse({}).flat())
+    assert all(lines[number - 1].startswith("# ") for number in keys)
+    assert "# one of dominant, iid, dirichlet, pathological" in lines
+
+
+def test_partition_prints_and_draws_who_holds_what(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["data.num-clients=5", "data.train-per-client=100", "data.tau=0.25"]
+    assert cli.main(["partition", "--set", *arguments, "--out", "who.png"]) == 0
+    train = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert train[1].split() == ["client", *map(str, range(10)), "total", "dominant"]
+    # Share 1 / (1 + 0.25) = 80 % of 100 samples; client 3's dominant class is 3.
+    row = train[2 + 3].split()
+    assert row[0] == "3"
+    assert row[1 + 3] == "80"
+    assert row[-2:] == ["100", "80.0%"]
+    assert train[-1].split()[-1] == "500"
+    assert (tmp_path / "who.png").read_bytes().startswith(b"\x89PNG")

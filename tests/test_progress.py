@@ -1,0 +1,194 @@
+"""Round records on a terminal, in a file, for a script; and the follower of a growing file."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmoe_flower.progress import Follower, Progress, make_progress
+
+
+def record(number: int, rounds: int = 100, **changes: Any) -> dict[str, Any]:
+    plain = {
+        "stage": "extractor",
+        "round": number,
+        "rounds": rounds,
+        "metrics": {"loss": 1.25},
+        "clients": [0, 1, 2],
+        "failures": [],
+        "bytes_up": 1_000_000,
+        "bytes_down": 500_000,
+        "seconds": 0.25,
+    }
+    return plain | changes
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Collected:
+    """A Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[Mapping[str, Any]] = []
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        self.records.append(record)
+
+    def message(self, text: str) -> None:
+        self.records.append({"message": text})
+
+    def close(self) -> None:
+        pass
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    return Terminal()
+
+
+def test_text_shows_first_and_last_round_and_one_line_per_two_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = make_progress("text", stream, clock=clock)
+    for number in range(1, 101):
+        clock.now = 0.1 * number  # 10 s for 100 rounds: 0.1, then 2.1, 4.1, 6.1, 8.1, and 10.0
+        progress.update(record(number))
+    shown = [int(line.split()[1].partition("/")[0]) for line in stream.getvalue().splitlines()]
+    assert shown[0] == 1
+    assert shown[-1] == 100
+    assert len(shown) == 6
+
+
+def test_a_text_line_has_position_metrics_clients_bytes_and_seconds() -> None:
+    stream = io.StringIO()
+    make_progress("text", stream).update(record(7))
+    assert stream.getvalue() == "extractor   7/100  loss 1.250  3 ok  1.5 MB  0.25 s/round\n"
+
+
+def test_every_failure_is_shown_whatever_the_time() -> None:
+    stream = io.StringIO()
+    progress = make_progress("text", stream, clock=Clock())
+    failure = {"partition": 3, "reason": "NaN in head.weight"}
+    for number in (1, 2, 3):
+        progress.update(record(number, failures=[failure]))
+    lines = stream.getvalue().splitlines()
+    assert sum("client 3 dropped: NaN in head.weight" in line for line in lines) == 3
+    assert "3 ok, 1 failed" in lines[0]
+
+
+def test_stages_are_timed_apart() -> None:
+    stream = io.StringIO()
+    progress = make_progress("text", stream, clock=Clock())
+    progress.update(record(1))
+    progress.update(record(2))
+    progress.update(record(1, stage="gate/federated"))
+    assert [line.split()[0] for line in stream.getvalue().splitlines()] == [
+        "extractor",
+        "gate/federated",
+    ]
+
+
+@pytest.mark.parametrize("value", [None, "text", [1.0]])
+def test_metrics_that_are_no_numbers_are_left_out(value: Any) -> None:
+    stream = io.StringIO()
+    make_progress("text", stream).update(record(1, metrics={"loss": value, "accuracy": 0.5}))
+    assert "loss" not in stream.getvalue()
+    assert "accuracy 0.500" in stream.getvalue()
+
+
+def test_json_lines_are_the_records() -> None:
+    stream = io.StringIO()
+    progress = make_progress("json", stream)
+    progress.update(record(1))
+    progress.message("hello")
+    progress.close()
+    assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
+        record(1),
+        {"message": "hello"},
+    ]
+
+
+def test_auto_is_text_when_the_stream_is_no_terminal() -> None:
+    stream = io.StringIO()
+    make_progress("auto", stream).update(record(1))
+    assert stream.getvalue().startswith("extractor   1/100")
+
+
+def test_a_terminal_shows_done_stages_and_the_time_left(terminal: Terminal) -> None:
+    clock = Clock()
+    progress = make_progress("auto", terminal, clock=clock)
+    progress.update(record(10, rounds=10, stage="extractor"))
+    clock.now = 4.25
+    progress.update(record(1, rounds=4, stage="gate/federated"))
+    clock.now = 8.0
+    # Two of four rounds took 8 - (4.25 - 0.25) = 4 s, so two more take 4 s.
+    progress.update(record(2, rounds=4, stage="gate/federated"))
+    progress.message("[not markup]")
+    progress.close()
+    last = terminal.getvalue().rpartition("extractor")[2]
+    assert "✓" in terminal.getvalue()
+    assert "2/4" in last
+    assert "4 s left" in last
+    assert "[not markup]" in terminal.getvalue()
+
+
+@pytest.fixture
+def collected() -> Collected:
+    found = Collected()
+    as_progress: Progress = found
+    assert as_progress is found
+    return found
+
+
+def test_the_follower_waits_for_the_file_and_for_whole_lines(
+    tmp_path: Path, collected: Collected
+) -> None:
+    path = tmp_path / "rounds.jsonl"
+    follow = Follower(path, collected)
+    follow()
+    assert collected.records == []
+    line = json.dumps(record(1)) + "\n"
+    path.write_text(line + line[:20])
+    follow()
+    assert collected.records == [record(1)]
+    path.write_text(line + line)
+    follow()
+    follow()
+    assert collected.records == [record(1), record(1)]
+
+
+def test_the_follower_skips_damaged_lines(tmp_path: Path, collected: Collected) -> None:
+    path = tmp_path / "rounds.jsonl"
+    path.write_bytes(b"\xff{broken\n[1, 2]\n" + json.dumps(record(2)).encode() + b"\n")
+    Follower(path, collected)()
+    assert collected.records == [record(2)]
+
+
+def test_the_follower_of_a_resumed_run_shows_new_rounds_only(
+    tmp_path: Path, collected: Collected
+) -> None:
+    path = tmp_path / "rounds.jsonl"
+    lines = [json.dumps(record(number)) + "\n" for number in range(1, 6)]
+    path.write_text("".join(lines[:4]))
+    follow = Follower(path, collected, from_end=True)
+    path.write_text("".join(lines[:2]))  # the run drops what came after its checkpoint
+    follow()
+    assert collected.records == []
+    path.write_text("".join(lines[:3]))
+    follow()
+    assert collected.records == [record(3)]
