@@ -191,6 +191,7 @@ class RunConfig(_Section):
     )
     controls: Controls = ("fedavg", "local-classifier", "centralized")
     control_epochs: int = Field(0, ge=0, description="0: as many steps as stage 1 took")
+    control_learning_rate: float = Field(3e-3, gt=0, description="AdamW's peak for the controls")
     evaluate_every: int = Field(0, ge=0, description="rounds; 0: about ten times in stage 1")
     checkpoint_every: int = Field(0, ge=0, description="rounds; 0: about every half minute")
     keep_checkpoints: int = Field(2, ge=1)

@@ -17,11 +17,12 @@ from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts
 from nmoe_flower.records import NUM_EXAMPLES
 from nmoe_flower.schedules import schedule
 from nmoe_flower.seeds import derive_seed
-from nmoe_flower.training import autocast, batch_indices, fit, generator, sgd
+from nmoe_flower.training import autocast, batch_indices, fit, generator
 
 __all__ = ["LOCAL_CLASSIFIER", "train"]
 
 LOCAL_CLASSIFIER = "local-classifier"
+CONTROL_WEIGHT_DECAY = 1e-2
 BALANCE_WEIGHT = 1e-2  # Fedus et al. 2021, section 2.2
 
 
@@ -43,15 +44,10 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _local_classifier(device: Device, steps: int) -> float:
-    """The stage-1 network on this client's images alone, in as many steps.
-
-    A batch is ``num_clients`` times smaller than the federation's, so the learning rate is smaller
-    by the square root of that, as the noise of the gradient grows.
-    """
+    """The stage-1 network on this client's images alone, in as many steps."""
     network = device.fresh_classifier()
-    rate = device.config.extractor.learning_rate / device.num_clients**0.5
-    optimizer = _optimizer(device, network, rate)
-    follow = _follow_schedule(device, optimizer, rate, steps)
+    optimizer = _optimizer(device, network)
+    follow = _follow_schedule(device, optimizer, steps)
     block, losses = max(1, steps // 100), []
     for first in range(0, steps, block):
         follow(first)
@@ -82,8 +78,8 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
     mine = np.concatenate(device.everyone)
     labels = torch.from_numpy(np.asarray(data.train.labels[mine]))
     noise = generator(derive_seed(config.run.seed, "centralized-noise"))
-    optimizer = _optimizer(device, mixture, config.extractor.learning_rate)
-    follow = _follow_schedule(device, optimizer, config.extractor.learning_rate, steps)
+    optimizer = _optimizer(device, mixture)
+    follow = _follow_schedule(device, optimizer, steps)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         size = config.extractor.batch_size * device.num_clients
@@ -128,22 +124,23 @@ def _perturb(expert: nn.Module, seed: int) -> None:
                 parameter.copy_(parameter[order.to(parameter.device)])
 
 
-def _optimizer(device: Device, network: nn.Module, rate: float) -> torch.optim.SGD:
-    extractor = device.config.extractor
-    return sgd(
-        network,
-        learning_rate=rate,
-        momentum=extractor.momentum,
-        weight_decay=extractor.weight_decay,
-    )
+def _optimizer(device: Device, network: nn.Module) -> torch.optim.AdamW:
+    """AdamW: one learning rate serves a lone client's small batches and the central mixture."""
+    rate = device.config.run.control_learning_rate
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=CONTROL_WEIGHT_DECAY)
 
 
 def _follow_schedule(
-    device: Device, optimizer: torch.optim.Optimizer, peak: float, steps: int
+    device: Device, optimizer: torch.optim.Optimizer, steps: int
 ) -> Callable[[int], None]:
-    """Set the rate of step ``s`` (from 0) as stage 1's schedule would."""
+    """Set the rate of step ``s`` (from 0) along stage 1's schedule."""
     extractor = device.config.extractor
-    rate = schedule(extractor.schedule, peak=peak, steps=steps, warmup=extractor.warmup)
+    rate = schedule(
+        extractor.schedule,
+        peak=device.config.run.control_learning_rate,
+        steps=steps,
+        warmup=extractor.warmup,
+    )
 
     def follow(step: int) -> None:
         for group in optimizer.param_groups:
