@@ -6,6 +6,7 @@ returns views, which is several times faster than a ``BytesIO`` per array; the b
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
@@ -50,6 +51,12 @@ PARTITION_ID = "partition-id"
 SERVER_ROUND = "server-round"
 
 _MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|][biufc]\d{1,2})', 'fortran_order': (True|False), "
+    rb"'shape': \(([\d, ]*)\), \} *\n"
+)
+_MAX_HEADER = 1024
+_MAX_DIMENSIONS = 32
 
 
 class Action(StrEnum):
@@ -85,10 +92,21 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    stream = io.BytesIO(header)
-    np.lib.format.read_magic(stream)
-    return np.lib.format.read_array_header_1_0(stream)
+def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]] | None:
+    """Shape, Fortran order and dtype; None for anything but plain numbers, written as NumPy does.
+
+    NumPy's own reader evaluates the text, and bad text raises half a dozen kinds of errors there.
+    """
+    match = _HEADER.fullmatch(header)
+    if match is None:
+        return None
+    descr, fortran, dimensions = (group.decode() for group in match.groups())
+    try:
+        shape = tuple(int(number) for number in dimensions.split(",") if number.strip())
+        dtype = np.dtype(descr)
+    except (TypeError, ValueError):
+        return None
+    return (shape, fortran == "True", dtype) if len(shape) <= _MAX_DIMENSIONS else None
 
 
 def encode(array: np.ndarray) -> Array:
@@ -116,12 +134,14 @@ def decode(array: Array) -> np.ndarray:
     if array.stype != "numpy.ndarray" or data[:8] != _MAGIC:
         raise ReplyError(f"an array of type {array.stype!r} is not in .npy format 1.0")
     offset = 10 + int.from_bytes(data[8:10], "little")
-    try:
-        shape, fortran, dtype = _parse_npy_header(data[:offset])
-    except ValueError as error:
-        raise ReplyError(f"an array has a malformed .npy header: {error}") from None
-    if dtype.hasobject:
-        raise ReplyError("an array holds Python objects, which are never unpickled")
+    header = data[10 : min(offset, _MAX_HEADER)]
+    parsed = _parse_npy_header(header)
+    if parsed is None:
+        raise ReplyError(
+            "an array has a malformed .npy header, or one of something else than plain numbers "
+            f"(objects are never unpickled): {header[:80]!r}"
+        )
+    shape, fortran, dtype = parsed
     count = math.prod(shape)
     if count * dtype.itemsize != len(data) - offset:
         raise ReplyError(
