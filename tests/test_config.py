@@ -1,0 +1,194 @@
+import contextlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from nmoe_flower.config import GATES, Config
+from nmoe_flower.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+UNUSUAL = Config.parse(
+    {
+        "data": {"num-clients": 3, "tau": 0.2, "flip": True},
+        "extractor.widths": [8, 16],
+        "extractor.local-steps": 0,
+        "extractor.local-epochs": 2,
+        "gate": {"methods": ["random", "oracle"], "distribution": [0.5, 0.25, 0.25]},
+        "run.controls": "",
+        "run.out": 'a "quoted" \\ folder é',
+    }
+)
+
+
+# --- round trips ---
+
+
+@pytest.mark.parametrize("config", [Config(), UNUSUAL], ids=["default", "unusual"])
+def test_every_form_reads_back_to_the_same(config: Config, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(config.to_toml(), encoding="utf-8")
+    assert Config.parse(config.flat()) == config
+    assert Config.load(recipe) == config
+    assert Config.parse(tomllib.loads(config.to_toml())) == config
+
+
+@pytest.mark.parametrize("config", [Config(), UNUSUAL], ids=["default", "unusual"])
+def test_the_words_of_a_command_line_read_back_to_the_same(config: Config) -> None:
+    words = [f"{key}={json.dumps(value)}" for key, value in config.flat().items()]
+    assert Config.load(overrides=words) == config
+
+
+def test_the_flat_form_is_what_flower_takes() -> None:
+    flat = UNUSUAL.flat()
+    assert {type(value) for value in flat.values()} <= {bool, int, float, str}
+    assert flat["gate.distribution"] == "0.5,0.25,0.25"
+    assert flat["extractor.widths"] == "8,16"
+    assert flat["run.controls"] == ""
+    assert flat["data.flip"] is True
+
+
+def test_one_number_is_a_list_of_one() -> None:
+    """``--set expert.hidden=64`` is read as TOML, so a number arrives."""
+    assert Config.load(overrides=["expert.hidden=64"]).expert.hidden == (64,)
+    assert Config.load(overrides=["expert.hidden=[64, 32]"]).expert.hidden == (64, 32)
+    assert Config.load(overrides=["expert.hidden=64,32"]).expert.hidden == (64, 32)
+    assert Config.load(overrides=["gate.methods=local, random"]).gate.methods == ("local", "random")
+
+
+def test_flower_is_told_the_defaults() -> None:
+    """``flwr run`` can only override keys that are listed in pyproject.toml."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    told = pyproject["tool"]["flwr"]["app"]["config"]
+    flat = {
+        f"{section}.{key}": value
+        for section, values in told.items()
+        for key, value in values.items()
+    }
+    assert flat == Config().flat()
+    assert {key: type(value) for key, value in flat.items()} == {
+        key: type(value) for key, value in Config().flat().items()
+    }
+
+
+def test_later_words_win_and_tables_merge(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[gate]\ntop-k = 2\nrounds = 7\n[run]\nname = "x"\n', encoding="utf-8")
+    config = Config.load(recipe, ["gate.top-k=3", "gate.top-k = 4", "data.dataset=a=b"])
+    assert (config.gate.top_k, config.gate.rounds, config.data.dataset) == (4, 7, "a=b")
+
+
+def test_frozen_and_complete_defaults() -> None:
+    config = Config()
+    with pytest.raises(ValidationError):
+        config.gate.top_k = 2  # type: ignore[misc]
+    assert config.gate.methods == GATES
+    assert config == Config.parse({})
+    assert hash(config) == hash(Config())
+
+
+@given(st.dictionaries(st.sampled_from(sorted(Config().flat())), st.none() | st.text(max_size=5)))
+def test_any_values_are_read_or_refused(values: dict[str, Any]) -> None:
+    with contextlib.suppress(ConfigError):
+        config = Config.parse(values)
+        assert Config.parse(config.flat()) == config
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Config().run.folder(17) == tmp_path / "nmoe-runs" / "nmoe-17"
+    config = Config.parse({"run.out": "~/there", "run.name": "x"})
+    assert config.run.folder(17) == tmp_path / "there" / "x"
+
+
+# --- bad input: one clear message that names the key, the value and what is allowed ---
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"gate.top-kk": 1}, "gate.top-kk: unknown key; did you mean top-k?"),
+    ({"gate": {"top_kk": 1}}, "gate.top_kk: unknown key; did you mean top-k?"),
+    ({"gaet.top-k": 1}, "gaet: unknown key; did you mean gate?"),
+    ({"zzz": 1}, "zzz: unknown key; known keys: data, expert, extractor, gate, run"),
+    ({"run.zzz": 1}, "run.zzz: unknown key; known keys: checkpoint-every, "),
+    ({"data.tau": "much"}, "data.tau: input should be a valid number"),
+    ({"data.tau": "much"}, "got 'much'"),
+    ({"data.tau": 0}, "data.tau: input should be greater than 0, got 0"),
+    ({"data.tau": -0.1}, "data.tau: input should be greater than 0, got -0.1"),
+    ({"data.tau": float("inf")}, "data.tau: input should be a finite number, got inf"),
+    ({"data.tau": float("nan")}, "data.tau: "),
+    ({"data.num-clients": 1}, "data.num-clients: input should be greater than or equal to 2"),
+    ({"data.num-clients": 2.5}, "got 2.5"),
+    ({"data.scheme": "x"}, "'dominant', 'iid', 'dirichlet' or 'pathological', got 'x'"),
+    ({"data.flip": "perhaps"}, "data.flip: input should be a valid boolean"),
+    ({"data": 3}, "data: input should be a valid dictionary"),
+    ({"gate.top-k": True}, "gate.top-k: a value is wanted, not a switch, got True"),
+    ({"expert.hidden": False}, "expert.hidden: a value is wanted, not a switch, got False"),
+    ({"gate.top-k": 11}, "gate.top-k is 11 but there are only 10 experts (data.num-clients)"),
+    ({"gate.top-k": 0}, "gate.top-k: input should be greater than or equal to 1, got 0"),
+    ({"gate.methods": ""}, "gate: name at least one gate of random, rolling, federated, local"),
+    ({"gate.methods": []}, "gate: name at least one gate of"),
+    ({"gate.methods": "random,federatd"}, "got 'federatd'"),
+    ({"gate.distribution": "0.5,0.5"}, "gate.distribution has 2 entries for 10 experts"),
+    ({"gate.keep": 1.5}, "gate.keep: input should be less than or equal to 1, got 1.5"),
+    (
+        {"extractor.local-epochs": 1},
+        "extractor: set exactly one of local-steps and local-epochs above 0, got 1 and 1",
+    ),
+    ({"extractor.local-steps": 0}, "local-epochs above 0, got 0 and 0"),
+    ({"extractor.ema": 1.0}, "extractor.ema: input should be less than 1, got 1.0"),
+    ({"expert.sharing": "none"}, "the only gate then is local, got gate.methods = random, rolling"),
+    ({"run.min-replies": 11}, "run.min-replies is 11 but there are 10 clients"),
+    ({"run.name": "../x"}, "run.name: string should match pattern"),
+    ({"run.seed": -1}, "run.seed: input should be greater than or equal to 0, got -1"),
+    ({"gate": 1, "gate.top-k": 2}, "gate.top-k: gate is a value, not a table"),
+]
+
+
+@pytest.mark.parametrize(("values", "text"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_values_are_named(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.parse(values)
+    assert text in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.parse({"data.tau": 0, "gate.top-kk": 1, "run.seed": "x"})
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "data.tau",
+        "gate.top-kk",
+        "run.seed",
+    ]
+
+
+def test_the_parts_that_may_go_with_experts_that_stay_home() -> None:
+    values = {"expert.sharing": "none", "gate.methods": "local"}
+    assert Config.parse(values).expert.sharing == "none"
+
+
+@pytest.mark.parametrize("text", ["gate.top-k", "=3", " = 3", ""])
+def test_overrides_without_a_key_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set wants key=value, got"):
+        Config.load(overrides=[text])
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot read the recipe .*: No such file or directory"),
+        (b"[gate\n", "is not valid TOML"),
+        (b"\xff\xfe", "is not valid TOML"),
+        (b"[gate]\ntop-kk = 1\n", "did you mean top-k"),
+    ],
+)
+def test_bad_recipes(content: bytes | None, text: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    if content is not None:
+        recipe.write_bytes(content)
+    with pytest.raises(ConfigError, match=text):
+        Config.load(recipe)
