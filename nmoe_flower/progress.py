@@ -157,13 +157,23 @@ class _Live:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 1))
+        for _ in range(5):
+            table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis")
         for stage, record in self._last.items():
             done, total = int(record.get("round", 0)), int(record.get("rounds", 0))
-            mark = "[green]✓[/]" if done >= total else "[cyan]▸[/]"
-            bar = ProgressBar(total=max(total, 1), completed=done, width=20)
-            left = "" if done >= total else self._time_left(stage, done, total)
-            table.add_row(mark, stage, bar, f"{done}/{total}", _facts(record), left)
+            over = done >= total or self._overtaken(stage)
+            mark = "[green]✓[/]" if over else "[cyan]▸[/]"
+            bar = ProgressBar(total=max(total, 1), completed=done, width=12)
+            left = "" if over else self._time_left(stage, done, total)
+            table.add_row(mark, stage, bar, f"{done}/{total}", left, _facts(record))
         return table
+
+    def _overtaken(self, stage: str) -> bool:
+        """A stage that converged early ends when another begins; its own tests do not count."""
+        order = list(self._last)
+        later = order[order.index(stage) + 1 :]
+        return any(not name.startswith(f"{stage}-") for name in later)
 
     def _time_left(self, stage: str, done: int, total: int) -> str:
         begun, skipped = self._started[stage]

@@ -241,7 +241,10 @@ class _SuperLink:
         runs = answer.get("runs")
         if not isinstance(runs, list) or not runs:
             return "", ""
-        return str(runs[0].get("status", "")), str(runs[0].get("status-details", ""))
+        details = str(runs[0].get("status-details", ""))
+        if "heartbeat" in details:
+            details += " (the simulation process was killed: out of memory?)"
+        return str(runs[0].get("status", "")), details
 
     def _flwr(self, *arguments: str) -> str:
         process = self._spawn([_program("flwr"), *arguments], subprocess.PIPE, subprocess.STDOUT)
