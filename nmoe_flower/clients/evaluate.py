@@ -35,11 +35,19 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Answered:
-    """Probabilities [N, C] of one method on one test, and who was asked: ids [N, K] or nobody."""
+    """What one method answered on one test.
+
+    Attributes:
+        method: Its name in the results.
+        probabilities: [N, C].
+        expert_ids: Who was asked, [N, K]; None if there is no routing.
+        balanced: Whether the answers suppose equal classes, so that a prior can be put in.
+    """
 
     method: str
     probabilities: Tensor
     expert_ids: np.ndarray | None
+    balanced: bool = True
 
 
 def route(message: Message, context: Context) -> Message:
@@ -51,10 +59,16 @@ def route(message: Message, context: Context) -> Message:
     for test in TESTS:
         labels = device.store.load(LATENTS)[f"{test}-labels"]
         for answered in _all_methods(device, received, controls, test):
-            for suffix, probabilities in _with_prior(device, answered.probabilities):
-                key = f"{answered.method}{suffix}/{test}"
-                values = _measure(device, probabilities, labels, answered.expert_ids)
-                results |= {f"{key}/{name}": value for name, value in values.items()}
+            routed = _routed(device, answered.expert_ids)
+            for suffix, probabilities in _with_prior(device, answered):
+                scores = _scores(probabilities, labels) | routed
+                results |= {
+                    f"{answered.method}{suffix}/{test}/{name}": value
+                    for name, value in scores.items()
+                }
+            if answered.expert_ids is not None:
+                row = _routing_row(device, answered.expert_ids)
+                results[f"{answered.method}/{test}/routing"] = row
     return records.reply(message, metrics=results)
 
 
@@ -128,7 +142,8 @@ def _controls(
             yield Answered("control:fedavg", classifier(latents).softmax(dim=1), None)
     if "local-classifier" in controls:
         kept = device.store.load(LOCAL_CLASSIFIER)[test]
-        yield Answered("control:local-classifier", torch.from_numpy(np.array(kept)), None)
+        probabilities = torch.from_numpy(np.array(kept))
+        yield Answered("control:local-classifier", probabilities, None, balanced=False)
     if "centralized/probabilities" in received:
         chosen = getattr(device.indices, f"test_{test}")
         probabilities = torch.from_numpy(received["centralized/probabilities"][chosen])
@@ -140,11 +155,11 @@ def _part(received: Arrays, prefix: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v for k, v in received.items() if k.startswith(prefix)}
 
 
-def _with_prior(device: Device, probabilities: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _with_prior(device: Device, answered: Answered) -> Iterator[tuple[str, Tensor]]:
     """The answers as they are, and under the prior this client believes its test batch has."""
+    probabilities, kind = answered.probabilities, device.config.gate.prior
     yield "", probabilities
-    kind = device.config.gate.prior
-    if kind == "none":
+    if kind == "none" or not answered.balanced:
         return
     own = device.log_prior.cpu().exp()
     if kind == "em":
@@ -154,28 +169,35 @@ def _with_prior(device: Device, probabilities: Tensor) -> Iterator[tuple[str, Te
     yield "+prior", correct(probabilities, prior)
 
 
-def _measure(
-    device: Device, probabilities: Tensor, labels: np.ndarray, expert_ids: np.ndarray | None
-) -> dict[str, float | list[float]]:
+def _scores(probabilities: Tensor, labels: np.ndarray) -> dict[str, float]:
     probs = probabilities.numpy()
-    values: dict[str, float | list[float]] = {
+    scores = {
         "accuracy": metrics.accuracy(probs, labels),
         "balanced-accuracy": metrics.balanced_accuracy(probs, labels),
         "macro-f1": metrics.macro_f1(probs, labels),
-        "auc": metrics.auc(probs, labels),
     }
+    if len(np.unique(labels)) > 1:  # one class alone has no ranking
+        scores["auc"] = metrics.auc(probs, labels)
+    return scores
+
+
+def _routed(device: Device, expert_ids: np.ndarray | None) -> dict[str, float]:
+    """How much stays at home, and what the rest costs on the network."""
     if expert_ids is None:
-        return values
-    own = np.full(len(labels), device.partition)
-    row = metrics.routing_matrix(
-        expert_ids, np.zeros(len(labels), np.int64), 1, num_experts=device.num_clients
-    )[0]
-    values["local-ratio"] = float(row[device.partition])
-    values["bytes-per-sample"] = metrics.bytes_per_sample(
-        expert_ids,
-        own,
-        latent_dim=device.store.load(LATENTS)["train"].shape[1],
-        num_classes=device.data.num_classes,
-    )
-    values["routing"] = [float(share) for share in row]
-    return values
+        return {}
+    return {
+        "local-ratio": _routing_row(device, expert_ids)[device.partition],
+        "bytes-per-sample": metrics.bytes_per_sample(
+            expert_ids,
+            np.full(len(expert_ids), device.partition),
+            latent_dim=device.store.load(LATENTS)["train"].shape[1],
+            num_classes=device.data.num_classes,
+        ),
+    }
+
+
+def _routing_row(device: Device, expert_ids: np.ndarray) -> list[float]:
+    """This client's row of the routing matrix: shares that go to each expert, [E]."""
+    asking = np.zeros(len(expert_ids), np.int64)
+    matrix = metrics.routing_matrix(expert_ids, asking, 1, num_experts=device.num_clients)
+    return [float(share) for share in matrix[0]]

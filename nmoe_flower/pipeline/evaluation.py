@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from nmoe_flower import metrics, records
+from nmoe_flower import records
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, CONFIG, Action
 
@@ -58,9 +58,9 @@ def _question(run: Run) -> RecordDict:
 def _row(run: Run, method: str, test: str, values: dict[int, Mapping[str, Any]]) -> dict[str, Any]:
     config, key = run.config, f"{method}/{test}"
     per_client = {
-        name.replace("-", "_"): [float(metric[f"{key}/{name}"]) for metric in values.values()]
+        name.replace("-", "_"): [metric.get(f"{key}/{name}", np.nan) for metric in values.values()]
         for name in (*PER_CLIENT, *ROUTED)
-        if f"{key}/{name}" in values[min(values)]
+        if any(f"{key}/{name}" in metric for metric in values.values())
     }
     row: dict[str, Any] = {
         "extractor": config.extractor.method,
@@ -73,9 +73,6 @@ def _row(run: Run, method: str, test: str, values: dict[int, Mapping[str, Any]])
         "top_k": config.gate.top_k,
     }
     row |= {name: float(np.nanmean(of_clients)) for name, of_clients in per_client.items()}
-    if "local_ratio" in row:
-        matrix = [list(metric[f"{key}/routing"]) for metric in values.values()]
-        row["local_ratio"] = metrics.local_ratio(matrix)
     return {**row, "per_client": per_client}
 
 
