@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from nmoe_flower.errors import EngineError
 
-__all__ = ["Arena", "Attachments", "Packed", "plain", "rebuild", "unpack"]
+__all__ = ["Arena", "Attachments", "Packed", "buffer_of", "plain", "rebuild", "unpack"]
 
 _GRANULE = 1 << 16
 _KEEP_FREE = 4
@@ -177,6 +177,12 @@ class Attachments:
         self._open[name] = segment
         if len(self._open) > _KEEP_ATTACHED:
             self._open.popitem(last=False)[1].close()
-        buffer = segment.buf
-        assert buffer is not None
-        return buffer
+        return buffer_of(segment)
+
+
+def buffer_of(segment: SharedMemory) -> memoryview:
+    """The bytes of an open segment."""
+    buffer = segment.buf
+    if buffer is None:
+        raise EngineError(f"shared memory segment {segment.name} is closed")
+    return buffer

@@ -9,26 +9,23 @@ import logging
 import multiprocessing
 import os
 import pickle
-import signal
-import sys
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
-from types import ModuleType
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, Metadata
+from flwr.app import Message, Metadata
 from flwr.common.constant import ErrorCode
 
 from nmoe_flower.engine.answering import Nodes, refusal
-from nmoe_flower.engine.client_process import READY, Answer, Failed, PackedAt, Task, serve
-from nmoe_flower.engine.shared import Arena, Packed, plain, rebuild, unpack
+from nmoe_flower.engine.broadcasts import Broadcast, Broadcasts
+from nmoe_flower.engine.client_process import READY, Answer, Failed, Task, serve
+from nmoe_flower.engine.shared import Arena, buffer_of, plain, rebuild, unpack
+from nmoe_flower.engine.spawn import cause_of_death, spawning
 from nmoe_flower.errors import EngineError
 
 __all__ = ["WorkerPool"]
@@ -38,25 +35,6 @@ _log = logging.getLogger(__name__)
 _DEPTH = 2
 _LONG_FRAME = 4096
 _CLOSE_SECONDS = 2.0
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TOP_PAD_": "67108864",
-}
-
-
-@dataclass(eq=False)
-class _Broadcast:
-    """An ArrayRecord that lies in shared memory until its last message is answered."""
-
-    record: ArrayRecord
-    segment: SharedMemory
-    at: PackedAt
-    size: int
-    users: int = 0
 
 
 @dataclass(eq=False)
@@ -64,7 +42,7 @@ class _Job:
     """A message a worker holds, and the shared memory it reads."""
 
     message: Message
-    broadcasts: list[_Broadcast] = field(default_factory=list)
+    broadcasts: list[Broadcast] = field(default_factory=list)
     long_frame: SharedMemory | None = None
     slot: int = 0
     abandoned: bool = False
@@ -88,8 +66,7 @@ class WorkerPool:
         self._nodes = nodes
         self._owner = os.getpid()
         self._arena = Arena()
-        self._writings = count()
-        self._broadcasts: dict[int, _Broadcast] = {}
+        self._broadcasts = Broadcasts(self._arena)
         self._states: dict[int, bytes] = {}
         self._busy: set[int] = set()
         self._pending: deque[Message] = deque()
@@ -153,7 +130,7 @@ class WorkerPool:
         ours, theirs = context.Pipe()
         arguments = (theirs, self._reference, self._nodes)
         process = context.Process(target=serve, args=arguments, name="nmoe-client", daemon=True)
-        with _spawning():
+        with spawning():
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -211,7 +188,7 @@ class WorkerPool:
     def _send(self, worker: _Worker, message: Message) -> None:
         job = _Job(message, slot=worker.sent % _DEPTH)
         items, records = plain(message.content)
-        job.broadcasts = [self._broadcast(record) for record in records]
+        job.broadcasts = [self._broadcasts.use(record) for record in records]
         node_id = message.metadata.dst_node_id
         task = Task(
             _arguments(message.metadata),
@@ -223,7 +200,7 @@ class WorkerPool:
         frame = pickle.dumps(tuple(task), pickle.HIGHEST_PROTOCOL)
         if len(frame) > _LONG_FRAME:
             job.long_frame = self._arena.take(len(frame))
-            _buffer(job.long_frame)[: len(frame)] = frame
+            buffer_of(job.long_frame)[: len(frame)] = frame
             frame = pickle.dumps((job.long_frame.name, len(frame)))
         self._busy.add(node_id)
         worker.jobs.append(job)
@@ -232,18 +209,6 @@ class WorkerPool:
             worker.connection.send_bytes(frame)
         except OSError:
             _log.debug("worker %s died before it could take a message", worker.process.pid)
-
-    def _broadcast(self, record: ArrayRecord) -> _Broadcast:
-        known = self._broadcasts.get(id(record))
-        if known is None:
-            packed = Packed.of(record)
-            segment = self._arena.take(packed.size)
-            packed.write(_buffer(segment))
-            at = PackedAt(segment.name, next(self._writings), len(packed.layout))
-            known = _Broadcast(record, segment, at, packed.size)
-            self._broadcasts[id(record)] = known
-        known.users += 1
-        return known
 
     def _reply_segment(self, worker: _Worker, job: _Job) -> str:
         """Room for a reply as large as the message or the largest reply so far."""
@@ -266,7 +231,7 @@ class WorkerPool:
             if isinstance(place, bytes):
                 records.append(unpack(memoryview(place), 0, layout_size))
             else:
-                records.append(unpack(_buffer(segment), place, layout_size))
+                records.append(unpack(buffer_of(segment), place, layout_size))
             size += sum(len(array.data) for array in records[-1].values()) + layout_size
         self._largest_reply = max(self._largest_reply, size)
         self._states[job.message.metadata.dst_node_id] = answer.state
@@ -285,15 +250,12 @@ class WorkerPool:
         if job.long_frame is not None:
             self._arena.give(job.long_frame)
         for broadcast in job.broadcasts:
-            broadcast.users -= 1
-            if not broadcast.users:
-                del self._broadcasts[id(broadcast.record)]
-                self._arena.give(broadcast.segment)
+            self._broadcasts.release(broadcast)
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a dead worker: the message it was at fails, the one it had not begun waits."""
         worker.process.join()
-        cause = _cause_of_death(worker.process.exitcode)
+        cause = cause_of_death(worker.process.exitcode)
         worker.connection.close()
         worker.process.close()
         position = self._workers.index(worker)
@@ -334,39 +296,3 @@ def _arguments(metadata: Metadata) -> tuple[Any, ...]:
         metadata.src_task_id,
         metadata.dst_task_id,
     )
-
-
-def _buffer(segment: SharedMemory) -> memoryview:
-    buffer = segment.buf
-    if buffer is None:
-        raise EngineError(f"shared memory segment {segment.name} is closed")
-    return buffer
-
-
-def _cause_of_death(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (", often for want of memory" if name == "SIGKILL" else "")
-    return f"exit code {code}"
-
-
-@contextmanager
-def _spawning() -> Iterator[None]:
-    """Set what must be known before a worker's Python starts, and hide this program's main module.
-
-    ``spawn`` would run the main module again in every worker: slow, and a fork bomb for a script
-    without a main guard. Workers do not need it, since the ClientApp is named by its module.
-    """
-    old = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    main = sys.modules["__main__"]
-    os.environ.update(_ENVIRONMENT)
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in old.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from nmoe_flower.engine import InProcessGrid, StreamingGrid, workers
+from nmoe_flower.engine import InProcessGrid, StreamingGrid, spawn, workers
 from nmoe_flower.errors import EngineError
 
 NODES = 10
@@ -131,7 +131,7 @@ def test_the_environment_is_set_for_workers_only(
     main = sys.modules["__main__"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.delenv("MALLOC_TOP_PAD_", raising=False)
-    with workers._spawning():
+    with spawn.spawning():
         assert os.environ["OMP_NUM_THREADS"] == "1"
         assert sys.modules["__main__"] is not main
     assert os.environ["OMP_NUM_THREADS"] == "5"
