@@ -189,6 +189,8 @@ class Run:
             strategy.load_state(_part(self.resumed.arrays, "strategy/"))
             self.resumed = None
         for current in range(done + 1, rounds + 1):
+            if getattr(strategy, "converged", False):
+                break
             started = time.monotonic()
             told = ConfigRecord({**settings(current), "durable-round": durable})
             messages = strategy.configure_train(current, arrays, told, self.grid)
@@ -203,8 +205,6 @@ class Run:
             if self._checkpoint_due(current) or converged:
                 self.save(stage, current, arrays, strategy)
                 durable = current
-            if converged:
-                break
         return arrays
 
     def _test(

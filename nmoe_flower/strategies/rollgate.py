@@ -62,12 +62,18 @@ class RollGate(StreamingFedAvg):
         return records.from_numpy(latest), metrics
 
     def state(self) -> dict[str, np.ndarray]:
-        """The gate at the start of the current cycle."""
-        return dict(self._cycle_start)
+        """The gate at the start of the current cycle, and whether training has converged."""
+        start = {f"start/{name}": value for name, value in self._cycle_start.items()}
+        return {**start, "converged": np.array(self.converged)}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Restore the gate at the start of the current cycle."""
-        self._cycle_start = dict(arrays)
+        """Restore what ``state`` gave."""
+        self.converged = bool(arrays.get("converged", False))
+        self._cycle_start = {
+            name.removeprefix("start/"): value
+            for name, value in arrays.items()
+            if name.startswith("start/")
+        }
 
 
 def _relative_change(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> float:
