@@ -187,6 +187,7 @@ class GateConfig(_Section):
     rolling: Literal["cyclic", "federated"] = Field(
         "cyclic", description="client after client until convergence, or FedAvg of those targets"
     )
+    cycles: int = Field(10, ge=1, description="RollGate's limit of cycles through the clients")
     distribution: Floats = Field((), description="RanGate's; empty: uniform")
     prior: Literal["chosen", "own", "em", "none"] = Field(
         "chosen", description="the client-aware prior correction of the +prior rows"

@@ -125,24 +125,25 @@ def _federated_gate(run: Run) -> ArrayRecord:
         FedGate(action=Action.GATE, fraction_train=gate.fraction_train),
         _kept(run, "gate/initial"),
         rounds=gate.rounds,
-        settings=_gate_rate(run.config),
+        settings=_gate_rate(run.config, gate.rounds),
     )
 
 
 def _rolling_gate(run: Run) -> ArrayRecord:
     gate = run.config.gate
-    strategy: StreamingFedAvg = (
-        RollGate(action=Action.ROLLING)
-        if gate.rolling == "cyclic"
-        else FedGate(action=Action.ROLLING, fraction_train=gate.fraction_train)
-    )
-    visits = gate.rounds * (run.config.data.num_clients if gate.rolling == "cyclic" else 1)
+    strategy: StreamingFedAvg
+    if gate.rolling == "cyclic":
+        strategy = RollGate(action=Action.ROLLING)
+        rounds = gate.cycles * run.config.data.num_clients
+    else:
+        strategy = FedGate(action=Action.ROLLING, fraction_train=gate.fraction_train)
+        rounds = gate.rounds
     return run.federate(
         "gate/rolling",
         strategy,
         _kept(run, "gate/initial"),
-        rounds=visits,
-        settings=lambda _: {"learning-rate": gate.learning_rate},
+        rounds=rounds,
+        settings=_gate_rate(run.config, rounds),
     )
 
 
@@ -161,9 +162,8 @@ def _global_gate(run: Run) -> ArrayRecord:
     return trained[node].array_records[ARRAYS]
 
 
-def _gate_rate(config: Config) -> Callable[[int], Mapping[str, Any]]:
-    gate = config.gate
-    rate = schedule("cosine", peak=gate.learning_rate, steps=gate.rounds)
+def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]]:
+    rate = schedule("cosine", peak=config.gate.learning_rate, steps=rounds)
     return lambda current: {"learning-rate": rate(current)}
 
 
