@@ -1,0 +1,1 @@
+"""Measure the engines: ``nmoe bench rounds``."""

@@ -1,0 +1,131 @@
+"""Let runners take turns with the bare loop, and boil their times down to ratios."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nmoe_flower.bench.kinds import FLOOR_GOALS, LARGE, Kind
+from nmoe_flower.bench.remote import Remote
+
+__all__ = ["Blocks", "Figures", "measure_kind", "measure_memory", "ratio"]
+
+_LEAST_SECONDS = 3.0
+_ECHOES = 20
+
+Blocks = list[list[float]]
+
+
+@dataclass
+class Figures:
+    """One runner on one kind of work.
+
+    Args:
+        kind: Name of the work.
+        runner: What ran it.
+        start_seconds: From nothing to the end of round 1.
+        blocks: Seconds of rounds in a row.
+        bare_blocks: Those of the bare loop, each a neighbour of the block of that position.
+        floor: Median milliseconds of an exchange of 1 kB with 10 nodes.
+    """
+
+    kind: str
+    runner: str
+    start_seconds: float
+    blocks: Blocks = field(default_factory=list)
+    bare_blocks: Blocks = field(default_factory=list)
+    floor: float | None = None
+
+    @property
+    def round_seconds(self) -> float:
+        """Median over all measured rounds."""
+        return statistics.median(seconds for block in self.blocks for seconds in block)
+
+    @property
+    def ratio(self) -> float:
+        """Times the bare loop."""
+        return 1.0 if self.runner == "bare" else ratio(self.blocks, self.bare_blocks)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything measured, and what was made of it."""
+        return {
+            "kind": self.kind,
+            "runner": self.runner,
+            "seconds-to-round-1": self.start_seconds,
+            "seconds-per-round": self.round_seconds,
+            "ratio-to-bare": self.ratio,
+            "exchange-milliseconds": self.floor,
+            "rounds": sum(map(len, self.blocks)),
+            "blocks": self.blocks,
+            "bare-blocks": self.bare_blocks,
+        }
+
+
+def ratio(blocks: Blocks, bare: Blocks) -> float:
+    """Median over pairs of neighbouring blocks of the quotient of their median rounds.
+
+    Both blocks of a pair ran within moments, so what else the machine did hit both.
+
+    >>> ratio([[3.0, 3.0], [60.0, 60.0], [3.3, 3.3]], [[2.0, 2.0], [40.0, 40.0], [2.0, 2.0]])
+    1.5
+    """
+    pairs = zip(blocks, bare, strict=True)
+    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
+
+
+def measure_kind(
+    kind: Kind, runners: Sequence[str], *, rounds: int | None, seed: int, workers: int
+) -> list[Figures]:
+    """Measure the runners one after the other, each taking turns with the same bare loop.
+
+    Args:
+        kind: What is computed.
+        runners: Names beside ``bare``, which always runs.
+        rounds: At least so many measured rounds each; None takes the kind's own number.
+        seed: Of weights and images.
+        workers: Client processes of every runner.
+    """
+    figures = []
+    with Remote("bare", kind, seed=seed, workers=workers) as bare:
+        own = Figures(kind.name, "bare", bare.start_seconds)
+        _warm_up(bare, kind)
+        for name in runners:
+            with Remote(name, kind, seed=seed, workers=workers) as remote:
+                found = Figures(kind.name, name, remote.start_seconds)
+                _warm_up(remote, kind)
+                _take_turns(found, remote, bare, kind, rounds or kind.rounds)
+                if name in FLOOR_GOALS:
+                    found.floor = _floor(remote)
+            figures.append(found)
+            own.blocks += found.bare_blocks
+        if not runners:
+            own.blocks.append(bare.ask("rounds", rounds or kind.rounds))
+    return [own, *figures]
+
+
+def _warm_up(remote: Remote, kind: Kind) -> None:
+    if kind.warm_up > 1:
+        remote.ask("rounds", kind.warm_up - 1)  # round 1 is part of the start-up
+
+
+def _take_turns(found: Figures, remote: Remote, bare: Remote, kind: Kind, rounds: int) -> None:
+    """Blocks in the order A B, B A, A B: a drift of the machine's speed favours neither."""
+    measured, seconds = 0, 0.0
+    while measured < rounds or seconds < _LEAST_SECONDS:
+        size = min(kind.block, max(rounds - measured, 1)) if measured < rounds else kind.block
+        for one in (bare, remote) if len(found.blocks) % 2 else (remote, bare):
+            block = one.ask("rounds", size)
+            (found.bare_blocks if one is bare else found.blocks).append(block)
+            seconds += sum(block)
+        measured += size
+
+
+def _floor(remote: Remote) -> float:
+    remote.ask("echo", 3)
+    return 1000 * statistics.median(remote.ask("echo", _ECHOES))
+
+
+def measure_memory(runner: str, *, seed: int, workers: int) -> float:
+    """Peak bytes of the server process in one round of 100 clients of 45 MB."""
+    with Remote(runner, LARGE, seed=seed, workers=workers) as remote:
+        return remote.ask("peak", 1)[0]

@@ -1,0 +1,206 @@
+"""The bench's side of a runner: start it, ask it for rounds, end it."""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.bench.kinds import Kind
+from nmoe_flower.engine import run_simulation, write_app
+from nmoe_flower.errors import EngineError
+
+__all__ = ["RUNNERS", "Remote"]
+
+RUNNERS = ("bare", "inprocess", "ray", "stock")
+
+_START_SECONDS = 180.0
+_ANSWER_SECONDS = 600.0
+_END_SECONDS = 10.0
+_APPS = {"ray": "ours", "stock": "stock"}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+_YARDSTICK = {
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+class Remote:
+    """A runner in a process of its own; a context manager that ends it.
+
+    Args:
+        runner: One of ``RUNNERS``, or ``streaming`` or ``fedavg`` for their memory.
+        kind: What it computes.
+        seed: Of weights and images.
+        workers: Client processes.
+
+    Raises:
+        EngineError: The runner failed, with the end of its output.
+    """
+
+    def __init__(self, runner: str, kind: Kind, *, seed: int, workers: int) -> None:
+        self.runner = runner
+        self._token = secrets.token_hex(16)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server.settimeout(0.1)
+        address = f"127.0.0.1:{self._server.getsockname()[1]}:{self._token}"
+        start = _Simulation if runner in _APPS else _Process
+        self._begin = time.perf_counter()
+        self._body = start(runner, kind, seed, workers, address)
+        try:
+            self._stream = self._accept()
+            self.ask("rounds", 1)
+        except BaseException:
+            self.close()
+            raise
+        self.start_seconds = time.perf_counter() - self._begin
+        """From nothing to the end of round 1, interpreter and imports included."""
+
+    def __enter__(self) -> "Remote":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, what: str, count: int) -> list[float]:
+        """Have the runner do ``what`` so many times; returns its figures.
+
+        Raises:
+            EngineError: It failed instead.
+        """
+        try:
+            self._stream.write(json.dumps([what, count]) + "\n")
+            self._stream.flush()
+            line = self._stream.readline()
+        except OSError as error:
+            line = ""
+            self._body.note(str(error))
+        if not line:
+            raise EngineError(f"the {self.runner} runner failed:\n{self._body.last_words()}")
+        figures: list[float] = json.loads(line)
+        return figures
+
+    def close(self) -> None:
+        """Hang up and wait until the runner and all it started have ended."""
+        with contextlib.suppress(AttributeError, OSError):
+            self._stream.close()
+        self._server.close()
+        self._body.close()
+
+    def _accept(self) -> Any:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if self._body.ended():
+                break
+            try:
+                line, _ = self._server.accept()
+            except TimeoutError:
+                continue
+            line.settimeout(_ANSWER_SECONDS)
+            with line:
+                stream = line.makefile("rw")
+            if json.loads(stream.readline() or '""') == self._token:
+                return stream
+            stream.close()
+        raise EngineError(f"the {self.runner} runner did not start:\n{self._body.last_words()}")
+
+
+class _Process:
+    """A runner without a SuperLink."""
+
+    def __init__(self, runner: str, kind: Kind, seed: int, workers: int, address: str) -> None:
+        settings = [f"--seed={seed}", f"--workers={workers}", f"--address={address}"]
+        command = [sys.executable, "-m", "nmoe_flower.bench.server", runner, kind.name, *settings]
+        # The yardstick gets every advantage; ours must set for itself what it needs.
+        extra = _ONE_THREAD | _YARDSTICK if runner == "bare" else _ONE_THREAD
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command,
+            env=os.environ | extra,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            start_new_session=True,
+        )
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def note(self, text: str) -> None:
+        self._output.write(text)
+
+    def last_words(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        self._output.seek(0)
+        return "".join(self._output.readlines()[-20:]).strip()
+
+    def close(self) -> None:
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+
+class _Simulation:
+    """A runner on a SuperLink; it runs in a thread, since ``run_simulation`` waits for it."""
+
+    def __init__(self, runner: str, kind: Kind, seed: int, workers: int, address: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")
+        app = _APPS[runner]
+        folder = write_app(
+            Path(self._folder.name) / "app",
+            {"kind": kind.name, "seed": seed, "address": address},
+            serverapp=f"nmoe_flower.bench.server:{app}",
+            clientapp=f"nmoe_flower.bench.client:{app}",
+        )
+        self._failure = ""
+        self._closing = threading.Event()
+        self._patience = 0.0
+        run: Callable[[], None] = lambda: run_simulation(  # noqa: E731
+            folder,
+            num_supernodes=kind.clients,
+            num_cpus=max(workers, 1),
+            log=lambda _: None,
+            on_tick=self._tick,
+        )
+        self._thread = threading.Thread(target=self._run, args=(run,), daemon=True)
+        self._thread.start()
+
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def note(self, text: str) -> None:
+        self._failure = text
+
+    def last_words(self) -> str:
+        self._thread.join(_END_SECONDS)
+        return self._failure
+
+    def close(self) -> None:
+        self._patience = time.monotonic() + _END_SECONDS
+        self._closing.set()
+        self._thread.join()
+        self._folder.cleanup()
+
+    def _run(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except EngineError as error:
+            self._failure = str(error)
+
+    def _tick(self) -> None:
+        """The ServerApp ends when the bench hangs up; one that does not is taken down."""
+        if self._closing.is_set() and time.monotonic() > self._patience:
+            raise EngineError("the bench has ended")

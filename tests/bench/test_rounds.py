@@ -1,0 +1,250 @@
+"""The benchmark's arithmetic and text, and that the runners it compares do the same work."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvg
+from torch.nn import functional as F
+
+from nmoe_flower import records
+from nmoe_flower.bench import client, measure, rounds, server
+from nmoe_flower.bench.bare import BareLoop
+from nmoe_flower.bench.kinds import KINDS, Kind
+from nmoe_flower.bench.measure import Figures, ratio
+from nmoe_flower.bench.model import LEARNING_RATE, batches, build_model
+from nmoe_flower.bench.remote import RUNNERS
+from nmoe_flower.bench.table import machine_line, other_lines, table
+from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.strategies import FedCE
+
+SOURCE = {
+    "started": "2026-01-02T03:04:05+00:00",
+    "seed": 7,
+    "versions": {"python": "3.11.7", "torch": "2.9"},
+    "machine": {"cpu": "Some CPU", "cores": 2},
+}
+
+
+def _by_hand(kind: Kind, seed: int, count: int) -> np.ndarray:
+    """Federated averaging once more, in float64 and with no code of the runners."""
+    model = build_model(kind, seed).double()
+    weights = [p.detach().clone() for p in model.parameters()]
+    for server_round in range(1, count + 1):
+        sums = [torch.zeros_like(w) for w in weights]
+        for partition in range(kind.clients):
+            own = [w.clone().requires_grad_() for w in weights]
+            for images, labels in batches(kind, seed, partition, server_round):
+                loss = F.cross_entropy(F.linear(images.double(), own[0], own[1]), labels)
+                steps = torch.autograd.grad(loss, own)
+                own = [
+                    (w - LEARNING_RATE * step).detach().requires_grad_()
+                    for w, step in zip(own, steps, strict=True)
+                ]
+            sums = [s + w.detach() for s, w in zip(sums, own, strict=True)]
+        weights = [s / kind.clients for s in sums]
+    return np.concatenate([w.numpy().ravel() for w in weights])
+
+
+def test_two_rounds_of_bare_and_inprocess_end_at_the_same_weights() -> None:
+    kind = KINDS["tiny"]
+    start = np.concatenate([p.detach().numpy().ravel() for p in build_model(kind, 3).parameters()])
+    with closing(BareLoop(kind, 3, workers=0)) as loop:
+        assert len(loop.rounds(2)) == 2
+        bare = loop.weights.copy()
+    strategy = FedCE(fraction_evaluate=0.0, min_train_nodes=10, min_available_nodes=10)
+    with InProcessGrid(client.ours, 10, run_config={"kind": "tiny", "seed": 3}) as grid:
+        initial = build_model(kind, 3).state_dict()
+        result = strategy.start(grid, initial_arrays=records.pack(initial), num_rounds=2)
+    flat = [value.ravel() for value in records.to_numpy(result.arrays).values()]
+    expected = _by_hand(kind, 3, 2)
+    assert np.abs(expected - start).max() > 1e-3
+    np.testing.assert_allclose(bare, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(flat), bare, rtol=0, atol=1e-6)
+
+
+def test_the_stock_app_does_the_same_steps() -> None:
+    kind = KINDS["tiny"]
+    with closing(BareLoop(kind, 0, workers=0)) as loop:
+        loop.rounds(1)
+        bare = loop.weights.copy()
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=10, min_available_nodes=10)
+    with InProcessGrid(client.stock, 10, run_config={"kind": "tiny", "seed": 0}) as grid:
+        initial = ArrayRecord(build_model(kind, 0).state_dict())
+        result = strategy.start(grid, initial_arrays=initial, num_rounds=1)
+    flat = np.concatenate([array.numpy().ravel() for array in result.arrays.values()])
+    np.testing.assert_allclose(flat, bare, rtol=0, atol=1e-6)
+
+
+def test_rounds_go_on_from_the_weights_of_the_last_call() -> None:
+    strategy = FedCE(fraction_evaluate=0.0, min_train_nodes=10, min_available_nodes=10)
+    sent: list[np.ndarray] = []
+    with InProcessGrid(client.ours, 10, run_config={"kind": "tiny", "seed": 0}) as grid:
+        run = server.rounds_of(strategy, grid, server._initial(strategy, grid))
+        for _ in range(2):
+            seconds = run(1)
+            assert len(seconds) == 1
+            assert seconds[0] > 0
+            sent.append(strategy._sent["0.weight"].copy())
+    np.testing.assert_array_equal(sent[0], build_model(KINDS["tiny"], 0)[0].weight.detach())
+    assert np.abs(sent[1] - sent[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("blocks", "bare", "expected"),
+    [
+        ([[2.0]], [[1.0]], 2.0),
+        # Pairs: 3 / 2, then 50 / 40 (a slow spell hit both), then 4 / 2: the middle one is 1.5.
+        ([[3.0, 3.0, 9.0], [50.0], [4.0]], [[2.0, 1.0, 2.0], [40.0], [2.0]], 1.5),
+    ],
+)
+def test_ratio(blocks: list[list[float]], bare: list[list[float]], expected: float) -> None:
+    assert ratio(blocks, bare) == expected
+
+
+def test_ratio_wants_pairs() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        ratio([[1.0], [1.0]], [[1.0]])
+
+
+class _Clock:
+    """A runner whose rounds take a fixed time; it writes down who was asked."""
+
+    asked: list[str] = []
+    closed: list[str] = []
+
+    def __init__(self, runner: str, kind: Kind, *, seed: int, workers: int) -> None:
+        self.runner = runner
+        self.start_seconds = 1.0
+        self.seconds = {"bare": 0.5, "inprocess": 0.6, "ray": 0.75, "stock": 2.0}[runner]
+
+    def __enter__(self) -> "_Clock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed.append(self.runner)
+
+    def ask(self, what: str, count: int) -> list[float]:
+        self.asked.append(f"{what} {self.runner} {count}")
+        return [0.005 if what == "echo" else self.seconds] * count
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[_Clock]:
+    monkeypatch.setattr(_Clock, "asked", [])
+    monkeypatch.setattr(_Clock, "closed", [])
+    monkeypatch.setattr(measure, "Remote", _Clock)
+    return _Clock
+
+
+def test_runners_take_turns_in_alternating_order(clock: type[_Clock]) -> None:
+    kind = KINDS["many"]
+    bare, ours = measure.measure_kind(kind, ["inprocess"], rounds=5, seed=0, workers=2)
+    turns = [line.split()[1] for line in clock.asked if line.startswith("rounds")]
+    assert turns[:6] == ["inprocess", "bare", "bare", "inprocess", "inprocess", "bare"]
+    assert len(ours.blocks) == len(ours.bare_blocks) == 5
+    assert ours.ratio == pytest.approx(0.6 / 0.5)
+    assert ours.floor == 5.0
+    assert (bare.ratio, bare.round_seconds) == (1.0, 0.5)
+    assert clock.closed == ["inprocess", "bare"]
+
+
+def test_measuring_goes_on_until_enough_time_was_measured(clock: type[_Clock]) -> None:
+    _, ours = measure.measure_kind(KINDS["many"], ["inprocess"], rounds=1, seed=0, workers=2)
+    assert len(ours.blocks) == 3  # 1.1 s a pair, at least 3 s
+
+
+def test_table_names_goals_and_whether_they_are_met() -> None:
+    lines = table(
+        [
+            Figures("tiny", "bare", 2.0, [[0.1]]),
+            Figures("tiny", "inprocess", 9.0, [[0.11]], [[0.1]]),
+            Figures("short", "ray", 20.0, [[0.4]], [[0.25]]),
+        ]
+    ).splitlines()
+    assert lines[0].split() == [
+        "kind",
+        "runner",
+        "to",
+        "round",
+        "1",
+        "per",
+        "round",
+        "x",
+        "bare",
+        "goals",
+    ]
+    assert lines[1].split() == ["tiny", "bare", "2.0", "s", "0.1000", "s", "1.000"]
+    assert lines[2].endswith("1.100  x bare <= 1.2 met; round 1 <= 8 s missed")
+    assert lines[3].endswith("1.600  x bare <= 1.5 missed")
+    assert len({line.index(" s ") for line in lines[1:3]}) == 1
+
+
+def test_other_lines() -> None:
+    figures = [
+        Figures("tiny", "bare", 1.0),
+        Figures("tiny", "inprocess", 1.0, floor=12.0),
+        Figures("tiny", "ray", 1.0, floor=99.0),
+    ]
+    assert other_lines(figures, {"fedavg": 5.4e9}) == [
+        "exchange of 1 kB with 10 nodes, tiny inprocess: 12.0 ms (<= 10 ms missed)",
+        "exchange of 1 kB with 10 nodes, tiny ray: 99.0 ms (<= 100 ms met)",
+        "peak memory of the server, 100 clients x 45 MB, fedavg: 5.40 GB",
+    ]
+
+
+def test_machine_line() -> None:
+    assert machine_line(SOURCE, 2) == (
+        "Some CPU, 2 cores, 2 workers; python 3.11.7, torch 2.9; 2026-01-02T03:04:05+00:00; seed 7"
+    )
+
+
+def test_the_command_prints_and_writes_the_same_figures(
+    clock: type[_Clock], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.json"
+    assert rounds.main(["--kind", "short", "--json", str(path), "--seed", "7"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert [row["runner"] for row in found["rows"]] == list(RUNNERS)
+    # A goal that is missed is no failure: ray is at 1.5 (met), inprocess at 1.2 (missed).
+    assert [row["ratio-to-bare"] for row in found["rows"]] == pytest.approx([1, 1.2, 1.5, 4])
+    for row in found["rows"]:
+        assert f"{row['ratio-to-bare']:.3f}" in out
+        assert row["rounds"] >= KINDS["short"].rounds
+    assert found["provenance"]["seed"] == 7
+    assert "x bare <= 1.07 missed" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--kind", "tiny,huge"], "'huge' is unknown; allowed: tiny, short, many"),
+        (["--runner", "spark"], "'spark' is unknown; allowed: bare, inprocess, ray, stock"),
+        (["--workers", "0"], "0 is too small"),
+        (["--rounds", "-3"], "-3 is too small"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        rounds.main(argv)
+    assert left.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "megabytes"),
+    [("tiny", 7850, 0.03), ("short", 299158, 1.2), ("many", 1616918, 6.5)],
+)
+def test_model_sizes_are_those_that_are_claimed(
+    name: str, parameters: int, megabytes: float
+) -> None:
+    count = sum(p.numel() for p in build_model(KINDS[name], 0).parameters())
+    assert count == parameters
+    assert 4e-6 * count == pytest.approx(megabytes, rel=0.05)
