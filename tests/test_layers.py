@@ -1,0 +1,108 @@
+"""Who may import whom. A new module must be given its place here."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nmoe_flower"
+
+# Lower rows are seen by all rows above them; parts of one row do not see each other.
+ROWS = [
+    {"errors"},
+    {"seeds", "schedules"},
+    {"config", "files", "records"},
+    {"checkpoint", "provenance"},
+    {"data", "models", "losses", "privacy", "metrics", "alignment"},
+    {"training"},
+    {"engine"},
+    {"clients", "strategies", "inference"},
+    {"pipeline"},
+    {"results", "progress"},
+    {"server_app", "client_app", "report"},
+    {"bench"},
+    {"cli"},
+]
+ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
+FLOWER = {
+    "records", "engine", "strategies", "clients", "pipeline", "server_app", "client_app", "bench",
+}  # fmt: skip
+# What a server must not load: it aggregates with NumPy.
+NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "results",
+            "strategies", "pipeline", "server_app", "engine")  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """``data`` for data/partition.py; ``""`` for the package's own __init__.py."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py").replace("__init__", "")
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, inside functions too; relative imports are not used at all."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def parts_seen(path: Path) -> set[str]:
+    seen = {name.split(".")[1] for name in imported(path) if name.startswith("nmoe_flower.")}
+    return {
+        part for part in seen if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()
+    }
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(path) for path in modules()} - {""}
+    assert parts <= ROW.keys()
+    assert sum(map(len, ROWS)) == len(ROW)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own, seen = part_of(path), parts_seen(path)
+    if not own:
+        assert seen == set()
+        return
+    upward = sorted(part for part in seen - {own} if ROW[part] >= ROW[own])
+    assert upward == [], f"{own} imports {upward}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_flower_and_its_data_sets_are_imported_where_they_belong(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported(path)}
+    if "flwr" in roots:
+        assert part_of(path) in FLOWER
+    if {"flwr_datasets", "datasets"} & roots:
+        assert part_of(path) == "data"
+    assert "pickle" not in roots or part_of(path) == "engine"  # between its own processes
+
+
+def test_the_walk_sees_imports() -> None:
+    """The checks above would pass on an empty set."""
+    assert {"engine", "records", "errors"} <= parts_seen(PACKAGE / "strategies" / "base.py")
+    assert "data" in parts_seen(PACKAGE / "clients" / "device.py")
+    assert "flwr.serverapp.Grid" in imported(PACKAGE / "server_app.py")
+
+
+@pytest.mark.parametrize("part", NO_TORCH)
+def test_servers_load_nothing_heavy(part: str) -> None:
+    code = (
+        f"import sys, nmoe_flower.{part}\n"
+        "heavy = ['torch', 'torchvision', 'datasets', 'flwr_datasets', 'ray', 'sklearn', 'pandas',"
+        " 'matplotlib']\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
