@@ -1,6 +1,7 @@
 """A run in progress: its grid, its clients, its arrays, and how it survives being killed."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -122,12 +123,8 @@ class Run:
         started = time.monotonic()
         wanted = [n for n in self.nodes if only is None or self.partitions[n] in only]
         answers: dict[int, RecordDict] = {}
-        exchange = Exchange()
+        exchange, pending = Exchange(), wanted
         for _ in range(2):
-            exchange.failures, pending = (
-                [],
-                [node for node in wanted if self.partitions[node] not in answers],
-            )
             messages = [
                 Message(
                     content if isinstance(content, RecordDict) else content[self.partitions[node]],
@@ -145,11 +142,13 @@ class Run:
                     exchange.fail(partition, str(error))
                     continue
                 exchange.bytes_up += records.array_bytes(answers[partition])
-            if not exchange.failures:
+            pending = [node for node in pending if self.partitions[node] not in answers]
+            if not pending:
                 break
-        if exchange.failures:
+        if pending:
             reasons = "; ".join(
-                f"client {f['partition']}: {f['reason']}" for f in exchange.failures
+                f"client {f['partition']}: {f['reason']}"
+                for f in exchange.failures[-len(pending) :]
             )
             raise RoundError(f"{stage}: {reasons}")
         exchange.clients = sorted(answers)
@@ -299,13 +298,18 @@ class Run:
 
 
 def _sound(reply: Message) -> RecordDict:
-    """The content of a reply whose arrays and metrics are finite.
+    """The content of a reply that counts its examples and whose arrays are finite.
 
     Raises:
-        ReplyError: The reply is an error, or has NaN or infinite entries.
+        ReplyError: The reply is an error, has NaN or infinite entries, or no usable
+            ``num-examples``.
     """
     if reply.has_error():
         raise ReplyError(reply.error.reason)
+    metrics = reply.content.metric_records.get(records.METRICS)
+    examples = metrics.get(records.NUM_EXAMPLES) if metrics is not None else None
+    if not isinstance(examples, int | float) or not 0 <= examples < math.inf:
+        raise ReplyError(f"{records.NUM_EXAMPLES!r} is missing or not a number >= 0: {examples}")
     for record in reply.content.array_records.values():
         arrays = records.to_numpy(record)
         records.compare(arrays, arrays)
