@@ -206,7 +206,9 @@ class RunConfig(_Section):
     name: str = Field("nmoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     out: str = Field("", description="results folder; empty: ./runs, or ~/nmoe-runs under flwr run")
     seed: int = Field(0, ge=0)
-    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:1, mps"
+    )
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 where the device computes in it"
     )
@@ -250,8 +252,8 @@ class Config(_Section):
             )
         if self.expert.init != "scratch" and self.extractor.head == "linear" and self.expert.hidden:
             raise ValueError(
-                f"expert.init = {self.expert.init} starts from the stage-1 head, but extractor.head "
-                "is linear and expert.hidden is not empty: use expert.init = scratch, "
+                f"expert.init = {self.expert.init} starts from the stage-1 head, but "
+                "extractor.head is linear and expert.hidden is not empty: use expert.init = scratch, "
                 "extractor.head = expert or an empty expert.hidden"
             )
         if self.expert.sharing == "none" and set(self.gate.methods) != {"local"}:
