@@ -363,8 +363,8 @@ def _read_hugging_face(request: _Request, arrow_dir: Path) -> tuple[list[_Raw], 
             f"it has {', '.join(tables)}"
         )
     features = tables[names[0]].features
-    image_column = _find_column(features, request.image_column, "image")
-    label_column = _find_column(features, request.label_column, "label")
+    image_column = _find_column(request.dataset, features, request.image_column, "image")
+    label_column = _find_column(request.dataset, features, request.label_column, "label")
     for name in names:
         missing = {image_column, label_column} - set(tables[name].column_names)
         if missing:
@@ -421,15 +421,16 @@ def _load_tables(request: _Request, arrow_dir: Path) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, dict) else {request.train_split: loaded}
 
 
-def _find_column(features: Any, wanted: str, kind: str) -> str:
+def _find_column(dataset: str, features: Any, wanted: str, kind: str) -> str:
     """The configured column, else the one of the right type, else one with a common name."""
     import datasets
 
     columns: list[str] = list(features)
     found = ", ".join(columns)
+    begin, hint = f"data set {dataset!r}:", f"set data.{kind}-column ({kind}_column)"
     if wanted:
         if wanted not in columns:
-            raise DataError(f"no {kind} column {wanted!r}; the columns are {found}")
+            raise DataError(f"{begin} no {kind} column {wanted!r}; the columns are {found}")
         return wanted
     feature = datasets.Image if kind == "image" else datasets.ClassLabel
     typed = [name for name in columns if isinstance(features[name], feature)]
@@ -437,9 +438,9 @@ def _find_column(features: Any, wanted: str, kind: str) -> str:
         if name in (typed or columns):
             return name
     if len(typed) > 1:
-        raise DataError(f"several {kind} columns: {', '.join(typed)}; set {kind}_column to one")
+        raise DataError(f"{begin} several {kind} columns: {', '.join(typed)}; {hint} to one")
     if not typed:
-        raise DataError(f"no {kind} column found; set {kind}_column to one of {found}")
+        raise DataError(f"{begin} no {kind} column found; {hint} to one of {found}")
     return typed[0]
 
 

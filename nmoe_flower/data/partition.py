@@ -137,7 +137,8 @@ def _check_share(share: float, num_classes: int) -> None:
     if not 1 / num_classes - 1e-12 <= share <= 1:
         raise DataError(
             f"dominant share {share:.4g} is not possible with {num_classes} classes; allowed: "
-            f"{1 / num_classes:.4g} to 1 (tau above 0 and at most {num_classes - 1})"
+            f"{1 / num_classes:.4g} to 1 (tau is {1 / share - 1:.4g}; allowed: above 0 and at most "
+            f"{num_classes - 1})"
         )
 
 
