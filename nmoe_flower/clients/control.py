@@ -27,20 +27,20 @@ BALANCE_WEIGHT = 1e-2  # Fedus et al. 2021, section 2.2
 
 
 def train(message: Message, context: Context) -> Message:
-    """Train one control from scratch: this client's own classifier, or the central mixture."""
+    """Train controls from scratch: this client's own classifier, the central mixture, or both."""
     device = device_of(context)
     settings = records.config_of(message)
     steps = int(settings["steps"])
-    if settings["control"] == "centralized":
-        probabilities, expert_ids, loss = _centralized(device, steps)
-        arrays = {"probabilities": probabilities, "expert-ids": expert_ids}
-        return records.reply(
-            message,
-            metrics={NUM_EXAMPLES: len(device.train_labels), "loss": loss},
-            arrays={"centralized": records.from_numpy(arrays)},
+    metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
+    arrays = {}
+    if "centralized" in settings["controls"]:
+        probabilities, expert_ids, metrics["centralized-loss"] = _centralized(device, steps)
+        arrays["centralized"] = records.from_numpy(
+            {"probabilities": probabilities, "expert-ids": expert_ids}
         )
-    loss = _local_classifier(device, steps)
-    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels), "loss": loss})
+    if LOCAL_CLASSIFIER in settings["controls"]:
+        metrics["local-loss"] = _local_classifier(device, steps)
+    return records.reply(message, metrics=metrics, arrays=arrays)
 
 
 def _local_classifier(device: Device, steps: int) -> float:

@@ -169,17 +169,25 @@ def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]
 
 def train_controls(run: Run) -> None:
     """What the mixture is measured against: one classifier per client, one central mixture."""
-    config, wanted = run.config, run.config.run.controls
+    wanted = [name for name in run.config.run.controls if name != "fedavg"]
+    if not wanted:
+        return
+    steps = _control_steps(run.config, min(_train_sizes(run)))
     central = min(run.partitions.values())
-    sizes = _train_sizes(run)
-    steps = _control_steps(config, min(sizes))
+    questions = {
+        partition: _message(
+            None,
+            {
+                "controls": [n for n in wanted if n != "centralized" or partition == central],
+                "steps": steps,
+            },
+        )
+        for partition in run.partitions.values()
+    }
+    asked = [p for p, content in questions.items() if content.config_records[CONFIG]["controls"]]
+    answers = run.gather("controls", Action.CONTROL, questions, only=asked)
     if "centralized" in wanted:
-        message = _message(None, {"control": "centralized", "steps": steps})
-        answer = run.gather("controls/centralized", Action.CONTROL, message, only=[central])
-        _keep(run, "centralized", answer[central].array_records["centralized"])
-    if "local-classifier" in wanted:
-        message = _message(None, {"control": "local-classifier", "steps": steps})
-        run.gather("controls/local-classifier", Action.CONTROL, message)
+        _keep(run, "centralized", answers[central].array_records["centralized"])
 
 
 def _train_sizes(run: Run) -> list[int]:
