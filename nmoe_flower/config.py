@@ -253,8 +253,8 @@ class Config(_Section):
         if self.expert.init != "scratch" and self.extractor.head == "linear" and self.expert.hidden:
             raise ValueError(
                 f"expert.init = {self.expert.init} starts from the stage-1 head, but "
-                "extractor.head is linear and expert.hidden is not empty: use expert.init = scratch, "
-                "extractor.head = expert or an empty expert.hidden"
+                "extractor.head is linear and expert.hidden is not empty: "
+                "use expert.init = scratch, extractor.head = expert or an empty expert.hidden"
             )
         if self.expert.sharing == "none" and set(self.gate.methods) != {"local"}:
             raise ValueError(
