@@ -26,6 +26,8 @@ class Figures:
         start_seconds: From nothing to the end of round 1.
         blocks: Seconds of rounds in a row.
         bare_blocks: Those of the bare loop, each a neighbour of the block of that position.
+        cpu: Likewise, seconds of CPU time per round of all its processes.
+        bare_cpu: Those of the bare loop.
         floor: Median milliseconds of an exchange of 1 kB with 10 nodes.
     """
 
@@ -34,6 +36,8 @@ class Figures:
     start_seconds: float
     blocks: Blocks = field(default_factory=list)
     bare_blocks: Blocks = field(default_factory=list)
+    cpu: Blocks = field(default_factory=list)
+    bare_cpu: Blocks = field(default_factory=list)
     floor: float | None = None
 
     @property
@@ -46,6 +50,11 @@ class Figures:
         """Times the bare loop."""
         return 1.0 if self.runner == "bare" else ratio(self.blocks, self.bare_blocks)
 
+    @property
+    def cpu_ratio(self) -> float:
+        """Times the CPU time of the bare loop: what is left of the ratio on a busy machine."""
+        return 1.0 if self.runner == "bare" else ratio(self.cpu, self.bare_cpu)
+
     def as_json(self) -> dict[str, Any]:
         """Everything measured, and what was made of it."""
         return {
@@ -54,10 +63,13 @@ class Figures:
             "seconds-to-round-1": self.start_seconds,
             "seconds-per-round": self.round_seconds,
             "ratio-to-bare": self.ratio,
+            "cpu-ratio-to-bare": self.cpu_ratio,
             "exchange-milliseconds": self.floor,
             "rounds": sum(map(len, self.blocks)),
             "blocks": self.blocks,
             "bare-blocks": self.bare_blocks,
+            "cpu-blocks": self.cpu,
+            "bare-cpu-blocks": self.bare_cpu,
         }
 
 
@@ -112,12 +124,14 @@ def _take_turns(found: Figures, remote: Remote, bare: Remote, kind: Kind, rounds
     """Blocks in the order A B, B A, A B: a drift of the machine's speed favours neither."""
     measured, seconds = 0, 0.0
     while measured < rounds or seconds < _LEAST_SECONDS:
-        size = min(kind.block, max(rounds - measured, 1)) if measured < rounds else kind.block
         for one in (bare, remote) if len(found.blocks) % 2 else (remote, bare):
-            block = one.ask("rounds", size)
+            before = one.cpu_seconds()
+            block = one.ask("rounds", kind.block)
+            cpu = [(one.cpu_seconds() - before) / kind.block]
             (found.bare_blocks if one is bare else found.blocks).append(block)
+            (found.bare_cpu if one is bare else found.cpu).append(cpu)
             seconds += sum(block)
-        measured += size
+        measured += kind.block
 
 
 def _floor(remote: Remote) -> float:

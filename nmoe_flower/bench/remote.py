@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.bench.kinds import Kind
-from nmoe_flower.engine import run_simulation, write_app
+from nmoe_flower.engine import processes, run_simulation, write_app
 from nmoe_flower.errors import EngineError
 
 __all__ = ["RUNNERS", "Remote"]
 
 RUNNERS = ("bare", "inprocess", "ray", "stock")
 
+_MARK = "NMOE_BENCH_RUNNER"
 _START_SECONDS = 180.0
 _ANSWER_SECONDS = 600.0
 _END_SECONDS = 10.0
@@ -54,16 +56,20 @@ class Remote:
         self._server.settimeout(0.1)
         address = f"127.0.0.1:{self._server.getsockname()[1]}:{self._token}"
         start = _Simulation if runner in _APPS else _Process
-        self._begin = time.perf_counter()
-        self._body = start(runner, kind, seed, workers, address)
+        begin = time.perf_counter()
+        os.environ[_MARK] = self._token  # all that this runner starts inherits it
         try:
+            self._body = start(runner, kind, seed, workers, address)
             self._stream = self._accept()
             self.ask("rounds", 1)
         except BaseException:
             self.close()
             raise
-        self.start_seconds = time.perf_counter() - self._begin
+        finally:
+            del os.environ[_MARK]
+        self.start_seconds = time.perf_counter() - begin
         """From nothing to the end of round 1, interpreter and imports included."""
+        self._family = sorted(pid for pid, _ in processes.family(f"{_MARK}={self._token}"))
 
     def __enter__(self) -> "Remote":
         return self
@@ -89,12 +95,20 @@ class Remote:
         figures: list[float] = json.loads(line)
         return figures
 
+    def cpu_seconds(self) -> float:
+        """Seconds of CPU time that this runner's processes have used; NaN without ``/proc``."""
+        try:
+            return sum(map(_cpu_seconds, self._family)) or math.nan
+        except OSError:
+            return math.nan
+
     def close(self) -> None:
         """Hang up and wait until the runner and all it started have ended."""
         with contextlib.suppress(AttributeError, OSError):
             self._stream.close()
         self._server.close()
-        self._body.close()
+        with contextlib.suppress(AttributeError):
+            self._body.close()
 
     def _accept(self) -> Any:
         deadline = time.monotonic() + _START_SECONDS
@@ -112,6 +126,11 @@ class Remote:
                 return stream
             stream.close()
         raise EngineError(f"the {self.runner} runner did not start:\n{self._body.last_words()}")
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class _Process:

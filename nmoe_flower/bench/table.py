@@ -1,5 +1,6 @@
 """The figures of ``nmoe bench rounds`` as plain text."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from nmoe_flower.bench.measure import Figures
 
 __all__ = ["machine_line", "other_lines", "table"]
 
-_HEAD = ("kind", "runner", "to round 1", "per round", "x bare", "goals")
+_HEAD = ("kind", "runner", "to round 1", "per round", "x bare", "x cpu", "goals")
 
 
 def table(figures: Iterable[Figures]) -> str:
@@ -31,6 +32,7 @@ def _row(one: Figures) -> tuple[str, ...]:
         f"{one.start_seconds:.1f} s",
         f"{one.round_seconds:.4f} s",
         f"{one.ratio:.3f}",
+        "-" if math.isnan(one.cpu_ratio) else f"{one.cpu_ratio:.3f}",
         "; ".join(goals),
     )
 
@@ -41,7 +43,7 @@ def _against(value: float, goal: float, unit: str) -> str:
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     cells = [
-        cell.rjust(width) if 2 <= column <= 4 else cell.ljust(width)
+        cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()
