@@ -24,8 +24,7 @@ class Store:
     def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Replace the group ``name``."""
         path = safe_child(self.folder, f"{name}.safetensors")
-        contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        write_bytes(path, pack_arrays(contiguous), sync=False)
+        write_bytes(path, pack_arrays(arrays), sync=False)
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Read the group ``name``; the arrays are shared, do not write to them.

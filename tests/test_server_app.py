@@ -1,0 +1,116 @@
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmoe_flower.config import Config
+from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import ConfigError, RoundError
+from nmoe_flower.files import load_arrays
+from nmoe_flower.results import RunFolder
+from nmoe_flower.server_app import execute, settle
+
+TINY = {
+    "data.num-clients": 3,
+    "data.train-per-client": 40,
+    "data.test-per-client": 20,
+    "extractor.backbone": "linear",
+    "extractor.rounds": 4,
+    "expert.hidden": "8",
+    "expert.epochs": 1,
+    "gate.methods": "federated,local",
+    "gate.rounds": 2,
+    "run.controls": "",
+    "run.checkpoint-every": 1,
+}
+
+
+class Clock:
+    """Time that moves only when somebody sleeps."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Arriving:
+    """A grid whose nodes connect at the given seconds."""
+
+    def __init__(self, clock: Clock, *seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def get_node_ids(self) -> list[int]:
+        return [node for node, second in enumerate(self.seconds) if second <= self.clock.now]
+
+
+def settled(seconds: list[float], values: Mapping[str, Any]) -> tuple[Config, list[str], float]:
+    clock, told = Clock(), []  # type: ignore[var-annotated]
+    grid: Any = Arriving(clock, *seconds)
+    config = settle(grid, Config.parse(values), tell=told.append, clock=clock, sleep=clock.sleep)
+    return config, told, clock.now
+
+
+def test_all_nodes_there_means_no_waiting_and_no_words() -> None:
+    config, told, seconds = settled([0] * 10, {})
+    assert (config, told, seconds) == (Config(), [], 0.0)
+
+
+def test_fewer_nodes_that_stay_are_taken_and_told() -> None:
+    """Two at once, a third after 2 s; nothing for 3 s more: three clients after 5 s."""
+    config, told, seconds = settled([0, 0, 2], {})
+    assert config.data.num_clients == 3
+    assert 5.0 <= seconds < 5.5
+    assert told[0] == "waiting for nodes: 2 of 10 connected"
+    assert "3 SuperNodes are connected but data.num-clients is 10" in told[-1]
+    assert "num-supernodes=10" in told[-1]
+
+
+def test_one_node_is_not_enough_and_the_wait_ends() -> None:
+    with pytest.raises(RoundError, match=r"1 nodes connected within 7 s, data\.num-clients is 10"):
+        settled([0], {"run.connect-timeout": 7})
+
+
+def test_what_does_not_fit_so_few_clients_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gate\.top-k is 5 but there are only 2 experts"):
+        settled([0, 0], {"gate.top-k": 5})
+
+
+def run(path: Path, cache: Path, on_round: Any = lambda _: None) -> RunFolder:
+    config = Config.parse({**TINY, "data.cache-dir": str(cache), "run.out": str(path.parent),
+                           "run.name": path.name})  # fmt: skip
+    exists = (path / "config.toml").exists()
+    folder = RunFolder.resume(path) if exists else RunFolder.create(path, config)
+    with InProcessGrid("nmoe_flower.client_app:app", 3, run_config=config.flat()) as grid:
+        execute(grid, folder, on_round=on_round)
+    return folder
+
+
+def test_a_run_leaves_its_folder_and_a_killed_one_ends_the_same(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", tmp_path / "cache")
+    weights = {path.stem for path in whole.weights_path.iterdir()}
+    assert weights == {"extractor", "head", "gate-federated"}
+    results = json.loads(whole.results_path.read_text())
+    assert {row["gate"] for row in results["rows"]} >= {"federated", "local", "local+prior"}
+
+    def kill(record: Mapping[str, Any]) -> None:
+        if (record["stage"], record["round"]) == ("extractor", 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", tmp_path / "cache", kill)
+    assert not (tmp_path / "cut" / "results.json").exists()
+    cut = run(tmp_path / "cut", tmp_path / "cache")
+    for name in weights:
+        one, other = (load_arrays(f.weights_path / f"{name}.safetensors") for f in (whole, cut))
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+    rounds = [r["round"] for r in cut.rounds() if r["stage"] == "extractor"]
+    assert rounds == [1, 2, 3, 4]  # the interrupted third round is written once
