@@ -38,7 +38,7 @@ def test_a_whole_run_leaves_every_row(new_pipeline: New) -> None:
         if gate.startswith(("control:fedavg", "control:local")):
             assert "local_ratio" not in row
         else:
-            matrix = np.array(results["routing"][f"{gate}/{test}"])
+            matrix = np.array(results["routing"][f"{gate.removesuffix('+prior')}/{test}"])
             np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-6)
             assert row["local_ratio"] == pytest.approx(np.trace(matrix) / 4)
     assert rows["local", "iid"]["local_ratio"] == 1.0
