@@ -20,7 +20,7 @@ ROWS = [
     {"engine"},
     {"clients", "strategies", "inference"},
     {"pipeline"},
-    {"results", "progress"},
+    {"results", "progress", "tracking"},
     {"server_app", "client_app", "report"},
     {"bench"},
     {"cli"},
