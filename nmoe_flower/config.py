@@ -267,6 +267,22 @@ class Config(_Section):
             )
         return self
 
+    def advice(self) -> list[str]:
+        """What is allowed but rarely meant, in words."""
+        notes = []
+        if self.extractor.norm == "batch" and self.data.scheme != "iid":
+            notes.append(
+                f"extractor.norm = batch under data.scheme = {self.data.scheme}: averaging "
+                "BatchNorm's statistics over skewed clients costs most of the accuracy; "
+                "group-ws does not mix images"
+            )
+        if "global" in self.gate.methods or "centralized" in self.run.controls:
+            notes.append(
+                "the global gate and the centralized control pool the clients' data: upper bounds "
+                "for simulations, not for deployment"
+            )
+        return notes
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """Read nested or dotted keys.

@@ -37,6 +37,8 @@ def main(grid: Grid, context: Context) -> None:
         config = settle(grid, config, tell=lambda text: flower_log(logging.INFO, text))
         folder = RunFolder.create(path, config)
     flower_log(logging.INFO, "results go to %s", path)
+    for note in config.advice():
+        flower_log(logging.INFO, "note: %s", note)
     execute(grid, folder, on_round=_Teller())
 
 

@@ -84,6 +84,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is there")
     parser.add_argument("--format", choices=("auto", "text", "json"), default="auto")
     parser.add_argument("--no-figures", action="store_true")
+    parser.add_argument("--tensorboard", action="store_true", help="also write RUN_DIR/tensorboard")
 
     def command(args: argparse.Namespace) -> int:
         if args.resume and (args.recipe or args.out or args.name or args.overwrite):

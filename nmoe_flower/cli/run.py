@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
             if not args.resume:
                 RunFolder.create(path, config, overwrite=args.overwrite)
                 begun = True
+            if args.tensorboard:
+                progress = _tracked(path, progress)
             _train(args, RunFolder(path, config), progress)
     except (KeyboardInterrupt, SystemExit) as stop:
         progress.close()
@@ -52,6 +54,12 @@ def run(args: argparse.Namespace) -> int:
     figures = [] if args.no_figures else _draw(folder)
     print_summary(folder, figures, time.monotonic() - started, as_json=args.format == "json")
     return 0
+
+
+def _tracked(path: Path, progress: Progress) -> Progress:
+    from nmoe_flower.tracking import TensorBoard
+
+    return TensorBoard(path / "tensorboard", progress)
 
 
 def _configure(args: argparse.Namespace) -> tuple[Path, Config]:
@@ -83,6 +91,8 @@ def _absolute(name: str) -> str:
 
 def _train(args: argparse.Namespace, folder: RunFolder, progress: Progress) -> None:
     progress.message(f"run folder {folder.path}")
+    for note in folder.config.advice():
+        progress.message(f"note: {note}")
     if folder.results_path.is_file():
         progress.message("this run is finished already")
         return

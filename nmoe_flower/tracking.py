@@ -1,0 +1,54 @@
+"""Round records as TensorBoard scalars, beside whatever else shows them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.progress import Progress
+
+__all__ = ["TensorBoard"]
+
+
+class TensorBoard:
+    """A ``Progress`` that also writes every number of a record as ``<stage>/<name>``.
+
+    Args:
+        folder: Of the event files; look at them with ``tensorboard --logdir <folder>``.
+        progress: Gets everything too.
+
+    Raises:
+        NMoEError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise NMoEError(
+                'tracking needs TensorBoard: pip install "nmoe-flower[tracking]"'
+            ) from None
+        self._writer = SummaryWriter(str(folder))
+        self._progress = progress
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Write the record's metrics, its cost and how many clients failed."""
+        numbers = {
+            **record["metrics"],
+            "seconds": record["seconds"],
+            "bytes": record["bytes_up"] + record["bytes_down"],
+            "failures": len(record["failures"]),
+        }
+        for name, value in numbers.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"{record['stage']}/{name}", value, record["round"])
+        self._progress.update(record)
+
+    def message(self, text: str) -> None:
+        """Pass a line of text on."""
+        self._progress.message(text)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+        self._progress.close()
