@@ -20,8 +20,8 @@ ROWS = [
     {"engine"},
     {"clients", "strategies", "inference"},
     {"pipeline"},
-    {"results", "progress", "tracking"},
-    {"server_app", "client_app", "report"},
+    {"results", "progress"},
+    {"server_app", "client_app", "report", "tracking"},
     {"bench"},
     {"cli"},
 ]
