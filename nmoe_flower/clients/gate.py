@@ -47,8 +47,10 @@ def train_rolling(message: Message, context: Context) -> Message:
         generator=generator(device.seed("rolling-targets")),
     ).to(device.torch_device)
 
+    noise = _noise(device, message)
+
     def loss(chosen: Tensor) -> Tensor:
-        return F.cross_entropy(gate(rows[chosen]), targets[chosen])
+        return F.cross_entropy(gate(rows[chosen], generator=noise), targets[chosen])
 
     return _reply(message, gate, len(rows), _fit(device, gate, loss, len(rows), message))
 
@@ -93,6 +95,10 @@ def _round(message: Message) -> int:
     return int(records.config_of(message)[SERVER_ROUND])
 
 
+def _noise(device: Device, message: Message) -> torch.Generator:
+    return generator(device.seed("gate-noise", _round(message)), device.torch_device)
+
+
 def _received(device: Device, message: Message, latent_dim: int) -> Gate:
     gate = device.gate(latent_dim)
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
@@ -122,7 +128,7 @@ def _objective(
     elif settings.objective == "straight-through":
         options["top_k"] = settings.top_k
     objective = OBJECTIVES[settings.objective]
-    noise = generator(device.seed("gate-noise", _round(message)), device.torch_device)
+    noise = _noise(device, message)
 
     def loss(chosen: Tensor) -> Tensor:
         scores = gate(rows[chosen], generator=noise)
