@@ -24,6 +24,7 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "EXPERT",
+    "KEPT_ROUNDS",
     "METRICS",
     "NUM_EXAMPLES",
     "PARTITION_ID",
@@ -49,6 +50,7 @@ EXPERT = "expert"
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
 SERVER_ROUND = "server-round"
+KEPT_ROUNDS = "kept-rounds"  # a resumed run may go on after any of these
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(

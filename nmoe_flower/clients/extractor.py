@@ -1,6 +1,6 @@
 """Stage 1 at the client: train the classifier on own images (strategies/fedce.py)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
         device, network, optimizer, first=(server_round - 1) * steps, steps=steps
     )
     if not _shares_head(device):
-        _save_head(device, network, server_round, int(settings.get("durable-round", 0)))
+        _save_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
     packed = records.pack(network.parts(with_head=_shares_head(device)))
     if averaged:
         packed = ArrayRecord({**packed, **_momentum(network, optimizer, packed)})
@@ -181,14 +181,14 @@ def _head_rounds(device: Device) -> list[int]:
     return sorted(int(path.stem.removeprefix("head-")) for path in files)
 
 
-def _save_head(device: Device, network: Classifier, server_round: int, durable: int) -> None:
-    """Keep the head after this round, and every one a resumed run could still ask for."""
+def _save_head(device: Device, network: Classifier, server_round: int, kept: Sequence[int]) -> None:
+    """Keep the head after this round, and as it was after each round in ``kept``."""
     head = {name: tensor.cpu().numpy() for name, tensor in network.head.state_dict().items()}
-    rounds = _head_rounds(device)
+    rounds = [r for r in _head_rounds(device) if r < server_round]
     device.store.save(_head_name(server_round), head)
-    needed = max((r for r in rounds if r <= durable), default=0)
+    needed = {max((r for r in rounds if r <= last), default=0) for last in kept}
     for old in rounds:
-        if old < needed:
+        if old not in needed:
             device.store.drop(_head_name(old))
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,9 +181,9 @@ class Run:
             tested: What is tested in place of the arrays (averaged weights, say).
         """
         self.prepare(strategy)
-        done, durable = 0, 0
+        done, kept = 0, list[int]()
         if self.resumed and self.resumed.state["stage"] == stage:
-            done = durable = int(self.resumed.state["round"])
+            done, kept = int(self.resumed.state["round"]), list(self.resumed.state["kept"])
             arrays = records.from_numpy(_part(self.resumed.arrays, "current/"))
             strategy.load_state(_part(self.resumed.arrays, "strategy/"))
             self.resumed = None
@@ -191,7 +191,7 @@ class Run:
             if getattr(strategy, "converged", False):
                 break
             started = time.monotonic()
-            told = ConfigRecord({**settings(current), "durable-round": durable})
+            told = ConfigRecord({**settings(current), records.KEPT_ROUNDS: kept})
             messages = strategy.configure_train(current, arrays, told, self.grid)
             replies = self._replies(list(messages))
             updated, metrics = strategy.aggregate_train(current, replies)
@@ -202,8 +202,8 @@ class Run:
             if test_every and (current % test_every == 0 or current == rounds):
                 self._test(stage, strategy, tested(arrays), current, rounds)
             if self._checkpoint_due(current) or converged:
-                self.save(stage, current, arrays, strategy)
-                durable = current
+                kept = [*kept, current][-self.config.run.keep_checkpoints :]
+                self.save(stage, current, arrays, strategy, kept=kept)
         return arrays
 
     def _test(
@@ -263,8 +263,13 @@ class Run:
         current: int = 0,
         arrays: ArrayRecord | None = None,
         strategy: StreamingFedAvg | None = None,
+        *,
+        kept: Sequence[int] = (),
     ) -> None:
-        """Save everything a resumed run needs, after round ``current`` of a stage."""
+        """Save everything a resumed run needs, after round ``current`` of a stage.
+
+        ``kept`` names the rounds of this stage whose checkpoints are then on the disk.
+        """
         if self.checkpoints is None:
             return
         self._step += 1
@@ -280,6 +285,7 @@ class Run:
             {
                 "stage": stage,
                 "round": current,
+                "kept": list(kept),
                 "costs": self.costs,
                 "written": self.written,
                 "stages": self.stages,

@@ -21,7 +21,11 @@ SPLITS = ("holdout", "local", "iid")
 def train_extractor(run: Run) -> None:
     """Stage 1: FedCE. Leaves the classifier under ``classifier/`` and the fresh gate."""
     settings, seed_node = run.config.extractor, min(run.partitions.values())
-    fresh = run.gather("initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
+    initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
+    if not _has(run, "gate/initial"):
+        fresh = run.gather("initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
+        _keep(run, "gate/initial", fresh.array_records["gate"])
+        initial = fresh.array_records[ARRAYS]
     strategy = FedCE(
         action=Action.EXTRACTOR,
         evaluate_action=Action.EXTRACTOR_TEST,
@@ -45,14 +49,13 @@ def train_extractor(run: Run) -> None:
         run.federate(
             "extractor",
             strategy,
-            fresh.array_records[ARRAYS],
+            initial,
             rounds=settings.rounds,
             test_every=run.config.run.evaluate_every or max(1, settings.rounds // 10),
             tested=averaged,
         )
     )
     _keep(run, "classifier", trained)
-    _keep(run, "gate/initial", fresh.array_records["gate"])
 
 
 def train_experts(run: Run) -> None:
