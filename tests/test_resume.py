@@ -1,0 +1,253 @@
+"""Killed at any moment and resumed, a run ends bit for bit as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmoe_flower import files
+from nmoe_flower.config import Config
+from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.results import RunFolder
+from nmoe_flower.server_app import execute
+
+TINY: dict[str, Any] = {
+    "data.num-clients": 4,
+    "data.train-per-client": 60,
+    "data.test-per-client": 10,
+    "extractor.rounds": 8,
+    "extractor.batch-size": 8,
+    "extractor.widths": "8,8",
+    "expert.hidden": "8",
+    "expert.epochs": 1,
+    "gate.methods": "federated,rolling,global,prototype,local",
+    "gate.rounds": 5,
+    "gate.cycles": 2,
+    "gate.local-steps": 1,
+    "run.controls": "fedavg,local-classifier",
+    "run.checkpoint-every": 2,
+}
+DEADLINE = 60.0
+PROGRAM = "import sys; from nmoe_flower.cli import main; sys.exit(main())"
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        f"{path.stem}/{name}": array
+        for path in sorted((folder / "weights").iterdir())
+        for name, array in files.load_arrays(path).items()
+    }
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All of results.json but the seconds."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["seconds"]
+    for cost in results["stages"].values():
+        del cost["seconds"]
+    return dict(results)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """All of rounds.jsonl but the seconds."""
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_equal_runs(folder: Path, like: Path) -> None:
+    """The same weights, results and records, so every round exactly once."""
+    ours, theirs = weights(folder), weights(like)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 5
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype
+        assert array.tobytes() == theirs[name].tobytes(), name
+    assert outcome(folder) == outcome(like)
+    assert records(folder) == records(like)
+
+
+def damage_newest(folder: Path) -> Path:
+    """Flip one bit in the middle of the newest checkpoint."""
+    newest = max((folder / "checkpoints").glob("step-*.safetensors"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    return newest
+
+
+# --- a process, killed ----------------------------------------------------------------------------
+
+
+def nmoe(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "run", "--no-figures", *arguments],
+        cwd=folder,
+        env=os.environ | {"NMOE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill_at(process: "subprocess.Popen[str]", folder: Path, stage: str, round: int) -> None:
+    """SIGKILL as soon as rounds.jsonl tells of this round, of whatever attempt."""
+    sign = f'"stage": "{stage}", "round": {round},'.encode()
+    path, deadline = folder / "rounds.jsonl", time.monotonic() + DEADLINE
+    while not (path.is_file() and sign in path.read_bytes()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{stage} {round} never came"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    assert not (folder / "results.json").exists()
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    out, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, out
+    return out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
+    changed = {"extractor.rounds": 30, "gate.rounds": 30, "run.checkpoint-every": 3}
+    recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
+    straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
+    finish(nmoe(tmp_path, "--workers", "0", "--name", "straight", "--set", *recipe))
+
+    first = nmoe(tmp_path, "--workers", "0", "--name", "killed", "--set", *recipe)
+    kill_at(first, killed, "extractor", 8)
+    resume = ["--resume", str(killed), "--workers"]
+    kill_at(nmoe(tmp_path, *resume, "1"), killed, "extractor", 20)
+    damaged = damage_newest(killed)
+    third = nmoe(tmp_path, *resume, "0")
+    kill_at(third, killed, "gate/federated", 10)
+    finish(nmoe(tmp_path, *resume, "0"))
+
+    assert damaged.name not in {path.name for path in (killed / "checkpoints").iterdir()}
+    assert_equal_runs(killed, straight)
+    rounds = [r["round"] for r in records(killed) if r["stage"] == "extractor"]
+    assert rounds == list(range(1, 31))
+
+
+# --- every stage, and what else a run carries along -----------------------------------------------
+
+
+class Stop(BaseException):
+    """Stands in for the moment of death."""
+
+
+def go_on(
+    path: Path, cache: Path, stop: Callable[[Mapping[str, Any]], bool], **changed: Any
+) -> None:
+    """Begin or resume the run in ``path``; die after the record that ``stop`` accepts."""
+    named = {"run.out": str(path.parent), "run.name": path.name, "data.cache-dir": str(cache)}
+    config = Config.parse(TINY | changed | named)
+    folder = (RunFolder.resume if path.exists() else lambda p: RunFolder.create(p, config))(path)
+
+    def on_round(record: Mapping[str, Any]) -> None:
+        if stop(record):
+            raise Stop
+
+    with InProcessGrid("nmoe_flower.client_app:app", 4, run_config=config.flat()) as grid:
+        execute(grid, folder, on_round=on_round)
+
+
+def never(record: Mapping[str, Any]) -> bool:
+    return False
+
+
+def at(stage: str, round: int = 1) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda record: (record["stage"], record["round"]) == (stage, round)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "straight"
+    go_on(path, cache, never)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stage", "round"),
+    [
+        ("initial", 1),
+        ("extractor", 1),
+        ("extractor", 8),
+        ("extractor-test", 5),
+        ("experts", 1),
+        ("answers", 1),
+        ("gate/federated", 3),
+        ("gate/rolling", 3),
+        ("gate/global", 1),
+        ("controls", 1),
+        ("evaluation", 1),
+    ],
+)
+def test_stopped_in_any_stage(
+    stage: str, round: int, straight: Path, cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        go_on(path, cache, at(stage, round))
+    assert not (path / "results.json").exists()
+    go_on(path, cache, never)
+    assert_equal_runs(path, straight)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"extractor.reading": "private-heads"},
+        {"extractor.reading": "private-heads", "extractor.fraction-train": 0.5},
+        {"extractor.ema": 0.9, "extractor.momentum-at": "averaged"},
+        {"expert.sharing": "latents", "gate.rolling": "federated", "gate.noisy": True},
+    ],
+    ids=["private heads", "private heads, half of them", "averages", "latents"],
+)
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_what_else_is_carried_from_round_to_round(
+    changed: dict[str, Any], damaged: bool, cache: Path, tmp_path: Path
+) -> None:
+    """Stopped in round 7 with checkpoints of 4 and 6; if that of 6 is damaged, 4 is the start."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    go_on(straight, cache, never, **changed)
+    with pytest.raises(Stop):
+        go_on(stopped, cache, at("extractor", 7), **changed)
+    if damaged:
+        damage_newest(stopped)
+    begun: list[int] = []
+
+    def note(record: Mapping[str, Any]) -> bool:
+        begun.append(record["round"])
+        return False
+
+    go_on(stopped, cache, note, **changed)
+    assert begun[0] == (5 if damaged else 7)
+    assert_equal_runs(stopped, straight)
+
+
+def test_without_a_whole_checkpoint_the_run_starts_anew(
+    straight: Path, cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        go_on(path, cache, at("extractor", 7))
+    for checkpoint in (path / "checkpoints").iterdir():
+        checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    go_on(path, cache, never)
+    assert_equal_runs(path, straight)
