@@ -6,7 +6,9 @@ Names that need torch or flwr-datasets are imported on first use, so that openin
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nmoe_flower.data.datasets import ImageData, Split, cache_root, load_images
+from nmoe_flower.data.cache import cache_root
+from nmoe_flower.data.datasets import load_images
+from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.partition import (
     ClientIndices,
     dominant_share_from_tau,

@@ -20,7 +20,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data.datasets import ImageData, cache_root
+from nmoe_flower.data.cache import cache_root
+from nmoe_flower.data.images import ImageData
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.seeds import derive_seed, numpy_stream
 

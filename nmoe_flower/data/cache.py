@@ -1,0 +1,106 @@
+"""Where decoded images lie, and how an entry is opened and put there whole."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from nmoe_flower.data.images import ImageData, Split
+from nmoe_flower.errors import DataError
+
+__all__ = ["build_entry", "cache_root", "open_entry", "unwritable"]
+
+
+def cache_root(cache_dir: Path | str | None = None) -> Path:
+    """Folder of the data cache: the argument, else ``$NMOE_CACHE``, else ``~/.cache/nmoe-flower``.
+
+    >>> cache_root("/tmp/here").as_posix()
+    '/tmp/here'
+    """
+    chosen = cache_dir or os.environ.get("NMOE_CACHE") or Path("~", ".cache", "nmoe-flower")
+    return Path(chosen).expanduser()
+
+
+def open_entry(entry: Path, name: str) -> ImageData | None:
+    """Open a cache entry; None if it is absent, half written or does not match its description."""
+    try:
+        meta = json.loads((entry / "meta.json").read_bytes())
+        splits = []
+        for split in ("train", "test"):
+            images = np.load(entry / f"{split}-images.npy", mmap_mode="r", allow_pickle=False)
+            labels = np.load(entry / f"{split}-labels.npy", allow_pickle=False)
+            if list(images.shape) != meta["shapes"][split] or images.dtype != np.uint8:
+                return None
+            if labels.shape != images.shape[:1] or labels.dtype != np.int64:
+                return None
+            splits.append(Split(images, labels))
+        train, test = splits
+        return ImageData(name, train, test, tuple(meta["class_names"]), meta["fingerprint"])
+    except (OSError, EOFError, KeyError, TypeError, ValueError):
+        return None
+
+
+def build_entry(entry: Path, name: str, write: Callable[[Path], None]) -> ImageData:
+    """Let ``write`` fill a folder, give it the name ``entry`` and open it.
+
+    Raises:
+        DataError: The cache cannot be written; or ``write`` refuses the data.
+    """
+    root = entry.parent
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_remains(root)
+        building = Path(tempfile.mkdtemp(dir=root, prefix=".building-"))
+    except OSError as error:
+        raise unwritable(root, error) from error
+    try:
+        write(building)
+        _install(building, entry, name)
+    except OSError as error:
+        raise unwritable(root, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    data = open_entry(entry, name)
+    if data is None:
+        raise DataError(f"the data cache entry {entry} is damaged right after it was written")
+    return data
+
+
+def _install(building: Path, entry: Path, name: str) -> None:
+    """Rename a finished folder to its place, unless another process was there first."""
+    for _ in range(10):
+        try:
+            building.rename(entry)
+            return
+        except OSError:
+            if not entry.exists():
+                raise
+        if open_entry(entry, name) is not None:
+            return
+        damaged = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".damaged-"))
+        with contextlib.suppress(FileNotFoundError):  # another process moved it away
+            entry.rename(damaged / "entry")
+        shutil.rmtree(damaged, ignore_errors=True)
+    raise DataError(f"cannot replace the damaged data cache entry {entry}; delete it")
+
+
+def _remove_remains(root: Path) -> None:
+    """Delete folders that killed processes left behind, once they are a day old."""
+    for folder in root.glob(".*-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def unwritable(root: Path, error: OSError) -> DataError:
+    """The error to raise when the folder ``root`` of the cache cannot be written."""
+    reason = error.strerror or str(error)
+    return DataError(
+        f"cannot write the data cache {root}: {reason}; set NMOE_CACHE to a folder you may write to"
+    )

@@ -1,0 +1,183 @@
+"""Labels and images of any data set that ``datasets`` reads, from a folder or the hub."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmoe_flower.data.request import Request
+from nmoe_flower.data.sources import ColourFoundError, RawSplit
+from nmoe_flower.errors import DataError
+
+__all__ = ["read_hugging_face"]
+
+_IMAGE_NAMES = ("img", "image", "images", "picture")
+_LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
+_GREY_MODES = frozenset({"1", "L", "LA"})
+_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit], list[str]]:
+    """Read labels and prepare images with ``datasets``, from a folder or the hub."""
+    tables = _load_tables(request, arrow_dir)
+    if request.train_split not in tables:
+        raise DataError(
+            f"data set {request.dataset!r} has no split {request.train_split!r}; "
+            f"it has {', '.join(tables)}"
+        )
+    names = [request.train_split]
+    if request.test_split in tables:
+        names.append(request.test_split)
+    elif request.test_split not in ("", "test"):
+        raise DataError(
+            f"data set {request.dataset!r} has no split {request.test_split!r}; "
+            f"it has {', '.join(tables)}"
+        )
+    features = tables[names[0]].features
+    image_column = _find_column(request.dataset, features, request.image_column, "image")
+    label_column = _find_column(request.dataset, features, request.label_column, "label")
+    for name in names:
+        missing = {image_column, label_column} - set(tables[name].column_names)
+        if missing:
+            raise DataError(f"the {name} split has no column {sorted(missing)[0]!r}")
+    labels, class_names = _encode_labels([tables[name] for name in names], names, label_column)
+    raws = [
+        RawSplit(name, codes, _reader(tables[name], image_column, name))
+        for name, codes in zip(names, labels, strict=True)
+    ]
+    return raws, class_names
+
+
+@contextlib.contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Without the bars and log lines of ``datasets``: progress and errors are reported here."""
+    import datasets
+
+    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _load_tables(request: Request, arrow_dir: Path) -> dict[str, Any]:
+    """Splits by name, as ``datasets.Dataset``."""
+    import datasets
+
+    folder = request.folder
+    saved = folder is not None and any(
+        (folder / name).is_file() for name in ("dataset_dict.json", "state.json")
+    )
+    try:
+        with _quiet_datasets():
+            if saved:
+                loaded = datasets.load_from_disk(str(folder))
+            elif folder is not None:
+                loaded = datasets.load_dataset(str(folder.resolve()), cache_dir=str(arrow_dir))
+            else:
+                loaded = datasets.load_dataset(request.dataset)
+    except Exception as error:  # any reader of any format may fail in its own way
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        if folder is not None:
+            raise DataError(f"data folder {request.dataset!r} cannot be read: {reason}") from error
+        raise DataError(
+            f"data set {request.dataset!r} is not a local folder and cannot be loaded from the "
+            f"hub: {reason}"
+        ) from error
+    return dict(loaded) if isinstance(loaded, dict) else {request.train_split: loaded}
+
+
+def _find_column(dataset: str, features: Any, wanted: str, kind: str) -> str:
+    """The configured column, else the one of the right type, else one with a common name."""
+    import datasets
+
+    columns: list[str] = list(features)
+    found = ", ".join(columns)
+    begin, hint = f"data set {dataset!r}:", f"set data.{kind}-column ({kind}_column)"
+    if wanted:
+        if wanted not in columns:
+            raise DataError(f"{begin} no {kind} column {wanted!r}; the columns are {found}")
+        return wanted
+    feature = datasets.Image if kind == "image" else datasets.ClassLabel
+    typed = [name for name in columns if isinstance(features[name], feature)]
+    for name in _IMAGE_NAMES if kind == "image" else _LABEL_NAMES:
+        if name in (typed or columns):
+            return name
+    if len(typed) > 1:
+        raise DataError(f"{begin} several {kind} columns: {', '.join(typed)}; {hint} to one")
+    if not typed:
+        raise DataError(f"{begin} no {kind} column found; {hint} to one of {found}")
+    return typed[0]
+
+
+def _encode_labels(
+    tables: Sequence[Any], names: Sequence[str], column: str
+) -> tuple[list[npt.NDArray[np.int64]], list[str]]:
+    """Class codes of every split, and the class names (sorted unless the data orders them)."""
+    values = [list(table.with_format(None)[column]) for table in tables]
+    known = [getattr(table.features[column], "names", None) for table in tables]
+    if known[-1] != known[0]:
+        raise DataError(
+            f"class names of column {column!r} differ: {known[0]} in the {names[0]} split, "
+            f"{known[-1]} in the {names[-1]} split"
+        )
+    for name, split in zip(names, values, strict=True):
+        for row, value in enumerate(split):
+            if value is None or (known[0] is not None and value == -1):
+                raise DataError(f"row {row} of the {name} split has no label in column {column!r}")
+            if not isinstance(value, int | str):
+                raise DataError(
+                    f"label column {column!r} holds {type(value).__name__} values; "
+                    f"whole numbers, text or class labels are needed"
+                )
+    if known[0] is not None:
+        return [np.array(split, dtype=np.int64) for split in values], list(known[0])
+    classes = sorted(set().union(*values))
+    codes = {value: code for code, value in enumerate(classes)}
+    arrays = [np.array([codes[value] for value in split], dtype=np.int64) for split in values]
+    return arrays, [str(value) for value in classes]
+
+
+def _reader(
+    table: Any, column: str, split: str
+) -> Callable[[str], Iterator[npt.NDArray[np.uint8]]]:
+    """A function that decodes a split's images in order."""
+    import datasets
+
+    feature = datasets.Image(decode=False)
+    try:
+        cells = table.select_columns([column]).cast_column(column, feature).with_format(None)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"image column {column!r} holds {table.features[column]}, which are not images"
+        ) from error
+
+    def read(mode: str) -> Iterator[npt.NDArray[np.uint8]]:
+        decoder = datasets.Image()
+        for row, cell in enumerate(cells):
+            try:
+                image = decoder.decode_example(cell[column])
+                found = image.mode
+                array = np.asarray(image if found == mode else image.convert(mode), np.uint8)
+            except Exception as error:  # decoders raise anything on damaged bytes
+                raise DataError(
+                    f"row {row} of the {split} split is not a readable image: {error}"
+                ) from error
+            if found not in _GREY_MODES | _COLOUR_MODES:
+                raise DataError(
+                    f"row {row} of the {split} split has mode {found!r}; "
+                    f"8-bit grey or colour images are needed"
+                )
+            if mode == "L" and found in _COLOUR_MODES:
+                raise ColourFoundError
+            yield array.reshape(*array.shape[:2], -1)
+
+    return read
