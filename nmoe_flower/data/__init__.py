@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 from nmoe_flower.data.cache import cache_root
 from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.images import ImageData, Split
-from nmoe_flower.data.partition import (
-    ClientIndices,
-    dominant_share_from_tau,
-    label_counts,
-    partition_clients,
-)
+from nmoe_flower.data.indices import ClientIndices, label_counts
+from nmoe_flower.data.partition import partition_clients
+from nmoe_flower.data.skew import dominant_share_from_tau
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise, two_views
-    from nmoe_flower.data.partition import DominantClassPartitioner
+    from nmoe_flower.data.dominant import DominantClassPartitioner
 
 __all__ = [
     "Augment",
@@ -38,7 +35,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "DominantClassPartitioner":
-        return import_module("nmoe_flower.data.partition").DominantClassPartitioner
+        return import_module("nmoe_flower.data.dominant").DominantClassPartitioner
     if name in ("Augment", "normalise", "two_views"):
         return getattr(import_module("nmoe_flower.data.augment"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

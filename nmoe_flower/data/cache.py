@@ -58,12 +58,12 @@ def build_entry(entry: Path, name: str, write: Callable[[Path], None]) -> ImageD
         _remove_remains(root)
         building = Path(tempfile.mkdtemp(dir=root, prefix=".building-"))
     except OSError as error:
-        raise unwritable(root, error) from error
+        raise unwritable(root, error.strerror or str(error)) from error
     try:
         write(building)
         _install(building, entry, name)
     except OSError as error:
-        raise unwritable(root, error) from error
+        raise unwritable(root, error.strerror or str(error)) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     data = open_entry(entry, name)
@@ -98,9 +98,8 @@ def _remove_remains(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def unwritable(root: Path, error: OSError) -> DataError:
+def unwritable(root: Path, reason: str) -> DataError:
     """The error to raise when the folder ``root`` of the cache cannot be written."""
-    reason = error.strerror or str(error)
     return DataError(
         f"cannot write the data cache {root}: {reason}; set NMOE_CACHE to a folder you may write to"
     )
