@@ -3,15 +3,7 @@
 from nmoe_flower.models.classifier import Classifier
 from nmoe_flower.models.expert import Expert
 from nmoe_flower.models.extractor import Extractor, build_extractor
-from nmoe_flower.models.gate import (
-    Gate,
-    LocalGate,
-    PrototypeGate,
-    RandomGate,
-    Router,
-    Routing,
-    route_top_k,
-)
+from nmoe_flower.models.gate import Gate
 from nmoe_flower.models.nmoe import (
     CachedExperts,
     CentralizedMoE,
@@ -23,6 +15,8 @@ from nmoe_flower.models.nmoe import (
     combine,
 )
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
+from nmoe_flower.models.routing import Router, Routing, route_top_k
+from nmoe_flower.models.untrained import LocalGate, PrototypeGate, RandomGate
 
 __all__ = [
     "CachedExperts",
