@@ -60,12 +60,16 @@ def fit(
     """
     module.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    total = torch.zeros((), dtype=torch.float64)
-    steps = 0
+    device = parameters[0].device
+    losses: list[Tensor] = []
     for batch in batches:
-        with autocast(bf16, parameters[0].device):
+        if bf16:
+            with autocast(bf16, device):
+                loss = batch_loss(batch)
+        else:  # an empty context costs as much as a small layer
             loss = batch_loss(batch)
-        optimizer.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         if normalise_gradient:
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -75,10 +79,10 @@ def fit(
         elif max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
-        total += loss.detach().double().cpu()
-        steps += 1
+        losses.append(loss.detach())
     module.eval()
-    return FitResult(loss=float(total) / max(1, steps), steps=steps)
+    mean = float(torch.stack(losses).double().mean()) if losses else 0.0
+    return FitResult(loss=mean, steps=len(losses))
 
 
 def sgd(

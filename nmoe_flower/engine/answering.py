@@ -61,6 +61,10 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
         return refusal(
             message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"returned {kind}, not a Message"
         )
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        return refusal(
+            message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "returned a reply to another message"
+        )
     return reply
 
 

@@ -19,7 +19,7 @@ from flwr.supercore.run import Run
 
 __all__ = ["StreamingGrid"]
 
-_IN_MEMORY_POLL = 0.02
+_IN_MEMORY_POLL = 0.005
 _DEFAULT_POLL = 0.1
 
 

@@ -125,7 +125,7 @@ def _federated_gate(run: Run) -> ArrayRecord:
     gate = run.config.gate
     return run.federate(
         "gate/federated",
-        FedGate(action=Action.GATE, fraction_train=gate.fraction_train),
+        FedGate(action=Action.GATE, fraction_train=gate.fraction_train, min_train_nodes=1),
         _kept(run, "gate/initial"),
         rounds=gate.rounds,
         settings=_gate_rate(run.config, gate.rounds),

@@ -8,7 +8,7 @@ __all__ = ["WeightedMean"]
 
 
 class WeightedMean:
-    """Running sum of ``weight * arrays``: memory of one model, however many replies are added.
+    """Running sum of ``weight * arrays``: memory of two models, however many replies are added.
 
     Floating arrays keep their dtype. Integer arrays (BatchNorm's counter) are averaged in float64
     and rounded back, where a plain mean would turn them into floats. Adding in a fixed order gives
@@ -17,6 +17,7 @@ class WeightedMean:
 
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
+        self._scratch: dict[str, np.ndarray] = {}
         self._dtypes: dict[str, np.dtype] = {}
         self.total = 0.0
         self.count = 0
@@ -28,8 +29,10 @@ class WeightedMean:
                 self._dtypes[name] = value.dtype
                 wide = np.float32 if value.dtype == np.float32 else np.float64
                 self._sums[name] = np.multiply(value, weight, dtype=wide)
+                self._scratch[name] = np.empty_like(self._sums[name])
             else:
-                self._sums[name] += np.multiply(value, weight, dtype=self._sums[name].dtype)
+                scaled = np.multiply(value, weight, out=self._scratch[name], casting="unsafe")
+                self._sums[name] += scaled
         self.total += weight
         self.count += 1
 

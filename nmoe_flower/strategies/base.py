@@ -1,11 +1,7 @@
 """FedAvg with the round path a long run needs: streaming, named failures, seeded cohorts."""
 
-import logging
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,20 +11,12 @@ from flwr.serverapp.strategy import FedAvg, Result
 from nmoe_flower import records
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ReplyError, RoundError
-from nmoe_flower.records import Action
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies.aggregation import WeightedMean
+from nmoe_flower.strategies.cohort import cohort_size, identify, wait_for_nodes
+from nmoe_flower.strategies.replies import Exchange, Usable, agreeing, read_reply
 
-__all__ = [
-    "Exchange",
-    "FedAvgOptions",
-    "StreamingFedAvg",
-    "StreamingOptions",
-    "cohort_size",
-    "wait_for_nodes",
-]
-
-log = logging.getLogger(__name__)
+__all__ = ["FedAvgOptions", "StreamingFedAvg", "StreamingOptions"]
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -56,66 +44,6 @@ class StreamingOptions(FedAvgOptions, total=False):
     seed: int
     min_replies: int
     connect_timeout: float
-
-
-@dataclass
-class Exchange:
-    """What one round trip cost and who failed in it; clients by partition id where known."""
-
-    clients: list[int] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    bytes_down: int = 0
-    bytes_up: int = 0
-
-    def fail(self, partition: int, reason: str) -> None:
-        """Name a client whose reply was dropped, and why."""
-        log.warning("dropped the reply of client %d: %s", partition, reason)
-        self.failures.append({"partition": partition, "reason": reason})
-
-
-@dataclass(frozen=True, slots=True)
-class _Usable:
-    metrics: MetricRecord
-    weight: float
-    arrays: dict[str, np.ndarray]
-    bytes: int
-
-
-def cohort_size(num_nodes: int, fraction: float) -> int:
-    """Exactly ``fraction * num_nodes`` rounded half up.
-
-    >>> [cohort_size(n, 0.7) for n in (5, 10, 15)]
-    [4, 7, 11]
-    """
-    return math.floor(fraction * num_nodes + 0.5)
-
-
-def wait_for_nodes(
-    grid: Grid,
-    minimum: int,
-    timeout: float,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[int]:
-    """Return the sorted node ids once there are ``minimum`` of them.
-
-    Raises:
-        RoundError: They did not come within ``timeout`` seconds (Flower itself waits for ever).
-    """
-    start, told = clock(), 0.0
-    while len(nodes := sorted(grid.get_node_ids())) < minimum:
-        waited = clock() - start
-        if waited >= timeout:
-            raise RoundError(
-                f"{len(nodes)} of {minimum} nodes connected within {timeout:g} s; "
-                "start more nodes or lower the minimum"
-            )
-        if waited - told >= 2.0:
-            told = waited
-            log.warning("waiting for nodes: %d of %d after %.0f s", len(nodes), minimum, waited)
-        sleep(0.05)
-    return nodes
 
 
 class StreamingFedAvg(FedAvg):
@@ -174,37 +102,12 @@ class StreamingFedAvg(FedAvg):
 
     # --- who takes part ---
 
-    def identify(self, grid: Grid, nodes: list[int]) -> None:
-        """Learn the partition id of every node not seen before.
-
-        Raises:
-            RoundError: Two nodes claim the same partition.
-        """
-        unknown = [node for node in nodes if node not in self.partitions]
-        if not unknown:
-            return
-        messages = [Message(RecordDict(), node, Action.IDENTITY) for node in unknown]
-        for answer in StreamingGrid.around(grid).send_and_receive(
-            messages, timeout=self.connect_timeout
-        ):
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                log.warning("node %d did not tell its partition: %s", node, answer.error.reason)
-                continue
-            partition = int(cast(int, records.config_of(answer)[records.PARTITION_ID]))
-            taken = {p: n for n, p in self.partitions.items() if n in nodes}
-            if partition in taken:
-                raise RoundError(
-                    f"nodes {taken[partition]} and {node} both hold partition {partition}"
-                )
-            self.partitions[node] = partition
-
     def nodes(self, grid: Grid, minimum: int) -> list[int]:
         """The nodes there are, in partition order, once there are ``minimum`` of them."""
         nodes = wait_for_nodes(grid, minimum, self.connect_timeout)
         if self.action is None:
             return nodes
-        self.identify(grid, nodes)
+        identify(grid, nodes, self.partitions, self.connect_timeout)
         return sorted((n for n in nodes if n in self.partitions), key=self.partitions.__getitem__)
 
     def cohort(self, grid: Grid, server_round: int, fraction: float, minimum: int) -> list[int]:
@@ -262,53 +165,24 @@ class StreamingFedAvg(FedAvg):
         node = reply.metadata.src_node_id
         return self.partitions.get(node, node)
 
-    def usable(self, replies: Iterable[Message], *, arrays: bool) -> Iterator[_Usable]:
+    def usable(self, replies: Iterable[Message], *, arrays: bool) -> Iterator[Usable]:
         """Yield what can be aggregated, one reply at a time; drop and name the rest."""
-        keys: frozenset[str] | None = None
+        key = self.arrayrecord_key if arrays else None
         for reply in replies:
             partition = self.partition_of(reply)
             try:
-                usable = self._read(reply, arrays=arrays)
-                if keys is not None and usable.metrics.keys() != keys:
-                    raise ReplyError(
-                        f"metric names {sorted(usable.metrics)} differ from the other clients' "
-                        f"{sorted(keys)}"
-                    )
+                usable = read_reply(
+                    reply,
+                    weighted_by_key=self.weighted_by_key,
+                    arrayrecord_key=key,
+                    like=self._sent if arrays else {},
+                )
             except ReplyError as error:
                 self.last_exchange.fail(partition, str(error))
                 continue
-            keys = frozenset(usable.metrics)
             self.last_exchange.clients.append(partition)
             self.last_exchange.bytes_up += usable.bytes
             yield usable
-
-    def _read(self, reply: Message, *, arrays: bool) -> _Usable:
-        if reply.has_error():
-            raise ReplyError(reply.error.reason)
-        content = reply.content
-        if len(content.metric_records) != 1:
-            raise ReplyError(f"one MetricRecord is wanted, got {len(content.metric_records)}")
-        (metrics,) = content.metric_records.values()
-        for name, value in metrics.items():
-            if not np.all(np.isfinite(value)):
-                raise ReplyError(f"metric {name!r} is {value}")
-        weight = metrics.get(self.weighted_by_key)
-        if not isinstance(weight, int | float):
-            raise ReplyError(f"the weight {self.weighted_by_key!r} is missing or not a number")
-        if weight < 0:
-            raise ReplyError(f"the weight {self.weighted_by_key!r} is negative: {weight}")
-        values: dict[str, np.ndarray] = {}
-        if arrays:
-            record = content.array_records.get(self.arrayrecord_key)
-            if record is None and len(content.array_records) == 1:
-                (record,) = content.array_records.values()
-            if record is None:
-                raise ReplyError(f"the ArrayRecord {self.arrayrecord_key!r} is missing")
-            values = records.to_numpy(record)
-            if self._sent:
-                records.compare(values, self._sent)
-        size = records.array_bytes(content)
-        return _Usable(metrics, float(weight), values, size)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -318,15 +192,14 @@ class StreamingFedAvg(FedAvg):
         Raises:
             RoundError: Fewer than ``min_replies`` replies could be used.
         """
-        mean, contents = WeightedMean(), []
+        mean, metrics = WeightedMean(), []
         for usable in self.usable(replies, arrays=True):
             mean.add(usable.arrays, usable.weight)
-            contents.append(RecordDict({records.METRICS: usable.metrics}))
+            metrics.append(usable.metrics)
         self._enough(server_round, mean.count if mean.total > 0 else 0)
         updated = self.server_update(server_round, mean.result())
-        return records.from_numpy(updated), self.train_metrics_aggr_fn(
-            contents, self.weighted_by_key
-        )
+        averaged = self.train_metrics_aggr_fn(agreeing(metrics), self.weighted_by_key)
+        return records.from_numpy(updated), averaged
 
     def server_update(
         self, server_round: int, mean: dict[str, np.ndarray]
@@ -338,13 +211,10 @@ class StreamingFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Average the metrics of the usable replies."""
-        contents = [
-            RecordDict({records.METRICS: usable.metrics})
-            for usable in self.usable(replies, arrays=False)
-        ]
-        if not contents:
+        metrics = [usable.metrics for usable in self.usable(replies, arrays=False)]
+        if not metrics:
             return None
-        return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
+        return self.evaluate_metrics_aggr_fn(agreeing(metrics), self.weighted_by_key)
 
     def _enough(self, server_round: int, count: int) -> None:
         if count >= self.min_replies:

@@ -248,7 +248,7 @@ def test_everything_else_is_the_wrapped_grids() -> None:
 @pytest.mark.parametrize(
     ("attributes", "seconds"),
     [
-        ({"pull_interval": 0.1}, 0.02),
+        ({"pull_interval": 0.1}, 0.005),
         ({"pull_interval": 0.005}, 0.005),
         ({"pull_blocks": True}, 0.0),
         ({}, 0.1),

@@ -129,7 +129,6 @@ BAD: dict[str, tuple[Change, str]] = {
         with_metric("loss", [0.0, -math.inf]),
         r"metric 'loss' is \[0.0, -inf\]",
     ),
-    "other metrics": (with_metric("more", 1.0), "metric names .*'more'.* differ"),
     "weight missing": (
         lambda content: content["metrics"].__delitem__("num-examples"),
         "the weight 'num-examples' is missing or not a number",
@@ -153,6 +152,20 @@ def test_a_bad_reply_is_dropped_by_name_and_the_rest_averaged(change: Change, re
     (failure,) = exchange.failures
     assert failure["partition"] == 3
     assert re.search(reason, failure["reason"])
+
+
+@pytest.mark.parametrize("odd", [0, 2])
+def test_odd_metric_names_cost_a_client_its_metrics_but_not_its_weights(odd: int) -> None:
+    """Weights 1..4 of clients 0..3 all count: (0 * 1 + 1 * 2 + 2 * 3 + 3 * 4) / 10 = 2."""
+    grid = InProcessGrid(client_app({odd: with_metric("more", 1.0)}), 4)
+    strategy = StreamingFedAvg()
+    arrays, metrics = one_round(strategy, grid)
+    np.testing.assert_array_equal(arrays["w"], START["w"] + 2)
+    assert set(metrics) == {"loss"}
+    others = [client for client in range(4) if client != odd]
+    expected = sum(c * (c + 1) for c in others) / sum(c + 1 for c in others)
+    assert metrics["loss"] == pytest.approx(expected)
+    assert strategy.last_exchange.failures == []
 
 
 @pytest.mark.parametrize("name", ["raises", "NaN metric", "weight negative", "no metrics"])

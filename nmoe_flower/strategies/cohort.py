@@ -1,0 +1,78 @@
+"""Who takes part: waiting for nodes, learning their partitions, the size of a cohort."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import cast
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from nmoe_flower import records
+from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.errors import RoundError
+from nmoe_flower.records import Action
+
+__all__ = ["cohort_size", "identify", "wait_for_nodes"]
+
+log = logging.getLogger(__name__)
+
+
+def cohort_size(num_nodes: int, fraction: float) -> int:
+    """Exactly ``fraction * num_nodes`` rounded half up.
+
+    >>> [cohort_size(n, 0.7) for n in (5, 10, 15)]
+    [4, 7, 11]
+    """
+    return math.floor(fraction * num_nodes + 0.5)
+
+
+def wait_for_nodes(
+    grid: Grid,
+    minimum: int,
+    timeout: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[int]:
+    """Return the sorted node ids once there are ``minimum`` of them.
+
+    Raises:
+        RoundError: They did not come within ``timeout`` seconds (Flower itself waits for ever).
+    """
+    start, told = clock(), 0.0
+    while len(nodes := sorted(grid.get_node_ids())) < minimum:
+        waited = clock() - start
+        if waited >= timeout:
+            raise RoundError(
+                f"{len(nodes)} of {minimum} nodes connected within {timeout:g} s; "
+                "start more nodes or lower the minimum"
+            )
+        if waited - told >= 2.0:
+            told = waited
+            log.warning("waiting for nodes: %d of %d after %.0f s", len(nodes), minimum, waited)
+        sleep(0.05)
+    return nodes
+
+
+def identify(grid: Grid, nodes: list[int], partitions: dict[int, int], timeout: float) -> None:
+    """Ask every node not seen before for its partition id and add it to ``partitions``.
+
+    Raises:
+        RoundError: Two nodes claim the same partition.
+    """
+    unknown = [node for node in nodes if node not in partitions]
+    if not unknown:
+        return
+    messages = [Message(RecordDict(), node, Action.IDENTITY) for node in unknown]
+    for answer in StreamingGrid.around(grid).send_and_receive(messages, timeout=timeout):
+        node = answer.metadata.src_node_id
+        if answer.has_error():
+            log.warning("node %d did not tell its partition: %s", node, answer.error.reason)
+            continue
+        partition = int(cast(int, records.config_of(answer)[records.PARTITION_ID]))
+        taken = {p: n for n, p in partitions.items() if n in nodes}
+        if partition in taken:
+            raise RoundError(f"nodes {taken[partition]} and {node} both hold partition {partition}")
+        partitions[node] = partition
