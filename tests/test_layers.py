@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "nmoe_flower"
 # Lower rows are seen by all rows above them; parts of one row do not see each other.
 ROWS = [
     {"errors"},
-    {"seeds", "schedules"},
+    {"seeds", "schedules", "codec"},
     {"config", "files", "records"},
     {"checkpoint", "provenance"},
     {"data", "models", "losses", "privacy", "metrics", "alignment"},
@@ -27,7 +27,8 @@ ROWS = [
 ]
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
 FLOWER = {
-    "records", "engine", "strategies", "clients", "pipeline", "server_app", "client_app", "bench",
+    "codec", "records", "engine", "strategies", "clients", "pipeline", "server_app", "client_app",
+    "bench",
 }  # fmt: skip
 # What a server must not load: it aggregates with NumPy.
 NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "results",
