@@ -1,7 +1,7 @@
 """Opening a recipe's data for the commands."""
 
 from nmoe_flower.config import Config
-from nmoe_flower.data import ClientIndices, ImageData, load_images, partition_clients
+from nmoe_flower.data import ClientIndices, ImageData, configured_images, configured_partition
 from nmoe_flower.progress import Progress
 
 __all__ = ["open_data"]
@@ -14,7 +14,6 @@ def open_data(config: Config, progress: Progress) -> tuple[ImageData, list[Clien
         DataError: The data cannot be read, or not be split as asked.
     """
     section = config.data
-    cache_dir = section.cache_dir or None
     shown = -1
 
     def decoded(done: int, total: int) -> None:
@@ -24,25 +23,5 @@ def open_data(config: Config, progress: Progress) -> tuple[ImageData, list[Clien
             shown = tenth
             progress.message(f"decoding {section.dataset}: {done:,} of {total:,} images")
 
-    data = load_images(
-        section.dataset,
-        cache_dir=cache_dir,
-        image_column=section.image_column,
-        label_column=section.label_column,
-        train_split=section.train_split,
-        test_split=section.test_split,
-        progress=decoded,
-    )
-    clients = partition_clients(
-        data,
-        scheme=section.scheme,
-        num_clients=section.num_clients,
-        tau=section.tau,
-        alpha=section.alpha,
-        classes_per_client=section.classes_per_client,
-        train_per_client=section.train_per_client,
-        test_per_client=section.test_per_client,
-        seed=config.run.seed,
-        cache_dir=cache_dir,
-    )
-    return data, clients
+    data = configured_images(config, progress=decoded)
+    return data, configured_partition(config, data, num_clients=section.num_clients)

@@ -14,7 +14,13 @@ from flwr.app import Context
 
 from nmoe_flower.clients.store import Store
 from nmoe_flower.config import Config
-from nmoe_flower.data import Augment, ClientIndices, ImageData, load_images, partition_clients
+from nmoe_flower.data import (
+    Augment,
+    ClientIndices,
+    ImageData,
+    configured_images,
+    configured_partition,
+)
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models import Classifier, Expert, Gate, build_extractor
 from nmoe_flower.seeds import derive_seed
@@ -35,15 +41,7 @@ class Device:
     @cached_property
     def data(self) -> ImageData:
         """All images; this client may only touch its own ``indices``."""
-        data = self.config.data
-        return load_images(
-            data.dataset,
-            cache_dir=data.cache_dir or None,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            train_split=data.train_split,
-            test_split=data.test_split,
-        )
+        return configured_images(self.config)
 
     @cached_property
     def indices(self) -> ClientIndices:
@@ -57,19 +55,7 @@ class Device:
 
     @cached_property
     def _partition(self) -> list[ClientIndices]:
-        data = self.config.data
-        return partition_clients(
-            self.data,
-            scheme=data.scheme,
-            num_clients=self.num_clients,
-            tau=data.tau,
-            alpha=data.alpha,
-            classes_per_client=data.classes_per_client,
-            train_per_client=data.train_per_client,
-            test_per_client=data.test_per_client,
-            seed=self.config.run.seed,
-            cache_dir=data.cache_dir or None,
-        )
+        return configured_partition(self.config, self.data, num_clients=self.num_clients)
 
     @cached_property
     def train_images(self) -> np.ndarray:

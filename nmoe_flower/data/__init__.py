@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.data.cache import cache_root
+from nmoe_flower.data.configured import configured_images, configured_partition
 from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices, label_counts
@@ -24,6 +25,8 @@ __all__ = [
     "ImageData",
     "Split",
     "cache_root",
+    "configured_images",
+    "configured_partition",
     "dominant_share_from_tau",
     "label_counts",
     "load_images",
