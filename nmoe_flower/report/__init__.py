@@ -1,0 +1,28 @@
+"""Tables and figures from finished runs."""
+
+from nmoe_flower.report.document import draw_figures, write_report
+from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
+from nmoe_flower.report.runs import FinishedRun, load_runs
+from nmoe_flower.report.tables import (
+    paper_table,
+    paper_to_markdown,
+    results_table,
+    to_csv,
+    to_markdown,
+)
+
+__all__ = [
+    "FinishedRun",
+    "draw_accuracy",
+    "draw_figures",
+    "draw_partition",
+    "draw_rounds",
+    "draw_routing",
+    "load_runs",
+    "paper_table",
+    "paper_to_markdown",
+    "results_table",
+    "to_csv",
+    "to_markdown",
+    "write_report",
+]

@@ -1,0 +1,234 @@
+"""Tables of finished runs: mean and standard deviation over seeds, beside the paper's numbers."""
+
+import csv
+import io
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from nmoe_flower.report.paper import CITATION, METHODS, paper_cell
+from nmoe_flower.report.runs import FinishedRun
+
+__all__ = [
+    "METRICS",
+    "gate_kind",
+    "gate_order",
+    "paper_table",
+    "paper_to_markdown",
+    "results_table",
+    "to_csv",
+    "to_markdown",
+]
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "local_ratio", "bytes_per_sample")
+Kind = Literal["gate", "upper bound", "control"]
+Row = dict[str, Any]
+
+_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
+_BLOCK = ("config", "extractor", "scheme", "tau", "clients", "top_k")
+_GATES = ("random", "rolling", "federated", "local", "prototype", "global", "oracle")
+_CONTROLS = ("control:fedavg", "control:local-classifier", "control:centralized")
+_MARKS: dict[Kind, str] = {"gate": "", "upper bound": " †", "control": " ‡"}
+_NOTE = (
+    "Fractions: measured per client, then averaged; ± is the standard deviation over n seeds. "
+    "Bold: best gate that can be deployed. † upper bound, trained or chosen with what no device "
+    "has. ‡ control, no networked experts."
+)
+
+
+def gate_kind(gate: str) -> Kind:
+    """Whether a row is a gate to compare, an upper bound or a control.
+
+    >>> gate_kind("federated+prior"), gate_kind("oracle"), gate_kind("control:fedavg")
+    ('gate', 'upper bound', 'control')
+    """
+    if gate.startswith("control:"):
+        return "control"
+    return "upper bound" if gate.split("+")[0] in {"global", "oracle"} else "gate"
+
+
+def gate_order(gate: str) -> tuple[int, str]:
+    """Sort key: gates, upper bounds, controls; ``+prior`` after its plain gate."""
+    known = (*_GATES, *_CONTROLS)
+    base = gate.split("+")[0]
+    return known.index(base) if base in known else len(known), gate
+
+
+def results_table(runs: Sequence[FinishedRun]) -> list[Row]:
+    """One row per configuration, test and gate, over the seeds of that configuration.
+
+    Rows hold ``config`` (the settings in which the runs differ), ``extractor``, ``scheme``,
+    ``tau``, ``clients``, ``top_k``, ``test``, ``gate``, ``kind``, ``n``, ``seeds``; each metric's
+    mean under its name and its sample standard deviation under ``<metric>_std`` (None for one
+    seed, or where a seed lacks it); and ``best``: the scores in which this gate leads its block.
+    Seeds of different configurations are never mixed.
+    """
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for run in runs:
+        for row in run.results["rows"]:
+            scheme = row.get("scheme", run.config.data.scheme)
+            tau = row.get("tau", run.config.data.tau) if scheme == "dominant" else None
+            place = (row["extractor"], scheme, tau, row["clients"], row["top_k"])
+            key = (run.group, run.label, *place, row["test"], row["gate"])
+            cells.setdefault(key, []).append({"seed": run.config.run.seed, **row})
+    table = [_row(key[1:], rows) for key, rows in cells.items()]
+    _mark_best(table)
+    return sorted(table, key=_position)
+
+
+def _row(key: tuple[Any, ...], rows: list[Row]) -> Row:
+    row: Row = dict(zip((*_BLOCK, "test", "gate"), key, strict=True))
+    row["kind"] = gate_kind(row["gate"])
+    row["n"] = len(rows)
+    row["seeds"] = " ".join(str(seed) for seed in sorted(one["seed"] for one in rows))
+    for metric in METRICS:
+        values = [one.get(metric) for one in rows]
+        whole = [float(value) for value in values if value is not None]
+        complete = len(whole) == len(values)
+        row[metric] = statistics.fmean(whole) if complete else None
+        row[f"{metric}_std"] = statistics.stdev(whole) if complete and len(whole) > 1 else None
+    return row
+
+
+def _mark_best(table: list[Row]) -> None:
+    rivals: dict[tuple[Any, ...], list[Row]] = {}
+    for row in table:
+        if row["kind"] == "gate":
+            rivals.setdefault(_test(row), []).append(row)
+    for row in table:
+        row["best"] = tuple(
+            score
+            for score in _SCORES
+            if row["kind"] == "gate"
+            and row[score] is not None
+            and row[score] >= max(other[score] or 0.0 for other in rivals[_test(row)])
+        )
+
+
+def _block(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _BLOCK)
+
+
+def _test(row: Row) -> tuple[Any, ...]:
+    return (*_block(row), row["test"])
+
+
+def _position(row: Row) -> tuple[Any, ...]:
+    """Order of rows: milder skew first, the local test before the IID test."""
+    tau = math.inf if row["tau"] is None else row["tau"]
+    block = (row["extractor"], row["scheme"], -tau, row["clients"], row["top_k"], row["config"])
+    return (*block, row["test"] != "local", row["test"], gate_order(row["gate"]))
+
+
+def paper_table(runs: Sequence[FinishedRun]) -> list[Row]:
+    """Our numbers beside the paper's, for the cells both have.
+
+    The paper used CIFAR-10, 10 clients and top-1, so only such runs have cells. Rows hold
+    ``table``, ``setting``, ``extractor``, ``method``, ``config``, ``n`` and, for accuracy, macro
+    F1 and AUC, our mean, our spread and ``paper_<metric>``; fractions all.
+    """
+    table = []
+    for row in results_table([run for run in runs if _is_cifar10(run.config.data.dataset)]):
+        cell = paper_cell(
+            row["gate"],
+            extractor=row["extractor"],
+            scheme=row["scheme"],
+            tau=row["tau"],
+            test=row["test"],
+        )
+        if cell is None or row["clients"] != 10 or row["top_k"] != 1:
+            continue
+        ours = {key: row[key] for key in ("extractor", "config", "n")}
+        ours["table"] = cell["table"]
+        ours["setting"] = "IID" if row["tau"] is None else f"non-IID ({row['tau']:g})"
+        ours["method"] = METHODS[row["gate"]]
+        for metric in ("accuracy", "macro_f1", "auc"):
+            ours[metric] = row[metric]
+            ours[f"{metric}_std"] = row[f"{metric}_std"]
+            ours[f"paper_{metric}"] = cell[metric]
+        table.append(ours)
+    return sorted(table, key=lambda row: row["table"])
+
+
+def _is_cifar10(dataset: str) -> bool:
+    """Whether a hub name or a folder speaks of CIFAR-10, and not of CIFAR-100."""
+    return re.search(r"cifar[-_]?10(?!\d)", dataset.lower()) is not None
+
+
+def to_csv(table: Sequence[Row]) -> str:
+    """The table as CSV with a header; lists are joined by blanks, missing values are empty."""
+    text = io.StringIO()
+    if table:
+        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in table:
+            writer.writerow(
+                {key: " ".join(v) if isinstance(v, tuple) else v for key, v in row.items()}
+            )
+    return text.getvalue()
+
+
+def to_markdown(table: Sequence[Row]) -> str:
+    """`results_table` as Markdown: one section per configuration, one table per test."""
+    lines: list[str] = []
+    for block in dict.fromkeys(_block(row) for row in table):
+        rows = [row for row in table if _block(row) == block]
+        lines += [f"### {_title(rows[0])}", ""]
+        for test in dict.fromkeys(row["test"] for row in rows):
+            name = {"local": "Local", "iid": "IID"}.get(test, test)
+            header = (f"{name} test", "Accuracy", "Balanced accuracy", "Macro F1", "AUC")
+            body = [_cells(row) for row in rows if row["test"] == test]
+            lines += [*_grid((*header, "Local ratio", "Bytes per sample", "n"), body, words=1), ""]
+    return "\n".join([*lines, _NOTE, ""])
+
+
+def _title(row: Row) -> str:
+    tau = "" if row["tau"] is None else f" τ = {row['tau']:g}"
+    scheme = "IID" if row["scheme"] == "iid" else row["scheme"]
+    extractor = {"fedce": "FedCE", "fedsc": "FedSC"}.get(row["extractor"], row["extractor"])
+    config = f" ({row['config']})" if row["config"] else ""
+    return f"{extractor}, {scheme}{tau}, {row['clients']} clients, top-{row['top_k']}{config}"
+
+
+def _cells(row: Row) -> list[str]:
+    scores = [_number(row, score) for score in _SCORES]
+    scores = [
+        f"**{text}**" if score in row["best"] else text
+        for score, text in zip(_SCORES, scores, strict=True)
+    ]
+    ratio, size = _number(row, "local_ratio"), _number(row, "bytes_per_sample", digits=0)
+    return [row["gate"] + _MARKS[gate_kind(row["gate"])], *scores, ratio, size, str(row["n"])]
+
+
+def _number(row: Row, metric: str, *, digits: int = 3) -> str:
+    mean, spread = row[metric], row[f"{metric}_std"]
+    if mean is None:
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def paper_to_markdown(table: Sequence[Row]) -> str:
+    """`paper_table` as Markdown; empty where there is nothing to compare."""
+    if not table:
+        return ""
+    metrics = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "auc": "AUC"}
+    header = ["Table", "Setting", "Extractor", "Method"]
+    for name in metrics.values():
+        header += [name, "paper"]
+    body = []
+    for row in table:
+        name = f"{row['method']} ({row['config']})" if row["config"] else row["method"]
+        cells = [row["table"], row["setting"], row["extractor"], name]
+        for metric in metrics:
+            cells += [_number(row, metric), f"{row[f'paper_{metric}']:.3f}"]
+        body.append([*cells, str(row["n"])])
+    note = f"Paper: {CITATION}; its numbers come from one seed."
+    return "\n".join([*_grid([*header, "n"], body, words=4), "", note, ""])
+
+
+def _grid(header: Sequence[str], body: Iterable[Sequence[str]], *, words: int) -> list[str]:
+    """The lines of a Markdown table; all columns after the first ``words`` hold numbers."""
+    rule = [":---" if place < words else "---:" for place in range(len(header))]
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
