@@ -1,0 +1,215 @@
+"""The documentation holds what it says: links, commands, code and the generated reference."""
+
+import argparse
+import importlib
+import importlib.util
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nmoe_flower.cli import _parser
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+HOW_TOS = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    found = FENCE.findall(path.read_text(encoding="utf-8"))
+    return [text for kind, text in found if kind == language]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_tool", ROOT / "scripts" / "docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target: Path = tmp_path_factory.mktemp("site") / "docs"
+    assert tool.assemble(target) == [], "public names without a docstring"
+    return target
+
+
+# --- links ---
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as mkdocs and GitHub make them for plain words."""
+    text = re.sub(FENCE, "", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+def dead_links(pages: list[Path], base: Path, generated: Path) -> Iterator[str]:
+    for page in pages:
+        text = re.sub(FENCE, "", page.read_text(encoding="utf-8"))
+        for link in LINK.findall(text):
+            if re.match(r"[a-z]+:", link):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if not target.exists() and target.is_relative_to(base / "docs"):
+                target = generated / target.relative_to(base / "docs")
+            if not target.exists():
+                yield f"{page.name}: {link}"
+            elif anchor and anchor not in anchors(target):
+                yield f"{page.name}: {link} (no such heading)"
+
+
+def test_relative_links_lead_somewhere(site: Path) -> None:
+    assert list(dead_links(PAGES, ROOT, site)) == []
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Here\n[a](gone.md) [b](#here) [c](#there) [d](https://x.y)\n")
+    assert list(dead_links([page], tmp_path, tmp_path)) == [
+        "page.md: gone.md",
+        "page.md: #there (no such heading)",
+    ]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    generated = {"reference/cli.md", "reference/errors.md", "reference/python.md"}
+    written = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert listed == written | generated
+
+
+# --- code ---
+
+
+@pytest.mark.parametrize("page", [p for p in HOW_TOS if blocks(p, "python")], ids=lambda p: p.stem)
+def test_python_of_the_how_tos_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of a page, one after the other, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
+    source = "\n".join(blocks(page, "python"))
+    exec(compile(source, name_of(page), "exec"), {"__name__": "how_to"})
+
+
+def test_the_plug_in_page_runs_code() -> None:
+    """The test above must not pass because a page lost its code."""
+    source = "\n".join(blocks(ROOT / "docs" / "how-to" / "plug-in.md", "python"))
+    assert "strategy.start(" in source
+    assert "assert np.abs(weights - TRUTH).max()" in source
+    assert len([p for p in HOW_TOS if blocks(p, "python")]) >= 5
+
+
+# --- commands ---
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield from (part.strip() for part in line.split("#")[0].split("&&") if part.strip())
+
+
+def nmoe_commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for line in shell_lines(page):
+            command = line.removeprefix(".venv/bin/")
+            if command.startswith("nmoe "):
+                found.append((name_of(page), command))
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), nmoe_commands())
+def test_commands_use_flags_keys_and_recipes_that_exist(page: str, command: str) -> None:
+    args = _parser().parse_args(command.split()[1:])  # exits on an unknown flag
+    assert isinstance(args, argparse.Namespace)
+    Config.load(None, getattr(args, "overrides", []))
+    recipe = getattr(args, "recipe", None)
+    if recipe is not None:
+        Config.load(ROOT / recipe, args.overrides)
+
+
+def test_an_unknown_key_would_be_found() -> None:
+    with pytest.raises(ConfigError, match="unknown key"):
+        Config.load(None, ["data.taw=1"])
+
+
+def test_flower_run_configs_have_keys_that_exist() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    given = re.findall(r'--run-config "([^"]+)"', text)
+    assert given
+    for settings in given:
+        pairs = re.findall(r"([a-z]+\.[a-z-]+)=('[^']*'|[^\s\\]+)", settings)
+        assert pairs
+        Config.load(None, [f"{key}={value}" for key, value in pairs])
+
+
+def test_toml_of_the_pages_is_a_recipe() -> None:
+    recipes = [block for page in HOW_TOS for block in blocks(page, "toml") if "[data]" in block]
+    assert recipes
+    for recipe in recipes:
+        Config.parse(tomllib.loads(recipe))
+
+
+def test_the_quick_start_is_two_commands_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Quick start")[1].split("\n## ")[0]
+    commands = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert len(commands) == 2
+    assert all(len(command.strip().splitlines()) == 1 for command in commands)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extras in re.findall(r"'\.\[([\w,]+)\]'", readme + (ROOT / "CONTRIBUTING.md").read_text()):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def test_scripts_named_in_the_pages_are_there_and_executable() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"(?<![\w/])(?:scripts/[\w.-]+\w|\.ci/\w+)", text))
+    assert {"scripts/test", "scripts/check", ".ci/run"} <= named
+    for script in named:
+        assert (ROOT / script).stat().st_mode & 0o111, script
+
+
+# --- reference ---
+
+
+def test_the_configuration_page_is_in_sync(tool: ModuleType) -> None:
+    assert tool.CONFIGURATION.read_text(encoding="utf-8") == tool.configuration(), (
+        "run scripts/docs --write"
+    )
+
+
+def test_every_key_is_on_the_configuration_page(tool: ModuleType) -> None:
+    page = tool.configuration()
+    for key in Config.parse({}).flat():
+        assert f"`{key}`" in page
+
+
+def test_every_public_name_is_in_the_reference(tool: ModuleType, site: Path) -> None:
+    page = (site / "reference" / "python.md").read_text(encoding="utf-8")
+    for module_name in tool.public_modules():
+        module = importlib.import_module(module_name)
+        for name in getattr(module, "__all__", ()):
+            assert f"### {module_name.removeprefix('nmoe_flower.')}.{name}\n" in page
+
+
+def test_citation_and_version_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+    assert f'\ntitle: "{project["name"]}: ' in citation
