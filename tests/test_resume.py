@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,14 +29,15 @@ TINY: dict[str, Any] = {
     "extractor.widths": "8,8",
     "expert.hidden": "8",
     "expert.epochs": 1,
-    "gate.methods": "federated,rolling,global,prototype,local",
-    "gate.rounds": 5,
-    "gate.cycles": 2,
+    "gate.methods": "federated,rolling,global",
+    "gate.rounds": 4,
+    "gate.cycles": 1,
     "gate.local-steps": 1,
     "run.controls": "fedavg,local-classifier",
     "run.checkpoint-every": 2,
+    "run.evaluate-every": 4,
 }
-DEADLINE = 60.0
+DEADLINE = 120.0
 PROGRAM = "import sys; from nmoe_flower.cli import main; sys.exit(main())"
 
 
@@ -122,8 +124,7 @@ def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
     changed = {"extractor.rounds": 30, "gate.rounds": 30, "run.checkpoint-every": 3}
     recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
     straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
-    finish(nmoe(tmp_path, "--workers", "0", "--name", "straight", "--set", *recipe))
-
+    undisturbed = nmoe(tmp_path, "--workers", "0", "--name", "straight", "--set", *recipe)
     first = nmoe(tmp_path, "--workers", "0", "--name", "killed", "--set", *recipe)
     kill_at(first, killed, "extractor", 8)
     resume = ["--resume", str(killed), "--workers"]
@@ -132,6 +133,7 @@ def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
     third = nmoe(tmp_path, *resume, "0")
     kill_at(third, killed, "gate/federated", 10)
     finish(nmoe(tmp_path, *resume, "0"))
+    finish(undisturbed)
 
     assert damaged.name not in {path.name for path in (killed / "checkpoints").iterdir()}
     assert_equal_runs(killed, straight)
@@ -185,15 +187,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 @pytest.mark.parametrize(
     ("stage", "round"),
     [
-        ("initial", 1),
-        ("extractor", 1),
         ("extractor", 8),
-        ("extractor-test", 5),
+        ("extractor-test", 4),
         ("experts", 1),
         ("answers", 1),
         ("gate/federated", 3),
         ("gate/rolling", 3),
-        ("gate/global", 1),
         ("controls", 1),
         ("evaluation", 1),
     ],
@@ -212,33 +211,32 @@ def test_stopped_in_any_stage(
 @pytest.mark.parametrize(
     "changed",
     [
-        {"extractor.reading": "private-heads"},
         {"extractor.reading": "private-heads", "extractor.fraction-train": 0.5},
         {"extractor.ema": 0.9, "extractor.momentum-at": "averaged"},
         {"expert.sharing": "latents", "gate.rolling": "federated", "gate.noisy": True},
     ],
-    ids=["private heads", "private heads, half of them", "averages", "latents"],
+    ids=["private heads", "averages", "latents"],
 )
-@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
 def test_what_else_is_carried_from_round_to_round(
-    changed: dict[str, Any], damaged: bool, cache: Path, tmp_path: Path
+    changed: dict[str, Any], cache: Path, tmp_path: Path
 ) -> None:
     """Stopped in round 7 with checkpoints of 4 and 6; if that of 6 is damaged, 4 is the start."""
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight, whole, damaged = (tmp_path / name for name in ("straight", "whole", "damaged"))
     go_on(straight, cache, never, **changed)
     with pytest.raises(Stop):
-        go_on(stopped, cache, at("extractor", 7), **changed)
-    if damaged:
-        damage_newest(stopped)
-    begun: list[int] = []
+        go_on(whole, cache, at("extractor", 7), **changed)
+    shutil.copytree(whole, damaged)
+    damage_newest(damaged)
+    for folder, first in ((whole, 7), (damaged, 5)):
+        begun: list[int] = []
 
-    def note(record: Mapping[str, Any]) -> bool:
-        begun.append(record["round"])
-        return False
+        def note(record: Mapping[str, Any], begun: list[int] = begun) -> bool:
+            begun.append(record["round"])
+            return False
 
-    go_on(stopped, cache, note, **changed)
-    assert begun[0] == (5 if damaged else 7)
-    assert_equal_runs(stopped, straight)
+        go_on(folder, cache, note, **changed)
+        assert begun[0] == first
+        assert_equal_runs(folder, straight)
 
 
 def test_without_a_whole_checkpoint_the_run_starts_anew(
