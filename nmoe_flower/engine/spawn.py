@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-__all__ = ["cause_of_death", "spawning"]
+__all__ = ["WORKER_ENVIRONMENT", "cause_of_death", "spawning"]
 
-_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
@@ -40,9 +40,9 @@ def spawning() -> Iterator[None]:
     ``spawn`` would run the main module again in every worker: slow, and a fork bomb for a script
     without a main guard. Workers do not need it, since the ClientApp is named by its module.
     """
-    old = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    old = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     main = sys.modules["__main__"]
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(WORKER_ENVIRONMENT)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nmoe_flower.config import Config
-from nmoe_flower.engine import processes, superlink
+from nmoe_flower.engine import processes, superlink, write_app
+from nmoe_flower.engine.programs import excerpt, read_json
 from nmoe_flower.errors import EngineError
 
 SERVER = """
@@ -53,9 +54,7 @@ def query(message, context):
 
 def _app(folder: Path, *, fail: bool) -> Path:
     config = {"test.fail": fail, "test.out": str(folder / "out.txt")}
-    app = superlink.write_app(
-        folder / "app", config, serverapp="its_server:app", clientapp="its_client:app"
-    )
+    app = write_app(folder / "app", config, serverapp="its_server:app", clientapp="its_client:app")
     (app / "its_server.py").write_text(SERVER)
     (app / "its_client.py").write_text(CLIENT)
     return app
@@ -107,7 +106,7 @@ def test_the_app_folder_holds_the_whole_run_config(tmp_path: Path) -> None:
         "data.dataset": 'a "quoted" \\ näme\n',
         "extractor.learning-rate": 5e-05,
     }
-    app = superlink.write_app(tmp_path / "app", config)
+    app = write_app(tmp_path / "app", config)
     written = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
     flower = written["tool"]["flwr"]["app"]
     flat = {
@@ -157,13 +156,13 @@ def test_the_excerpt_starts_at_the_last_traceback() -> None:
         "ValueError: x",
         "ERROR",
     ]
-    assert superlink._excerpt(lines) == "\n".join([*lines[1:3], *lines[4:]])
-    assert superlink._excerpt(["a", "ERROR b", "c"]) == "ERROR b\nc"
-    assert superlink._excerpt([str(number) for number in range(20)]) == "\n".join(
+    assert excerpt(lines) == "\n".join([*lines[1:3], *lines[4:]])
+    assert excerpt(["a", "ERROR b", "c"]) == "ERROR b\nc"
+    assert excerpt([str(number) for number in range(20)]) == "\n".join(
         str(number) for number in range(10, 20)
     )
 
 
 def test_an_answer_is_found_between_other_output() -> None:
-    assert superlink._json('Loading...\n{"run-id": "7"}\n') == {"run-id": "7"}
-    assert superlink._json("no object here") == {}
+    assert read_json('Loading...\n{"run-id": "7"}\n') == {"run-id": "7"}
+    assert read_json("no object here") == {}

@@ -1,0 +1,86 @@
+"""Flower's command-line programs: where they are, how one starts, how to read what it prints."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
+from nmoe_flower.errors import EngineError
+
+__all__ = ["excerpt", "read_json", "require_ray", "start_program"]
+
+_ENVIRONMENT = {
+    **WORKER_ENVIRONMENT,
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def require_ray() -> None:
+    """Refuse to start where Ray, Flower or one of its programs is missing."""
+    if sys.platform == "win32":
+        raise EngineError("the ray engine needs Linux or macOS; use the inprocess engine")
+    missing = [name for name in ("ray", "flwr") if importlib.util.find_spec(name) is None]
+    missing += [name for name in ("flower-superlink", "flwr") if not Path(_program(name)).exists()]
+    if missing:
+        raise EngineError(
+            f"the ray engine needs {missing[0]}, which is not installed here: "
+            'pip install "nmoe-flower[simulation]"'
+        )
+
+
+def start_program(
+    name: str, arguments: Sequence[str], *, home: Path, out: int, err: int
+) -> "subprocess.Popen[str]":
+    """Start a program with ``home`` as its FLWR_HOME, in a session of its own."""
+    environment = os.environ | _ENVIRONMENT
+    environment["FLWR_HOME"] = str(home)
+    environment["RAY_TMPDIR"] = str(home)
+    programs = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
+    return subprocess.Popen(
+        [_program(name), *arguments],
+        cwd=home,  # a folder named like the connection would be taken for an app
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def _program(name: str) -> str:
+    """The program of this Python's environment, whatever is on PATH."""
+    return str(Path(sys.executable).parent / name)
+
+
+def read_json(text: str) -> dict[str, object]:
+    """The JSON object in a command's output; empty if there is none."""
+    start, stop = text.find("{"), text.rfind("}")
+    try:
+        answer = json.loads(text[start : stop + 1])
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def excerpt(lines: Iterable[str], *signs: str) -> str:
+    """The log from the last of ``signs``, else of a traceback, else of an error on."""
+    kept = [line for line in list(lines) if line.strip()]
+    for sign in (*signs, "Traceback (most recent call last)", "ERROR"):
+        starts = [number for number, line in enumerate(kept) if sign in line]
+        if starts:
+            return "\n".join(kept[starts[-1] :][:40])
+    return "\n".join(kept[-10:])
