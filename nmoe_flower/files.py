@@ -174,7 +174,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, 
     """The arrays and the metadata of a safetensors file.
 
     Raises:
-        CheckpointError: The file is missing, cut or not safetensors.
+        CheckpointError: The file is missing, cut, not safetensors, or holds bfloat16 or float8.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -182,6 +182,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, 
             return arrays, dict(file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} holds a type NumPy does not know: {error}") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
 

@@ -136,6 +136,15 @@ def test_a_cut_file_is_refused_by_name(tmp_path, kept):
         files.load_arrays(path)
 
 
+@pytest.mark.parametrize(("kind", "size"), [("BF16", 2), ("F8_E4M3", 1)])
+def test_types_numpy_lacks_are_refused_by_name(tmp_path, kind, size):
+    path = tmp_path / "foreign.safetensors"
+    header = json.dumps({"x": {"dtype": kind, "shape": [1], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors holds a type"):
+        files.load_arrays(path)
+
+
 def test_a_missing_file_or_a_folder_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist"):
         files.load_arrays(tmp_path / "none.safetensors")
