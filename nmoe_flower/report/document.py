@@ -1,20 +1,18 @@
 """What ``nmoe report`` writes: report.md with its tables and figures, and results.csv."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nmoe_flower.files import write_text
-from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
-from nmoe_flower.report.runs import FinishedRun, load_runs
-from nmoe_flower.report.tables import (
-    paper_table,
-    paper_to_markdown,
-    results_table,
-    to_csv,
-    to_markdown,
-)
+from nmoe_flower.report.accuracy import draw_accuracy
+from nmoe_flower.report.comparison import paper_table, paper_to_markdown
+from nmoe_flower.report.figures import draw_partition, draw_routing
+from nmoe_flower.report.rounds import draw_rounds
+from nmoe_flower.report.runs import FinishedRun, differing_settings, load_runs
+from nmoe_flower.report.tables import gate_order, grid, results_table, to_csv, to_markdown
 from nmoe_flower.results import RunFolder
 
 __all__ = ["draw_figures", "write_report"]
@@ -39,14 +37,18 @@ def draw_figures(run_dir: Path, out: Path | None = None) -> list[Path]:
     return _draw(load_runs([run_dir])[0], out or run_dir / "figures")
 
 
-def _draw(run: FinishedRun, folder: Path) -> list[Path]:
+def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> list[Path]:
     results, drawn = run.results, [folder / "accuracy.png"]
-    draw_accuracy(results, drawn[0])
-    for name, matrix in (results.get("routing") or {}).items():
-        gate, _, test = name.partition("/")
-        if gate.split("+")[0] not in _PLAIN_GATES:
-            drawn.append(folder / f"routing-{gate.replace('+', '-')}-{test}.png")
-            draw_routing(matrix, drawn[-1], title=f"{gate}, {test} test")
+    draw_accuracy([one.results for one in seeds or (run,)], drawn[0])
+    routing = results.get("routing") or {}
+    for gate, test in sorted((_gate_and_test(name) for name in routing), key=_place):
+        base = gate.removesuffix("+prior")
+        # The prior correction changes answers, never who is asked.
+        if base in _PLAIN_GATES or (base != gate and f"{base}/{test}" in routing):
+            continue
+        drawn.append(folder / f"{_file_name(f'routing-{gate}-{test}')}.png")
+        title = f"{gate}, {'IID' if test == 'iid' else test} test"
+        draw_routing(routing[f"{gate}/{test}"], drawn[-1], title=title)
     partition = results.get("partition")
     if partition:
         drawn.append(folder / "partition.png")
@@ -58,11 +60,30 @@ def _draw(run: FinishedRun, folder: Path) -> list[Path]:
     return drawn
 
 
+def _gate_and_test(name: str) -> tuple[str, str]:
+    gate, _, test = name.rpartition("/")
+    return gate, test
+
+
+def _place(drawing: tuple[str, str]) -> tuple[Any, ...]:
+    gate, test = drawing
+    return gate_order(gate), test != "local", test
+
+
+def _file_name(text: str) -> str:
+    """A name that every system takes.
+
+    >>> _file_name("routing-control:centralized+prior-local")
+    'routing-control-centralized-prior-local'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write tables and figures of finished runs into one folder.
 
-    Runs that differ in the seed alone are averaged; figures show the first seed of each
-    configuration.
+    Runs that differ in the seed alone are averaged, also in the figure of accuracy; the other
+    figures show the first seed of each configuration.
 
     Args:
         run_dirs: Folders of finished runs.
@@ -75,78 +96,86 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         NMoEError: A run is not finished or a folder foreign, or matplotlib is missing.
     """
     runs = load_runs(run_dirs)
-    firsts = {run.group: run for run in sorted(runs, key=lambda run: -run.config.run.seed)}
-    figures: list[str] = []
-    for number, run in enumerate(run for run in runs if firsts[run.group] is run):
-        folder = out / "figures"
-        if len(firsts) > 1:
-            folder /= f"{number + 1}-{run.config.run.name}"
-        figures += [f"### {_run_title(run)}", ""]
-        for path in _draw(run, folder):
-            link = Path(os.path.relpath(path, out)).as_posix()
-            figures += [f"![{path.stem}]({link})", ""]
-    table = results_table(runs)
-    paper = paper_to_markdown(paper_table(runs))
-    parts = [
-        "# Results",
-        "",
-        "## Runs",
-        "",
-        *_runs(runs),
-        "",
-        "## Per gate",
-        "",
-        to_markdown(table),
-    ]
+    table, paper = results_table(runs), paper_to_markdown(paper_table(runs))
+    parts = ["# Results", "", "## Runs", "", *_runs(runs), "", *_differing(runs)]
+    parts += ["## Per gate", "", to_markdown(table)]
     if paper:
         parts += ["## Beside the paper", "", paper]
-    parts += ["## Cost of the stages", "", *_stages(runs), "", "## Figures", "", *figures]
+    parts += ["## Cost of the stages", "", *_stages(runs), "", "## Figures", ""]
+    parts += _figures(runs, out)
     write_text(out / "results.csv", to_csv(table))
     report = out / "report.md"
     write_text(report, "\n".join(parts).rstrip() + "\n")
     return report
 
 
-def _run_title(run: FinishedRun) -> str:
-    details = [f"seed {run.config.run.seed}", *([run.label] if run.label else [])]
-    return f"{run.config.run.name} ({', '.join(details)})"
+def _figures(runs: Sequence[FinishedRun], out: Path) -> list[str]:
+    """Draw the figures of every configuration; returns the lines that show them."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda run: run.config.run.seed):
+        groups.setdefault(run.configuration, []).append(run)
+    lines = []
+    for name in dict.fromkeys(run.configuration for run in runs):
+        seeds = groups[name]
+        folder = out / "figures" / _file_name(name) if len(groups) > 1 else out / "figures"
+        numbers = ", ".join(str(run.config.run.seed) for run in seeds)
+        lines.append(f"### {name} (seed {numbers})")
+        last = None
+        for path in _draw(seeds[0], folder, seeds):
+            link = Path(os.path.relpath(path, out)).as_posix()
+            stem = path.stem.rpartition("-")[0]
+            if not stem or stem != last:  # local and IID test of a gate stand side by side
+                lines.append("")
+            lines.append(f"![{path.stem}]({link})")
+            last = stem
+        lines.append("")
+    return lines
 
 
 def _runs(runs: Sequence[FinishedRun]) -> list[str]:
-    lines = [
-        "| Run | Seed | Differs in | Data set | Minutes | Revision | Machine | Started |",
-        "| :--- | ---: | :--- | :--- | ---: | :--- | :--- | :--- |",
-    ]
+    header = ("Configuration", "Run", "Seed", "Data set", "Minutes", "Revision", "Machine")
+    body = []
     for run in runs:
         git, machine = run.provenance.get("git") or {}, run.provenance.get("machine") or {}
         seconds = run.results.get("seconds")
         cells = (
+            run.configuration,
             run.config.run.name,
             run.config.run.seed,
-            run.label or "-",
             Path(run.config.data.dataset).name or run.config.data.dataset,
             "-" if seconds is None else f"{seconds / 60:.1f}",
             str(git.get("revision") or "-")[:10] + (" (changed)" if git.get("dirty") else ""),
             f"{machine.get('cpu', '-')}, {machine.get('cores', '-')} cores",
             run.provenance.get("started", "-"),
         )
-        lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
-    return lines
+        body.append([_plain(cell) for cell in cells])
+    return grid((*header, "Started"), body, words=len(header) + 1)
+
+
+def _differing(runs: Sequence[FinishedRun]) -> list[str]:
+    table = differing_settings(runs)
+    if not table:
+        return []
+    names = list(dict.fromkeys(run.configuration for run in runs))
+    body = [[key, *(_plain(values[name]) for name in names)] for key, values in table.items()]
+    lines = grid(("Setting", *map(_plain, names)), body, words=len(names) + 1)
+    return ["Where the configurations differ:", "", *lines, ""]
+
+
+def _plain(cell: Any) -> str:
+    return str(cell).replace("|", "/")
 
 
 def _stages(runs: Sequence[FinishedRun]) -> list[str]:
-    lines = [
-        "| Run | Seed | Stage | Seconds | MB up | MB down |",
-        "| :--- | ---: | :--- | ---: | ---: | ---: |",
-    ]
+    body = []
     for run in runs:
         for stage, cost in (run.results.get("stages") or {}).items():
-            up, down = (_megabytes(cost.get(key)) for key in ("bytes_up", "bytes_down"))
             seconds = cost.get("seconds")
             time = "-" if seconds is None else f"{seconds:.1f}"
-            name, seed = run.config.run.name, run.config.run.seed
-            lines.append(f"| {name} | {seed} | {stage} | {time} | {up} | {down} |")
-    return lines
+            up, down = (_megabytes(cost.get(key)) for key in ("bytes_up", "bytes_down"))
+            first = [_plain(run.config.run.name), stage, str(run.config.run.seed)]
+            body.append([*first, time, up, down])
+    return grid(("Run", "Stage", "Seed", "Seconds", "MB up", "MB down"), body, words=2)
 
 
 def _megabytes(size: Any) -> str:

@@ -1,7 +1,7 @@
 """Finished runs, read back from their folders and grouped by configuration."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.results import FREE_KEYS, RunFolder
 
-__all__ = ["FinishedRun", "load_runs"]
+__all__ = ["FinishedRun", "differing_settings", "label_runs", "load_runs"]
 
 _ROW_KEYS = ("extractor", "gate", "test", "clients", "top_k", "accuracy")
 # Columns of the results table, so no label has to repeat them.
@@ -25,6 +25,9 @@ _SCHEME_KEYS = {
 }
 
 
+_MOST_NAMED = 3  # more differing settings than this do not fit into a table
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """One run that left results.
@@ -34,14 +37,17 @@ class FinishedRun:
         config: Its configuration.
         results: What results.json holds.
         provenance: What provenance.json holds.
-        label: The settings in which it differs from the other runs of the report; seeds and
-            settings that have a column of their own left out.
+        configuration: Number of its configuration in the report and name of its first run.
+        label: What tells its configuration from others in the same tables: the settings that
+            differ or, where they are many, ``configuration``. Settings that have a column of
+            their own are left out.
     """
 
     path: Path
     config: Config
     results: dict[str, Any]
     provenance: dict[str, Any]
+    configuration: str = ""
     label: str = ""
 
     @property
@@ -68,7 +74,10 @@ def load_runs(folders: Sequence[Path]) -> list[FinishedRun]:
                 f"{other} and {run.path} hold the same configuration and seed "
                 f"{run.config.run.seed}: they are no independent runs, report one of them"
             )
-    return _label(runs)
+    names: dict[Any, str] = {}
+    for run in runs:
+        names.setdefault(run.group, f"{len(names) + 1}-{run.config.run.name}")
+    return label_runs([replace(run, configuration=names[run.group]) for run in runs])
 
 
 def _load(folder: Path) -> FinishedRun:
@@ -100,6 +109,14 @@ def _load(folder: Path) -> FinishedRun:
     return FinishedRun(folder, run.config, results, run.provenance())
 
 
+def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, dict[str, str]]:
+    """Every setting in which configurations differ: its values by configuration."""
+    groups = {run.configuration: _settings(run.config) for run in runs}
+    keys = {key: None for settings in groups.values() for key in settings}
+    table = {key: {name: _text(key, of.get(key)) for name, of in groups.items()} for key in keys}
+    return {key: values for key, values in table.items() if len(set(values.values())) > 1}
+
+
 def _settings(config: Config) -> dict[str, Scalar]:
     """The settings that decide the outcome, seed apart; those without effect are left out."""
     idle = {key for scheme, key in _SCHEME_KEYS.items() if scheme != config.data.scheme}
@@ -110,17 +127,34 @@ def _settings(config: Config) -> dict[str, Scalar]:
     }
 
 
-def _label(runs: list[FinishedRun]) -> list[FinishedRun]:
-    settings = [_settings(run.config) for run in runs]
-    keys = [key for key in runs[0].config.flat() if key not in _SHOWN_KEYS]
-    differing = {key for key in keys if len({str(values.get(key)) for values in settings}) > 1}
-    differing |= {"data.alpha", "data.classes-per-client"}
-    return [
-        replace(
-            run,
-            label=", ".join(
-                f"{key} = {values[key]}" for key in keys if key in differing and key in values
-            ),
-        )
-        for run, values in zip(runs, settings, strict=True)
-    ]
+def _text(key: str, value: Scalar | None) -> str:
+    """A value for a table; of a data folder its name."""
+    if key == "data.dataset" and Path(str(value)).is_absolute():
+        return Path(str(value)).name
+    return "-" if value is None or value == "" else str(value)
+
+
+def label_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The runs, each labelled by what tells its configuration from the others of ``runs``."""
+    several = len({run.config.data.dataset for run in runs}) > 1
+    always = {"data.alpha", "data.classes-per-client", *(["data.dataset"] if several else [])}
+    labels: dict[str, str] = {}
+    for place in dict.fromkeys(_place(run.config) for run in runs):
+        rivals = [run for run in runs if _place(run.config) == place]
+        keys = always.union(differing_settings(rivals)) - _SHOWN_KEYS
+        texts = {run.configuration: _describe(run.config, keys) for run in rivals}
+        clear = len(set(texts.values())) == len(texts)
+        short = all(text.count(" = ") <= _MOST_NAMED for text in texts.values())
+        labels |= texts if clear and short else {name: name for name in texts}
+    return [replace(run, label=labels[run.configuration]) for run in runs]
+
+
+def _place(config: Config) -> tuple[str, ...]:
+    """Where a run stands in tables."""
+    return tuple(str(_settings(config).get(key)) for key in sorted(_SHOWN_KEYS))
+
+
+def _describe(config: Config, keys: Iterable[str]) -> str:
+    settings = _settings(config)
+    wanted = [key for key in settings if key in set(keys)]
+    return ", ".join(f"{key} = {_text(key, settings[key])}" for key in wanted)

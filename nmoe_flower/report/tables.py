@@ -3,20 +3,18 @@
 import csv
 import io
 import math
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from nmoe_flower.report.paper import CITATION, METHODS, paper_cell
 from nmoe_flower.report.runs import FinishedRun
 
 __all__ = [
     "METRICS",
     "gate_kind",
     "gate_order",
-    "paper_table",
-    "paper_to_markdown",
+    "grid",
+    "number",
     "results_table",
     "to_csv",
     "to_markdown",
@@ -122,41 +120,6 @@ def _position(row: Row) -> tuple[Any, ...]:
     return (*block, row["test"] != "local", row["test"], gate_order(row["gate"]))
 
 
-def paper_table(runs: Sequence[FinishedRun]) -> list[Row]:
-    """Our numbers beside the paper's, for the cells both have.
-
-    The paper used CIFAR-10, 10 clients and top-1, so only such runs have cells. Rows hold
-    ``table``, ``setting``, ``extractor``, ``method``, ``config``, ``n`` and, for accuracy, macro
-    F1 and AUC, our mean, our spread and ``paper_<metric>``; fractions all.
-    """
-    table = []
-    for row in results_table([run for run in runs if _is_cifar10(run.config.data.dataset)]):
-        cell = paper_cell(
-            row["gate"],
-            extractor=row["extractor"],
-            scheme=row["scheme"],
-            tau=row["tau"],
-            test=row["test"],
-        )
-        if cell is None or row["clients"] != 10 or row["top_k"] != 1:
-            continue
-        ours = {key: row[key] for key in ("extractor", "config", "n")}
-        ours["table"] = cell["table"]
-        ours["setting"] = "IID" if row["tau"] is None else f"non-IID ({row['tau']:g})"
-        ours["method"] = METHODS[row["gate"]]
-        for metric in ("accuracy", "macro_f1", "auc"):
-            ours[metric] = row[metric]
-            ours[f"{metric}_std"] = row[f"{metric}_std"]
-            ours[f"paper_{metric}"] = cell[metric]
-        table.append(ours)
-    return sorted(table, key=lambda row: row["table"])
-
-
-def _is_cifar10(dataset: str) -> bool:
-    """Whether a hub name or a folder speaks of CIFAR-10, and not of CIFAR-100."""
-    return re.search(r"cifar[-_]?10(?!\d)", dataset.lower()) is not None
-
-
 def to_csv(table: Sequence[Row]) -> str:
     """The table as CSV with a header; lists are joined by blanks, missing values are empty."""
     text = io.StringIO()
@@ -180,7 +143,7 @@ def to_markdown(table: Sequence[Row]) -> str:
             name = {"local": "Local", "iid": "IID"}.get(test, test)
             header = (f"{name} test", "Accuracy", "Balanced accuracy", "Macro F1", "AUC")
             body = [_cells(row) for row in rows if row["test"] == test]
-            lines += [*_grid((*header, "Local ratio", "Bytes per sample", "n"), body, words=1), ""]
+            lines += [*grid((*header, "Local ratio", "Bytes per sample", "n"), body, words=1), ""]
     return "\n".join([*lines, _NOTE, ""])
 
 
@@ -193,42 +156,24 @@ def _title(row: Row) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    scores = [_number(row, score) for score in _SCORES]
+    scores = [number(row, score) for score in _SCORES]
     scores = [
         f"**{text}**" if score in row["best"] else text
         for score, text in zip(_SCORES, scores, strict=True)
     ]
-    ratio, size = _number(row, "local_ratio"), _number(row, "bytes_per_sample", digits=0)
+    ratio, size = number(row, "local_ratio"), number(row, "bytes_per_sample", digits=0)
     return [row["gate"] + _MARKS[gate_kind(row["gate"])], *scores, ratio, size, str(row["n"])]
 
 
-def _number(row: Row, metric: str, *, digits: int = 3) -> str:
+def number(row: Row, metric: str, *, digits: int = 3) -> str:
+    """Mean ± standard deviation of a metric, as far as there are any."""
     mean, spread = row[metric], row[f"{metric}_std"]
     if mean is None:
         return "-"
     return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
-def paper_to_markdown(table: Sequence[Row]) -> str:
-    """`paper_table` as Markdown; empty where there is nothing to compare."""
-    if not table:
-        return ""
-    metrics = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "auc": "AUC"}
-    header = ["Table", "Setting", "Extractor", "Method"]
-    for name in metrics.values():
-        header += [name, "paper"]
-    body = []
-    for row in table:
-        name = f"{row['method']} ({row['config']})" if row["config"] else row["method"]
-        cells = [row["table"], row["setting"], row["extractor"], name]
-        for metric in metrics:
-            cells += [_number(row, metric), f"{row[f'paper_{metric}']:.3f}"]
-        body.append([*cells, str(row["n"])])
-    note = f"Paper: {CITATION}; its numbers come from one seed."
-    return "\n".join([*_grid([*header, "n"], body, words=4), "", note, ""])
-
-
-def _grid(header: Sequence[str], body: Iterable[Sequence[str]], *, words: int) -> list[str]:
+def grid(header: Sequence[str], body: Iterable[Sequence[str]], *, words: int) -> list[str]:
     """The lines of a Markdown table; all columns after the first ``words`` hold numbers."""
     rule = [":---" if place < words else "---:" for place in range(len(header))]
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
