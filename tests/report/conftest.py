@@ -27,13 +27,19 @@ def sample_results(config: Config) -> dict[str, Any]:
                 )
         for place, control in enumerate(("fedavg", "local-classifier", "centralized")):
             row = sample_row(config, f"control:{control}", test, 0.5 + 0.2 * place)
-            rows.append(row | {"local_ratio": None, "bytes_per_sample": None})
+            rows.append(
+                {k: v for k, v in row.items() if k not in {"local_ratio", "bytes_per_sample"}}
+            )
     diagonal = np.full((clients, clients), 0.5 / (clients - 1)) + np.eye(clients) * 0.5
     diagonal /= diagonal.sum(1, keepdims=True)
     counts = np.full((clients, 10), 4) + 30 * np.eye(clients, 10, dtype=int)
     return {
         "rows": rows,
-        "routing": {"federated/local": diagonal.tolist(), "random/local": diagonal.tolist()},
+        "routing": {
+            f"{method}/{test}": diagonal.tolist()
+            for method in ("federated", "federated+prior", "random", "control:centralized")
+            for test in ("iid", "local")
+        },
         "stages": {"extractor": {"seconds": 31.5, "bytes_up": 2_500_000, "bytes_down": None}},
         "partition": {
             "train": counts.tolist(),
@@ -80,15 +86,16 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
         if rows is not None:
             results["rows"] = [sample_row(config, *row) for row in rows]
         for number in range(1, 101):
-            metrics = {"loss": 2.3 / number**0.3}
-            if number % 10 == 0:
-                metrics["accuracy"] = 1 - 0.9 / number**0.3
-            run.append_round({"stage": "extractor", "round": number, "metrics": metrics})
-        for number in range(1, 41):
             run.append_round(
-                {"stage": "gate-federated", "round": number, "metrics": {"train-loss": 1 / number}}
+                {"stage": "extractor", "round": number, "metrics": {"loss": 2.3 / number**0.3}}
             )
-        run.append_round({"stage": "experts", "round": 1, "metrics": {"epochs": 10}})
+            if number % 10 == 0:
+                metrics = {"accuracy-iid": 1 - 0.9 / number**0.3, "accuracy-local": 0.5}
+                run.append_round({"stage": "extractor-test", "round": number, "metrics": metrics})
+        for number in range(1, 21):
+            record = {"stage": "gate/federated", "round": number, "metrics": {"loss": 1 / number}}
+            run.append_round(record)
+        run.append_round({"stage": "experts", "round": 1, "metrics": {}})
         run.write_results(results)
         return run.path
 
