@@ -24,6 +24,7 @@ def draw_routing(matrix: Sequence[Sequence[float]], path: Path, *, title: str = 
     shares = np.asarray(matrix, dtype=float)
     clients, experts = shares.shape
     figure = new(3.6, 3.2)
+    figure.set_layout_engine("compressed")  # the usual one cuts the labels of square axes
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ratio = f"LR = {100 * np.trace(shares) / clients:.0f} %"
