@@ -213,7 +213,7 @@ def _parameters(value: Any) -> str:
     text = re.sub(r"<object object at \w+>|<factory>", "...", text)
     if len(text) > 88 and not get_origin(value):
         text = re.sub(r", (?=(?:\*+)?\w+(?::|,|\)|=))", ",\n    ", text)
-    return text.replace("'", "")
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # annotations kept as text
 
 
 def _shortened(text: str) -> str:

@@ -115,6 +115,27 @@ def test_the_plug_in_page_runs_code() -> None:
     assert len([p for p in HOW_TOS if blocks(p, "python")]) >= 5
 
 
+PARTS = "losses|models|strategies|metrics|data|training|seeds|schedules|privacy|alignment"
+GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_code_named_in_the_pages_exists(page: Path) -> None:
+    """``models.Gate`` is public, `clients/gate.py: train` is in that file."""
+    text = re.sub(FENCE, "", page.read_text(encoding="utf-8"))
+    for part, name in re.findall(rf"`(?:nmoe_flower\.)?({PARTS})\.(\w+)[`(]", text):
+        if name == "py" or any(key.startswith(f"{part}.{name}") for key in Config.parse({}).flat()):
+            continue
+        module = importlib.import_module(f"nmoe_flower.{part}")
+        assert hasattr(module, name), f"{part}.{name}"
+    for file, name in re.findall(r"`(\w+/\w+\.py)(?:: (?:\w+\.)?(\w+))?`", text):
+        if "cautious" in file:  # the example of the page
+            continue
+        path = next((r / file for r in (ROOT / "nmoe_flower", ROOT) if (r / file).exists()), None)
+        assert path is not None, file
+        assert re.search(rf"\b{name}\b", path.read_text(encoding="utf-8")), f"{file}: {name}"
+
+
 # --- commands ---
 
 
