@@ -1,4 +1,4 @@
-"""Losses: load balance, and the objectives that train a gate on frozen experts."""
+"""Losses: spectral contrast, load balance, and the objectives of a gate on frozen experts."""
 
 from nmoe_flower.losses.balance import load_balance, load_balance_global, load_fractions
 from nmoe_flower.losses.gating import (
@@ -9,15 +9,29 @@ from nmoe_flower.losses.gating import (
     straight_through,
     switch_top1,
 )
+from nmoe_flower.losses.spectral import (
+    RunningCorrelation,
+    correlation,
+    local_spectral,
+    others_mean,
+    spectral_contrastive,
+    unit_ball,
+)
 
 __all__ = [
     "OBJECTIVES",
+    "RunningCorrelation",
+    "correlation",
     "dense_mixture",
     "load_balance",
     "load_balance_global",
     "load_fractions",
+    "local_spectral",
     "oracle_distillation",
+    "others_mean",
     "pseudo_client_targets",
+    "spectral_contrastive",
     "straight_through",
     "switch_top1",
+    "unit_ball",
 ]
