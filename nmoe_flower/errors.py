@@ -6,7 +6,8 @@ NMoEError
 ├── ReplyError        one client's reply is unusable (never fatal by itself: the reply is dropped)
 ├── RoundError        too few usable replies, or nodes that never came: the run cannot go on
 ├── CheckpointError   nothing to resume from, or the folder belongs to another configuration
-└── EngineError       a SuperLink, a simulation or a worker process failed
+├── EngineError       a SuperLink, a simulation or a worker process failed
+└── BudgetError       a client has spent its privacy budget: nothing more is released
 
 The text names the offending thing and its value; the command line prints it and exits with 1.
 """
@@ -38,3 +39,7 @@ class CheckpointError(NMoEError, RuntimeError):
 
 class EngineError(NMoEError, RuntimeError):
     """The process, SuperLink or simulation that runs the clients failed."""
+
+
+class BudgetError(NMoEError, RuntimeError):
+    """A release was refused: the client's privacy budget does not cover it."""

@@ -1,0 +1,61 @@
+"""Differential privacy of shared correlation matrices: mechanism, accountant, packing and audit.
+
+Nothing here loads torch until a mechanism is used, so servers may import all of it.
+"""
+
+from nmoe_flower.privacy.accountant import (
+    Accountant,
+    Budget,
+    epsilon_spent,
+    noise_multiplier_for,
+    refresh_interval,
+    releases_within,
+)
+from nmoe_flower.privacy.audit import Audit, Finding, audit_releases, membership_auc
+from nmoe_flower.privacy.gdp import check_delta, check_epsilon, delta_of, epsilon_of, mu_of
+from nmoe_flower.privacy.mechanism import (
+    ClippedCorrelation,
+    GaussianMechanism,
+    check_noise,
+    sensitivity,
+)
+from nmoe_flower.privacy.packing import MAX_DIM, packed_dim, packed_size, smat, svec
+from nmoe_flower.privacy.spectrum import (
+    check_release,
+    mean_noise_std,
+    noise_edge,
+    shrink_spectrum,
+    symmetrise,
+)
+
+__all__ = [
+    "MAX_DIM",
+    "Accountant",
+    "Audit",
+    "Budget",
+    "ClippedCorrelation",
+    "Finding",
+    "GaussianMechanism",
+    "audit_releases",
+    "check_delta",
+    "check_epsilon",
+    "check_noise",
+    "check_release",
+    "delta_of",
+    "epsilon_of",
+    "epsilon_spent",
+    "mean_noise_std",
+    "membership_auc",
+    "mu_of",
+    "noise_edge",
+    "noise_multiplier_for",
+    "packed_dim",
+    "packed_size",
+    "refresh_interval",
+    "releases_within",
+    "sensitivity",
+    "shrink_spectrum",
+    "smat",
+    "svec",
+    "symmetrise",
+]

@@ -1,0 +1,256 @@
+"""What releases cost together, and the accountant that refuses the next one when a budget is spent.
+
+Costs are those of ``GaussianMechanism``: unit sample, its adjacency, no amplification. Against the
+server that is exact: it knows who took part, so client i pays for each of its own releases and
+nothing for the others'. Clients hold different samples, so their costs are not added up.
+"""
+
+import importlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from nmoe_flower.errors import BudgetError, ConfigError
+from nmoe_flower.privacy.gdp import check_delta, check_epsilon, epsilon_of, mu_of
+from nmoe_flower.privacy.mechanism import check_noise
+
+__all__ = [
+    "Accountant",
+    "Budget",
+    "epsilon_spent",
+    "noise_multiplier_for",
+    "refresh_interval",
+    "releases_within",
+]
+
+Method = Literal["exact", "rdp", "prv"]
+Spending = Iterable[tuple[float, int]]
+
+_ROUND_UP = 1 + 1e-12  # the T-th release of a noise fitted to T must not fail by rounding
+
+
+def epsilon_spent(
+    noise_multiplier: float, releases: int, delta: float, *, method: Method = "exact"
+) -> float:
+    """Epsilon of ``releases`` releases of one client with equal noise.
+
+    Args:
+        noise_multiplier: Noise over sensitivity.
+        releases: How many; 0 costs 0.
+        delta: In (0, 1); below 1/n to mean anything.
+        method: "exact" (Gaussian differential privacy), or Opacus's "rdp" or "prv", upper bounds.
+
+    Raises:
+        ConfigError: A number is out of range, or Opacus is asked for and not installed.
+
+    >>> round(epsilon_spent(7.0, 50, 1e-5), 2)
+    4.43
+    """
+    check_noise(noise_multiplier)
+    if releases < 0:
+        raise ConfigError(f"releases must not be negative, got {releases}")
+    return _epsilon([(noise_multiplier, releases)], delta, method)
+
+
+def noise_multiplier_for(
+    epsilon: float, delta: float, releases: int, *, num_examples: int | None = None
+) -> float:
+    """Smallest equal noise for which ``releases`` releases stay within (epsilon, delta).
+
+    Args:
+        epsilon: Positive.
+        delta: In (0, 1), and below 1/``num_examples`` where that is given.
+        releases: At least 1.
+        num_examples: Samples of the smallest client.
+
+    Raises:
+        ConfigError: A number is out of range.
+
+    >>> round(noise_multiplier_for(8, 1e-5, 20), 2)
+    2.68
+    """
+    check_delta(delta, num_examples)
+    _at_least_one("releases", releases)
+    return math.sqrt(releases) / mu_of(epsilon, delta) * _ROUND_UP
+
+
+def releases_within(epsilon: float, delta: float, noise_multiplier: float) -> int:
+    """How many releases with this noise (epsilon, delta) pays for; 0 when not even one.
+
+    >>> releases_within(8, 1e-5, 2.69)
+    20
+    """
+    check_noise(noise_multiplier)
+    return math.floor((mu_of(epsilon, delta) * noise_multiplier) ** 2)
+
+
+def refresh_interval(rounds: int, releases: int) -> int:
+    """Rounds between two releases of R, if ``releases`` must last for ``rounds``.
+
+    The first is in round 0, then every so many rounds.
+
+    >>> refresh_interval(200, 20)
+    10
+    """
+    _at_least_one("rounds", rounds)
+    _at_least_one("releases", releases)
+    return math.ceil(rounds / releases)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The (epsilon, delta) that all releases of one client may cost together.
+
+    Raises:
+        ConfigError: ``epsilon`` is not positive and finite, or ``delta`` not in (0, 1).
+    """
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+        check_delta(self.delta)
+
+
+class Accountant:
+    """Counts the releases of every client as they happen, and refuses one beyond the budget.
+
+    Spend first, release second, and save ``state`` in between: a crash then wastes a release and
+    never hides one. Clients are known by partition id.
+
+    >>> accountant = Accountant(Budget(epsilon=2.0, delta=1e-5))
+    >>> accountant.spend(3, noise_multiplier=2.0, num_examples=2500)
+    >>> round(accountant.epsilon(3, delta=1e-5), 3)
+    1.993
+    >>> accountant.affords(3, noise_multiplier=2.0)
+    False
+    """
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget
+        self._limit = math.inf if budget is None else mu_of(budget.epsilon, budget.delta)
+        self._spent: dict[int, dict[float, int]] = {}
+
+    def spend(self, client: int, *, noise_multiplier: float, num_examples: int) -> None:
+        """Count one release of a client.
+
+        Raises:
+            BudgetError: The release would exceed the budget; it is not counted.
+            ConfigError: The noise is not positive, or the budget's delta is 1/n or more.
+        """
+        _at_least_one("num_examples", num_examples)
+        if self.budget is not None:
+            check_delta(self.budget.delta, num_examples)
+        if not self.affords(client, noise_multiplier=noise_multiplier):
+            assert self.budget is not None
+            delta = self.budget.delta
+            after = _epsilon([*self.history(client), (noise_multiplier, 1)], delta, "exact")
+            raise BudgetError(
+                f"client {client} has made {self.releases(client)} releases at epsilon "
+                f"{self.epsilon(client, delta=delta):.4g}; one more with noise multiplier "
+                f"{noise_multiplier:g} would make it {after:.4g}, above the budget of "
+                f"{self.budget.epsilon:g} (delta {delta:g})"
+            )
+        counts = self._spent.setdefault(client, {})
+        counts[noise_multiplier] = counts.get(noise_multiplier, 0) + 1
+
+    def affords(self, client: int, *, noise_multiplier: float) -> bool:
+        """Whether one more release with this noise stays within the budget."""
+        check_noise(noise_multiplier)
+        return _total_mu([*self.history(client), (noise_multiplier, 1)]) <= self._limit
+
+    def releases(self, client: int) -> int:
+        """Releases of a client so far."""
+        return sum(count for _, count in self.history(client))
+
+    def history(self, client: int) -> list[tuple[float, int]]:
+        """Noise multipliers of a client and how often each was used, for another accountant."""
+        return list(self._spent.get(client, {}).items())
+
+    def epsilon(self, client: int, *, delta: float, method: Method = "exact") -> float:
+        """Epsilon that a client's releases cost so far, see ``epsilon_spent``."""
+        return _epsilon(self.history(client), delta, method)
+
+    def worst(self, *, delta: float) -> float:
+        """Largest epsilon of any client; 0 before the first release."""
+        return max((self.epsilon(client, delta=delta) for client in self._spent), default=0.0)
+
+    def statement(self, *, delta: float, weights_private: bool = False) -> str:
+        """Say in words what has been spent and what that covers.
+
+        ``weights_private``: the weights are trained with DP-SGD; its own epsilon comes on top.
+        """
+        most = max(map(self.releases, self._spent), default=0)
+        rest = (
+            "The weights are covered by their own DP-SGD guarantee, whose cost is to be added."
+            if weights_private
+            else "Not covered: the weights, which leave without noise. The run as a whole is "
+            "therefore not differentially private."
+        )
+        return (
+            f"Correlation matrices: epsilon {self.worst(delta=delta):.4g} at delta {delta:g} for "
+            f"the client that spent most (releases per client: at most {most}). Unit: one sample "
+            f"with all its views, not one user. Adjacency: replace one sample, the number of "
+            f"samples is public. Covered: each released matrix, given the weights it was computed "
+            f"at. {rest} Sample counts and metrics are not covered either."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything spent, ready for JSON."""
+        return {
+            "spent": {str(client): [list(pair) for pair in self.history(client)]
+                      for client in sorted(self._spent)}
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` returned; the budget stays this accountant's own.
+
+        Raises:
+            ConfigError: The state is malformed, or this accountant has counted releases already.
+        """
+        if self._spent:
+            raise ConfigError("this accountant has counted releases: loading would forget them")
+        try:
+            loaded = {
+                int(client): {float(noise): int(count) for noise, count in history}
+                for client, history in state["spent"].items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"not the state of an accountant: {error!r}") from error
+        for history in loaded.values():
+            for noise, count in history.items():
+                check_noise(noise)
+                _at_least_one("a count of releases", count)
+        self._spent = loaded
+
+
+def _total_mu(history: Spending) -> float:
+    return math.sqrt(math.fsum(count / noise**2 for noise, count in history))
+
+
+def _epsilon(history: Spending, delta: float, method: Method) -> float:
+    check_delta(delta)
+    history = [(noise, count) for noise, count in history if count]
+    if method == "exact":
+        return epsilon_of(_total_mu(history), delta)
+    if method not in ("rdp", "prv"):
+        raise ConfigError(f"method must be exact, rdp or prv, got {method!r}")
+    try:
+        opacus: Any = importlib.import_module("opacus.accountants")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"method {method} needs Opacus: pip install 'nmoe-flower[privacy]'"
+        ) from error
+    accountant = {"rdp": opacus.RDPAccountant, "prv": opacus.PRVAccountant}[method]()
+    accountant.history = [(noise, 1.0, count) for noise, count in history]
+    with np.errstate(divide="ignore"):  # Opacus's PRV takes log(1 - sample rate), here of 0
+        return float(accountant.get_epsilon(delta=delta)) if history else 0.0
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, got {value}")
