@@ -1,0 +1,213 @@
+"""`align`: who trains which experts in a round (arXiv 2507.05685, section III-4)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nmoe_flower.alignment.bounds import Bound
+from nmoe_flower.alignment.joint import solve_joint
+from nmoe_flower.alignment.ties import Keys, client_keys, noise, top
+from nmoe_flower.errors import ConfigError
+
+__all__ = ["POLICIES", "align"]
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_BOUNDED = ("joint", "oracle")
+
+
+@dataclass(frozen=True)
+class _Round:
+    desirability: Floats
+    fitness: Floats | None
+    truth: Floats | None
+    capacity: Ints
+    keys: Keys
+    lo: Bound
+    hi: Bound
+    load_weight: float
+
+
+def align(
+    desirability: npt.ArrayLike,
+    capacity: npt.ArrayLike,
+    *,
+    policy: str = "joint",
+    rng: np.random.Generator,
+    clients: Sequence[int | str] | None = None,
+    fitness: npt.ArrayLike | None = None,
+    truth: npt.ArrayLike | None = None,
+    lo: Bound = None,
+    hi: Bound = None,
+    load_weight: float = 1.0,
+) -> Bools:
+    """Assign experts to clients, bool [clients, experts]; never over capacity.
+
+    Args:
+        desirability: [clients, experts], larger is better; minus infinity: the pair is not allowed.
+        capacity: int [clients]: how many experts each client can train; 0: none.
+        policy: One of `POLICIES`. ``random``; ``greedy``: the fittest experts; ``balanced``: the
+            paper's independent top-k of desirability; ``sequential``: the same in random order,
+            every assignment making its expert less desirable for the next client, no expert left
+            out; ``joint``: the optimum within the load bounds; ``oracle``: the joint optimum of the
+            true affinities.
+        rng: One number is drawn from it. The rest follows from the clients' names, so the order of
+            the rows does not matter.
+        clients: Their names; row numbers by default.
+        fitness: [clients, experts], for ``greedy``; ``desirability`` by default.
+        truth: [clients, experts], for ``oracle``.
+        lo: For ``joint`` and ``oracle``: least clients per expert (default: an even share).
+        hi: For ``joint`` and ``oracle``: most clients per expert (default: an even share).
+        load_weight: For ``sequential``: what the mean load of this round costs.
+
+    Raises:
+        ConfigError: A value is not usable; its client is named.
+        InfeasibleBoundsError: No assignment meets the bounds, or there are fewer slots than experts
+            and ``lo`` does not allow experts to wait.
+
+    >>> wanted = [[0.9, 0.5], [0.8, 0.1]]
+    >>> align(wanted, [1, 1], policy="greedy", rng=np.random.default_rng(0)).astype(int).tolist()
+    [[1, 0], [1, 0]]
+    >>> align(wanted, [1, 1], policy="joint", rng=np.random.default_rng(0)).astype(int).tolist()
+    [[0, 1], [1, 0]]
+    """
+    if policy not in POLICIES:
+        raise ConfigError(f"policy {policy!r} is unknown; allowed: {', '.join(POLICIES)}")
+    if policy not in _BOUNDED and not (lo is None and hi is None):
+        raise ConfigError(f"policy {policy!r} takes no lo or hi; {' and '.join(_BOUNDED)} do")
+    wanted = _matrix("desirability", desirability)
+    names = range(len(wanted)) if clients is None else clients
+    if len(names) != len(wanted):
+        raise ConfigError(f"{len(names)} client names for {len(wanted)} rows of desirability")
+    _refuse_nan("desirability", wanted, names)
+    others = {
+        name: None if value is None else _like(name, value, wanted, names)
+        for name, value in (("fitness", fitness), ("truth", truth))
+    }
+    counts = _capacities(capacity, wanted, names)
+    keys = client_keys(names, rng)
+    if policy == "oracle" and others["truth"] is None:
+        raise ConfigError("policy 'oracle' needs truth: the real affinities [clients, experts]")
+    if policy in (*_BOUNDED, "sequential") and lo is None and counts.sum() < wanted.shape[1]:
+        raise ConfigError(
+            f"{counts.sum()} slots of all clients together for {wanted.shape[1]} experts: some "
+            "would have no client; allowed: more capacity, fewer experts, or policy 'joint' with "
+            "lo=0, which lets experts wait for another round"
+        )
+    turn = _Round(wanted, others["fitness"], others["truth"], counts, keys, lo, hi, load_weight)
+    return POLICIES[policy](turn)
+
+
+def _matrix(name: str, value: npt.ArrayLike) -> Floats:
+    matrix = np.asarray(value)
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "iufb":
+        raise ConfigError(
+            f"{name} has shape {matrix.shape} and type {matrix.dtype}; "
+            "allowed: numbers [clients, experts], at least one of each"
+        )
+    kept = matrix.dtype in (np.float32, np.float64)
+    return matrix if kept else matrix.astype(np.float64)
+
+
+def _like(name: str, value: npt.ArrayLike, wanted: Floats, names: Sequence[int | str]) -> Floats:
+    matrix = _matrix(name, value)
+    if matrix.shape != wanted.shape:
+        raise ConfigError(f"{name} has shape {matrix.shape}; desirability has {wanted.shape}")
+    _refuse_nan(name, matrix, names)
+    banned = np.isneginf(wanted)
+    return np.where(banned, -np.inf, matrix) if banned.any() else matrix
+
+
+def _refuse_nan(name: str, matrix: Floats, names: Sequence[int | str]) -> None:
+    peaks = matrix.max(axis=1)  # NaN if any is
+    bad = np.flatnonzero(np.isnan(peaks) | np.isposinf(peaks))
+    if len(bad):
+        raise ConfigError(
+            f"{name} of client {names[int(bad[0])]!r} has {peaks[bad[0]]}; allowed: finite "
+            "numbers, and minus infinity for a pair that is not allowed"
+        )
+
+
+def _capacities(capacity: npt.ArrayLike, wanted: Floats, names: Sequence[int | str]) -> Ints:
+    """Slots [clients]: capacity, at most the experts the client may hold."""
+    values = np.asarray(capacity)
+    if values.shape != (len(wanted),) or values.dtype.kind not in "iuf":
+        raise ConfigError(f"capacity has shape {values.shape}; allowed: one per client")
+    bad = np.flatnonzero(~(values >= 0) | (values != np.floor(values)) | np.isinf(values))
+    if len(bad):
+        raise ConfigError(
+            f"capacity of client {names[int(bad[0])]!r} is {values[bad[0]]}; "
+            "allowed: whole numbers, 0 or more"
+        )
+    counts: Ints = np.minimum(values.astype(np.int64), (~np.isneginf(wanted)).sum(axis=1))
+    if not counts.any():
+        raise ConfigError(f"none of the {len(counts)} clients can hold any expert")
+    return counts
+
+
+def _random(turn: _Round) -> Bools:
+    lots = noise(turn.keys, turn.desirability.shape[1])
+    lots[np.isneginf(turn.desirability)] = -1.0
+    return top(lots, turn.capacity, turn.keys)
+
+
+def _greedy(turn: _Round) -> Bools:
+    scores = turn.desirability if turn.fitness is None else turn.fitness
+    return top(scores, turn.capacity, turn.keys)
+
+
+def _balanced(turn: _Round) -> Bools:
+    return top(turn.desirability, turn.capacity, turn.keys)
+
+
+def _sequential(turn: _Round) -> Bools:
+    clients, experts = turn.desirability.shape
+    chosen = np.zeros((clients, experts), dtype=bool)
+    loads = np.zeros(experts)
+    unit = turn.load_weight * experts / turn.capacity.sum()
+    for row in np.argsort(turn.keys, kind="stable").tolist():
+        count = int(turn.capacity[row])
+        if count:
+            lots = noise(turn.keys[row : row + 1], experts)[0]
+            order = np.lexsort((lots, turn.desirability[row] - unit * loads))
+            best = order[experts - count :]
+            chosen[row, best] = True
+            loads[best] += 1
+    return _fill_empty(turn, chosen)
+
+
+def _fill_empty(turn: _Round, chosen: Bools) -> Bools:
+    """Give each expert without a client one whose swap costs least."""
+    loads = chosen.sum(axis=0)
+    for expert in np.flatnonzero(loads == 0):
+        gain = turn.desirability[:, expert, None] - turn.desirability
+        gain[~chosen | (loads < 2)] = -np.inf
+        client, given = np.unravel_index(np.argmax(gain), gain.shape)
+        if np.isfinite(gain[client, given]):
+            chosen[client, given], chosen[client, expert] = False, True
+            loads[given] -= 1
+            loads[expert] += 1
+    return chosen
+
+
+def _joint(turn: _Round) -> Bools:
+    return solve_joint(turn.desirability, turn.capacity, turn.keys, lo=turn.lo, hi=turn.hi)
+
+
+def _oracle(turn: _Round) -> Bools:
+    assert turn.truth is not None
+    return solve_joint(turn.truth, turn.capacity, turn.keys, lo=turn.lo, hi=turn.hi)
+
+
+POLICIES: dict[str, Callable[[_Round], Bools]] = {
+    "random": _random,
+    "greedy": _greedy,
+    "balanced": _balanced,
+    "sequential": _sequential,
+    "joint": _joint,
+    "oracle": _oracle,
+}

@@ -1,0 +1,116 @@
+"""Expert prices: the dual of the joint assignment, solved by vectorised auction steps.
+
+With a price per expert, every client takes its best ``k_i`` experts of ``D_ie - p_e`` on its own.
+At the right prices, those free choices meet the load bounds. A step moves all prices at once to the
+value at which each expert, the other prices unchanged, would have the load it should have.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["find_prices"]
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+_BLOCK = 1 << 20
+_COLUMNS = 16
+_DAMPING = (0.9, 0.6, 0.6)
+
+
+def find_prices(desirability: Floats, counts: Ints, lo: Floats, hi: Floats) -> Floats:
+    """Prices [experts] near the dual optimum.
+
+    The rows must be in random order: the first ones serve as a sample, whose prices start the
+    search on a larger sample.
+
+    Args:
+        desirability: [clients, experts]; minus infinity where a pair is not allowed.
+        counts: [clients]: how many experts each client takes. Those that take none or all do not
+            count; the bounds are without them.
+        lo: [experts]: the least load.
+        hi: [experts]: the greatest load; ``lo.sum() <= counts.sum() <= hi.sum()``.
+    """
+    free = (counts > 0) & (counts < desirability.shape[1])
+    total = counts[free].sum()
+    if not total:
+        return np.zeros(desirability.shape[1], dtype=desirability.dtype)
+    prices = np.zeros(desirability.shape[1], dtype=desirability.dtype)
+    for size, steps in _schedule(len(desirability)):
+        share = counts[:size][free[:size]].sum() / total
+        part = desirability[:size]
+        prices = _search(part, counts[:size], lo * share, hi * share, prices, steps)
+    return prices
+
+
+def _schedule(clients: int) -> list[tuple[int, int]]:
+    """Sizes of the growing samples, and how many steps each gets."""
+    samples = [(size, steps) for size, steps in ((2048, 25), (16384, 8)) if 2 * size < clients]
+    return [*samples, (clients, 4 if samples else 25)]
+
+
+def _search(
+    part: Floats, counts: Ints, lo: Floats, hi: Floats, prices: Floats, steps: int
+) -> Floats:
+    best, least = prices, np.inf
+    for step in range(steps):
+        thresholds = _thresholds(part, counts, prices)
+        wrong, change = _changes(part, prices, thresholds, lo, hi)
+        if wrong < least:
+            best, least = prices, wrong
+        if wrong < 0.1 * len(prices):
+            break
+        prices = (prices + _DAMPING[step % 3] * change).astype(part.dtype)
+    return best
+
+
+def _thresholds(part: Floats, counts: Ints, prices: Floats) -> Floats:
+    """Per client, the worst score it takes and the best it leaves, [clients, 2]."""
+    found = np.full((len(part), 2), np.inf, dtype=part.dtype)
+    experts = part.shape[1]
+    step = max(1, _BLOCK // experts)
+    for count in np.unique(counts[(counts > 0) & (counts < experts)]):
+        rows = np.flatnonzero(counts == count)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            scores = part[some] - prices
+            scores.partition(experts - 1 - count, axis=1)
+            found[some, 0] = scores[:, experts - count :].min(axis=1)
+            found[some, 1] = scores[:, experts - 1 - count]
+    return found
+
+
+def _changes(
+    part: Floats, prices: Floats, thresholds: Floats, lo: Floats, hi: Floats
+) -> tuple[float, Floats]:
+    """How many clients are misplaced, and the price changes [experts] that would help."""
+    wrong = 0.0
+    change = np.zeros_like(prices)
+    for start in range(0, len(prices), _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        scores = np.ascontiguousarray((part[:, columns] - prices[columns]).T)
+        taken = scores > thresholds[:, 1]
+        margins = scores - np.where(taken, thresholds[:, 1], thresholds[:, 0])
+        loads = taken.sum(axis=1)
+        wrong += float(np.maximum(loads - hi[columns], 0).sum())
+        wrong += float(np.maximum(lo[columns] - loads, 0).sum())
+        for column in range(len(margins)):
+            at = start + column
+            below = _level(margins[column], int(np.rint(hi[at])))
+            above = below if lo[at] == hi[at] else _level(margins[column], int(np.rint(lo[at])))
+            goal = np.clip(0.0, prices[at] + below, prices[at] + max(above, below))
+            change[at] = goal - prices[at]
+    return wrong, np.nan_to_num(change, posinf=0.0, neginf=0.0)
+
+
+def _level(margins: Floats, load: int) -> float:
+    """The price change that leaves an expert the given load; ``margins`` [clients] is reordered."""
+    last = len(margins) - 1
+    if load <= 0:
+        return float(margins.max())
+    if load > last:
+        return float(margins.min())
+    margins.partition(last - load)
+    following = margins[last - load]
+    least = margins[last - load + 1 :].min()
+    return float((least + following) / 2) if np.isfinite(following) else float(least)
