@@ -13,6 +13,7 @@ from nmoe_flower.errors import NMoEError
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_ALIGN_POLICIES = ("joint", "balanced", "sequential", "greedy", "random")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_partition(commands.add_parser("partition", help="show which client holds what"))
     _add_report(commands.add_parser("report", help="tables and figures from finished runs"))
     _add_config(commands.add_parser("config", help="print the resolved configuration"))
-    _add_bench(commands.add_parser("bench", help="measure the engines"))
+    _add_align(commands.add_parser("align", help="assign experts to clients, no training"))
+    _add_bench(commands.add_parser("bench", help="measure engines and assignment"))
     return parser
 
 
@@ -136,13 +138,37 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=command)
 
 
+def _add_align(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clients", type=Path, metavar="CLIENTS.csv|json")
+    parser.add_argument("--experts", type=Path, metavar="EXPERTS.csv", help="usage, lo, hi of each")
+    parser.add_argument("--policy", choices=_ALIGN_POLICIES, default="joint")
+    parser.add_argument("--lo", type=_count, help="least clients per expert (joint)")
+    parser.add_argument("--hi", type=_count, help="most clients per expert (joint)")
+    parser.add_argument("--usage-weight", type=float, default=1.0, metavar="W")
+    parser.add_argument("--scale", choices=("z", "rank", "none"), default="z", help="of fitness")
+    parser.add_argument("--seed", type=_count, default=0, help="of the ties")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv|json")
+
+    def command(args: argparse.Namespace) -> int:
+        for name in ("lo", "hi"):
+            if getattr(args, name) is not None and args.policy != "joint":
+                parser.error(f"--{name} is for --policy joint")
+        if args.out is not None and args.out.suffix not in (".csv", ".json"):
+            parser.error(f"--out {args.out}: allowed: a name that ends in .csv or .json")
+        from nmoe_flower.cli.align import run
+
+        return run(args)
+
+    parser.set_defaults(command=command)
+
+
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("rounds",))
+    parser.add_argument("what", choices=("align", "rounds"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
 
     def command(args: argparse.Namespace) -> int:
-        rounds = import_module(f"nmoe_flower.bench.{args.what}")
-        return int(rounds.main(args.arguments))
+        module = import_module(f"nmoe_flower.bench.{args.what}")
+        return int(module.main(args.arguments))
 
     parser.set_defaults(command=command)
 

@@ -1,0 +1,33 @@
+import json
+
+import pytest
+
+from nmoe_flower.bench.align import main
+
+SMALL = ["--size", "40x4", "--kind", "classes"]
+
+
+def test_joint_reaches_the_linear_program(tmp_path, capsys):
+    assert main([*SMALL, "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["policy"]: row for row in found["rows"]}
+    assert set(rows) == {"random", "greedy", "balanced", "sequential", "joint"}
+    assert rows["joint"]["value"] == pytest.approx(rows["joint"]["optimum"], rel=1e-5)
+    assert rows["joint"]["load_variation"] < 0.05 < rows["balanced"]["load_variation"]
+    assert found["peak-bytes"] > 0
+    assert "1.0000" in capsys.readouterr().out
+
+
+def test_growth_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plots" / "growth.png"
+    sizes = ["--size", "20x2,40x4", "--policy", "joint", "--kind", "noise", "--no-update"]
+    assert main([*sizes, "--plot", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("wrong", [["--size", "4"], ["--size", "2x4"], ["--policy", "best"]])
+def test_wrong_usage(wrong):
+    with pytest.raises(SystemExit) as leaving:
+        main(wrong)
+    assert leaving.value.code == 2
