@@ -93,8 +93,9 @@ def _draw_cell(
     seeds = [float(row["accuracy"]) for row in cell]
     mean, y = statistics.fmean(seeds), place + shift
     dots = seeds if len(seeds) > 1 else _of_clients(cell[0])
-    axis.plot(dots, np.full(len(dots), y), "o", markersize=2.4, color=colour, alpha=0.4,
-              markeredgewidth=0, clip_on=False)  # fmt: skip
+    if dots:  # an empty line that is not clipped breaks the layout
+        axis.plot(dots, np.full(len(dots), y), "o", markersize=2.4, color=colour, alpha=0.4,
+                  markeredgewidth=0, clip_on=False)  # fmt: skip
     if len(seeds) > 1:
         axis.errorbar(mean, y, xerr=statistics.stdev(seeds), color=INK, linewidth=0.9, capsize=1.8)
     hollow = gate_kind(cell[0]["gate"]) == "upper bound"

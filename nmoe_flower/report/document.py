@@ -117,7 +117,7 @@ def _figures(runs: Sequence[FinishedRun], out: Path) -> list[str]:
     lines = []
     for name in dict.fromkeys(run.configuration for run in runs):
         seeds = groups[name]
-        folder = out / "figures" / _file_name(name) if len(groups) > 1 else out / "figures"
+        folder = out / "figures" / name if len(groups) > 1 else out / "figures"
         numbers = ", ".join(str(run.config.run.seed) for run in seeds)
         lines.append(f"### {name} (seed {numbers})")
         last = None

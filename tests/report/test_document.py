@@ -1,0 +1,103 @@
+import csv
+import json
+import re
+import sys
+
+import pytest
+
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.report import draw_figures, write_report
+
+GATE_FIGURES = [
+    "routing-federated-local", "routing-federated-iid",
+    "routing-control-centralized-local", "routing-control-centralized-iid",
+]  # fmt: skip
+FIGURES = ["accuracy", *GATE_FIGURES, "partition", "rounds"]
+
+
+def images(text):
+    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+
+
+def test_every_figure_of_a_run(finished_run):
+    run = finished_run("one")
+    drawn = draw_figures(run)
+    # Random routing is a lottery, and the prior correction does not change who is asked.
+    assert [path.stem for path in drawn] == FIGURES
+    assert {path.parent for path in drawn} == {run / "figures"}
+    assert all(path.stat().st_size > 5_000 for path in drawn)
+
+
+def test_figures_go_where_asked(finished_run, tmp_path):
+    run = finished_run("one")
+    assert {path.parent for path in draw_figures(run, tmp_path / "else")} == {tmp_path / "else"}
+    assert not (run / "figures").exists()
+
+
+def test_routing_known_only_with_the_correction_is_drawn(finished_run):
+    run = finished_run("one")
+    results = json.loads((run / "results.json").read_text())
+    results["routing"] = {"a/b+prior/iid": [[1.0]]}
+    del results["partition"]
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "rounds.jsonl").unlink()
+    assert [path.stem for path in draw_figures(run)] == ["accuracy", "routing-a-b-prior-iid"]
+
+
+def test_report_of_one_run(finished_run, tmp_path):
+    report = write_report([finished_run("one")], tmp_path / "out")
+    text = report.read_text(encoding="utf-8")
+    assert report == tmp_path / "out" / "report.md"
+    assert re.findall(r"^## (.*)$", text, re.M) == [
+        "Runs", "Per gate", "Cost of the stages", "Figures",
+    ]  # fmt: skip
+    assert images(text) == [f"figures/{name}.png" for name in FIGURES]
+    assert all((tmp_path / "out" / link).is_file() for link in images(text))
+    assert "| one | extractor | 0 | 31.5 | 2.50 | - |" in text
+    assert "Where the configurations differ" not in text
+    with (tmp_path / "out" / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 34
+
+
+def test_report_of_several_configurations_and_seeds(finished_run, tmp_path):
+    cifar = {"data.dataset": "uoft-cs/cifar10", "data.tau": 0.2}
+    runs = [
+        finished_run("second", cifar | {"run.seed": 1}),
+        finished_run("tau-0.5", cifar | {"data.tau": 0.5}),
+        finished_run("first", cifar),
+    ]
+    text = write_report(runs, tmp_path / "out").read_text(encoding="utf-8")
+    assert "| data.tau | 0.2 | 0.5 |" in text
+    assert "### Table II, accuracy" in text
+    assert re.findall(r"^### (.* \(seed .*)$", text, re.M) == [
+        "1-second (seed 0, 1)", "2-tau-0.5 (seed 0)",
+    ]  # fmt: skip
+    assert images(text) == [
+        f"figures/{folder}/{name}.png" for folder in ("1-second", "2-tau-0.5") for name in FIGURES
+    ]
+    assert all((tmp_path / "out" / link).is_file() for link in images(text))
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in files if re.search(r'[:+<>"|?*\\]', path.name)]
+
+
+def test_every_table_is_whole(finished_run, tmp_path):
+    runs = [finished_run("one", {"data.dataset": "a|b/cifar10"}), finished_run("two")]
+    text = write_report(runs, tmp_path / "out").read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\|\n)+", text, re.M)
+    assert len(tables) == 2 + 2 * 2 + 6 + 1
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_an_unfinished_run_leaves_no_report(finished_run, tmp_path):
+    good, bad = finished_run("good"), finished_run("bad", {"run.seed": 1})
+    (bad / "results.json").unlink()
+    with pytest.raises(NMoEError, match=r"bad is not finished: it has no results\.json"):
+        write_report([good, bad], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_the_extra_is_named(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(NMoEError, match=r"nmoe-flower\[report\]"):
+        write_report([finished_run("one")], tmp_path / "out")
