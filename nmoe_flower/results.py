@@ -79,6 +79,8 @@ class RunFolder:
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> Self:
         """Begin a new run: write its configuration and where it comes from.
 
+        A run that stopped before its first exchange, because a setting did not fit, is begun anew.
+
         Args:
             path: The folder; made if missing.
             config: The resolved configuration.
@@ -89,9 +91,10 @@ class RunFolder:
             NMoEError: The folder cannot be written.
         """
         is_run = (path / "config.toml").is_file()
-        if is_run and overwrite:
+        begun = any((path / name).exists() for name in ("checkpoints", "rounds.jsonl"))
+        if is_run and (overwrite or not begun):
             _delete_run(path)
-        elif is_run or any((path / name).exists() for name in ("checkpoints", "rounds.jsonl")):
+        elif begun:
             raise ConfigError(
                 f"{path} already holds a run: continue it with --resume {path}, "
                 "or choose another run.name or --out"

@@ -40,14 +40,19 @@ def test_provenance_grows(run):
     assert run.provenance()["seed"] == 7
 
 
-@pytest.mark.parametrize("present", ["config.toml", "rounds.jsonl", "checkpoints"])
+@pytest.mark.parametrize("present", ["rounds.jsonl", "checkpoints"])
 def test_create_refuses_a_folder_with_a_run(tmp_path, present):
+    (tmp_path / "config.toml").write_text("")
     (tmp_path / present).mkdir()
-    if present == "config.toml":
-        (tmp_path / present).rmdir()
-        (tmp_path / present).write_text("")
     with pytest.raises(ConfigError, match=r"already holds a run.*--resume.*run\.name or --out"):
-        RunFolder.create(tmp_path, CONFIG)
+        RunFolder.create(tmp_path, Config.parse({}))
+    assert (tmp_path / "config.toml").read_text() == ""
+
+
+def test_create_begins_a_run_anew_that_never_came_to_an_exchange(tmp_path):
+    RunFolder.create(tmp_path, Config.parse({"run.seed": 1}))
+    RunFolder.create(tmp_path, Config.parse({"run.seed": 2}))
+    assert RunFolder.resume(tmp_path).config.run.seed == 2
 
 
 def test_create_takes_up_after_a_create_that_was_killed(tmp_path):

@@ -69,8 +69,9 @@ def _configure(args: argparse.Namespace) -> tuple[Path, Config]:
         overrides.append(f"run.seed={args.seed}")
     if args.resume:
         folder = RunFolder.resume(args.resume)
-        folder.check_config(Config.load(folder.path / "config.toml", overrides))
-        path, config = args.resume.expanduser().resolve(), folder.config
+        config = Config.load(folder.path / "config.toml", overrides)
+        folder.check_config(config)
+        path = args.resume.expanduser().resolve()
     else:
         if args.name:
             overrides.append(f"run.name={json.dumps(args.name)}")

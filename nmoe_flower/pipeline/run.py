@@ -17,7 +17,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ReplyError, RoundError
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import Exchange, StreamingFedAvg
+from nmoe_flower.strategies import Exchange, StreamingFedAvg, identify, wait_for_nodes
 
 __all__ = ["Journal", "Run"]
 
@@ -61,8 +61,6 @@ class Run:
     def __post_init__(self) -> None:
         self.grid = StreamingGrid.around(self.grid)
 
-    # --- clients ---
-
     @property
     def nodes(self) -> list[int]:
         """Node ids in partition order."""
@@ -75,8 +73,9 @@ class Run:
             RoundError: Clients are missing, or partition ids are not 0 .. num_clients - 1.
         """
         wanted = self.config.data.num_clients
-        strategy = self.prepare(StreamingFedAvg(action=Action.IDENTITY, fraction_evaluate=1.0))
-        strategy.nodes(self.grid, wanted)
+        timeout = self.config.run.connect_timeout
+        nodes = wait_for_nodes(self.grid, wanted, timeout)
+        identify(self.grid, nodes, self.partitions, timeout)
         present = set(self.partitions.values())
         if missing := sorted(set(range(wanted)) - present):
             raise RoundError(
@@ -96,8 +95,6 @@ class Run:
         """The arrays whose names start with ``prefix``, without it."""
         return _part(self.arrays, prefix)
 
-    # --- exchanges ---
-
     def gather(
         self,
         stage: str,
@@ -105,6 +102,7 @@ class Run:
         content: RecordDict | Mapping[int, RecordDict],
         *,
         only: list[int] | None = None,
+        wanted: Sequence[str] = (),
     ) -> dict[int, RecordDict]:
         """Ask every client (or those of partitions ``only``) once; ask those that fail once more.
 
@@ -113,6 +111,7 @@ class Run:
             action: What is asked.
             content: The same for all, or one per partition.
             only: Partitions to ask.
+            wanted: ArrayRecords every answer must have.
 
         Returns:
             The answers by partition id, in order.
@@ -121,9 +120,9 @@ class Run:
             RoundError: A client failed twice: its part cannot be replaced by another's.
         """
         started = time.monotonic()
-        wanted = [n for n in self.nodes if only is None or self.partitions[n] in only]
+        asked = [n for n in self.nodes if only is None or self.partitions[n] in only]
         answers: dict[int, RecordDict] = {}
-        exchange, pending = Exchange(), wanted
+        exchange, pending = Exchange(), asked
         for _ in range(2):
             messages = [
                 Message(
@@ -137,7 +136,7 @@ class Run:
             for reply in self._replies(messages):
                 partition = self.partitions[reply.metadata.src_node_id]
                 try:
-                    answers[partition] = _sound(reply)
+                    answers[partition] = _sound(reply, wanted)
                 except ReplyError as error:
                     exchange.fail(partition, str(error))
                     continue
@@ -145,14 +144,14 @@ class Run:
             pending = [node for node in pending if self.partitions[node] not in answers]
             if not pending:
                 break
+        exchange.clients = sorted(answers)
+        self.record(stage, 1, 1, exchange, time.monotonic() - started)
         if pending:
             reasons = "; ".join(
                 f"client {f['partition']}: {f['reason']}"
                 for f in exchange.failures[-len(pending) :]
             )
             raise RoundError(f"{stage}: {reasons}")
-        exchange.clients = sorted(answers)
-        self.record(stage, 1, 1, exchange, time.monotonic() - started)
         return dict(sorted(answers.items()))
 
     def _replies(self, messages: list[Message]) -> Any:
@@ -194,10 +193,13 @@ class Run:
             told = ConfigRecord({**settings(current), records.KEPT_ROUNDS: kept})
             messages = strategy.configure_train(current, arrays, told, self.grid)
             replies = self._replies(list(messages))
-            updated, metrics = strategy.aggregate_train(current, replies)
+            metrics: Mapping[str, Any] | None = None
+            try:
+                updated, metrics = strategy.aggregate_train(current, replies)
+            finally:
+                seconds = time.monotonic() - started
+                self.record(stage, current, rounds, strategy.last_exchange, seconds, metrics or {})
             arrays = updated if updated is not None else arrays
-            seconds = time.monotonic() - started
-            self.record(stage, current, rounds, strategy.last_exchange, seconds, metrics or {})
             converged = bool(getattr(strategy, "converged", False))
             if test_every and (current % test_every == 0 or current == rounds):
                 self._test(stage, strategy, tested(arrays), current, rounds)
@@ -215,8 +217,6 @@ class Run:
         seconds = time.monotonic() - started
         exchange = strategy.last_exchange
         self.record(f"{stage}-test", current, rounds, exchange, seconds, metrics or {})
-
-    # --- records and checkpoints ---
 
     def record(
         self,
@@ -303,12 +303,12 @@ class Run:
         self._step = checkpoint.step
 
 
-def _sound(reply: Message) -> RecordDict:
-    """The content of a reply that counts its examples and whose arrays are finite.
+def _sound(reply: Message, wanted: Sequence[str]) -> RecordDict:
+    """The content of a reply that counts its examples and whose arrays are there and finite.
 
     Raises:
-        ReplyError: The reply is an error, has NaN or infinite entries, or no usable
-            ``num-examples``.
+        ReplyError: The reply is an error, lacks a record, has NaN or infinite entries, or no
+            usable ``num-examples``.
     """
     if reply.has_error():
         raise ReplyError(reply.error.reason)
@@ -316,6 +316,8 @@ def _sound(reply: Message) -> RecordDict:
     examples = metrics.get(records.NUM_EXAMPLES) if metrics is not None else None
     if not isinstance(examples, int | float) or not 0 <= examples < math.inf:
         raise ReplyError(f"{records.NUM_EXAMPLES!r} is missing or not a number >= 0: {examples}")
+    if missing := [name for name in wanted if name not in reply.content.array_records]:
+        raise ReplyError(f"the ArrayRecord {missing[0]!r} is missing")
     for record in reply.content.array_records.values():
         arrays = records.to_numpy(record)
         records.compare(arrays, arrays)

@@ -61,14 +61,17 @@ def train_extractor(run: Run) -> None:
 def train_experts(run: Run) -> None:
     """Stage 2: personal experts, and what leaves of them for stage 3."""
     classifier = _kept(run, "classifier")
-    trained = run.gather("experts", Action.EXPERT, _message(classifier))
-    if "prototype" in run.config.gate.methods:
+    prototypes, sharing = "prototype" in run.config.gate.methods, run.config.expert.sharing
+    wanted = ["prototype"] if prototypes else []
+    wanted += {"weights": [EXPERT], "latents": ["latents"], "none": []}[sharing]
+    trained = run.gather("experts", Action.EXPERT, _message(classifier), wanted=wanted)
+    if prototypes:
         means = [
             records.to_numpy(content.array_records["prototype"])["mean"]
             for content in trained.values()
         ]
         run.arrays["prototypes"] = np.stack(means)
-    if run.config.expert.sharing == "weights":
+    if sharing == "weights":
         experts = ArrayRecord(
             {
                 f"{partition}/{name}": array
@@ -77,7 +80,7 @@ def train_experts(run: Run) -> None:
             }
         )
         run.gather("answers", Action.ANSWERS, RecordDict({EXPERT: experts}))
-    elif run.config.expert.sharing == "latents":
+    elif sharing == "latents":
         _exchange_latents(run, trained)
 
 
@@ -90,7 +93,7 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     rows = [(partition, split) for partition in latents for split in SPLITS]
     everyone = np.concatenate([latents[partition][split] for partition, split in rows])
     message = RecordDict({"latents": records.from_numpy({"latents": everyone})})
-    answered = run.gather("answer", Action.ANSWER, message)
+    answered = run.gather("answer", Action.ANSWER, message, wanted=["answers"])
     logits = np.stack(
         [records.to_numpy(c.array_records["answers"])["logits"] for c in answered.values()], axis=1
     )
@@ -152,7 +155,7 @@ def _rolling_gate(run: Run) -> ArrayRecord:
 
 def _global_gate(run: Run) -> ArrayRecord:
     """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
-    pooled = run.gather("gate/global", Action.POOL, RecordDict())
+    pooled = run.gather("gate/global", Action.POOL, RecordDict(), wanted=["pooled"])
     parts = [records.to_numpy(content.array_records["pooled"]) for content in pooled.values()]
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     message = _message(

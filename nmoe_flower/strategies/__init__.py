@@ -1,7 +1,7 @@
 """Flower strategies: each one page, each a drop-in for FedAvg."""
 
 from nmoe_flower.strategies.base import StreamingFedAvg
-from nmoe_flower.strategies.cohort import cohort_size, wait_for_nodes
+from nmoe_flower.strategies.cohort import cohort_size, identify, wait_for_nodes
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
 from nmoe_flower.strategies.replies import Exchange
@@ -14,5 +14,6 @@ __all__ = [
     "RollGate",
     "StreamingFedAvg",
     "cohort_size",
+    "identify",
     "wait_for_nodes",
 ]

@@ -91,16 +91,12 @@ class StreamingFedAvg(FedAvg):
         """Run FedAvg's round loop over a grid that yields replies as they arrive."""
         return super().start(StreamingGrid.around(grid), *args, **kwargs)
 
-    # --- state of the server half, for checkpoints ---
-
     def state(self) -> dict[str, np.ndarray]:
         """Arrays this strategy carries from round to round; empty for plain averaging."""
         return {}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore what ``state`` gave."""
-
-    # --- who takes part ---
 
     def nodes(self, grid: Grid, minimum: int) -> list[int]:
         """The nodes there are, in partition order, once there are ``minimum`` of them."""
@@ -118,8 +114,6 @@ class StreamingFedAvg(FedAvg):
             return nodes
         rng = numpy_stream(self.seed, "cohort", self.purpose, server_round)
         return [nodes[i] for i in sorted(rng.choice(len(nodes), size=size, replace=False))]
-
-    # --- one round ---
 
     def round_config(self, server_round: int, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the clients are told this round; strategies add their own keys."""
