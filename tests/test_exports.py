@@ -12,7 +12,13 @@ PACKAGES = [
 ]
 # What the design promises to other code; add freely, never take away.
 PROMISED = {
-    "nmoe_flower.losses": {"load_balance"},
+    "nmoe_flower.alignment": {"Capacity", "Fitness", "Usage", "align", "desirability"},
+    "nmoe_flower.losses": {
+        "correlation", "load_balance", "local_spectral", "spectral_contrastive",
+    },
+    "nmoe_flower.privacy": {
+        "GaussianMechanism", "epsilon_spent", "noise_multiplier_for", "sensitivity", "smat", "svec",
+    },
     "nmoe_flower.data": {"DominantClassPartitioner", "dominant_share_from_tau"},
     "nmoe_flower.models": {"Expert", "Gate", "LocalExperts", "NMoE", "build_extractor"},
     "nmoe_flower.strategies": {"FedCE", "FedGate", "RollGate"},

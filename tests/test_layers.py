@@ -32,7 +32,7 @@ FLOWER = {
 }  # fmt: skip
 # What a server must not load: it aggregates with NumPy.
 NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "results",
-            "strategies", "pipeline", "server_app", "engine")  # fmt: skip
+            "strategies", "pipeline", "server_app", "engine", "privacy", "alignment")  # fmt: skip
 
 
 def modules() -> list[Path]:

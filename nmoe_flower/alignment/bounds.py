@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import bmat, csr_array  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import maximum_flow  # type: ignore[import-untyped]
+from scipy.sparse import bmat, csr_array
+from scipy.sparse.csgraph import maximum_flow
 
 from nmoe_flower.errors import ConfigError
 

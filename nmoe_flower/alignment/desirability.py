@@ -64,7 +64,7 @@ def _scaled(scores: Floats, scale: str) -> Floats:
         centred = scores - scores.mean(axis=1, keepdims=True)
         return np.asarray(centred / np.where(flat, 1.0, deviation))
     if scale == "rank":  # equal scores share the mean of their ranks
-        from scipy.stats import rankdata  # type: ignore[import-untyped]
+        from scipy.stats import rankdata
 
         return np.asarray((rankdata(scores, axis=1) - 1) / max(scores.shape[1] - 1, 1))
     raise ConfigError(f"scale {scale!r} is unknown; allowed: {', '.join(SCALES)}")

@@ -84,8 +84,8 @@ def _optimum(wanted: Floats, capacity: Ints) -> float:
     """The linear program's optimum under even loads, by HiGHS; NaN if it would take too long."""
     if wanted.size > _LP_CELLS:
         return float("nan")
-    import scipy.sparse as sp  # type: ignore[import-untyped]
-    from scipy.optimize import linprog  # type: ignore[import-untyped]
+    import scipy.sparse as sp
+    from scipy.optimize import linprog
 
     clients, experts = wanted.shape
     slots = int(capacity.sum())

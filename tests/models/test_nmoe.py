@@ -221,7 +221,7 @@ def test_centralized_top_1_answers_with_the_chosen_expert_alone():
 
 
 def test_centralized_top_1_gives_the_gate_the_relative_gradient_of_the_chosen_score():
-    """With z = (p / sg(p)) H and L = -log softmax(z)_y: dL/dp = sum_c (softmax_c - [c = y]) H_c / p.
+    """z = (p / sg(p)) H and L = -log softmax(z)_y: dL/dp = sum_c (softmax_c - [c = y]) H_c / p.
 
     One image, two experts, scores s: dp_1/ds_1 = p_1 (1 - p_1), dp_1/ds_2 = -p_1 p_2, so
     dL/ds_1 = g (1 - p_1) and dL/ds_2 = -g p_2 with g = sum_c (softmax_c - [c = y]) H_c.
