@@ -111,6 +111,7 @@ def execute(
     folder.truncate_rounds(lambda _: next(kept, None) is not None)
     results = run_pipeline(run)
     _save_weights(folder, run)
+    folder.set_provenance(data=results.pop("fingerprint"))
     folder.write_results(results)
 
 

@@ -34,6 +34,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "routing": routing,
         "stages": run.costs,
         "partition": _partition(described),
+        "fingerprint": _fingerprint(described),
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
     }
 
@@ -74,6 +75,12 @@ def _row(run: Run, method: str, test: str, values: dict[int, Mapping[str, Any]])
     }
     row |= {name: float(np.nanmean(of_clients)) for name, of_clients in per_client.items()}
     return {**row, "per_client": per_client}
+
+
+def _fingerprint(described: dict[int, RecordDict]) -> str:
+    """Of the clients' data; in a simulation all hold the same data set."""
+    found = {str(content.config_records[CONFIG]["fingerprint"]) for content in described.values()}
+    return ",".join(sorted(found))
 
 
 def _partition(described: dict[int, RecordDict]) -> dict[str, Any]:

@@ -80,4 +80,4 @@ def colours(count: int) -> list[Any]:
         return list(_COLOURS[:count])
     from matplotlib import colormaps
 
-    return list(colormaps["turbo"](np.linspace(0.03, 0.97, count)))
+    return list(colormaps["viridis"](np.linspace(0.03, 0.97, count)))

@@ -85,7 +85,7 @@ class StreamingFedAvg(FedAvg):
         self.connect_timeout = connect_timeout
         self.partitions: dict[int, int] = {}
         self.last_exchange = Exchange()
-        self._sent: dict[str, np.ndarray] = {}
+        self.sent: dict[str, np.ndarray] = {}
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run FedAvg's round loop over a grid that yields replies as they arrive."""
@@ -132,7 +132,7 @@ class StreamingFedAvg(FedAvg):
         self, nodes: list[int], arrays: ArrayRecord, config: Mapping[str, Any]
     ) -> list[Message]:
         """One train message per node, all sharing the same records."""
-        self._sent = records.to_numpy(arrays)
+        self.sent = records.to_numpy(arrays)
         content = RecordDict(
             {self.arrayrecord_key: arrays, self.configrecord_key: ConfigRecord(dict(config))}
         )
@@ -169,7 +169,7 @@ class StreamingFedAvg(FedAvg):
                     reply,
                     weighted_by_key=self.weighted_by_key,
                     arrayrecord_key=key,
-                    like=self._sent if arrays else {},
+                    like=self.sent if arrays else {},
                 )
             except ReplyError as error:
                 self.last_exchange.fail(partition, str(error))

@@ -81,7 +81,7 @@ class FedCE(StreamingFedAvg):
         return mean
 
     def _step(self, name: str, mean: np.ndarray, rate: float) -> np.ndarray:
-        sent = self._sent[name]
+        sent = self.sent[name]
         if rate == 0.0:
             return sent
         step = (sent - mean) / np.asarray(rate, sent.dtype)

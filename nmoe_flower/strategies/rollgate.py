@@ -54,7 +54,7 @@ class RollGate(StreamingFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take over the client's gate; keep the old one if the client failed."""
-        latest, metrics = self._sent, None
+        latest, metrics = self.sent, None
         for usable in self.usable(replies, arrays=True):
             latest, metrics = usable.arrays, usable.metrics
         if server_round % self._cycle == 0 and self._cycle_start:

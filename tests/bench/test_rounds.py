@@ -90,7 +90,7 @@ def test_rounds_go_on_from_the_weights_of_the_last_call() -> None:
             seconds = run(1)
             assert len(seconds) == 1
             assert seconds[0] > 0
-            sent.append(strategy._sent["0.weight"].copy())
+            sent.append(strategy.sent["0.weight"].copy())
     np.testing.assert_array_equal(sent[0], build_model(KINDS["tiny"], 0)[0].weight.detach())
     assert np.abs(sent[1] - sent[0]).max() > 1e-4
 
