@@ -90,10 +90,12 @@ class DataConfig(_Section):
     cache_dir: str = Field("", description="decoded arrays; empty: ~/.cache/nmoe-flower")
     image_column: str = Field("", description="empty: found from the features")
     label_column: str = Field("", description="empty: found from the features")
-    train_split: str = "train"
-    test_split: str = "test"
-    num_clients: int = Field(10, ge=2)
-    scheme: Literal["dominant", "iid", "dirichlet", "pathological"] = "dominant"
+    train_split: str = Field("train", description="name of the split clients train on")
+    test_split: str = Field("test", description="of the test split; made from train if missing")
+    num_clients: int = Field(10, ge=2, description="and experts: every client holds one")
+    scheme: Literal["dominant", "iid", "dirichlet", "pathological"] = Field(
+        "dominant", description="who holds what: one dominant class each, or as named"
+    )
     tau: float = Field(0.3, gt=0, description="dominant share is 1 / (1 + tau)")
     alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet scheme")
     classes_per_client: int = Field(2, ge=1, description="for the pathological scheme")
@@ -107,36 +109,44 @@ class DataConfig(_Section):
 class ExtractorConfig(_Section):
     """Stage 1: how the shared feature extractor is trained."""
 
-    method: Literal["fedce"] = "fedce"
+    method: Literal["fedce"] = Field("fedce", description="how the extractor is trained")
     reading: Literal["shared-head", "private-heads"] = Field(
         "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
     )
-    backbone: Literal["digits", "narrow", "resnet18", "linear"] = "digits"
-    norm: Literal["group", "group-ws", "batch", "frozen"] = "group-ws"
+    backbone: Literal["digits", "narrow", "resnet18", "linear"] = Field(
+        "digits", description="the network; linear only flattens"
+    )
+    norm: Literal["group", "group-ws", "batch", "frozen"] = Field(
+        "group-ws", description="group-ws: GroupNorm with weight-standardised convolutions"
+    )
     widths: Ints = Field((), description="channels per stage; empty: the backbone's own")
     stem: str = Field("", description="resnet18: cifar, pool or patch; empty: the backbone's own")
-    pool: Literal["last", "last-mean", "last-max", "multi"] = "last"
+    pool: Literal["last", "last-mean", "last-max", "multi"] = Field(
+        "last", description="where the latent is cut; multi adds earlier stages, pooled 3 x 3"
+    )
     head: Literal["expert", "linear"] = Field(
         "expert", description="what stage 1 trains on the latents: an expert's MLP, or one layer"
     )
-    rounds: int = Field(120, ge=0)
+    rounds: int = Field(120, ge=0, description="of stage 1")
     local_steps: int = Field(1, ge=0, description="steps per round; 0: use local-epochs")
-    local_epochs: int = Field(0, ge=0)
-    batch_size: int = Field(32, ge=1)
+    local_epochs: int = Field(0, ge=0, description="epochs per round; 0: use local-steps")
+    batch_size: int = Field(32, ge=1, description="images per client and step")
     learning_rate: float = Field(0.1, gt=0, description="the schedule's peak")
-    schedule: Literal["triangular", "cosine", "constant"] = "triangular"
-    warmup: float = Field(0.15, ge=0, lt=1, description="share of the rounds")
+    schedule: Literal["triangular", "cosine", "constant"] = Field(
+        "triangular", description="of the learning rate over the rounds"
+    )
+    warmup: float = Field(0.15, ge=0, lt=1, description="share of the rounds in which it rises")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov")
     momentum_at: Literal["server", "client", "averaged"] = Field(
         "server", description="server: exact momentum averaging for one-step rounds, no bytes"
     )
-    server_learning_rate: float = Field(1.0, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    server_learning_rate: float = Field(1.0, gt=0, description="1: take the clients' mean")
+    weight_decay: float = Field(5e-4, ge=0, description="not of biases and norms")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share spread over all classes")
     logit_adjustment: float = Field(0.0, ge=0, description="times the client's log prior")
     max_grad_norm: float = Field(0.0, ge=0, description="0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay per round; 0: off")
-    fraction_train: float = Field(1.0, gt=0, le=1)
+    fraction_train: float = Field(1.0, gt=0, le=1, description="of the clients, every round")
 
     @model_validator(mode="after")
     def _one_measure_of_work(self) -> Self:
@@ -155,10 +165,10 @@ class ExpertConfig(_Section):
         "fine-tune", description="reuse the stage-1 head as it is, fine-tune it, or start anew"
     )
     hidden: Ints = Field((512, 256, 128), description="hidden widths; also those of the head")
-    epochs: int = Field(10, ge=0)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    epochs: int = Field(10, ge=0, description="over the client's cached latents")
+    batch_size: int = Field(64, ge=1, description="latents per step")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's peak, falling along a cosine")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     logit_adjustment: float = Field(1.0, ge=0, description="times the client's log prior")
     sharing: Literal["weights", "latents", "none"] = Field(
         "weights",
@@ -169,19 +179,21 @@ class ExpertConfig(_Section):
 class GateConfig(_Section):
     """Stage 3: the shared gate, and how its answers are read."""
 
-    methods: Gates = GATES
-    top_k: int = Field(1, ge=1)
+    methods: Gates = Field(GATES, description="the gates to train and evaluate")
+    top_k: int = Field(1, ge=1, description="experts asked per sample")
     hidden: int = Field(0, ge=0, description="0: a linear gate")
     noisy: bool = Field(False, description="noisy top-k while training")
-    rounds: int = Field(40, ge=1)
-    local_steps: int = Field(5, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
+    rounds: int = Field(40, ge=1, description="of FedGate")
+    local_steps: int = Field(5, ge=1, description="per round and client")
+    batch_size: int = Field(64, ge=1, description="latents per step")
+    learning_rate: float = Field(0.05, gt=0, description="falls along a cosine over the rounds")
     fraction_train: float = Field(0.7, gt=0, le=1, description="exactly round(f N) clients")
-    objective: Literal["dense", "distill", "switch", "straight-through"] = "dense"
+    objective: Literal["dense", "distill", "switch", "straight-through"] = Field(
+        "dense", description="what FedGate minimises on the hold-out"
+    )
     temperature: float = Field(1.0, gt=0, description="of the distilled targets")
     balance: float = Field(0.0, ge=0, description="weight of the load-balance loss")
-    normalise_gradient: bool = True
+    normalise_gradient: bool = Field(True, description="every gradient has norm 1")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of the training images")
     keep: float = Field(0.7, gt=0, le=1, description="RollGate's p: targets that stay at home")
     rolling: Literal["cyclic", "federated"] = Field(
@@ -203,21 +215,25 @@ class GateConfig(_Section):
 class RunConfig(_Section):
     """The run itself: name, seed, device, deadlines, checkpoints."""
 
-    name: str = Field("nmoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(
+        "nmoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder"
+    )
     out: str = Field("", description="results folder; empty: ./runs, or ~/nmoe-runs under flwr run")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of every random choice")
     device: str = Field(
         "cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:1, mps"
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 where the device computes in it"
     )
-    controls: Controls = ("fedavg", "local-classifier", "centralized")
+    controls: Controls = Field(
+        ("fedavg", "local-classifier", "centralized"), description="what to compare with"
+    )
     control_epochs: int = Field(0, ge=0, description="0: as many steps as stage 1 took")
     control_learning_rate: float = Field(3e-3, gt=0, description="AdamW's peak for the controls")
     evaluate_every: int = Field(0, ge=0, description="rounds; 0: about ten times in stage 1")
     checkpoint_every: int = Field(0, ge=0, description="rounds; 0: about every half minute")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest are kept")
     min_replies: int = Field(1, ge=1, description="usable replies a round needs")
     connect_timeout: float = Field(120.0, gt=0, description="seconds to wait for the nodes")
     round_timeout: float = Field(3600.0, gt=0, description="seconds a round may take")

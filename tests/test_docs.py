@@ -4,6 +4,8 @@ import argparse
 import importlib
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +229,12 @@ def test_every_public_name_is_in_the_reference(tool: ModuleType, site: Path) -> 
         module = importlib.import_module(module_name)
         for name in getattr(module, "__all__", ()):
             assert f"### {module_name.removeprefix('nmoe_flower.')}.{name}\n" in page
+
+
+def test_the_result_tables_are_what_the_result_files_say() -> None:
+    command = [sys.executable, "scripts/write-results", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_citation_and_version_agree() -> None:
