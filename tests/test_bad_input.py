@@ -107,7 +107,7 @@ def not_a_run(folder: Path) -> Arguments:
 
 
 def another_run_is_there(folder: Path) -> Arguments:
-    stopped(folder)
+    stopped(folder).append_round({"stage": "extractor", "round": 1})
     return ["run", "--name", "begun"]
 
 
