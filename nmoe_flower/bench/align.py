@@ -3,7 +3,7 @@
 import argparse
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.alignment import POLICIES, Fitness, align, load_variation
+from nmoe_flower.bench.arguments import names
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import write_json
 
@@ -181,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         help="clients x experts",
     )
     known = [policy for policy in POLICIES if policy != "oracle"]
-    parser.add_argument("--policy", type=_names(known), default=known, metavar="A,B")
+    parser.add_argument("--policy", type=names(known), default=known, metavar="A,B")
     parser.add_argument("--kind", choices=("noise", "popular", "classes"), default="popular")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all", action="store_true", help="also sequential on large problems")
@@ -201,16 +202,3 @@ def _sizes(text: str) -> list[tuple[int, int]]:
             )
         sizes.append((int(clients), int(experts)))
     return sizes
-
-
-def _names(allowed: Sequence[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in allowed:
-                raise argparse.ArgumentTypeError(
-                    f"{name!r} is unknown; allowed: {', '.join(allowed)}"
-                )
-        return names
-
-    return parse

@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.bench.arguments import names
 from nmoe_flower.bench.kinds import KINDS
 from nmoe_flower.bench.measure import Figures, measure_kind, measure_memory
 from nmoe_flower.bench.remote import RUNNERS
@@ -60,27 +61,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="nmoe bench rounds",
         description="Seconds per round of the engines, as multiples of a bare PyTorch loop.",
     )
-    parser.add_argument("--kind", type=_names(tuple(KINDS)), default=list(KINDS), metavar="A,B")
-    parser.add_argument("--runner", type=_names(RUNNERS), default=list(RUNNERS), metavar="A,B")
+    parser.add_argument("--kind", type=names(tuple(KINDS)), default=list(KINDS), metavar="A,B")
+    parser.add_argument("--runner", type=names(RUNNERS), default=list(RUNNERS), metavar="A,B")
     parser.add_argument("--workers", type=_positive, default=2, help="client processes")
     parser.add_argument("--rounds", type=_positive, help="measured rounds at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", action="store_true", help="also 100 clients x 45 MB")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser
-
-
-def _names(allowed: Sequence[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in allowed:
-                raise argparse.ArgumentTypeError(
-                    f"{name!r} is unknown; allowed: {', '.join(allowed)}"
-                )
-        return names
-
-    return parse
 
 
 def _positive(text: str) -> int:
