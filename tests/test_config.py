@@ -192,3 +192,19 @@ def test_bad_recipes(content: bytes | None, text: str, tmp_path: Path) -> None:
         recipe.write_bytes(content)
     with pytest.raises(ConfigError, match=text):
         Config.load(recipe)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"extractor.norm": "batch"}, [True, True]),
+        ({"extractor.norm": "batch", "data.scheme": "iid"}, [False, True]),
+        ({"gate.methods": "random", "run.controls": "fedavg"}, [False, False]),
+        ({"gate.methods": "random,global", "run.controls": "fedavg"}, [False, True]),
+    ],
+)
+def test_advice_names_batch_norm_under_skew_and_pooled_data(
+    values: dict[str, str], said: list[bool]
+) -> None:
+    notes = "\n".join(Config.parse(values).advice())
+    assert ["BatchNorm" in notes, "pool the clients' data" in notes] == said
