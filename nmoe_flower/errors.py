@@ -7,7 +7,10 @@ NMoEError
 ├── RoundError        too few usable replies, or nodes that never came: the run cannot go on
 ├── CheckpointError   nothing to resume from, or the folder belongs to another configuration
 ├── EngineError       a SuperLink, a simulation or a worker process failed
-└── BudgetError       a client has spent its privacy budget: nothing more is released
+├── BudgetError       a client has spent its privacy budget: nothing more is released
+├── CertificateError  a certificate or key is missing, wrong, out of date or of another federation
+├── BundleError       what a device serves is missing, damaged or does not fit together
+└── WireError         a message of a peer cannot be used: it is refused, and counted
 
 The text names the offending thing and its value; the command line prints it and exits with 1.
 """
@@ -43,3 +46,19 @@ class EngineError(NMoEError, RuntimeError):
 
 class BudgetError(NMoEError, RuntimeError):
     """A release was refused: the client's privacy budget does not cover it."""
+
+
+class CertificateError(NMoEError, RuntimeError):
+    """A certificate or a key cannot be used."""
+
+
+class BundleError(NMoEError, RuntimeError):
+    """The bundle that a device serves is missing, damaged, or does not fit together."""
+
+
+class WireError(NMoEError, ValueError):
+    """A message of a peer cannot be used; ``reason`` is one word for the counters."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason

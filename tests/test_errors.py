@@ -11,7 +11,7 @@ ALL = [
 
 
 def test_every_error_is_caught_as_one_kind_and_drawn_in_the_tree() -> None:
-    assert len(ALL) == 7
+    assert len(ALL) == 10
     for error in ALL:
         assert issubclass(error, NMoEError)
         assert f"── {error.__name__} " in str(errors.__doc__)
@@ -20,6 +20,6 @@ def test_every_error_is_caught_as_one_kind_and_drawn_in_the_tree() -> None:
 @pytest.mark.parametrize("error", ALL, ids=lambda error: error.__name__)
 def test_bad_values_are_value_errors_and_failures_runtime_errors(error: type[Exception]) -> None:
     """Code that knows nothing of this package still catches them by their nature."""
-    bad_value = error.__name__ in {"ConfigError", "DataError", "ReplyError"}
+    bad_value = error.__name__ in {"ConfigError", "DataError", "ReplyError", "WireError"}
     assert issubclass(error, ValueError) is bad_value
     assert issubclass(error, RuntimeError) is not bad_value

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "nmoe_flower"
 ROWS = [
     {"errors"},
     {"seeds", "schedules", "codec"},
-    {"config", "files", "records"},
+    {"certificates", "config", "files", "records"},
     {"checkpoint", "provenance"},
     {"data", "models", "losses", "privacy", "metrics", "alignment"},
     {"training"},

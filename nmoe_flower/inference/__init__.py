@@ -1,0 +1,17 @@
+"""Experts that answer each other over the network: the peer service and its router."""
+
+from nmoe_flower.inference.bundle import Bundle, Manifest
+from nmoe_flower.inference.export import export_run
+from nmoe_flower.inference.rpc import PeerStub, peer_handlers
+from nmoe_flower.inference.wire import decode_tensor, encode_tensor, parse
+
+__all__ = [
+    "Bundle",
+    "Manifest",
+    "PeerStub",
+    "decode_tensor",
+    "encode_tensor",
+    "export_run",
+    "parse",
+    "peer_handlers",
+]
