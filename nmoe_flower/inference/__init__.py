@@ -2,13 +2,16 @@
 
 from nmoe_flower.inference.bundle import Bundle, Manifest
 from nmoe_flower.inference.export import export_run
-from nmoe_flower.inference.rpc import PeerStub, peer_handlers
+from nmoe_flower.inference.rpc import PeerStub, RefusedError, peer_handlers
+from nmoe_flower.inference.service import ExpertServer
 from nmoe_flower.inference.wire import decode_tensor, encode_tensor, parse
 
 __all__ = [
     "Bundle",
+    "ExpertServer",
     "Manifest",
     "PeerStub",
+    "RefusedError",
     "decode_tensor",
     "encode_tensor",
     "export_run",

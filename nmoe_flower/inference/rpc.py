@@ -18,10 +18,24 @@ from nmoe_flower.inference.peer_pb2 import (
     PredictRequest,
 )
 
-__all__ = ["SERVICE", "PeerStub", "peer_handlers"]
+__all__ = ["SERVICE", "PeerStub", "RefusedError", "peer_handlers"]
 
 SERVICE = "nmoe.v1.Peer"
 Handler = Callable[[bytes, Any], Awaitable[Any]]
+
+
+class RefusedError(Exception):
+    """A request that gets no answer, inside the server: becomes a status on the wire.
+
+    Attributes:
+        code: The gRPC status.
+        reason: One word for the counters and the log.
+    """
+
+    def __init__(self, code: grpc.StatusCode, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
 
 
 class PeerStub:
