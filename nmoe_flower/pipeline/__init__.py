@@ -7,15 +7,13 @@ run that was killed goes on inside the stage it was in.
 from collections.abc import Callable
 from typing import Any
 
+from nmoe_flower.pipeline.controls import train_controls
 from nmoe_flower.pipeline.evaluation import evaluate
+from nmoe_flower.pipeline.experts import train_experts
+from nmoe_flower.pipeline.extractor import train_extractor
+from nmoe_flower.pipeline.gates import train_gates
 from nmoe_flower.pipeline.run import Journal, Run
-from nmoe_flower.pipeline.stages import (
-    STAGES,
-    train_controls,
-    train_experts,
-    train_extractor,
-    train_gates,
-)
+from nmoe_flower.pipeline.stages import STAGES
 
 __all__ = [
     "STAGES",

@@ -1,0 +1,24 @@
+"""Frozen configuration, one model per component.
+
+Keys are kebab-case. A recipe is a TOML file with one table per component; ``--set`` and Flower's
+run config use the dotted form (``gate.top-k=2``). Flower's run config has no lists, so a list also
+reads from comma-separated text (``"random,federated"``). Unknown keys are refused.
+"""
+
+from nmoe_flower.config.data import DataConfig
+from nmoe_flower.config.expert import ExpertConfig
+from nmoe_flower.config.extractor import ExtractorConfig
+from nmoe_flower.config.gate import GATES, GateConfig
+from nmoe_flower.config.run import RunConfig
+from nmoe_flower.config.whole import Config, Scalar
+
+__all__ = [
+    "GATES",
+    "Config",
+    "DataConfig",
+    "ExpertConfig",
+    "ExtractorConfig",
+    "GateConfig",
+    "RunConfig",
+    "Scalar",
+]

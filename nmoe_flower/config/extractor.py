@@ -1,0 +1,61 @@
+"""Stage 1: how the shared feature extractor is trained."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from nmoe_flower.config.section import Ints, Section
+
+__all__ = ["ExtractorConfig"]
+
+
+class ExtractorConfig(Section):
+    """Stage 1: how the shared feature extractor is trained."""
+
+    method: Literal["fedce"] = Field("fedce", description="how the extractor is trained")
+    reading: Literal["shared-head", "private-heads"] = Field(
+        "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
+    )
+    backbone: Literal["digits", "narrow", "resnet18", "linear"] = Field(
+        "digits", description="the network; linear only flattens"
+    )
+    norm: Literal["group", "group-ws", "batch", "frozen"] = Field(
+        "group-ws", description="group-ws: GroupNorm with weight-standardised convolutions"
+    )
+    widths: Ints = Field((), description="channels per stage; empty: the backbone's own")
+    stem: str = Field("", description="resnet18: cifar, pool or patch; empty: the backbone's own")
+    pool: Literal["last", "last-mean", "last-max", "multi"] = Field(
+        "last", description="where the latent is cut; multi adds earlier stages, pooled 3 x 3"
+    )
+    head: Literal["expert", "linear"] = Field(
+        "expert", description="what stage 1 trains on the latents: an expert's MLP, or one layer"
+    )
+    rounds: int = Field(120, ge=0, description="of stage 1")
+    local_steps: int = Field(1, ge=0, description="steps per round; 0: use local-epochs")
+    local_epochs: int = Field(0, ge=0, description="epochs per round; 0: use local-steps")
+    batch_size: int = Field(32, ge=1, description="images per client and step")
+    learning_rate: float = Field(0.1, gt=0, description="the schedule's peak")
+    schedule: Literal["triangular", "cosine", "constant"] = Field(
+        "triangular", description="of the learning rate over the rounds"
+    )
+    warmup: float = Field(0.15, ge=0, lt=1, description="share of the rounds in which it rises")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov")
+    momentum_at: Literal["server", "client", "averaged"] = Field(
+        "server", description="server: exact momentum averaging for one-step rounds, no bytes"
+    )
+    server_learning_rate: float = Field(1.0, gt=0, description="1: take the clients' mean")
+    weight_decay: float = Field(5e-4, ge=0, description="not of biases and norms")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share spread over all classes")
+    logit_adjustment: float = Field(0.0, ge=0, description="times the client's log prior")
+    max_grad_norm: float = Field(0.0, ge=0, description="0: no clipping")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay per round; 0: off")
+    fraction_train: float = Field(1.0, gt=0, le=1, description="of the clients, every round")
+
+    @model_validator(mode="after")
+    def _one_measure_of_work(self) -> Self:
+        if (self.local_steps > 0) == (self.local_epochs > 0):
+            raise ValueError(
+                "set exactly one of local-steps and local-epochs above 0, got "
+                f"{self.local_steps} and {self.local_epochs}"
+            )
+        return self

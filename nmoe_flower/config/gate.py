@@ -1,0 +1,49 @@
+"""Stage 3: the shared gate, and how its answers are read."""
+
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from nmoe_flower.config.section import Floats, Section, split
+
+__all__ = ["GATES", "GateConfig"]
+
+GateName = Literal["random", "rolling", "federated", "local", "prototype", "global", "oracle"]
+GATES: tuple[GateName, ...] = get_args(GateName)
+Gates = Annotated[tuple[GateName, ...], BeforeValidator(split)]
+
+
+class GateConfig(Section):
+    """Stage 3: the shared gate, and how its answers are read."""
+
+    methods: Gates = Field(GATES, description="the gates to train and evaluate")
+    top_k: int = Field(1, ge=1, description="experts asked per sample")
+    hidden: int = Field(0, ge=0, description="0: a linear gate")
+    noisy: bool = Field(False, description="noisy top-k while training")
+    rounds: int = Field(40, ge=1, description="of FedGate")
+    local_steps: int = Field(5, ge=1, description="per round and client")
+    batch_size: int = Field(64, ge=1, description="latents per step")
+    learning_rate: float = Field(0.05, gt=0, description="falls along a cosine over the rounds")
+    fraction_train: float = Field(0.7, gt=0, le=1, description="exactly round(f N) clients")
+    objective: Literal["dense", "distill", "switch", "straight-through"] = Field(
+        "dense", description="what FedGate minimises on the hold-out"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the distilled targets")
+    balance: float = Field(0.0, ge=0, description="weight of the load-balance loss")
+    normalise_gradient: bool = Field(True, description="every gradient has norm 1")
+    holdout: float = Field(0.2, gt=0, lt=1, description="share of the training images")
+    keep: float = Field(0.7, gt=0, le=1, description="RollGate's p: targets that stay at home")
+    rolling: Literal["cyclic", "federated"] = Field(
+        "cyclic", description="client after client until convergence, or FedAvg of those targets"
+    )
+    cycles: int = Field(10, ge=1, description="RollGate's limit of cycles through the clients")
+    distribution: Floats = Field((), description="RanGate's; empty: uniform")
+    prior: Literal["chosen", "own", "em", "none"] = Field(
+        "chosen", description="the client-aware prior correction of the +prior rows"
+    )
+
+    @model_validator(mode="after")
+    def _at_least_one_gate(self) -> Self:
+        if not self.methods:
+            raise ValueError(f"name at least one gate of {', '.join(GATES)}")
+        return self

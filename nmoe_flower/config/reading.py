@@ -1,0 +1,61 @@
+"""Dotted keys to tables, text to values, and a validation error to words."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from nmoe_flower.config.section import kebab
+from nmoe_flower.errors import ConfigError
+
+__all__ = ["explain", "literal", "merge"]
+
+
+def merge(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set ``tree[a][b]... = value``, entering tables on the way."""
+    *tables, leaf = path
+    for table in tables:
+        branch = tree.setdefault(table, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"{'.'.join(path)}: {table} is a value, not a table")
+        tree = branch
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            merge(tree, [leaf, *str(key).split(".")], inner)
+        tree.setdefault(leaf, {})
+    else:
+        tree[leaf] = value
+
+
+def literal(text: str) -> Any:
+    """Read the value of ``--set``: TOML where it is, plain text otherwise."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
+    """One line per problem: the key, the value, what is allowed."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key{_suggest(problem['loc'], fields)}"
+        elif problem["type"] not in {"value_error", "missing"}:
+            message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
+        lines.append(f"{key}: {message}")
+    return "\n".join(lines)
+
+
+def _suggest(location: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
+    """Name the closest known key, or all of them."""
+    for part in location[:-1]:
+        section = fields[str(part)].annotation
+        fields = section.model_fields
+    known = sorted(kebab(name) for name in fields)
+    close = difflib.get_close_matches(kebab(str(location[-1])), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"

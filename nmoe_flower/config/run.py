@@ -1,0 +1,46 @@
+"""The run itself: name, seed, device, deadlines, checkpoints."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nmoe_flower.config.section import Section, split
+
+__all__ = ["RunConfig"]
+
+ControlName = Literal["fedavg", "local-classifier", "centralized"]
+Controls = Annotated[tuple[ControlName, ...], BeforeValidator(split)]
+
+
+class RunConfig(Section):
+    """The run itself: name, seed, device, deadlines, checkpoints."""
+
+    name: str = Field(
+        "nmoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder"
+    )
+    out: str = Field("", description="results folder; empty: ./runs, or ~/nmoe-runs under flwr run")
+    seed: int = Field(0, ge=0, description="of every random choice")
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:1, mps"
+    )
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="auto: bf16 where the device computes in it"
+    )
+    controls: Controls = Field(
+        ("fedavg", "local-classifier", "centralized"), description="what to compare with"
+    )
+    control_epochs: int = Field(0, ge=0, description="0: as many steps as stage 1 took")
+    control_learning_rate: float = Field(3e-3, gt=0, description="AdamW's peak for the controls")
+    evaluate_every: int = Field(0, ge=0, description="rounds; 0: about ten times in stage 1")
+    checkpoint_every: int = Field(0, ge=0, description="rounds; 0: about every half minute")
+    keep_checkpoints: int = Field(2, ge=1, description="the newest are kept")
+    min_replies: int = Field(1, ge=1, description="usable replies a round needs")
+    connect_timeout: float = Field(120.0, gt=0, description="seconds to wait for the nodes")
+    round_timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
+
+    def folder(self, run_id: int) -> Path:
+        """Where this run is kept: ``out/name``, or a folder of its own per Flower run."""
+        if self.out:
+            return Path(self.out).expanduser() / self.name
+        return Path.home() / "nmoe-runs" / f"{self.name}-{run_id}"

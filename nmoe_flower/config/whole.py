@@ -1,0 +1,138 @@
+"""A whole run's configuration, and the ways in and out of it."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from nmoe_flower.config.data import DataConfig
+from nmoe_flower.config.expert import ExpertConfig
+from nmoe_flower.config.extractor import ExtractorConfig
+from nmoe_flower.config.gate import GateConfig
+from nmoe_flower.config.reading import explain, literal, merge
+from nmoe_flower.config.run import RunConfig
+from nmoe_flower.config.section import Section
+from nmoe_flower.errors import ConfigError
+
+__all__ = ["Config", "Scalar"]
+
+Scalar = bool | int | float | str
+
+
+class Config(Section):
+    """A whole run."""
+
+    data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
+    extractor: ExtractorConfig = Field(default_factory=lambda: ExtractorConfig.model_validate({}))
+    expert: ExpertConfig = Field(default_factory=lambda: ExpertConfig.model_validate({}))
+    gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
+    run: RunConfig = Field(default_factory=lambda: RunConfig.model_validate({}))
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        clients = self.data.num_clients
+        if self.gate.top_k > clients:
+            raise ValueError(
+                f"gate.top-k is {self.gate.top_k} but there are only {clients} experts "
+                "(data.num-clients)"
+            )
+        if self.gate.distribution and len(self.gate.distribution) != clients:
+            raise ValueError(
+                f"gate.distribution has {len(self.gate.distribution)} entries for {clients} experts"
+            )
+        if self.expert.init != "scratch" and self.extractor.head == "linear" and self.expert.hidden:
+            raise ValueError(
+                f"expert.init = {self.expert.init} starts from the stage-1 head, but "
+                "extractor.head is linear and expert.hidden is not empty: "
+                "use expert.init = scratch, extractor.head = expert or an empty expert.hidden"
+            )
+        if self.expert.sharing == "none" and set(self.gate.methods) != {"local"}:
+            raise ValueError(
+                "expert.sharing = none leaves every expert at home: the only gate then is local, "
+                f"got gate.methods = {', '.join(self.gate.methods)}"
+            )
+        if self.run.min_replies > clients:
+            raise ValueError(
+                f"run.min-replies is {self.run.min_replies} but there are {clients} clients"
+            )
+        return self
+
+    def advice(self) -> list[str]:
+        """What is allowed but rarely meant, in words."""
+        notes = []
+        if self.extractor.norm == "batch" and self.data.scheme != "iid":
+            notes.append(
+                f"extractor.norm = batch under data.scheme = {self.data.scheme}: averaging "
+                "BatchNorm's statistics over skewed clients costs most of the accuracy; "
+                "group-ws does not mix images"
+            )
+        if "global" in self.gate.methods or "centralized" in self.run.controls:
+            notes.append(
+                "the global gate and the centralized control pool the clients' data: upper bounds "
+                "for simulations, not for deployment"
+            )
+        return notes
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Read nested or dotted keys.
+
+        Raises:
+            ConfigError: A key is unknown or a value not allowed; every problem is named.
+
+        >>> Config.parse({"gate.top-k": 2, "data": {"tau": 0.2}}).gate.top_k
+        2
+        """
+        nested: dict[str, Any] = {}
+        for key, value in values.items():
+            merge(nested, key.split("."), value)
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls.model_fields)) from None
+
+    @classmethod
+    def load(cls, recipe: Path | None = None, overrides: Sequence[str] = ()) -> Self:
+        """Read a TOML recipe and ``key=value`` overrides.
+
+        Raises:
+            ConfigError: The file is missing or not TOML, or a key or value is not allowed.
+        """
+        values: dict[str, Any] = {}
+        if recipe is not None:
+            try:
+                values = tomllib.loads(recipe.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise ConfigError(f"cannot read the recipe {recipe}: {error.strerror}") from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if not equals or not key.strip():
+                raise ConfigError(f"--set wants key=value, got {override!r}")
+            merge(values, key.strip().split("."), literal(text.strip()))
+        return cls.parse(values)
+
+    def flat(self) -> dict[str, Scalar]:
+        """The dotted form with scalar values only: Flower's run config.
+
+        >>> Config.parse({}).flat()["gate.top-k"]
+        1
+        """
+        return {
+            f"{section}.{key}": ",".join(map(str, value)) if isinstance(value, tuple) else value
+            for section, values in self.model_dump(by_alias=True).items()
+            for key, value in values.items()
+        }
+
+    def to_toml(self) -> str:
+        """The resolved configuration as a TOML recipe."""
+        lines: list[str] = []
+        for section, values in self.model_dump(by_alias=True, mode="json").items():
+            lines.append(f"[{section}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+            lines.append("")
+        return "\n".join(lines)

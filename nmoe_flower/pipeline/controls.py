@@ -1,0 +1,49 @@
+"""What the mixture is measured against: one classifier per client, one central mixture."""
+
+from flwr.app import RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.config import Config
+from nmoe_flower.pipeline.arrays import keep, message
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action
+
+__all__ = ["train_controls"]
+
+
+def train_controls(run: Run) -> None:
+    """What the mixture is measured against: one classifier per client, one central mixture."""
+    wanted = [name for name in run.config.run.controls if name != "fedavg"]
+    if not wanted:
+        return
+    steps = _control_steps(run.config, min(_train_sizes(run)))
+    central = min(run.partitions.values())
+    questions = {
+        partition: message(
+            None,
+            {
+                "controls": [n for n in wanted if n != "centralized" or partition == central],
+                "steps": steps,
+            },
+        )
+        for partition in run.partitions.values()
+    }
+    asked = [p for p, content in questions.items() if content.config_records[CONFIG]["controls"]]
+    answers = run.gather("controls", Action.CONTROL, questions, only=asked)
+    if "centralized" in wanted:
+        keep(run, "centralized", answers[central].array_records["centralized"])
+
+
+def _train_sizes(run: Run) -> list[int]:
+    answers = run.gather("describe", Action.DESCRIBE, RecordDict())
+    return [int(records.metrics_of(content)[NUM_EXAMPLES]) for content in answers.values()]
+
+
+def _control_steps(config: Config, size: int) -> int:
+    """As many steps as stage 1 took, or ``control-epochs`` passes over a client's images."""
+    extractor = config.extractor
+    per_epoch = max(1, size // extractor.batch_size)
+    if config.run.control_epochs:
+        return config.run.control_epochs * per_epoch
+    per_round = extractor.local_steps or extractor.local_epochs * per_epoch
+    return extractor.rounds * per_round

@@ -1,0 +1,79 @@
+"""Stage 3: the gates that have weights to train."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.config import Config
+from nmoe_flower.pipeline.arrays import has, keep, kept, message
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import ARRAYS, SERVER_ROUND, Action
+from nmoe_flower.schedules import schedule
+from nmoe_flower.strategies import FedGate, RollGate, StreamingFedAvg
+
+__all__ = ["train_gates"]
+
+
+def train_gates(run: Run) -> None:
+    """Stage 3: every configured gate that has weights to train."""
+    trainers: dict[str, Callable[[Run], ArrayRecord]] = {
+        "federated": _federated_gate,
+        "rolling": _rolling_gate,
+        "global": _global_gate,
+    }
+    for method in run.config.gate.methods:
+        if method in trainers and not has(run, f"gate/{method}"):
+            keep(run, f"gate/{method}", trainers[method](run))
+            run.save(f"gate/{method}/done")
+
+
+def _federated_gate(run: Run) -> ArrayRecord:
+    gate = run.config.gate
+    return run.federate(
+        "gate/federated",
+        FedGate(action=Action.GATE, fraction_train=gate.fraction_train, min_train_nodes=1),
+        kept(run, "gate/initial"),
+        rounds=gate.rounds,
+        settings=_gate_rate(run.config, gate.rounds),
+    )
+
+
+def _rolling_gate(run: Run) -> ArrayRecord:
+    gate = run.config.gate
+    strategy: StreamingFedAvg
+    if gate.rolling == "cyclic":
+        strategy = RollGate(action=Action.ROLLING)
+        rounds = gate.cycles * run.config.data.num_clients
+    else:
+        strategy = FedGate(action=Action.ROLLING, fraction_train=gate.fraction_train)
+        rounds = gate.rounds
+    return run.federate(
+        "gate/rolling",
+        strategy,
+        kept(run, "gate/initial"),
+        rounds=rounds,
+        settings=_gate_rate(run.config, rounds),
+    )
+
+
+def _global_gate(run: Run) -> ArrayRecord:
+    """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
+    pooled = run.gather("gate/global", Action.POOL, RecordDict(), wanted=["pooled"])
+    parts = [records.to_numpy(content.array_records["pooled"]) for content in pooled.values()]
+    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    question = message(
+        kept(run, "gate/initial"),
+        {SERVER_ROUND: 1, "learning-rate": run.config.gate.learning_rate},
+    )
+    question["pooled"] = records.from_numpy(together)
+    node = min(pooled)
+    trained = run.gather("gate/global", Action.POOLED, question, only=[node])
+    return trained[node].array_records[ARRAYS]
+
+
+def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]]:
+    rate = schedule("cosine", peak=config.gate.learning_rate, steps=rounds)
+    return lambda current: {"learning-rate": rate(current)}
