@@ -1,7 +1,8 @@
 """Experts that answer each other over the network: the peer service and its router."""
 
-from nmoe_flower.inference.bundle import Bundle, Manifest
+from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.export import export_run
+from nmoe_flower.inference.manifest import Manifest
 from nmoe_flower.inference.rpc import PeerStub, RefusedError, peer_handlers
 from nmoe_flower.inference.service import ExpertServer
 from nmoe_flower.inference.wire import decode_tensor, encode_tensor, parse

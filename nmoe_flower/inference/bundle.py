@@ -12,62 +12,26 @@ the same bytes, and a damaged file is found when it is read.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
-from nmoe_flower.config import Config, Scalar
-from nmoe_flower.errors import BundleError, ConfigError, NMoEError
+from nmoe_flower.config import Config
+from nmoe_flower.errors import BundleError, NMoEError
 from nmoe_flower.files import pack_arrays, safe_child, write_bytes, write_json
+from nmoe_flower.inference.manifest import FORMAT, Manifest, read_manifest
 from nmoe_flower.models import Expert, Gate, build_extractor
 
-__all__ = ["Bundle", "Manifest"]
-
-FORMAT = 1
+__all__ = ["PARTS", "Bundle"]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
-Count = Annotated[int, Field(ge=1)]
-Version = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-
-
-class Manifest(BaseModel):
-    """What ``bundle.json`` says.
-
-    Attributes:
-        partition: Which expert of the federation this is; the gate calls it by this number.
-        num_clients: E, the experts the gate knows.
-        classes: The names of the C classes.
-        latent_dim: D.
-        image_shape: (channels, height, width) of an image.
-        config: The run that made it, dotted keys.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    format: Literal[1]
-    partition: Annotated[int, Field(ge=0)]
-    num_clients: Count
-    classes: Annotated[list[str], Field(min_length=1)]
-    latent_dim: Count
-    image_shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
-    extractor_version: Version
-    gate_version: Version
-    expert_version: Version
-    config: dict[str, Scalar]
-
-    @model_validator(mode="after")
-    def _is_one_of_them(self) -> Self:
-        if self.partition >= self.num_clients:
-            raise ValueError(f"partition {self.partition} of {self.num_clients} clients")
-        return self
+PARTS = ("extractor", "gate", "expert")
 
 
 class Bundle:
@@ -128,15 +92,8 @@ class Bundle:
             BundleError: A file is missing, damaged, leads out of the folder, or is not what
                 ``bundle.json`` says.
         """
-        path = folder / "bundle.json"
-        try:
-            values = json.loads(path.read_bytes())
-        except OSError as error:
-            raise BundleError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError as error:
-            raise BundleError(f"{path} is not JSON: {error}") from None
-        bundle = cls(folder, *_manifest(path, values))
-        for part in ("extractor", "gate", "expert"):
+        bundle = cls(folder, *read_manifest(folder / "bundle.json"))
+        for part in PARTS:
             bundle._bytes(part)
         return bundle
 
@@ -171,11 +128,8 @@ class Bundle:
             BundleError: The parts do not fit together.
             NMoEError: A file cannot be written.
         """
-        packed = {
-            "extractor": pack_arrays(extractor),
-            "gate": pack_arrays(gate),
-            "expert": pack_arrays(expert),
-        }
+        states = (extractor, gate, expert)
+        packed = {part: pack_arrays(state) for part, state in zip(PARTS, states, strict=True)}
         values = {
             "format": FORMAT,
             "partition": partition,
@@ -186,8 +140,7 @@ class Bundle:
             **{f"{part}_version": _version(data) for part, data in packed.items()},
             "config": config.flat(),
         }
-        manifest, config = _manifest(folder / "bundle.json", values)
-        bundle = cls(folder, manifest, config)
+        bundle = cls(folder, *Manifest.parse(folder / "bundle.json", values))
         for part, data in packed.items():
             bundle._build(part, data)
         for part, data in packed.items():
@@ -254,20 +207,6 @@ class Bundle:
         except (RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise BundleError(f"{part} in {self.folder} does not fit its config: {error}") from None
         return module.eval().requires_grad_(False)
-
-
-def _manifest(path: Path, values: Any) -> tuple[Manifest, Config]:
-    try:
-        manifest = Manifest.model_validate(values)
-        config = Config.parse({**manifest.config, "data.num-clients": manifest.num_clients})
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, one['loc'])) or 'bundle'}: {one['msg']}" for one in error.errors()
-        )
-        raise BundleError(f"{path}: {problems}") from None
-    except ConfigError as error:
-        raise BundleError(f"{path}: config: {error}") from None
-    return manifest, config
 
 
 def _version(data: bytes) -> str:

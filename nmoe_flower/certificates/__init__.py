@@ -1,0 +1,17 @@
+"""Who is who: a federation's authority, and an identity (certificate and key) per device.
+
+Keys are EC P-256, files are PEM. A device is known by the name in its certificate: it is the
+common name and a DNS name, so that a caller can ask for it whatever the address is.
+"""
+
+from nmoe_flower.certificates.authority import Authority, create_authority
+from nmoe_flower.certificates.identity import Identity, Signer, check_name, verify_signature
+
+__all__ = [
+    "Authority",
+    "Identity",
+    "Signer",
+    "check_name",
+    "create_authority",
+    "verify_signature",
+]

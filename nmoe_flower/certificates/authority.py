@@ -1,0 +1,154 @@
+"""The authority of a federation: it says which devices belong to it."""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from nmoe_flower.certificates import pem
+from nmoe_flower.certificates.identity import Identity, Signer, check_name
+from nmoe_flower.errors import CertificateError
+
+__all__ = ["Authority", "create_authority"]
+
+_CLOCK_SKEW = timedelta(minutes=5)
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,252})")
+_FILES = ("ca.pem", "ca.key")
+_AUTHORITY_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    crl_sign=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Authority(Signer):
+    """Issues the identities of one federation. Its key never needs to be on a device."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``ca.pem`` and ``ca.key``.
+
+        Raises:
+            CertificateError: A file cannot be read, or the two do not belong together.
+        """
+        certificate, key = (folder / name for name in _FILES)
+        own = pem.read(certificate)
+        authority = cls(own, pem.load_key(key))
+        if pem.load_certificate(certificate, own).public_key() != authority._key.public_key():
+            raise CertificateError(f"{key} is not the key of {certificate}")
+        return authority
+
+    def issue(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        hosts: Sequence[str] = ("127.0.0.1", "localhost"),
+        days: int = 365,
+        start: datetime | None = None,
+    ) -> Identity:
+        """Make an identity and write ``<name>.pem`` and ``<name>.key`` (mode 0600).
+
+        Args:
+            folder: Where to write; made if missing.
+            name: Of the device. ``ca`` is taken by the authority's own files.
+            hosts: Host names and addresses at which it may also be called without its name.
+            days: How long it is valid.
+            start: From when on; None: from now on.
+
+        Raises:
+            CertificateError: The name, a host or ``days`` is not allowed, or a file cannot be
+                written.
+        """
+        if check_name(name) == "ca":
+            raise CertificateError("the name 'ca' is taken by the authority's own files")
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = [x509.DNSName(name), *(_alternative(host) for host in hosts if host != name)]
+        usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = (
+            _builder(name, self.certificate.subject, key, days=days, start=start)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(issuer_key, critical=False)
+        )
+        own = _sign(builder, self._key)
+        pem.write(folder / f"{name}.key", pem.key_pem(key), mode=0o600)
+        pem.write(folder / f"{name}.pem", own, mode=0o644)
+        return Identity(own, key, self.certificate_pem)
+
+
+def create_authority(folder: Path, *, name: str, days: int = 3650) -> Authority:
+    """Found a federation: write ``ca.pem`` and ``ca.key`` (mode 0600).
+
+    Raises:
+        CertificateError: There is an authority in the folder already, the name or ``days`` is not
+            allowed, or a file cannot be written.
+    """
+    check_name(name)
+    if any((folder / file).exists() for file in _FILES):
+        raise CertificateError(f"{folder} holds an authority already")
+    key = ec.generate_private_key(ec.SECP256R1())
+    own_key = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    builder = (
+        _builder(name, None, key, days=days, start=None)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_AUTHORITY_USAGE, critical=True)
+        .add_extension(own_key, critical=False)
+    )
+    own = _sign(builder, key)
+    pem.write(folder / "ca.key", pem.key_pem(key), mode=0o600)
+    pem.write(folder / "ca.pem", own, mode=0o644)
+    return Authority(own, key)
+
+
+def _builder(
+    name: str,
+    issuer: x509.Name | None,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    days: int,
+    start: datetime | None,
+) -> x509.CertificateBuilder:
+    if days < 1:
+        raise CertificateError(f"a certificate for {days} days; allowed: 1 or more")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begin = start or datetime.now(UTC) - _CLOCK_SKEW
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=days))
+    )
+
+
+def _sign(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> bytes:
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        if not _HOST.fullmatch(host):
+            raise CertificateError(f"{host!r} is neither an address nor a host name") from None
+        return x509.DNSName(host)
