@@ -27,6 +27,9 @@ class ServiceMetrics:
             "nmoe_refusals", "Requests refused, by reason", ["reason"], registry=registry
         )
         self.cancelled = Counter("nmoe_cancelled", "Requests the caller gave up", registry=registry)
+        self.handshakes = Counter(
+            "nmoe_handshakes", "TLS handshakes begun, refused ones too", registry=registry
+        )
         self.rows = Counter("nmoe_rows", "Latents answered", registry=registry)
         self.received = Counter("nmoe_received_bytes", "Of requests", registry=registry)
         self.sent = Counter("nmoe_sent_bytes", "Of logits", registry=registry)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
@@ -64,7 +65,7 @@ class Requests:
         self._name = name
         self._metrics = metrics
         self._max_rows = max_rows
-        self._most_held = max(max_queue // 2, max_rows) if name else max_queue + max_rows
+        self._most_held = max(max_queue // 2, max_rows) if name else math.inf
         self._deny = frozenset(deny)
         self._held: Counter[str] = Counter()  # rows per caller
         self._open = 0

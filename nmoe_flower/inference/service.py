@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nmoe_flower.certificates import Identity
-from nmoe_flower.errors import BundleError, ConfigError
+from nmoe_flower.errors import BundleError, CertificateError, ConfigError
 from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.logs import log_event
 from nmoe_flower.inference.metrics import ServiceMetrics
@@ -46,7 +46,9 @@ class ExpertServer:
         keep_seconds: How long the last version still answers those who ask for it after a swap.
 
     Attributes:
+        bundle: What is served now.
         metrics: What was counted so far.
+        port: Where it listens, once it does.
 
     Raises:
         ConfigError: A limit is not allowed, or a request of ``max_batch`` rows would be larger
@@ -74,6 +76,7 @@ class ExpertServer:
         _check_size(bundle, max_batch)
         self.metrics = ServiceMetrics()
         self.bundle = bundle
+        self.port = 0
         self._identity = identity
         self._address = address
         self._limits = {"max_batch": max_batch, "max_queue": max_queue}
@@ -102,6 +105,18 @@ class ExpertServer:
     def peer_list(self, peer_list: PeerList | None) -> None:
         self._requests.peer_list = peer_list
 
+    def renew(self, identity: Identity) -> None:
+        """Show another certificate from the next handshake on; open connections stay.
+
+        Raises:
+            CertificateError: It has another name, or this server shows none.
+        """
+        if self._identity is None or identity.name != self._identity.name:
+            old = self._identity.name if self._identity else "no certificate"
+            raise CertificateError(f"this server shows {old}, cannot go on as {identity.name}")
+        self._identity = identity
+        log_event(_log, logging.INFO, "renewed", expires=str(identity.expires))
+
     async def start(self) -> int:
         """Load the expert and listen.
 
@@ -122,11 +137,11 @@ class ExpertServer:
         )
         self._server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        port = self._listen()
+        self.port = self._listen()
         await self._server.start()
         await self._set_health(_SERVING)
-        log_event(_log, logging.INFO, "serving", port=port, **self._facts())
-        return port
+        log_event(_log, logging.INFO, "serving", port=self.port, **self._facts())
+        return self.port
 
     async def swap(self, bundle: Bundle) -> None:
         """Serve ``bundle`` from now on. No request is lost.
@@ -180,10 +195,16 @@ class ExpertServer:
         try:
             if self._identity is None:
                 return int(self._server.add_insecure_port(self._address))
-            credentials = self._identity.server_credentials()
+            credentials = self._identity.server_credentials(on_handshake=self._handshake)
             return int(self._server.add_secure_port(self._address, credentials))
         except RuntimeError:
             raise ConfigError(f"cannot listen on {self._address}: is it in use?") from None
+
+    def _handshake(self) -> Identity:
+        """Called by gRPC's own threads."""
+        assert self._identity is not None
+        self.metrics.handshakes.inc()
+        return self._identity
 
     async def _take_up(self, bundle: Bundle) -> None:
         """Load beside the old version, then switch between two requests."""
@@ -229,7 +250,7 @@ def _options() -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_concurrent_streams", 256),  # per connection
+        ("grpc.max_concurrent_streams", 1024),  # per connection; more are cut off by gRPC
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.so_reuseport", 0),
     ]
