@@ -95,6 +95,19 @@ class Fitness:
             self.values = np.vstack([self.values, np.full(rows, self.prior)])
             self.visits = np.vstack([self.visits, np.zeros(rows, dtype=np.int64)])
 
+    def probe(self, client: int, rewards: npt.ArrayLike) -> None:
+        """A first guess for a client never seen: rewards [experts] count as one interaction.
+
+        No visit is counted and nobody else's fitness decays.
+
+        Raises:
+            ConfigError: The rewards are not one finite number per expert; nothing was changed.
+        """
+        got = np.asarray(rewards, dtype=np.float64)
+        if got.shape != self.values.shape[1:] or not np.isfinite(got).all():
+            raise ConfigError(f"client {client}: probed rewards {got.tolist()} are not usable")
+        self.values[client] = (1 - self.rate) * self.prior + self.rate * got
+
     def update(
         self,
         clients: npt.ArrayLike,
