@@ -1,5 +1,6 @@
 """One caller's connection to one peer: opened late, bounded in time and size, believing nothing."""
 
+from collections import Counter
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,7 +23,7 @@ from nmoe_flower.inference.wire import (
     parse,
 )
 
-__all__ = ["Answer", "Channel", "PeerChannel"]
+__all__ = ["Channel", "PeerChannel", "Received"]
 
 M = TypeVar("M")
 
@@ -43,7 +44,7 @@ _CERTIFICATE_SIGNS = ("handshake", "certificate", "Hostname Verification")
 _TOO_LARGE = "larger than max"
 
 
-class Answer(NamedTuple):
+class Received(NamedTuple):
     """Logits [n, C] and the sizes of the two messages."""
 
     logits: Floats
@@ -54,7 +55,7 @@ class Answer(NamedTuple):
 class Channel(Protocol):
     """What the router needs of a connection."""
 
-    async def predict(self, latents: Floats, *, num_classes: int, timeout: float) -> Answer:
+    async def predict(self, latents: Floats, *, num_classes: int, timeout: float) -> Received:
         """The logits of latents [n, D], or a `WireError`."""
         ...
 
@@ -96,9 +97,10 @@ class PeerChannel:
         self._encoding = encoding
         self._numbers = count(1)
         self._channel: Any = None
+        self._calls: Counter[Any] = Counter()  # on their way, per gRPC channel
         self._closed = False
 
-    async def predict(self, latents: Floats, *, num_classes: int, timeout: float) -> Answer:
+    async def predict(self, latents: Floats, *, num_classes: int, timeout: float) -> Received:
         """The logits [n, C] of latents [n, D].
 
         Raises:
@@ -118,7 +120,7 @@ class PeerChannel:
         logits = decode_tensor(reply.logits, max_rows=len(latents), columns=num_classes)
         if len(logits) != len(latents):
             raise WireError("shape", f"{len(logits)} rows of logits for {len(latents)} latents")
-        return Answer(np.asarray(logits, np.float32), len(request), len(data))
+        return Received(np.asarray(logits, np.float32), len(request), len(data))
 
     async def describe(self, *, timeout: float) -> peer_pb2.Description:
         """Who the peer says it is.
@@ -157,26 +159,40 @@ class PeerChannel:
         return bool(status == health_pb2.HealthCheckResponse.SERVING)
 
     async def renew(self) -> None:
-        """Forget the connection, so that the next call tries a new one at once."""
-        if self._channel is not None:
-            channel, self._channel = self._channel, None
-            await channel.close()
+        """Forget the connection, so that the next call tries a new one at once.
+
+        Calls on their way may still end well on the old one.
+        """
+        old, self._channel = self._channel, None
+        if old is not None and not self._calls[old]:
+            await old.close()
 
     async def close(self) -> None:
         """Stop; calls on their way end with reason ``closed``."""
         self._closed = True
-        await self.renew()
+        channels = {self._channel, *self._calls} - {None}
+        self._channel = None
+        for channel in channels:
+            await channel.close()
 
     async def _call(self, method: str, request: bytes, timeout: float) -> bytes:
         if self._closed:
             raise WireError("closed", f"the channel to {self._peer.name} is closed")
         if self._channel is None:
             self._channel = self._open()
+        channel = self._channel
+        self._calls[channel] += 1
         try:
-            data: bytes = await self._channel.unary_unary(method)(request, timeout=timeout)
+            data: bytes = await channel.unary_unary(method)(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             code, text = error.code(), error.details() or ""
             raise WireError(_reason(code, text), f"{code.name}: {text}") from None
+        finally:
+            self._calls[channel] -= 1
+            if not self._calls[channel]:
+                del self._calls[channel]
+                if channel is not self._channel:
+                    await channel.close()
         return data
 
     def _open(self) -> Any:
