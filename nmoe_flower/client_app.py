@@ -2,7 +2,16 @@
 
 from flwr.clientapp import ClientApp
 
-from nmoe_flower.clients import control, evaluate, expert, extractor, gate, identity
+from nmoe_flower.clients import (
+    control,
+    evaluate,
+    expert,
+    extractor,
+    gate,
+    identity,
+    initial,
+    spectral,
+)
 from nmoe_flower.records import Action
 
 __all__ = ["app"]
@@ -11,9 +20,12 @@ app = ClientApp()
 
 app.query(Action.IDENTITY.verb)(identity.identify)
 app.query(Action.DESCRIBE.verb)(identity.describe)
-app.query(Action.INITIAL.verb)(extractor.initial)
+app.query(Action.INITIAL.verb)(initial.initial)
 app.train(Action.EXTRACTOR.verb)(extractor.train)
 app.evaluate(Action.EXTRACTOR_TEST.verb)(extractor.test)
+app.train(Action.CONTRAST.verb)(spectral.train)
+app.query(Action.CORRELATION.verb)(spectral.correlate)
+app.evaluate(Action.CONTRAST_TEST.verb)(spectral.test)
 app.train(Action.EXPERT.verb)(expert.train)
 app.query(Action.ANSWER.verb)(expert.answer)
 app.query(Action.ANSWERS.verb)(expert.answers)

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 __all__ = [
     "ARRAYS",
     "CONFIG",
+    "CORRELATION",
     "EXPERT",
     "KEPT_ROUNDS",
     "METRICS",
+    "NOISE_MULTIPLIER",
+    "NOISE_STD",
     "NUM_EXAMPLES",
     "PARTITION_ID",
     "SERVER_ROUND",
     "Action",
+    "CorrelationKey",
     "array_bytes",
     "compare",
     "config_of",
@@ -39,7 +43,10 @@ __all__ = [
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
+CORRELATION = "correlation"
 EXPERT = "expert"
+NOISE_MULTIPLIER = "noise-multiplier"
+NOISE_STD = "noise-std"
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
 SERVER_ROUND = "server-round"
@@ -54,6 +61,9 @@ class Action(StrEnum):
     INITIAL = "query.initial"
     EXTRACTOR = "train.extractor"
     EXTRACTOR_TEST = "evaluate.extractor"
+    CONTRAST = "train.contrast"
+    CORRELATION = "query.correlation"
+    CONTRAST_TEST = "evaluate.contrast"
     EXPERT = "train.expert"
     ANSWER = "query.answer"
     ANSWERS = "query.answers"
@@ -68,6 +78,18 @@ class Action(StrEnum):
     def verb(self) -> str:
         """The part a ClientApp registers: ``app.train("extractor")``."""
         return self.value.partition(".")[2]
+
+
+class CorrelationKey(StrEnum):
+    """How a round of FedSC speaks of correlation matrices, in arrays and settings."""
+
+    MEAN = "mean"  # down: svec of the mean of all clients
+    PACKED = "packed"  # up: svec of the client's own
+    TOTAL = "correlation-examples"  # samples behind the mean
+    SHRUNK = "correlation-shrunk"  # the mean has lost every client's noise
+    OWN_ROUND = "correlation-round"  # when this client's part of the mean was sent; 0: none
+    RELEASE = "correlation-release"  # send a new one
+    SHARE = "correlation-share"  # weight of the own matrix in the loss; absent: share of samples
 
 
 def from_numpy(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -18,15 +18,27 @@ from nmoe_flower.data import (
     Augment,
     ClientIndices,
     ImageData,
+    Views,
     configured_images,
     configured_partition,
 )
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models import Classifier, Expert, Gate, build_extractor
+from nmoe_flower.models import (
+    Classifier,
+    Contrastive,
+    Expert,
+    Extractor,
+    Gate,
+    Projector,
+    build_extractor,
+)
+from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, use_bf16
 
 __all__ = ["Device", "device_of"]
+
+CLIP = 1.0  # features are projected into the unit ball
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,43 @@ class Device:
         data = self.config.data
         return Augment(crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout)
 
+    @cached_property
+    def views(self) -> Views:
+        """The two views of contrastive training."""
+        contrast = self.config.contrast
+        return Views(
+            size=contrast.view_size,
+            smallest=contrast.crop,
+            flip=self.config.data.flip,
+            jitter=contrast.jitter,
+            hue=contrast.hue,
+            grey=contrast.grey,
+        )
+
+    @property
+    def mechanism(self) -> GaussianMechanism:
+        """What makes this client's correlation matrices private.
+
+        Raises:
+            ConfigError: ``privacy.delta`` is not below 1 / images.
+        """
+        privacy, size = self.config.privacy, len(self.train_labels)
+        return GaussianMechanism(
+            noise_multiplier_for(
+                privacy.epsilon, privacy.delta, privacy.releases, num_examples=size
+            ),
+            CLIP,
+            size,
+            adjacency=privacy.adjacency,
+            secure=privacy.secure,
+        )
+
+    def empty_correlation(self) -> ClippedCorrelation:
+        """Adds up this client's correlation matrix, features clipped to the unit ball."""
+        return ClippedCorrelation(
+            CLIP, len(self.train_labels), adjacency=self.config.privacy.adjacency
+        )
+
     @property
     def bf16(self) -> bool:
         """Whether the extractor computes in bfloat16."""
@@ -107,6 +156,14 @@ class Device:
         return _build_classifier(
             self.config, self.data.image_shape, self.data.num_classes, self.torch_device
         )
+
+    def contrastive(self) -> Contrastive:
+        """FedSC's network; one per process, with the weights that were loaded last."""
+        return _shared_contrastive(self.config, self.data.image_shape, self.torch_device)
+
+    def fresh_contrastive(self) -> Contrastive:
+        """FedSC's network at its initial weights, the same on every client."""
+        return _build_contrastive(self.config, self.data.image_shape, self.torch_device)
 
     def head(self, latent_dim: int) -> Expert:
         """A fresh head of stage 1."""
@@ -164,26 +221,44 @@ def _head_hidden(config: Config) -> tuple[int, ...]:
     return config.expert.hidden if config.extractor.head == "expert" else ()
 
 
+def _build_extractor(config: Config, image_shape: tuple[int, int, int]) -> Extractor:
+    extractor = config.extractor
+    return build_extractor(
+        extractor.backbone,
+        in_channels=image_shape[0],
+        image_size=image_shape[1],
+        norm=extractor.norm,
+        widths=extractor.widths or None,
+        stem=extractor.stem or None,
+        pool=extractor.pool,
+    )
+
+
 def _build_classifier(
     config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
 ) -> Classifier:
-    extractor = config.extractor
     with _seeded(config, "extractor"):
-        body = build_extractor(
-            extractor.backbone,
-            in_channels=image_shape[0],
-            image_size=image_shape[1],
-            norm=extractor.norm,
-            widths=extractor.widths or None,
-            stem=extractor.stem or None,
-            pool=extractor.pool,
-        )
+        body = _build_extractor(config, image_shape)
         head = Expert(body.latent_dim, num_classes, hidden=_head_hidden(config))
     network = Classifier(body, head).to(device)
     return network.to(memory_format=torch.channels_last).eval()
 
 
+def _build_contrastive(
+    config: Config, image_shape: tuple[int, int, int], device: torch.device
+) -> Contrastive:
+    contrast = config.contrast
+    with _seeded(config, "extractor"):
+        body = _build_extractor(config, image_shape)
+        projector = Projector(
+            body.latent_dim, contrast.dim, hidden=contrast.hidden, norm=contrast.projector_norm
+        )
+    network = Contrastive(body, projector).to(device)
+    return network.to(memory_format=torch.channels_last).eval()
+
+
 _shared_classifier = lru_cache(maxsize=4)(_build_classifier)
+_shared_contrastive = lru_cache(maxsize=4)(_build_contrastive)
 
 
 @contextmanager

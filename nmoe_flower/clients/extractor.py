@@ -10,25 +10,33 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.versions import Versions
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import Classifier
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import FitResult, autocast, batch_indices, fit, generator, sgd
 
-__all__ = ["initial", "load_classifier", "predict", "test", "train", "train_classifier"]
+__all__ = [
+    "initial",
+    "load_classifier",
+    "local_steps",
+    "predict",
+    "test",
+    "train",
+    "train_classifier",
+]
 
 MOMENTUM = "momentum/"
 TEST_BATCH = 500
 
 
-def initial(message: Message, context: Context) -> Message:
-    """The initial classifier and gate: the same on every client of a seed."""
-    device = device_of(context)
+def initial(device: Device) -> dict[str, np.ndarray]:
+    """The initial classifier, and momentum if it travels: the same on every client of a seed."""
     network = device.fresh_classifier()
     arrays = {
         name: tensor.detach().cpu().numpy()
-        for name, tensor in network.parts(with_head=_shares_head(device)).items()
+        for name, tensor in network.parts(with_head=device.config.extractor.shares_head).items()
     }
     if device.config.extractor.momentum_at == "averaged":
         arrays |= {
@@ -36,12 +44,7 @@ def initial(message: Message, context: Context) -> Message:
             for name, parameter in network.named_parameters()
             if name in arrays
         }
-    gate = device.gate(network.extractor.latent_dim)
-    return records.reply(
-        message,
-        metrics={NUM_EXAMPLES: len(device.train_labels)},
-        arrays={ARRAYS: records.from_numpy(arrays), "gate": records.pack(gate.state_dict())},
-    )
+    return arrays
 
 
 def train(message: Message, context: Context) -> Message:
@@ -58,17 +61,17 @@ def train(message: Message, context: Context) -> Message:
         network,
         learning_rate=float(settings["learning-rate"]),
         momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
-        weight_decay=extractor.weight_decay,
+        weight_decay=0.0 if extractor.steps_with_adamw else extractor.weight_decay,
     )
     if averaged:
         _load_momentum(network, optimizer, arrays)
-    steps = _steps(device)
+    steps = local_steps(device)
     result = train_classifier(
         device, network, optimizer, first=(server_round - 1) * steps, steps=steps
     )
-    if not _shares_head(device):
+    if not device.config.extractor.shares_head:
         _save_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
-    packed = records.pack(network.parts(with_head=_shares_head(device)))
+    packed = records.pack(network.parts(with_head=device.config.extractor.shares_head))
     if averaged:
         packed = ArrayRecord({**packed, **_momentum(network, optimizer, packed)})
     return records.reply(
@@ -148,23 +151,19 @@ def load_classifier(
     device: Device, network: Classifier, arrays: Mapping[str, np.ndarray], *, before: int
 ) -> None:
     """Load received weights; a private head comes from the store, as it was before a round."""
-    shared = _shares_head(device)
+    shared = device.config.extractor.shares_head
     records.load_into(network.parts(with_head=shared), arrays)
     if shared:
         return
-    rounds = [r for r in _head_rounds(device) if r < before]
-    if rounds:
-        head = device.store.load(_head_name(max(rounds)))
-    else:
+    rounds = [r for r in _heads(device).rounds() if r < before]
+    head = _heads(device).load(max(rounds)) if rounds else None
+    if head is None:
         head = {n: t.numpy() for n, t in device.fresh_classifier().head.state_dict().items()}
     records.load_into(network.head.state_dict(), head)
 
 
-def _shares_head(device: Device) -> bool:
-    return device.config.extractor.reading == "shared-head"
-
-
-def _steps(device: Device) -> int:
+def local_steps(device: Device) -> int:
+    """Steps a client takes in a round."""
     extractor = device.config.extractor
     if extractor.local_steps:
         return extractor.local_steps
@@ -172,24 +171,15 @@ def _steps(device: Device) -> int:
     return extractor.local_epochs * batches
 
 
-def _head_name(server_round: int) -> str:
-    return f"head-{server_round:06d}"
-
-
-def _head_rounds(device: Device) -> list[int]:
-    files = device.store.folder.glob("head-*.safetensors")
-    return sorted(int(path.stem.removeprefix("head-")) for path in files)
+def _heads(device: Device) -> Versions:
+    return Versions(device.store, "head")
 
 
 def _save_head(device: Device, network: Classifier, server_round: int, kept: Sequence[int]) -> None:
     """Keep the head after this round, and as it was after each round in ``kept``."""
     head = {name: tensor.cpu().numpy() for name, tensor in network.head.state_dict().items()}
-    rounds = [r for r in _head_rounds(device) if r < server_round]
-    device.store.save(_head_name(server_round), head)
-    needed = {max((r for r in rounds if r <= last), default=0) for last in kept}
-    for old in rounds:
-        if old not in needed:
-            device.store.drop(_head_name(old))
+    _heads(device).save(server_round, head)
+    _heads(device).prune(server_round, kept)
 
 
 def _load_momentum(

@@ -5,20 +5,24 @@ run config use the dotted form (``gate.top-k=2``). Flower's run config has no li
 reads from comma-separated text (``"random,federated"``). Unknown keys are refused.
 """
 
+from nmoe_flower.config.contrast import ContrastConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.gate import GATES, GateConfig
+from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.whole import Config, Scalar
 
 __all__ = [
     "GATES",
     "Config",
+    "ContrastConfig",
     "DataConfig",
     "ExpertConfig",
     "ExtractorConfig",
     "GateConfig",
+    "PrivacyConfig",
     "RunConfig",
     "Scalar",
 ]

@@ -12,7 +12,9 @@ __all__ = ["ExtractorConfig"]
 class ExtractorConfig(Section):
     """Stage 1: how the shared feature extractor is trained."""
 
-    method: Literal["fedce"] = Field("fedce", description="how the extractor is trained")
+    method: Literal["fedce", "fedsc"] = Field(
+        "fedce", description="with labels (fedce) or without (fedsc, see contrast)"
+    )
     reading: Literal["shared-head", "private-heads"] = Field(
         "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
     )
@@ -43,6 +45,12 @@ class ExtractorConfig(Section):
     momentum_at: Literal["server", "client", "averaged"] = Field(
         "server", description="server: exact momentum averaging for one-step rounds, no bytes"
     )
+    server_optimizer: Literal["nesterov", "adamw"] = Field(
+        "nesterov", description="takes the clients' mean change as a gradient"
+    )
+    local_learning_rate: float = Field(
+        0.0, ge=0, description="of the clients, if not the schedule's; adamw: 0 means 0.1"
+    )
     server_learning_rate: float = Field(1.0, gt=0, description="1: take the clients' mean")
     weight_decay: float = Field(5e-4, ge=0, description="not of biases and norms")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share spread over all classes")
@@ -58,4 +66,19 @@ class ExtractorConfig(Section):
                 "set exactly one of local-steps and local-epochs above 0, got "
                 f"{self.local_steps} and {self.local_epochs}"
             )
+        if self.server_optimizer == "adamw" and self.momentum_at != "server":
+            raise ValueError(
+                "server-optimizer = adamw has moments of its own: momentum-at must be server, got "
+                f"{self.momentum_at}"
+            )
         return self
+
+    @property
+    def steps_with_adamw(self) -> bool:
+        """Whether the server's step is AdamW's."""
+        return self.server_optimizer == "adamw"
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether stage 1 leaves a head that all clients share."""
+        return self.method == "fedce" and self.reading == "shared-head"

@@ -8,10 +8,12 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from nmoe_flower.config.contrast import ContrastConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.gate import GateConfig
+from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.reading import explain, literal, merge
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section
@@ -27,6 +29,8 @@ class Config(Section):
 
     data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
     extractor: ExtractorConfig = Field(default_factory=lambda: ExtractorConfig.model_validate({}))
+    contrast: ContrastConfig = Field(default_factory=lambda: ContrastConfig.model_validate({}))
+    privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({}))
     expert: ExpertConfig = Field(default_factory=lambda: ExpertConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     run: RunConfig = Field(default_factory=lambda: RunConfig.model_validate({}))
@@ -48,6 +52,21 @@ class Config(Section):
                 f"expert.init = {self.expert.init} starts from the stage-1 head, but "
                 "extractor.head is linear and expert.hidden is not empty: "
                 "use expert.init = scratch, extractor.head = expert or an empty expert.hidden"
+            )
+        if self.extractor.method == "fedsc" and self.expert.init == "head":
+            raise ValueError(
+                "expert.init = head needs a head from stage 1, and extractor.method = fedsc trains "
+                "without labels: use scratch"
+            )
+        if self.privacy.enabled and self.extractor.method != "fedsc":
+            raise ValueError(
+                "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
+                f"extractor.method = {self.extractor.method}"
+            )
+        if self.privacy.enabled and self.contrast.source == "batches":
+            raise ValueError(
+                "privacy.enabled needs matrices in which every image counts once: set "
+                "contrast.source = pass or auto, got batches"
             )
         if self.expert.sharing == "none" and set(self.gate.methods) != {"local"}:
             raise ValueError(

@@ -17,6 +17,7 @@ from nmoe_flower.data.skew import dominant_share_from_tau
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise, two_views
     from nmoe_flower.data.dominant import DominantClassPartitioner
+    from nmoe_flower.data.views import Views
 
 __all__ = [
     "Augment",
@@ -24,6 +25,7 @@ __all__ = [
     "DominantClassPartitioner",
     "ImageData",
     "Split",
+    "Views",
     "cache_root",
     "configured_images",
     "configured_partition",
@@ -41,4 +43,6 @@ def __getattr__(name: str) -> Any:
         return import_module("nmoe_flower.data.dominant").DominantClassPartitioner
     if name in ("Augment", "normalise", "two_views"):
         return getattr(import_module("nmoe_flower.data.augment"), name)
+    if name == "Views":
+        return import_module("nmoe_flower.data.views").Views
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

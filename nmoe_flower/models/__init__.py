@@ -15,6 +15,7 @@ from nmoe_flower.models.nmoe import (
     combine,
 )
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
+from nmoe_flower.models.projector import Contrastive, Projector
 from nmoe_flower.models.routing import Router, Routing, route_top_k
 from nmoe_flower.models.untrained import LocalGate, PrototypeGate, RandomGate
 
@@ -22,6 +23,7 @@ __all__ = [
     "CachedExperts",
     "CentralizedMoE",
     "Classifier",
+    "Contrastive",
     "Expert",
     "ExpertPool",
     "Extractor",
@@ -32,6 +34,7 @@ __all__ = [
     "NMoE",
     "Prediction",
     "PriorChoice",
+    "Projector",
     "PrototypeGate",
     "RandomGate",
     "Router",

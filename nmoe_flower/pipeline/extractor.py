@@ -1,40 +1,35 @@
-"""Stage 1: the shared extractor."""
+"""Stage 1: the shared extractor, by FedCE or FedSC."""
 
+import json
+from collections.abc import Callable
+
+import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.config import Config
 from nmoe_flower.pipeline.arrays import has, keep
 from nmoe_flower.pipeline.run import Run
+from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
 from nmoe_flower.records import ARRAYS, Action
 from nmoe_flower.schedules import schedule
-from nmoe_flower.strategies import FedCE
+from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOptions
 
 __all__ = ["train_extractor"]
 
+LOCAL_RATE_UNDER_ADAMW = 0.1  # cancels in one-step rounds; large enough for float32 differences
+LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
+
 
 def train_extractor(run: Run) -> None:
-    """Stage 1: FedCE. Leaves the classifier under ``classifier/`` and the fresh gate."""
+    """Leave the extractor (FedCE: with its head) under ``classifier/``, and the fresh gate."""
     settings, seed_node = run.config.extractor, min(run.partitions.values())
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
     if not has(run, "gate/initial"):
         fresh = run.gather("initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
         keep(run, "gate/initial", fresh.array_records["gate"])
         initial = fresh.array_records[ARRAYS]
-    strategy = FedCE(
-        action=Action.EXTRACTOR,
-        evaluate_action=Action.EXTRACTOR_TEST,
-        fraction_train=settings.fraction_train,
-        min_available_nodes=run.config.data.num_clients,
-        server_learning_rate=settings.server_learning_rate,
-        server_momentum=settings.momentum if settings.momentum_at == "server" else 0.0,
-        learning_rate=schedule(
-            settings.schedule,
-            peak=settings.learning_rate,
-            steps=settings.rounds,
-            warmup=settings.warmup,
-        ),
-        ema=settings.ema,
-    )
+    strategy = STRATEGIES[settings.method](run.config)
 
     def averaged(arrays: ArrayRecord) -> ArrayRecord:
         return records.from_numpy(strategy.ema_arrays) if strategy.ema_arrays else arrays
@@ -49,4 +44,83 @@ def train_extractor(run: Run) -> None:
             tested=averaged,
         )
     )
-    keep(run, "classifier", trained)
+    _keep_without_projector(run, trained)
+    if isinstance(strategy, FedSC):
+        _keep_findings(run, strategy)
+
+
+def _fedce(config: Config) -> SteppedFedAvg:
+    return FedCE(**_options(config, Action.EXTRACTOR, Action.EXTRACTOR_TEST))
+
+
+def _fedsc(config: Config) -> SteppedFedAvg:
+    contrast, privacy, rounds = config.contrast, config.privacy, config.extractor.rounds
+    options = _options(config, Action.CONTRAST, Action.CONTRAST_TEST)
+    if contrast.probe != "local":  # one client can watch for all
+        options["fraction_evaluate"], options["min_evaluate_nodes"] = 1e-9, 1
+    refresh, noise, accountant = contrast.refresh or 1, 0.0, None
+    if privacy.enabled:
+        refresh = contrast.refresh or refresh_interval(max(1, rounds), privacy.releases)
+        noise = noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.releases)
+        accountant = Accountant(Budget(privacy.epsilon, privacy.delta))
+    return FedSC(
+        exchange=contrast.exchange,
+        share=_share(contrast.share, rounds),
+        refresh=refresh,
+        dim=contrast.dim,
+        noise_multiplier=noise,
+        accountant=accountant,
+        shrink=privacy.enabled and privacy.shrink,
+        **options,
+    )
+
+
+STRATEGIES: dict[str, Callable[[Config], SteppedFedAvg]] = {"fedce": _fedce, "fedsc": _fedsc}
+
+
+def _options(config: Config, action: Action, evaluate_action: Action) -> SteppedOptions:
+    """What both strategies take from ``extractor``."""
+    settings = config.extractor
+    adamw = AdamW(weight_decay=settings.weight_decay) if settings.steps_with_adamw else None
+    local = settings.local_learning_rate or (LOCAL_RATE_UNDER_ADAMW if adamw else None)
+    return {
+        "action": action,
+        "evaluate_action": evaluate_action,
+        "fraction_train": settings.fraction_train,
+        "min_available_nodes": config.data.num_clients,
+        "server_learning_rate": settings.server_learning_rate,
+        "server_momentum": settings.momentum if settings.momentum_at == "server" else 0.0,
+        "server_optimizer": adamw,
+        "learning_rate": schedule(
+            settings.schedule,
+            peak=settings.learning_rate,
+            steps=settings.rounds,
+            warmup=settings.warmup,
+        ),
+        "local_learning_rate": local,
+        "ema": settings.ema,
+    }
+
+
+def _share(kind: str, rounds: int) -> Callable[[int], float] | None:
+    """How much of a client's loss is its own matrix; None for its share of the samples."""
+    if kind == "samples":
+        return None
+    if kind == "own":
+        return lambda _: 1.0
+    return lambda current: 1.0 - (1.0 - LAST_SHARE) * (current - 1) / max(1, rounds - 1)
+
+
+def _keep_without_projector(run: Run, trained: ArrayRecord) -> None:
+    kept = {name: array for name, array in trained.items() if not name.startswith("projector.")}
+    keep(run, "classifier", ArrayRecord(kept))
+
+
+def _keep_findings(run: Run, strategy: FedSC) -> None:
+    """The spectrum of the features and what privacy was spent, for ``results.json``."""
+    eigenvalues = strategy.correlations.eigenvalues()
+    if eigenvalues is not None:
+        run.arrays["findings/spectrum"] = eigenvalues
+    if strategy.accountant is not None:
+        text = json.dumps(strategy.accountant.state())
+        run.arrays["findings/accountant"] = np.frombuffer(text.encode(), np.uint8)

@@ -87,6 +87,7 @@ class Run:
         """Give a strategy what this run knows about its clients and deadlines."""
         strategy.partitions = self.partitions
         strategy.connect_timeout = self.config.run.connect_timeout
+        strategy.round_timeout = self.config.run.round_timeout
         strategy.min_replies = self.config.run.min_replies
         strategy.seed = self.config.run.seed
         return strategy

@@ -4,14 +4,21 @@ from nmoe_flower.strategies.base import StreamingFedAvg
 from nmoe_flower.strategies.cohort import cohort_size, identify, wait_for_nodes
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
+from nmoe_flower.strategies.fedsc import FedSC
+from nmoe_flower.strategies.optimizers import AdamW
 from nmoe_flower.strategies.replies import Exchange
 from nmoe_flower.strategies.rollgate import RollGate
+from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
 __all__ = [
+    "AdamW",
     "Exchange",
     "FedCE",
     "FedGate",
+    "FedSC",
     "RollGate",
+    "SteppedFedAvg",
+    "SteppedOptions",
     "StreamingFedAvg",
     "cohort_size",
     "identify",

@@ -83,6 +83,7 @@ class StreamingFedAvg(FedAvg):
         self.seed = seed
         self.min_replies = min_replies
         self.connect_timeout = connect_timeout
+        self.round_timeout = 3600.0
         self.partitions: dict[int, int] = {}
         self.last_exchange = Exchange()
         self.sent: dict[str, np.ndarray] = {}
@@ -171,12 +172,21 @@ class StreamingFedAvg(FedAvg):
                     arrayrecord_key=key,
                     like=self.sent if arrays else {},
                 )
+                if arrays:
+                    self.accept(partition, reply.content, usable)
             except ReplyError as error:
                 self.last_exchange.fail(partition, str(error))
                 continue
             self.last_exchange.clients.append(partition)
             self.last_exchange.bytes_up += usable.bytes
             yield usable
+
+    def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
+        """Take what else a usable reply brings; strategies that want more override this.
+
+        Raises:
+            ReplyError: It is not as agreed: the whole reply is dropped.
+        """
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

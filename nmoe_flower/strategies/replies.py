@@ -31,6 +31,12 @@ class Exchange:
         log.warning("dropped the reply of client %d: %s", partition, reason)
         self.failures.append({"partition": partition, "reason": reason})
 
+    def absorb(self, other: "Exchange") -> None:
+        """Add another round trip of the same round: its failures and its bytes."""
+        self.failures += other.failures
+        self.bytes_down += other.bytes_down
+        self.bytes_up += other.bytes_up
+
 
 @dataclass(frozen=True, slots=True)
 class Usable:

@@ -1,0 +1,53 @@
+"""What a client has released so far, on its own disk: a budget is never forgotten."""
+
+import json
+from pathlib import Path
+
+from nmoe_flower.errors import CheckpointError
+from nmoe_flower.files import write_bytes
+from nmoe_flower.privacy import Accountant, Budget
+
+__all__ = ["Ledger"]
+
+NAME = "privacy.json"
+
+
+class Ledger:
+    """A client's own account of its releases; it does not rely on the server's.
+
+    Args:
+        folder: The client's store.
+        client: Its partition id.
+        budget: What all its releases may cost.
+
+    Raises:
+        CheckpointError: There is a ledger and it cannot be read: better no release than one too
+            many.
+    """
+
+    def __init__(self, folder: Path, client: int, budget: Budget) -> None:
+        self._path = folder / NAME
+        self._client = client
+        self._accountant = Accountant(budget)
+        if self._path.exists():
+            try:
+                self._accountant.load_state(json.loads(self._path.read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"cannot read the ledger {self._path}: {error}") from None
+
+    def affords(self, noise_multiplier: float) -> bool:
+        """Whether one more release with this noise stays within the budget."""
+        return self._accountant.affords(self._client, noise_multiplier=noise_multiplier)
+
+    def spend(self, noise_multiplier: float, *, num_examples: int) -> None:
+        """Write a release down, to the disk and not only to memory, before it is made.
+
+        Raises:
+            BudgetError: The budget is spent.
+            ConfigError: The budget's delta is not below 1 / ``num_examples``.
+        """
+        self._accountant.spend(
+            self._client, noise_multiplier=noise_multiplier, num_examples=num_examples
+        )
+        text = json.dumps(self._accountant.state())
+        write_bytes(self._path, text.encode(), sync=True)

@@ -1,0 +1,235 @@
+"""Stage 1 at the client, without labels: FedSC on own images (strategies/fedsc.py)."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
+
+from nmoe_flower import records, representation
+from nmoe_flower.clients.contrast import Contrast
+from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.extractor import local_steps, predict
+from nmoe_flower.clients.ledger import Ledger
+from nmoe_flower.clients.versions import Versions
+from nmoe_flower.data import normalise
+from nmoe_flower.losses import unit_ball
+from nmoe_flower.models import Contrastive
+from nmoe_flower.privacy import Budget
+from nmoe_flower.records import (
+    ARRAYS,
+    CORRELATION,
+    KEPT_ROUNDS,
+    NOISE_MULTIPLIER,
+    NOISE_STD,
+    NUM_EXAMPLES,
+    SERVER_ROUND,
+)
+from nmoe_flower.seeds import numpy_stream
+from nmoe_flower.training import autocast, batch_indices, fit, generator, sgd
+
+__all__ = ["correlate", "initial", "test", "train"]
+
+PASS_BATCH = 250
+TEST_IMAGES = 500
+
+
+class _StoreMemory:
+    """A memory on the client's disk, with as many versions as a resumed run can ask for."""
+
+    def __init__(self, device: Device, kept: object) -> None:
+        self._versions = Versions(device.store, CORRELATION)
+        self._kept = None if device.config.privacy.enabled else list(kept or ())  # type: ignore[call-overload]
+
+    def load(self, server_round: int) -> Mapping[str, np.ndarray] | None:
+        return self._versions.load(server_round)
+
+    def save(self, server_round: int, arrays: dict[str, np.ndarray]) -> None:
+        self._versions.save(server_round, arrays)
+        if self._kept is not None:  # what has cost privacy is never thrown away
+            self._versions.prune(server_round, self._kept)
+
+
+def initial(device: Device) -> dict[str, np.ndarray]:
+    """The initial encoder and projector: the same on every client of a seed."""
+    network = device.fresh_contrastive()
+    return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train the received weights against the others' correlation; return them and the own one."""
+    device, network, side = _begin(message, context)
+    extractor = device.config.extractor
+    sent, metrics = _release(device, network, side, message) if side.wanted else (None, {})
+    optimizer = sgd(
+        network,
+        learning_rate=float(records.config_of(message)["learning-rate"]),
+        momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
+        weight_decay=0.0 if extractor.steps_with_adamw else extractor.weight_decay,
+    )
+    result = fit(
+        network,
+        _batches(device, side.server_round),
+        lambda views: side.loss(*network(torch.cat(views)).chunk(2)),
+        optimizer=optimizer,
+        max_grad_norm=extractor.max_grad_norm,
+        bf16=device.bf16,
+    )
+    if side.wanted and sent is None and not _passes(device):
+        matrix = side.matrix()
+        sent = None if matrix is None else side.keep(matrix)
+    side.wanted = sent is not None
+    return side.reply(
+        message, network.state_dict(), {"loss": result.loss, **metrics}, correlation=sent
+    )
+
+
+def correlate(message: Message, context: Context) -> Message:
+    """The first phase of a two-phase round: the own matrix at the received weights."""
+    device, network, side = _begin(message, context)
+    sent, metrics = _release(device, network, side, message)
+    if sent is None and not _passes(device):
+        network.train()
+        with torch.no_grad(), autocast(device.bf16, device.torch_device):
+            for views in _batches(device, side.server_round):
+                side.see(unit_ball(network(torch.cat(views))))
+        network.eval()
+        matrix = side.matrix()
+        sent = None if matrix is None else side.keep(matrix)
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: side.num_examples, **metrics},
+        arrays={} if sent is None else {CORRELATION: sent},
+    )
+
+
+def _begin(message: Message, context: Context) -> tuple[Device, Contrastive, Contrast]:
+    device = device_of(context)
+    network = device.contrastive()
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    records.load_into(network.state_dict(), arrays)
+    contrast = device.config.contrast
+    side = Contrast(
+        message,
+        _StoreMemory(device, records.config_of(message).get(KEPT_ROUNDS)),
+        num_examples=len(device.train_labels),
+        weight=contrast.weight,
+        unbiased=contrast.unbiased,
+        running=contrast.running,
+    )
+    if contrast.share == "own":
+        side.share, side.others = 1.0, None
+    return device, network, side
+
+
+def _passes(device: Device) -> bool:
+    """Whether matrices are made in a pass over all own images, not from the batches trained on."""
+    source = device.config.contrast.source
+    return source == "pass" or (source == "auto" and device.config.privacy.enabled)
+
+
+def _release(
+    device: Device, network: Contrastive, side: Contrast, message: Message
+) -> tuple[ArrayRecord | None, dict[str, float]]:
+    """The matrix of a pass over all own images, with noise if it is private, packed to be sent.
+
+    None if matrices are made from batches, or if the budget is spent. What was sent in this round
+    before (by a run that was killed and resumed) is sent again: the same bits cost nothing.
+    """
+    if not _passes(device):
+        return None, {}
+    privacy = device.config.privacy
+    if not privacy.enabled:
+        return side.keep(_pass(device, network, side.server_round)), {}
+    mechanism = device.mechanism
+    about = {NOISE_MULTIPLIER: mechanism.noise_multiplier, NOISE_STD: mechanism.noise_std}
+    before = side.memory.load(side.server_round)
+    if before is not None:
+        return records.from_numpy({"packed": before["released"]}), about
+    ledger = Ledger(device.store.folder, device.partition, Budget(privacy.epsilon, privacy.delta))
+    if not ledger.affords(mechanism.noise_multiplier):
+        return None, {}
+    matrix = _pass(device, network, side.server_round)
+    ledger.spend(mechanism.noise_multiplier, num_examples=side.num_examples)
+    noise = None if privacy.secure else generator(device.seed("release", side.server_round))
+    return side.keep(mechanism.release(matrix, noise), matrix), about
+
+
+@torch.inference_mode()
+def _pass(device: Device, network: Contrastive, server_round: int) -> Tensor:
+    """Both views of every own image once, in evaluation mode: no sample touches another's."""
+    total = device.empty_correlation()
+    noise = generator(device.seed("views of the pass", server_round))
+    network.eval()
+    for start in range(0, len(device.train_images), PASS_BATCH):
+        images = normalise(device.train_images[start : start + PASS_BATCH])
+        views = torch.cat(device.views(images, noise)).to(device.torch_device)
+        with autocast(device.bf16, device.torch_device):
+            features = network(views).float()
+        total.add(*features.chunk(2))
+    return total.result()
+
+
+def _batches(device: Device, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This round's batches of two views each; a second call draws the same."""
+    steps = local_steps(device)
+    first = (server_round - 1) * steps
+    noise = generator(device.seed("views", first))
+    for chosen in batch_indices(
+        len(device.train_images),
+        device.config.extractor.batch_size,
+        first=first,
+        count=steps,
+        seed=device.seed("batches"),
+    ):
+        views = device.views(normalise(device.train_images[chosen]), noise)
+        yield views[0].to(device.torch_device), views[1].to(device.torch_device)
+
+
+def test(message: Message, context: Context) -> Message:
+    """Watch the received encoder: alignment and uniformity, and probes with labels."""
+    device = device_of(context)
+    network = device.contrastive()
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    records.load_into(network.state_dict(), arrays)
+    server_round = int(records.config_of(message)[SERVER_ROUND])
+    metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
+    metrics |= _without_labels(device, network, server_round)
+    if device.config.contrast.probe != "none":
+        metrics |= _probes(device, network)
+    return records.reply(message, metrics=metrics)
+
+
+@torch.inference_mode()
+def _without_labels(device: Device, network: Contrastive, server_round: int) -> dict[str, float]:
+    rng = numpy_stream(device.seed("watch", server_round))
+    chosen = np.sort(rng.permutation(len(device.train_images))[:TEST_IMAGES])
+    images = normalise(device.train_images[chosen])
+    views = device.views(images, generator(device.seed("watch views", server_round)))
+    network.eval()
+    with autocast(device.bf16, device.torch_device):
+        features = network(torch.cat(views).to(device.torch_device)).float().cpu().numpy()
+    first, second = np.split(features, 2)
+    return {
+        "alignment": representation.alignment(first, second),
+        "uniformity": representation.uniformity(first),
+    }
+
+
+def _probes(device: Device, network: Contrastive) -> dict[str, float]:
+    """k-NN and a linear classifier on frozen latents, of everybody's images or of own ones."""
+    settings, indices, data = device.config.contrast, device.indices, device.data
+    pooled = settings.probe == "pooled"
+    train = np.concatenate(device.everyone) if pooled else indices.train
+    rng = numpy_stream(device.config.run.seed, "probe")
+    train = np.sort(rng.permutation(train)[: settings.probe_images])
+    test = np.sort(rng.permutation(indices.test_iid if pooled else indices.test_local))
+    test = test[: settings.probe_images]
+    latents = predict(device, network.extractor, data.train.images, train).numpy()
+    unseen = predict(device, network.extractor, data.test.images, test).numpy()
+    known, truth = data.train.labels[train], data.test.labels[test]
+    return {
+        "knn-accuracy": representation.knn_accuracy(latents, known, unseen, truth),
+        "probe-accuracy": representation.probe_accuracy(latents, known, unseen, truth),
+    }

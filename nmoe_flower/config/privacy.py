@@ -1,0 +1,23 @@
+"""What is private, and how much of it is spent."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from nmoe_flower.config.section import Section
+
+__all__ = ["PrivacyConfig"]
+
+
+class PrivacyConfig(Section):
+    """Differential privacy of the correlation matrices that FedSC's clients send."""
+
+    enabled: bool = Field(False, description="add noise to correlation matrices, within a budget")
+    epsilon: float = Field(8.0, gt=0, description="all releases of a client together")
+    delta: float = Field(1e-5, gt=0, lt=1, description="below 1 / images of a client")
+    releases: int = Field(20, ge=1, description="matrices a client may send; sets the noise")
+    adjacency: Literal["replace-one", "add-remove"] = Field(
+        "replace-one", description="what neighbouring data sets differ in; see the docs"
+    )
+    secure: bool = Field(False, description="noise from the operating system; not reproducible")
+    shrink: bool = Field(True, description="the server removes noise from the mean's spectrum")

@@ -1,0 +1,136 @@
+"""Every client's correlation matrix at the server, fresh or stale, and their mean."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.privacy import (
+    check_release,
+    mean_noise_std,
+    shrink_spectrum,
+    smat,
+    svec,
+)
+
+__all__ = ["Correlations", "Release"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a client sent last.
+
+    Attributes:
+        packed: Its R, packed by ``svec``, [d(d+1)/2].
+        examples: Its number of samples.
+        round: When it was sent.
+        noise_std: Standard deviation of the noise in it; 0 for none.
+    """
+
+    packed: np.ndarray
+    examples: float
+    round: int
+    noise_std: float = 0.0
+
+
+class Correlations:
+    """Every client's last R. A client that is not asked, or does not answer, keeps its old one.
+
+    Args:
+        dim: d, the width of the features; None takes that of the first R.
+        clip: Largest norm of a feature.
+        shrink: Remove what noise did to the spectrum of the mean, after averaging.
+    """
+
+    def __init__(self, *, dim: int | None = None, clip: float = 1.0, shrink: bool = False) -> None:
+        self.dim, self.clip, self.shrink = dim, clip, shrink
+        self._kept: dict[int, Release] = {}
+        self._mean: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, client: int, release: Release) -> None:
+        """Take in a client's R.
+
+        Raises:
+            ReplyError: It is not finite, not of the agreed size, or no features have it.
+        """
+        try:
+            matrix = smat(release.packed.astype(np.float64), dim=self.dim)
+        except ConfigError as error:
+            raise ReplyError(f"correlation: {error}") from None
+        check_release(matrix, dim=len(matrix), clip=self.clip, noise_std=release.noise_std)
+        self.dim = len(matrix)
+        self._kept[client] = release
+        self._mean = None
+
+    def round_of(self, client: int) -> int:
+        """When this client's R was sent; 0 if there is none."""
+        return self._kept[client].round if client in self._kept else 0
+
+    @property
+    def examples(self) -> float:
+        """Samples behind the mean."""
+        return sum(release.examples for release in self._kept.values())
+
+    @property
+    def shrunk(self) -> bool:
+        """Whether the mean has lost its noise, and with it what each client's noise added."""
+        return self.shrink and self.noise_std > 0
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise in the mean."""
+        kept = [self._kept[client] for client in sorted(self._kept)]
+        stds, shares = [r.noise_std for r in kept], [r.examples / self.examples for r in kept]
+        return mean_noise_std(stds, shares)
+
+    @property
+    def mean(self) -> np.ndarray | None:
+        """The share-weighted mean, [d, d] float64; None before the first R. Summed in id order."""
+        if self._mean is None and self._kept:
+            total = self.examples
+            packed = sum(
+                self._kept[client].packed.astype(np.float64) * (self._kept[client].examples / total)
+                for client in sorted(self._kept)
+            )
+            mean = smat(np.asarray(packed))
+            if self.shrunk:
+                mean = shrink_spectrum(mean, self.noise_std, clip=self.clip)
+            self._mean = mean
+        return self._mean
+
+    @property
+    def packed_mean(self) -> np.ndarray | None:
+        """The mean as it travels, [d(d+1)/2] float32."""
+        return None if self.mean is None else svec(self.mean).astype(np.float32)
+
+    def eigenvalues(self) -> np.ndarray | None:
+        """Of the mean, largest first, what noise adds removed; None before the first R."""
+        if self.mean is None:
+            return None
+        mean = self.mean
+        if self.noise_std > 0 and not self.shrunk:
+            mean = shrink_spectrum(mean, self.noise_std, clip=self.clip, goal="eigenvalues")
+        return np.linalg.eigvalsh(mean)[::-1]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every R and what is known about it."""
+        arrays: dict[str, np.ndarray] = {}
+        for client, release in self._kept.items():
+            arrays[f"{client}/packed"] = release.packed
+            arrays[f"{client}/about"] = np.array(
+                [release.examples, release.round, release.noise_std], np.float64
+            )
+        return arrays
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore what ``state`` gave."""
+        self._kept, self._mean = {}, None
+        for key in arrays:
+            client, _, kind = key.partition("/")
+            if kind == "packed":
+                examples, server_round, noise_std = arrays[f"{client}/about"].tolist()
+                self.keep(int(client), Release(arrays[key], examples, int(server_round), noise_std))

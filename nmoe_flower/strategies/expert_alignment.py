@@ -1,0 +1,266 @@
+"""ExpertAlignment: each client trains the experts that suit it (system-level federated mixture).
+
+Chen et al. 2025, "Efficient Training of Large-Scale AI Models through Federated Mixture-of-Experts:
+A System-Level Approach", arXiv:2507.05685, section III. Fitness, usage, capacity, desirability and
+the policies are those of ``nmoe_flower.alignment``; a round here is: decide, send, average, learn.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from nmoe_flower import records
+from nmoe_flower.alignment import Assigner, Clock, Feedback, World, read_feedback, seconds_of
+from nmoe_flower.alignment.feedback import EXPERTS, SECONDS, SHARES
+from nmoe_flower.errors import ReplyError, RoundError
+from nmoe_flower.strategies.aggregation import WeightedMean
+from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+from nmoe_flower.strategies.gates import AveragedGate, GateSharing
+from nmoe_flower.strategies.parcels import ExpertNames, exchange_of, parcel
+from nmoe_flower.strategies.replies import Usable, agreeing, read_reply
+
+__all__ = ["ExpertAlignment"]
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class ExpertAlignment(StreamingFedAvg):
+    """A mixture on the server; every client gets extractor, gate and only its experts.
+
+    The client must send the arrays it got, trained, and the feedback of ``read_feedback`` among its
+    metrics; ``clients.alignment.answer_assigned`` does both. An expert becomes the weighted mean
+    over whoever trained it; one that nobody trained stays as it is. Unusable feedback drops the
+    whole reply, by name, before anything learns from it.
+
+    Args:
+        assigner: Knows the clients and decides.
+        names: Of the experts among the arrays; found in the first arrays if left out.
+        gate: How the gate travels: averaged by default.
+        world: Simulated devices: who is online, how long a round takes. None: reality.
+        clock: Simulated time, with the deadline.
+        flops: Of training one sample with one expert; of the clock, and to doubt claims.
+        **options: Those of ``StreamingFedAvg`` and FedAvg.
+    """
+
+    purpose = "alignment"
+
+    def __init__(
+        self,
+        assigner: Assigner,
+        *,
+        names: ExpertNames | None = None,
+        gate: GateSharing | None = None,
+        world: World | None = None,
+        clock: Clock | None = None,
+        flops: float = 0.0,
+        **options: Unpack[StreamingOptions],
+    ) -> None:
+        super().__init__(**options)
+        self.assigner, self.names, self.gate = assigner, names, gate or AveragedGate()
+        self.world, self.clock, self.flops = world, clock or Clock(), flops
+        self.audit: dict[str, Any] = {}
+        self.rows: dict[int, int] = {}  # partition to row of the assigner
+        self.traffic = np.zeros((assigner.clients, 2), dtype=np.int64)  # bytes down, bytes up
+        self._parcels: dict[int, Arrays] = {}  # what each partition was sent
+        self._feedback: list[Feedback] = []
+        self._seconds: dict[int, float] = {}
+        self._probed: dict[int, int] = {}  # bytes sent to newcomers
+        self._down: dict[int, int] = {}  # bytes sent to each row
+
+    # --- decide and send ---
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Assign experts to the clients that are there; one message each, of its own content."""
+        self.sent = records.to_numpy(arrays)
+        self.names = self.names or ExpertNames.found_in(self.sent)
+        if len(self.names) != self.assigner.experts:
+            raise RoundError(f"{len(self.names)} experts sent, {self.assigner.experts} assigned")
+        nodes = self._present(server_round, arrays, grid)
+        online = np.isin(np.arange(self.assigner.clients), list(nodes))
+        self.decision = self.assigner.assign(server_round, online)
+        self._feedback, self._seconds, self._parcels = [], {}, {}
+        told = self.round_config(server_round, config)
+        told |= {"loads": self.assigner.routed.tolist()}
+        messages, sizes = [], {}
+        for row, node in sorted(nodes.items()):
+            held = np.flatnonzero(self.decision.chosen[row])
+            if not len(held):
+                continue
+            mine = self.gate.outgoing(self.names.subset(self.sent, held), held)
+            own = {**told, EXPERTS: held.tolist(), **self.gate.question(row)}
+            message = parcel(self, node, mine, {**own, "experts": self.names.named(held)})
+            self._parcels[self.partitions.get(node, node)] = mine
+            sizes[row] = records.array_bytes(message.content)
+            messages.append(message)
+        self.last_exchange = exchange_of(sizes, before=self._probed)
+        self._down = sizes
+        return messages
+
+    def _present(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> dict[int, int]:
+        """Row to node of everyone who can be reached, newcomers probed."""
+        found = self.cohort(grid, server_round, self.fraction_train, self.min_train_nodes)
+        there = None if self.world is None else self.world.online(server_round)
+        nodes = {}
+        strangers = []
+        for node in found:
+            partition = self.partitions.get(node, node)
+            if partition not in self.rows:
+                self.rows[partition] = partition if self.action else len(self.rows)
+                strangers.append(node)
+            row = self.rows[partition]
+            self.assigner.meet(row + 1)
+            if there is None or (row < len(there) and there[row]):
+                nodes[row] = node
+        more = self.assigner.clients - len(self.traffic)
+        self.traffic = np.vstack([self.traffic, np.zeros((more, 2), dtype=np.int64)])
+        self._probed.clear()
+        if server_round > 1 and self.action and self.gate.is_shared:
+            self._probe([n for n in strangers if n in nodes.values()], server_round, grid)
+        return nodes
+
+    def _probe(self, newcomers: Sequence[int], server_round: int, grid: Grid) -> None:
+        """Cold start: ask where the gate would send a newcomer's samples; no expert travels."""
+        assert self.names is not None
+        shared = self.gate.outgoing(self.names.subset(self.sent, []), [])
+        told = self.round_config(server_round, {})
+        messages = [parcel(self, n, shared, told, records.Action.PROBE) for n in newcomers]
+        replies = grid.send_and_receive(messages, timeout=self.connect_timeout) if messages else ()
+        for reply, message in zip(replies, messages, strict=False):
+            partition = self.partition_of(reply)
+            self._probed[partition] = records.array_bytes(message.content)
+            try:
+                answer = read_reply(
+                    reply, weighted_by_key=self.weighted_by_key, arrayrecord_key=None, like={}
+                )
+                shares = answer.metrics.get(SHARES)
+                if not isinstance(shares, list):
+                    raise ReplyError(f"the probe {SHARES!r} is missing")
+                self.assigner.fitness.probe(self.rows[partition], shares)
+            except ValueError as error:
+                self.last_exchange.fail(partition, f"probe: {error}")
+
+    # --- average and learn ---
+
+    def usable(self, replies: Iterable[Message], *, arrays: bool) -> Iterator[Usable]:
+        """What can be aggregated; feedback is judged with the arrays it belongs to."""
+        if not arrays:
+            yield from super().usable(replies, arrays=False)
+            return
+        for reply in replies:
+            partition = self.partition_of(reply)
+            try:
+                usable = self._judge(partition, reply)
+            except ReplyError as error:
+                self.last_exchange.fail(partition, str(error))
+                continue
+            self.last_exchange.clients.append(partition)
+            self.last_exchange.bytes_up += usable.bytes
+            yield usable
+
+    def _judge(self, partition: int, reply: Message) -> Usable:
+        sent, row = self._parcels.get(partition), self.rows.get(partition)
+        if sent is None or row is None:
+            raise ReplyError("it was not asked")
+        usable = read_reply(
+            reply,
+            weighted_by_key=self.weighted_by_key,
+            arrayrecord_key=self.arrayrecord_key,
+            like=self.gate.expected(sent),
+        )
+        held = self.decision.chosen[row]
+        said = read_feedback(row, usable.metrics, held=held, flops=self.flops)
+        seconds = self._time(row, said, usable)
+        self._seconds[row] = seconds
+        if self.clock.is_late(seconds):
+            raise ReplyError(f"late: {seconds:.3g} s, the deadline is {self.clock.deadline:g} s")
+        self.gate.accept(row, held, reply.content)
+        self._feedback.append(said)
+        self.traffic[row] += (0, usable.bytes)
+        return usable
+
+    def _time(self, row: int, said: Feedback, usable: Usable) -> float:
+        if self.world is None:
+            return said.seconds
+        return seconds_of(
+            self.world.at(self.decision.round)[row],
+            flops=self.flops * float(said.samples.sum()),
+            bytes_down=self._down[row],
+            bytes_up=usable.bytes,
+        )
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average what is shared over all, each expert over its holders; then learn.
+
+        Raises:
+            RoundError: Fewer than ``min_replies`` replies could be used.
+        """
+        assert self.names is not None
+        means: dict[int | None, WeightedMean] = {}
+        metrics = []
+        for usable in self.usable(replies, arrays=True):
+            for expert, part in self.names.parts(self.gate.incoming(usable.arrays)).items():
+                means.setdefault(expert, WeightedMean()).add(part, usable.weight)
+            metrics.append(usable.metrics)
+        self._enough(server_round, len(metrics))
+        updated = dict(self.sent)
+        for mean in means.values():
+            if mean.total > 0:
+                updated |= mean.result()
+        updated |= self.gate.result(self.sent)
+        return records.from_numpy(updated), self._learn(server_round, metrics)
+
+    def _learn(self, server_round: int, metrics: list[MetricRecord]) -> MetricRecord:
+        self.assigner.learn(self.decision, self._feedback)
+        dropped = self.assigner.observe(self._feedback, self._seconds)
+        for row, size in self._down.items():
+            self.traffic[row] += (size, 0)
+        lasted = self.clock.advance(self._seconds)
+        lines = [self.decision.why(row) for row in range(self.assigner.clients)]
+        for line in lines:
+            if line["client"] in self._seconds:
+                line[SECONDS] = round(self._seconds[line["client"]], 6)
+            if line["client"] in dropped:
+                line["capacity-note"] = dropped[line["client"]]
+        self.audit = {"policy": self.assigner.policy, "clients": lines}
+        loads = self.decision.chosen.sum(axis=0)
+        plain = [_averageable(record) for record in metrics]
+        averaged = self.train_metrics_aggr_fn(agreeing(plain), self.weighted_by_key)
+        averaged["load-variation"] = float(loads.std() / loads.mean()) if loads.any() else 0.0
+        averaged["load-variation-total"] = self.assigner.load_variation
+        averaged["round-seconds"] = float(lasted)
+        averaged["elapsed-seconds"] = float(self.clock.elapsed)
+        return averaged
+
+    # --- survive ---
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything the next round depends on; lots and ties come from the seed and the round."""
+        return {
+            **{f"assigner/{key}": value for key, value in self.assigner.state().items()},
+            **{f"gate/{key}": value for key, value in self.gate.state().items()},
+            "traffic": self.traffic.copy(),
+            "rows": np.array(sorted(self.rows.items()), dtype=np.int64).reshape(-1, 2),
+            "elapsed": np.array(self.clock.elapsed),
+        }
+
+    def load_state(self, arrays: Arrays) -> None:
+        """Restore what ``state`` gave."""
+        for part in (self.assigner, self.gate):
+            prefix = "assigner/" if part is self.assigner else "gate/"
+            part.load_state(
+                {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            )
+        self.traffic, self.clock.elapsed = np.array(arrays["traffic"]), float(arrays["elapsed"])
+        self.rows = {int(partition): int(row) for partition, row in arrays["rows"]}
+
+
+def _averageable(record: MetricRecord) -> MetricRecord:
+    """Metrics that can be averaged over clients: not those that count experts."""
+    return MetricRecord({k: v for k, v in record.items() if not k.startswith("expert-")})

@@ -1,0 +1,266 @@
+"""FedSC: federated spectral contrastive learning (Networked MoE, section III-A.2).
+
+Gao et al. 2025, arXiv:2511.01743, Eq. 3 and 4; Jing et al., "FedSC: Provable Federated
+Self-supervised Learning with Spectral Contrastive Objective over Non-i.i.d. Data", ICML 2024.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from nmoe_flower import records
+from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.privacy import Accountant
+from nmoe_flower.records import (
+    CORRELATION,
+    NOISE_MULTIPLIER,
+    NOISE_STD,
+    NUM_EXAMPLES,
+    Action,
+    CorrelationKey,
+)
+from nmoe_flower.representation import effective_rank, find_collapse
+from nmoe_flower.strategies.correlations import Correlations, Release
+from nmoe_flower.strategies.replies import Exchange, Usable
+from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
+
+__all__ = ["FedSC"]
+
+log = logging.getLogger(__name__)
+
+
+class FedSC(SteppedFedAvg):
+    """FedAvg of an encoder whose clients push their samples away from everybody's.
+
+    Beside the weights, the client is sent the mean correlation matrix R of all clients. It takes
+    its own last R out, trains with Eq. 4 (``losses.local_spectral``), and returns its weights and,
+    when asked to, a fresh R in a second ArrayRecord, ``"correlation"``: ``{"packed": svec(R)}``.
+    ``clients.Contrast`` does that side. The server keeps every client's last R; that of a client
+    that is not asked, or fails, stays as it was.
+
+    Args:
+        exchange: ``merged``: R rides in the reply with the weights and is one round old when it is
+            used. ``two-phase``: R is asked for first, at the weights of this round, as published;
+            twice the exchanges.
+        correlation_action: Message type of the first phase; by default ``query.correlation``.
+        share: The weight of a client's own R in its loss, in round 1, 2, ...; None takes its share
+            q_i of the samples, for which the clients' gradients sum to the global one.
+        refresh: A new R is asked for in round 1 and every so many rounds.
+        dim: Width of the features; None takes that of the first R.
+        clip: Largest norm of a feature.
+        noise_multiplier: What the clients have agreed to; an R with less noise is refused.
+        accountant: Counts every R that is asked for; none is asked beyond its budget.
+        shrink: Remove what noise did to the spectrum of the mean.
+        **options: Those of ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg.
+
+    Attributes:
+        correlations: The matrices there are.
+        collapse: How the features have collapsed, in words; None if they have not.
+    """
+
+    purpose = "extractor"
+
+    def __init__(
+        self,
+        *,
+        exchange: Literal["merged", "two-phase"] = "merged",
+        correlation_action: str = Action.CORRELATION,
+        share: Callable[[int], float] | None = None,
+        refresh: int = 1,
+        dim: int | None = None,
+        clip: float = 1.0,
+        noise_multiplier: float = 0.0,
+        accountant: Accountant | None = None,
+        shrink: bool = False,
+        **options: Unpack[SteppedOptions],
+    ) -> None:
+        super().__init__(**options)
+        if exchange not in ("merged", "two-phase"):
+            raise ConfigError(f"exchange must be merged or two-phase, got {exchange!r}")
+        if refresh < 1:
+            raise ConfigError(f"refresh must be at least 1 round, got {refresh}")
+        if accountant is not None and noise_multiplier <= 0:
+            raise ConfigError(
+                f"an accountant needs a noise_multiplier above 0, got {noise_multiplier}"
+            )
+        self.exchange = exchange
+        self.correlation_action = correlation_action
+        self.share = share
+        self.refresh = refresh
+        self.noise_multiplier = noise_multiplier
+        self.accountant = accountant
+        self.correlations = Correlations(dim=dim, clip=clip, shrink=shrink)
+        self.collapse: str | None = None
+        self._current_round = 0
+        self._told_spent = False
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Gather fresh matrices first if they are to be fresh, then send weights and mean."""
+        if self.fraction_train == 0.0:
+            return []
+        nodes = self.cohort(grid, server_round, self.fraction_train, self.min_train_nodes)
+        settings = self.round_config(server_round, config)
+        self._current_round = server_round
+        asked = self._asked(server_round, nodes)
+        first = Exchange()
+        if self.exchange == "two-phase" and asked:
+            first = self._gather(sorted(asked), arrays, settings, grid)
+            asked = set()
+        messages = self._messages(nodes, arrays, settings, asked)
+        self.last_exchange.absorb(first)
+        return messages
+
+    def _asked(self, server_round: int, nodes: list[int]) -> set[int]:
+        """The nodes to release an R this round, each paid for before it is asked."""
+        if (server_round - 1) % self.refresh:
+            return set()
+        if self.accountant is None:
+            return set(nodes)
+        asked = set()
+        for node in nodes:
+            client = self._client(node)
+            if self.accountant.affords(client, noise_multiplier=self.noise_multiplier):
+                self.accountant.spend(
+                    client, noise_multiplier=self.noise_multiplier, num_examples=1
+                )
+                asked.add(node)
+        if len(asked) < len(nodes) and not self._told_spent:
+            self._told_spent = True
+            log.warning(
+                "round %d: the privacy budget of %d of %d clients is spent; "
+                "their correlation matrices stay as they are",
+                server_round, len(nodes) - len(asked), len(nodes),
+            )  # fmt: skip
+        return asked
+
+    def _messages(
+        self, nodes: list[int], arrays: ArrayRecord, settings: Mapping[str, Any], asked: set[int]
+    ) -> list[Message]:
+        """One message per node: the same records, and what the node must know about its own R."""
+        self.sent = records.to_numpy(arrays)
+        shared: dict[str, ArrayRecord] = {self.arrayrecord_key: arrays}
+        told = dict(settings)
+        mean = self.correlations.packed_mean
+        if mean is not None:
+            shared[CORRELATION] = records.from_numpy({CorrelationKey.MEAN: mean})
+            told[CorrelationKey.TOTAL] = self.correlations.examples
+            told[CorrelationKey.SHRUNK] = self.correlations.shrunk
+        if self.share is not None:
+            told[CorrelationKey.SHARE] = self.share(self._current_round)
+        messages = []
+        for node in nodes:
+            own: dict[str, Any] = {
+                CorrelationKey.OWN_ROUND: self.correlations.round_of(self._client(node)),
+                CorrelationKey.RELEASE: node in asked,
+            }
+            content = RecordDict({**shared, self.configrecord_key: ConfigRecord({**told, **own})})
+            messages.append(Message(content, node, self.action or "train"))
+        down = sum(records.array_bytes(message.content) for message in messages)
+        self.last_exchange = Exchange(bytes_down=down)
+        return messages
+
+    def _gather(
+        self, nodes: list[int], arrays: ArrayRecord, settings: Mapping[str, Any], grid: Grid
+    ) -> Exchange:
+        """The first phase: R at this round's weights."""
+        config = ConfigRecord({**settings, CorrelationKey.RELEASE: True})
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        exchange = Exchange(bytes_down=len(nodes) * records.array_bytes(content))
+        messages = [Message(content, node, self.correlation_action) for node in nodes]
+        streaming = StreamingGrid.around(grid)
+        for reply in streaming.send_and_receive(messages, timeout=self.round_timeout):
+            client = self.partition_of(reply)
+            try:
+                if reply.has_error():
+                    raise ReplyError(reply.error.reason)
+                self._take(client, reply.content)
+            except ReplyError as error:
+                exchange.fail(client, f"correlation: {error}")
+                continue
+            exchange.bytes_up += records.array_bytes(reply.content)
+        return exchange
+
+    def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
+        """Keep the R that came with the weights, if one did."""
+        if CORRELATION in content:
+            self._take(client, content)
+
+    def _take(self, client: int, content: RecordDict) -> None:
+        record = content.get(CORRELATION)
+        if not isinstance(record, ArrayRecord) or CorrelationKey.PACKED not in record:
+            raise ReplyError(f"the ArrayRecord {CORRELATION!r} with 'packed' is missing")
+        metrics = records.metrics_of(content)
+        noise = float(metrics.get(NOISE_MULTIPLIER, 0.0))
+        if noise < self.noise_multiplier * (1 - 1e-9):
+            raise ReplyError(
+                f"its correlation matrix has noise multiplier {noise:g}, "
+                f"{self.noise_multiplier:g} was agreed"
+            )
+        release = Release(
+            packed=records.to_numpy(record)[CorrelationKey.PACKED],
+            examples=float(metrics[NUM_EXAMPLES]),
+            round=self._current_round,
+            noise_std=float(metrics.get(NOISE_STD, 0.0)),
+        )
+        self.correlations.keep(client, release)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the weights; add the effective rank of the mean R to the metrics."""
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        eigenvalues = self.correlations.eigenvalues()
+        if metrics is not None and eigenvalues is not None:
+            metrics["effective-rank"] = effective_rank(eigenvalues)
+            self._watch(server_round, eigenvalues)
+        return arrays, metrics
+
+    def _watch(self, server_round: int, eigenvalues: np.ndarray) -> None:
+        found = find_collapse(eigenvalues)
+        if found is not None and self.collapse is None:
+            log.warning(
+                "round %d: %s; try a smaller learning rate, a fresh R (two-phase) or a projector "
+                "with BatchNorm", server_round, found,
+            )  # fmt: skip
+        self.collapse = found
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Average the clients' metrics; add the spectrum of the mean R, largest first."""
+        metrics = super().aggregate_evaluate(server_round, replies)
+        eigenvalues = self.correlations.eigenvalues()
+        if metrics is not None and eigenvalues is not None:
+            metrics["effective-rank"] = effective_rank(eigenvalues)
+            metrics["spectrum"] = eigenvalues.tolist()
+        return metrics
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Optimizer, averaged weights, every client's R, and the spent budget."""
+        arrays = super().state()
+        arrays |= {f"correlation/{k}": value for k, value in self.correlations.state().items()}
+        if self.accountant is not None:
+            text = json.dumps(self.accountant.state()).encode()
+            arrays["accountant"] = np.frombuffer(text, np.uint8)
+        return arrays
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore all of it; the budget is never forgotten."""
+        super().load_state(arrays)
+        prefix = "correlation/"
+        self.correlations.load_state(
+            {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        )
+        if self.accountant is not None and "accountant" in arrays:
+            self.accountant.load_state(json.loads(arrays["accountant"].tobytes()))
+
+    def _client(self, node: int) -> int:
+        return self.partitions.get(node, node)

@@ -1,0 +1,189 @@
+"""How the gate of a federated mixture travels: averaged, not at all, by rows, or as statistics."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.alignment import ClosedFormGate
+from nmoe_flower.errors import ReplyError
+
+__all__ = ["AveragedGate", "GateSharing", "LocalGate", "StatisticsGate", "TravellingGate"]
+
+STATISTICS = "statistics"
+WANTED = "want-moment"
+Arrays = Mapping[str, np.ndarray]
+Held = Sequence[int] | npt.NDArray[np.int64]
+
+
+class GateSharing:
+    """The gate is one of the shared arrays: averaged over all clients, as FedAvg would.
+
+    Args:
+        prefix: Arrays whose names start with it are the gate's.
+    """
+
+    is_shared = True  # a newcomer can be probed with it
+
+    def __init__(self, prefix: str = "gate.") -> None:
+        self.prefix = prefix
+
+    def outgoing(self, arrays: dict[str, np.ndarray], held: Held) -> dict[str, np.ndarray]:
+        """What a client gets."""
+        return arrays
+
+    def question(self, client: int) -> dict[str, Any]:
+        """What a client is told beside."""
+        return {}
+
+    def expected(self, sent: Arrays) -> Arrays:
+        """Which arrays must come back."""
+        return sent
+
+    def accept(self, client: int, held: npt.NDArray[np.bool_], content: RecordDict) -> None:
+        """Take what else a reply brings; refuse it if it does not fit.
+
+        Raises:
+            ReplyError: It is not as agreed.
+        """
+
+    def incoming(self, arrays: Arrays) -> Arrays:
+        """What of a reply is averaged as it is."""
+        return arrays
+
+    def result(self, sent: Arrays) -> dict[str, np.ndarray]:
+        """Arrays of the gate that are made otherwise than by averaging, after a round."""
+        return {}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays carried from round to round."""
+        return {}
+
+    def load_state(self, state: Arrays) -> None:
+        """Restore what ``state`` gave."""
+
+    def _is_gate(self, name: str) -> bool:
+        return name.startswith(self.prefix)
+
+
+AveragedGate = GateSharing
+
+
+class LocalGate(GateSharing):
+    """The gate never leaves a client (FLEX-MoE, arXiv:2512.23070): it is not sent either."""
+
+    is_shared = False
+
+    def outgoing(self, arrays: dict[str, np.ndarray], held: Held) -> dict[str, np.ndarray]:
+        """All but the gate."""
+        return {name: value for name, value in arrays.items() if not self._is_gate(name)}
+
+
+class TravellingGate(GateSharing):
+    """Row e of the gate belongs to expert e: averaged over its holders, otherwise unchanged.
+
+    Clients get the whole gate, to route with, and send it back; only rows of their experts count.
+    The first axis of every array of the gate counts the experts.
+    """
+
+    def __init__(self, prefix: str = "gate.") -> None:
+        super().__init__(prefix)
+        self._sums: dict[str, np.ndarray] = {}
+        self._weights: np.ndarray = np.zeros(0)
+        self._held: npt.NDArray[np.bool_] = np.zeros(0, dtype=bool)
+
+    def accept(self, client: int, held: npt.NDArray[np.bool_], content: RecordDict) -> None:
+        """Remember whose rows the next arrays are."""
+        self._held = held
+
+    def incoming(self, arrays: Arrays) -> Arrays:
+        """Add the held rows up; the rest is averaged."""
+        rows = np.flatnonzero(self._held)
+        if len(self._weights) != len(self._held):
+            self._weights = np.zeros(len(self._held))
+        self._weights[rows] += 1
+        for name, value in arrays.items():
+            if self._is_gate(name):
+                total = self._sums.setdefault(name, np.zeros(value.shape, dtype=np.float64))
+                total[rows] += value[rows]
+        return {name: value for name, value in arrays.items() if not self._is_gate(name)}
+
+    def result(self, sent: Arrays) -> dict[str, np.ndarray]:
+        """Rows of experts that were held are means over the holders."""
+        rows = np.flatnonzero(self._weights)
+        found = {}
+        for name, total in self._sums.items():
+            value = np.array(sent[name])
+            shape = (-1, *(1,) * (value.ndim - 1))
+            value[rows] = (total[rows] / self._weights[rows].reshape(shape)).astype(value.dtype)
+            found[name] = value
+        self._sums, self._weights = {}, np.zeros(0)
+        return found
+
+
+class StatisticsGate(GateSharing):
+    """The gate is solved from sums of latents that travel with their experts: `ClosedFormGate`.
+
+    Replies bring the ArrayRecord ``statistics``: ``sums`` [k, D + 2] of the held experts (sum of
+    ``[latent, 1]`` and the count) and, the first time, ``moment``: the upper triangle of the sum of
+    ``[latent, 1]``'s outer products. The gate itself only travels down.
+
+    Args:
+        solver: Holds the statistics.
+        weight: Name of the gate's array [E, D].
+        bias: Name of its biases [E].
+        prefix: Of the gate's arrays.
+    """
+
+    def __init__(
+        self,
+        solver: ClosedFormGate,
+        *,
+        weight: str = "gate.head.weight",
+        bias: str = "gate.head.bias",
+        prefix: str = "gate.",
+    ) -> None:
+        super().__init__(prefix)
+        self.solver, self.weight, self.bias = solver, weight, bias
+        self._round: dict[int, np.ndarray] = {}
+
+    def question(self, client: int) -> dict[str, Any]:
+        """Ask for the second moment once."""
+        return {WANTED: client not in self.solver.known}
+
+    def expected(self, sent: Arrays) -> Arrays:
+        """The gate does not come back."""
+        return {name: value for name, value in sent.items() if not self._is_gate(name)}
+
+    def accept(self, client: int, held: npt.NDArray[np.bool_], content: RecordDict) -> None:
+        """Take a client's sums."""
+        record = content.get(STATISTICS)
+        if not isinstance(record, ArrayRecord):
+            raise ReplyError(f"the ArrayRecord {STATISTICS!r} is missing")
+        arrays, experts = records.to_numpy(record), np.flatnonzero(held)
+        sums, packed = arrays.get("sums"), arrays.get("moment")
+        if sums is None or (packed is None and client not in self.solver.known):
+            raise ReplyError(f"{STATISTICS} have {sorted(arrays)}; wanted sums, and moment once")
+        self.solver.check(packed, sums, len(experts))
+        if packed is not None:
+            self.solver.meet(client, packed, sums.shape[1] - 1)
+        for expert, row in zip(experts.tolist(), sums.astype(np.float64), strict=True):
+            self._round[expert] = self._round[expert] + row if expert in self._round else row
+
+    def result(self, sent: Arrays) -> dict[str, np.ndarray]:
+        """The gate solved anew."""
+        self.solver.update(self._round)
+        self._round = {}
+        weight, bias = self.solver.solve()
+        return {self.weight: weight, self.bias: bias}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The solver's statistics."""
+        return self.solver.state()
+
+    def load_state(self, state: Arrays) -> None:
+        """Restore them."""
+        self.solver.load_state(state)

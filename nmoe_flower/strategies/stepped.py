@@ -1,0 +1,136 @@
+"""Federated averaging with a step of the server's own: what FedCE and FedSC share."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
+
+import numpy as np
+
+from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer
+
+__all__ = ["LEARNING_RATE", "SteppedFedAvg", "SteppedOptions"]
+
+LEARNING_RATE = "learning-rate"
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class SteppedOptions(StreamingOptions, total=False):
+    """The keyword arguments of ``SteppedFedAvg``, those of its bases included."""
+
+    server_learning_rate: float
+    server_momentum: float
+    server_optimizer: ServerOptimizer | None
+    learning_rate: Callable[[int], float] | None
+    local_learning_rate: float | None
+    ema: float
+
+
+class SteppedFedAvg(StreamingFedAvg):
+    """FedAvg that reads the clients' mean change as a gradient and steps along it.
+
+    The gradient is ``g = (w - mean) / rate`` with ``rate`` what the clients were told under
+    ``"learning-rate"``. With ``server_momentum`` the server takes a Nesterov step::
+
+        m <- momentum m + g;    w <- w - server_learning_rate learning_rate (g + momentum m)
+
+    If clients take one plain SGD step per round this is, exactly, averaging their momentum
+    buffers, at no cost on the wire. Running statistics of BatchNorm are averaged, never stepped.
+
+    Args:
+        server_learning_rate: 1.0 with plain SGD takes the mean as it is.
+        server_momentum: Nesterov momentum of the server's step.
+        server_optimizer: Takes the step instead, such as ``AdamW``.
+        learning_rate: Of round 1, 2, ...; None sends none to the clients.
+        local_learning_rate: What the clients are told, if not the same: for an optimizer whose
+            rates are too small for a difference of float32 weights.
+        ema: Decay per round of a running average of the weights, in ``ema_arrays``; 0 is off.
+        **options: Those of ``StreamingFedAvg`` and FedAvg.
+    """
+
+    def __init__(
+        self,
+        *,
+        server_learning_rate: float = 1.0,
+        server_momentum: float = 0.0,
+        server_optimizer: ServerOptimizer | None = None,
+        learning_rate: Callable[[int], float] | None = None,
+        local_learning_rate: float | None = None,
+        ema: float = 0.0,
+        **options: Unpack[StreamingOptions],
+    ) -> None:
+        super().__init__(**options)
+        steps = server_momentum > 0 or server_learning_rate != 1.0
+        self.server_learning_rate = server_learning_rate
+        self.server_optimizer = server_optimizer or (Nesterov(server_momentum) if steps else None)
+        self.learning_rate = learning_rate
+        self.local_learning_rate = local_learning_rate
+        self.ema = ema
+        self.ema_arrays: dict[str, np.ndarray] = {}
+
+    def round_config(self, server_round: int, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell the clients this round's learning rate."""
+        settings = super().round_config(server_round, config)
+        if self.local_learning_rate is not None:
+            settings[LEARNING_RATE] = self.local_learning_rate
+        elif self.learning_rate is not None:
+            settings[LEARNING_RATE] = self.learning_rate(server_round)
+        return settings
+
+    def server_update(
+        self, server_round: int, mean: dict[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """Take the server's step from the weights sent out to the clients' mean."""
+        if self.server_optimizer is not None:
+            rate = self.learning_rate(server_round) if self.learning_rate else 1.0
+            mean = {
+                name: self._step(self.server_optimizer, name, value, rate)
+                if _is_stepped(name, value)
+                else value
+                for name, value in mean.items()
+            }
+        if self.ema > 0:
+            self._average(server_round, mean)
+        return mean
+
+    def _step(
+        self, optimizer: ServerOptimizer, name: str, mean: np.ndarray, rate: float
+    ) -> np.ndarray:
+        sent = self.sent[name]
+        told = rate if self.local_learning_rate is None else self.local_learning_rate
+        if told == 0.0:
+            return sent
+        gradient = (sent - mean) / np.asarray(told, sent.dtype)
+        return optimizer.step(name, sent, gradient, self.server_learning_rate * rate)
+
+    def _average(self, server_round: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """EMA whose decay warms up, min(decay, (1 + t) / (10 + t)), so that it starts unbiased."""
+        decay = min(self.ema, (1 + server_round) / (10 + server_round))
+        for name, value in arrays.items():
+            if name in self.ema_arrays and value.dtype.kind == "f":
+                old = self.ema_arrays[name]
+                self.ema_arrays[name] = old + np.asarray(1 - decay, old.dtype) * (value - old)
+            else:
+                self.ema_arrays[name] = value
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The optimizer's arrays and the averaged weights."""
+        carried = self.server_optimizer.state() if self.server_optimizer else {}
+        return {
+            **{f"optimizer/{name}": value for name, value in carried.items()},
+            **{f"ema/{name}": value for name, value in self.ema_arrays.items()},
+        }
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore the optimizer and the averaged weights."""
+        groups: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "ema": {}}
+        for key, value in arrays.items():
+            kind, _, name = key.partition("/")
+            if kind in groups:
+                groups[kind][name] = value
+        if self.server_optimizer:
+            self.server_optimizer.load_state(groups["optimizer"])
+        self.ema_arrays = groups["ema"]
+
+
+def _is_stepped(name: str, value: np.ndarray) -> bool:
+    return value.dtype.kind == "f" and name.rpartition(".")[2] not in _STATISTICS
