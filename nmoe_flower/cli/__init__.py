@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nmoe_flower import __version__
+from nmoe_flower.cli import serve
 from nmoe_flower.errors import NMoEError
 
 __all__ = ["main"]
@@ -53,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands.add_parser("report", help="tables and figures from finished runs"))
     _add_config(commands.add_parser("config", help="print the resolved configuration"))
     _add_align(commands.add_parser("align", help="assign experts to clients, no training"))
-    _add_bench(commands.add_parser("bench", help="measure engines and assignment"))
+    serve.add_arguments(commands.add_parser("serve", help="answer peers with this device's expert"))
+    _add_bench(commands.add_parser("bench", help="measure engines, assignment and peers"))
     return parser
 
 
@@ -163,7 +165,7 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("align", "rounds"))
+    parser.add_argument("what", choices=("align", "infer", "rounds"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
 
     def command(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from nmoe_flower.inference.export import export_run
 from nmoe_flower.inference.manifest import Manifest
 from nmoe_flower.inference.rpc import PeerStub, RefusedError, peer_handlers
 from nmoe_flower.inference.service import ExpertServer
+from nmoe_flower.inference.sources import Sources, SourceWatch
 from nmoe_flower.inference.wire import decode_tensor, encode_tensor, parse
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Manifest",
     "PeerStub",
     "RefusedError",
+    "SourceWatch",
+    "Sources",
     "decode_tensor",
     "encode_tensor",
     "export_run",

@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import ssl
+import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -294,19 +295,24 @@ def test_frames_of_noise(serving: Fixture) -> None:
 
 
 def test_a_flood(serving: Fixture) -> None:
-    """Everybody hears something, at once or with logits; afterwards nothing is held."""
+    """Who does not fit hears so at once, while the expert is busy; afterwards nothing is held."""
 
     async def scenario() -> None:
         async with serving(max_batch=8, max_queue=16) as (server, stub):
-            calls = [stub.Predict(request(server), timeout=60) for _ in range(1000)]
-            answers = await asyncio.gather(*calls, return_exceptions=True)
-            codes = Counter(
-                answer.code() if isinstance(answer, grpc.aio.AioRpcError) else Code.OK
-                for answer in answers
-            )
-            assert set(codes) <= {Code.OK, Code.RESOURCE_EXHAUSTED}
-            assert codes[Code.OK] > 0
-            assert codes[Code.RESOURCE_EXHAUSTED] > 0
+            leave = threading.Event()
+            server._executor.submit(leave.wait, 20)  # the expert's thread has other work
+            calls = [
+                asyncio.ensure_future(stub.Predict(request(server), timeout=60))
+                for _ in range(1000)
+            ]
+            # A caller may hold half of the queue, 8 rows: 4 requests of 2.
+            refused, busy = [], set(calls)
+            while len(refused) < 996:
+                done, busy = await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+                refused += [call.exception().code() for call in done]
+            assert set(refused) == {Code.RESOURCE_EXHAUSTED}
+            leave.set()
+            assert [reply.logits.rows for reply in await asyncio.gather(*busy)] == [2] * 4
             await still_serves(server, stub)
             assert server._requests.open == 0
             assert server._requests.waiting_rows() == 0
