@@ -3,6 +3,7 @@
 from flwr.clientapp import ClientApp
 
 from nmoe_flower.clients import (
+    alignment,
     control,
     evaluate,
     expert,
@@ -35,3 +36,7 @@ app.query(Action.POOL.verb)(gate.pool)
 app.train(Action.POOLED.verb)(gate.train_pooled)
 app.train(Action.CONTROL.verb)(control.train)
 app.evaluate(Action.ROUTE.verb)(evaluate.route)
+app.query(Action.MIXTURE.verb)(alignment.initial)
+app.train(Action.ALIGNED.verb)(alignment.train)
+app.query(Action.PROBE.verb)(alignment.probe)
+app.evaluate(Action.ALIGNED_TEST.verb)(alignment.test)

@@ -73,6 +73,10 @@ class Action(StrEnum):
     POOLED = "train.pooled"
     CONTROL = "train.control"
     ROUTE = "evaluate.route"
+    MIXTURE = "query.mixture"
+    ALIGNED = "train.aligned"
+    PROBE = "query.probe"
+    ALIGNED_TEST = "evaluate.aligned"
 
     @property
     def verb(self) -> str:

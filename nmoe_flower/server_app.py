@@ -116,6 +116,9 @@ def execute(
 
 
 def _save_weights(folder: RunFolder, run: Run) -> None:
+    if mixture := run.part("mixture/"):
+        folder.save_weights("mixture", mixture)
+        return
     folder.save_weights("extractor", run.part("classifier/extractor."))
     if head := run.part("classifier/head."):
         folder.save_weights("head", head)

@@ -5,6 +5,7 @@ run config use the dotted form (``gate.top-k=2``). Flower's run config has no li
 reads from comma-separated text (``"random,federated"``). Unknown keys are refused.
 """
 
+from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.contrast import ContrastConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
@@ -16,6 +17,7 @@ from nmoe_flower.config.whole import Config, Scalar
 
 __all__ = [
     "GATES",
+    "AlignmentConfig",
     "Config",
     "ContrastConfig",
     "DataConfig",

@@ -19,6 +19,9 @@ class RunConfig(Section):
     name: str = Field(
         "nmoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder"
     )
+    system: Literal["networked", "aligned"] = Field(
+        "networked", description="three stages (2511.01743), or experts on a server (2507.05685)"
+    )
     out: str = Field("", description="results folder; empty: ./runs, or ~/nmoe-runs under flwr run")
     seed: int = Field(0, ge=0, description="of every random choice")
     device: str = Field(

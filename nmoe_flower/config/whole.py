@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.contrast import ContrastConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
@@ -33,6 +34,7 @@ class Config(Section):
     privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({}))
     expert: ExpertConfig = Field(default_factory=lambda: ExpertConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
+    alignment: AlignmentConfig = Field(default_factory=lambda: AlignmentConfig.model_validate({}))
     run: RunConfig = Field(default_factory=lambda: RunConfig.model_validate({}))
 
     @model_validator(mode="after")

@@ -7,20 +7,24 @@ run that was killed goes on inside the stage it was in.
 from collections.abc import Callable
 from typing import Any
 
+from nmoe_flower.pipeline.aligned import evaluate_aligned, train_aligned
 from nmoe_flower.pipeline.controls import train_controls
 from nmoe_flower.pipeline.evaluation import evaluate
 from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.gates import train_gates
 from nmoe_flower.pipeline.run import Journal, Run
-from nmoe_flower.pipeline.stages import STAGES
+from nmoe_flower.pipeline.stages import ALIGNED_STAGES, STAGES
 
 __all__ = [
+    "ALIGNED_STAGES",
     "STAGES",
     "Journal",
     "Run",
     "evaluate",
+    "evaluate_aligned",
     "run_pipeline",
+    "train_aligned",
     "train_controls",
     "train_experts",
     "train_extractor",
@@ -35,7 +39,8 @@ def run_pipeline(run: Run, *, announce: Callable[[str], None] = lambda _: None) 
         RoundError: A stage did not gather what it needs.
     """
     run.connect()
-    for name, stage in STAGES.items():
+    aligned = run.config.run.system == "aligned"
+    for name, stage in (ALIGNED_STAGES if aligned else STAGES).items():
         if name in run.stages:
             continue
         announce(name)
@@ -43,4 +48,4 @@ def run_pipeline(run: Run, *, announce: Callable[[str], None] = lambda _: None) 
         run.stages.append(name)
         run.save(f"{name}/done")
     announce("evaluation")
-    return evaluate(run)
+    return evaluate_aligned(run) if aligned else evaluate(run)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+from nmoe_flower.pipeline.aligned import train_aligned
 from nmoe_flower.pipeline.controls import train_controls
 from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.gates import train_gates
 from nmoe_flower.pipeline.run import Run
 
-__all__ = ["STAGES"]
+__all__ = ["ALIGNED_STAGES", "STAGES"]
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "extractor": train_extractor,
@@ -16,3 +17,5 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "gates": train_gates,
     "controls": train_controls,
 }
+
+ALIGNED_STAGES: dict[str, Callable[[Run], None]] = {"alignment": train_aligned}

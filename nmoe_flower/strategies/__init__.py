@@ -2,24 +2,40 @@
 
 from nmoe_flower.strategies.base import StreamingFedAvg
 from nmoe_flower.strategies.cohort import cohort_size, identify, wait_for_nodes
+from nmoe_flower.strategies.expert_alignment import ExpertAlignment
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
 from nmoe_flower.strategies.fedsc import FedSC
+from nmoe_flower.strategies.gates import (
+    AveragedGate,
+    GateSharing,
+    LocalGate,
+    StatisticsGate,
+    TravellingGate,
+)
 from nmoe_flower.strategies.optimizers import AdamW
+from nmoe_flower.strategies.parcels import ExpertNames
 from nmoe_flower.strategies.replies import Exchange
 from nmoe_flower.strategies.rollgate import RollGate
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
 __all__ = [
     "AdamW",
+    "AveragedGate",
     "Exchange",
+    "ExpertAlignment",
+    "ExpertNames",
     "FedCE",
     "FedGate",
     "FedSC",
+    "GateSharing",
+    "LocalGate",
     "RollGate",
+    "StatisticsGate",
     "SteppedFedAvg",
     "SteppedOptions",
     "StreamingFedAvg",
+    "TravellingGate",
     "cohort_size",
     "identify",
     "wait_for_nodes",

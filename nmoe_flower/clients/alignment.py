@@ -1,0 +1,211 @@
+"""The aligned system at the client: train the assigned experts (strategies/expert_alignment.py)."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
+from torch.nn import functional as F
+
+from nmoe_flower import metrics, records
+from nmoe_flower.alignment.feedback import EXPERTS, SHARES
+from nmoe_flower.clients.assigned import Trained, answer_assigned
+from nmoe_flower.clients.device import device_of
+from nmoe_flower.clients.mixture import MixtureClient, fresh_mixture
+from nmoe_flower.data import normalise
+from nmoe_flower.losses import load_balance_global
+from nmoe_flower.models.aligned import assigned_loss, mixed
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.training import batch_indices, fit, generator, sgd
+
+__all__ = ["initial", "probe", "test", "train"]
+
+TESTS = ("local", "iid")
+
+
+def initial(message: Message, context: Context) -> Message:
+    """The initial mixture, the same on every client of a seed; and what training it costs."""
+    device = device_of(context)
+    client = MixtureClient(device)
+    data = device.data
+    fresh = fresh_mixture(device.config, data.image_shape, data.num_classes)
+    expert = sum(p.numel() for p in fresh.experts["0"].parameters())
+    arrays = {n: t for n, t in fresh.state_dict().items() if n in client.travelling()}
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(device.train_labels), "expert-parameters": expert},
+        arrays={ARRAYS: records.pack(arrays)},
+    )
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train the assigned experts, with the gate limited to them; tell how they did."""
+    client = MixtureClient(device_of(context))
+    told = records.config_of(message)
+    server_round, held = int(told[SERVER_ROUND]), [int(e) for e in told[EXPERTS]]
+    own_gate = client.device.config.alignment.gate == "local"
+    if own_gate:
+        client.load_gate()
+    loads = torch.tensor([float(share) for share in told.get("loads", ())])
+    answer = answer_assigned(
+        message, client.network, lambda _: _train(client, held, server_round, loads)
+    )
+    if own_gate:
+        client.save_gate()
+    if client.device.config.alignment.gate == "closed-form":
+        answer.content["statistics"] = _statistics(client, held, bool(told["want-moment"]))
+        answer.content[ARRAYS] = _without_gate(answer.content.array_records[ARRAYS])
+    return answer
+
+
+def _train(client: MixtureClient, held: Sequence[int], server_round: int, loads: Tensor) -> Trained:
+    device, settings = client.device, client.device.config.alignment
+    learners, kept = client.learners(held), client.split[0]
+    labels = torch.from_numpy(device.train_labels).to(device.torch_device)
+    latents = None if client.is_trained else client.latents("train")
+    noise = generator(device.seed("aligned-augment", server_round))
+    network, steps = client.network, settings.local_steps
+
+    def batches() -> Iterator[np.ndarray]:
+        first = (server_round - 1) * steps
+        yield from (
+            kept[chosen]
+            for chosen in batch_indices(
+                len(kept),
+                settings.batch_size,
+                first=first,
+                count=steps,
+                seed=device.seed("aligned-batches"),
+            )
+        )
+
+    def batch_loss(chosen: np.ndarray) -> Tensor:
+        if latents is None:
+            images = device.augment(normalise(device.train_images[chosen]), noise)
+            rows = network.extractor(images.to(device.torch_device))
+        else:
+            rows = latents[chosen]
+        scores = network.gate(rows)
+        answers = network.answers(rows, held).float()
+        loss = assigned_loss(scores, answers, labels[chosen], held, anchor=settings.anchor)
+        if settings.balance and len(loads) and bool(loads.sum() > 0):
+            balance = load_balance_global(scores.softmax(dim=1), loads.to(scores.device))
+            loss = loss + settings.balance * balance
+        return loss
+
+    result = fit(
+        learners,
+        batches(),
+        batch_loss,
+        optimizer=sgd(
+            learners,
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        ),
+        bf16=device.bf16 and client.is_trained,
+    )
+    losses, shares, attributed = _judge(client, held)
+    seen = min(settings.batch_size, len(kept)) * steps
+    return Trained(
+        loss=result.loss,
+        num_examples=len(labels),
+        losses={str(expert): loss for expert, loss in zip(held, losses, strict=True)},
+        samples={str(e): seen * part for e, part in zip(held, attributed, strict=True)},
+        shares=shares,
+    )
+
+
+@torch.inference_mode()
+def _judge(
+    client: MixtureClient, held: Sequence[int]
+) -> tuple[list[float], list[float], list[float]]:
+    """On held-out images: loss per held expert, the gate's shares over all, and among the held."""
+    device, rows = client.device, client.split[1]
+    labels = torch.from_numpy(device.train_labels[rows]).to(device.torch_device)
+    whole = client.extracted("train") if client.is_trained else client.latents("train")
+    latents = whole.to(device.torch_device)[rows]
+    scores, answers = client.network.gate(latents), client.network.answers(latents, held)
+    losses = [float(F.cross_entropy(answers[:, at], labels)) for at in range(len(held))]
+    counts = scores.argmax(dim=1).bincount(minlength=scores.shape[1])
+    among = scores[:, list(held)].argmax(dim=1).bincount(minlength=len(held))
+    total = len(rows)
+    return losses, (counts / total).tolist(), (among / total).tolist()
+
+
+@torch.inference_mode()
+def _statistics(client: MixtureClient, held: Sequence[int], want_moment: bool) -> ArrayRecord:
+    """Sums of the gate's inputs per held expert, each sample shared out by responsibility."""
+    device, kept = client.device, client.split[0]
+    latents = client.latents("train")[kept]
+    labels = torch.from_numpy(device.train_labels[kept]).to(device.torch_device)
+    inputs = F.layer_norm(latents, latents.shape[1:])
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()
+    logits = client.network.answers(latents, held)
+    fits = logits.log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
+    gate = client.network.gate(latents)[:, list(held)].log_softmax(dim=1)
+    parts = (gate + fits).softmax(dim=1).double()
+    sums = torch.cat([parts.T @ inputs, parts.sum(dim=0)[:, None]], dim=1)
+    arrays = {"sums": sums.float()}
+    if want_moment:
+        upper = torch.triu_indices(inputs.shape[1], inputs.shape[1])
+        arrays["moment"] = (inputs.T @ inputs)[upper[0], upper[1]].float()
+    return records.pack(arrays)
+
+
+def _without_gate(record: ArrayRecord) -> ArrayRecord:
+    return ArrayRecord({name: a for name, a in record.items() if not name.startswith("gate.")})
+
+
+@torch.inference_mode()
+def probe(message: Message, context: Context) -> Message:
+    """A newcomer's cold start: where the gate would send its samples; no expert is needed."""
+    client = MixtureClient(device_of(context))
+    _load(client, message)
+    rows = client.split[1]
+    whole = client.extracted("train") if client.is_trained else client.latents("train")
+    scores = client.network.gate(whole.to(client.device.torch_device)[rows])
+    counts = scores.argmax(dim=1).bincount(minlength=scores.shape[1])
+    shares: dict[str, float | list[float]] = {
+        NUM_EXAMPLES: len(rows),
+        SHARES: (counts / len(rows)).tolist(),
+    }
+    return records.reply(message, metrics=shares)
+
+
+@torch.inference_mode()
+def test(message: Message, context: Context) -> Message:
+    """Both tests by the received experts: all of them, or those placed on this client."""
+    client = MixtureClient(device_of(context))
+    device, network = client.device, client.network
+    _load(client, message)
+    if device.config.alignment.gate == "local":
+        client.load_gate()
+    told = records.config_of(message)
+    held = [int(e) for e in told.get(EXPERTS, range(len(network.experts)))]
+    found: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
+    for name in TESTS:
+        labels = device.data.test.labels[getattr(device.indices, f"test_{name}")]
+        latents = client.extracted(name) if client.is_trained else client.latents(name)
+        rows = latents.to(device.torch_device)
+        probabilities, asked = mixed(
+            network.gate(rows)[:, held],
+            network.answers(rows, held),
+            top_k=device.config.alignment.top_k,
+        )
+        probs = probabilities.cpu().numpy()
+        found[f"accuracy-{name}"] = metrics.accuracy(probs, labels)
+        if told.get("final"):
+            found[f"balanced-accuracy-{name}"] = metrics.balanced_accuracy(probs, labels)
+            found[f"macro-f1-{name}"] = metrics.macro_f1(probs, labels)
+            ids = np.asarray(held)[asked.cpu().numpy()]
+            counts = np.bincount(ids.ravel(), minlength=len(network.experts))
+            found[f"routing-{name}"] = [float(share) for share in counts / ids.size]
+    return records.reply(message, metrics=found)
+
+
+def _load(client: MixtureClient, message: Message) -> None:
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    state = client.network.state_dict()
+    records.load_into({name: state[name] for name in arrays}, arrays)

@@ -1,0 +1,73 @@
+"""For any torch module whose experts are named: answer a round of ExpertAlignment."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from torch import nn
+
+from nmoe_flower import records
+from nmoe_flower.alignment.feedback import EXPERTS, LOSSES, SAMPLES, SECONDS, SHARES
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES
+
+__all__ = ["Trained", "answer_assigned"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client says about its training.
+
+    Attributes:
+        loss: Mean over the steps.
+        num_examples: Weighs this client in every average.
+        losses: By expert: on held-out samples.
+        samples: By expert: how many trained it; ``num_examples`` each if left out.
+        shares: Of the held-out samples, the share the gate sends to each expert of the whole
+            mixture; empty if the gate cannot tell.
+    """
+
+    loss: float
+    num_examples: int
+    losses: Mapping[str, float]
+    samples: Mapping[str, float] | None = None
+    shares: Sequence[float] = ()
+
+
+def answer_assigned(
+    message: Message, module: nn.Module, train: Callable[[list[str]], Trained]
+) -> Message:
+    """Load what came into ``module``, train it, send back what came and the feedback.
+
+    The state of experts that did not come is left as it is: ``train`` must use only the experts
+    it is given the names of.
+
+    Args:
+        message: Of ``ExpertAlignment``: extractor, gate and the assigned experts.
+        module: Its state dict has all names that may come.
+        train: Called with the names of the assigned experts.
+
+    Raises:
+        ReplyError: An array has no place in ``module``, or another shape.
+    """
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    state = module.state_dict()
+    records.load_into({name: state[name] for name in arrays.keys() & state.keys()}, arrays)
+    told = records.config_of(message)
+    names, ids = list(told["experts"]), list(told[EXPERTS])
+    started = time.perf_counter()
+    done = train(names)
+    seconds = time.perf_counter() - started
+    samples = done.samples or dict.fromkeys(names, done.num_examples)
+    feedback: dict[str, float | int | list[float] | list[int]] = {
+        NUM_EXAMPLES: done.num_examples,
+        "loss": done.loss,
+        EXPERTS: ids,
+        LOSSES: [float(done.losses[name]) for name in names],
+        SAMPLES: [float(samples[name]) for name in names],
+        SECONDS: max(seconds, 1e-9),
+    }
+    if done.shares:
+        feedback[SHARES] = [float(share) for share in done.shares]
+    trained = records.pack({name: module.state_dict()[name] for name in arrays})
+    return records.reply(message, metrics=feedback, arrays={ARRAYS: trained})

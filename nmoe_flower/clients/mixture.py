@@ -1,0 +1,156 @@
+"""The mixture of the aligned system as one client sees it: the network, its latents, its gate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nmoe_flower import records
+from nmoe_flower.clients.device import Device
+from nmoe_flower.clients.extractor import predict
+from nmoe_flower.config import Config
+from nmoe_flower.models import Expert, Extractor, Gate, build_extractor
+from nmoe_flower.models.aligned import AlignedMixture
+from nmoe_flower.models.filters import FilterBank
+from nmoe_flower.seeds import derive_seed, numpy_stream
+from nmoe_flower.training import generator
+
+__all__ = ["MixtureClient", "experts_of", "fresh_mixture"]
+
+LATENTS = "aligned-latents"
+GATE = "aligned-gate"
+
+
+def experts_of(config: Config) -> int:
+    """How many experts the mixture has."""
+    return config.alignment.experts or config.data.num_clients
+
+
+def fresh_mixture(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> AlignedMixture:
+    """The mixture at its initial weights: the same for a seed, wherever it is built."""
+    alignment, extractor = config.alignment, config.extractor
+    seed = derive_seed(config.run.seed, "initial", "aligned")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body: Extractor
+        if alignment.extractor == "filters":
+            body = FilterBank(
+                alignment.filters,
+                generator=generator(seed),
+                in_channels=image_shape[0],
+                image_size=image_shape[1],
+                size=alignment.filter_size,
+                stride=alignment.filter_stride,
+            )
+        else:
+            body = build_extractor(
+                extractor.backbone,
+                in_channels=image_shape[0],
+                image_size=image_shape[1],
+                norm=extractor.norm,
+                widths=extractor.widths or None,
+                stem=extractor.stem or None,
+                pool=extractor.pool,
+            )
+        count = experts_of(config)
+        experts = [
+            Expert(body.latent_dim, num_classes, hidden=config.expert.hidden) for _ in range(count)
+        ]
+        gate = Gate(body.latent_dim, count, hidden=config.gate.hidden)
+    network = AlignedMixture(body, gate, experts)
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+@lru_cache(maxsize=4)
+def _shared_mixture(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
+) -> AlignedMixture:
+    return fresh_mixture(config, image_shape, num_classes).to(device)
+
+
+@dataclass(frozen=True)
+class MixtureClient:
+    """A device, and the mixture it trains parts of; one network per process, loaded anew."""
+
+    device: Device
+
+    @cached_property
+    def network(self) -> AlignedMixture:
+        """The mixture, with the weights that were loaded last."""
+        device = self.device
+        return _shared_mixture(
+            device.config, device.data.image_shape, device.data.num_classes, device.torch_device
+        )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the extractor is trained too; otherwise it never travels."""
+        return self.device.config.alignment.extractor == "trained"
+
+    def travelling(self) -> dict[str, Tensor]:
+        """The state that the server holds: without an extractor that all know anyway."""
+        return {
+            name: tensor
+            for name, tensor in self.network.state_dict().items()
+            if self.is_trained or not name.startswith("extractor.")
+        }
+
+    @cached_property
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions among the client's training images: to train on, and held out for feedback."""
+        size = len(self.device.indices.train)
+        order = numpy_stream(self.device.seed("aligned-holdout")).permutation(size)
+        count = min(max(1, round(self.device.config.alignment.holdout * size)), size - 1)
+        return np.sort(order[count:]), np.sort(order[:count])
+
+    def latents(self, part: str) -> Tensor:
+        """Latents [n, D] of ``train``, ``local`` or ``iid`` images under a fixed extractor.
+
+        They are computed once and kept at the client.
+        """
+        name = f"{LATENTS}-{part}"
+        store = self.device.store
+        if not store.has(name):
+            store.save(name, {"latents": self.extracted(part).numpy().astype(np.float16)})
+        kept = store.load(name)["latents"]
+        return torch.from_numpy(kept.astype(np.float32)).to(self.device.torch_device)
+
+    def extracted(self, part: str) -> Tensor:
+        """Latents [n, D] of images under the extractor as it is now."""
+        device = self.device
+        split = device.data.train if part == "train" else device.data.test
+        chosen = {
+            "train": device.indices.train,
+            "local": device.indices.test_local,
+            "iid": device.indices.test_iid,
+        }[part]
+        return predict(device, self.network.extractor, split.images, chosen)
+
+    def load_gate(self) -> None:
+        """Bring the client's own gate back, fresh the first time (``alignment.gate = local``)."""
+        if self.device.store.has(GATE):
+            state = self.device.store.load(GATE)
+        else:
+            data = self.device.data
+            fresh = fresh_mixture(self.device.config, data.image_shape, data.num_classes)
+            state = {n: t.numpy() for n, t in fresh.gate.state_dict().items()}
+        records.load_into(self.network.gate.state_dict(), state)
+
+    def save_gate(self) -> None:
+        """Keep the client's own gate."""
+        state = self.network.gate.state_dict()
+        self.device.store.save(GATE, {n: t.cpu().numpy() for n, t in state.items()})
+
+    def learners(self, held: Sequence[int]) -> nn.ModuleList:
+        """What training moves: the held experts, the gate unless it is solved, the extractor."""
+        parts: list[nn.Module] = [self.network.experts[str(expert)] for expert in held]
+        if self.device.config.alignment.gate != "closed-form":
+            parts.append(self.network.gate)
+        if self.is_trained:
+            parts.append(self.network.extractor)
+        return nn.ModuleList(parts)

@@ -1,0 +1,68 @@
+"""The mixture of the aligned system: one module with extractor, gate and experts by name."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower.models.expert import Expert
+from nmoe_flower.models.extractor import Extractor
+from nmoe_flower.models.gate import Gate
+
+__all__ = ["AlignedMixture", "assigned_loss", "mixed"]
+
+
+class AlignedMixture(nn.Module):
+    """Extractor, gate and experts; a client that holds a few experts uses only those.
+
+    Attributes:
+        extractor: Images to latents [B, D].
+        gate: Latents to scores [B, E].
+        experts: By name ``"0"`` to ``"E-1"``: latents to logits [B, C].
+    """
+
+    def __init__(self, extractor: Extractor, gate: Gate, experts: Sequence[Expert]) -> None:
+        super().__init__()
+        self.extractor, self.gate = extractor, gate
+        self.experts = nn.ModuleDict({str(i): expert for i, expert in enumerate(experts)})
+
+    def answers(self, latents: Tensor, held: Sequence[int]) -> Tensor:
+        """Logits [B, k, C] of the held experts."""
+        return torch.stack([self.experts[str(expert)](latents) for expert in held], dim=1)
+
+
+def assigned_loss(
+    scores: Tensor, logits: Tensor, labels: Tensor, held: Sequence[int], *, anchor: float = 0.0
+) -> Tensor:
+    """``-log sum_a p(a | held) p_a(y)``, and the gate's call for the held experts.
+
+    With one expert the first term gives the gate no gradient. The second one, ``-log sum_a p(a)``
+    over all experts, tells it that this client's data belongs to its experts.
+
+    Args:
+        scores: The gate's, over all experts, [B, E].
+        logits: Of the held experts, [B, k, C].
+        labels: [B].
+        held: The k experts.
+        anchor: Weight of the second term.
+    """
+    mine = scores[:, list(held)]
+    answers = logits.log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
+    loss = -(mine.log_softmax(dim=1) + answers).logsumexp(dim=1).mean()
+    if anchor:
+        called = scores.logsumexp(dim=1) - mine.logsumexp(dim=1)
+        loss = loss + anchor * called.mean()
+    return loss
+
+
+def mixed(scores: Tensor, logits: Tensor, *, top_k: int) -> tuple[Tensor, Tensor]:
+    """Mix answers [B, k, C] by the scores [B, k] of the same experts.
+
+    Returns:
+        Class probabilities [B, C], and the positions of the experts asked, [B, min(top_k, k)].
+    """
+    best = scores.topk(min(top_k, scores.shape[1]), dim=1)
+    weights = best.values.softmax(dim=1)
+    answers = logits.take_along_dim(best.indices[:, :, None], dim=1)
+    return (weights[:, :, None] * F.softmax(answers, dim=2)).sum(dim=1), best.indices
