@@ -7,17 +7,21 @@ from nmoe_flower.report.figures import draw_partition, draw_routing
 from nmoe_flower.report.rounds import draw_rounds
 from nmoe_flower.report.runs import FinishedRun, load_runs
 from nmoe_flower.report.tables import results_table, to_csv, to_markdown
+from nmoe_flower.report.traffic import Traffic, draw_traffic, read_traffic
 
 __all__ = [
     "FinishedRun",
+    "Traffic",
     "draw_accuracy",
     "draw_figures",
     "draw_partition",
     "draw_rounds",
     "draw_routing",
+    "draw_traffic",
     "load_runs",
     "paper_table",
     "paper_to_markdown",
+    "read_traffic",
     "results_table",
     "to_csv",
     "to_markdown",

@@ -11,7 +11,7 @@ from nmoe_flower.inference.channel import PeerChannel
 from nmoe_flower.inference.loop import LoopThread
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 
-__all__ = ["PeerStatus", "Watch"]
+__all__ = ["PeerStatus", "Survey"]
 
 SERVING = "serving"
 
@@ -49,8 +49,8 @@ class PeerStatus:
     share: float | None = None
 
 
-class Watch:
-    """Looks at the peers of a list, over connections that stay open from look to look.
+class Survey:
+    """Looks at the peers of a list, over connections that stay open in between.
 
     Args:
         peers: Whom to look at.
@@ -61,11 +61,11 @@ class Watch:
     def __init__(self, peers: PeerList, identity: Identity | None, *, timeout: float = 2.0) -> None:
         self._timeout = timeout
         self._channels = {peer: PeerChannel(peer, identity) for peer in peers.peers}
-        self._loop = LoopThread("nmoe-watch")
+        self._loop = LoopThread("nmoe-survey")
 
-    def look(self) -> list[PeerStatus]:
+    def take(self) -> list[PeerStatus]:
         """Ask all peers at once how they are; by partition."""
-        return self._loop.submit(self._look()).result()
+        return self._loop.submit(self._take()).result()
 
     def close(self) -> None:
         """Close all connections."""
@@ -78,7 +78,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _look(self) -> list[PeerStatus]:
+    async def _take(self) -> list[PeerStatus]:
         found = await asyncio.gather(*(self._ask(*item) for item in self._channels.items()))
         return with_shares(found)
 

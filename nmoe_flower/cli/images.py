@@ -1,0 +1,139 @@
+"""Images from files, folders, arrays and standard input, one after the other."""
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from nmoe_flower.errors import DataError
+
+__all__ = ["Loaded", "read_images"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+_ARRAY = b"\x93NUMPY"
+_MOST_BYTES = 1 << 30
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Loaded(NamedTuple):
+    """One image, or why there is none.
+
+    Attributes:
+        name: The file, with the place in it for an array: ``digits.npy[3]``.
+        pixels: uint8 [H, W, channels]; None if it cannot be used.
+        error: What is wrong with it, in words.
+    """
+
+    name: str
+    pixels: Pixels | None
+    error: str = ""
+
+
+class Reader:
+    """Reads images of one shape.
+
+    Args:
+        shape: (channels, height, width) that every image must have; colour is converted.
+        resize: Change the size of images (not of arrays) to fit.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], *, resize: bool) -> None:
+        self._channels, self._height, self._width = shape
+        self._resize = resize
+
+    def read(self, name: str, source: Path | BinaryIO) -> Iterator[Loaded]:
+        """All images in a file or a stream."""
+        try:
+            yield from self._read(name, source)
+        except DataError as error:
+            yield Loaded(name, None, str(error))
+        except OSError as error:
+            yield Loaded(name, None, error.strerror or str(error) or "it cannot be read")
+
+    def _read(self, name: str, source: Path | BinaryIO) -> Iterator[Loaded]:
+        if isinstance(source, Path) and source.suffix == ".npy":
+            yield from self._array(name, source)
+            return
+        if isinstance(source, Path):
+            yield Loaded(name, self._image(source))
+            return
+        data = source.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise DataError(f"more than {_MOST_BYTES} bytes")
+        stream = io.BytesIO(data)
+        if data.startswith(_ARRAY):
+            yield from self._array(name, stream)
+        else:
+            yield Loaded(name, self._image(stream))
+
+    def _image(self, source: Path | BinaryIO) -> Pixels:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(source) as image:
+                    size = (self._width, self._height)
+                    if image.size != size and not self._resize:
+                        raise DataError(
+                            f"it has {image.width}x{image.height} pixels, the extractor needs "
+                            f"{self._width}x{self._height}: --resize changes it"
+                        )
+                    fitting = image.convert("L" if self._channels == 1 else "RGB").resize(size)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise DataError("it has far too many pixels") from None
+        except (UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError("it is not an image that can be read") from None
+        return np.asarray(fitting, np.uint8).reshape(self._height, self._width, self._channels)
+
+    def _array(self, name: str, source: Path | BinaryIO) -> Iterator[Loaded]:
+        try:
+            on_disk = isinstance(source, Path)
+            array = np.load(source, allow_pickle=False, mmap_mode="r" if on_disk else None)
+        except (ValueError, EOFError):
+            raise DataError("it is not a .npy array of numbers") from None
+        one = (self._height, self._width, self._channels)
+        shapes = (one, one[:2]) if self._channels == 1 else (one,)
+        if array.dtype == np.uint8 and array.shape in shapes:
+            yield Loaded(name, np.asarray(array).reshape(one))
+        elif array.dtype == np.uint8 and array.shape[1:] in shapes:
+            for place, pixels in enumerate(array):
+                yield Loaded(f"{name}[{place}]", np.asarray(pixels).reshape(one))
+        else:
+            raise DataError(
+                f"the array is {array.dtype} of shape {array.shape}; allowed: uint8 of shape "
+                f"{' or '.join(str(shape) for shape in shapes)}, or many of these"
+            )
+
+
+def read_images(
+    sources: Iterable[str], shape: tuple[int, int, int], *, stdin: BinaryIO, resize: bool = False
+) -> Iterator[Loaded]:
+    """Every image of files, folders (their image files and arrays, by name) and ``-``.
+
+    Args:
+        sources: Names, as on a command line.
+        shape: (channels, height, width) that every image must have.
+        stdin: What ``-`` stands for: one image or one .npy array.
+        resize: Change the size of images to fit.
+    """
+    reader = Reader(shape, resize=resize)
+    for source in sources:
+        path = Path(source)
+        if source == "-":
+            yield from reader.read("-", stdin)
+        elif path.is_dir():
+            suffixes = (*SUFFIXES, ".npy")
+            files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in suffixes]
+            if not files:
+                yield Loaded(source, None, f"the folder has no file {', '.join(suffixes)}")
+            for file in files:
+                yield from reader.read(str(file), file)
+        else:
+            yield from reader.read(source, path)

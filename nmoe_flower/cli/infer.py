@@ -1,0 +1,56 @@
+"""The options of ``nmoe infer``. What it does is in ``answering``, imported when it is needed."""
+
+import argparse
+from pathlib import Path
+
+from nmoe_flower.cli.keys import add_keys, check_keys
+
+__all__ = ["add_arguments"]
+
+_EXAMPLES = """\
+examples:
+  nmoe infer bundles/0 photo.png --peers peers.json --insecure
+  nmoe infer bundle images/ more.npy --peers peers.json --certificate camera-0.pem \\
+             --key camera-0.key --authority ca.pem --records traffic.jsonl
+  cat photo.png | nmoe infer bundle - --peers peers.json --insecure
+
+One line of JSON per image: class, probability, the experts the gate chose, who answered, the
+milliseconds of its batch, and what was fallen back to. An image that cannot be read gets a line
+with "error", and the exit code is then 1.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``nmoe infer``."""
+    parser.description = "Classify images with the help of the other devices."
+    parser.epilog = _EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="this device's folder")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="image files, folders, .npy arrays, - for stdin"
+    )
+    parser.add_argument("--peers", type=Path, required=True, metavar="FILE", help="peers.json")
+    add_keys(parser)
+    parser.add_argument("--resize", action="store_true", help="images of another size, to fit")
+    parser.add_argument("--top-k", type=int, metavar="K", help="experts per image (the gate's)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (%(default)s)")
+    parser.add_argument("--deadline", type=float, default=1.0, help="seconds (%(default)s)")
+    parser.add_argument(
+        "--hedge-after", type=float, metavar="SECONDS", help="then ask the next best besides"
+    )
+    parser.add_argument(
+        "--prefer-margin", type=float, default=0.0, metavar="SCORE",
+        help="how much lower a healthier expert may score (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--encoding", choices=("float32", "float16", "int8"), default="float32")
+    parser.add_argument("--records", type=Path, metavar="FILE", help="append a line per batch")
+
+    def command(args: argparse.Namespace) -> int:
+        check_keys(parser, args)
+        if args.batch_size < 1:
+            parser.error(f"--batch-size {args.batch_size}: allowed: 1 or more")
+        from nmoe_flower.cli.answering import run
+
+        return run(args)
+
+    parser.set_defaults(command=command)

@@ -1,0 +1,142 @@
+"""``nmoe peers``: how the peers are, a signed list of them, and who was asked in real traffic."""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from nmoe_flower.certificates import Authority, Identity
+from nmoe_flower.cli.summary import aligned
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import to_json
+from nmoe_flower.inference import signing
+from nmoe_flower.inference.client import identity_of
+from nmoe_flower.inference.peers import PeerList
+from nmoe_flower.inference.survey import SERVING, PeerStatus, Survey
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["draw", "show", "sign"]
+
+_HEADER = ("peer", "expert", "address", "health", "version", "waiting", "served", "share", "ms")
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print how the peers are, once or until Ctrl-C.
+
+    Returns:
+        With ``--once``, 1 if a peer does not serve.
+
+    Raises:
+        NMoEError: The list or a certificate cannot be used.
+    """
+    if args.interval <= 0 or args.timeout <= 0:
+        raise ConfigError(f"--interval {args.interval}, --timeout {args.timeout}; allowed: above 0")
+    identity = identity_of(args.certificate, args.key, args.authority, insecure=args.insecure)
+    peers = PeerList.load(args.peers)
+    if identity is not None:
+        signing.verify(peers, identity.authority_pem, now=time.time())
+    with Survey(peers, identity, timeout=args.timeout) as survey:
+        if args.once:
+            found = survey.take()
+            _print(found, sys.stdout, as_json=args.format == "json")
+            return 0 if all(one.health == SERVING for one in found) else 1
+        with contextlib.suppress(KeyboardInterrupt):
+            _show_for_ever(survey, args)
+    return 0
+
+
+def _show_for_ever(survey: Survey, args: argparse.Namespace) -> None:
+    if args.format == "auto" and sys.stdout.isatty():
+        from rich.live import Live
+
+        with Live(table_of(survey.take()), auto_refresh=False) as live:
+            while True:
+                time.sleep(args.interval)
+                live.update(table_of(survey.take()), refresh=True)
+    while True:
+        _print(survey.take(), sys.stdout, as_json=args.format == "json")
+        time.sleep(args.interval)
+
+
+def _print(found: Sequence[PeerStatus], stream: TextIO, *, as_json: bool) -> None:
+    if as_json:
+        for one in found:
+            print(to_json(asdict(one)), file=stream, flush=True)
+    else:
+        print(aligned([list(_HEADER), *map(cells, found)]), file=stream, flush=True)
+
+
+def table_of(found: Sequence[PeerStatus]) -> "Table":
+    """The table for a terminal; peers that do not serve are red."""
+    from rich.table import Table
+
+    table = Table(*_HEADER, box=None, pad_edge=False)
+    for one in found:
+        table.add_row(*cells(one), style=None if one.health == SERVING else "red")
+    return table
+
+
+def cells(one: PeerStatus) -> list[str]:
+    """One row of the table.
+
+    >>> cells(PeerStatus("fox", 0, "h:1", "serving", served=3, share=0.25, queue=0, ms=1.234))
+    ['fox', '0', 'h:1', 'serving', '', '0', '3', '25 %', '1.2']
+    """
+
+    def known(value: Any, text: str) -> str:
+        return "-" if value is None else text
+
+    return [
+        one.name,
+        str(one.partition),
+        one.address,
+        one.health,
+        one.expert_version,
+        known(one.queue, str(one.queue)),
+        known(one.served, str(one.served)),
+        known(one.share, f"{one.share or 0:.0%}".replace("%", " %")),
+        known(one.ms, f"{one.ms or 0:.1f}"),
+    ]
+
+
+def sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
+    """Sign a list as the authority, or as the directory, in ``folder``; the serial grows by one.
+
+    Raises:
+        NMoEError: The list or the keys cannot be used, or the days are not positive.
+    """
+    if not 0 < days < 36_500:
+        raise ConfigError(f"--days {days}; allowed: above 0, below 36500")
+    now, draft = int(time.time()), PeerList.load(peers)
+    signer: Authority | Identity
+    if (folder / "ca.key").exists():
+        signer = Authority.load(folder)
+    else:
+        certificate, key = (folder / f"{signing.DIRECTORY}{end}" for end in (".pem", ".key"))
+        signer = Identity.load(certificate, key, folder / "ca.pem")
+    end = now + max(1, round(86_400 * days))
+    renewed = replace(draft, serial=draft.serial + 1, issued_unix=now, expires_unix=end)
+    signed = signing.sign(renewed, signer)
+    target = peers if out is None else out
+    signed.write(target)
+    print(f"{target}: {len(signed.peers)} peers, serial {signed.serial}, for {days:g} days")
+    return 0
+
+
+def draw(records: Sequence[Path], out: Path) -> int:
+    """Draw who was asked, from the records of real traffic.
+
+    Raises:
+        NMoEError: A file holds no records, or matplotlib is missing.
+    """
+    from nmoe_flower.report import draw_traffic, read_traffic
+
+    draw_traffic(read_traffic(records), out)
+    print(f"drawn to {out}")
+    return 0

@@ -1,0 +1,60 @@
+"""The options of ``nmoe peers``. What it does is in ``peer_table``, imported when needed."""
+
+import argparse
+from pathlib import Path
+
+from nmoe_flower.cli.keys import add_keys, check_keys
+
+__all__ = ["add_arguments"]
+
+_EXAMPLES = """\
+examples:
+  nmoe peers --peers peers.json --certificate camera-0.pem --key camera-0.key --authority ca.pem
+  nmoe peers --peers peers.json --insecure --once --format json
+  nmoe peers --peers draft.json --sign authority/ --out peers.json --days 30
+  nmoe peers --heat-map traffic.png traffic.jsonl
+
+The table shows what every peer says of itself: version, health, rows that wait, the time of a
+question and its answer, and its share of all answers. With --once the exit code is 1 if a peer does
+not serve.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``nmoe peers``."""
+    parser.description = "Show how the peers are, sign their list, or draw who was asked."
+    parser.epilog = _EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--peers", type=Path, metavar="FILE", help="peers.json")
+    add_keys(parser)
+    parser.add_argument("--once", action="store_true", help="print one table and leave")
+    parser.add_argument("--format", choices=("auto", "text", "json"), default="auto")
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=2.0, help="of an answer (%(default)s)")
+    parser.add_argument(
+        "--sign", type=Path, metavar="FOLDER", help="sign the list with ca.key, or directory.key"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="of --sign (the list itself)")
+    parser.add_argument(
+        "--days", type=float, default=30.0, help="a signed list holds (%(default)s)"
+    )
+    parser.add_argument("--heat-map", type=Path, metavar="FILE.png", help="draw who was asked")
+    parser.add_argument("records", nargs="*", type=Path, metavar="RECORDS.jsonl")
+
+    def command(args: argparse.Namespace) -> int:
+        if args.heat_map is not None:
+            if not args.records:
+                parser.error("--heat-map needs files of records, written by nmoe infer --records")
+            from nmoe_flower.cli.peer_table import draw
+
+            return draw(args.records, args.heat_map)
+        if args.peers is None or args.records:
+            parser.error("give --peers FILE, or --heat-map FILE.png and files of records")
+        from nmoe_flower.cli import peer_table
+
+        if args.sign is not None:
+            return peer_table.sign(args.peers, args.sign, out=args.out, days=args.days)
+        check_keys(parser, args)
+        return peer_table.show(args)
+
+    parser.set_defaults(command=command)
