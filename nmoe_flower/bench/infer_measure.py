@@ -1,0 +1,168 @@
+"""Let a peer and its yardsticks take turns under the same load."""
+
+import asyncio
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmoe_flower.bench.infer_load import Child, Load, cpu_seconds
+from nmoe_flower.certificates import Identity
+from nmoe_flower.errors import EngineError
+from nmoe_flower.inference import Bundle, encode_tensor
+from nmoe_flower.inference.peer_pb2 import PredictRequest
+
+__all__ = ["KINDS", "Figures", "measure", "payload"]
+
+KINDS = ("echo", "bare", "peer")
+_WARM_UP = 200
+
+
+@dataclass
+class Figures:
+    """One server under one load.
+
+    Args:
+        kind: One of ``KINDS``.
+        rows: Latents per request.
+        concurrency: Requests that were open at any moment.
+        block: Requests per block.
+        seconds: Of every block.
+        cpu: Seconds of the server's CPU time in every block.
+        latencies: Seconds of every request.
+    """
+
+    kind: str
+    rows: int
+    concurrency: int
+    block: int
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+
+    @property
+    def requests_per_second(self) -> float:
+        """Median over the blocks."""
+        return self.block / statistics.median(self.seconds)
+
+    def quantile(self, share: float) -> float:
+        """Milliseconds that this share of the requests did not exceed."""
+        return 1000 * float(np.quantile(self.latencies, share))
+
+    @property
+    def cpu_per_sample(self) -> float:
+        """Microseconds of the server's CPU time per latent."""
+        return 1e6 * sum(self.cpu) / (len(self.cpu) * self.block * self.rows)
+
+    def ratio_to(self, yardstick: "Figures") -> float:
+        """Throughput against ``yardstick``: the median quotient of blocks of the same turn."""
+        quotients = (b / a for a, b in zip(self.seconds, yardstick.seconds, strict=True))
+        return statistics.median(quotients)
+
+    def as_json(self, yardsticks: Mapping[str, "Figures"]) -> dict[str, Any]:
+        """Everything measured, and what was made of it."""
+        return {
+            "kind": self.kind,
+            "rows": self.rows,
+            "concurrency": self.concurrency,
+            "requests-per-second": self.requests_per_second,
+            "samples-per-second": self.requests_per_second * self.rows,
+            "p50-ms": self.quantile(0.5),
+            "p99-ms": self.quantile(0.99),
+            "server-cpu-us-per-sample": self.cpu_per_sample,
+            **{f"ratio-to-{name}": self.ratio_to(one) for name, one in yardsticks.items()},
+            "block-requests": self.block,
+            "block-seconds": self.seconds,
+        }
+
+
+def payload(bundle: Bundle, rows: int) -> bytes:
+    """A request of ``rows`` latents of the size real ones have."""
+    latents = 0.25 * np.random.default_rng(0).normal(size=(rows, bundle.latent_dim))
+    request = PredictRequest(
+        request_id="0123456789abcdef",
+        extractor_version=bundle.extractor_version,
+        latents=encode_tensor(latents),
+    )
+    return bytes(request.SerializeToString())
+
+
+def measure(
+    bundle: Bundle,
+    certificates: Path | None,
+    identity: Identity | None,
+    *,
+    loads: Sequence[tuple[int, int]],
+    blocks: int,
+    block: int,
+) -> list[dict[str, Figures]]:
+    """Figures by kind, for every load (rows, concurrency).
+
+    Args:
+        bundle: What is served.
+        certificates: Folder with the servers' keys; None for no encryption.
+        identity: The caller's.
+        loads: What to ask, one load after the other.
+        blocks: Turns of each kind.
+        block: Requests per turn.
+
+    Raises:
+        EngineError: A server did not start, or a request got no answer.
+    """
+    with ExitStack() as stack:
+        children = {
+            kind: stack.enter_context(Child(kind, bundle.folder, certificates)) for kind in KINDS
+        }
+
+        async def all_loads() -> list[dict[str, Figures]]:
+            return [
+                await _take_turns(
+                    children,
+                    identity,
+                    payload(bundle, rows),
+                    {kind: Figures(kind, rows, concurrency, block) for kind in KINDS},
+                    blocks,
+                )
+                for rows, concurrency in loads
+            ]
+
+        return asyncio.run(all_loads())
+
+
+async def _take_turns(
+    children: Mapping[str, Child],
+    identity: Identity | None,
+    request: bytes,
+    figures: dict[str, Figures],
+    blocks: int,
+) -> dict[str, Figures]:
+    """Blocks in the order A B C, C B A, ...: a drift of the machine's speed favours nobody."""
+    concurrency = next(iter(figures.values())).concurrency
+    loads = {
+        kind: Load(child, identity, request, concurrency=concurrency)
+        for kind, child in children.items()
+    }
+    for kind, load in loads.items():
+        await load.block(_WARM_UP)
+        _check(kind, load)
+    for turn in range(blocks):
+        for kind in KINDS if turn % 2 else reversed(KINDS):
+            found = figures[kind]
+            before = cpu_seconds(children[kind].pid)
+            seconds, latencies = await loads[kind].block(found.block)
+            found.cpu.append(cpu_seconds(children[kind].pid) - before)
+            found.seconds.append(seconds)
+            found.latencies += latencies.tolist()
+    for kind, load in loads.items():
+        await load.close()
+        _check(kind, load)
+    return figures
+
+
+def _check(kind: str, load: Load) -> None:
+    if load.errors:
+        raise EngineError(f"{load.errors} requests of {kind} got no answer")
