@@ -10,14 +10,17 @@ import grpc.aio
 import numpy as np
 import pytest
 import torch
+from grpc_health.v1 import health_pb2
 
 from nmoe_flower.certificates import Authority, Identity, create_authority
+from nmoe_flower.config import Config
 from nmoe_flower.inference import peer_pb2
+from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.loop import LoopThread
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.rpc import SERVICE
 from nmoe_flower.inference.wire import MAX_MESSAGE_BYTES, decode_tensor, encode_tensor
-from nmoe_flower.models import Expert
+from nmoe_flower.models import Expert, Gate
 
 LATENT, CLASSES = 4, 3
 
@@ -56,7 +59,9 @@ class MoodyPeer:
             )
         }  # fmt: skip
         generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        self._server.add_generic_rpc_handlers((generic,))
+        checks = grpc.unary_unary_rpc_method_handler(self._check)
+        health = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": checks})
+        self._server.add_generic_rpc_handlers((generic, health))
         address = f"127.0.0.1:{self.port}"
         if self._identity is None:
             self.port = self._server.add_insecure_port(address)
@@ -71,7 +76,14 @@ class MoodyPeer:
             self._server = None
 
     async def _describe(self, data: bytes, context: Any) -> bytes:
-        reply = peer_pb2.Description(name=self.entry.name, partition=self.partition)
+        reply = peer_pb2.Description(
+            name=self.entry.name, partition=self.partition, served=self.asked
+        )
+        return bytes(reply.SerializeToString())
+
+    async def _check(self, data: bytes, context: Any) -> bytes:
+        status = health_pb2.HealthCheckResponse
+        reply = status(status=status.NOT_SERVING if self.mood == "draining" else status.SERVING)
         return bytes(reply.SerializeToString())
 
     async def _peers(self, data: bytes, context: Any) -> bytes:
@@ -215,3 +227,32 @@ def member(
         return made[name]
 
     return issue
+
+
+@pytest.fixture
+def bundle_of(tmp_path: Path) -> Callable[[Neighbourhood], Bundle]:
+    """The bundle of partition 0: pixels of 2x2 images are the latents, the gate is drawn."""
+
+    def make(around: Neighbourhood) -> Bundle:
+        clients = len(around.experts)
+        settings = {"extractor.backbone": "linear", "expert.hidden": (8,)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            gate = Gate(LATENT, clients)
+            torch.nn.init.normal_(gate.head.weight)
+        return Bundle.write(
+            tmp_path / "bundle",
+            partition=0,
+            config=Config.parse({**settings, "data.num-clients": clients}),
+            classes=["ant", "bee", "cow"],
+            image_shape=(1, 2, 2),
+            extractor={},
+            gate=arrays(gate),
+            expert=arrays(around.experts[0]),
+        )
+
+    return make
+
+
+def arrays(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}

@@ -1,0 +1,329 @@
+"""``nmoe infer`` and ``nmoe peers``, from options to lines."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nmoe_flower.certificates import Authority, create_authority
+from nmoe_flower.cli import main
+from nmoe_flower.cli.images import read_images
+from nmoe_flower.inference.client import Client
+from nmoe_flower.inference.peers import PeerList
+from nmoe_flower.inference.signing import DIRECTORY, verify
+from nmoe_flower.report import read_traffic
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 2, 2), np.uint8)
+SHAPE = (1, 2, 2)
+
+Make = Callable[..., Any]
+
+
+# --- images ---
+
+
+def read(*sources: Path | str, shape: tuple[int, int, int] = SHAPE, **options: Any) -> list[Any]:
+    stdin = options.pop("stdin", io.BytesIO())
+    return list(read_images([str(one) for one in sources], shape, stdin=stdin, **options))
+
+
+def png(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_files_folders_and_arrays_give_the_same_pixels(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place, pixels in enumerate(IMAGES):
+        png(folder / f"{place}.png", pixels)
+    (folder / "notes.txt").write_text("not an image")
+    np.save(tmp_path / "many.npy", IMAGES)
+    np.save(tmp_path / "deep.npy", IMAGES[..., None])
+    np.save(tmp_path / "one.npy", IMAGES[0])
+    for source in (folder, tmp_path / "many.npy", tmp_path / "deep.npy"):
+        found = read(source)
+        assert np.array_equal([one.pixels for one in found], IMAGES[..., None])
+    assert np.array_equal(read(tmp_path / "one.npy")[0].pixels, IMAGES[0][..., None])
+    assert [one.name for one in read(folder)] == [str(folder / f"{i}.png") for i in range(5)]
+    assert read(tmp_path / "many.npy")[3].name == f"{tmp_path / 'many.npy'}[3]"
+
+
+def test_standard_input_may_be_an_image_or_an_array(tmp_path: Path) -> None:
+    for source in (png(tmp_path / "a.png", IMAGES[0]), tmp_path / "b.npy"):
+        np.save(tmp_path / "b.npy", IMAGES[0])
+        with source.open("rb") as stream:
+            (one,) = read("-", stdin=stream)
+        assert one.name == "-"
+        assert np.array_equal(one.pixels, IMAGES[0][..., None])
+
+
+def test_colour_is_converted(tmp_path: Path) -> None:
+    grey = png(tmp_path / "grey.png", IMAGES[0])
+    (found,) = read(grey, shape=(3, 2, 2))
+    assert np.array_equal(found.pixels, np.repeat(IMAGES[0][..., None], 3, axis=2))
+    colour = png(tmp_path / "colour.png", np.full((2, 2, 3), 100, np.uint8))
+    assert (read(colour)[0].pixels == 100).all()
+
+
+def test_another_size_is_changed_only_if_asked(tmp_path: Path) -> None:
+    path = png(tmp_path / "large.png", np.full((4, 6), 7, np.uint8))
+    (one,) = read(path)
+    assert one.pixels is None
+    assert "6x4 pixels, the extractor needs 2x2: --resize" in one.error
+    assert (read(path, resize=True)[0].pixels == 7).all()
+
+
+def test_what_is_no_image_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    good = png(tmp_path / "good.png", IMAGES[0])
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:40])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.npy").write_text("not an array")
+    np.save(tmp_path / "floats.npy", IMAGES.astype(np.float32))
+    np.save(tmp_path / "size.npy", IMAGES[:, :1])
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "nothing").mkdir()
+    bad = {
+        "cut.png": "", "text.png": "not an image", "empty.png": "not an image",
+        "gone.png": "No such file", "text.npy": "not a .npy array", "floats.npy": "is float32",
+        "size.npy": r"allowed: uint8", "objects.npy": "not a .npy array", "nothing": "has no file",
+    }  # fmt: skip
+    found = read(*(tmp_path / name for name in bad), good)
+    for (name, text), one in zip(bad.items(), found, strict=False):
+        assert one.pixels is None, name
+        assert one.error
+        assert text in one.error
+    assert np.array_equal(found[-1].pixels, IMAGES[0][..., None])
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for size in (4, 40):  # a warning of Pillow's, and an error of Pillow's
+        path = png(tmp_path / f"{size}.png", np.zeros((size, size), np.uint8))
+        assert read(path, resize=True)[0].error == "it has far too many pixels"
+
+
+# --- nmoe infer ---
+
+
+@pytest.fixture
+def around(neighbourhood: Make) -> Any:
+    return neighbourhood(3)
+
+
+@pytest.fixture
+def infer(
+    around: Any, bundle_of: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[dict[str, Any]]]]:
+    """Runs the command: the exit code and the lines."""
+    folder = bundle_of(around).folder
+    around.list.write(tmp_path / "peers.json")
+
+    def run(*arguments: Path | str) -> tuple[int, list[dict[str, Any]]]:
+        words = ["infer", folder, *arguments, "--peers", tmp_path / "peers.json", "--insecure"]
+        code = main([str(word) for word in words])
+        return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def test_one_line_per_image(infer: Make, around: Any, bundle_of: Make, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    code, lines = infer(tmp_path / "images.npy", "--deadline", "20")
+    with Client(bundle_of(around), around.list, deadline=20.0) as client:
+        answer = client.predict(IMAGES)
+    assert code == 0
+    for place, line in enumerate(lines):
+        assert line["image"] == f"{tmp_path / 'images.npy'}[{place}]"
+        assert line["class"] == answer.classes[place]
+        assert line["probability"] == pytest.approx(answer.probabilities[place].max(), abs=1e-5)
+        assert line["experts"] == line["answered_by"] == answer.record.expert_ids[place].tolist()
+        (expert,) = line["answered_by"]
+        assert line["peers"] == ["self" if expert == 0 else f"peer-{expert}"]
+        assert line["fallback"] is None
+        assert line["ms"] > 0
+    assert len(lines) == 5
+
+
+def test_fallbacks_are_told(infer: Make, around: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    for partition in around.peers:
+        around[partition].mood = "garbage"
+    code, lines = infer(tmp_path / "images.npy", "--deadline", "20")
+    assert code == 0
+    assert {line["fallback"] for line in lines if line["experts"] != [0]} == {"local"}
+    assert all(line["answered_by"] == [0] for line in lines)
+
+
+def test_unreadable_images_fail_the_command_at_its_end(infer: Make, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("not an image")
+    good = png(tmp_path / "good.png", IMAGES[0])
+    code, lines = infer(tmp_path / "bad.png", good, "--batch-size", "1")
+    assert code == 1
+    assert lines[0] == {
+        "image": str(tmp_path / "bad.png"),
+        "error": "it is not an image that can be read",
+    }
+    assert lines[1]["class"] in ("ant", "bee", "cow")
+
+
+def test_standard_input(infer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = png(tmp_path / "a.png", IMAGES[0]).read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    code, (line,) = infer("-")
+    assert (code, line["image"]) == (0, "-")
+
+
+def test_records_are_kept_and_drawn(
+    infer: Make, around: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    records, picture = tmp_path / "traffic.jsonl", tmp_path / "traffic.png"
+    options = ("--records", records, "--batch-size", "2", "--deadline", "20")
+    _, lines = infer(tmp_path / "images.npy", *options)
+    assert [json.loads(line)["rows"] for line in records.read_text().splitlines()] == [2, 2, 1]
+    traffic = read_traffic([records])
+    assert traffic.devices == [0]
+    experts = [line["experts"][0] for line in lines]
+    assert traffic.chosen[0].tolist() == np.bincount(experts).tolist()
+    assert main(["peers", "--heat-map", str(picture), str(records)]) == 0
+    with Image.open(picture) as image:
+        assert image.width > 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer", "b", "i", "--peers", "p"],
+        ["infer", "b", "i", "--peers", "p", "--insecure", "--key", "k"],
+        ["infer", "b", "i", "--insecure"],
+        ["infer", "b", "i", "--peers", "p", "--insecure", "--batch-size", "0"],
+        ["peers"],
+        ["peers", "--peers", "p"],
+        ["peers", "--heat-map", "a.png"],
+        ["peers", "--peers", "p", "--insecure", "records.jsonl"],
+    ],
+)
+def test_wrong_usage_leaves_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+
+
+def test_a_missing_bundle_or_list_is_an_error_in_words(
+    tmp_path: Path, infer: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "peers.json").write_text("{}")
+    code, lines = infer("-")
+    assert (code, lines) == (1, [])
+    words = ["infer", str(tmp_path / "gone"), "-", "--peers", "p", "--insecure"]
+    assert main(words) == 1
+    assert "nmoe: error: cannot read" in capsys.readouterr().err
+
+
+# --- nmoe peers ---
+
+
+def test_the_table_says_who_serves(
+    around: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "peers.json"
+    around.list.write(path)
+    words = ["peers", "--peers", str(path), "--insecure", "--once"]
+    assert main(words) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == [
+        "peer", "expert", "address", "health", "version", "waiting", "served", "share", "ms",
+    ]  # fmt: skip
+    assert [row.split()[:4] for row in rows] == [
+        [f"peer-{i}", str(i), around[i].entry.address, "serving"] for i in (1, 2, 3)
+    ]
+    around.stop(2)
+    around[1].asked, around[3].asked, around[3].mood = 1, 3, "draining"
+    assert main([*words, "--format", "json"]) == 1
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    health = [one["health"] for one in (first, second, third)]
+    assert health == ["serving", "unavailable", "not serving"]
+    assert (second["ms"], second["share"]) == (None, None)
+    assert [one["share"] for one in (first, third)] == [0.25, 0.75]  # 1 and 3 answers
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_table_is_renewed_until_ctrl_c(
+    around: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    around.list.write(tmp_path / "peers.json")
+    shown, looks = io.StringIO(), []
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        around.stop(2)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("nmoe_flower.cli.peer_table.time.sleep", wait)
+    monkeypatch.setattr(shown, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["peers", "--peers", str(tmp_path / "peers.json"), "--insecure", "--interval", "7"]
+    assert main(words) == 0
+    assert looks == [7.0, 7.0]
+    first, second = shown.getvalue().split("health", 2)[1:]
+    assert "unavailable" not in first
+    assert "unavailable" in second
+
+
+def test_a_peer_with_another_expert_than_listed_is_found(
+    around: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    around[2].partition = 7
+    entries = PeerList(tuple(around[i].entry for i in (1, 2, 3)))
+    around[2].partition = 2
+    entries.write(tmp_path / "peers.json")
+    words = ["peers", "--peers", str(tmp_path / "peers.json"), "--insecure", "--once"]
+    assert main([*words, "--format", "json"]) == 1
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["health"] == "partition"
+    assert last["detail"] == "peer-7 serves partition 2, the list says 7"
+
+
+@pytest.mark.parametrize("signer", ["authority", DIRECTORY])
+def test_a_list_is_signed_and_its_serial_grows(
+    around: Any, forest: Authority, tmp_path: Path, signer: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    draft, keys, out = tmp_path / "draft.json", tmp_path / "keys", tmp_path / "peers.json"
+    around.list.write(draft)
+    if signer == DIRECTORY:
+        forest.issue(keys, DIRECTORY)
+        (keys / "ca.pem").write_bytes(forest.certificate_pem)
+        authority_pem = forest.certificate_pem
+    else:
+        authority_pem = create_authority(keys, name="wood").certificate_pem
+    words = ["peers", "--peers", str(draft), "--sign", str(keys), "--out", str(out), "--days", "2"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{out}: 3 peers, serial 1, for 2 days\n"
+    signed = PeerList.load(out)
+    assert signed.expires_unix - signed.issued_unix == 2 * 86_400
+    assert verify(signed, authority_pem, now=signed.issued_unix).peers == around.list.peers
+    assert main(["peers", "--peers", str(out), "--sign", str(keys)]) == 0
+    assert PeerList.load(out).serial == 2
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "1e9"])
+def test_a_list_is_signed_for_some_days(
+    tmp_path: Path, days: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["peers", "--peers", "p", "--sign", str(tmp_path), "--days", days]
+    assert main(words) == 1
+    assert "--days" in capsys.readouterr().err
