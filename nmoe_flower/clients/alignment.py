@@ -128,10 +128,14 @@ def _judge(
     latents = whole.to(device.torch_device)[rows]
     scores, answers = client.network.gate(latents), client.network.answers(latents, held)
     losses = [float(F.cross_entropy(answers[:, at], labels)) for at in range(len(held))]
-    counts = scores.argmax(dim=1).bincount(minlength=scores.shape[1])
-    among = scores[:, list(held)].argmax(dim=1).bincount(minlength=len(held))
-    total = len(rows)
-    return losses, (counts / total).tolist(), (among / total).tolist()
+    return losses, _shares(scores), _shares(scores[:, list(held)])
+
+
+def _shares(scores: Tensor) -> list[float]:
+    """Share of the rows that goes to each column; equal scores, as of a fresh gate, share a row."""
+    best = (scores == scores.amax(dim=1, keepdim=True)).double()
+    shares: list[float] = (best / best.sum(dim=1, keepdim=True)).mean(dim=0).tolist()
+    return shares
 
 
 @torch.inference_mode()
@@ -166,12 +170,7 @@ def probe(message: Message, context: Context) -> Message:
     rows = client.split[1]
     whole = client.extracted("train") if client.is_trained else client.latents("train")
     scores = client.network.gate(whole.to(client.device.torch_device)[rows])
-    counts = scores.argmax(dim=1).bincount(minlength=scores.shape[1])
-    shares: dict[str, float | list[float]] = {
-        NUM_EXAMPLES: len(rows),
-        SHARES: (counts / len(rows)).tolist(),
-    }
-    return records.reply(message, metrics=shares)
+    return records.reply(message, metrics={NUM_EXAMPLES: len(rows), SHARES: _shares(scores)})
 
 
 @torch.inference_mode()

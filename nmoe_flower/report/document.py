@@ -8,6 +8,8 @@ from typing import Any
 
 from nmoe_flower.files import write_text
 from nmoe_flower.report.accuracy import draw_accuracy
+from nmoe_flower.report.aligned import alignment_table, is_aligned
+from nmoe_flower.report.aligned_figures import draw_alignment
 from nmoe_flower.report.comparison import paper_table, paper_to_markdown
 from nmoe_flower.report.figures import draw_partition, draw_routing
 from nmoe_flower.report.rounds import draw_rounds
@@ -57,7 +59,7 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
     if rounds:
         drawn.append(folder / "rounds.png")
         draw_rounds(rounds, drawn[-1])
-    return drawn
+    return drawn + (draw_alignment([run], folder) if is_aligned(run) else [])
 
 
 def _gate_and_test(name: str) -> tuple[str, str]:
@@ -99,6 +101,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     table, paper = results_table(runs), paper_to_markdown(paper_table(runs))
     parts = ["# Results", "", "## Runs", "", *_runs(runs), "", *_differing(runs)]
     parts += ["## Per gate", "", to_markdown(table)]
+    parts += _alignment([run for run in runs if is_aligned(run)], out)
     if paper:
         parts += ["## Beside the paper", "", paper]
     parts += ["## Cost of the stages", "", *_stages(runs), "", "## Figures", ""]
@@ -107,6 +110,15 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     report = out / "report.md"
     write_text(report, "\n".join(parts).rstrip() + "\n")
     return report
+
+
+def _alignment(runs: Sequence[FinishedRun], out: Path) -> list[str]:
+    """The section on policies side by side; nothing without runs of the aligned system."""
+    if not runs:
+        return []
+    drawn = draw_alignment(runs, out / "figures")
+    links = [f"![{path.stem}]({path.relative_to(out).as_posix()})" for path in drawn]
+    return ["## Alignment", "", alignment_table(runs), *links, ""]
 
 
 def _figures(runs: Sequence[FinishedRun], out: Path) -> list[str]:

@@ -1,0 +1,124 @@
+"""Runs of the aligned system side by side: what each policy reached, when, and at what cost."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nmoe_flower.report.runs import FinishedRun
+from nmoe_flower.report.tables import grid
+from nmoe_flower.results import RunFolder
+
+__all__ = ["Curve", "alignment_table", "curve_of", "is_aligned", "policy_names", "reached"]
+
+Curve = dict[str, np.ndarray]
+SUSTAINED = 3
+_ORDER = ("single model", "random", "greedy", "balanced", "sequential", "joint", "oracle")
+
+
+def is_aligned(run: FinishedRun) -> bool:
+    """Whether a run is of the aligned system."""
+    return isinstance(run.results.get("alignment"), dict)
+
+
+def policy_names(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """By configuration: its policy, and its own name where two share a policy."""
+    plain = {
+        run.configuration: "single model"
+        if run.config.alignment.experts == 1
+        else run.config.alignment.policy
+        for run in runs
+    }
+    often = [name for name in plain.values() if list(plain.values()).count(name) > 1]
+    named = {c: f"{name} ({c})" if name in often else name for c, name in plain.items()}
+    return dict(sorted(named.items(), key=lambda item: _ORDER.index(plain[item[0]])))
+
+
+def curve_of(run: FinishedRun) -> Curve:
+    """What a run had reached after each tested round.
+
+    Returns:
+        ``round``, ``accuracy`` (IID test, whole mixture), ``megabytes`` (down and up, per client,
+        training only), ``seconds`` (simulated), ``variation`` (of the loads of that round) and
+        ``variation-total``.
+    """
+    rows, sent = [], 0.0
+    found: Mapping[str, Any] = {}
+    for record in RunFolder(run.path, run.config).rounds():
+        metrics: Mapping[str, Any] = record["metrics"]
+        if record["stage"] == "alignment":
+            sent += (record["bytes_up"] + record["bytes_down"]) / run.config.data.num_clients
+            found = metrics
+        elif record["stage"] == "alignment-test" and metrics:
+            values = (record["round"], metrics["accuracy-iid"], sent / 1e6)
+            rest = ("elapsed-seconds", "load-variation", "load-variation-total")
+            rows.append((*values, *(found[key] for key in rest)))
+    names = ("round", "accuracy", "megabytes", "seconds", "variation", "variation-total")
+    return dict(zip(names, np.array(rows, dtype=float).reshape(-1, len(names)).T, strict=True))
+
+
+def reached(curve: Curve, target: float) -> float:
+    """First round of three tests in a row at or above a target; NaN if there is none.
+
+    >>> reached({"round": np.arange(1, 6), "accuracy": np.array([.6, .1, .6, .6, .7])}, 0.6)
+    3.0
+    """
+    enough = curve["accuracy"] >= target
+    for place in range(len(enough) - SUSTAINED + 1):
+        if enough[place : place + SUSTAINED].all():
+            return float(curve["round"][place])
+    return math.nan
+
+
+def _plateau(curve: Curve) -> float:
+    """First sustained round within a point of the mean of the last tests."""
+    return reached(curve, float(curve["accuracy"][-SUSTAINED:].mean()) - 0.01)
+
+
+def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (0.4, 0.59)) -> str:
+    """Markdown: one line per configuration, means over seeds with their standard deviation."""
+    header = ["Policy", "Whole mixture", "Placed, local test", "Rounds to plateau"]
+    header += [f"Rounds to {100 * target:g} %" for target in targets]
+    header += ["Load CV, total", "Load CV, round", "MB per client", "Clock, s", "n"]
+    names, lines = policy_names(runs), []
+    for configuration, name in names.items():
+        seeds = [run for run in runs if run.configuration == configuration]
+        curves = [curve_of(run) for run in seeds]
+        cells = [name, _mean([_accuracy(run, "mixture", "iid") for run in seeds])]
+        cells.append(_mean([_accuracy(run, "placed", "local") for run in seeds]))
+        cells.append(_each([_plateau(curve) for curve in curves]))
+        cells += [_each([reached(curve, target) for curve in curves]) for target in targets]
+        cells.append(_mean([run.results["alignment"]["load_variation"] for run in seeds]))
+        cells.append(_mean([float(curve["variation"].mean()) for curve in curves]))
+        cells.append(_mean([_megabytes(run) for run in seeds], digits=1))
+        time = [run.results["alignment"]["simulated_seconds"] for run in seeds]
+        lines.append([*cells, _mean(time, digits=1), str(len(seeds))])
+    note = (
+        "Whole mixture: IID test after the last round. A target or the plateau (a point below the "
+        f"mean of the last {SUSTAINED} tests) is reached in the first of {SUSTAINED} tests in a "
+        "row at or above it; one number per seed, - for never. Load CV: of all samples trained per "
+        "expert, and of the clients per expert in a round. Clock: simulated seconds; without devices "
+        "or trace, the seconds clients measured."
+    )
+    return "\n".join([*grid(header, lines, words=1), "", note, ""])
+
+
+def _accuracy(run: FinishedRun, gate: str, test: str) -> float:
+    rows = run.results["rows"]
+    return float(next(r["accuracy"] for r in rows if (r["gate"], r["test"]) == (gate, test)))
+
+
+def _megabytes(run: FinishedRun) -> float:
+    alignment = run.results["alignment"]
+    return float(np.mean(np.add(alignment["bytes_down"], alignment["bytes_up"]))) / 1e6
+
+
+def _mean(values: Sequence[float], *, digits: int = 3) -> str:
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def _each(values: Sequence[float]) -> str:
+    return ", ".join("-" if math.isnan(value) else f"{value:.0f}" for value in values)
