@@ -241,13 +241,13 @@ def test_every_query_is_answered_while_three_of_ten_peers_are_gone(
     stream = Stream(open_client(DEADLINE))
     stream.start()
     try:
-        well = stream.wait_for(lambda r: len(r) >= 50 and victims <= experts_in(r))
+        well = stream.wait_for(lambda r: len(r) >= 100 and victims <= experts_in(r))
         getattr(farm, harm)(0)
         gone = stream.wait_for(lambda r: names <= not_asked(r[well:]))
-        healed = stream.wait_for(lambda r: len(r) >= gone + 50)
+        healed = stream.wait_for(lambda r: len(r) >= gone + 200)
         getattr(farm, heal)(0)
         back = stream.wait_for(lambda r: victims <= experts_in(r[healed:]))
-        stream.wait_for(lambda r: len(r) >= back + 50)
+        stream.wait_for(lambda r: len(r) >= back + 100)
     finally:
         stream.stop()
 
