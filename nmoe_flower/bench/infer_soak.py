@@ -30,6 +30,7 @@ class Soak:
         first_bytes: Resident memory after a quarter of the queries.
         last_bytes: At the end.
         slope: Bytes per 1,000 queries, fitted to the last three quarters.
+        memory: Pairs of queries sent and resident bytes.
     """
 
     queries: int
@@ -38,6 +39,7 @@ class Soak:
     first_bytes: int
     last_bytes: int
     slope: float
+    memory: tuple[tuple[int, int], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -73,4 +75,5 @@ async def _soak(child: Child, bundle: Bundle, identity: Identity | None, queries
         counts, sizes = np.array(settled, float).T
         slope = float(np.polyfit(counts, sizes, 1)[0])
     errors = sum(load.errors for load in loads)
-    return Soak(sent, errors, seconds, settled[0][1], settled[-1][1], 1000 * slope)
+    ends = settled[0][1], settled[-1][1]
+    return Soak(sent, errors, seconds, *ends, 1000 * slope, tuple(memory))

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import grpc.aio
@@ -17,7 +16,7 @@ from nmoe_flower.inference.metrics import ServiceMetrics
 from nmoe_flower.inference.peer_pb2 import PeerList
 from nmoe_flower.inference.requests import Requests
 from nmoe_flower.inference.rpc import SERVICE, peer_handlers
-from nmoe_flower.inference.served import Served, load_expert
+from nmoe_flower.inference.served import Served, expert_thread, load_expert
 from nmoe_flower.inference.wire import MAX_MESSAGE_BYTES
 
 __all__ = ["ExpertServer"]
@@ -82,7 +81,7 @@ class ExpertServer:
         self._limits = {"max_batch": max_batch, "max_queue": max_queue}
         self._max_wait = max_wait_ms / 1000
         self._keep_seconds = keep_seconds
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="nmoe-expert")
+        self._executor = expert_thread()
         self._swapping = asyncio.Lock()
         self._health = health.aio.HealthServicer()
         self._server: Any = None
