@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from nmoe_flower import cli
 from nmoe_flower.config import Config
 from nmoe_flower.errors import BundleError
 from nmoe_flower.files import load_arrays, save_arrays, write_json, write_text
@@ -178,6 +179,19 @@ def test_every_client_of_a_run_gets_a_bundle(run_folder: Path, tmp_path: Path) -
             np.testing.assert_array_equal(value.numpy(), saved[name])
     assert bundles[0].extractor_version == bundles[1].extractor_version
     assert bundles[0].expert_version != bundles[1].expert_version
+
+
+def test_the_command_names_what_it_wrote(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundles"
+    assert cli.main(["bundle", str(run_folder), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    versions = [Bundle.load(out / str(client)).expert_version for client in range(2)]
+    assert [line.split()[0] for line in lines] == [str(out / "0"), str(out / "1")]
+    assert [line.split()[2] for line in lines] == versions
+    assert cli.main(["bundle", str(run_folder), "--out", str(out), "--gate", "global"]) == 1
+    assert "no weights of the gate 'global'; it has: federated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("gate", ["rolling", "../extractor", ""])
