@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
         for batch in _batches(images, args.batch_size):
             good = [loaded.pixels for loaded in batch if loaded.pixels is not None]
             answer = client.predict(np.stack(good)) if good else None
-            for line in _lines(batch, answer, client):
-                print(to_json(line), flush=True)
             if answer is not None and args.records is not None:
                 append_line(args.records, answer.record.line())
+            for line in _lines(batch, answer, client):
+                print(to_json(line), flush=True)
             failed += len(batch) - len(good)
     return 1 if failed else 0
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import grpc
 import grpc.aio
-import numpy as np
 from grpc_health.v1 import health_pb2
 
 from nmoe_flower.certificates import Identity
@@ -23,7 +22,7 @@ from nmoe_flower.inference.wire import (
     parse,
 )
 
-__all__ = ["Channel", "PeerChannel", "Received"]
+__all__ = ["Channel", "Packed", "PeerChannel", "Received"]
 
 M = TypeVar("M")
 
@@ -44,19 +43,30 @@ _CERTIFICATE_SIGNS = ("handshake", "certificate", "Hostname Verification")
 _TOO_LARGE = "larger than max"
 
 
+class Packed(NamedTuple):
+    """A question, ready to be sent: ``rows`` latents."""
+
+    request_id: str
+    rows: int
+    data: bytes
+
+
 class Received(NamedTuple):
-    """Logits [n, C] and the sizes of the two messages."""
+    """Logits [n, C] and the size of the message they came in."""
 
     logits: Floats
-    bytes_up: int
     bytes_down: int
 
 
 class Channel(Protocol):
     """What the router needs of a connection."""
 
-    async def predict(self, latents: Floats, *, num_classes: int, timeout: float) -> Received:
-        """The logits of latents [n, D], or a `WireError`."""
+    def pack(self, latents: Floats) -> Packed:
+        """A question for the logits of latents [n, D], all finite."""
+        ...
+
+    async def predict(self, question: Packed, *, num_classes: int, timeout: float) -> Received:
+        """The logits, or a `WireError`."""
         ...
 
     async def peers(self, *, timeout: float) -> PeerList:
@@ -100,27 +110,34 @@ class PeerChannel:
         self._calls: Counter[Any] = Counter()  # on their way, per gRPC channel
         self._closed = False
 
-    async def predict(self, latents: Floats, *, num_classes: int, timeout: float) -> Received:
-        """The logits [n, C] of latents [n, D].
+    def pack(self, latents: Floats) -> Packed:
+        """A question for the logits of latents [n, D].
+
+        Raises:
+            WireError: A latent is not finite, or too large for the encoding.
+        """
+        request = peer_pb2.PredictRequest(
+            request_id=str(next(self._numbers)),
+            extractor_version=self._extractor_version,
+            latents=encode_tensor(latents, self._encoding),
+        )
+        return Packed(request.request_id, len(latents), request.SerializeToString())
+
+    async def predict(self, question: Packed, *, num_classes: int, timeout: float) -> Received:
+        """The logits [n, C] of n latents.
 
         Raises:
             WireError: The peer did not answer, or not with n rows of C finite numbers to this very
-                request. The reason is one word, the text says what is wrong.
+                question. The reason is one word, the text says what is wrong.
         """
-        request_id = str(next(self._numbers))
-        request = peer_pb2.PredictRequest(
-            request_id=request_id,
-            extractor_version=self._extractor_version,
-            latents=encode_tensor(latents, self._encoding),
-        ).SerializeToString()
-        data = await self._call(f"/{SERVICE}/Predict", request, timeout)
+        data = await self._call(f"/{SERVICE}/Predict", question.data, timeout)
         reply = parse(peer_pb2.PredictReply, data)
-        if reply.request_id != request_id:
+        if reply.request_id != question.request_id:
             raise WireError("mixed-up", "the answer is to another request")
-        logits = decode_tensor(reply.logits, max_rows=len(latents), columns=num_classes)
-        if len(logits) != len(latents):
-            raise WireError("shape", f"{len(logits)} rows of logits for {len(latents)} latents")
-        return Received(np.asarray(logits, np.float32), len(request), len(data))
+        logits = decode_tensor(reply.logits, max_rows=question.rows, columns=num_classes)
+        if len(logits) != question.rows:
+            raise WireError("shape", f"{len(logits)} rows of logits for {question.rows} latents")
+        return Received(logits, len(data))
 
     async def describe(self, *, timeout: float) -> peer_pb2.Description:
         """Who the peer says it is.

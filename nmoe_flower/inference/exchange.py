@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from nmoe_flower.inference.call import Call, Request
 from nmoe_flower.inference.link import Reply
@@ -44,7 +45,7 @@ class Exchange:
         """
         until = started + self._deadline
         hedge = float("inf") if self._hedge_after is None else started + self._hedge_after
-        pending: dict[asyncio.Task[Reply], tuple[Request, float]] = {}
+        pending: dict[asyncio.Task[Reply], _OnItsWay] = {}
         requests = call.begin()
         sent = [self._skipped(expert, rows) for expert, rows in call.skipped.items()]
         self._send(requests, latents, pending)
@@ -52,13 +53,13 @@ class Exchange:
             wait = min(until, hedge) - time.perf_counter()
             await asyncio.wait(pending, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in pending if task.done()]:
-                request, _ = pending.pop(task)
+                way = pending.pop(task)
                 reply = task.result()
-                sent.append(self._sent(request, reply))
+                sent.append(way.ended(reply))
                 if reply.logits is None:
-                    self._send(call.failed(request), latents, pending)
+                    self._send(call.failed(way.request), latents, pending)
                 else:
-                    call.answered(request, reply.logits)
+                    call.answered(way.request, reply.logits)
             now = time.perf_counter()
             if now >= until:
                 break
@@ -66,40 +67,49 @@ class Exchange:
                 hedge = float("inf")
                 self._send(call.hedge(), latents, pending)
         now = time.perf_counter()
-        for task, (request, begun) in pending.items():
+        for task, way in pending.items():
             self._late.add(task)
             task.add_done_callback(self._late.discard)
-            sent.append(self._sent(request, Reply(None, UNFINISHED, 1000 * (now - begun))))
+            sent.append(way.ended(Reply(None, UNFINISHED, 1000 * (now - way.begun))))
         return sent
 
     def _send(
         self,
         requests: Iterable[Request],
         latents: Floats,
-        pending: dict[asyncio.Task[Reply], tuple[Request, float]],
+        pending: dict[asyncio.Task[Reply], "_OnItsWay"],
     ) -> None:
         for request in requests:
             link = self._links.get(request.expert)
             assert link is not None, "a call asks only whom the links call available"
-            task = asyncio.create_task(link.ask(latents[request.rows]))
-            pending[task] = request, time.perf_counter()
-
-    def _sent(self, request: Request, reply: Reply) -> Sent:
-        return Sent(
-            self._name(request.expert),
-            request.expert,
-            request.why,
-            len(request.rows),
-            reply.outcome,
-            reply.ms,
-            reply.bytes_up,
-            reply.bytes_down,
-        )
+            question = link.channel.pack(latents[request.rows])
+            begun = time.perf_counter()
+            task = asyncio.create_task(link.ask(question))
+            pending[task] = _OnItsWay(request, link.peer.name, len(question.data), begun)
 
     def _skipped(self, expert: int, rows: int) -> Sent:
-        outcome = "unknown" if self._links.get(expert) is None else "open"
-        return Sent(self._name(expert), expert, "chosen", rows, outcome)
-
-    def _name(self, expert: int) -> str:
         link = self._links.get(expert)
-        return "" if link is None else link.peer.name
+        if link is None:
+            return Sent("", expert, "chosen", rows, "unknown")
+        return Sent(link.peer.name, expert, "chosen", rows, "open")
+
+
+class _OnItsWay(NamedTuple):
+    """A request that was sent, and when."""
+
+    request: Request
+    peer: str
+    size: int
+    begun: float
+
+    def ended(self, reply: Reply) -> Sent:
+        return Sent(
+            self.peer,
+            self.request.expert,
+            self.request.why,
+            len(self.request.rows),
+            reply.outcome,
+            reply.ms,
+            self.size,
+            reply.bytes_down,
+        )

@@ -1,6 +1,7 @@
 """What the router has for each peer: its channel, its health, and the way back after a failure."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.channel import Channel
+from nmoe_flower.inference.channel import Channel, Packed
 from nmoe_flower.inference.health import Health
 from nmoe_flower.inference.logs import log_event
 from nmoe_flower.inference.peers import PeerEntry
@@ -27,14 +28,12 @@ class Reply(NamedTuple):
         logits: [n, C]; None if the peer failed.
         outcome: "answered", or one word on what went wrong.
         ms: Milliseconds until then.
-        bytes_up: Of the message that was sent.
         bytes_down: Of the message that came back.
     """
 
     logits: Floats | None
     outcome: str
     ms: float
-    bytes_up: int = 0
     bytes_down: int = 0
 
 
@@ -73,9 +72,9 @@ class Link:
         """Whether the breaker lets requests through."""
         return self.health.breaker.closed
 
-    async def ask(self, latents: Floats) -> Reply:
-        """The logits of latents [n, D], and learn from how it goes. Never raises."""
-        reply, text = await self._try(latents)
+    async def ask(self, question: Packed) -> Reply:
+        """Ask, and learn from how it goes. Whatever the peer does, this raises nothing."""
+        reply, text = await self._try(question)
         if reply.logits is not None:
             self.health.succeeded(reply.ms)
         elif reply.outcome != "closed":
@@ -88,11 +87,11 @@ class Link:
             self._recovery.cancel()
         await self.channel.close()
 
-    async def _try(self, latents: Floats) -> tuple[Reply, str]:
+    async def _try(self, question: Packed) -> tuple[Reply, str]:
         started = time.perf_counter()
         try:
             answer = await self.channel.predict(
-                latents, num_classes=self._shape[1], timeout=self._deadline
+                question, num_classes=self._shape[1], timeout=self._deadline
             )
         except WireError as error:
             return Reply(None, error.reason, _since(started)), str(error)
@@ -104,8 +103,7 @@ class Link:
         except Exception as error:
             _log.exception("asking %s failed", self.peer.name)
             return Reply(None, "internal", _since(started)), str(error)
-        logits, up, down = answer
-        return Reply(logits, ANSWERED, _since(started), up, down), ""
+        return Reply(answer.logits, ANSWERED, _since(started), answer.bytes_down), ""
 
     def _failed(self, reply: Reply, text: str) -> None:
         if reply.outcome == "deadline":
@@ -120,13 +118,14 @@ class Link:
 
     async def _recover(self) -> None:
         breaker = self.health.breaker
-        latent = np.zeros((1, self._shape[0]), np.float32)
+        question = self.channel.pack(np.zeros((1, self._shape[0]), np.float32))
         while not breaker.closed:
             await asyncio.sleep(breaker.probe_in())
             if not breaker.begin_probe():
                 continue
-            await self.channel.renew()
-            reply, _ = await self._try(latent)
+            with contextlib.suppress(OSError, RuntimeError):  # of an old connection
+                await self.channel.renew()
+            reply, _ = await self._try(question)
             if reply.logits is None:
                 breaker.probe_failed()
             else:

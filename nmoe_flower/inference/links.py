@@ -18,7 +18,7 @@ from nmoe_flower.inference.signing import newest, verify
 __all__ = ["Links", "PeerState"]
 
 _log = logging.getLogger(__name__)
-_ASKED_AT_ONCE = 3
+_ASKED_AT_ONCE = 8
 _HARMLESS = ("no-list", "unavailable", "deadline", "closed")
 
 
@@ -107,7 +107,7 @@ class Links:
             penalties[self._own] = 0.0
         return penalties
 
-    def states(self) -> list[PeerState]:
+    async def states(self) -> list[PeerState]:
         """What is known of each peer, by partition."""
         return [
             PeerState(
@@ -140,39 +140,45 @@ class Links:
         await asyncio.gather(*(link.close() for link in gone))
         log_event(_log, logging.INFO, "peers-changed", serial=held.serial, peers=len(held.peers))
         if self._on_change is not None:
-            await asyncio.to_thread(self._on_change, held)
+            try:
+                await asyncio.to_thread(self._on_change, held)
+            except Exception:
+                _log.exception("the newer list holds, but could not be passed on")
         return True
 
-    async def refresh(self, *, timeout: float, most: int | None = None) -> bool:
-        """Ask the peers in turn for a newer list, until one has it.
+    async def refresh(self, *, timeout: float, most: int = _ASKED_AT_ONCE) -> bool:
+        """Ask some peers at once for their lists, and take over each that is newer.
 
         Args:
-            timeout: Seconds for each.
-            most: How many to ask; the next time begins where this one ends. None: all.
+            timeout: Seconds that they have for an answer.
+            most: How many to ask; the next time begins with the next ones.
 
         Returns:
             Whether a newer list was found.
         """
         links = [link for _, link in sorted(self._links.items())]
-        for _ in range(len(links) if most is None else min(most, len(links))):
-            link = links[self._turn % len(links)]
-            self._turn += 1
-            try:
-                if await self.update(await link.channel.peers(timeout=timeout)):
-                    return True
-            except WireError as error:
-                link.health.failures[error.reason] += 1
-                facts = {"peer": link.peer.name, "reason": error.reason, "detail": str(error)}
-                level = logging.DEBUG if error.reason in _HARMLESS else logging.WARNING
-                log_event(_log, level, "list-refused", **facts)
-        return False
+        first, count = self._turn, min(most, len(links))
+        self._turn += count
+        asked = [links[(first + place) % len(links)] for place in range(count)]
+        return any(await asyncio.gather(*(self._learn(link, timeout) for link in asked)))
+
+    async def _learn(self, link: Link, timeout: float) -> bool:
+        """Take over the list of a peer, if it is newer; whether it was."""
+        try:
+            return await self.update(await link.channel.peers(timeout=timeout))
+        except WireError as error:
+            link.health.failures[error.reason] += 1
+            facts = {"peer": link.peer.name, "reason": error.reason, "detail": str(error)}
+            level = logging.DEBUG if error.reason in _HARMLESS else logging.WARNING
+            log_event(_log, level, "list-refused", **facts)
+            return False
 
     async def keep_fresh(self, seconds: float, *, timeout: float) -> None:
         """Ask a few peers for a newer list every so often, for ever."""
         while True:
             await asyncio.sleep(seconds)
             try:
-                await self.refresh(timeout=timeout, most=_ASKED_AT_ONCE)
+                await self.refresh(timeout=timeout)
             except Exception:
                 _log.exception("looking for a newer list of peers failed")
 

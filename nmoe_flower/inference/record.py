@@ -29,8 +29,8 @@ class Sent:
             wrong, such as "deadline", "busy", "unavailable", "garbage", or "open" and "unknown"
             where nothing was sent because the breaker is open or the peer is not known.
         ms: Milliseconds until then.
-        bytes_up: Of the message that was sent.
-        bytes_down: Of the message that came back.
+        bytes_up: Of the message that was sent, without the frames of HTTP/2 and TLS.
+        bytes_down: Of the message that came back, if it was of use.
     """
 
     peer: str

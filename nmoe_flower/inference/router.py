@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +30,12 @@ from nmoe_flower.models import Expert
 
 __all__ = ["RemoteExperts"]
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 _MOST_ROWS = 256  # in one request
 _LATE = 1.1  # times the deadline: then this thread stops waiting for the loop's
-_FAREWELL_SECONDS = 2.0
+_PATIENCE_SECONDS = 10.0  # for the loop's own work
 
 
 class RemoteExperts:
@@ -156,10 +159,7 @@ class RemoteExperts:
         chosen = ids if ranks is None else self._preferred(ids, ranks)
         rows = floats(latents)
         call = self._call(chosen, ranks, keep=unfit(rows, self._encoding))
-        try:
-            work = self._loop.submit(self._exchange.run(call, rows, started))
-        except RuntimeError:
-            raise ConfigError("this router is closed; make a new one") from None
+        work = self._submit(self._exchange.run(call, rows, started))
         own_logits = self._local(latents, call.own_cells.rows)
         try:
             sent = work.result(_LATE * self._deadline)
@@ -186,7 +186,7 @@ class RemoteExperts:
 
     def states(self) -> list[PeerState]:
         """What is known of each peer, by partition."""
-        return self._links.states()
+        return self._submit(self._links.states()).result(_PATIENCE_SECONDS)
 
     def update(self, peers: PeerList) -> bool:
         """Take over a list of peers, without a restart; whether it was newer.
@@ -194,23 +194,24 @@ class RemoteExperts:
         Raises:
             WireError: The list is not signed, not valid, has expired, or is older.
         """
-        return self._loop.submit(self._links.update(peers)).result()
+        return self._submit(self._links.update(peers)).result(_PATIENCE_SECONDS)
 
     def refresh(self) -> bool:
-        """Ask the peers for a newer list, one after the other; whether there was one.
+        """Ask a few peers for a newer list, each time the next ones; whether there was one.
 
         Raises:
             ConfigError: Without certificates nobody's list can be believed.
         """
         if not self._links.can_verify:
             raise ConfigError("refresh needs an identity: unsigned lists are not believed")
-        return self._loop.submit(self._links.refresh(timeout=self._deadline)).result()
+        work = self._submit(self._links.refresh(timeout=self._deadline))
+        return work.result(self._deadline + _PATIENCE_SECONDS)
 
     def close(self) -> None:
         """Close all connections and stop the thread."""
         try:
-            self._loop.submit(self._links.close()).result(_FAREWELL_SECONDS)
-        except (RuntimeError, TimeoutError):  # closed before, or the loop is stuck
+            self._submit(self._links.close()).result(_PATIENCE_SECONDS)
+        except (ConfigError, TimeoutError):  # closed before, or the loop is stuck
             _log.debug("the links could not be closed")
         self._loop.close()
 
@@ -219,6 +220,12 @@ class RemoteExperts:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        try:
+            return self._loop.submit(work)
+        except RuntimeError:
+            raise ConfigError("this router is closed; make a new one") from None
 
     def _preferred(self, ids: Ints, scores: Floats) -> Ints:
         if not self._margin:

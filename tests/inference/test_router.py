@@ -119,6 +119,7 @@ def test_a_wrong_answer_is_masked_counted_and_named(
             ("peer-1", "chosen", reason), ("peer-2", "next-best", "answered"),
         ], mood  # fmt: skip
         assert record.summary()["next_best"] == 7
+        assert min(sent.bytes_up for sent in record.sent) > 7 * 4 * 4  # both were sent
         state = router.states()[0]
         assert sum(state.failures.values()) == times
         if state.failures[reason] == 1:

@@ -173,6 +173,19 @@ def test_a_newer_list_is_learnt_from_a_peer(
     assert not router.refresh()
 
 
+def test_a_list_that_cannot_be_passed_on_holds_all_the_same(
+    around: Any, stated: Make, pool: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(peers: PeerList) -> None:
+        raise OSError("the disk is full")
+
+    router = pool(stated(*entries(around, 1)), on_change=full)
+    with caplog.at_level(logging.ERROR, "nmoe_flower.inference"):
+        assert router.update(stated(*entries(around, 1, 2), serial=2))
+    assert "could not be passed on" in caplog.text
+    assert outcome(router, 2) == "answered"
+
+
 def test_lists_of_hostile_peers_are_refused_counted_and_named(
     around: Any, stated: Make, pool: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
