@@ -13,6 +13,7 @@ __all__ = ["FilterBank"]
 
 SPREAD = 0.25  # of normalised images
 _VARIANCE = 0.002  # of flat patches, where pixels span a range of 1
+_FEW = 16  # images whose maps stay in the cache
 _OPPONENTS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))  # brightness and two colours
 _COLOUR_GAIN = (1.0, 4.0, 6.0)  # natural images have little colour: bring it up
 
@@ -68,6 +69,9 @@ class FilterBank(Extractor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents [B, D] of normalised images [B, C, H, W]."""
+        return torch.cat([self._pooled(few) for few in images.split(_FEW)])
+
+    def _pooled(self, images: Tensor) -> Tensor:
         images = images * SPREAD  # back to a range of 1; the filters do not see the mean
         brightness = images.mean(dim=1, keepdim=True).float()
         mean = F.avg_pool2d(brightness, self.size, self.stride)
@@ -76,8 +80,9 @@ class FilterBank(Extractor):
         )
         contrast = ((square - mean.square()).clamp_min(0) + _VARIANCE).sqrt()
         response = F.conv2d(images, self.bank, stride=self.stride).float() / contrast
-        maps = torch.cat([F.relu(response - self.threshold), F.relu(-response - self.threshold)], 1)
-        return F.adaptive_avg_pool2d(maps, self.grid).flatten(1).sqrt()
+        over, under = F.relu(response - self.threshold), F.relu(-response - self.threshold)
+        pooled = [F.adaptive_avg_pool2d(maps, self.grid) for maps in (over, under)]
+        return torch.cat(pooled, dim=1).flatten(1).sqrt()
 
 
 def _bank(filters: int, channels: int, size: int, generator: Generator) -> Tensor:

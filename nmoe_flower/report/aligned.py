@@ -99,8 +99,8 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
         "Whole mixture: IID test after the last round. A target or the plateau (a point below the "
         f"mean of the last {SUSTAINED} tests) is reached in the first of {SUSTAINED} tests in a "
         "row at or above it; one number per seed, - for never. Load CV: of all samples trained per "
-        "expert, and of the clients per expert in a round. Clock: simulated seconds; without devices "
-        "or trace, the seconds clients measured."
+        "expert, and of the clients per expert in a round. Clock: simulated seconds, or those "
+        "that clients measured."
     )
     return "\n".join([*grid(header, lines, words=1), "", note, ""])
 
