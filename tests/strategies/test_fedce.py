@@ -162,7 +162,7 @@ def test_the_server_rate_scales_the_step(server_rate: float) -> None:
 def test_statistics_are_never_stepped() -> None:
     strategy = FedCE(learning_rate=rate, server_momentum=0.9, server_learning_rate=1.5)
     play(strategy, range(1, 4))
-    stepped = {name.removeprefix("momentum/") for name in strategy.state()}
+    stepped = {name.removeprefix("optimizer/") for name in strategy.state()}
     assert stepped == {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
 
 
