@@ -46,13 +46,13 @@ def train(message: Message, context: Context) -> Message:
     server_round, held = int(told[SERVER_ROUND]), [int(e) for e in told[EXPERTS]]
     own_gate = client.device.config.alignment.gate == "local"
     if own_gate:
-        client.load_gate()
+        client.load_gate(before=server_round)
     loads = torch.tensor([float(share) for share in told.get("loads", ())])
     answer = answer_assigned(
         message, client.network, lambda _: _train(client, held, server_round, loads)
     )
     if own_gate:
-        client.save_gate()
+        client.save_gate(server_round, told.get(records.KEPT_ROUNDS, ()))
     if client.device.config.alignment.gate == "closed-form":
         answer.content["statistics"] = _statistics(client, held, bool(told["want-moment"]))
         answer.content[ARRAYS] = _without_gate(answer.content.array_records[ARRAYS])
@@ -179,9 +179,9 @@ def test(message: Message, context: Context) -> Message:
     client = MixtureClient(device_of(context))
     device, network = client.device, client.network
     _load(client, message)
-    if device.config.alignment.gate == "local":
-        client.load_gate()
     told = records.config_of(message)
+    if device.config.alignment.gate == "local":
+        client.load_gate(before=int(told[SERVER_ROUND]) + 1)
     held = [int(e) for e in told.get(EXPERTS, range(len(network.experts)))]
     found: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
     for name in TESTS:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device
 from nmoe_flower.clients.extractor import predict
+from nmoe_flower.clients.versions import Versions
 from nmoe_flower.config import Config
 from nmoe_flower.models import Expert, Extractor, Gate, build_extractor
 from nmoe_flower.models.aligned import AlignedMixture
@@ -131,20 +132,25 @@ class MixtureClient:
         }[part]
         return predict(device, self.network.extractor, split.images, chosen)
 
-    def load_gate(self) -> None:
-        """Bring the client's own gate back, fresh the first time (``alignment.gate = local``)."""
-        if self.device.store.has(GATE):
-            state = self.device.store.load(GATE)
-        else:
+    @property
+    def _gates(self) -> Versions:
+        return Versions(self.device.store, GATE)
+
+    def load_gate(self, *, before: int) -> None:
+        """Bring the client's own gate back as it was before a round; fresh if it has none."""
+        rounds = [server_round for server_round in self._gates.rounds() if server_round < before]
+        state = self._gates.load(max(rounds)) if rounds else None
+        if state is None:
             data = self.device.data
             fresh = fresh_mixture(self.device.config, data.image_shape, data.num_classes)
             state = {n: t.numpy() for n, t in fresh.gate.state_dict().items()}
         records.load_into(self.network.gate.state_dict(), state)
 
-    def save_gate(self) -> None:
-        """Keep the client's own gate."""
+    def save_gate(self, server_round: int, kept: Sequence[int]) -> None:
+        """Keep the client's own gate after a round, and what runs resumed after ``kept`` need."""
         state = self.network.gate.state_dict()
-        self.device.store.save(GATE, {n: t.cpu().numpy() for n, t in state.items()})
+        self._gates.save(server_round, {n: t.cpu().numpy() for n, t in state.items()})
+        self._gates.prune(server_round, kept)
 
     def learners(self, held: Sequence[int]) -> nn.ModuleList:
         """What training moves: the held experts, the gate unless it is solved, the extractor."""
