@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "docs-source"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
-COMMANDS = ((), ("run",), ("partition",), ("report",), ("config",), ("bench",), ("bench", "rounds"))
+COMMANDS = (
+    (), ("run",), ("partition",), ("report",), ("config",), ("bundle",), ("serve",),
+    ("bench",), ("bench", "rounds"), ("bench", "infer"),
+)  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples")
 SKIPPED = {"nmoe_flower.bench"}  # measured code, not an interface; see how-to/benchmarks.md
 
