@@ -15,7 +15,7 @@ import numpy as np
 
 from nmoe_flower.errors import BudgetError, ConfigError
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, epsilon_of, mu_of
-from nmoe_flower.privacy.mechanism import check_noise
+from nmoe_flower.privacy.mechanism import Adjacency, check_noise
 
 __all__ = [
     "Accountant",
@@ -29,6 +29,10 @@ __all__ = [
 Method = Literal["exact", "rdp", "prv"]
 Spending = Iterable[tuple[float, int]]
 
+_ADJACENCY: dict[Adjacency, str] = {
+    "replace-one": "replace one sample, the number of samples is public",
+    "add-remove": "add or remove one sample, matrices divided by a public constant",
+}
 _ROUND_UP = 1 + 1e-12  # the T-th release of a noise fitted to T must not fail by rounding
 
 
@@ -179,7 +183,13 @@ class Accountant:
         """Largest epsilon of any client; 0 before the first release."""
         return max((self.epsilon(client, delta=delta) for client in self._spent), default=0.0)
 
-    def statement(self, *, delta: float, weights_private: bool = False) -> str:
+    def statement(
+        self,
+        *,
+        delta: float,
+        adjacency: Adjacency = "replace-one",
+        weights_private: bool = False,
+    ) -> str:
         """Say in words what has been spent and what that covers.
 
         ``weights_private``: the weights are trained with DP-SGD; its own epsilon comes on top.
@@ -194,9 +204,9 @@ class Accountant:
         return (
             f"Correlation matrices: epsilon {self.worst(delta=delta):.4g} at delta {delta:g} for "
             f"the client that spent most (releases per client: at most {most}). Unit: one sample "
-            f"with all its views, not one user. Adjacency: replace one sample, the number of "
-            f"samples is public. Covered: each released matrix, given the weights it was computed "
-            f"at. {rest} Sample counts and metrics are not covered either."
+            f"with all its views, not one user. Adjacency: {_ADJACENCY[adjacency]}. Covered: each "
+            f"released matrix, given the weights it was computed at. {rest} Sample "
+            "counts and metrics are not covered either."
         )
 
     def state(self) -> dict[str, Any]:

@@ -164,6 +164,9 @@ def test_the_statement_says_what_is_not_covered():
     assert "not differentially private" not in accountant.statement(
         delta=1e-5, weights_private=True
     )
+    other = accountant.statement(delta=1e-5, adjacency="add-remove")
+    assert "add or remove one sample" in other
+    assert "replace one sample" not in other
 
 
 def test_refresh_interval():
