@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nmoe_flower.errors import ConfigError
+
 __all__ = ["add_arguments"]
 
 _EXAMPLES = """\
@@ -44,8 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         keys = (args.certificate, args.key, args.authority)
         if args.insecure == (None not in keys) or (args.insecure and any(keys)):
             parser.error("give --certificate, --key and --authority, or --insecure alone")
-        from nmoe_flower.cli.serving import run
-
+        try:
+            from nmoe_flower.cli.serving import run
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"nmoe serve needs {error.name}: pip install 'nmoe-flower[serve]'"
+            ) from None
         return run(args)
 
     parser.set_defaults(command=command)

@@ -140,6 +140,8 @@ class ExpertServer:
         await self._server.start()
         await self._set_health(_SERVING)
         log_event(_log, logging.INFO, "serving", port=self.port, **self._facts())
+        if self._identity is None:
+            log_event(_log, logging.WARNING, "insecure", detail="anybody may ask, and listen")
         return self.port
 
     async def swap(self, bundle: Bundle) -> None:

@@ -1,5 +1,6 @@
 """The files a peer lives on, and what to do when they change: nobody is restarted."""
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ class SourceWatch:
                     log_event(_log, logging.ERROR, "not-taken-up", what=name, detail=str(error))
 
     async def _bundle(self) -> None:
-        bundle, old = self._sources.load_bundle(), self._server.bundle
-        if bundle.manifest != old.manifest:
+        bundle = await asyncio.to_thread(self._sources.load_bundle)
+        if bundle.manifest != self._server.bundle.manifest:
             await self._server.swap(bundle)
 
     async def _identity(self) -> None:

@@ -114,6 +114,17 @@ def test_keys_or_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     assert "usage: nmoe serve" in capsys.readouterr().err
 
 
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    for name in ("nmoe_flower.cli.serving", "nmoe_flower.inference.metrics"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert cli.main(["serve", "bundle", "--insecure"]) == 1
+    message = "nmoe serve needs prometheus_client: pip install 'nmoe-flower[serve]'"
+    assert message in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_said_in_words(
     make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
