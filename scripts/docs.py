@@ -30,6 +30,7 @@ SOURCE = ROOT / "build" / "docs-source"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
 COMMANDS = (
     (), ("run",), ("partition",), ("report",), ("config",), ("bundle",), ("serve",),
+    ("infer",), ("peers",),
     ("bench",), ("bench", "rounds"), ("bench", "infer"),
 )  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples")
