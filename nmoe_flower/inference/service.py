@@ -11,13 +11,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import BundleError, CertificateError, ConfigError
 from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.limits import check_size, server_options
 from nmoe_flower.inference.logs import log_event
 from nmoe_flower.inference.metrics import ServiceMetrics
 from nmoe_flower.inference.peer_pb2 import PeerList
 from nmoe_flower.inference.requests import Requests
 from nmoe_flower.inference.rpc import SERVICE, peer_handlers
 from nmoe_flower.inference.served import Served, expert_thread, load_expert
-from nmoe_flower.inference.wire import MAX_MESSAGE_BYTES
 
 __all__ = ["ExpertServer"]
 
@@ -25,7 +25,6 @@ _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEALTH_NAMES = ("", SERVICE)
-_OVERHEAD_BYTES = 4096  # of a request beside its latents
 _FAREWELL_SECONDS = 0.5  # for replies that are on their way, and health watchers
 
 
@@ -72,7 +71,7 @@ class ExpertServer:
                 f"max_batch = {max_batch}, max_queue = {max_queue}, max_wait_ms = {max_wait_ms}; "
                 "allowed: 1 or more, 1 or more, 0 or more"
             )
-        _check_size(bundle, max_batch)
+        check_size(bundle, max_batch)
         self.metrics = ServiceMetrics()
         self.bundle = bundle
         self.port = 0
@@ -128,7 +127,7 @@ class ExpertServer:
         """
         await self._take_up(self.bundle)
         self._server = grpc.aio.server(
-            options=_options(), maximum_concurrent_rpcs=sum(self._limits.values())
+            options=server_options(), maximum_concurrent_rpcs=sum(self._limits.values())
         )
         requests = self._requests
         handlers = peer_handlers(
@@ -160,7 +159,7 @@ class ExpertServer:
                     f"{bundle.folder} is the bundle of partition {bundle.partition}; "
                     f"this server is partition {old.partition}"
                 )
-            _check_size(bundle, self._limits["max_batch"])
+            check_size(bundle, self._limits["max_batch"])
             await self._take_up(bundle)
             self.metrics.swaps.inc()
             log_event(_log, logging.INFO, "swapped", before=old.expert_version, **self._facts())
@@ -236,22 +235,3 @@ class ExpertServer:
             "gate": self.bundle.gate_version,
             "extractor": self.bundle.extractor_version,
         }
-
-
-def _check_size(bundle: Bundle, max_batch: int) -> None:
-    size = max_batch * bundle.latent_dim * 4 + _OVERHEAD_BYTES
-    if size > MAX_MESSAGE_BYTES:
-        raise ConfigError(
-            f"a request of max_batch = {max_batch} latents of {bundle.latent_dim} numbers has "
-            f"{size} bytes; a message may have {MAX_MESSAGE_BYTES}"
-        )
-
-
-def _options() -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_concurrent_streams", 1024),  # per connection; more are cut off by gRPC
-        ("grpc.server_handshake_timeout_ms", 10_000),
-        ("grpc.so_reuseport", 0),
-    ]
