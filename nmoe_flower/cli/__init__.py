@@ -168,7 +168,7 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("align", "infer", "rounds"))
+    parser.add_argument("what", choices=("align", "fedsc", "infer", "rounds"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
 
     def command(args: argparse.Namespace) -> int:
