@@ -21,7 +21,10 @@ PROMISED = {
     },
     "nmoe_flower.data": {"DominantClassPartitioner", "dominant_share_from_tau"},
     "nmoe_flower.models": {"Expert", "Gate", "LocalExperts", "NMoE", "build_extractor"},
-    "nmoe_flower.strategies": {"FedCE", "FedGate", "RollGate"},
+    "nmoe_flower.strategies": {
+        "AdamW", "ExpertAlignment", "FedCE", "FedGate", "FedSC", "RollGate",
+    },
+    "nmoe_flower.clients": {"Contrast", "StateMemory"},
     "nmoe_flower.engine": {"InProcessGrid", "StreamingGrid"},
     "nmoe_flower.metrics": {
         "accuracy", "auc", "balanced_accuracy", "local_ratio", "macro_f1", "routing_matrix",

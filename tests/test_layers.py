@@ -15,7 +15,7 @@ ROWS = [
     {"seeds", "schedules", "codec"},
     {"certificates", "config", "files", "records"},
     {"checkpoint", "provenance"},
-    {"data", "models", "losses", "privacy", "metrics", "alignment"},
+    {"data", "models", "losses", "privacy", "metrics", "representation", "alignment"},
     {"training"},
     {"engine"},
     {"clients", "strategies", "inference"},
@@ -32,7 +32,8 @@ FLOWER = {
 }  # fmt: skip
 # What a server must not load: it aggregates with NumPy.
 NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "results",
-            "strategies", "pipeline", "server_app", "engine", "privacy", "alignment")  # fmt: skip
+            "strategies", "pipeline", "server_app", "engine", "privacy", "alignment",
+            "representation")  # fmt: skip
 
 
 def modules() -> list[Path]:

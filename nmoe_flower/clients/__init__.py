@@ -1,1 +1,8 @@
-"""The client halves, one handler per action; strategies hold the server halves."""
+"""The client halves, one handler per action; strategies hold the server halves.
+
+``Contrast`` and ``StateMemory`` are for other people's apps: the client's part of ``FedSC``.
+"""
+
+from nmoe_flower.clients.contrast import Contrast, Memory, StateMemory
+
+__all__ = ["Contrast", "Memory", "StateMemory"]
