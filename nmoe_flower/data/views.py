@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nmoe_flower.data.augment import CENTRE, SPREAD
 from nmoe_flower.errors import ConfigError
 
-_ASPECTS = (3 / 4, 4 / 3)
+_LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 _LUMA = (0.299, 0.587, 0.114)
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
@@ -62,7 +62,7 @@ class Views:
                 raise ConfigError(f"view {key} is {value}; allowed: {low:g} to {high:g}")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two views [B, C, size, size] of normalised images [B, C, H, W]; equal seeds, equal views.
+        """Two views of normalised images [B, C, H, W], float32; equal seeds, equal views.
 
         Drawn as one batch of 2 B, whose halves are the views.
         """
@@ -71,13 +71,14 @@ class Views:
         return first, second
 
     def _crops(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        batch, channels, height, _ = images.shape
-        size = self.size or height
-        if self.smallest == 1 and size == height:
+        batch, channels, height, width = images.shape
+        if self.size:
+            height = width = self.size
+        if self.smallest == 1:
             shares = torch.ones(batch, 2)
         else:
             area = self._uniform(batch, self.smallest, 1.0, generator)
-            aspect = self._uniform(batch, *map(math.log, _ASPECTS), generator).exp()
+            aspect = self._uniform(batch, *_LOG_ASPECTS, generator).exp()
             shares = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).clamp(max=1)
         centres = (2 * torch.rand(batch, 2, generator=generator) - 1) * (1 - shares)
         if self.flip:
@@ -86,7 +87,7 @@ class Views:
         theta = torch.zeros(batch, 2, 3)
         theta[:, [0, 1], [0, 1]] = shares
         theta[:, :, 2] = centres
-        grid = F.affine_grid(theta, [batch, channels, size, size], align_corners=False)
+        grid = F.affine_grid(theta, [batch, channels, height, width], align_corners=False)
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     def _colours(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -128,4 +129,5 @@ def _hue(turn: Tensor) -> Tensor:
     rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
     rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
     yiq = torch.tensor(_YIQ)
-    return torch.linalg.inv(yiq) @ rotation @ yiq
+    turned: Tensor = torch.linalg.inv(yiq) @ rotation @ yiq
+    return turned
