@@ -49,19 +49,25 @@ class Memory(Protocol):
 
 
 class StateMemory:
-    """A memory in Flower's ``context.state``: the last matrix, as long as the node lives."""
+    """A memory in Flower's ``context.state``: the last matrix, as long as the node lives.
+
+    The one that was loaded stays too: the server may never get what is saved next.
+    """
 
     def __init__(self, context: Context) -> None:
         self._state = context.state
+        self._held = 0
 
     def load(self, server_round: int) -> Mapping[str, np.ndarray] | None:
-        """What was sent in that round, if it was the last."""
+        """What was sent in that round, if it was the last that arrived."""
+        self._held = server_round
         record = self._state.get(f"{CORRELATION}-{server_round}")
         return records.to_numpy(record) if isinstance(record, ArrayRecord) else None
 
     def save(self, server_round: int, arrays: dict[str, np.ndarray]) -> None:
-        """Replace what was sent last."""
-        for key in [key for key in self._state if key.startswith(f"{CORRELATION}-")]:
+        """Replace all but what was loaded."""
+        held = f"{CORRELATION}-{self._held}"
+        for key in [k for k in self._state if k.startswith(f"{CORRELATION}-") and k != held]:
             del self._state[key]
         self._state[f"{CORRELATION}-{server_round}"] = records.from_numpy(arrays)
 

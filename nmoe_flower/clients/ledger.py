@@ -29,25 +29,39 @@ class Ledger:
         self._path = folder / NAME
         self._client = client
         self._accountant = Accountant(budget)
+        self._paid_round = 0
         if self._path.exists():
             try:
-                self._accountant.load_state(json.loads(self._path.read_text(encoding="utf-8")))
+                state = json.loads(self._path.read_text(encoding="utf-8"))
+                self._accountant.load_state(state)
+                self._paid_round = int(state.get("round", 0))
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"cannot read the ledger {self._path}: {error}") from None
 
-    def affords(self, noise_multiplier: float) -> bool:
-        """Whether one more release with this noise stays within the budget."""
-        return self._accountant.affords(self._client, noise_multiplier=noise_multiplier)
+    def affords(self, noise_multiplier: float, *, server_round: int = 0) -> bool:
+        """Whether one more release with this noise, in this round, stays within the budget."""
+        paid = server_round > 0 and server_round == self._paid_round
+        return paid or self._accountant.affords(self._client, noise_multiplier=noise_multiplier)
 
-    def spend(self, noise_multiplier: float, *, num_examples: int) -> None:
+    def spend(self, noise_multiplier: float, *, num_examples: int, server_round: int = 0) -> None:
         """Write a release down, to the disk and not only to memory, before it is made.
+
+        Args:
+            noise_multiplier: Of the release.
+            num_examples: This client's samples.
+            server_round: The round it is for, above 0: the last round that was paid for is free.
+                So one killed between paying and releasing does not pay twice. Only for callers that
+                have one release a round, and have it on the disk before it leaves.
 
         Raises:
             BudgetError: The budget is spent.
             ConfigError: The budget's delta is not below 1 / ``num_examples``.
         """
+        if server_round > 0 and server_round == self._paid_round:
+            return
         self._accountant.spend(
             self._client, noise_multiplier=noise_multiplier, num_examples=num_examples
         )
-        text = json.dumps(self._accountant.state())
+        self._paid_round = server_round
+        text = json.dumps({**self._accountant.state(), "round": server_round})
         write_bytes(self._path, text.encode(), sync=True)

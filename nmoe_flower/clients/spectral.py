@@ -40,14 +40,16 @@ class _StoreMemory:
 
     def __init__(self, device: Device, kept: object) -> None:
         self._versions = Versions(device.store, CORRELATION)
-        self._kept = None if device.config.privacy.enabled else list(kept or ())  # type: ignore[call-overload]
+        self._private = device.config.privacy.enabled
+        self._kept: list[int] = list(kept or ())  # type: ignore[call-overload]
 
     def load(self, server_round: int) -> Mapping[str, np.ndarray] | None:
+        self._kept.append(server_round)  # what the server has, even if it drops the next reply
         return self._versions.load(server_round)
 
     def save(self, server_round: int, arrays: dict[str, np.ndarray]) -> None:
-        self._versions.save(server_round, arrays)
-        if self._kept is not None:  # what has cost privacy is never thrown away
+        self._versions.save(server_round, arrays, sync=self._private)
+        if not self._private:  # what has cost privacy is never thrown away
             self._versions.prune(server_round, self._kept)
 
 
@@ -148,11 +150,12 @@ def _release(
     if before is not None:
         return records.from_numpy({"packed": before["released"]}), about
     ledger = Ledger(device.store.folder, device.partition, Budget(privacy.epsilon, privacy.delta))
-    if not ledger.affords(mechanism.noise_multiplier):
+    current = side.server_round
+    if not ledger.affords(mechanism.noise_multiplier, server_round=current):
         return None, {}
-    matrix = _pass(device, network, side.server_round)
-    ledger.spend(mechanism.noise_multiplier, num_examples=side.num_examples)
-    noise = None if privacy.secure else generator(device.seed("release", side.server_round))
+    matrix = _pass(device, network, current)
+    ledger.spend(mechanism.noise_multiplier, num_examples=side.num_examples, server_round=current)
+    noise = None if privacy.secure else generator(device.seed("release", current))
     return side.keep(mechanism.release(matrix, noise), matrix), about
 
 

@@ -21,10 +21,10 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Replace the group ``name``."""
+    def save(self, name: str, arrays: dict[str, np.ndarray], *, sync: bool = False) -> None:
+        """Replace the group ``name``; with ``sync`` it outlives a power cut too."""
         path = safe_child(self.folder, f"{name}.safetensors")
-        write_bytes(path, pack_arrays(arrays), sync=False)
+        write_bytes(path, pack_arrays(arrays), sync=sync)
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Read the group ``name``; the arrays are shared, do not write to them.

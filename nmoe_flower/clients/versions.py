@@ -20,9 +20,9 @@ class Versions:
         files = self.store.folder.glob(f"{self.name}-*.safetensors")
         return sorted(int(path.stem.removeprefix(f"{self.name}-")) for path in files)
 
-    def save(self, server_round: int, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays as the version of this round."""
-        self.store.save(self._file(server_round), arrays)
+    def save(self, server_round: int, arrays: dict[str, np.ndarray], *, sync: bool = False) -> None:
+        """Keep arrays as the version of this round; with ``sync``, in spite of a power cut."""
+        self.store.save(self._file(server_round), arrays, sync=sync)
 
     def load(self, server_round: int) -> dict[str, np.ndarray] | None:
         """The version of this round; None if there is none."""
