@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nmoe_flower.cli.keys import add_keys, check_keys
+from nmoe_flower.cli.keys import add_keys, check_keys, needs_serve
 
 __all__ = ["add_arguments"]
 
@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         check_keys(parser, args)
         if args.batch_size < 1:
             parser.error(f"--batch-size {args.batch_size}: allowed: 1 or more")
-        from nmoe_flower.cli.answering import run
+        with needs_serve("nmoe infer"):
+            from nmoe_flower.cli.answering import run
 
         return run(args)
 

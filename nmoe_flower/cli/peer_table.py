@@ -1,4 +1,4 @@
-"""``nmoe peers``: how the peers are, a signed list of them, and who was asked in real traffic."""
+"""``nmoe peers``: how the peers are, and a signed list of them."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ from nmoe_flower.inference.survey import SERVING, PeerStatus, Survey
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["draw", "show", "sign"]
+__all__ = ["show", "sign"]
 
 _HEADER = ("peer", "expert", "address", "health", "version", "waiting", "served", "share", "ms")
 
@@ -126,17 +126,4 @@ def sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
     target = peers if out is None else out
     signed.write(target)
     print(f"{target}: {len(signed.peers)} peers, serial {signed.serial}, for {days:g} days")
-    return 0
-
-
-def draw(records: Sequence[Path], out: Path) -> int:
-    """Draw who was asked, from the records of real traffic.
-
-    Raises:
-        NMoEError: A file holds no records, or matplotlib is missing.
-    """
-    from nmoe_flower.report import draw_traffic, read_traffic
-
-    draw_traffic(read_traffic(records), out)
-    print(f"drawn to {out}")
     return 0

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nmoe_flower.cli.keys import add_keys, check_keys
+from nmoe_flower.cli.keys import add_keys, check_keys, needs_serve
 
 __all__ = ["add_arguments"]
 
@@ -45,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if args.heat_map is not None:
             if not args.records:
                 parser.error("--heat-map needs files of records, written by nmoe infer --records")
-            from nmoe_flower.cli.peer_table import draw
+            from nmoe_flower.cli.traffic import draw
 
             return draw(args.records, args.heat_map)
         if args.peers is None or args.records:
             parser.error("give --peers FILE, or --heat-map FILE.png and files of records")
-        from nmoe_flower.cli import peer_table
+        with needs_serve("nmoe peers"):
+            from nmoe_flower.cli import peer_table
 
         if args.sign is not None:
             return peer_table.sign(args.peers, args.sign, out=args.out, days=args.days)

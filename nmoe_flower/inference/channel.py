@@ -27,7 +27,7 @@ __all__ = ["Channel", "Packed", "PeerChannel", "Received"]
 M = TypeVar("M")
 
 _REASONS = {
-    grpc.StatusCode.CANCELLED: "closed",
+    grpc.StatusCode.CANCELLED: "cancelled",
     grpc.StatusCode.DEADLINE_EXCEEDED: "deadline",
     grpc.StatusCode.FAILED_PRECONDITION: "version",
     grpc.StatusCode.INVALID_ARGUMENT: "refused",

@@ -101,12 +101,13 @@ class MoodyPeer:
             logits = self.expert(torch.tensor(latents)).numpy()
         if self.mood == "silent":
             await self._held.wait()
-        if self.mood in ("busy", "draining", "wrong-version", "denied", "broken"):
+        if self.mood in ("busy", "draining", "wrong-version", "denied", "broken", "cancels"):
             code = {
                 "busy": grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "draining": grpc.StatusCode.UNAVAILABLE,
                 "wrong-version": grpc.StatusCode.FAILED_PRECONDITION,
                 "denied": grpc.StatusCode.PERMISSION_DENIED,
+                "cancels": grpc.StatusCode.CANCELLED,
             }.get(self.mood, grpc.StatusCode.INTERNAL)
             await context.abort(code, self.mood)
         if self.mood == "raises":

@@ -220,6 +220,25 @@ def test_wrong_usage_leaves_with_2(arguments: list[str]) -> None:
     assert left.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [(["infer", "b", "i"], "answering"), (["peers"], "peer_table")],
+)
+def test_a_missing_package_is_named(
+    words: list[str], module: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """As on a device that has installed nmoe-flower without the extra."""
+    monkeypatch.delitem(sys.modules, f"nmoe_flower.cli.{module}", raising=False)
+    monkeypatch.delattr(f"nmoe_flower.cli.{module}", raising=False)
+    for name in [name for name in sys.modules if name.startswith("nmoe_flower.inference")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "grpc.aio", None)
+    assert main([*words, "--peers", "p", "--insecure"]) == 1
+    told = capsys.readouterr().err
+    assert f"nmoe {words[0]} needs grpc.aio: pip install 'nmoe-flower[serve]'" in told
+
+
 def test_a_missing_bundle_or_list_is_an_error_in_words(
     tmp_path: Path, infer: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Remote experts over loopback: right answers, and what happens when peers misbehave."""
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ import torch
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference.breaker import Breaker
+from nmoe_flower.inference.loop import LoopThread
+from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.record import CallRecord
 from nmoe_flower.inference.router import RemoteExperts
 from nmoe_flower.models import NMoE, combine
@@ -99,6 +102,7 @@ WRONG = {
     "wrong-version": "version",
     "denied": "denied",
     "broken": "failed",
+    "cancels": "cancelled",
     "raises": "failed",
 }
 
@@ -188,6 +192,50 @@ def test_a_peer_that_never_answers_is_given_up_at_the_deadline(
         [("peer-1", "chosen", "deadline"), ("peer-2", "next-best", "unfinished")],
     )
     assert record.ms >= 400
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n\r\nhello", b"\x00" * 5000])
+def test_what_does_not_even_speak_grpc_is_no_answer(
+    neighbourhood: Make, pool: Make, server_loop: LoopThread, sent: bytes
+) -> None:
+    """Something that takes connections, says ``sent`` and hangs up."""
+    around = neighbourhood()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        writer.close()
+
+    server = server_loop.submit(asyncio.start_server(hang_up, "127.0.0.1", 0)).result(10)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        wrong = PeerEntry("peer-1", 1, f"127.0.0.1:{port}")
+        peers = PeerList((wrong, around[2].entry, around[3].entry))
+        _, record = pool(around, peers=peers).ask(LATENTS, ONE)
+    finally:
+        server_loop.submit(close(server)).result(10)
+    assert outcomes(record) == [
+        ("peer-1", "chosen", "unavailable"), ("peer-2", "next-best", "answered"),
+    ]  # fmt: skip
+
+
+async def close(server: asyncio.Server) -> None:
+    server.close()
+
+
+def test_a_peer_that_hangs_up_on_a_query_is_replaced(neighbourhood: Make, pool: Make) -> None:
+    """The query has reached it, and then it is gone."""
+    around = neighbourhood()
+    around[1].mood = "silent"
+    router = pool(around)
+    answers: list[CallRecord] = []
+    query = threading.Thread(target=lambda: answers.append(router.ask(LATENTS, ONE)[1]))
+    query.start()
+    wait_until(lambda: around[1].asked == 1)
+    around.stop(1)
+    query.join(DEADLINE)
+    assert outcomes(answers[0])[0][:2] == ("peer-1", "chosen")
+    assert outcomes(answers[0])[0][2] in ("unavailable", "cancelled")
+    assert answers[0].answered_by.tolist() == [[2]] * 7
 
 
 def test_a_slow_peer_is_hedged(neighbourhood: Make, pool: Make) -> None:
