@@ -106,29 +106,27 @@ def _train(client: MixtureClient, held: Sequence[int], server_round: int, loads:
         ),
         bf16=device.bf16 and client.is_trained,
     )
-    losses, shares, attributed = _judge(client, held)
+    losses, shares = _judge(client, held)
     seen = min(settings.batch_size, len(kept)) * steps
     return Trained(
         loss=result.loss,
         num_examples=len(labels),
         losses={str(expert): loss for expert, loss in zip(held, losses, strict=True)},
-        samples={str(e): seen * part for e, part in zip(held, attributed, strict=True)},
+        samples={str(expert): seen for expert in held},  # every batch runs through all of them
         shares=shares,
     )
 
 
 @torch.inference_mode()
-def _judge(
-    client: MixtureClient, held: Sequence[int]
-) -> tuple[list[float], list[float], list[float]]:
-    """On held-out images: loss per held expert, the gate's shares over all, and among the held."""
+def _judge(client: MixtureClient, held: Sequence[int]) -> tuple[list[float], list[float]]:
+    """On held-out images: loss of each held expert, and the gate's shares over all experts."""
     device, rows = client.device, client.split[1]
     labels = torch.from_numpy(device.train_labels[rows]).to(device.torch_device)
     whole = client.extracted("train") if client.is_trained else client.latents("train")
     latents = whole.to(device.torch_device)[rows]
     scores, answers = client.network.gate(latents), client.network.answers(latents, held)
     losses = [float(F.cross_entropy(answers[:, at], labels)) for at in range(len(held))]
-    return losses, _shares(scores), _shares(scores[:, list(held)])
+    return losses, _shares(scores)
 
 
 def _shares(scores: Tensor) -> list[float]:
@@ -145,16 +143,16 @@ def _statistics(client: MixtureClient, held: Sequence[int], want_moment: bool) -
     latents = client.latents("train")[kept]
     labels = torch.from_numpy(device.train_labels[kept]).to(device.torch_device)
     inputs = F.layer_norm(latents, latents.shape[1:])
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()
+    inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
     logits = client.network.answers(latents, held)
     fits = logits.log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
     gate = client.network.gate(latents)[:, list(held)].log_softmax(dim=1)
-    parts = (gate + fits).softmax(dim=1).double()
+    parts = (gate + fits).softmax(dim=1)
     sums = torch.cat([parts.T @ inputs, parts.sum(dim=0)[:, None]], dim=1)
-    arrays = {"sums": sums.float()}
+    arrays = {"sums": sums}
     if want_moment:
         upper = torch.triu_indices(inputs.shape[1], inputs.shape[1])
-        arrays["moment"] = (inputs.T @ inputs)[upper[0], upper[1]].float()
+        arrays["moment"] = (inputs.T @ inputs)[upper[0], upper[1]]
     return records.pack(arrays)
 
 
@@ -190,7 +188,8 @@ def test(message: Message, context: Context) -> Message:
         rows = latents.to(device.torch_device)
         probabilities, asked = mixed(
             network.gate(rows)[:, held],
-            network.answers(rows, held),
+            rows,
+            [network.expert(expert) for expert in held],
             top_k=device.config.alignment.top_k,
         )
         probs = probabilities.cpu().numpy()

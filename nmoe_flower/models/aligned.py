@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from nmoe_flower.models.expert import Expert
 from nmoe_flower.models.extractor import Extractor
 from nmoe_flower.models.gate import Gate
+from nmoe_flower.models.nmoe import LocalExperts
 
 __all__ = ["AlignedMixture", "assigned_loss", "mixed"]
 
@@ -27,9 +28,15 @@ class AlignedMixture(nn.Module):
         self.extractor, self.gate = extractor, gate
         self.experts = nn.ModuleDict({str(i): expert for i, expert in enumerate(experts)})
 
+    def expert(self, number: int) -> Expert:
+        """One of the experts."""
+        found = self.experts[str(number)]
+        assert isinstance(found, Expert)
+        return found
+
     def answers(self, latents: Tensor, held: Sequence[int]) -> Tensor:
         """Logits [B, k, C] of the held experts."""
-        return torch.stack([self.experts[str(expert)](latents) for expert in held], dim=1)
+        return torch.stack([self.expert(number)(latents) for number in held], dim=1)
 
 
 def assigned_loss(
@@ -56,13 +63,15 @@ def assigned_loss(
     return loss
 
 
-def mixed(scores: Tensor, logits: Tensor, *, top_k: int) -> tuple[Tensor, Tensor]:
-    """Mix answers [B, k, C] by the scores [B, k] of the same experts.
+def mixed(
+    scores: Tensor, latents: Tensor, experts: Sequence[Expert], *, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Answer latents [B, D] by the best of k experts, each weighed by its score [B, k].
 
     Returns:
         Class probabilities [B, C], and the positions of the experts asked, [B, min(top_k, k)].
     """
     best = scores.topk(min(top_k, scores.shape[1]), dim=1)
+    answers = LocalExperts(experts)(latents, best.indices)
     weights = best.values.softmax(dim=1)
-    answers = logits.take_along_dim(best.indices[:, :, None], dim=1)
     return (weights[:, :, None] * F.softmax(answers, dim=2)).sum(dim=1), best.indices

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.models import Expert
 from nmoe_flower.models.aligned import assigned_loss, mixed
 from nmoe_flower.models.filters import FilterBank
 
@@ -27,17 +28,28 @@ def test_the_loss_of_two_experts_is_that_of_their_mixture() -> None:
     assert float(loss) == pytest.approx(math.log(2))
 
 
+def constant(probabilities: list[float]) -> Expert:
+    """An expert that says the same to everything."""
+    expert = Expert(3, 2, hidden=())
+    with torch.no_grad():
+        expert.layers[0].weight.zero_()
+        expert.layers[0].bias.copy_(torch.log(torch.tensor(probabilities)))
+    return expert
+
+
+@torch.inference_mode()
 def test_answers_are_mixed_by_the_best_scores() -> None:
-    logits = torch.log(torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]]))
-    scores = torch.tensor([[0.0, 3.0, 3.0]])
-    first, asked = mixed(torch.tensor([[0.0, 3.0, 2.0]]), logits, top_k=1)
+    experts = [constant([0.9, 0.1]), constant([0.2, 0.8]), constant([0.5, 0.5])]
+    rows = torch.ones(1, 3)
+    first, asked = mixed(torch.tensor([[0.0, 3.0, 2.0]]), rows, experts, top_k=1)
     torch.testing.assert_close(first, torch.tensor([[0.2, 0.8]]))
     assert asked.tolist() == [[1]]
-    both, _ = mixed(scores, logits, top_k=2)
+    scores = torch.tensor([[0.0, 3.0, 3.0]])
+    both, _ = mixed(scores, rows, experts, top_k=2)
     torch.testing.assert_close(both, torch.tensor([[0.35, 0.65]]))
-    all_, asked = mixed(scores, logits, top_k=9)
+    everyone, asked = mixed(scores, rows, experts, top_k=9)
     assert asked.shape == (1, 3)
-    assert float(all_.sum()) == pytest.approx(1)
+    assert float(everyone.sum()) == pytest.approx(1)
 
 
 def bank(seed: int = 0, **options: int) -> FilterBank:
