@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nmoe_flower.config import GATES, Config
+from nmoe_flower.data import Views
 from nmoe_flower.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -108,11 +109,12 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- bad input: one clear message that names the key, the value and what is allowed ---
 
+FEDSC: dict[str, Any] = {"extractor.method": "fedsc"}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"gate.top-kk": 1}, "gate.top-kk: unknown key; did you mean top-k?"),
     ({"gate": {"top_kk": 1}}, "gate.top_kk: unknown key; did you mean top-k?"),
     ({"gaet.top-k": 1}, "gaet: unknown key; did you mean gate?"),
-    ({"zzz": 1}, "zzz: unknown key; known keys: data, expert, extractor, gate, run"),
+    ({"zzz": 1}, "zzz: unknown key; known keys: alignment, contrast, data, expert, "),
     ({"run.zzz": 1}, "run.zzz: unknown key; known keys: checkpoint-every, "),
     ({"data.tau": "much"}, "data.tau: input should be a valid number"),
     ({"data.tau": "much"}, "got 'much'"),
@@ -145,6 +147,38 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"run.name": "../x"}, "run.name: string should match pattern"),
     ({"run.seed": -1}, "run.seed: input should be greater than or equal to 0, got -1"),
     ({"gate": 1, "gate.top-k": 2}, "gate.top-k: gate is a value, not a table"),
+    ({"contrast.weight": 0}, "contrast.weight: input should be greater than 0, got 0"),
+    ({"contrast.running": 1}, "contrast.running: input should be less than 1, got 1"),
+    ({"contrast.dim": 1}, "contrast.dim: input should be greater than or equal to 2, got 1"),
+    ({"contrast.dim": 2049}, "contrast.dim: input should be less than or equal to 2048, got 2049"),
+    ({"contrast.hidden": 0}, "contrast.hidden: input should be greater than or equal to 1, got 0"),
+    ({"contrast.projector-norm": "group"}, "'batch', 'layer' or 'none', got 'group'"),
+    ({"contrast.exchange": "three"}, "contrast.exchange: input should be 'merged' or 'two-phase'"),
+    ({"contrast.source": "x"}, "contrast.source: input should be 'auto', 'batches' or 'pass'"),
+    ({"contrast.share": "x"}, "contrast.share: input should be 'samples', 'schedule' or 'own'"),
+    ({"contrast.refresh": -1}, "contrast.refresh: input should be greater than or equal to 0"),
+    ({"contrast.crop": 0.0005}, "contrast.crop: input should be greater than or equal to 0.001"),
+    ({"contrast.jitter": 1.1}, "contrast.jitter: input should be less than or equal to 1"),
+    ({"contrast.hue": 0.6}, "contrast.hue: input should be less than or equal to 0.5"),
+    ({"contrast.grey": -0.1}, "contrast.grey: input should be greater than or equal to 0"),
+    ({"contrast.probe": "x"}, "contrast.probe: input should be 'pooled', 'local' or 'none'"),
+    ({"contrast.probe-images": 9}, "contrast.probe-images: input should be greater than or equal"),
+    ({"privacy.epsilon": 0}, "privacy.epsilon: input should be greater than 0, got 0"),
+    ({"privacy.epsilon": float("inf")}, "privacy.epsilon: input should be a finite number"),
+    ({"privacy.delta": 0}, "privacy.delta: input should be greater than 0, got 0"),
+    ({"privacy.delta": 1}, "privacy.delta: input should be less than 1, got 1"),
+    ({"privacy.releases": 0}, "privacy.releases: input should be greater than or equal to 1"),
+    ({"privacy.adjacency": "x"}, "'replace-one' or 'add-remove', got 'x'"),
+    (
+        {"privacy.enabled": True},
+        "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
+        "extractor.method = fedce",
+    ),
+    (
+        FEDSC | {"privacy.enabled": True, "contrast.source": "batches"},
+        "set contrast.source = pass or auto, got batches",
+    ),
+    (FEDSC | {"expert.init": "head"}, "expert.init = head needs a head from stage 1"),
 ]
 
 
@@ -164,6 +198,19 @@ def test_every_problem_is_named_at_once() -> None:
         "gate.top-kk",
         "run.seed",
     ]
+
+
+@pytest.mark.parametrize("source", ["auto", "pass"])
+@pytest.mark.parametrize("exchange", ["merged", "two-phase"])
+def test_private_matrices_go_with_either_exchange(source: str, exchange: str) -> None:
+    values = {"privacy.enabled": True, "contrast.source": source, "contrast.exchange": exchange}
+    assert Config.parse(FEDSC | values).privacy.enabled
+
+
+@pytest.mark.parametrize("crop", [0.001, 1])
+def test_what_the_configuration_allows_the_views_allow(crop: float) -> None:
+    contrast = Config.parse({"contrast.crop": crop, "contrast.hue": 0.5}).contrast
+    assert Views(smallest=contrast.crop, hue=contrast.hue).smallest == crop
 
 
 def test_the_parts_that_may_go_with_experts_that_stay_home() -> None:
