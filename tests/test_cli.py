@@ -46,6 +46,7 @@ class Pipeline:
         self.open = 0
         self.fail: BaseException | None = None
         self.writes_results = True
+        self.findings: dict[str, Any] = {}
 
     def grid(self, client_app: str, num_nodes: int, **options: Any) -> "Pipeline":
         self.grids.append({"client_app": client_app, "num_nodes": num_nodes, **options})
@@ -67,7 +68,7 @@ class Pipeline:
         if self.fail is not None:
             raise self.fail
         if self.writes_results:
-            folder.write_results(RESULTS)
+            folder.write_results({**RESULTS, **self.findings})
 
 
 @pytest.fixture
@@ -185,6 +186,34 @@ def test_json_output_is_json_only(pipeline: Pipeline, capsys: pytest.CaptureFixt
     assert lines[-1]["rows"][0]["accuracy"] == 0.5
     assert "per_client" not in lines[-1]["rows"][0]
     assert lines[-1]["failures"] == [{"partition": 3, "reason": "NaN in head.weight", "times": 1}]
+
+
+def test_collapse_and_privacy_are_told(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement = "Correlation matrices: epsilon 8. Not covered: the weights, " + 20 * "which leave "
+    pipeline.findings = {
+        "privacy": {"epsilon": 8.0, "statement": statement},
+        "representation": {"collapse": "collapsed to zero", "effective_rank": 1.0},
+    }
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert "WARNING  features: collapsed to zero\n" in out
+    assert "privacy  Correlation matrices: epsilon 8. Not covered: the weights, which" in out
+    assert max(map(len, out.split("WARNING")[1].split("results  ")[0].splitlines())) <= 100
+    assert run("--format", "json", "--name", "x") == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {key: last[key] for key in pipeline.findings} == pipeline.findings
+
+
+def test_nothing_is_said_of_features_that_are_sound(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.findings = {"representation": {"collapse": None, "effective_rank": 30.0}}
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert "WARNING" not in out
+    assert "privacy" not in out
 
 
 def test_an_interrupted_run_says_how_to_go_on(

@@ -1,8 +1,9 @@
 """What ``nmoe run`` prints at the end, and the plain tables of the other commands."""
 
 import json
+import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ _COLUMNS = (
     ("bytes/sample", "bytes_per_sample", "local"),
 )
 _MOST_FAILURES = 10
+_WIDTH = 100
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -41,14 +43,16 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def print_summary(
     folder: RunFolder, figures: Sequence[Path], seconds: float, *, as_json: bool
 ) -> None:
-    """Print the results by gate, what failed, the time, and where the files are."""
-    rows: list[dict[str, Any]] = json.loads(folder.results_path.read_bytes())["rows"]
+    """Print the results by gate, what failed, what is private, and where the files are."""
+    results: dict[str, Any] = json.loads(folder.results_path.read_bytes())
+    rows: list[dict[str, Any]] = results["rows"]
     failures = _failures(folder)
     if as_json:
         plain = [{key: value for key, value in row.items() if key != "per_client"} for row in rows]
         found = [{"partition": who, "reason": why, "times": n} for (who, why), n in failures]
         end = {"finished": True, "folder": str(folder.path), "seconds": round(seconds, 3)}
-        print(json.dumps({**end, "failures": found, "rows": plain}))
+        extra = {key: results[key] for key in ("privacy", "representation") if key in results}
+        print(json.dumps({**end, "failures": found, **extra, "rows": plain}))
         return
     print()
     print(_table(rows))
@@ -57,6 +61,8 @@ def print_summary(
         print(f"dropped {times} x client {who}: {why}")
     if len(failures) > _MOST_FAILURES:
         print(f"... and {len(failures) - _MOST_FAILURES} more reasons in {folder.rounds_path}")
+    for line in _findings(results):
+        print(line)
     print(f"results  {folder.results_path}")
     if figures:
         print(f"figures  {figures[0].parent} ({len(figures)} files)")
@@ -73,6 +79,20 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         sent = "-" if found[-1] is None else f"{found[-1]:,.0f}"
         lines.append([gate, *shares, sent])
     return aligned(lines)
+
+
+def _findings(results: Mapping[str, Any]) -> Iterator[str]:
+    """Collapsed features and what is private, a paragraph each."""
+    paragraphs = {
+        "WARNING": (results.get("representation") or {}).get("collapse"),
+        "privacy": (results.get("privacy") or {}).get("statement"),
+    }
+    for name, text in paragraphs.items():
+        if text:
+            said = f"features: {text}" if name == "WARNING" else text
+            yield textwrap.fill(
+                said, _WIDTH, initial_indent=f"{name:<9}", subsequent_indent=9 * " "
+            )
 
 
 def _failures(folder: RunFolder) -> list[tuple[tuple[Any, str], int]]:

@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.pipeline.findings import privacy, representation
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, CONFIG, Action
 
@@ -24,6 +25,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     first = values[min(values)]
     methods = sorted({key.rpartition("/")[0] for key in first if key.endswith("/accuracy")})
     rows, routing = [], {}
+    partition = _partition(described)
+    sizes = [sum(counts) for counts in partition["train"]]
+    found = {"privacy": privacy(run), "representation": representation(run, sizes=sizes)}
     for key in methods:
         method, _, test = key.rpartition("/")
         rows.append(_row(run, method, test, values))
@@ -33,9 +37,10 @@ def evaluate(run: Run) -> dict[str, Any]:
         "rows": rows,
         "routing": routing,
         "stages": run.costs,
-        "partition": _partition(described),
+        "partition": partition,
         "fingerprint": _fingerprint(described),
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
+        **{name: value for name, value in found.items() if value is not None},
     }
 
 

@@ -40,6 +40,7 @@ class Run:
         partitions: Node id to partition id, learned from the nodes.
         arrays: Results of finished stages, by name (``"classifier/head.weight"``).
         costs: Rounds, seconds and bytes by stage.
+        latest: The last metrics of a stage that had any.
         stages: Finished stages.
         written: Records written so far; a resumed run drops the later ones.
         resumed: The checkpoint this run started from, until its stage takes it up.
@@ -52,6 +53,7 @@ class Run:
     partitions: dict[int, int] = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    latest: dict[str, dict[str, Any]] = field(default_factory=dict)
     resumed: Checkpoint | None = None
     stages: list[str] = field(default_factory=list)
     written: int = 0
@@ -231,6 +233,8 @@ class Run:
         """Write one line of ``rounds.jsonl`` and add to the stage's cost."""
         values = {k: v for k, v in (metrics or {}).items() if k != records.NUM_EXAMPLES}
         self.written += 1
+        if values:
+            self.latest[stage] = values
         self.journal(
             {
                 "stage": stage,
@@ -288,6 +292,7 @@ class Run:
                 "round": current,
                 "kept": list(kept),
                 "costs": self.costs,
+                "latest": self.latest,
                 "written": self.written,
                 "stages": self.stages,
             },
@@ -299,6 +304,7 @@ class Run:
         self.resumed = checkpoint
         self.arrays = _part(checkpoint.arrays, "done/")
         self.costs = checkpoint.state["costs"]
+        self.latest = checkpoint.state.get("latest", {})  # a run begun before there was any
         self.written = checkpoint.state["written"]
         self.stages = checkpoint.state["stages"]
         self._step = checkpoint.step

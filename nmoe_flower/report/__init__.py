@@ -4,6 +4,7 @@ from nmoe_flower.report.accuracy import draw_accuracy
 from nmoe_flower.report.comparison import paper_table, paper_to_markdown
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.figures import draw_partition, draw_routing
+from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.rounds import draw_rounds
 from nmoe_flower.report.runs import FinishedRun, load_runs
 from nmoe_flower.report.tables import results_table, to_csv, to_markdown
@@ -15,6 +16,7 @@ __all__ = [
     "draw_accuracy",
     "draw_figures",
     "draw_partition",
+    "draw_representation",
     "draw_rounds",
     "draw_routing",
     "draw_traffic",

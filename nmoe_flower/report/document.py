@@ -12,6 +12,12 @@ from nmoe_flower.report.aligned import alignment_table, is_aligned
 from nmoe_flower.report.aligned_figures import draw_alignment
 from nmoe_flower.report.comparison import paper_table, paper_to_markdown
 from nmoe_flower.report.figures import draw_partition, draw_routing
+from nmoe_flower.report.representation import (
+    draw_representation,
+    has_representation,
+    privacy_lines,
+    representation_lines,
+)
 from nmoe_flower.report.rounds import draw_rounds
 from nmoe_flower.report.runs import FinishedRun, differing_settings, load_runs
 from nmoe_flower.report.tables import gate_order, grid, results_table, to_csv, to_markdown
@@ -31,7 +37,8 @@ def draw_figures(run_dir: Path, out: Path | None = None) -> list[Path]:
         out: Where to; the run's own ``figures`` folder if not given.
 
     Returns:
-        The files: accuracy per gate, routing per gate and test, partition, rounds.
+        The files: accuracy per gate, routing per gate and test, partition, rounds; of FedSC the
+        representation too.
 
     Raises:
         NMoEError: The run is not finished, or matplotlib is missing.
@@ -59,6 +66,9 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
     if rounds:
         drawn.append(folder / "rounds.png")
         draw_rounds(rounds, drawn[-1])
+    if has_representation(rounds):
+        drawn.append(folder / "representation.png")
+        draw_representation(rounds, drawn[-1])
     return drawn + (draw_alignment([run], folder) if is_aligned(run) else [])
 
 
@@ -104,6 +114,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     parts += _alignment([run for run in runs if is_aligned(run)], out)
     if paper:
         parts += ["## Beside the paper", "", paper]
+    parts += [*representation_lines(runs), *privacy_lines(runs)]
     parts += ["## Cost of the stages", "", *_stages(runs), "", "## Figures", ""]
     parts += _figures(runs, out)
     write_text(out / "results.csv", to_csv(table))

@@ -18,6 +18,7 @@ __all__ = ["draw_rounds", "moving_mean"]
 Points = dict[str, list[tuple[float, float]]]
 
 _TEST = "-test"
+_ELSEWHERE = ("balanced", "probe-", "knn-")  # no metrics of training, or in figures of their own
 _COLUMNS = 2
 _LONG = 30
 
@@ -71,7 +72,7 @@ def _points(rounds: Sequence[Mapping[str, Any]], stage: str, kind: str) -> Point
             continue
         for name, value in metrics.items():
             number = isinstance(value, int | float) and math.isfinite(value)
-            if number and kind in name and "balanced" not in name:
+            if number and kind in name and not name.startswith(_ELSEWHERE):
                 curves.setdefault(name, []).append((float(record.get("round", 0)), float(value)))
     return {name: sorted(points) for name, points in curves.items()}
 

@@ -1,0 +1,84 @@
+"""What a run found out beside its rows: how good the features are, and what privacy was spent."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.privacy import Accountant, mean_noise_std, noise_edge, sensitivity
+from nmoe_flower.representation import effective_rank, find_collapse
+
+__all__ = ["privacy", "representation"]
+
+_PROBES = ("probe-accuracy", "knn-accuracy", "alignment", "uniformity")
+
+
+def privacy(run: Run) -> dict[str, Any] | None:
+    """What the matrices of the client that sent most have cost, in numbers and in words.
+
+    None if nothing of this run is private.
+    """
+    accountant = _accountant(run)
+    if accountant is None:
+        return None
+    settings = run.config.privacy
+    return {
+        "epsilon": accountant.worst(delta=settings.delta),
+        "delta": settings.delta,
+        "budget": settings.epsilon,
+        "releases": max(map(accountant.releases, range(run.config.data.num_clients)), default=0),
+        "unit": "sample",
+        "adjacency": settings.adjacency,
+        "statement": accountant.statement(delta=settings.delta, adjacency=settings.adjacency),
+    }
+
+
+def representation(run: Run, *, sizes: Sequence[int]) -> dict[str, Any] | None:
+    """How good FedSC's features are at the end: by the mean R, and by the last probes.
+
+    None if the run has no mean R. ``collapse`` is null where there is none. In a private run
+    eigenvalues below ``noise_edge`` are hidden, and so few large ones prove no collapse.
+
+    Args:
+        run: After stage 1.
+        sizes: Samples of each client.
+    """
+    eigenvalues = run.arrays.get("findings/spectrum")
+    if eigenvalues is None:
+        return None
+    edge, collapse = _edge(run, len(eigenvalues), sizes), find_collapse(eigenvalues)
+    if collapse and edge:
+        collapse += f"; or noise hides the others: below {edge:.2g} an eigenvalue is not seen"
+    watched = run.latest.get("extractor-test", {})
+    return {
+        "effective_rank": effective_rank(eigenvalues),
+        "dimensions": len(eigenvalues),
+        "noise_edge": edge,
+        "collapse": collapse,
+        **{name.replace("-", "_"): watched[name] for name in _PROBES if name in watched},
+    }
+
+
+def _accountant(run: Run) -> Accountant | None:
+    state = run.arrays.get("findings/accountant")
+    if state is None:
+        return None
+    accountant = Accountant()
+    accountant.load_state(json.loads(state.tobytes()))
+    return accountant
+
+
+def _edge(run: Run, dim: int, sizes: Sequence[int]) -> float:
+    """Largest eigenvalue of the noise in the mean R; 0 if there is none."""
+    accountant = _accountant(run)
+    if accountant is None:
+        return 0.0
+    most = [max((m for m, _ in accountant.history(c)), default=0.0) for c in range(len(sizes))]
+    adjacency = run.config.privacy.adjacency
+    stds = [
+        noise * sensitivity(1.0, size, adjacency=adjacency)
+        for noise, size in zip(most, sizes, strict=True)
+    ]
+    return noise_edge(mean_noise_std(stds, np.asarray(sizes) / sum(sizes)), dim)

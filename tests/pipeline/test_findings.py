@@ -1,0 +1,108 @@
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmoe_flower.config import Config
+from nmoe_flower.pipeline import Run
+from nmoe_flower.pipeline.findings import privacy, representation
+from nmoe_flower.privacy import Accountant
+
+New = Callable[..., Any]
+
+
+def run_with(arrays: dict[str, Any], **values: Any) -> Run:
+    run = Run(object(), Config.parse({"data.num-clients": 2, **values}), print)  # type: ignore[arg-type]
+    run.arrays |= arrays
+    return run
+
+
+def ledger(*spent: tuple[int, float]) -> np.ndarray:
+    accountant = Accountant()
+    for client, noise in spent:
+        accountant.spend(client, noise_multiplier=noise, num_examples=100)
+    return np.frombuffer(json.dumps(accountant.state()).encode(), np.uint8)
+
+
+def test_a_run_without_matrices_has_no_findings() -> None:
+    run = run_with({"gate/federated/w": np.zeros(2)})
+    assert privacy(run) is None
+    assert representation(run, sizes=[10, 10]) is None
+
+
+def test_the_client_that_sent_most_counts() -> None:
+    run = run_with(
+        {"findings/accountant": ledger((0, 4.0), (1, 4.0), (1, 4.0), (1, 4.0), (1, 4.0))},
+        **{"privacy.delta": 1e-5, "privacy.adjacency": "add-remove"},
+    )
+    found = privacy(run)
+    assert found is not None
+    # Four releases at noise 4 are one at noise 2: mu = 1/2.
+    assert found["epsilon"] == pytest.approx(1.9933, abs=1e-3)
+    fixed = {key: found[key] for key in ("delta", "releases", "unit", "adjacency")}
+    assert fixed == {"delta": 1e-5, "releases": 4, "unit": "sample", "adjacency": "add-remove"}
+    assert "add or remove one sample" in found["statement"]
+    assert "Not covered: the weights" in found["statement"]
+
+
+def test_eigenvalues_and_the_last_probes() -> None:
+    run = run_with({"findings/spectrum": np.full(4, 0.25)})
+    run.latest["extractor-test"] = {"probe-accuracy": 0.5, "knn-accuracy": 0.25, "spectrum": [1.0]}
+    assert representation(run, sizes=[10, 10]) == {
+        "effective_rank": pytest.approx(4.0),
+        "dimensions": 4,
+        "noise_edge": 0.0,
+        "collapse": None,
+        "probe_accuracy": 0.5,
+        "knn_accuracy": 0.25,
+    }
+
+
+def test_noise_is_not_taken_for_a_collapse() -> None:
+    spectrum = np.array([0.3] + 127 * [0.0])
+    plain = representation(run_with({"findings/spectrum": spectrum}), sizes=[100, 300])
+    assert plain is not None
+    assert plain["collapse"].startswith("collapsed to the mean")
+    assert "noise" not in plain["collapse"]
+    arrays = {"findings/spectrum": spectrum, "findings/accountant": ledger((0, 2.0), (1, 2.0))}
+    private = representation(run_with(arrays), sizes=[100, 300])
+    assert private is not None
+    # Client i adds noise of 2 sqrt(2) / n_i with weight n_i / 400: both parts are 2 sqrt(2) / 400,
+    # together 2 sqrt(2) sqrt(2) / 400 = 0.01; the edge is 0.01 sqrt(2 * 128) = 0.16.
+    assert private["noise_edge"] == pytest.approx(0.16)
+    assert private["collapse"].endswith(
+        "noise hides the others: below 0.16 an eigenvalue is not seen"
+    )
+
+
+def test_a_run_of_fedsc_reports_them_also_when_resumed(
+    new_pipeline: New, interrupted: type[Exception]
+) -> None:
+    values = {
+        "extractor.method": "fedsc",
+        "extractor.rounds": 2,
+        "contrast.dim": 8,
+        "contrast.hidden": 8,
+        "privacy.enabled": True,
+        "privacy.delta": 1e-3,
+        "privacy.releases": 2,
+        "gate.methods": "local",
+        "run.controls": "",
+        "run.checkpoint-every": 1,
+    }
+    whole = new_pipeline("whole", values)()
+    killed = new_pipeline("killed", values)
+    with pytest.raises(interrupted):
+        killed(stop=lambda record: record["stage"] == "experts")
+    resumed = killed()
+    assert resumed["representation"] == whole["representation"]
+    assert resumed["privacy"] == whole["privacy"]
+    assert whole["privacy"]["releases"] == 2
+    assert whole["privacy"]["epsilon"] == pytest.approx(8.0)
+    found = whole["representation"]
+    assert found["dimensions"] == 8
+    assert {"probe_accuracy", "knn_accuracy", "alignment", "uniformity"} <= found.keys()
+    assert all(math.isfinite(v) for v in found.values() if isinstance(v, float))
