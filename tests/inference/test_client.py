@@ -120,8 +120,8 @@ def test_with_certificates_a_newer_list_is_kept_in_the_file(
     """So the device's own service, which watches the file, hands it on."""
     around = neighbourhood(2, {1: member("fox"), 2: member("owl")})
     now = int(time.time())
-    first = PeerList((around[1].entry,), 1, now, now + 60)
-    newer = PeerList((around[1].entry, around[2].entry), 2, now, now + 60)
+    first = PeerList((around[1].entry,), 1, now, now + 86_400)
+    newer = PeerList((around[1].entry, around[2].entry), 2, now, now + 86_400)
     path, folder = tmp_path / "peers.json", bundle_of(around).folder
     forest.issue(tmp_path, "cat")
     (tmp_path / "ca.pem").write_bytes(forest.certificate_pem)

@@ -144,7 +144,7 @@ def open_client(
 ) -> Iterator[Callable[[float], Client]]:
     """Opens a client with a deadline; closed at the end."""
     now, path = int(time.time()), tmp_path / "peers.json"
-    sign(PeerList(farm.entries, 1, now, now + 3600), forest).write(path)
+    sign(PeerList(farm.entries, 1, now, now + 86_400), forest).write(path)
     made: list[Client] = []
 
     def make(deadline: float) -> Client:

@@ -39,7 +39,7 @@ def stated(forest: Authority) -> Callable[..., PeerList]:
     """A list signed by the authority."""
 
     def make(*entries: PeerEntry, serial: int = 1, **times: int) -> PeerList:
-        times = {"issued_unix": NOW, "expires_unix": NOW + 3600} | times
+        times = {"issued_unix": NOW, "expires_unix": NOW + 86_400} | times
         return sign(PeerList(entries, serial, **times), forest)
 
     return make
@@ -89,7 +89,7 @@ def test_a_stranger_neither_answers_nor_asks(
 ) -> None:
     stranger = create_authority(tmp_path, name="forest")  # the same name, other keys
     spy = stranger.issue(tmp_path, "cat")
-    theirs = sign(PeerList(tuple(entries(around, 1)), 1, NOW, NOW + 60), stranger)
+    theirs = sign(PeerList(tuple(entries(around, 1)), 1, NOW, NOW + 86_400), stranger)
     router = pool(theirs, identity=spy)
     assert outcome(router, 1) == "certificate"  # it does not believe the fox
     believer = replace(spy, authority_pem=around[1]._identity.authority_pem)
@@ -165,7 +165,7 @@ def test_a_newer_list_is_learnt_from_a_peer(
     told: list[PeerList] = []
     router = pool(stated(*entries(around, 1, 2)), on_change=told.append)
     assert not router.refresh()  # nobody has a list
-    newer = PeerList(tuple(entries(around, 1, 2, 3)), 2, NOW, NOW + 60)
+    newer = PeerList(tuple(entries(around, 1, 2, 3)), 2, NOW, NOW + 86_400)
     around[2].peer_list = sign(newer, member(DIRECTORY))
     assert router.refresh()
     assert outcome(router, 3) == "answered"
