@@ -35,7 +35,7 @@ class Ledger:
                 state = json.loads(self._path.read_text(encoding="utf-8"))
                 self._accountant.load_state(state)
                 self._paid_round = int(state.get("round", 0))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError, OverflowError) as error:
                 raise CheckpointError(f"cannot read the ledger {self._path}: {error}") from None
 
     def affords(self, noise_multiplier: float, *, server_round: int = 0) -> bool:
