@@ -9,6 +9,7 @@ from nmoe_flower.losses.gating import (
     straight_through,
     switch_top1,
 )
+from nmoe_flower.losses.sample_spectral import sample_spectral
 from nmoe_flower.losses.spectral import (
     RunningCorrelation,
     correlation,
@@ -30,6 +31,7 @@ __all__ = [
     "oracle_distillation",
     "others_mean",
     "pseudo_client_targets",
+    "sample_spectral",
     "spectral_contrastive",
     "straight_through",
     "switch_top1",

@@ -1,4 +1,4 @@
-"""Differential privacy of shared correlation matrices: mechanism, accountant, packing and audit.
+"""Differential privacy: of shared correlation matrices, and what DP-SGD of the weights costs.
 
 Nothing here loads torch until a mechanism is used, so servers may import all of it.
 """
@@ -27,6 +27,11 @@ from nmoe_flower.privacy.spectrum import (
     shrink_spectrum,
     symmetrise,
 )
+from nmoe_flower.privacy.steps import (
+    WeightsCost,
+    noise_multiplier_for_steps,
+    steps_epsilon,
+)
 
 __all__ = [
     "MAX_DIM",
@@ -36,6 +41,7 @@ __all__ = [
     "ClippedCorrelation",
     "Finding",
     "GaussianMechanism",
+    "WeightsCost",
     "audit_releases",
     "check_delta",
     "check_epsilon",
@@ -49,6 +55,7 @@ __all__ = [
     "mu_of",
     "noise_edge",
     "noise_multiplier_for",
+    "noise_multiplier_for_steps",
     "packed_dim",
     "packed_size",
     "refresh_interval",
@@ -56,6 +63,7 @@ __all__ = [
     "sensitivity",
     "shrink_spectrum",
     "smat",
+    "steps_epsilon",
     "svec",
     "symmetrise",
 ]

@@ -8,7 +8,7 @@ nothing for the others'. Clients hold different samples, so their costs are not 
 import importlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,8 @@ import numpy as np
 from nmoe_flower.errors import BudgetError, ConfigError
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, epsilon_of, mu_of
 from nmoe_flower.privacy.mechanism import Adjacency, check_noise
+from nmoe_flower.privacy.statement import state_in_words
+from nmoe_flower.privacy.steps import WeightsCost
 
 __all__ = [
     "Accountant",
@@ -29,10 +31,6 @@ __all__ = [
 Method = Literal["exact", "rdp", "prv"]
 Spending = Iterable[tuple[float, int]]
 
-_ADJACENCY: dict[Adjacency, str] = {
-    "replace-one": "replace one sample, the number of samples is public",
-    "add-remove": "add or remove one sample, matrices divided by a public constant",
-}
 _ROUND_UP = 1 + 1e-12  # the T-th release of a noise fitted to T must not fail by rounding
 
 
@@ -132,12 +130,18 @@ class Accountant:
     1.993
     >>> accountant.affords(3, noise_multiplier=2.0)
     False
+
+    Attributes:
+        weights: What DP-SGD has cost each client, where the weights are private too.
+        exposed: What else leaves a client while this model is trained, without noise.
     """
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget
         self._limit = math.inf if budget is None else mu_of(budget.epsilon, budget.delta)
         self._spent: dict[int, dict[float, int]] = {}
+        self.weights: dict[int, WeightsCost] = {}
+        self.exposed: tuple[str, ...] = ()
 
     def spend(self, client: int, *, noise_multiplier: float, num_examples: int) -> None:
         """Count one release of a client.
@@ -183,38 +187,40 @@ class Accountant:
         """Largest epsilon of any client; 0 before the first release."""
         return max((self.epsilon(client, delta=delta) for client in self._spent), default=0.0)
 
-    def statement(
-        self,
-        *,
-        delta: float,
-        adjacency: Adjacency = "replace-one",
-        weights_private: bool = False,
-    ) -> str:
-        """Say in words what has been spent and what that covers.
+    @property
+    def most_releases(self) -> int:
+        """Releases of the client that made most."""
+        return max(map(self.releases, self._spent), default=0)
 
-        ``weights_private``: the weights are trained with DP-SGD; its own epsilon comes on top.
+    def together(self, *, delta: float, adjacency: Adjacency) -> tuple[float, float]:
+        """Epsilon and delta of matrices and weights of the client that spent most on both.
+
+        Basic composition of two promises that each hold at ``delta``; one of them alone keeps it.
         """
-        most = max(map(self.releases, self._spent), default=0)
-        rest = (
-            "The weights are covered by their own DP-SGD guarantee, whose cost is to be added."
-            if weights_private
-            else "Not covered: the weights, which leave without noise. The run as a whole is "
-            "therefore not differentially private."
-        )
-        return (
-            f"Correlation matrices: epsilon {self.worst(delta=delta):.4g} at delta {delta:g} for "
-            f"the client that spent most (releases per client: at most {most}). Unit: one sample "
-            f"with all its views, not one user. Adjacency: {_ADJACENCY[adjacency]}. Covered: each "
-            f"released matrix, given the weights it was computed at. {rest} Sample "
-            "counts and metrics are not covered either."
-        )
+        clients = self._spent.keys() | self.weights.keys()
+        replaced = adjacency == "replace-one"
+        sums = [0.0]
+        for client in clients:
+            cost = self.weights.get(client)
+            steps = 0.0 if cost is None else cost.replaced if replaced else cost.epsilon
+            sums.append(self.epsilon(client, delta=delta) + steps)
+        kinds = bool(self._spent) + bool(self.weights)
+        return max(sums), max(1, kinds) * delta
+
+    def statement(self, *, delta: float, adjacency: Adjacency = "replace-one") -> str:
+        """Say in words what has been spent and what that covers."""
+        return state_in_words(self, delta=delta, adjacency=adjacency)
 
     def state(self) -> dict[str, Any]:
         """Everything spent, ready for JSON."""
-        return {
+        state: dict[str, Any] = {
             "spent": {str(client): [list(pair) for pair in self.history(client)]
                       for client in sorted(self._spent)}
         }  # fmt: skip
+        if self.weights:
+            state["weights"] = {str(c): astuple(self.weights[c]) for c in sorted(self.weights)}
+            state["exposed"] = list(self.exposed)
+        return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state`` returned; the budget stays this accountant's own.
@@ -222,20 +228,25 @@ class Accountant:
         Raises:
             ConfigError: The state is malformed, or this accountant has counted releases already.
         """
-        if self._spent:
+        if self._spent or self.weights:
             raise ConfigError("this accountant has counted releases: loading would forget them")
         try:
             loaded = {
                 int(client): {float(noise): int(count) for noise, count in history}
                 for client, history in state["spent"].items()
             }
+            weights = {
+                int(client): WeightsCost(int(steps), float(epsilon), float(replaced))
+                for client, (steps, epsilon, replaced) in state.get("weights", {}).items()
+            }
+            exposed = tuple(map(str, state.get("exposed", ())))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not the state of an accountant: {error!r}") from error
         for history in loaded.values():
             for noise, count in history.items():
                 check_noise(noise)
                 _at_least_one("a count of releases", count)
-        self._spent = loaded
+        self._spent, self.weights, self.exposed = loaded, weights, exposed
 
 
 def _total_mu(history: Spending) -> float:
