@@ -1,7 +1,6 @@
 """What a query must be like before anything of it leaves this device."""
 
 import math
-from typing import overload
 
 import numpy as np
 from torch import Tensor
@@ -10,20 +9,26 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference.plan import Bools, Floats
 from nmoe_flower.inference.wire import Encoding
 
-__all__ = ["check_query", "check_seconds", "floats", "unfit"]
+__all__ = [
+    "check_not_negative",
+    "check_query",
+    "check_scores",
+    "check_seconds",
+    "floats",
+    "unfit",
+]
 
 
-def check_query(latents: Tensor, expert_ids: Tensor, scores: Tensor | None, *, width: int) -> None:
-    """Refuse shapes and ids that do not fit together.
+def check_query(latents: Tensor, expert_ids: Tensor, *, width: int) -> None:
+    """Refuse shapes and ids that cannot be.
 
     Args:
         latents: [B, D].
         expert_ids: [B, K].
-        scores: [B, E], of the gate; None: not known.
         width: D.
 
     Raises:
-        ConfigError: A shape is wrong, or an id is not in 0..E-1.
+        ConfigError: A shape is wrong, or an id is negative.
     """
     batch = len(latents)
     if latents.shape != (batch, width) or expert_ids.ndim != 2 or len(expert_ids) != batch:
@@ -31,13 +36,26 @@ def check_query(latents: Tensor, expert_ids: Tensor, scores: Tensor | None, *, w
             f"latents must be [B, {width}] and expert_ids [B, K], got shapes "
             f"{tuple(latents.shape)} and {tuple(expert_ids.shape)}"
         )
-    if scores is not None and (scores.ndim != 2 or len(scores) != batch):
-        raise ConfigError(f"ranking must give [{batch}, E], got shape {tuple(scores.shape)}")
-    if expert_ids.numel():
-        low, high = (int(end) for end in expert_ids.aminmax())
-        end = math.inf if scores is None else scores.shape[1]
-        if low < 0 or high >= end:
-            raise ConfigError(f"expert ids must be in 0..{end - 1}, got {low} to {high}")
+    if expert_ids.numel() and int(expert_ids.min()) < 0:
+        raise ConfigError(f"expert ids must be 0 or more, got {int(expert_ids.min())}")
+
+
+def check_scores(scores: Floats, expert_ids: Tensor) -> None:
+    """Refuse a ranking that does not fit the query.
+
+    Args:
+        scores: [B, E].
+        expert_ids: [B, K], of `check_query`.
+
+    Raises:
+        ConfigError: The shape is wrong, or an id is not below E.
+    """
+    if scores.ndim != 2 or len(scores) != len(expert_ids):
+        raise ConfigError(f"ranking must give [{len(expert_ids)}, E], got shape {scores.shape}")
+    if expert_ids.numel() and int(expert_ids.max()) >= scores.shape[1]:
+        raise ConfigError(
+            f"expert ids must be in 0..{scores.shape[1] - 1}, got {int(expert_ids.max())}"
+        )
 
 
 def check_seconds(**seconds: float | None) -> None:
@@ -51,6 +69,17 @@ def check_seconds(**seconds: float | None) -> None:
             raise ConfigError(f"{name} is {value}; allowed: a positive number of seconds")
 
 
+def check_not_negative(**numbers: float) -> None:
+    """Refuse numbers below 0, and those that are none or infinite.
+
+    Raises:
+        ConfigError: Names the first one.
+    """
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value}; allowed: 0 or more")
+
+
 def unfit(latents: Floats, encoding: Encoding) -> Bools:
     """Rows [B] of latents [B, D] that no message can hold: NaN, infinite, too large for float16.
 
@@ -62,10 +91,6 @@ def unfit(latents: Floats, encoding: Encoding) -> Bools:
     return np.asarray(~np.isfinite(sent).all(axis=1))
 
 
-@overload
-def floats(tensor: Tensor) -> Floats: ...
-@overload
-def floats(tensor: Tensor | None) -> Floats | None: ...
-def floats(tensor: Tensor | None) -> Floats | None:
+def floats(tensor: Tensor) -> Floats:
     """A tensor as a float32 array, wherever it lies."""
-    return None if tensor is None else np.asarray(tensor.float().numpy(force=True))
+    return np.asarray(tensor.float().numpy(force=True))

@@ -1,10 +1,10 @@
 """Experts on other devices behind the same call as local ones."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -16,7 +16,14 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference.breaker import Breaker
 from nmoe_flower.inference.call import Call
 from nmoe_flower.inference.channel import Channel, PeerChannel
-from nmoe_flower.inference.checks import check_query, check_seconds, floats, unfit
+from nmoe_flower.inference.checks import (
+    check_not_negative,
+    check_query,
+    check_scores,
+    check_seconds,
+    floats,
+    unfit,
+)
 from nmoe_flower.inference.exchange import Exchange
 from nmoe_flower.inference.health import Health
 from nmoe_flower.inference.link import Link
@@ -96,11 +103,7 @@ class RemoteExperts:
         open_channel: Callable[[PeerEntry], Channel] | None = None,
     ) -> None:
         check_seconds(deadline=deadline, hedge_after=hedge_after, refresh_seconds=refresh_seconds)
-        if own < 0 or fallbacks < 0 or not 0 <= prefer_margin < math.inf:
-            raise ConfigError(
-                f"own is {own}, fallbacks {fallbacks}, prefer_margin {prefer_margin}; "
-                "allowed: 0 or more"
-            )
+        check_not_negative(own=own, fallbacks=fallbacks, prefer_margin=prefer_margin)
         if prefer_margin and ranking is None:
             raise ConfigError("prefer_margin needs ranking, the scores of the gate")
         if refresh_seconds is not None and identity is None:
@@ -113,24 +116,20 @@ class RemoteExperts:
         self._fallbacks = fallbacks
         self._margin = prefer_margin
         self._encoding = encoding
-        shape = (local.latent_dim, local.num_classes)
+        self._shape = (local.latent_dim, local.num_classes)
         # Half of what a message may hold: room for names, scales and the rest.
-        self._max_rows = min(_MOST_ROWS, max(1, MAX_MESSAGE_BYTES // (2 * 4 * max(shape))))
-
-        def channel(peer: PeerEntry) -> Channel:
-            return PeerChannel(
-                peer, identity, extractor_version=extractor_version, encoding=encoding
-            )
-
-        def connect(peer: PeerEntry) -> Link:
-            health = Health(make_breaker())
-            line = (open_channel or channel)(peer)
-            return Link(peer, line, health, shape=shape, deadline=deadline)
-
+        self._max_rows = min(_MOST_ROWS, max(1, MAX_MESSAGE_BYTES // (2 * 4 * max(self._shape))))
+        self._make_breaker = make_breaker
+        self._open_channel = open_channel or partial(
+            PeerChannel,
+            identity=identity,
+            extractor_version=extractor_version,
+            encoding=encoding,
+        )
         self._links = Links(
             peers,
             own=own,
-            connect=connect,
+            connect=self._connect,
             extractor_version=extractor_version,
             authority_pem=identity.authority_pem if identity is not None else b"",
             on_change=on_change,
@@ -153,12 +152,14 @@ class RemoteExperts:
     def ask(self, latents: Tensor, expert_ids: Tensor) -> tuple[Tensor, CallRecord]:
         """As a call, with the record of this very call."""
         started = time.perf_counter()
-        scores = None if self._ranking is None else self._ranking(latents)
-        check_query(latents, expert_ids, scores, width=self.local.latent_dim)
-        ids, ranks = expert_ids.numpy(force=True), floats(scores)
-        chosen = ids if ranks is None else self._preferred(ids, ranks)
-        rows = floats(latents)
-        call = self._call(chosen, ranks, keep=unfit(rows, self._encoding))
+        check_query(latents, expert_ids, width=self._shape[0])
+        scores = None
+        if self._ranking is not None:
+            scores = floats(self._ranking(latents))
+            check_scores(scores, expert_ids)
+        ids, rows = expert_ids.long().numpy(force=True), floats(latents)
+        chosen = ids if scores is None else self._preferred(ids, scores)
+        call = self._call(chosen, scores, keep=unfit(rows, self._encoding))
         work = self._submit(self._exchange.run(call, rows, started))
         own_logits = self._local(latents, call.own_cells.rows)
         try:
@@ -220,6 +221,11 @@ class RemoteExperts:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _connect(self, peer: PeerEntry) -> Link:
+        health = Health(self._make_breaker())
+        channel = self._open_channel(peer)
+        return Link(peer, channel, health, shape=self._shape, deadline=self._deadline)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         try:

@@ -11,6 +11,7 @@ import torch
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference.breaker import Breaker
+from nmoe_flower.inference.channel import Packed, PeerChannel
 from nmoe_flower.inference.loop import LoopThread
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.record import CallRecord
@@ -339,6 +340,26 @@ def test_nothing_is_asked_for_an_empty_batch(neighbourhood: Make, pool: Make) ->
     assert record.summary()["rows"] == 0
 
 
+def test_a_loop_that_is_stuck_holds_nobody_up(neighbourhood: Make, pool: Make) -> None:
+    """The thread of the network has no time: this thread answers alone, when it is too late."""
+    around = neighbourhood(1)
+    free = threading.Event()
+
+    class Stuck(PeerChannel):
+        def pack(self, latents: Any) -> Packed:
+            assert free.wait(DEADLINE)
+            return super().pack(latents)
+
+    router = pool(around, ranking=None, deadline=0.05, open_channel=lambda peer: Stuck(peer, None))
+    ids = torch.tensor([[0, 1]] * 3 + [[1, 2]] * 4)
+    logits, record = router.ask(LATENTS, ids)
+    free.set()
+    assert record.answered_by.tolist() == [[0, -1]] * 7
+    own = around.logits(LATENTS, torch.zeros_like(ONE))
+    assert torch.allclose(logits[:, :1], own, atol=1e-6)
+    assert logits[:, 1].isnan().all()
+
+
 def test_threads_may_share_a_router(neighbourhood: Make, pool: Make) -> None:
     around = neighbourhood()
     router = pool(around)
@@ -380,8 +401,8 @@ def test_a_closed_router_says_so(neighbourhood: Make, pool: Make) -> None:
         ({"deadline": 0.0}, "deadline is 0.0"),
         ({"deadline": float("nan")}, "deadline is nan"),
         ({"hedge_after": -1.0}, "hedge_after is -1.0"),
-        ({"fallbacks": -1}, "fallbacks -1"),
-        ({"prefer_margin": -0.5}, "prefer_margin -0.5"),
+        ({"fallbacks": -1}, "fallbacks is -1"),
+        ({"prefer_margin": -0.5}, "prefer_margin is -0.5"),
         ({"prefer_margin": 1.0, "ranking": None}, "prefer_margin needs ranking"),
         ({"refresh_seconds": 1.0}, "refresh_seconds needs an identity"),
     ],
@@ -399,9 +420,9 @@ def test_settings_without_sense_are_refused(
         (LATENTS[:, :3], ONE, r"latents must be \[B, 4\]"),
         (LATENTS, ONE[:3], r"expert_ids \[B, K\]"),
         (LATENTS, ONE[:, 0], r"expert_ids \[B, K\]"),
-        (LATENTS, ONE * 4, "expert ids must be in 0..3, got 4 to 4"),
-        (LATENTS, -ONE, "expert ids must be in 0..3, got -1 to -1"),
-        (LATENTS[:2], ONE[:2], r"ranking must give \[2, E\]"),
+        (LATENTS, ONE * 4, "expert ids must be in 0..3, got 4"),
+        (LATENTS, -ONE, "expert ids must be 0 or more, got -1"),
+        (LATENTS[:2], ONE[:2], r"ranking must give \[2, E\], got shape \(7, 4\)"),
     ],
 )
 def test_queries_without_sense_are_refused(
