@@ -159,6 +159,23 @@ def test_with_several_experts_the_silent_are_left_out(neighbourhood: Make, pool:
     assert record.summary()["next_best"] == record.summary()["local"] == 0
 
 
+def test_the_mixture_is_taken_over_those_that_answered(neighbourhood: Make, pool: Make) -> None:
+    """Weights 0.5, 0.3 and 0.2; the first is silent, so 0.6 and 0.4 are left."""
+    around = neighbourhood()
+    around[1].mood = "garbage"
+    ids = torch.tensor([[1, 2, 3]]).expand(7, 3)
+
+    class Fixed:
+        def route(self, latents: torch.Tensor, *, generator: Any = None) -> Routing:
+            return Routing(ids, torch.tensor([[0.5, 0.3, 0.2]]).expand(7, 3))
+
+    answer = NMoE(torch.nn.Identity(), Fixed(), pool(around)).mixture(LATENTS)
+    shares = around.logits(LATENTS, ids).softmax(dim=2)
+    expected = 0.6 * shares[:, 1] + 0.4 * shares[:, 2]
+    assert answer.answered.tolist() == [[False, True, True]] * 7
+    assert torch.allclose(answer.probabilities, expected, atol=1e-6)
+
+
 def test_when_nobody_answers_the_local_expert_does(neighbourhood: Make, pool: Make) -> None:
     around = neighbourhood()
     for i in (1, 2, 3):

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ def test_a_stranger_neither_answers_nor_asks(
     router = pool(stated(*entries(around, 1)), identity=believer)
     assert outcome(router, 1) in ("certificate", "unavailable")  # the fox does not believe it
     assert around[1].asked == 0
+
+
+def test_an_expired_certificate_neither_answers_nor_asks(
+    around: Any, neighbourhood: Make, stated: Make, pool: Make, forest: Authority, tmp_path: Path
+) -> None:
+    before = datetime.now(UTC) - timedelta(days=3)
+    old = forest.issue(tmp_path, "fox", start=before, days=1)
+    late = neighbourhood(1, {1: old})
+    assert outcome(pool(stated(late[1].entry)), 1) == "certificate"
+    asker = forest.issue(tmp_path, "cat", start=before, days=1)
+    router = pool(stated(*entries(around, 1)), identity=asker)
+    assert outcome(router, 1) in ("certificate", "unavailable")
+    assert late[1].asked == around[1].asked == 0
 
 
 def test_plain_and_encrypted_do_not_meet(
