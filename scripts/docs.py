@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "docs-source"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
 COMMANDS = (
-    (), ("run",), ("partition",), ("report",), ("config",), ("bundle",), ("serve",),
+    (), ("run",), ("partition",), ("report",), ("config",), ("privacy",), ("bundle",), ("serve",),
     ("infer",), ("peers",),
     ("bench",), ("bench", "rounds"), ("bench", "infer"),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nmoe_flower import __version__
-from nmoe_flower.cli import bundle, infer, peers, serve
+from nmoe_flower.cli import bundle, infer, peers, privacy, serve
 from nmoe_flower.errors import NMoEError
 
 __all__ = ["main"]
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands.add_parser("report", help="tables and figures from finished runs"))
     _add_config(commands.add_parser("config", help="print the resolved configuration"))
     _add_align(commands.add_parser("align", help="assign experts to clients, no training"))
+    privacy.add_arguments(commands.add_parser("privacy", help="what a privacy budget leaves"))
     bundle.add_arguments(commands.add_parser("bundle", help="a finished run as devices serve it"))
     serve.add_arguments(commands.add_parser("serve", help="answer peers with this device's expert"))
     infer.add_arguments(commands.add_parser("infer", help="classify images with the peers' help"))
