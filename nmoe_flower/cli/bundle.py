@@ -8,20 +8,31 @@ __all__ = ["add_arguments"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe bundle``."""
-    parser.description = "Write DIR/0, DIR/1, ...: a bundle for every client of a finished run."
-    parser.epilog = (
-        "example: nmoe bundle runs/nmoe --out bundles && nmoe serve bundles/3 --insecure"
+    parser.description = (
+        "Write DIR/0, DIR/1, ...: a bundle for every client of a finished run. With --store, on a "
+        "device: write DIR, the bundle of this device, from what it kept of the run."
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR")
+    parser.epilog = (
+        "examples: nmoe bundle runs/nmoe --out bundles && nmoe serve bundles/3 --insecure; "
+        "nmoe bundle --store store/nmoe --out bundle"
+    )
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="of a device, instead of RUN_DIR")
     parser.add_argument(
         "--out", type=Path, default=Path("bundles"), metavar="DIR", help="(bundles)"
     )
     parser.add_argument("--gate", default="federated", help="which gate routes (federated)")
 
     def command(args: argparse.Namespace) -> int:
-        from nmoe_flower.inference import export_run
+        if (args.run is None) == (args.store is None):
+            parser.error("give RUN_DIR, or --store alone")
+        from nmoe_flower.inference import export_run, export_store
 
-        for bundle in export_run(args.run, args.out, gate=args.gate):
+        if args.store is not None:
+            bundles = [export_store(args.store, args.out, gate=args.gate)]
+        else:
+            bundles = export_run(args.run, args.out, gate=args.gate)
+        for bundle in bundles:
             print(
                 f"{bundle.folder}  expert {bundle.expert_version}  gate {bundle.gate_version}  "
                 f"extractor {bundle.extractor_version}"

@@ -21,8 +21,10 @@ from nmoe_flower.data import (
     Views,
     configured_images,
     configured_partition,
+    own_images,
+    own_share,
 )
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.models import (
     Classifier,
     Contrastive,
@@ -38,31 +40,56 @@ from nmoe_flower.training import log_prior, use_bf16
 
 __all__ = ["Device", "device_of"]
 
+_TOLD = ("data-path", "classes", "store")
 CLIP = 1.0  # features are projected into the unit ball
 
 
 @dataclass(frozen=True)
 class Device:
-    """A client of ``num_clients``, known by its partition id."""
+    """A client of ``num_clients``, known by its partition id.
+
+    Attributes:
+        config: Of the run.
+        partition: Its id, 0..num_clients-1; also of its expert.
+        num_clients: E.
+        store: What it keeps on its own disk.
+        folder: Of its own images; empty: it takes its part of ``data.dataset``.
+        classes: Names of the federation's classes, for a folder that holds only some of them.
+        serves: Whether the store must hold all that the device later serves and asks with.
+    """
 
     config: Config
     partition: int
     num_clients: int
     store: Store
+    folder: str = ""
+    classes: tuple[str, ...] = ()
+    serves: bool = False
 
     @cached_property
     def data(self) -> ImageData:
         """All images; this client may only touch its own ``indices``."""
+        if self.folder:
+            return own_images(self.config, self.folder, classes=self.classes)
         return configured_images(self.config)
 
     @cached_property
     def indices(self) -> ClientIndices:
         """Which training and test images are this client's."""
-        return self._partition[self.partition]
+        return own_share(self.data) if self.folder else self._partition[self.partition]
 
     @property
     def everyone(self) -> list[np.ndarray]:
-        """Every client's training indices: for the centralised control of a simulation."""
+        """Every client's training indices: for the centralised control of a simulation.
+
+        Raises:
+            DataError: This client has only its own images.
+        """
+        if self.folder:
+            raise DataError(
+                f"{self.folder} holds this device's images only: leave 'centralized' out of "
+                "run.controls, it pools everybody's"
+            )
         return [indices.train for indices in self._partition]
 
     @cached_property
@@ -192,6 +219,10 @@ class Device:
 def device_of(context: Context) -> Device:
     """The device a message is for; cached, so images and partitions are opened once a process.
 
+    The node's config tells ``partition-id`` and ``num-partitions``. It may tell ``data-path``, a
+    folder with this device's own images; ``classes``, names separated by commas; and ``store``, a
+    folder that outlives the run and the process.
+
     Raises:
         ConfigError: The node has no partition id, or the run configuration is not valid.
     """
@@ -201,20 +232,34 @@ def device_of(context: Context) -> Device:
             "this node has no partition-id and num-partitions; start it with "
             "--node-config 'partition-id=0 num-partitions=10'"
         )
+    told = {key: str(node[key]) for key in _TOLD if key in node}
     return _device(
         json.dumps(dict(context.run_config), sort_keys=True),
         context.run_id,
         int(cast(int, node["partition-id"])),
         int(cast(int, node["num-partitions"])),
+        tuple(told.get(key, "") for key in _TOLD),
     )
 
 
 @lru_cache(maxsize=512)
-def _device(run_config: str, run_id: int, partition: int, num_clients: int) -> Device:
+def _device(
+    run_config: str, run_id: int, partition: int, num_clients: int, told: tuple[str, ...]
+) -> Device:
     values: Mapping[str, object] = json.loads(run_config)
     config = Config.parse({**values, "data.num-clients": num_clients})
-    folder = config.run.folder(run_id) / "clients" / str(partition)
-    return Device(config, partition, num_clients, Store(Path(folder)))
+    folder, classes, store = told
+    run = config.run.folder(run_id)
+    kept = Path(store).expanduser() / run.name if store else run / "clients" / str(partition)
+    return Device(
+        config,
+        partition,
+        num_clients,
+        Store(kept),
+        folder=folder,
+        classes=tuple(name.strip() for name in classes.split(",") if name.strip()),
+        serves=bool(store),
+    )
 
 
 def _head_hidden(config: Config) -> tuple[int, ...]:

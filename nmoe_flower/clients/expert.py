@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.clients.extractor import load_classifier, predict
+from nmoe_flower.clients.keeping import keep_extractor
 from nmoe_flower.models import Classifier, Expert
 from nmoe_flower.records import ARRAYS, EXPERT, NUM_EXAMPLES
 from nmoe_flower.seeds import numpy_stream
@@ -38,7 +39,8 @@ def train(message: Message, context: Context) -> Message:
     device.store.save(LATENTS, latents)
     expert, loss = _train_expert(device, network, latents)
     state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
-    device.store.save(EXPERT_GROUP, state)
+    device.store.save(EXPERT_GROUP, state, sync=device.serves)
+    keep_extractor(device, received)
     arrays: dict[str, ArrayRecord] = {}
     config = device.config
     if config.expert.sharing == "weights":

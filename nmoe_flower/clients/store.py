@@ -1,12 +1,14 @@
 """What a client keeps on its own disk: its expert, its latents, the answers of its peers."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nmoe_flower.errors import CheckpointError
-from nmoe_flower.files import load_arrays, pack_arrays, safe_child, write_bytes
+from nmoe_flower.files import load_arrays, pack_arrays, safe_child, write_bytes, write_json
 
 __all__ = ["Store"]
 
@@ -38,6 +40,10 @@ class Store:
         except OSError:
             raise CheckpointError(f"this client has no {name!r} in {self.folder}") from None
         return _read(path, stat.st_mtime_ns, stat.st_size)
+
+    def note(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write plain values as ``<name>.json``."""
+        write_json(safe_child(self.folder, f"{name}.json"), values)
 
     def has(self, name: str) -> bool:
         """Whether the group ``name`` was saved."""

@@ -7,7 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.data.cache import cache_root
-from nmoe_flower.data.configured import configured_images, configured_partition
+from nmoe_flower.data.configured import (
+    configured_images,
+    configured_partition,
+    own_images,
+    own_share,
+)
 from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices, label_counts
@@ -33,6 +38,8 @@ __all__ = [
     "label_counts",
     "load_images",
     "normalise",
+    "own_images",
+    "own_share",
     "partition_clients",
     "two_views",
 ]

@@ -1,24 +1,66 @@
 """The data that a configuration asks for: its images, and every client's share of them."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.decode import Progress
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices
 from nmoe_flower.data.partition import partition_clients
+from nmoe_flower.errors import DataError
 
 if TYPE_CHECKING:
     from nmoe_flower.config import Config
 
-__all__ = ["configured_images", "configured_partition"]
+__all__ = ["configured_images", "configured_partition", "own_images", "own_share"]
 
 
 def configured_images(config: "Config", *, progress: Progress | None = None) -> ImageData:
     """Open the data set of ``config``. See ``load_images``, also for what it raises."""
+    return _load(config, config.data.dataset, progress)
+
+
+def own_images(config: "Config", folder: str, *, classes: Sequence[str] = ()) -> ImageData:
+    """Open a device's own folder, read as ``config`` says, with the federation's class numbers.
+
+    Args:
+        config: Of the run; its ``data.dataset`` is not looked at.
+        folder: What only this device has.
+        classes: Names of the federation's C classes, in order; the folder may hold only some of
+            them. None: the folder's own.
+
+    Raises:
+        DataError: As ``load_images``; or the folder has a class the federation does not know.
+    """
+    data = _load(config, folder, None)
+    names = tuple(classes) or data.class_names
+    if unknown := sorted(set(data.class_names) - set(names)):
+        raise DataError(
+            f"data folder {folder!r} has the class {unknown[0]!r}; allowed: {', '.join(names)}"
+        )
+    codes = np.array([names.index(name) for name in data.class_names], np.int64)
+    splits = [replace(split, labels=codes[split.labels]) for split in (data.train, data.test)]
+    return replace(data, train=splits[0], test=splits[1], class_names=names)
+
+
+def own_share(data: ImageData) -> ClientIndices:
+    """All of a device's own images; ``test_iid`` has every class it holds alike."""
+    labels = np.asarray(data.test.labels)
+    present, counts = np.unique(labels, return_counts=True)
+    chosen = [np.flatnonzero(labels == label)[: counts.min()] for label in present]
+    return ClientIndices(
+        np.arange(len(data.train)), np.arange(len(data.test)), np.sort(np.concatenate(chosen))
+    )
+
+
+def _load(config: "Config", dataset: str, progress: Progress | None) -> ImageData:
     section = config.data
     return load_images(
-        section.dataset,
+        dataset,
         cache_dir=section.cache_dir or None,
         image_column=section.image_column,
         label_column=section.label_column,

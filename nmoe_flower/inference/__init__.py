@@ -2,7 +2,7 @@
 
 from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.client import Answer, Client
-from nmoe_flower.inference.export import export_run
+from nmoe_flower.inference.export import export_run, export_store
 from nmoe_flower.inference.manifest import Manifest
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.record import CallRecord, Sent
@@ -33,6 +33,7 @@ __all__ = [
     "decode_tensor",
     "encode_tensor",
     "export_run",
+    "export_store",
     "parse",
     "peer_handlers",
 ]

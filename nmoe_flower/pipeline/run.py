@@ -17,7 +17,13 @@ from nmoe_flower.config import Config
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ReplyError, RoundError
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import Exchange, StreamingFedAvg, identify, wait_for_nodes
+from nmoe_flower.strategies import (
+    Exchange,
+    Partitions,
+    StreamingFedAvg,
+    identify,
+    wait_for_nodes,
+)
 
 __all__ = ["Journal", "Run"]
 
@@ -50,7 +56,7 @@ class Run:
     config: Config
     journal: Journal
     checkpoints: Checkpoints | None = None
-    partitions: dict[int, int] = field(default_factory=dict)
+    partitions: Partitions = field(default_factory=Partitions)
     arrays: Arrays = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -69,14 +75,15 @@ class Run:
         return sorted(self.partitions, key=self.partitions.__getitem__)
 
     def connect(self) -> None:
-        """Wait for every client and learn its partition id.
+        """Wait for every client and learn its partition id, also of those that came back.
 
         Raises:
             RoundError: Clients are missing, or partition ids are not 0 .. num_clients - 1.
         """
         wanted = self.config.data.num_clients
         timeout = self.config.run.connect_timeout
-        nodes = wait_for_nodes(self.grid, wanted, timeout)
+        gone = self.partitions.retired
+        nodes = wait_for_nodes(self.grid, wanted, timeout, without=gone)
         identify(self.grid, nodes, self.partitions, timeout)
         present = set(self.partitions.values())
         if missing := sorted(set(range(wanted)) - present):
@@ -123,17 +130,19 @@ class Run:
             RoundError: A client failed twice: its part cannot be replaced by another's.
         """
         started = time.monotonic()
-        asked = [n for n in self.nodes if only is None or self.partitions[n] in only]
+        pending = sorted(set(self.partitions.values()) if only is None else only)
         answers: dict[int, RecordDict] = {}
-        exchange, pending = Exchange(), asked
+        exchange = Exchange()
         for _ in range(2):
+            self.connect()
             messages = [
                 Message(
                     content if isinstance(content, RecordDict) else content[self.partitions[node]],
                     node,
                     action,
                 )
-                for node in pending
+                for node in self.nodes
+                if self.partitions[node] in pending
             ]
             exchange.bytes_down += sum(records.array_bytes(m.content) for m in messages)
             for reply in self._replies(messages):
@@ -144,7 +153,7 @@ class Run:
                     exchange.fail(partition, str(error))
                     continue
                 exchange.bytes_up += records.array_bytes(answers[partition])
-            pending = [node for node in pending if self.partitions[node] not in answers]
+            pending = [partition for partition in pending if partition not in answers]
             if not pending:
                 break
         exchange.clients = sorted(answers)

@@ -1,7 +1,7 @@
 """Flower strategies: each one page, each a drop-in for FedAvg."""
 
 from nmoe_flower.strategies.base import StreamingFedAvg
-from nmoe_flower.strategies.cohort import cohort_size, identify, wait_for_nodes
+from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
 from nmoe_flower.strategies.expert_alignment import ExpertAlignment
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
@@ -30,6 +30,7 @@ __all__ = [
     "FedSC",
     "GateSharing",
     "LocalGate",
+    "Partitions",
     "RollGate",
     "StatisticsGate",
     "SteppedFedAvg",

@@ -13,7 +13,7 @@ from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ReplyError, RoundError
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies.aggregation import WeightedMean
-from nmoe_flower.strategies.cohort import cohort_size, identify, wait_for_nodes
+from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
 from nmoe_flower.strategies.replies import Exchange, Usable, agreeing, read_reply
 
 __all__ = ["FedAvgOptions", "StreamingFedAvg", "StreamingOptions"]
@@ -84,7 +84,7 @@ class StreamingFedAvg(FedAvg):
         self.min_replies = min_replies
         self.connect_timeout = connect_timeout
         self.round_timeout = 3600.0
-        self.partitions: dict[int, int] = {}
+        self.partitions = Partitions()
         self.last_exchange = Exchange()
         self.sent: dict[str, np.ndarray] = {}
 
@@ -101,7 +101,8 @@ class StreamingFedAvg(FedAvg):
 
     def nodes(self, grid: Grid, minimum: int) -> list[int]:
         """The nodes there are, in partition order, once there are ``minimum`` of them."""
-        nodes = wait_for_nodes(grid, minimum, self.connect_timeout)
+        gone = self.partitions.retired
+        nodes = wait_for_nodes(grid, minimum, self.connect_timeout, without=gone)
         if self.action is None:
             return nodes
         identify(grid, nodes, self.partitions, self.connect_timeout)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 from flwr.app import Message, RecordDict
@@ -14,9 +14,21 @@ from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import Action
 
-__all__ = ["cohort_size", "identify", "wait_for_nodes"]
+__all__ = ["Partitions", "cohort_size", "identify", "wait_for_nodes"]
 
 log = logging.getLogger(__name__)
+
+
+class Partitions(dict[int, int]):
+    """Node id to partition id of everybody who takes part.
+
+    Attributes:
+        retired: Nodes whose partition another node holds now. Flower may still list them.
+    """
+
+    def __init__(self, *known: Mapping[int, int]) -> None:
+        super().__init__(*known)
+        self.retired: set[int] = set()
 
 
 def cohort_size(num_nodes: int, fraction: float) -> int:
@@ -33,16 +45,17 @@ def wait_for_nodes(
     minimum: int,
     timeout: float,
     *,
+    without: Collection[int] = (),
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[int]:
-    """Return the sorted node ids once there are ``minimum`` of them.
+    """Return the sorted node ids, those of ``without`` left out, once there are ``minimum``.
 
     Raises:
         RoundError: They did not come within ``timeout`` seconds (Flower itself waits for ever).
     """
     start, told = clock(), 0.0
-    while len(nodes := sorted(grid.get_node_ids())) < minimum:
+    while len(nodes := sorted(set(grid.get_node_ids()) - set(without))) < minimum:
         waited = clock() - start
         if waited >= timeout:
             raise RoundError(
@@ -56,23 +69,32 @@ def wait_for_nodes(
     return nodes
 
 
-def identify(grid: Grid, nodes: list[int], partitions: dict[int, int], timeout: float) -> None:
+def identify(grid: Grid, nodes: list[int], partitions: Partitions, timeout: float) -> None:
     """Ask every node not seen before for its partition id and add it to ``partitions``.
 
+    A device whose process was killed comes back as another node, while Flower may list the old one
+    for a minute. So a newcomer that holds a known partition replaces the node that held it.
+
     Raises:
-        RoundError: Two nodes claim the same partition.
+        RoundError: Two nodes not seen before claim the same partition.
     """
-    unknown = [node for node in nodes if node not in partitions]
+    unknown = [node for node in nodes if node not in partitions and node not in partitions.retired]
     if not unknown:
         return
     messages = [Message(RecordDict(), node, Action.IDENTITY) for node in unknown]
+    told: dict[int, int] = {}
     for answer in StreamingGrid.around(grid).send_and_receive(messages, timeout=timeout):
         node = answer.metadata.src_node_id
         if answer.has_error():
             log.warning("node %d did not tell its partition: %s", node, answer.error.reason)
             continue
         partition = int(cast(int, records.config_of(answer)[records.PARTITION_ID]))
-        taken = {p: n for n, p in partitions.items() if n in nodes}
-        if partition in taken:
-            raise RoundError(f"nodes {taken[partition]} and {node} both hold partition {partition}")
+        if partition in told:
+            raise RoundError(f"nodes {told[partition]} and {node} both hold partition {partition}")
+        told[partition] = node
+    for partition, node in told.items():
+        for old in [n for n, held in partitions.items() if held == partition]:
+            log.warning("node %d replaces node %d as client %d", node, old, partition)
+            del partitions[old]
+            partitions.retired.add(old)
         partitions[node] = partition
