@@ -69,11 +69,14 @@ def draw_progress(curves: Mapping[str, Curve], path: Path) -> None:
     figure = new(3.5 * columns, 2.3 * -(-len(panels) // columns) + 0.3)
     axes = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
     for axis, (x, y, across, up) in zip(axes, panels, strict=False):
-        for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
-            axis.plot(curve[x], curve[y], color=colour, linewidth=1.2, label=name)
+        for place, (name, curve) in enumerate(curves.items()):
+            dashed = place % 2  # on top, so that equal curves show both
+            axis.plot(curve[x], curve[y], color=colours(len(curves))[place], linewidth=1.3,
+                      linestyle=(0, (4, 2)) if dashed else "-", zorder=2 + dashed,
+                      label=name)  # fmt: skip
         axis.set_xlabel(across)
         axis.set_ylabel(up)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=-0.02)
         light_grid(axis, which="both")
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
