@@ -9,6 +9,7 @@ from torch import nn
 
 from nmoe_flower import records
 from nmoe_flower.alignment.feedback import EXPERTS, LOSSES, SAMPLES, SECONDS, SHARES
+from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES
 
 __all__ = ["Trained", "answer_assigned"]
@@ -52,7 +53,9 @@ def answer_assigned(
     """
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     state = module.state_dict()
-    records.load_into({name: state[name] for name in arrays.keys() & state.keys()}, arrays)
+    if strange := sorted(arrays.keys() - state.keys()):
+        raise ReplyError(f"array {strange[0]!r} has no place in the module")
+    records.load_into({name: state[name] for name in arrays}, arrays)
     told = records.config_of(message)
     names, ids = list(told["experts"]), list(told[EXPERTS])
     started = time.perf_counter()
