@@ -76,3 +76,20 @@ class AlignmentConfig(Section):
         if self.estimate_capacity and not (self.devices or self.trace):
             raise ValueError("alignment.estimate-capacity needs alignment.devices or trace")
         return self
+
+    def advice(self, clients: int) -> list[str]:
+        """What is allowed but rarely meant, in words, for this number of clients."""
+        experts = self.experts or clients
+        slots = sum(min(self.capacity[i % len(self.capacity)], experts) for i in range(clients))
+        notes = []
+        if slots < experts:
+            notes.append(
+                f"alignment.capacity gives {slots} slots a round for {experts} experts: experts "
+                "take turns, and some have no client in a round"
+            )
+        if self.gate == "closed-form":
+            notes.append(
+                "alignment.gate = closed-form sends sums and second moments of latents, which are "
+                "statistics of the clients' data"
+            )
+        return notes

@@ -83,7 +83,7 @@ class Config(Section):
 
     def advice(self) -> list[str]:
         """What is allowed but rarely meant, in words."""
-        notes = []
+        notes = self.alignment.advice(self.data.num_clients) if self.run.system == "aligned" else []
         if self.extractor.norm == "batch" and self.data.scheme != "iid":
             notes.append(
                 f"extractor.norm = batch under data.scheme = {self.data.scheme}: averaging "

@@ -136,3 +136,11 @@ def test_estimated_capacity_keeps_weak_devices_out(new_pipeline: New, tmp_path: 
 def test_bad_settings_are_refused(new_pipeline: New, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         new_pipeline("bad", {**SMALL, **changes})
+
+
+def test_few_slots_and_sums_of_latents_are_pointed_out(new_pipeline: New) -> None:
+    few = new_pipeline("few", {**CLOSED, "alignment.capacity": "1,0"}).config.advice()
+    assert any("2 slots a round for 4 experts" in note for note in few)
+    assert any("statistics of the clients' data" in note for note in few)
+    enough = new_pipeline("enough", {**SMALL, "gate.methods": "local"}).config.advice()
+    assert not any("slots" in note for note in enough)
