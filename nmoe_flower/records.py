@@ -27,6 +27,7 @@ __all__ = [
     "SERVER_ROUND",
     "Action",
     "CorrelationKey",
+    "StepKey",
     "array_bytes",
     "compare",
     "config_of",
@@ -94,6 +95,15 @@ class CorrelationKey(StrEnum):
     OWN_ROUND = "correlation-round"  # when this client's part of the mean was sent; 0: none
     RELEASE = "correlation-release"  # send a new one
     SHARE = "correlation-share"  # weight of the own matrix in the loss; absent: share of samples
+
+
+class StepKey(StrEnum):
+    """What a client that trains with DP-SGD tells of its account, in the metrics of a reply."""
+
+    STEPS = "weights-steps"  # paid for so far
+    EPSILON = "weights-epsilon"  # of them, for one sample added or removed
+    REPLACED = "weights-epsilon-replaced"  # of them, for one sample replaced
+    SPENT = "weights-spent"  # 1: the budget did not pay for this round; the weights are as received
 
 
 def from_numpy(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

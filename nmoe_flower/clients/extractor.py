@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.private_steps import private_train
 from nmoe_flower.clients.versions import Versions
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
@@ -66,9 +67,12 @@ def train(message: Message, context: Context) -> Message:
     if averaged:
         _load_momentum(network, optimizer, arrays)
     steps = local_steps(device)
-    result = train_classifier(
-        device, network, optimizer, first=(server_round - 1) * steps, steps=steps
-    )
+    if device.config.privacy.weights:
+        metrics = _train_privately(device, network, optimizer, message, steps)
+    else:
+        first = (server_round - 1) * steps
+        result = train_classifier(device, network, optimizer, first=first, steps=steps)
+        metrics = {"loss": result.loss}
     if not device.config.extractor.shares_head:
         _save_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
     packed = records.pack(network.parts(with_head=device.config.extractor.shares_head))
@@ -76,7 +80,7 @@ def train(message: Message, context: Context) -> Message:
         packed = ArrayRecord({**packed, **_momentum(network, optimizer, packed)})
     return records.reply(
         message,
-        metrics={NUM_EXAMPLES: len(device.train_labels), "loss": result.loss},
+        metrics={NUM_EXAMPLES: len(device.train_labels), **metrics},
         arrays={ARRAYS: packed},
     )
 
@@ -133,6 +137,28 @@ def train_classifier(
         max_grad_norm=extractor.max_grad_norm,
         bf16=device.bf16,
     )
+
+
+def _train_privately(
+    device: Device,
+    network: Classifier,
+    optimizer: torch.optim.Optimizer,
+    message: Message,
+    steps: int,
+) -> dict[str, float]:
+    """The same with DP-SGD: batches are sampled, and the loss stays at home."""
+    images, labels = device.train_images, torch.from_numpy(device.train_labels)
+    smoothing = device.config.extractor.label_smoothing
+
+    def draw(chosen: np.ndarray, noise: torch.Generator) -> tuple[Tensor, ...]:
+        batch = device.augment(normalise(images[chosen]), noise)
+        return batch.to(device.torch_device), labels[chosen].to(device.torch_device)
+
+    def losses(batch: tuple[Tensor, ...]) -> Tensor:
+        logits = network(batch[0])
+        return F.cross_entropy(logits, batch[1], label_smoothing=smoothing, reduction="none")
+
+    return private_train(device, network, optimizer, message, steps=steps, draw=draw, losses=losses)
 
 
 @torch.inference_mode()

@@ -12,11 +12,12 @@ from nmoe_flower.clients.contrast import Contrast
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.clients.extractor import local_steps, predict
 from nmoe_flower.clients.ledger import Ledger
+from nmoe_flower.clients.private_steps import private_train, report
 from nmoe_flower.clients.versions import Versions
 from nmoe_flower.data import normalise
-from nmoe_flower.losses import unit_ball
+from nmoe_flower.losses import sample_spectral, unit_ball
 from nmoe_flower.models import Contrastive
-from nmoe_flower.privacy import Budget
+from nmoe_flower.privacy import Budget, smat
 from nmoe_flower.records import (
     ARRAYS,
     CORRELATION,
@@ -25,6 +26,7 @@ from nmoe_flower.records import (
     NOISE_STD,
     NUM_EXAMPLES,
     SERVER_ROUND,
+    CorrelationKey,
 )
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast, batch_indices, fit, generator, sgd
@@ -70,20 +72,56 @@ def train(message: Message, context: Context) -> Message:
         momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
         weight_decay=0.0 if extractor.steps_with_adamw else extractor.weight_decay,
     )
-    result = fit(
-        network,
-        _batches(device, side.server_round),
-        lambda views: side.loss(*network(torch.cat(views)).chunk(2)),
-        optimizer=optimizer,
-        max_grad_norm=extractor.max_grad_norm,
-        bf16=device.bf16,
-    )
+    if device.config.privacy.weights:
+        metrics |= _train_privately(device, network, optimizer, message)
+    else:
+        result = fit(
+            network,
+            _batches(device, side.server_round),
+            lambda views: side.loss(*network(torch.cat(views)).chunk(2)),
+            optimizer=optimizer,
+            max_grad_norm=extractor.max_grad_norm,
+            bf16=device.bf16,
+        )
+        metrics["loss"] = result.loss
     if side.wanted and sent is None and not _passes(device):
         matrix = side.matrix()
         sent = None if matrix is None else side.keep(matrix)
     side.wanted = sent is not None
-    return side.reply(
-        message, network.state_dict(), {"loss": result.loss, **metrics}, correlation=sent
+    return side.reply(message, network.state_dict(), metrics, correlation=sent)
+
+
+def _train_privately(
+    device: Device, network: Contrastive, optimizer: torch.optim.Optimizer, message: Message
+) -> dict[str, float]:
+    """The same with DP-SGD and the loss of single samples, which stays at home.
+
+    Without a mean matrix nothing would hold the features apart: such a round takes no step, and
+    costs nothing.
+    """
+    record = message.content.get(CORRELATION)
+    if not isinstance(record, ArrayRecord):
+        return report(device)
+    mean = smat(torch.from_numpy(records.to_numpy(record)[CorrelationKey.MEAN].copy()))
+    weight = device.config.contrast.weight
+
+    def draw(chosen: np.ndarray, noise: torch.Generator) -> tuple[Tensor, ...]:
+        views = device.views(normalise(device.train_images[chosen]), noise)
+        return tuple(view.to(device.torch_device) for view in views)
+
+    def losses(views: tuple[Tensor, ...]) -> Tensor:
+        z1, z2 = unit_ball(network(torch.cat(views))).chunk(2)
+        return sample_spectral(z1, z2, mean, weight=weight)
+
+    return private_train(
+        device,
+        network,
+        optimizer,
+        message,
+        steps=local_steps(device),
+        draw=draw,
+        losses=losses,
+        views=2,
     )
 
 
@@ -128,7 +166,8 @@ def _begin(message: Message, context: Context) -> tuple[Device, Contrastive, Con
 def _passes(device: Device) -> bool:
     """Whether matrices are made in a pass over all own images, not from the batches trained on."""
     source = device.config.contrast.source
-    return source == "pass" or (source == "auto" and device.config.privacy.enabled)
+    privacy = device.config.privacy
+    return source == "pass" or (source == "auto" and (privacy.enabled or privacy.weights))
 
 
 def _release(
@@ -207,8 +246,11 @@ def test(message: Message, context: Context) -> Message:
 @torch.inference_mode()
 def _without_labels(device: Device, network: Contrastive, server_round: int) -> dict[str, float]:
     rng = numpy_stream(device.seed("watch", server_round))
-    chosen = np.sort(rng.permutation(len(device.train_images))[:TEST_IMAGES])
-    images = normalise(device.train_images[chosen])
+    watched = device.train_images
+    if device.config.privacy.weights:  # training images would tell more than was paid for
+        watched = device.data.test.images[device.indices.test_local]
+    chosen = np.sort(rng.permutation(len(watched))[:TEST_IMAGES])
+    images = normalise(watched[chosen])
     views = device.views(images, generator(device.seed("watch views", server_round)))
     network.eval()
     with autocast(device.bf16, device.torch_device):

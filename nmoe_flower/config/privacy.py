@@ -10,10 +10,14 @@ __all__ = ["PrivacyConfig"]
 
 
 class PrivacyConfig(Section):
-    """Differential privacy of the correlation matrices that FedSC's clients send."""
+    """Differential privacy of what leaves a client in stage 1.
+
+    ``enabled`` covers FedSC's correlation matrices, ``weights`` the weights (FedSC and FedCE).
+    Each has a budget of its own at ``delta``; together they cost the sum of both.
+    """
 
     enabled: bool = Field(False, description="add noise to correlation matrices, within a budget")
-    epsilon: float = Field(8.0, gt=0, description="all releases of a client together")
+    epsilon: float = Field(8.0, gt=0, description="of all matrices of a client together")
     delta: float = Field(1e-5, gt=0, lt=1, description="below 1 / images of a client")
     releases: int = Field(20, ge=1, description="matrices a client may send; sets the noise")
     adjacency: Literal["replace-one", "add-remove"] = Field(
@@ -21,3 +25,9 @@ class PrivacyConfig(Section):
     )
     secure: bool = Field(False, description="noise from the operating system; not reproducible")
     shrink: bool = Field(True, description="the server removes noise from the mean's spectrum")
+    weights: bool = Field(False, description="train the extractor with DP-SGD (Opacus)")
+    weights_epsilon: float = Field(8.0, gt=0, description="of the weights, beside epsilon")
+    weights_clip: float = Field(1.0, gt=0, description="largest norm of a sample's gradient")
+    weights_noise: float = Field(
+        0.0, ge=0, description="over weights-clip; 0: the least with which all rounds are paid for"
+    )

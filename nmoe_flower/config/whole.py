@@ -15,6 +15,7 @@ from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.privacy import PrivacyConfig
+from nmoe_flower.config.private_weights import refusal
 from nmoe_flower.config.reading import explain, literal, merge
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section
@@ -79,6 +80,12 @@ class Config(Section):
             raise ValueError(
                 f"run.min-replies is {self.run.min_replies} but there are {clients} clients"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_private(self) -> Self:
+        if self.privacy.weights and (reason := refusal(self.extractor, self.contrast)):
+            raise ValueError(f"privacy.weights {reason}")
         return self
 
     def advice(self) -> list[str]:

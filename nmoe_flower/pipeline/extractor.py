@@ -1,7 +1,7 @@
 """Stage 1: the shared extractor, by FedCE or FedSC."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
@@ -45,8 +45,7 @@ def train_extractor(run: Run) -> None:
         )
     )
     _keep_without_projector(run, trained)
-    if isinstance(strategy, FedSC):
-        _keep_findings(run, strategy)
+    _keep_findings(run, strategy)
 
 
 def _fedce(config: Config) -> SteppedFedAvg:
@@ -116,11 +115,28 @@ def _keep_without_projector(run: Run, trained: ArrayRecord) -> None:
     keep(run, "classifier", ArrayRecord(kept))
 
 
-def _keep_findings(run: Run, strategy: FedSC) -> None:
+def _keep_findings(run: Run, strategy: SteppedFedAvg) -> None:
     """The spectrum of the features and what privacy was spent, for ``results.json``."""
-    eigenvalues = strategy.correlations.eigenvalues()
-    if eigenvalues is not None:
-        run.arrays["findings/spectrum"] = eigenvalues
-    if strategy.accountant is not None:
-        text = json.dumps(strategy.accountant.state())
+    accountant = None
+    if isinstance(strategy, FedSC):
+        eigenvalues = strategy.correlations.eigenvalues()
+        if eigenvalues is not None:
+            run.arrays["findings/spectrum"] = eigenvalues
+        accountant = strategy.accountant
+    if run.config.privacy.weights:
+        accountant = accountant or Accountant()
+        accountant.weights = dict(strategy.private_steps.costs)
+        accountant.exposed = tuple(_exposed(run.config))
+    if accountant is not None:
+        text = json.dumps(accountant.state())
         run.arrays["findings/accountant"] = np.frombuffer(text.encode(), np.uint8)
+
+
+def _exposed(config: Config) -> Iterator[str]:
+    """What leaves a client in stage 1 without noise, though its weights are private."""
+    if config.extractor.method != "fedsc":
+        return
+    if not config.privacy.enabled:
+        yield "correlation matrices (set privacy.enabled)"
+    if config.contrast.probe != "none":
+        yield "accuracies of probes of its training images (set contrast.probe = none)"

@@ -17,6 +17,7 @@ from nmoe_flower.privacy.mechanism import (
     ClippedCorrelation,
     GaussianMechanism,
     check_noise,
+    secure_normal,
     sensitivity,
 )
 from nmoe_flower.privacy.packing import MAX_DIM, packed_dim, packed_size, smat, svec
@@ -60,6 +61,7 @@ __all__ = [
     "packed_size",
     "refresh_interval",
     "releases_within",
+    "secure_normal",
     "sensitivity",
     "shrink_spectrum",
     "smat",

@@ -24,7 +24,7 @@ from nmoe_flower.privacy.packing import packed_size, smat, svec
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-__all__ = ["ClippedCorrelation", "GaussianMechanism", "check_noise", "sensitivity"]
+__all__ = ["ClippedCorrelation", "GaussianMechanism", "check_noise", "secure_normal", "sensitivity"]
 
 Adjacency = Literal["replace-one", "add-remove"]
 
@@ -182,7 +182,7 @@ class GaussianMechanism:
                 else "release needs a generator, or a mechanism with secure=True"
             )
         if generator is None:
-            return self.noise_std * torch.from_numpy(_secure_normal(size))
+            return self.noise_std * torch.from_numpy(secure_normal(size))
         draw = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
         return self.noise_std * draw
 
@@ -205,7 +205,7 @@ class GaussianMechanism:
             raise ConfigError(f"a correlation matrix has no eigenvalue below 0, got {lowest:g}")
 
 
-def _secure_normal(size: int) -> np.ndarray:
+def secure_normal(size: int) -> np.ndarray:
     """Standard normal numbers from ``os.urandom``, each the mean of four Box-Muller draws times 2.
 
     The sum makes it hard to invert a number to the uniform bits it came from (Holohan & Braghin

@@ -11,7 +11,7 @@ __all__ = ["state_in_words"]
 
 _ADJACENCY: dict[Adjacency, str] = {
     "replace-one": "replace one sample, the number of samples is public",
-    "add-remove": "add or remove one sample, matrices divided by a public constant",
+    "add-remove": "add or remove one sample, divisors are public constants",
 }
 
 
@@ -67,8 +67,8 @@ def _together(accountant: "Accountant", delta: float, adjacency: Adjacency) -> s
         )
     else:
         covered = (
-            "Covered: all that leaves a client while this model is trained, end to end; the number "
-            "of samples is public."
+            "Covered: all that leaves a client while this model is trained, end to end, but its "
+            "number of samples, which is taken as public."
         )
     return (
         f"{cost} {covered} Not covered: what is sent after this training (experts, gates, "

@@ -33,7 +33,9 @@ __all__ = [
 StepHistory = Iterable[tuple[float, float, int]]
 """(noise multiplier, sample rate, number of steps), in any order."""
 
-_PLANNING_ORDERS = (1.25, 1.5, 1.75, 2.5, 3.5, *range(2, 64))  # few fractions: those are slow
+_PLANNING_ORDERS = (1.2, 1.5, 1.7, 2.5, 3.5, *range(2, 11), *range(12, 64))
+"""Some of Opacus's own, few of them fractions: those are slow."""
+
 _REPLACING_ORDERS = (1.25, *(a / 2 for a in range(3, 64)))
 _SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e4
 _NARROW = 1e-4  # relative width at which the search for a noise multiplier stops

@@ -190,6 +190,7 @@ class FedSC(SteppedFedAvg):
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
         """Keep the R that came with the weights, if one did."""
+        super().accept(client, content, usable)
         if CORRELATION in content:
             self._take(client, content)
 

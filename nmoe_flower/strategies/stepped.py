@@ -1,12 +1,15 @@
 """Federated averaging with a step of the server's own: what FedCE and FedSC share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack
 
 import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
 from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer
+from nmoe_flower.strategies.replies import Usable
+from nmoe_flower.strategies.step_reports import StepReports
 
 __all__ = ["LEARNING_RATE", "SteppedFedAvg", "SteppedOptions"]
 
@@ -45,6 +48,9 @@ class SteppedFedAvg(StreamingFedAvg):
             rates are too small for a difference of float32 weights.
         ema: Decay per round of a running average of the weights, in ``ema_arrays``; 0 is off.
         **options: Those of ``StreamingFedAvg`` and FedAvg.
+
+    Attributes:
+        private_steps: What clients that train with DP-SGD say it has cost them.
     """
 
     def __init__(
@@ -66,6 +72,21 @@ class SteppedFedAvg(StreamingFedAvg):
         self.local_learning_rate = local_learning_rate
         self.ema = ema
         self.ema_arrays: dict[str, np.ndarray] = {}
+        self.private_steps = StepReports()
+
+    def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
+        """Note what the client's private steps have cost, if it takes any."""
+        self.private_steps.take(client, usable.metrics)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the usable replies; of private steps' costs, report the largest."""
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if metrics is not None and self.private_steps.costs:
+            for name, value in self.private_steps.worst().items():
+                metrics[name] = value
+        return arrays, metrics
 
     def round_config(self, server_round: int, config: Mapping[str, Any]) -> dict[str, Any]:
         """Tell the clients this round's learning rate."""
@@ -113,16 +134,17 @@ class SteppedFedAvg(StreamingFedAvg):
                 self.ema_arrays[name] = value
 
     def state(self) -> dict[str, np.ndarray]:
-        """The optimizer's arrays and the averaged weights."""
+        """The optimizer's arrays, the averaged weights, and what private steps have cost."""
         carried = self.server_optimizer.state() if self.server_optimizer else {}
         return {
             **{f"optimizer/{name}": value for name, value in carried.items()},
             **{f"ema/{name}": value for name, value in self.ema_arrays.items()},
+            **{f"steps/{name}": value for name, value in self.private_steps.state().items()},
         }
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Restore the optimizer and the averaged weights."""
-        groups: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "ema": {}}
+        """Restore all of it."""
+        groups: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "ema": {}, "steps": {}}
         for key, value in arrays.items():
             kind, _, name = key.partition("/")
             if kind in groups:
@@ -130,6 +152,7 @@ class SteppedFedAvg(StreamingFedAvg):
         if self.server_optimizer:
             self.server_optimizer.load_state(groups["optimizer"])
         self.ema_arrays = groups["ema"]
+        self.private_steps.load_state(groups["steps"])
 
 
 def _is_stepped(name: str, value: np.ndarray) -> bool:

@@ -31,7 +31,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Flower tells every round; the operating system's noise is not to be repeated."""
     rng = np.random.default_rng(0)
     monkeypatch.setattr(
-        "nmoe_flower.privacy.mechanism._secure_normal", lambda size: rng.standard_normal(size)
+        "nmoe_flower.privacy.mechanism.secure_normal", lambda size: rng.standard_normal(size)
     )
     logger = logging.getLogger("flwr")
     level = logger.level
