@@ -37,6 +37,16 @@ TINY: dict[str, Any] = {
     "run.checkpoint-every": 2,
     "run.evaluate-every": 4,
 }
+FEDSC: dict[str, Any] = {
+    "extractor.method": "fedsc",
+    "extractor.server-optimizer": "adamw",
+    "contrast.dim": 8,
+    "contrast.hidden": 16,
+    "contrast.probe-images": 40,
+    "gate.methods": "local,federated",
+    "run.controls": "",
+}
+PRIVATE = FEDSC | {"privacy.enabled": True, "privacy.delta": 1e-3, "privacy.releases": 3}
 DEADLINE = 120.0
 PROGRAM = "import sys; from nmoe_flower.cli import main; sys.exit(main())"
 
@@ -74,6 +84,25 @@ def assert_equal_runs(folder: Path, like: Path) -> None:
         assert array.tobytes() == theirs[name].tobytes(), name
     assert outcome(folder) == outcome(like)
     assert records(folder) == records(like)
+
+
+def releases(folder: Path) -> dict[str, bytes]:
+    """What every client keeps of its private matrices, and its ledger."""
+    kept = sorted(folder.glob("clients/*/correlation-*")) + sorted(folder.glob("clients/*/*.json"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def assert_equal_releases(folder: Path, like: Path, *, rounds: list[int]) -> None:
+    """The same matrices in the same rounds, each paid for once."""
+    ours, theirs = releases(folder), releases(like)
+    names = [f"correlation-{r:06d}.safetensors" for r in rounds] + ["privacy.json"]
+    assert sorted(ours) == sorted(f"clients/{p}/{name}" for p in range(4) for name in names)
+    assert ours.keys() == theirs.keys()
+    for name, content in ours.items():
+        assert content == theirs[name], name
+        if name.endswith("privacy.json"):
+            ((history,),) = [json.loads(content)["spent"].values()]
+            assert [count for _, count in history] == [len(rounds)]
 
 
 def damage_newest(folder: Path) -> Path:
@@ -139,6 +168,27 @@ def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
     assert_equal_runs(killed, straight)
     rounds = [r["round"] for r in records(killed) if r["stage"] == "extractor"]
     assert rounds == list(range(1, 31))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_private_run_killed_in_stage_one_forgets_no_release(tmp_path: Path) -> None:
+    """Ten releases are all that the budget allows: one paid for twice would be the last."""
+    changed = PRIVATE | {
+        "extractor.rounds": 20, "privacy.releases": 10, "run.checkpoint-every": 3,
+        "gate.methods": "local",
+    }  # fmt: skip
+    recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
+    straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
+    undisturbed = nmoe(tmp_path, "--workers", "0", "--name", "straight", "--set", *recipe)
+    first = nmoe(tmp_path, "--workers", "0", "--name", "killed", "--set", *recipe)
+    kill_at(first, killed, "extractor", 8)
+    spent = json.loads((killed / "clients" / "0" / "privacy.json").read_text())["spent"]
+    assert spent["0"][0][1] in (4, 5)  # rounds 1, 3, 5, 7, and 9 if it was as fast
+    finish(nmoe(tmp_path, "--resume", str(killed), "--workers", "0"))
+    finish(undisturbed)
+
+    assert_equal_runs(killed, straight)
+    assert_equal_releases(killed, straight, rounds=list(range(1, 20, 2)))
 
 
 # --- every stage, and what else a run carries along -----------------------------------------------
@@ -214,8 +264,11 @@ def test_stopped_in_any_stage(
         {"extractor.reading": "private-heads", "extractor.fraction-train": 0.5},
         {"extractor.ema": 0.9, "extractor.momentum-at": "averaged"},
         {"expert.sharing": "latents", "gate.rolling": "federated", "gate.noisy": True},
+        FEDSC | {"extractor.fraction-train": 0.5, "contrast.running": 0.5, "contrast.refresh": 2},
+        FEDSC | {"contrast.exchange": "two-phase", "contrast.share": "schedule"},
+        PRIVATE,
     ],
-    ids=["private heads", "averages", "latents"],
+    ids=["private heads", "averages", "latents", "fedsc", "two-phase", "private fedsc"],
 )
 def test_what_else_is_carried_from_round_to_round(
     changed: dict[str, Any], cache: Path, tmp_path: Path
@@ -237,6 +290,37 @@ def test_what_else_is_carried_from_round_to_round(
         go_on(folder, cache, note, **changed)
         assert begun[0] == first
         assert_equal_runs(folder, straight)
+        if changed is PRIVATE:
+            assert_equal_releases(folder, straight, rounds=[1, 4, 7])
+
+
+@pytest.mark.parametrize(("stage", "round"), [("extractor-test", 4), ("experts", 1)])
+def test_what_was_found_out_about_fedsc_outlives_its_stage(
+    stage: str, round: int, cache: Path, tmp_path: Path
+) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    go_on(straight, cache, never, **PRIVATE)
+    with pytest.raises(Stop):
+        go_on(stopped, cache, at(stage, round), **PRIVATE)
+    go_on(stopped, cache, never, **PRIVATE)
+    assert_equal_runs(stopped, straight)
+    assert_equal_releases(stopped, straight, rounds=[1, 4, 7])
+
+
+def test_a_secure_run_is_not_repeated_and_its_releases_are(cache: Path, tmp_path: Path) -> None:
+    """What was sent before the run was stopped is sent again; the rest is drawn anew."""
+    changed = PRIVATE | {"privacy.secure": True}
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        go_on(stopped, cache, at("extractor", 5), **changed)  # the newest checkpoint is of 4
+    for checkpoint in (stopped / "checkpoints").iterdir():
+        checkpoint.unlink()
+    before = {name: data for name, data in releases(stopped).items() if "json" not in name}
+    assert len(before) == 4 * 2
+    go_on(stopped, cache, never, **changed)
+    after = releases(stopped)
+    assert {name: after[name] for name in before} == before
+    assert_equal_releases(stopped, stopped, rounds=[1, 4, 7])
 
 
 def test_without_a_whole_checkpoint_the_run_starts_anew(
