@@ -12,10 +12,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import RoundError
-from nmoe_flower.pipeline import Run, run_pipeline
+from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Run, exchanges, run_pipeline
 from nmoe_flower.results import RunFolder
 
-__all__ = ["app", "execute", "settle"]
+__all__ = ["app", "cost_in_words", "execute", "settle"]
 
 app = ServerApp()
 
@@ -33,13 +33,30 @@ def main(grid: Grid, context: Context) -> None:
     path = config.run.folder(context.run_id)
     if (path / "config.toml").exists():
         folder = RunFolder.resume(path)
+        config = folder.config
     else:
         config = settle(grid, config, tell=lambda text: flower_log(logging.INFO, text))
         folder = RunFolder.create(path, config)
     flower_log(logging.INFO, "results go to %s", path)
     for note in config.advice():
         flower_log(logging.INFO, "note: %s", note)
+    flower_log(logging.INFO, "%s", cost_in_words(config))
     execute(grid, folder, on_round=_Teller())
+
+
+def cost_in_words(config: Config) -> str:
+    """How many exchanges a whole run needs, and how long they take on real SuperNodes.
+
+    >>> settings = {"extractor.rounds": 8, "gate.methods": "local", "run.controls": ""}
+    >>> cost_in_words(Config.parse(settings))
+    'a whole run is 22 exchanges; on SuperNodes each costs about 6 s: 2 minutes'
+    """
+    count = sum(exchanges(config).values())
+    minutes = max(1, round(count * SECONDS_PER_EXCHANGE / 60))
+    return (
+        f"a whole run is {count} exchanges; on SuperNodes each costs about "
+        f"{SECONDS_PER_EXCHANGE:g} s: {minutes} minute{'s' if minutes > 1 else ''}"
+    )
 
 
 def settle(
@@ -62,12 +79,14 @@ def settle(
         now, present = clock(), len(list(grid.get_node_ids()))
         if present != count:
             count, since = present, now
-        if count >= wanted or (count >= 2 and now - since >= SETTLED_AFTER):
+        enough = count >= 2 and not config.run.wait_for_all
+        if count >= wanted or (enough and now - since >= SETTLED_AFTER):
             break
         if now - started >= config.run.connect_timeout:
             raise RoundError(
                 f"{count} nodes connected within {config.run.connect_timeout:g} s, "
-                f"data.num-clients is {wanted}, at least 2 are needed; {HINT}"
+                f"data.num-clients is {wanted}, "
+                f"{'all' if config.run.wait_for_all else 'at least 2'} are needed; {HINT}"
             )
         if now - told >= 2.0:
             tell(f"waiting for nodes: {count} of {wanted} connected")

@@ -39,6 +39,7 @@ class RunConfig(Section):
     checkpoint_every: int = Field(0, ge=0, description="rounds; 0: about every half minute")
     keep_checkpoints: int = Field(2, ge=1, description="the newest are kept")
     min_replies: int = Field(1, ge=1, description="usable replies a round needs")
+    wait_for_all: bool = Field(False, description="never begin with fewer nodes than num-clients")
     connect_timeout: float = Field(120.0, gt=0, description="seconds to wait for the nodes")
     round_timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
 

@@ -10,6 +10,7 @@ from typing import Any
 from nmoe_flower.pipeline.aligned import evaluate_aligned, train_aligned
 from nmoe_flower.pipeline.controls import train_controls
 from nmoe_flower.pipeline.evaluation import evaluate
+from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.gates import train_gates
@@ -18,11 +19,13 @@ from nmoe_flower.pipeline.stages import ALIGNED_STAGES, STAGES
 
 __all__ = [
     "ALIGNED_STAGES",
+    "SECONDS_PER_EXCHANGE",
     "STAGES",
     "Journal",
     "Run",
     "evaluate",
     "evaluate_aligned",
+    "exchanges",
     "run_pipeline",
     "train_aligned",
     "train_controls",

@@ -1,0 +1,59 @@
+"""How often a run talks to its clients. On real SuperNodes every time costs seconds."""
+
+from collections.abc import Callable
+
+from nmoe_flower.config import Config
+
+__all__ = ["SECONDS_PER_EXCHANGE", "exchanges"]
+
+SECONDS_PER_EXCHANGE = 6.0  # an idle SuperNode looks every 3 s, then starts a Python process
+
+
+def exchanges(config: Config) -> dict[str, int]:
+    """Round trips by stage, as in ``rounds.jsonl``; an upper bound for the aligned system.
+
+    >>> counted = exchanges(Config.parse({"gate.methods": "federated", "run.controls": ""}))
+    >>> counted["extractor"], counted["extractor-test"], sum(counted.values())
+    (120, 10, 176)
+    """
+    if config.run.system == "aligned":
+        return _aligned(config)
+    counted = {"identity": 1, "initial": 1, **_extractor(config), "experts": 1}
+    counted |= {"weights": {"answers": 1}, "latents": {"answer": 1, "answers": 1}, "none": {}}[
+        config.expert.sharing
+    ]
+    for method in config.gate.methods:
+        if method in _GATES:
+            counted[f"gate/{method}"] = _GATES[method](config)
+    asked = [name for name in config.run.controls if name != "fedavg"]
+    counted |= {"controls": 1} if asked else {}
+    return {**counted, "describe": 2 if asked else 1, "evaluation": 1}
+
+
+def _extractor(config: Config) -> dict[str, int]:
+    settings = config.extractor
+    rounds = settings.rounds
+    every = config.run.evaluate_every or max(1, rounds // 10)
+    phases = 2 if settings.method == "fedsc" and config.contrast.exchange == "two-phase" else 1
+    return {"extractor": phases * rounds, "extractor-test": -(-rounds // every)}
+
+
+def _rolling(config: Config) -> int:
+    gate = config.gate
+    return gate.cycles * config.data.num_clients if gate.rolling == "cyclic" else gate.rounds
+
+
+_GATES: dict[str, Callable[[Config], int]] = {
+    "federated": lambda config: config.gate.rounds,
+    "rolling": _rolling,
+    "global": lambda config: 2,
+}
+
+
+def _aligned(config: Config) -> dict[str, int]:
+    rounds, every = config.alignment.rounds, max(1, config.alignment.evaluate_every)
+    tests = -(-rounds // every)
+    return {
+        "identity": 1, "describe": 2, "initial": 1, "probe": 1,
+        "alignment": rounds, "alignment-test": tests, "whole": 1, "placed": 1,
+    }  # fmt: skip
