@@ -1,6 +1,7 @@
 """A device that asks: images in, probabilities out, with the help of its peers."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.data import normalise
-from nmoe_flower.errors import ConfigError, DataError
+from nmoe_flower.errors import ConfigError, DataError, WireError
 from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.peers import PeerList
 from nmoe_flower.inference.plan import Floats
@@ -116,7 +117,7 @@ class Client:
         """
         identity = identity_of(certificate, key, authority, insecure=insecure)
         path = Path(peers)
-        settings = {"on_change": lambda newer: newer.write(path)} | settings
+        settings = {"on_change": partial(_keep, path)} | settings
         return cls(Bundle.load(Path(bundle)), PeerList.load(path), identity=identity, **settings)
 
     @torch.inference_mode()
@@ -152,6 +153,16 @@ class Client:
                 f"allowed: uint8 of shape [B, {height}, {width}, {channels}]"
             )
         return batch
+
+
+def _keep(path: Path, newer: PeerList) -> None:
+    """Write a list over the file, unless another process was there with one as new."""
+    try:
+        known = PeerList.load(path).serial
+    except WireError:
+        known = -1
+    if newer.serial > known:
+        newer.write(path)
 
 
 class _Recording:

@@ -46,6 +46,9 @@ class PeerState:
 class Links:
     """The links of a router. All methods but the readings belong to one event loop.
 
+    A list is checked when it is taken over. If it expires in use it stays in use: peers that are
+    known are better than none.
+
     Args:
         peers: The list to begin with; with an authority it must be signed and valid.
         own: The router's own expert: nobody is asked for it.
@@ -81,6 +84,7 @@ class Links:
         self._now = now
         self._links: dict[int, Link] = {}
         self._turn = 0
+        self._telling = asyncio.Lock()
         self.peers = self._checked(peers)
         self._follow(self.peers)
 
@@ -139,12 +143,17 @@ class Links:
         gone = self._follow(held)
         await asyncio.gather(*(link.close() for link in gone))
         log_event(_log, logging.INFO, "peers-changed", serial=held.serial, peers=len(held.peers))
-        if self._on_change is not None:
-            try:
-                await asyncio.to_thread(self._on_change, held)
-            except Exception:
-                _log.exception("the newer list holds, but could not be passed on")
+        await self._pass_on()
         return True
+
+    async def _pass_on(self) -> None:
+        """Tell of the list that holds; the last one told is always the newest."""
+        if self._on_change is not None:
+            async with self._telling:
+                try:
+                    await asyncio.to_thread(self._on_change, self.peers)
+                except Exception:
+                    _log.exception("the newer list holds, but could not be passed on")
 
     async def refresh(self, *, timeout: float, most: int = _ASKED_AT_ONCE) -> bool:
         """Ask some peers at once for their lists, and take over each that is newer.

@@ -139,3 +139,9 @@ def test_with_certificates_a_newer_list_is_kept_in_the_file(
         assert client.experts.refresh()
         assert client.experts.peers == around[1].peer_list
     assert PeerList.load(path) == around[1].peer_list
+    latest = sign(PeerList(newer.peers, 4, now, now + 86_400), forest)
+    with Client.open(folder, peers=path, deadline=20.0, **keys) as client:
+        latest.write(path)  # by another process
+        around[1].peer_list = sign(PeerList(newer.peers, 3, now, now + 86_400), forest)
+        assert client.experts.refresh()
+    assert PeerList.load(path) == latest

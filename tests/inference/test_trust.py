@@ -187,6 +187,34 @@ def test_a_newer_list_is_learnt_from_a_peer(
     assert not router.refresh()
 
 
+def test_the_list_that_is_told_last_is_the_newest(around: Any, stated: Make, pool: Make) -> None:
+    """Also if telling of the first takes longer than it takes for the second to come."""
+    told: list[int] = []
+    slow, begun = threading.Event(), threading.Event()
+
+    def tell(peers: PeerList) -> None:
+        if not begun.is_set():
+            begun.set()
+            assert slow.wait(20)
+        told.append(peers.serial)
+
+    router = pool(stated(*entries(around, 1)), on_change=tell)
+    lists = [stated(*entries(around, 1, 2), serial=serial) for serial in (2, 3)]
+    threads = [threading.Thread(target=router.update, args=(peers,)) for peers in lists]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    for _ in range(10_000):
+        if router.peers.serial == 3:
+            break
+        threads[1].join(0.001)
+    slow.set()
+    for thread in threads:
+        thread.join(20)
+    assert router.peers.serial == 3
+    assert told[-1] == 3
+
+
 def test_a_list_that_cannot_be_passed_on_holds_all_the_same(
     around: Any, stated: Make, pool: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
