@@ -101,7 +101,7 @@ def probe_accuracy(
     test: np.ndarray,
     test_labels: np.ndarray,
     *,
-    ridge: float = 0.05,
+    ridge: float = 0.1,
 ) -> float:
     """Accuracy of a linear classifier on standardised features, fitted by ridge regression.
 

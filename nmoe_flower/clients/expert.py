@@ -22,6 +22,7 @@ __all__ = ["EXPERT_GROUP", "LATENTS", "SPLITS", "answer", "answers", "train"]
 EXPERT_GROUP = "expert"
 LATENTS = "latents"
 ANSWERS = "answers"
+OUT_OF_FOLD = "out-of-fold"
 SPLITS = ("holdout", "local", "iid")
 
 
@@ -37,9 +38,11 @@ def train(message: Message, context: Context) -> Message:
     load_classifier(device, network, received, before=1 << 31)
     latents = _latents(device, network)
     device.store.save(LATENTS, latents)
-    expert, loss = _train_expert(device, network, latents)
+    expert, loss = _train_expert(device, network, latents, latents["kept"])
     state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
     device.store.save(EXPERT_GROUP, state, sync=device.serves)
+    if device.config.gate.folds:
+        device.store.save(OUT_OF_FOLD, {"logits": _out_of_fold(device, network, latents)})
     keep_extractor(device, received)
     arrays: dict[str, ArrayRecord] = {}
     config = device.config
@@ -81,7 +84,10 @@ def answers(message: Message, context: Context) -> Message:
         latents = device.store.load(LATENTS)
         logits = [_all_splits(device, state, latents) for state in _experts(content[EXPERT])]
         kept = {name: np.stack([one[name] for one in logits], axis=1) for name in SPLITS}
-    device.store.save(ANSWERS, {name: np.array(value) for name, value in kept.items()})
+    kept = {name: np.array(value) for name, value in kept.items()}
+    if device.config.gate.folds:
+        kept["holdout"][:, device.partition] = device.store.load(OUT_OF_FOLD)["logits"]
+    device.store.save(ANSWERS, kept)
     return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 
 
@@ -109,13 +115,19 @@ def _run(device: Device, expert: Expert, latents: np.ndarray) -> np.ndarray:
 
 
 def _latents(device: Device, network: Classifier) -> dict[str, np.ndarray]:
-    """Latents and labels of the training images (all, and the gate's hold-out) and both tests."""
-    data, indices = device.data, device.indices
+    """Latents and labels of the training images (all, and those of the gate) and both tests.
+
+    The gate trains on a hold-out that the expert does not see; with ``gate.folds`` both train on
+    everything, see ``_out_of_fold``.
+    """
+    data, indices, settings = device.data, device.indices, device.config.gate
     size = len(indices.train)
     order = numpy_stream(device.seed("holdout")).permutation(size)
-    held = np.sort(order[: max(1, round(device.config.gate.holdout * size))])
+    held = np.sort(order[: max(1, round(settings.holdout * size))])
     kept = np.setdiff1d(np.arange(size), held)
-    if not len(kept):
+    if settings.folds:
+        held = kept = np.arange(size)
+    elif not len(kept):
         kept = held
     train = predict(device, network.extractor, data.train.images, indices.train).numpy()
     labels = device.train_labels
@@ -135,18 +147,35 @@ def _latents(device: Device, network: Classifier) -> dict[str, np.ndarray]:
     }
 
 
+def _out_of_fold(device: Device, network: Classifier, latents: dict[str, np.ndarray]) -> np.ndarray:
+    """What experts that did not see them say to the training latents: logits [N, C].
+
+    Stacking's rule (Wolpert 1992; van der Laan et al. 2007): a gate that saw an expert's answers to
+    its own training data would send everything home. Each of ``gate.folds`` parts is answered by an
+    expert trained on the others, so that the gate can learn from all of a client's data.
+    """
+    size = len(latents["train"])
+    order = numpy_stream(device.seed("folds")).permutation(size)
+    logits = np.zeros((size, device.data.num_classes), np.float32)
+    for fold in np.array_split(order, min(device.config.gate.folds, size)):
+        rest = np.setdiff1d(np.arange(size), fold)
+        expert, _ = _train_expert(device, network, latents, rest)
+        logits[fold] = _run(device, expert, latents["train"][fold])
+    return logits
+
+
 def _train_expert(
-    device: Device, network: Classifier, latents: dict[str, np.ndarray]
+    device: Device, network: Classifier, latents: dict[str, np.ndarray], chosen: np.ndarray
 ) -> tuple[Expert, float]:
-    """Eq. 5 of the NMoE paper on cached latents, hold-out left aside."""
+    """Eq. 5 of the NMoE paper on the chosen cached latents."""
     settings = device.config.expert
     expert = device.expert(latents["train"].shape[1])
     if settings.init != "scratch":
         expert.load_state_dict(network.head.state_dict())
     if settings.init == "head" or settings.epochs == 0:
         return expert.eval(), 0.0
-    rows = torch.from_numpy(latents["train"][latents["kept"]]).to(device.torch_device)
-    labels = torch.from_numpy(latents["train-labels"][latents["kept"]]).to(device.torch_device)
+    rows = torch.from_numpy(latents["train"][chosen]).to(device.torch_device)
+    labels = torch.from_numpy(latents["train-labels"][chosen]).to(device.torch_device)
     adjustment = settings.logit_adjustment * device.log_prior
     optimizer = torch.optim.AdamW(
         expert.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -155,10 +184,10 @@ def _train_expert(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in batch_indices(
+        for batch in batch_indices(
             len(rows), settings.batch_size, first=0, count=steps, seed=device.seed("expert")
         ):
-            yield rows[chosen], labels[chosen]
+            yield rows[batch], labels[batch]
             decay.step()
 
     result = fit(

@@ -270,7 +270,7 @@ def _probes(device: Device, network: Contrastive) -> dict[str, float]:
     rng = numpy_stream(device.config.run.seed, "probe")
     train = np.sort(rng.permutation(train)[: settings.probe_images])
     test = np.sort(rng.permutation(indices.test_iid if pooled else indices.test_local))
-    test = test[: settings.probe_images]
+    test = test[: settings.probe_images // 2]
     latents = predict(device, network.extractor, data.train.images, train).numpy()
     unseen = predict(device, network.extractor, data.test.images, test).numpy()
     known, truth = data.train.labels[train], data.test.labels[test]

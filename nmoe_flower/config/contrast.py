@@ -40,4 +40,4 @@ class ContrastConfig(Section):
     probe: Literal["pooled", "local", "none"] = Field(
         "pooled", description="watch by probes on everybody's images (simulation) or on own ones"
     )
-    probe_images: int = Field(4000, ge=10, description="training images of a probe")
+    probe_images: int = Field(10000, ge=10, description="training images of a probe")

@@ -32,6 +32,9 @@ class GateConfig(Section):
     balance: float = Field(0.0, ge=0, description="weight of the load-balance loss")
     normalise_gradient: bool = Field(True, description="every gradient has norm 1")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of the training images")
+    folds: int = Field(
+        0, ge=0, description="2 or more: cross-fit, so that gate and expert train on everything"
+    )
     keep: float = Field(0.7, gt=0, le=1, description="RollGate's p: targets that stay at home")
     rolling: Literal["cyclic", "federated"] = Field(
         "cyclic", description="client after client until convergence, or FedAvg of those targets"
@@ -46,4 +49,6 @@ class GateConfig(Section):
     def _at_least_one_gate(self) -> Self:
         if not self.methods:
             raise ValueError(f"name at least one gate of {', '.join(GATES)}")
+        if self.folds == 1:
+            raise ValueError("folds must be 0 (use a hold-out) or at least 2, got 1")
         return self
