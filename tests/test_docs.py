@@ -161,10 +161,8 @@ def nmoe_commands() -> list[tuple[str, str]]:
 def test_commands_use_flags_keys_and_recipes_that_exist(page: str, command: str) -> None:
     args = _parser().parse_args(command.split()[1:])  # exits on an unknown flag
     assert isinstance(args, argparse.Namespace)
-    Config.load(None, getattr(args, "overrides", []))
     recipe = getattr(args, "recipe", None)
-    if recipe is not None:
-        Config.load(ROOT / recipe, args.overrides)
+    Config.load(recipe and ROOT / recipe, getattr(args, "overrides", []))
 
 
 def test_an_unknown_key_would_be_found() -> None:

@@ -16,23 +16,34 @@ _PROBES = ("probe-accuracy", "knn-accuracy", "alignment", "uniformity")
 
 
 def privacy(run: Run) -> dict[str, Any] | None:
-    """What the matrices of the client that sent most have cost, in numbers and in words.
+    """What stage 1 has cost the client that spent most, in numbers and in words.
 
-    None if nothing of this run is private.
+    ``epsilon`` is that of the matrices; ``weights`` and ``together`` are there if the weights were
+    trained with DP-SGD. None if nothing of this run is private.
     """
     accountant = _accountant(run)
     if accountant is None:
         return None
     settings = run.config.privacy
-    return {
-        "epsilon": accountant.worst(delta=settings.delta),
-        "delta": settings.delta,
-        "budget": settings.epsilon,
-        "releases": max(map(accountant.releases, range(run.config.data.num_clients)), default=0),
+    delta, adjacency = settings.delta, settings.adjacency
+    found: dict[str, Any] = {
+        "epsilon": accountant.worst(delta=delta),
+        "delta": delta,
+        "budget": settings.epsilon if settings.enabled else None,
+        "releases": accountant.most_releases,
         "unit": "sample",
-        "adjacency": settings.adjacency,
-        "statement": accountant.statement(delta=settings.delta, adjacency=settings.adjacency),
+        "adjacency": adjacency,
     }
+    if costs := accountant.weights.values():
+        epsilon, total = accountant.together(delta=delta, adjacency=adjacency)
+        found["weights"] = {
+            "epsilon": max(cost.epsilon for cost in costs),
+            "epsilon_replaced": max(cost.replaced for cost in costs),
+            "steps": max(cost.steps for cost in costs),
+            "budget": settings.weights_epsilon,
+        }
+        found["together"] = {"epsilon": epsilon, "delta": total}
+    return {**found, "statement": accountant.statement(delta=delta, adjacency=adjacency)}
 
 
 def representation(run: Run, *, sizes: Sequence[int]) -> dict[str, Any] | None:

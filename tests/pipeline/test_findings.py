@@ -9,7 +9,7 @@ import pytest
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline import Run
 from nmoe_flower.pipeline.findings import privacy, representation
-from nmoe_flower.privacy import Accountant
+from nmoe_flower.privacy import Accountant, WeightsCost
 
 New = Callable[..., Any]
 
@@ -46,6 +46,24 @@ def test_the_client_that_sent_most_counts() -> None:
     assert fixed == {"delta": 1e-5, "releases": 4, "unit": "sample", "adjacency": "add-remove"}
     assert "add or remove one sample" in found["statement"]
     assert "Not covered: the weights" in found["statement"]
+
+
+def test_private_weights_are_counted_beside_the_matrices() -> None:
+    accountant = Accountant()
+    accountant.spend(0, noise_multiplier=2.0, num_examples=100)
+    accountant.weights = {0: WeightsCost(40, 1.5, 3.0), 1: WeightsCost(50, 1.25, 2.5)}
+    state = np.frombuffer(json.dumps(accountant.state()).encode(), np.uint8)
+    values = {"privacy.delta": 1e-5, "privacy.weights-epsilon": 2.0}
+    found = privacy(run_with({"findings/accountant": state}, **values))
+    assert found is not None
+    assert found["budget"] is None  # that of matrices, which privacy.enabled covers
+    assert found["weights"] == {
+        "epsilon": 1.5, "epsilon_replaced": 3.0, "steps": 50, "budget": 2.0,
+    }  # fmt: skip
+    # Client 0: its release (mu = 1/2, 1.993) and its weights for one sample replaced.
+    assert found["together"]["epsilon"] == pytest.approx(1.9933 + 3.0, abs=1e-3)
+    assert found["together"]["delta"] == pytest.approx(2e-5)
+    assert "DP-SGD" in found["statement"]
 
 
 def test_eigenvalues_and_the_last_probes() -> None:
