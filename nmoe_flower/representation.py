@@ -55,12 +55,21 @@ def effective_rank(eigenvalues: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def find_collapse(eigenvalues: np.ndarray) -> str | None:
+def find_collapse(eigenvalues: np.ndarray, *, hidden: float = 0.0) -> str | None:
     """Name the way in which features have collapsed, from the eigenvalues of R; None if sound.
+
+    ``hidden``: noise hides eigenvalues below this one, so that few others prove no collapse.
 
     >>> find_collapse(np.array([0.98, 0.01, 0.01]))
     'collapsed to the mean: one direction holds 98 % of the features'
     """
+    found = _find_collapse(eigenvalues)
+    if found is not None and hidden > 0:
+        found += f"; or noise hides the others: below {hidden:.2g} an eigenvalue is not seen"
+    return found
+
+
+def _find_collapse(eigenvalues: np.ndarray) -> str | None:
     values = np.maximum(eigenvalues, 0)
     total = float(values.sum())
     if total < 1e-4:

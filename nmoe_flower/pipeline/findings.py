@@ -59,15 +59,13 @@ def representation(run: Run, *, sizes: Sequence[int]) -> dict[str, Any] | None:
     eigenvalues = run.arrays.get("findings/spectrum")
     if eigenvalues is None:
         return None
-    edge, collapse = _edge(run, len(eigenvalues), sizes), find_collapse(eigenvalues)
-    if collapse and edge:
-        collapse += f"; or noise hides the others: below {edge:.2g} an eigenvalue is not seen"
+    edge = _edge(run, len(eigenvalues), sizes)
     watched = run.latest.get("extractor-test", {})
     return {
         "effective_rank": effective_rank(eigenvalues),
         "dimensions": len(eigenvalues),
         "noise_edge": edge,
-        "collapse": collapse,
+        "collapse": find_collapse(eigenvalues, hidden=edge),
         **{name.replace("-", "_"): watched[name] for name in _PROBES if name in watched},
     }
 

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from nmoe_flower import records
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ConfigError, ReplyError
-from nmoe_flower.privacy import Accountant
+from nmoe_flower.privacy import Accountant, noise_edge
 from nmoe_flower.records import (
     CORRELATION,
     NOISE_MULTIPLIER,
@@ -225,7 +225,8 @@ class FedSC(SteppedFedAvg):
         return arrays, metrics
 
     def _watch(self, server_round: int, eigenvalues: np.ndarray) -> None:
-        found = find_collapse(eigenvalues)
+        hidden = noise_edge(self.correlations.noise_std, len(eigenvalues))
+        found = find_collapse(eigenvalues, hidden=hidden)
         if found is not None and self.collapse is None:
             log.warning(
                 "round %d: %s; try a smaller learning rate, a fresh R (two-phase) or a projector "
