@@ -43,7 +43,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def features(partition: int) -> np.ndarray:
     """In the unit ball, most of them along one axis."""
     rng = np.random.default_rng(partition)
-    z = rng.normal(size=(SIZES[partition], DIM)) * 0.1
+    z = rng.normal(size=(SIZES[partition], DIM)) * 0.03
     z[:, 0] += 1
     return np.asarray(z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1))
 
