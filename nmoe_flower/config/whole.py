@@ -97,6 +97,11 @@ class Config(Section):
                 "BatchNorm's statistics over skewed clients costs most of the accuracy; "
                 "group-ws does not mix images"
             )
+        if (self.privacy.enabled or self.privacy.weights) and not self.privacy.secure:
+            notes.append(
+                "privacy.secure = false: noise comes from run.seed, and whoever knows it can take "
+                "it out again; fine for a simulation, not for a deployment"
+            )
         if "global" in self.gate.methods or "centralized" in self.run.controls:
             notes.append(
                 "the global gate and the centralized control pool the clients' data: upper bounds "

@@ -55,7 +55,7 @@ def _together(accountant: "Accountant", delta: float, adjacency: Adjacency) -> s
     if accountant.most_releases:
         how = "Both together, by basic composition"
         if adjacency == "replace-one":
-            how += " (to replace is to remove and to add, so the weights count twice)"
+            how += " (to replace is to remove and to add: the weights are charged for both)"
     else:
         how = "In this adjacency"
     cost = f"{how}: epsilon {epsilon:.4g} at delta {total_delta:g}."
