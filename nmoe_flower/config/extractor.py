@@ -15,6 +15,9 @@ class ExtractorConfig(Section):
     method: Literal["fedce", "fedsc"] = Field(
         "fedce", description="with labels (fedce) or without (fedsc, see contrast)"
     )
+    start: str = Field(
+        "", description="a finished run's folder, whose extractor is taken; empty: train one"
+    )
     reading: Literal["shared-head", "private-heads"] = Field(
         "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
     )

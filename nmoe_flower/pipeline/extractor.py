@@ -1,13 +1,16 @@
 """Stage 1: the shared extractor, by FedCE or FedSC."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.files import load_arrays
 from nmoe_flower.pipeline.arrays import has, keep
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
@@ -29,6 +32,9 @@ def train_extractor(run: Run) -> None:
         fresh = run.gather("initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
         keep(run, "gate/initial", fresh.array_records["gate"])
         initial = fresh.array_records[ARRAYS]
+    if settings.start:
+        _keep_given(run, Path(settings.start).expanduser(), records.to_numpy(initial))
+        return
     strategy = STRATEGIES[settings.method](run.config)
 
     def averaged(arrays: ArrayRecord) -> ArrayRecord:
@@ -108,6 +114,28 @@ def _share(kind: str, rounds: int) -> Callable[[int], float] | None:
     if kind == "own":
         return lambda _: 1.0
     return lambda current: 1.0 - (1.0 - LAST_SHARE) * (current - 1) / max(1, rounds - 1)
+
+
+def _keep_given(run: Run, folder: Path, like: Mapping[str, np.ndarray]) -> None:
+    """Take the extractor (and head) of a finished run in place of training one.
+
+    Raises:
+        ConfigError: There is none, or it is not that of the configured network.
+    """
+    given: dict[str, np.ndarray] = {}
+    for part in ("extractor", "head"):
+        path = folder / "weights" / f"{part}.safetensors"
+        if path.is_file():
+            given |= {f"{part}.{name}": value for name, value in load_arrays(path).items()}
+    wanted = {
+        name: value for name, value in like.items() if name.startswith(("extractor.", "head."))
+    }
+    kept = {name: value for name, value in given.items() if name in wanted}
+    try:
+        records.compare(kept, wanted)
+    except ReplyError as error:
+        raise ConfigError(f"extractor.start = {folder}: {error}") from None
+    keep(run, "classifier", records.from_numpy(kept))
 
 
 def _keep_without_projector(run: Run, trained: ArrayRecord) -> None:

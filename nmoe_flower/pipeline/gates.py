@@ -12,7 +12,7 @@ from nmoe_flower.pipeline.arrays import has, keep, kept, message
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, SERVER_ROUND, Action
 from nmoe_flower.schedules import schedule
-from nmoe_flower.strategies import FedGate, RollGate, StreamingFedAvg
+from nmoe_flower.strategies import AdamW, FedGate, RollGate, StreamingFedAvg
 
 __all__ = ["train_gates"]
 
@@ -32,13 +32,16 @@ def train_gates(run: Run) -> None:
 
 def _federated_gate(run: Run) -> ArrayRecord:
     gate = run.config.gate
-    return run.federate(
-        "gate/federated",
-        FedGate(action=Action.GATE, fraction_train=gate.fraction_train, min_train_nodes=1),
-        kept(run, "gate/initial"),
-        rounds=gate.rounds,
-        settings=_gate_rate(run.config, gate.rounds),
+    adamw = gate.server_optimizer == "adamw"
+    strategy = FedGate(
+        action=Action.GATE,
+        fraction_train=gate.fraction_train,
+        min_train_nodes=1,
+        server_optimizer=AdamW() if adamw else None,
+        learning_rate=schedule("cosine", peak=gate.learning_rate, steps=gate.rounds),
+        local_learning_rate=1.0 if adamw else None,
     )
+    return run.federate("gate/federated", strategy, kept(run, "gate/initial"), rounds=gate.rounds)
 
 
 def _rolling_gate(run: Run) -> ArrayRecord:

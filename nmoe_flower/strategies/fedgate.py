@@ -6,12 +6,12 @@ a random 70 % of the clients train in every round.
 
 from typing import Unpack
 
-from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
 __all__ = ["FedGate"]
 
 
-class FedGate(StreamingFedAvg):
+class FedGate(SteppedFedAvg):
     """FedAvg of the gate over exactly ``round(0.7 N)`` clients per round, drawn from the seed.
 
     The client trains the gate it is sent on held-out data of its own with the extractor and every
@@ -19,11 +19,13 @@ class FedGate(StreamingFedAvg):
 
     Args:
         fraction_train: The paper's 70 %; the only default that differs from FedAvg's.
-        **options: Those of ``StreamingFedAvg`` and FedAvg.
+        **options: Those of ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg. With one local step
+            per round and ``server_optimizer=AdamW()`` the gate is trained by AdamW on the clients'
+            mean gradient.
     """
 
     purpose = "gate"
 
-    def __init__(self, **options: Unpack[StreamingOptions]) -> None:
+    def __init__(self, **options: Unpack[SteppedOptions]) -> None:
         options.setdefault("fraction_train", 0.7)
         super().__init__(**options)
