@@ -1,7 +1,9 @@
 """Every client's correlation matrix at the server, fresh or stale, and their mean."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,19 @@ from nmoe_flower.privacy import (
     svec,
 )
 
-__all__ = ["Correlations", "Release"]
+__all__ = ["Correlations", "Release", "claimed"]
+
+
+def claimed(metrics: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A number that a client states about its R.
+
+    Raises:
+        ReplyError: It is missing, not one number, not finite or negative.
+    """
+    value = metrics.get(name, default)
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ReplyError(f"{name} must be a number of at least 0, got {value}")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,8 @@ class Correlations:
         Raises:
             ReplyError: It is not finite, not of the agreed size, or no features have it.
         """
+        if release.examples <= 0:
+            raise ReplyError(f"num-examples must be above 0, got {release.examples:g}")
         try:
             matrix = smat(release.packed.astype(np.float64), dim=self.dim)
         except ConfigError as error:

@@ -26,8 +26,8 @@ from nmoe_flower.records import (
     CorrelationKey,
 )
 from nmoe_flower.representation import effective_rank, find_collapse
-from nmoe_flower.strategies.correlations import Correlations, Release
-from nmoe_flower.strategies.replies import Exchange, Usable
+from nmoe_flower.strategies.correlations import Correlations, Release, claimed
+from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
 __all__ = ["FedSC"]
@@ -179,9 +179,10 @@ class FedSC(SteppedFedAvg):
         for reply in streaming.send_and_receive(messages, timeout=self.round_timeout):
             client = self.partition_of(reply)
             try:
-                if reply.has_error():
-                    raise ReplyError(reply.error.reason)
-                self._take(client, reply.content)
+                usable = read_reply(
+                    reply, weighted_by_key=NUM_EXAMPLES, arrayrecord_key=None, like={}
+                )
+                self._take(client, reply.content, usable.metrics)
             except ReplyError as error:
                 exchange.fail(client, f"correlation: {error}")
                 continue
@@ -192,14 +193,13 @@ class FedSC(SteppedFedAvg):
         """Keep the R that came with the weights, if one did."""
         super().accept(client, content, usable)
         if CORRELATION in content:
-            self._take(client, content)
+            self._take(client, content, usable.metrics)
 
-    def _take(self, client: int, content: RecordDict) -> None:
+    def _take(self, client: int, content: RecordDict, metrics: MetricRecord) -> None:
         record = content.get(CORRELATION)
         if not isinstance(record, ArrayRecord) or CorrelationKey.PACKED not in record:
             raise ReplyError(f"the ArrayRecord {CORRELATION!r} with 'packed' is missing")
-        metrics = records.metrics_of(content)
-        noise = float(metrics.get(NOISE_MULTIPLIER, 0.0))
+        noise = claimed(metrics, NOISE_MULTIPLIER, 0.0)
         if noise < self.noise_multiplier * (1 - 1e-9):
             raise ReplyError(
                 f"its correlation matrix has noise multiplier {noise:g}, "
@@ -207,9 +207,9 @@ class FedSC(SteppedFedAvg):
             )
         release = Release(
             packed=records.to_numpy(record)[CorrelationKey.PACKED],
-            examples=float(metrics[NUM_EXAMPLES]),
+            examples=claimed(metrics, NUM_EXAMPLES),
             round=self._current_round,
-            noise_std=float(metrics.get(NOISE_STD, 0.0)),
+            noise_std=claimed(metrics, NOISE_STD, 0.0),
         )
         self.correlations.keep(client, release)
 

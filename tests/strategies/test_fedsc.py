@@ -83,11 +83,12 @@ def client_app(change: Change | None = None, told: list[dict[str, Any]] | None =
             side.see(unit_ball(torch.cat([module(view) for view in views(partition)])))
         matrix = side.matrix()
         assert matrix is not None
-        return records.reply(
+        answer = records.reply(
             message,
             metrics={"num-examples": SIZES[partition]},
             arrays={"correlation": side.keep(matrix)},
         )
+        return change(message, answer, partition) if change else answer
 
     @app.query("identity")
     def identity(message: Message, context: Context) -> Message:
@@ -352,3 +353,66 @@ def test_a_triangle_travels_not_the_whole_matrix() -> None:
     header = 128  # of a .npy array
     difference = strategy.last_exchange.bytes_up - plain.last_exchange.bytes_up
     assert difference == 3 * (4 * packed_size(DIM) + header)
+
+
+def with_metrics(action: str, **changed: Any) -> Change:
+    """Change client 1's metrics in answers to this kind of message; None takes one away."""
+
+    def change(message: Message, answer: Message, partition: int) -> Message:
+        if partition == 1 and message.metadata.message_type == action:
+            metrics = answer.content["metrics"]
+            for name, value in changed.items():
+                del metrics[name.replace("_", "-")]
+                if value is not None:
+                    metrics[name.replace("_", "-")] = value
+        return answer
+
+    return change
+
+
+@pytest.mark.parametrize("exchange", ["merged", "two-phase"])
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"num_examples": None}, "num-examples"),
+        ({"num_examples": -3}, "num-examples"),
+        ({"num_examples": 0}, "num-examples"),
+        ({"num_examples": float("nan")}, "num-examples"),
+        ({"num_examples": [1, 2]}, "num-examples"),
+        ({"noise_multiplier": float("nan")}, "noise-multiplier"),
+        ({"noise_multiplier": [4.0]}, "noise-multiplier"),
+        ({"noise_std": -1.0}, "noise-std"),
+        ({"noise_std": float("inf")}, "noise-std"),
+    ],
+)
+def test_numbers_that_cannot_be_cost_their_client_the_matrix_and_nobody_else(
+    exchange: str, changed: dict[str, Any], reason: str
+) -> None:
+    action = "train" if exchange == "merged" else "query.correlation"
+    spoil = with_metrics(action, **changed)
+
+    def change(message: Message, answer: Message, partition: int) -> Message:
+        if "metrics" in answer.content:
+            noisy(message, answer, partition)
+        return spoil(message, answer, partition)
+
+    strategy = FedSC(exchange=exchange, noise_multiplier=4.0, action="train")  # type: ignore[arg-type]
+    play(strategy, InProcessGrid(client_app(change), 3), range(1, 3))
+    assert [failure["partition"] for failure in strategy.last_exchange.failures] == [1]
+    assert reason in strategy.last_exchange.failures[0]["reason"]
+    assert [strategy.correlations.round_of(p) for p in range(3)] == [2, 0, 2]
+
+
+def test_metrics_may_have_any_name_and_another_weight() -> None:
+    """As FedAvg allows; the samples behind R are still those of num-examples."""
+
+    def change(message: Message, answer: Message, partition: int) -> Message:
+        metrics = answer.content["metrics"]
+        metrics["weight"] = 1.0
+        del answer.content["metrics"]
+        answer.content["numbers"] = metrics
+        return answer
+
+    strategy = FedSC(weighted_by_key="weight", action="train")
+    play(strategy, InProcessGrid(client_app(change), 3), range(1, 3))
+    assert strategy.correlations.examples == sum(SIZES)
