@@ -22,7 +22,7 @@ ROWS = [
     {"pipeline"},
     {"results", "progress"},
     {"server_app", "client_app", "report", "tracking"},
-    {"bench"},
+    {"bench", "deploy"},
     {"cli"},
 ]
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nmoe_flower import __version__
-from nmoe_flower.cli import bundle, infer, peers, privacy, serve
+from nmoe_flower.cli import bundle, deploy, infer, peers, privacy, serve
 from nmoe_flower.errors import NMoEError
 
 __all__ = ["main"]
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_arguments(commands.add_parser("serve", help="answer peers with this device's expert"))
     infer.add_arguments(commands.add_parser("infer", help="classify images with the peers' help"))
     peers.add_arguments(commands.add_parser("peers", help="how the peers are; sign their list"))
+    deploy.add_arguments(commands.add_parser("deploy", help="prepare, check, try a federation"))
     _add_bench(commands.add_parser("bench", help="measure engines, assignment and peers"))
     return parser
 

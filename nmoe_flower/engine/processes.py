@@ -118,10 +118,15 @@ def _snapshot_with_ps(mark: str) -> tuple[dict[Process, int], set[Process]]:
     return parents, members
 
 
-def guard(home: Path) -> "subprocess.Popen[bytes]":
-    """Start a guard for the simulation in ``home``; close its ``stdin`` when all is taken down."""
+def guard(home: Path, *, mark: str = "") -> "subprocess.Popen[bytes]":
+    """Start a guard for what lives in ``home``; close its ``stdin`` when all is taken down.
+
+    Args:
+        home: The folder to remove.
+        mark: See ``end``; empty: a simulation's, ``FLWR_HOME=home``.
+    """
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(home)],
+        [sys.executable, "-I", "-S", __file__, str(home), mark or f"FLWR_HOME={home}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -132,5 +137,5 @@ def guard(home: Path) -> "subprocess.Popen[bytes]":
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     if Path(sys.argv[1]).exists():
-        end(f"FLWR_HOME={sys.argv[1]}")
+        end(sys.argv[2])
         shutil.rmtree(sys.argv[1], ignore_errors=True)

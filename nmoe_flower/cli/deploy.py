@@ -1,0 +1,75 @@
+"""``nmoe deploy``: prepare, check and demonstrate a federation of real machines."""
+
+import argparse
+from pathlib import Path
+
+__all__ = ["add_arguments"]
+
+_EXAMPLES = """\
+examples:
+  nmoe deploy --demo 3                                  all of it on this machine, then gone
+  nmoe deploy lab --nodes 3 --hosts server.lab cam0.lab cam1.lab cam2.lab \\
+              --data data --classes cat dog fox         folders for four machines
+  nmoe deploy check lab                                 before the start; also per machine:
+  nmoe deploy check node-0
+
+A folder is written once and never overwritten. The exit code of a check is 1 if there is a problem.
+"""
+
+# Few exchanges of much work: each costs seconds, whatever the model's size.
+FEW_EXCHANGES = (
+    "extractor.rounds=20",
+    "extractor.local-steps=20",
+    "extractor.momentum-at=client",
+    "extractor.learning-rate=0.05",
+    "gate.rounds=10",
+    "gate.local-steps=20",
+    "gate.methods=federated,local",
+    "run.controls=",
+    "run.evaluate-every=20",
+    "run.connect-timeout=300",
+    "run.round-timeout=900",
+)
+_DEMO = ("extractor.rounds=3", "extractor.local-steps=60", "gate.rounds=3", "run.name=demo")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``nmoe deploy``."""
+    parser.description = (
+        "Write the folders of a federation: certificates, keys, configuration and start scripts "
+        "of a server and N nodes; check them; or play all of it on this machine."
+    )
+    parser.epilog = _EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("target", nargs="*", metavar="[check] FOLDER")
+    parser.add_argument("--nodes", type=int, metavar="N", help="how many devices")
+    parser.add_argument(
+        "--hosts", nargs="+", default=[], metavar="HOST[:PORT]",
+        help="the server's, then one per node (all on this machine)",
+    )  # fmt: skip
+    parser.add_argument("--name", default="federation", help="of the federation (%(default)s)")
+    parser.add_argument("--data", default="", metavar="DIR", help="a node's images, in its folder")
+    parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all there are")
+    parser.add_argument("--days", type=int, default=365, help="of the certificates (%(default)s)")
+    parser.add_argument("--recipe", type=Path, metavar="RECIPE.toml")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=VALUE"
+    )
+    parser.add_argument("--demo", type=int, metavar="N", help="play it here with N nodes")
+
+    def command(args: argparse.Namespace) -> int:
+        checking = len(args.target) == 2 and args.target[0] == "check"
+        if args.demo is not None:
+            if args.nodes or args.hosts or len(args.target) > 1:
+                parser.error("--demo N takes no --nodes and no --hosts, and at most one FOLDER")
+        elif not checking and (len(args.target) != 1 or args.nodes is None):
+            parser.error("give FOLDER --nodes N, or check FOLDER, or --demo N")
+        from nmoe_flower.cli import deploying
+
+        if args.demo is not None:
+            return deploying.demo(args, (*FEW_EXCHANGES, *_DEMO))
+        if checking:
+            return deploying.check_folder(Path(args.target[1]))
+        return deploying.write(args, FEW_EXCHANGES)
+
+    parser.set_defaults(command=command)

@@ -1,0 +1,24 @@
+"""A federation on real machines: its folders, a check before the start, and a demonstration."""
+
+from nmoe_flower.deploy.checks import Finding, check
+from nmoe_flower.deploy.demo import demonstrate
+from nmoe_flower.deploy.federation import LocalFederation, local_plan
+from nmoe_flower.deploy.folder import Plan, for_deployment, write_federation
+from nmoe_flower.deploy.party import Party
+from nmoe_flower.deploy.places import Place, places
+from nmoe_flower.deploy.stage import Stage
+
+__all__ = [
+    "Finding",
+    "LocalFederation",
+    "Party",
+    "Place",
+    "Plan",
+    "Stage",
+    "check",
+    "demonstrate",
+    "for_deployment",
+    "local_plan",
+    "places",
+    "write_federation",
+]

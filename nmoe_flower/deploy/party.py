@@ -1,0 +1,108 @@
+"""What the folder of one party says of itself: ``settings.toml``."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from nmoe_flower import __version__
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import write_text
+
+__all__ = ["Party", "read_toml", "toml", "versions"]
+
+SETTINGS = "settings.toml"
+
+
+@dataclass(frozen=True)
+class Party:
+    """The server, or one node.
+
+    Attributes:
+        kind: Which of the two.
+        name: In its certificate.
+        federation: What the federation is called.
+        superlink: ``host:port`` at which the nodes find the SuperLink.
+        run: The name of the run, and of its folder.
+        peer: ``host:port`` at which peers find this node; empty for the server.
+        runtime_port: Of the SuperNode, on loopback; 0 for the server.
+        created: When the folder was written, ISO 8601.
+        versions: Of the packages that must be the same everywhere.
+    """
+
+    kind: Literal["server", "node"]
+    name: str
+    federation: str
+    superlink: str
+    run: str
+    peer: str
+    runtime_port: int
+    created: str
+    versions: Mapping[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write ``settings.toml``."""
+        values = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
+        own = values.pop("versions")
+        text = f"# The folder of {self.name}. Written by nmoe deploy; read by nmoe deploy check.\n"
+        write_text(folder / SETTINGS, text + toml(values) + "\n[versions]\n" + toml(own))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``settings.toml``.
+
+        Raises:
+            ConfigError: It is missing, no TOML, or lacks a key.
+        """
+        path = folder / SETTINGS
+        values = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
+        names = [f.name for f in fields(cls)]
+        if odd := sorted(set(names) ^ set(values)):
+            state = "is missing" if odd[0] in names else "is not known"
+            raise ConfigError(f"{path}: the key {odd[0].replace('_', '-')!r} {state}")
+        for name in names:
+            wanted: type = {"runtime_port": int, "versions": dict}.get(name, str)
+            if not isinstance(values[name], wanted):
+                raise ConfigError(f"{path}: {name.replace('_', '-')} is {values[name]!r}")
+        if values["kind"] not in ("server", "node"):
+            raise ConfigError(f"{path}: kind is {values['kind']!r}; allowed: server, node")
+        return cls(**values)
+
+    @property
+    def created_at(self) -> datetime:
+        """When the folder was written, in UTC."""
+        return datetime.fromisoformat(self.created).astimezone(UTC)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that must be the same on all machines; empty for one that is missing."""
+    found = {"nmoe-flower": __version__}
+    for name in ("flwr", "torch"):
+        try:
+            found[name] = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def toml(values: Mapping[str, Any]) -> str:
+    """Lines of TOML: text, whole numbers, booleans."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None

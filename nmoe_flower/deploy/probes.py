@@ -1,0 +1,71 @@
+"""Questions to the network, each with a deadline."""
+
+import socket
+import ssl
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+
+from nmoe_flower.deploy.places import Place
+
+__all__ = ["Answer", "ask_superlink", "is_free"]
+
+_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from the SuperLink's address.
+
+    Attributes:
+        problem: In words; empty if a SuperLink answered over TLS.
+        reached: Whether anything listens there.
+        clock: What its clock says, seconds since 1970; 0 if it did not say.
+    """
+
+    problem: str
+    reached: bool
+    clock: float = 0.0
+
+
+def ask_superlink(place: Place, authority: Path, *, seconds: float = _SECONDS) -> Answer:
+    """Ask the SuperLink for its health, over TLS, with the federation's authority alone."""
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+    except (OSError, ssl.SSLError) as error:
+        return Answer(f"{authority} cannot be used: {error}", reached=False)
+    connection = HTTPSConnection(place.host, place.port, timeout=seconds, context=context)
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        date = answer.getheader("date")
+        clock = parsedate_to_datetime(date).timestamp() if date else 0.0
+    except ssl.SSLCertVerificationError as error:
+        return Answer(f"its certificate is refused: {error.verify_message}", reached=True)
+    except ssl.SSLError as error:
+        return Answer(f"it does not speak TLS: {error.reason or error}", reached=True)
+    except TimeoutError:
+        return Answer(f"no answer within {seconds:g} s: a firewall?", reached=False)
+    except ConnectionRefusedError:
+        return Answer("nothing listens there: is the SuperLink started?", reached=False)
+    except socket.gaierror:
+        return Answer(f"the name {place.host} is not known here", reached=False)
+    except (OSError, HTTPException, ValueError) as error:
+        return Answer(f"no SuperLink answers: {error or type(error).__name__}", reached=False)
+    finally:
+        connection.close()
+    if answer.status != 200:
+        return Answer(f"what listens there answers {answer.status}", reached=True)
+    return Answer("", reached=True, clock=clock)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a program could listen at this port; at all addresses unless ``host`` is local."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
