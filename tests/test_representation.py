@@ -147,6 +147,18 @@ def test_knn_against_a_loop(neighbours: int, temperature: float) -> None:
     assert 0.25 < expected < 0.9  # so a wrong rule would be seen
 
 
+@pytest.mark.parametrize(("temperature", "label"), [(0.1, 0), (10.0, 1)])
+def test_one_very_near_neighbour_outvotes_two_when_it_is_cold(
+    temperature: float, label: int
+) -> None:
+    """Cosines 1, 0.8, 0.8: votes 1 against 2 exp(-0.2 / t), which is 0.27 or 1.96."""
+    train, labels = np.array([[1.0, 0], [0.8, 0.6], [0.8, -0.6]]), np.array([0, 1, 1])
+    found = knn_accuracy(
+        train, labels, np.array([[5.0, 0]]), np.array([label]), temperature=temperature
+    )
+    assert found == 1.0
+
+
 def test_knn_with_fewer_images_than_neighbours_and_classes_never_seen() -> None:
     train, labels = np.eye(3), np.array([0, 1, 1])
     # Cosines 1, 0, 0 for the first (its one vote wins); the second is of class 5: a miss.
