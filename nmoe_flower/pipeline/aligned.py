@@ -1,7 +1,6 @@
 """The second system: a mixture on the server whose experts are aligned with clients.
 
-Chen et al. 2025, arXiv:2507.05685: train, place the most suitable experts on every client within
-its capacity (section I), test the placed parts and the whole.
+Chen et al. 2025, arXiv:2507.05685, section III.
 """
 
 from collections.abc import Mapping
@@ -25,26 +24,23 @@ from nmoe_flower.alignment import (
     draw_devices,
     read_trace,
 )
-from nmoe_flower.alignment.feedback import EXPERTS
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline.arrays import has, keep, message
+from nmoe_flower.pipeline.arrays import has, keep
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, CONFIG, SERVER_ROUND, Action
+from nmoe_flower.records import ARRAYS, Action
 from nmoe_flower.strategies import (
     AveragedGate,
     ExpertAlignment,
-    ExpertNames,
     GateSharing,
     LocalGate,
     StatisticsGate,
     TravellingGate,
 )
 
-__all__ = ["evaluate_aligned", "train_aligned"]
+__all__ = ["restored", "train_aligned"]
 
 STAGE = "alignment"
 QUANTITIES = ("compute", "memory", "download", "upload", "latency")
-SCORES = ("accuracy", "balanced-accuracy", "macro-f1")
 _TRAINING_COPIES = 4  # weights, gradients, momentum, activations
 
 
@@ -102,7 +98,7 @@ def _strategy(run: Run, described: Mapping[int, RecordDict]) -> ExpertAlignment:
         action=Action.ALIGNED,
         evaluate_action=Action.ALIGNED_TEST,
         fraction_train=settings.fraction_train,
-        min_available_nodes=config.data.num_clients,
+        min_available_nodes=max(2, config.run.min_replies),  # clients may leave and come back
     )
 
 
@@ -172,90 +168,15 @@ def _assigner(
     )
 
 
+def restored(run: Run, counts: np.ndarray) -> Assigner:
+    """What the server knew at the end of training; ``counts`` are class counts per client."""
+    parameters = int(run.arrays["parameters/expert"])
+    assigner = _assigner(run.config, counts, parameters, _flops(parameters), _world(run.config))
+    assigner.load_state(run.part("aligned/assigner/"))
+    return assigner
+
+
 def _truth(counts: np.ndarray, experts: int) -> np.ndarray:
     """The oracle's affinities: expert e is meant for the classes c with c mod E = e."""
     shares = counts / counts.sum(axis=1, keepdims=True)
     return np.stack([shares[:, e::experts].sum(axis=1) for e in range(experts)], axis=1)
-
-
-# --- after training ---
-
-
-def evaluate_aligned(run: Run) -> dict[str, Any]:
-    """Place experts, test the placed parts and the whole: the content of ``results.json``."""
-    described = run.gather("describe", Action.DESCRIBE, RecordDict())
-    counts = np.array([records.metrics_of(c)["train-counts"] for c in described.values()])
-    parameters = int(run.arrays["parameters/expert"])
-    assigner = _assigner(run.config, counts, parameters, _flops(parameters), _world(run.config))
-    assigner.load_state(run.part("aligned/assigner/"))
-    mixture, placed = run.part("mixture/"), assigner.place()
-    told = {"final": True, SERVER_ROUND: run.config.alignment.rounds}
-    whole = run.gather("whole", Action.ALIGNED_TEST, message(records.from_numpy(mixture), told))
-    names, everyone = ExpertNames.found_in(mixture), sorted(run.partitions.values())
-    questions = {
-        row: message(
-            records.from_numpy(names.subset(mixture, np.flatnonzero(placed[row]))),
-            {**told, EXPERTS: np.flatnonzero(placed[row]).tolist()},
-        )
-        for row in everyone
-        if placed[row].any()
-    }
-    parts = run.gather("placed", Action.ALIGNED_TEST, questions, only=list(questions))
-    rows, routing = _rows(run, {"mixture": whole, "placed": parts})
-    return {
-        "rows": rows,
-        "routing": routing,
-        "alignment": _summary(run, assigner, placed),
-        "stages": run.costs,
-        "partition": {
-            "train": counts.tolist(),
-            "test": [list(records.metrics_of(c)["test-counts"]) for c in described.values()],
-            "classes": list(described[0].config_records[CONFIG]["classes"]),  # type: ignore[arg-type]
-        },
-        "fingerprint": str(described[0].config_records[CONFIG]["fingerprint"]),
-        "seconds": sum(cost["seconds"] for cost in run.costs.values()),
-    }
-
-
-def _rows(
-    run: Run, tested: Mapping[str, Mapping[int, RecordDict]]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    config, rows, routing = run.config, [], {}
-    for gate, answers in tested.items():
-        values = [records.metrics_of(content) for content in answers.values()]
-        for test in ("local", "iid"):
-            per_client = {
-                name.replace("-", "_"): [float(one[f"{name}-{test}"]) for one in values]
-                for name in SCORES
-            }
-            row: dict[str, Any] = {
-                "extractor": config.alignment.extractor,
-                "gate": gate,
-                "scheme": config.data.scheme,
-                "tau": config.data.tau,
-                "test": test,
-                "seed": config.run.seed,
-                "clients": config.data.num_clients,
-                "top_k": config.alignment.top_k,
-            }
-            row |= {name: float(np.mean(of)) for name, of in per_client.items()}
-            rows.append({**row, "per_client": per_client})
-            if len(values) == config.data.num_clients:
-                routing[f"{gate}/{test}"] = [list(one[f"routing-{test}"]) for one in values]
-    return rows, routing
-
-
-def _summary(run: Run, assigner: Assigner, placed: np.ndarray) -> dict[str, Any]:
-    traffic = run.arrays["aligned/traffic"]
-    return {
-        "policy": assigner.policy,
-        "rounds": run.config.alignment.rounds,
-        "loads": assigner.usage.total.tolist(),
-        "load_variation": assigner.load_variation,
-        "assignments": assigner.times.tolist(),
-        "fitness": assigner.fitness.values.tolist(),
-        "placed": placed.astype(int).tolist(),
-        "bytes_down": traffic[:, 0].tolist(),
-        "bytes_up": traffic[:, 1].tolist(),
-        "simulated_seconds": float(run.arrays["aligned/elapsed"]),
-    }

@@ -14,13 +14,13 @@ from flwr.serverapp import Grid
 
 from nmoe_flower import records
 from nmoe_flower.alignment import Assigner, Clock, Feedback, World, read_feedback, seconds_of
-from nmoe_flower.alignment.feedback import EXPERTS, SECONDS, SHARES
-from nmoe_flower.errors import ReplyError, RoundError
+from nmoe_flower.alignment.feedback import EXPERTS, SECONDS
+from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.strategies.aggregation import WeightedMean
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
 from nmoe_flower.strategies.gates import AveragedGate, GateSharing
-from nmoe_flower.strategies.parcels import ExpertNames, exchange_of, parcel
-from nmoe_flower.strategies.replies import Usable, agreeing, read_reply
+from nmoe_flower.strategies.parcels import ExpertNames, parcel, probed
+from nmoe_flower.strategies.replies import Exchange, Usable, agreeing, read_reply
 
 __all__ = ["ExpertAlignment"]
 
@@ -67,7 +67,6 @@ class ExpertAlignment(StreamingFedAvg):
         self._parcels: dict[int, Arrays] = {}  # what each partition was sent
         self._feedback: list[Feedback] = []
         self._seconds: dict[int, float] = {}
-        self._probed: dict[int, int] = {}  # bytes sent to newcomers
         self._down: dict[int, int] = {}  # bytes sent to each row
 
     # --- decide and send ---
@@ -80,7 +79,8 @@ class ExpertAlignment(StreamingFedAvg):
         self.names = self.names or ExpertNames.found_in(self.sent)
         if len(self.names) != self.assigner.experts:
             raise RoundError(f"{len(self.names)} experts sent, {self.assigner.experts} assigned")
-        nodes = self._present(server_round, arrays, grid)
+        self.last_exchange = Exchange()
+        nodes = self._present(server_round, grid)
         online = np.isin(np.arange(self.assigner.clients), list(nodes))
         self.decision = self.assigner.assign(server_round, online)
         self._feedback, self._seconds, self._parcels = [], {}, {}
@@ -97,30 +97,29 @@ class ExpertAlignment(StreamingFedAvg):
             self._parcels[self.partitions.get(node, node)] = mine
             sizes[row] = records.array_bytes(message.content)
             messages.append(message)
-        self.last_exchange = exchange_of(sizes, before=self._probed)
+        self.last_exchange.bytes_down += sum(sizes.values())
         self._down = sizes
         return messages
 
-    def _present(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> dict[int, int]:
-        """Row to node of everyone who can be reached, newcomers probed."""
+    def _present(self, server_round: int, grid: Grid) -> dict[int, int]:
+        """Row to node of everyone who can be reached; newcomers are probed after round 1."""
         found = self.cohort(grid, server_round, self.fraction_train, self.min_train_nodes)
         there = None if self.world is None else self.world.online(server_round)
-        nodes = {}
-        strangers = []
+        nodes, newcomers = {}, []
         for node in found:
             partition = self.partitions.get(node, node)
+            row = self.rows.get(partition, partition if self.action else len(self.rows))
+            if there is not None and (row >= len(there) or not there[row]):
+                continue
             if partition not in self.rows:
-                self.rows[partition] = partition if self.action else len(self.rows)
-                strangers.append(node)
-            row = self.rows[partition]
-            self.assigner.meet(row + 1)
-            if there is None or (row < len(there) and there[row]):
-                nodes[row] = node
+                self.rows[partition] = row
+                newcomers.append(node)
+            nodes[row] = node
+        self.assigner.meet(max(nodes, default=-1) + 1)
         more = self.assigner.clients - len(self.traffic)
         self.traffic = np.vstack([self.traffic, np.zeros((more, 2), dtype=np.int64)])
-        self._probed.clear()
         if server_round > 1 and self.action and self.gate.is_shared:
-            self._probe([n for n in strangers if n in nodes.values()], server_round, grid)
+            self._probe(newcomers, server_round, grid)
         return nodes
 
     def _probe(self, newcomers: Sequence[int], server_round: int, grid: Grid) -> None:
@@ -128,21 +127,15 @@ class ExpertAlignment(StreamingFedAvg):
         assert self.names is not None
         shared = self.gate.outgoing(self.names.subset(self.sent, []), [])
         told = self.round_config(server_round, {})
-        messages = [parcel(self, n, shared, told, records.Action.PROBE) for n in newcomers]
-        replies = grid.send_and_receive(messages, timeout=self.connect_timeout) if messages else ()
-        for reply, message in zip(replies, messages, strict=False):
-            partition = self.partition_of(reply)
-            self._probed[partition] = records.array_bytes(message.content)
+        questions = [parcel(self, node, shared, told, records.Action.PROBE) for node in newcomers]
+        for partition, shares, size in probed(self, questions, grid):
+            row = self.rows[partition]
+            self.traffic[row] += (size, 0)
+            self.last_exchange.bytes_down += size
             try:
-                answer = read_reply(
-                    reply, weighted_by_key=self.weighted_by_key, arrayrecord_key=None, like={}
-                )
-                shares = answer.metrics.get(SHARES)
-                if not isinstance(shares, list):
-                    raise ReplyError(f"the probe {SHARES!r} is missing")
-                self.assigner.fitness.probe(self.rows[partition], shares)
-            except ValueError as error:
-                self.last_exchange.fail(partition, f"probe: {error}")
+                self.assigner.fitness.probe(row, shares)
+            except ConfigError as error:
+                self.last_exchange.fail(partition, str(error))
 
     # --- average and learn ---
 

@@ -1,19 +1,21 @@
 """What one client gets of a mixture: the shared arrays and those of its experts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from nmoe_flower import records
-from nmoe_flower.errors import RoundError
+from nmoe_flower.alignment.feedback import SHARES
+from nmoe_flower.errors import ReplyError, RoundError
 from nmoe_flower.strategies.base import StreamingFedAvg
-from nmoe_flower.strategies.replies import Exchange
+from nmoe_flower.strategies.replies import read_reply
 
-__all__ = ["ExpertNames", "exchange_of", "parcel"]
+__all__ = ["ExpertNames", "parcel", "probed"]
 
 Arrays = Mapping[str, np.ndarray]
 Which = Sequence[int] | npt.NDArray[np.int64]
@@ -90,6 +92,21 @@ def parcel(
     return Message(content, node, action or strategy.action or "train")
 
 
-def exchange_of(sizes: Mapping[int, int], *, before: Mapping[int, int]) -> Exchange:
-    """The round's exchange, with the bytes that probes cost before it."""
-    return Exchange(bytes_down=sum(sizes.values()) + sum(before.values()))
+def probed(
+    strategy: StreamingFedAvg, questions: Sequence[Message], grid: Grid
+) -> Iterator[tuple[int, list[float], int]]:
+    """Ask newcomers for the gate's shares: partition, shares, bytes sent; bad replies are named."""
+    if not questions:
+        return
+    replies = grid.send_and_receive(questions, timeout=strategy.connect_timeout)
+    for question, reply in zip(questions, replies, strict=True):
+        partition, size = strategy.partition_of(reply), records.array_bytes(question.content)
+        try:
+            answer = read_reply(
+                reply, weighted_by_key=strategy.weighted_by_key, arrayrecord_key=None, like={}
+            )
+            shares = np.asarray(answer.metrics.get(SHARES, ()), dtype=np.float64)
+        except ReplyError as error:
+            strategy.last_exchange.fail(partition, f"probe: {error}")
+            continue
+        yield partition, np.atleast_1d(shares).tolist(), size

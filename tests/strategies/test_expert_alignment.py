@@ -63,7 +63,11 @@ def app_of(changes: dict[int, Change] | None = None, seen: list[Any] | None = No
         if seen is not None:
             arrays = message.content.array_records["arrays"]
             seen.append((partition, set(arrays), "probe"))
-        return records.reply(message, metrics={"num-examples": 1, "expert-shares": [0.0, 0.0, 1.0]})
+        shares = {"num-examples": 1, "expert-shares": [0.0, 0.0, 1.0]}
+        answer = records.reply(message, metrics=shares)
+        if changes and partition in changes:
+            changes[partition](answer.content)
+        return answer
 
     @app.query("identity")
     def identity(message: Message, context: Context) -> Message:
@@ -323,6 +327,27 @@ def test_newcomers_are_probed_without_experts() -> None:
     assert (2, {"extractor.w", "gate.head.weight"}, "probe") in seen
     assert strategy.decision.chosen[2].tolist() == [False, False, True]
     assert strategy.traffic.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("shares", "reason"),
+    [([1.0], "client 2: probed rewards"), ([float("nan")] * 3, "probe: metric 'expert-shares'")],
+)
+def test_a_probe_that_cannot_be_used_is_named_and_changes_nothing(
+    shares: list[float], reason: str
+) -> None:
+    world = World(
+        [DEVICE] * 3, events=[Event(1, 2, {}, online=False), Event(2, 2, {}, online=True)]
+    )
+    with InProcessGrid(app_of({2: spoil("expert-shares", shares)}), 3) as grid:
+        strategy = strategy_of(world=world)
+        arrays = play(strategy, grid, 1, START)
+        before = strategy.assigner.fitness.values[2].copy()
+        list(strategy.configure_train(2, records.from_numpy(arrays), ConfigRecord(), grid))
+    (failure,) = strategy.last_exchange.failures
+    assert failure["partition"] == 2
+    assert reason in failure["reason"]
+    assert strategy.assigner.fitness.values[2].tolist() == before.tolist()
 
 
 def test_it_runs_in_an_app_with_plain_messages() -> None:
