@@ -52,7 +52,9 @@ def train_rolling(message: Message, context: Context) -> Message:
     def loss(chosen: Tensor) -> Tensor:
         return F.cross_entropy(gate(rows[chosen], generator=noise), targets[chosen])
 
-    return _reply(message, gate, len(rows), _fit(device, gate, loss, len(rows), message))
+    optimizer = _own_optimizer(device, gate, message)
+    result = _fit(device, gate, loss, len(rows), message, optimizer=optimizer)
+    return _reply(message, gate, len(rows), result)
 
 
 def pool(message: Message, context: Context) -> Message:
@@ -87,12 +89,24 @@ def train_pooled(message: Message, context: Context) -> Message:
         message,
         steps=settings.rounds * settings.local_steps,
         batch_size=settings.batch_size * device.num_clients,
+        optimizer=_own_optimizer(device, gate, message),
     )
     return _reply(message, gate, len(pooled["labels"]), result)
 
 
 def _round(message: Message) -> int:
     return int(records.config_of(message)[SERVER_ROUND])
+
+
+def _rate(message: Message) -> float:
+    return float(records.config_of(message)["learning-rate"])
+
+
+def _own_optimizer(device: Device, gate: Gate, message: Message) -> torch.optim.Optimizer:
+    """What trains a gate that no server steps for."""
+    if device.config.gate.optimizer == "adamw":
+        return torch.optim.AdamW(gate.parameters(), lr=_rate(message), weight_decay=0.0)
+    return sgd(gate, learning_rate=_rate(message))
 
 
 def _noise(device: Device, message: Message) -> torch.Generator:
@@ -149,13 +163,12 @@ def _fit(
     *,
     steps: int | None = None,
     batch_size: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> FitResult:
     """This round's steps through this client's shuffled rows."""
     settings = device.config.gate
-    told = records.config_of(message)
     count = steps or settings.local_steps
     first = (_round(message) - 1) * count
-    optimizer = sgd(gate, learning_rate=float(told["learning-rate"]))
 
     def batches() -> Iterator[Tensor]:
         for chosen in batch_indices(
@@ -171,6 +184,6 @@ def _fit(
         gate,
         batches(),
         loss,
-        optimizer=optimizer,
+        optimizer=optimizer or sgd(gate, learning_rate=_rate(message)),
         normalise_gradient=settings.normalise_gradient,
     )

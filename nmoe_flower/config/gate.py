@@ -24,8 +24,8 @@ class GateConfig(Section):
     local_steps: int = Field(5, ge=1, description="per round and client")
     batch_size: int = Field(64, ge=1, description="latents per step")
     learning_rate: float = Field(0.05, gt=0, description="falls along a cosine over the rounds")
-    server_optimizer: Literal["mean", "adamw"] = Field(
-        "mean", description="FedGate's step: take the clients' mean, or AdamW along it"
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="adamw: at the server for FedGate, at the client for the other gates"
     )
     fraction_train: float = Field(0.7, gt=0, le=1, description="exactly round(f N) clients")
     objective: Literal["dense", "distill", "switch", "straight-through"] = Field(

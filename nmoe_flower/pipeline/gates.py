@@ -32,7 +32,7 @@ def train_gates(run: Run) -> None:
 
 def _federated_gate(run: Run) -> ArrayRecord:
     gate = run.config.gate
-    adamw = gate.server_optimizer == "adamw"
+    adamw = gate.optimizer == "adamw"
     strategy = FedGate(
         action=Action.GATE,
         fraction_train=gate.fraction_train,
