@@ -1,0 +1,155 @@
+"""What ``nmoe deploy`` writes."""
+
+import subprocess
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nmoe_flower.certificates import Authority, Identity
+from nmoe_flower.config import Config
+from nmoe_flower.deploy import Party, Plan, for_deployment, places, write_federation
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.inference import PeerList
+from nmoe_flower.inference.signing import verify
+
+NODE_FILES = {
+    "ca.pem", "node-1.pem", "node-1.key", "supernode.key", "supernode.pub", "settings.toml",
+    "node.toml", "peers.json", "supernode.sh", "start.sh", "serve.sh", "nmoe-supernode.service",
+    "nmoe-peer.service",
+}  # fmt: skip
+SERVER_FILES = {
+    "ca.pem", "superlink.pem", "superlink.key", "settings.toml", "superlink.sh", "register.sh",
+    "train.sh", "nmoe-superlink.service", "app", "keys",
+}  # fmt: skip
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_every_party_has_what_it_needs_and_no_more(federation: Path) -> None:
+    assert names(federation / "nodes" / "node-1") == NODE_FILES
+    assert names(federation / "server") == SERVER_FILES
+    assert names(federation / "authority") == {"ca.pem", "ca.key"}
+    everywhere = [path.name for path in federation.rglob("*.key")]
+    assert everywhere.count("ca.key") == 1  # it never leaves the authority's folder
+
+
+def test_private_keys_are_for_their_owner_alone(federation: Path) -> None:
+    keys = sorted(federation.rglob("*.key"))
+    assert len(keys) == 6  # authority, SuperLink, two of each node
+    assert {key.stat().st_mode & 0o777 for key in keys} == {0o600}
+
+
+def test_identities_are_of_one_authority_and_peers_are_listed(federation: Path) -> None:
+    authority = Authority.load(federation / "authority")
+    for name in ("node-0", "node-1"):
+        own = federation / "nodes" / name
+        identity = Identity.load(own / f"{name}.pem", own / f"{name}.key", own / "ca.pem")
+        assert identity.name == name
+        listed = PeerList.load(own / "peers.json")
+        verify(listed, authority.certificate_pem, now=listed.issued_unix)
+        assert listed.by_partition[int(name[-1])].address == Party.load(own).peer
+
+
+def test_flower_reads_the_node_config_and_the_public_key(federation: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from flwr.common.config import parse_config_args
+
+    own = federation / "nodes" / "node-1"
+    assert parse_config_args([str(own / "node.toml")]) == {
+        "node-name": "node-1", "partition-id": 1, "num-partitions": 2, "store": "store",
+    }  # fmt: skip
+    private = serialization.load_ssh_private_key((own / "supernode.key").read_bytes(), None)
+    known = serialization.load_ssh_public_key(
+        (federation / "server" / "keys" / "node-1.pub").read_bytes()
+    )
+    assert private.public_key() == known
+    assert known.curve.name == "secp384r1"  # type: ignore[union-attr]
+
+
+def test_the_app_is_the_run_on_all_nodes_with_nothing_pooled(federation: Path) -> None:
+    project = tomllib.loads((federation / "server" / "app" / "pyproject.toml").read_text())
+    flower = project["tool"]["flwr"]["app"]
+    assert flower["components"]["serverapp"] == "nmoe_flower.server_app:app"
+    config = Config.parse(flower["config"])
+    assert (config.data.num_clients, config.run.out) == (2, "runs")
+    assert config.run.wait_for_all
+
+
+def test_upper_bounds_that_pool_data_are_left_out() -> None:
+    config = for_deployment(Config.parse({}), 4)
+    assert "global" not in config.gate.methods
+    assert config.run.controls == ("fedavg", "local-classifier")
+    assert for_deployment(Config.parse({"gate.methods": "local"}), 4).gate.methods == (
+        "local", "federated",
+    )  # fmt: skip
+
+
+def test_scripts_are_shell_and_work_from_any_folder(federation: Path) -> None:
+    scripts = sorted(federation.rglob("*.sh"))
+    assert len(scripts) == 9
+    for script in scripts:
+        subprocess.run(["sh", "-n", str(script)], check=True)
+        text = script.read_text()
+        assert str(federation) not in text
+        assert 'cd "$(dirname "$0")"' in text
+        assert script.stat().st_mode & 0o100
+
+
+def test_the_compose_file_has_a_service_per_program(federation: Path) -> None:
+    services = yaml.safe_load((federation / "compose.yaml").read_text())["services"]
+    assert set(services) == {"superlink", "node-0", "node-0-train", "node-1", "node-1-train"}
+    for service in services.values():
+        folder = federation / service["volumes"][0].partition(":")[0]
+        assert (folder / service["command"][1]).is_file()
+    assert services["node-1"]["profiles"] == ["serve"]
+
+
+def test_units_start_scripts_that_are_there(federation: Path) -> None:
+    units = sorted(federation.rglob("*.service"))
+    assert len(units) == 5
+    for unit in units:
+        (start,) = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart")]
+        name, script = start.rpartition("/opt/nmoe/")[2].split("/")
+        assert name == Party.load(unit.parent).name
+        assert (unit.parent / script).is_file()
+
+
+def test_the_readme_says_where_each_folder_goes(federation: Path) -> None:
+    text = (federation / "README.md").read_text()
+    for folder in ("authority/", "server/", "nodes/node-0/", "nodes/node-1/"):
+        assert f"`{folder}`" in text
+    # 1 identity, 1 initial, 2 rounds and 2 tests, experts, answers, 2 gate rounds, 2 at the end
+    assert "is 12 exchanges, about 1 minutes" in text
+
+
+def test_own_images_are_named_in_the_node_config(
+    new_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = new_plan(data="/srv/images", classes=("cat", "dog"))
+    write_federation(tmp_path / "lab", plan)
+    values = tomllib.loads((tmp_path / "lab" / "nodes" / "node-0" / "node.toml").read_text())
+    assert (values["data-path"], values["classes"]) == ("/srv/images", "cat,dog")
+
+
+def test_what_cannot_be_is_refused(new_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigError, match="full is not empty"):
+        write_federation(tmp_path / "full", new_plan())
+    plan = new_plan()
+    with pytest.raises(ConfigError, match="1 nodes; allowed: 2 or more"):
+        replace(plan, peers=plan.peers[:1])
+    with pytest.raises(ConfigError, match="must agree on the classes"):
+        new_plan(data="images")
+    with pytest.raises(ConfigError, match="2 hosts for a server and 2 nodes; allowed: 3"):
+        places(["a", "b"], 2)
+    with pytest.raises(ConfigError, match="two programs cannot listen at cam:7600"):
+        places(["server", "cam:7600", "cam:7600"], 2)
+    with pytest.raises(ConfigError, match=r"host 'a b'; allowed"):
+        places(["a b", "c", "d"], 2)
