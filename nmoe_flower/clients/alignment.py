@@ -144,10 +144,13 @@ def _statistics(client: MixtureClient, held: Sequence[int], want_moment: bool) -
     labels = torch.from_numpy(device.train_labels[kept]).to(device.torch_device)
     inputs = F.layer_norm(latents, latents.shape[1:])
     inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
-    logits = client.network.answers(latents, held)
-    fits = logits.log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
-    gate = client.network.gate(latents)[:, list(held)].log_softmax(dim=1)
-    parts = (gate + fits).softmax(dim=1)
+    if len(held) == 1:
+        parts = inputs.new_ones(len(inputs), 1)
+    else:
+        logits = client.network.answers(latents, held)
+        fits = logits.log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
+        gate = client.network.gate(latents)[:, list(held)].log_softmax(dim=1)
+        parts = (gate + fits).softmax(dim=1)
     sums = torch.cat([parts.T @ inputs, parts.sum(dim=0)[:, None]], dim=1)
     arrays = {"sums": sums}
     if want_moment:

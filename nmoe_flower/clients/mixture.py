@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device
 from nmoe_flower.clients.extractor import predict
+from nmoe_flower.clients.store import Store
 from nmoe_flower.clients.versions import Versions
 from nmoe_flower.config import Config
 from nmoe_flower.models import Expert, Extractor, Gate, build_extractor
@@ -74,6 +75,12 @@ def _shared_mixture(
     return fresh_mixture(config, image_shape, num_classes).to(device)
 
 
+@lru_cache(maxsize=48)
+def _as_tensor(store: Store, name: str, device: torch.device) -> Tensor:
+    """Latents that never change, ready to compute with."""
+    return torch.from_numpy(store.load(name)["latents"].astype(np.float32)).to(device)
+
+
 @dataclass(frozen=True)
 class MixtureClient:
     """A device, and the mixture it trains parts of; one network per process, loaded anew."""
@@ -118,8 +125,7 @@ class MixtureClient:
         store = self.device.store
         if not store.has(name):
             store.save(name, {"latents": self.extracted(part).numpy().astype(np.float16)})
-        kept = store.load(name)["latents"]
-        return torch.from_numpy(kept.astype(np.float32)).to(self.device.torch_device)
+        return _as_tensor(store, name, self.device.torch_device)
 
     def extracted(self, part: str) -> Tensor:
         """Latents [n, D] of images under the extractor as it is now."""
