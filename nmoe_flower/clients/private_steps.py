@@ -124,11 +124,11 @@ def _ledger(device: Device) -> StepLedger:
 def _digest(message: Message | None, network: nn.Module, *more: str) -> str:
     """Of all that a round's outcome depends on, or of an outcome."""
     found = hashlib.sha256("\x1f".join(more).encode())
-    if message is not None:
-        for key, record in sorted(message.content.array_records.items()):
-            for name, array in record.items():
-                found.update(f"{key}/{name}".encode())
-                found.update(array.data)
+    received = {} if message is None else message.content.array_records
+    for key, record in sorted(received.items()):
+        for name, array in sorted(records.to_numpy(record).items()):  # order, layout vary
+            found.update(f"{key}/{name}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
     for name, tensor in network.state_dict().items():
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
