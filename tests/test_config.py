@@ -178,6 +178,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         FEDSC | {"privacy.enabled": True, "contrast.source": "batches"},
         "set contrast.source = pass or auto, got batches",
     ),
+    (
+        FEDSC | {"privacy.enabled": True, "privacy.adjacency": "add-remove"},
+        "matrices by their number, which travels in clear: use replace-one",
+    ),
+    ({"gate.folds": 1}, "folds must be 0 (use a hold-out) or at least 2, got 1"),
     (FEDSC | {"expert.init": "head"}, "expert.init = head needs a head from stage 1"),
 ]
 

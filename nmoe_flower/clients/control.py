@@ -75,7 +75,7 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
         _perturb(expert, derive_seed(config.run.seed, "centralized-expert", number))
     mixture = CentralizedMoE(network.extractor, gate.to(device.torch_device), pool)
     mixture.to(device.torch_device)
-    mine = np.concatenate(device.everyone)
+    mine = np.concatenate([indices.train for indices in device.everyone])
     labels = torch.from_numpy(np.asarray(data.train.labels[mine]))
     noise = generator(derive_seed(config.run.seed, "centralized-noise"))
     optimizer = _optimizer(device, mixture)

@@ -79,8 +79,8 @@ class Device:
         return own_share(self.data) if self.folder else self._partition[self.partition]
 
     @property
-    def everyone(self) -> list[np.ndarray]:
-        """Every client's training indices: for the centralised control of a simulation.
+    def everyone(self) -> list[ClientIndices]:
+        """Every client's images, for what only a simulation can do: central controls and probes.
 
         Raises:
             DataError: This client has only its own images.
@@ -90,7 +90,7 @@ class Device:
                 f"{self.folder} holds this device's images only: leave 'centralized' out of "
                 "run.controls, it pools everybody's"
             )
-        return [indices.train for indices in self._partition]
+        return self._partition
 
     @cached_property
     def _partition(self) -> list[ClientIndices]:

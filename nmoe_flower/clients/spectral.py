@@ -264,13 +264,15 @@ def _without_labels(device: Device, network: Contrastive, server_round: int) -> 
 
 def _probes(device: Device, network: Contrastive) -> dict[str, float]:
     """k-NN and a linear classifier on frozen latents, of everybody's images or of own ones."""
-    settings, indices, data = device.config.contrast, device.indices, device.data
+    settings, data = device.config.contrast, device.data
     pooled = settings.probe == "pooled"
-    train = np.concatenate(device.everyone) if pooled else indices.train
+    watched = device.everyone if pooled else [device.indices]
     rng = numpy_stream(device.config.run.seed, "probe")
-    train = np.sort(rng.permutation(train)[: settings.probe_images])
-    test = np.sort(rng.permutation(indices.test_iid if pooled else indices.test_local))
-    test = test[: settings.probe_images // 2]
+    train = rng.permutation(np.concatenate([indices.train for indices in watched]))
+    train = np.sort(train[: settings.probe_images])
+    tests = [indices.test_iid if pooled else indices.test_local for indices in watched]
+    test = rng.permutation(np.unique(np.concatenate(tests)))
+    test = np.sort(test[: settings.probe_images // 2])
     latents = predict(device, network.extractor, data.train.images, train).numpy()
     unseen = predict(device, network.extractor, data.test.images, test).numpy()
     known, truth = data.train.labels[train], data.test.labels[test]

@@ -66,6 +66,11 @@ class Config(Section):
                 "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
                 f"extractor.method = {self.extractor.method}"
             )
+        if self.privacy.enabled and self.privacy.adjacency == "add-remove":
+            raise ValueError(
+                "privacy.adjacency = add-remove hides how many images there are, and a run divides "
+                "matrices by their number, which travels in clear: use replace-one"
+            )
         if self.privacy.enabled and self.contrast.source == "batches":
             raise ValueError(
                 "privacy.enabled needs matrices in which every image counts once: set "
