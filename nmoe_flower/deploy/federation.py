@@ -14,7 +14,7 @@ from nmoe_flower.pipeline.exchanges import exchanges
 __all__ = ["LocalFederation", "local_plan"]
 
 _START_SECONDS = 120.0
-_PER_EXCHANGE = 60.0  # a deadline, not an estimate: a busy machine is slow
+_PER_EXCHANGE = 120.0  # a deadline, not an estimate: a busy machine is slow
 _EXPIRY = 90.0  # a killed node is let in again when its heartbeats have expired
 
 
