@@ -12,6 +12,8 @@ examples:
               --data data --classes cat dog fox         folders for four machines
   nmoe deploy check lab                                 before the start; also per machine:
   nmoe deploy check node-0
+  nmoe deploy renew lab node-0 --node-key               new certificate and keys
+  nmoe deploy add lab --hosts cam3.lab                  one more node
 
 A folder is written once and never overwritten. The exit code of a check is 1 if there is a problem.
 """
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("target", nargs="*", metavar="[check] FOLDER")
+    parser.add_argument("target", nargs="*", metavar="[check|renew|add] FOLDER")
     parser.add_argument("--nodes", type=int, metavar="N", help="how many devices")
     parser.add_argument(
         "--hosts", nargs="+", default=[], metavar="HOST[:PORT]",
@@ -55,21 +57,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=VALUE"
     )
+    parser.add_argument("--node-key", action="store_true", help="renew: the SuperNode's, too")
     parser.add_argument("--demo", type=int, metavar="N", help="play it here with N nodes")
 
     def command(args: argparse.Namespace) -> int:
-        checking = len(args.target) == 2 and args.target[0] == "check"
+        verb, least = _verb(args.target)
         if args.demo is not None:
-            if args.nodes or args.hosts or len(args.target) > 1:
+            if args.nodes or args.hosts or verb or len(args.target) > 1:
                 parser.error("--demo N takes no --nodes and no --hosts, and at most one FOLDER")
-        elif not checking and (len(args.target) != 1 or args.nodes is None):
-            parser.error("give FOLDER --nodes N, or check FOLDER, or --demo N")
+        elif len(args.target) < least or (verb != "renew" and len(args.target) > least):
+            parser.error("give FOLDER --nodes N, check FOLDER, renew FOLDER NAME ... or add FOLDER")
+        elif (not verb and args.nodes is None) or (verb == "add" and not args.hosts):
+            parser.error("a new folder needs --nodes N, add needs --hosts HOST ...")
         from nmoe_flower.cli import deploying
 
         if args.demo is not None:
             return deploying.demo(args, (*FEW_EXCHANGES, *_DEMO))
-        if checking:
-            return deploying.check_folder(Path(args.target[1]))
+        if verb:
+            return deploying.VERBS[verb](args)
         return deploying.write(args, FEW_EXCHANGES)
 
     parser.set_defaults(command=command)
+
+
+def _verb(target: list[str]) -> tuple[str, int]:
+    """What is to be done with the folder, and how many words that takes."""
+    least = {"check": 2, "renew": 3, "add": 2}
+    if len(target) > 1 and target[0] in least:
+        return target[0], least[target[0]]
+    return "", 1

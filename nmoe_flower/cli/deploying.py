@@ -8,9 +8,17 @@ from nmoe_flower.cli.keys import needs_serve
 from nmoe_flower.config import Config
 
 with needs_serve("nmoe deploy"):
-    from nmoe_flower.deploy import Plan, check, demonstrate, places, write_federation
+    from nmoe_flower.deploy import (
+        Plan,
+        add_nodes,
+        check,
+        demonstrate,
+        places,
+        renew,
+        write_federation,
+    )
 
-__all__ = ["check_folder", "demo", "write"]
+__all__ = ["VERBS", "demo", "write"]
 
 
 def write(args: argparse.Namespace, settings: Sequence[str]) -> int:
@@ -22,9 +30,9 @@ def write(args: argparse.Namespace, settings: Sequence[str]) -> int:
     return 0
 
 
-def check_folder(folder: Path) -> int:
+def _check(args: argparse.Namespace) -> int:
     """Print what was looked at; 1 if something is wrong."""
-    findings = check(folder)
+    findings = check(Path(args.target[1]))
     width = max(len(found.party) for found in findings)
     for found in findings:
         state = "PROBLEM" if found.problem else "skipped" if found.note else "ok"
@@ -33,6 +41,22 @@ def check_folder(folder: Path) -> int:
     problems = sum(bool(found.problem) for found in findings)
     print(f"{problems} problem{'' if problems == 1 else 's'} in {len(findings)} checks")
     return 1 if problems else 0
+
+
+def _renew(args: argparse.Namespace) -> int:
+    for name in args.target[2:]:
+        for path in renew(Path(args.target[1]), name, node_key=args.node_key, days=args.days):
+            print(path)
+    return 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    for path in add_nodes(Path(args.target[1]), args.hosts, days=args.days):
+        print(path)
+    return 0
+
+
+VERBS = {"check": _check, "renew": _renew, "add": _add}
 
 
 def demo(args: argparse.Namespace, settings: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """A federation on real machines: its folders, a check before the start, and a demonstration."""
 
+from nmoe_flower.deploy.changes import add_nodes, renew
 from nmoe_flower.deploy.checks import Finding, check
 from nmoe_flower.deploy.demo import demonstrate
 from nmoe_flower.deploy.federation import LocalFederation, local_plan
@@ -15,10 +16,12 @@ __all__ = [
     "Place",
     "Plan",
     "Stage",
+    "add_nodes",
     "check",
     "demonstrate",
     "for_deployment",
     "local_plan",
     "places",
+    "renew",
     "write_federation",
 ]

@@ -21,7 +21,15 @@ from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.signing import sign
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 
-__all__ = ["Plan", "for_deployment", "write_federation"]
+__all__ = [
+    "Plan",
+    "for_deployment",
+    "parties",
+    "peer_list",
+    "write_federation",
+    "write_node",
+    "write_readme",
+]
 
 _SERVER = "superlink"
 
@@ -72,22 +80,13 @@ def write_federation(folder: Path, plan: Plan) -> list[Path]:
         raise ConfigError(f"{folder} is not empty")
     config = for_deployment(plan.config, len(plan.peers))
     authority = create_authority(folder / "authority", name=plan.name)
-    server, nodes = _parties(plan, config)
-    listed = sign(_peer_list(nodes, plan.days), authority)
+    server, nodes = parties(plan, config)
+    listed = sign(peer_list(nodes, plan.days), authority)
     _write_server(folder / "server", server, authority, plan, config)
     for node in nodes:
-        own = folder / "nodes" / node.name
-        _write_node(own, node, authority, plan, len(nodes))
-        listed.write(own / "peers.json")
-        create_node_key(
-            own / "supernode.key",
-            own / "supernode.pub",
-            folder / "server" / "keys" / f"{node.name}.pub",
-        )
-    needed = sum(exchanges(config).values())
-    minutes = max(1, round(needed * SECONDS_PER_EXCHANGE / 60))
-    text = readme(server, nodes, data=plan.data, exchanges=needed, minutes=minutes)
-    write_text(folder / "README.md", text)
+        write_node(folder, node, authority, plan)
+        listed.write(folder / "nodes" / node.name / "peers.json")
+    write_readme(folder, server, nodes, plan, config)
     write_text(folder / "compose.yaml", compose(server, nodes))
     write_text(folder / "Dockerfile", dockerfile())
     return [folder / "server", *(folder / "nodes" / node.name for node in nodes)]
@@ -105,7 +104,8 @@ def for_deployment(config: Config, nodes: int) -> Config:
     return Config.parse(values)
 
 
-def _parties(plan: Plan, config: Config) -> tuple[Party, list[Party]]:
+def parties(plan: Plan, config: Config) -> tuple[Party, list[Party]]:
+    """What the server and the nodes of a plan are told of themselves."""
     server = Party(
         kind="server",
         name=_SERVER,
@@ -128,10 +128,11 @@ def _parties(plan: Plan, config: Config) -> tuple[Party, list[Party]]:
     return server, nodes
 
 
-def _peer_list(nodes: Sequence[Party], days: int) -> PeerList:
+def peer_list(nodes: Sequence[Party], days: int, *, serial: int = 1) -> PeerList:
+    """The nodes as each other's peers; not signed yet."""
     now = int(time.time())
     entries = tuple(PeerEntry(node.name, i, node.peer) for i, node in enumerate(nodes))
-    return PeerList(entries, serial=1, issued_unix=now, expires_unix=now + days * 86_400)
+    return PeerList(entries, serial=serial, issued_unix=now, expires_unix=now + days * 86_400)
 
 
 def _write_server(
@@ -145,13 +146,27 @@ def _write_server(
     )
 
 
-def _write_node(folder: Path, party: Party, authority: Authority, plan: Plan, count: int) -> None:
+def write_readme(
+    folder: Path, server: Party, nodes: Sequence[Party], plan: Plan, config: Config
+) -> None:
+    """Write the README of the whole folder."""
+    needed = sum(exchanges(config).values())
+    minutes = max(1, round(needed * SECONDS_PER_EXCHANGE / 60))
+    text = readme(server, nodes, data=plan.data, exchanges=needed, minutes=minutes)
+    write_text(folder / "README.md", text)
+
+
+def write_node(whole: Path, party: Party, authority: Authority, plan: Plan) -> None:
+    """Write the folder of a node, all but the list of peers; its public key for the server."""
+    folder = whole / "nodes" / party.name
+    public = whole / "server" / "keys" / f"{party.name}.pub"
+    create_node_key(folder / "supernode.key", folder / "supernode.pub", public)
     host = party.peer.rpartition(":")[0]
     _write_party(folder, party, authority, hosts=[host], days=plan.days)
     values: dict[str, object] = {
         "node-name": party.name,
         "partition-id": int(party.name.rpartition("-")[2]),
-        "num-partitions": count,
+        "num-partitions": len(plan.peers),
         "store": "store",
     }
     if plan.data:

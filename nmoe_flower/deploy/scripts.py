@@ -37,9 +37,9 @@ cd flwr  # a folder named like the connection would be taken for an app
 _REGISTER = """\
 for key in ../keys/*.pub; do
     name="$(basename "$key" .pub)"
-    [ -e "registered-$name" ] && continue
+    cmp -s "$key" "registered-$name" && continue
     flwr supernode register "$key" federation --name "$name"
-    touch "registered-$name"
+    cp "$key" "registered-$name"
 done
 """
 
@@ -87,7 +87,7 @@ def server_scripts(party: Party) -> dict[str, str]:
     return {
         "superlink.sh": _script(f"The SuperLink of {party.federation}.", _SUPERLINK, about),
         "register.sh": _script(
-            "Let in the SuperNodes whose public keys are in keys/; again after a new one.",
+            "Let in the SuperNodes whose public keys are in keys/; run it again after a new one.",
             _CONNECTION + _REGISTER,
             about,
         ),
