@@ -79,7 +79,8 @@ def _plateau(curve: Curve) -> float:
 
 def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (0.4, 0.59)) -> str:
     """Markdown: one line per configuration, means over seeds with their standard deviation."""
-    header = ["Policy", "Whole mixture", "Placed, local test", "Rounds to plateau"]
+    header = ["Policy", "Whole mixture", "Mean of last 5", "Placed, local test"]
+    header += ["Rounds to plateau"]
     header += [f"Rounds to {100 * target:g} %" for target in targets]
     header += ["Load CV, total", "Load CV, round", "MB per client", "Clock, s", "n"]
     names, lines = policy_names(runs), []
@@ -87,6 +88,7 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
         seeds = [run for run in runs if run.configuration == configuration]
         curves = [curve_of(run) for run in seeds]
         cells = [name, _mean([_accuracy(run, "mixture", "iid") for run in seeds])]
+        cells.append(_mean([float(curve["accuracy"][-5:].mean()) for curve in curves]))
         cells.append(_mean([_accuracy(run, "placed", "local") for run in seeds]))
         cells.append(_each([_plateau(curve) for curve in curves]))
         cells += [_each([reached(curve, target) for curve in curves]) for target in targets]
@@ -96,7 +98,8 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
         time = [run.results["alignment"]["simulated_seconds"] for run in seeds]
         lines.append([*cells, _mean(time, digits=1), str(len(seeds))])
     note = (
-        "Whole mixture: IID test after the last round. A target or the plateau (a point below the "
+        "Whole mixture: IID test after the last round, and mean of the last 5 tests. "
+        "A target or the plateau (a point below the "
         f"mean of the last {SUSTAINED} tests) is reached in the first of {SUSTAINED} tests in a "
         "row at or above it; one number per seed, - for never. Load CV: of all samples trained per "
         "expert, and of the clients per expert in a round. Clock: simulated seconds, or those "
