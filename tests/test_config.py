@@ -182,6 +182,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         FEDSC | {"privacy.enabled": True, "privacy.adjacency": "add-remove"},
         "matrices by their number, which travels in clear: use replace-one",
     ),
+    (FEDSC | {"extractor.batch-size": 1}, "extractor.batch-size = 1 leaves extractor.method"),
+    (
+        FEDSC | {"privacy.enabled": True, "privacy.delta": 0.01, "data.train-per-client": 100},
+        "privacy.delta must be below 1 / images = 0.01 of a client",
+    ),
     ({"gate.folds": 1}, "folds must be 0 (use a hold-out) or at least 2, got 1"),
     (FEDSC | {"expert.init": "head"}, "expert.init = head needs a head from stage 1"),
 ]

@@ -38,6 +38,11 @@ class Ledger:
             except (OSError, ValueError, TypeError, OverflowError) as error:
                 raise CheckpointError(f"cannot read the ledger {self._path}: {error}") from None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has ever been written down."""
+        return not self._path.exists()
+
     def affords(self, noise_multiplier: float, *, server_round: int = 0) -> bool:
         """Whether one more release with this noise, in this round, stays within the budget."""
         paid = server_round > 0 and server_round == self._paid_round

@@ -15,6 +15,7 @@ from nmoe_flower.clients.ledger import Ledger
 from nmoe_flower.clients.private_steps import private_train, report
 from nmoe_flower.clients.versions import Versions
 from nmoe_flower.data import normalise
+from nmoe_flower.errors import CheckpointError
 from nmoe_flower.losses import sample_spectral, unit_ball
 from nmoe_flower.models import Contrastive
 from nmoe_flower.privacy import Budget, smat
@@ -189,6 +190,11 @@ def _release(
     if before is not None:
         return records.from_numpy({"packed": before["released"]}), about
     ledger = Ledger(device.store.folder, device.partition, Budget(privacy.epsilon, privacy.delta))
+    if ledger.is_new and Versions(device.store, CORRELATION).rounds():
+        raise CheckpointError(
+            f"{device.store.folder} holds matrices that were sent and no ledger of their cost: "
+            "no more are released"
+        )
     current = side.server_round
     if not ledger.affords(mechanism.noise_multiplier, server_round=current):
         return None, {}

@@ -61,7 +61,19 @@ class Config(Section):
                 "expert.init = head needs a head from stage 1, and extractor.method = fedsc trains "
                 "without labels: use scratch"
             )
-        if self.privacy.enabled and self.extractor.method != "fedsc":
+        contrastive = self.extractor.method == "fedsc"
+        if contrastive and self.contrast.unbiased and self.extractor.batch_size == 1:
+            raise ValueError(
+                "extractor.batch-size = 1 leaves extractor.method = fedsc without negatives: "
+                "use at least 2"
+            )
+        size = self.data.train_per_client
+        if (self.privacy.enabled or self.privacy.weights) and size * self.privacy.delta >= 1:
+            raise ValueError(
+                f"privacy.delta must be below 1 / images = {1 / size:.3g} of a client "
+                f"(data.train-per-client), got {self.privacy.delta:g}"
+            )
+        if self.privacy.enabled and not contrastive:
             raise ValueError(
                 "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
                 f"extractor.method = {self.extractor.method}"

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from nmoe_flower import records
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ConfigError, ReplyError
-from nmoe_flower.privacy import Accountant, noise_edge
+from nmoe_flower.privacy import Accountant, noise_edge, sensitivity
 from nmoe_flower.records import (
     CORRELATION,
     NOISE_MULTIPLIER,
@@ -211,6 +211,13 @@ class FedSC(SteppedFedAvg):
             round=self._current_round,
             noise_std=claimed(metrics, NOISE_STD, 0.0),
         )
+        clip, size = self.correlations.clip, max(1, int(release.examples))
+        most = noise * sensitivity(clip, size) * (1 + 1e-6)
+        if release.noise_std > most:
+            raise ReplyError(
+                f"its noise is said to have deviation {release.noise_std:g}; noise multiplier "
+                f"{noise:g} and {size} samples give {most:g}"
+            )
         self.correlations.keep(client, release)
 
     def aggregate_train(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -363,11 +364,22 @@ def test_a_damaged_ledger_ends_the_releases(client: New) -> None:
         train(context, server_round=2)
 
 
+def test_a_ledger_that_was_deleted_ends_the_releases(client: New) -> None:
+    context = client(PRIVATE)
+    train(context)
+    (device_of(context).store.folder / "privacy.json").unlink()
+    with pytest.raises(CheckpointError, match="no ledger of their cost"):
+        train(context, server_round=2)
+
+
 def test_delta_must_be_below_one_in_the_number_of_images(client: New) -> None:
-    context = client(PRIVATE | {"privacy.delta": 1 / IMAGES})
+    """The configuration refuses it where it knows the number; the client always knows."""
+    context = client(PRIVATE)
+    config = device_of(context).config
+    delta = config.privacy.model_copy(update={"delta": 1 / IMAGES})
+    device = replace(device_of(context), config=config.model_copy(update={"privacy": delta}))
     with pytest.raises(ConfigError, match=r"delta.*0\.025"):
-        train(context)
-    assert ledger(context) == {}
+        _ = device.mechanism
     assert packed_of(train(client(PRIVATE | {"privacy.delta": 0.99 / IMAGES}))) is not None
 
 
@@ -545,7 +557,7 @@ def large_delta(message: Message, context: Context) -> None:
     [
         (nan_weights, "z1 must be finite: 10 of 10 rows hold NaN"),
         (a_pass, "features must be finite: 40 of 40 rows are not"),
-        (batches_of_one, "a batch of one sample has no negatives"),
+        (batches_of_one, "extractor.batch-size = 1 leaves extractor.method = fedsc without"),
         (large_delta, "delta"),
     ],
 )
@@ -569,12 +581,13 @@ def test_what_cannot_be_trained_on_is_refused_and_the_client_named(
 
 
 def test_a_round_of_nothing_else_says_who_and_why(client: New) -> None:
-    context = client({"extractor.batch-size": 1})
+    context = client()
     strategy = FedSC(action=Action.CONTRAST, dim=DIM, learning_rate=lambda _: 0.1)
     arrays = records.from_numpy(spectral.initial(device_of(context)))
-    with InProcessGrid(app, 3, run_config=context.run_config) as grid:
+    alone = {**context.run_config, "extractor.batch-size": 1}
+    with InProcessGrid(app, 3, run_config=alone) as grid:
         messages = list(strategy.configure_train(1, arrays, ConfigRecord(), grid))
-        with pytest.raises(RoundError, match=r"client [012]\b.*a batch of one sample"):
+        with pytest.raises(RoundError, match=r"client [012]\b.*without negatives"):
             strategy.aggregate_train(1, grid.send_and_receive(messages))
 
 

@@ -249,10 +249,23 @@ def test_less_noise_than_agreed_is_refused() -> None:
         play(strategy, InProcessGrid(client_app(), 3), range(1, 2))
 
 
+def loud(message: Message, answer: Message, partition: int) -> Message:
+    """Claim more noise than was agreed, to make any matrix plausible."""
+    metrics = answer.content.metric_records["metrics"]
+    metrics["noise-multiplier"], metrics["noise-std"] = 2.0, 100.0
+    return answer
+
+
+def test_a_claim_of_more_noise_than_there_can_be_is_refused() -> None:
+    strategy = FedSC(noise_multiplier=2.0, action="train")
+    with pytest.raises(RoundError, match="said to have deviation 100"):
+        play(strategy, InProcessGrid(client_app(loud), 3), range(1, 2))
+
+
 def noisy(message: Message, answer: Message, partition: int) -> Message:
     """Claim the agreed noise: the server counts what it asked for."""
     metrics = answer.content.metric_records["metrics"]
-    metrics["noise-multiplier"], metrics["noise-std"] = 4.0, 0.5
+    metrics["noise-multiplier"], metrics["noise-std"] = 4.0, 0.25  # at most 4 sqrt(2) / 20
     return answer
 
 
