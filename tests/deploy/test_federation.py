@@ -78,7 +78,10 @@ def furthest(one: Path, other: Path) -> float:
 def test_a_federation_trains_as_its_simulation_though_a_node_is_killed(
     new_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    plan = new_plan(NODES, changes={"run.connect-timeout": 300.0, "run.round-timeout": 600.0})
+    changes = {
+        "extractor.backbone": "digits", "run.connect-timeout": 300.0, "run.round-timeout": 600.0,
+    }  # fmt: skip
+    plan = new_plan(NODES, changes=changes)
     config = for_deployment(plan.config, NODES)
     simulated = simulate(config, tmp_path / "simulation")
     with Stage(tmp_path / "lab") as stage:
@@ -89,7 +92,7 @@ def test_a_federation_trains_as_its_simulation_though_a_node_is_killed(
         killer = Killer(federation)
         federation.train(on_tick=killer)
         stage.clear()
-        for name in ("extractor", "gate-federated"):
+        for name in ("extractor", "head", "gate-federated"):
             weights = Path("weights", f"{name}.safetensors")
             assert furthest(simulated.path / weights, federation.run_folder / weights) <= 1e-6
         for node in range(NODES):
