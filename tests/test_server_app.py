@@ -77,6 +77,16 @@ def test_one_node_is_not_enough_and_the_wait_ends() -> None:
         settled([0], {"run.connect-timeout": 7})
 
 
+def test_a_run_of_all_takes_no_fewer() -> None:
+    """Real nodes come one by one: the second after 30 s, the third after 60 s."""
+    all_of_them = {"data.num-clients": 3, "run.wait-for-all": True}
+    config, _, seconds = settled([0, 30, 60], all_of_them)
+    assert config.data.num_clients == 3
+    assert 60.0 <= seconds < 60.5
+    with pytest.raises(RoundError, match="2 nodes connected within 120 s.*all are needed"):
+        settled([0, 30], all_of_them)
+
+
 def test_what_does_not_fit_so_few_clients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"gate\.top-k is 5 but there are only 2 experts"):
         settled([0, 0], {"gate.top-k": 5})

@@ -1,0 +1,75 @@
+"""Whatever happens on a stage, nothing is left behind."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from nmoe_flower.deploy.stage import Stage, free_ports, tail
+from nmoe_flower.errors import EngineError
+
+FAMILY = "sleep 600 & echo $!; (setsid sleep 600 & echo $!); exec sleep 600"
+
+
+def lines(log: Path) -> list[str]:
+    return log.read_text().split() if log.is_file() else []
+
+
+def alive(pid: int) -> bool:
+    """Running, and not only waiting to be reaped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_children_and_grandchildren_end_with_the_stage(tmp_path: Path) -> None:
+    """Also one in a session of its own, as Flower's programs start them."""
+    log = tmp_path / "log"
+    with contextlib.suppress(KeyboardInterrupt), Stage() as stage:
+        child = stage.start(["sh", "-c", FAMILY], folder=tmp_path, log=log)
+        stage.wait(lambda: len(lines(log)) == 2, 30.0, "the family", log=log, alive=child)
+        family = [child.pid, *map(int, lines(log))]
+        assert all(alive(pid) for pid in family)
+        own = stage.folder.parent
+        raise KeyboardInterrupt
+    assert not any(alive(pid) for pid in family)
+    assert not own.exists()
+
+
+def test_a_folder_that_was_given_is_kept(tmp_path: Path) -> None:
+    with Stage(tmp_path / "lab") as stage:
+        assert stage.folder == (tmp_path / "lab").resolve()
+        stage.run(["sh", "-c", "echo $NMOE_STAGE"], folder=tmp_path, log=stage.folder / "log",
+                  seconds=30.0)  # fmt: skip
+    assert "nmoe-stage-" in (tmp_path / "lab" / "log").read_text()
+
+
+def test_what_fails_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Stage() as stage:
+        with pytest.raises(EngineError, match=r"ended with 3:\nERROR no network"):
+            stage.run(
+                ["sh", "-c", "echo fine; echo ERROR no network; exit 3"],
+                folder=tmp_path, log=log, seconds=30.0,
+            )  # fmt: skip
+        child = stage.start(["sh", "-c", "exit 4"], folder=tmp_path, log=log)
+        with pytest.raises(EngineError, match="the SuperLink: ended with 4"):
+            stage.wait(lambda: False, 30.0, "the SuperLink", log=log, alive=child)
+
+
+def test_every_wait_has_an_end(tmp_path: Path) -> None:
+    with Stage() as stage, pytest.raises(EngineError, match=r"not within 0\.2 s"):
+        stage.run(["sleep", "600"], folder=tmp_path, log=tmp_path / "log", seconds=0.2)
+
+
+def test_ports_are_free_and_different() -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert all(0 < port < 1 << 16 for port in ports)
+
+
+def test_a_log_that_is_not_there_has_no_end(tmp_path: Path) -> None:
+    assert tail(tmp_path / "none") == ""
+    assert not list(tmp_path.iterdir())
