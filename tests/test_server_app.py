@@ -83,7 +83,7 @@ def test_a_run_of_all_takes_no_fewer() -> None:
     config, _, seconds = settled([0, 30, 60], all_of_them)
     assert config.data.num_clients == 3
     assert 60.0 <= seconds < 60.5
-    with pytest.raises(RoundError, match="2 nodes connected within 120 s.*all are needed"):
+    with pytest.raises(RoundError, match=r"2 nodes connected within 120 s.*all are needed"):
         settled([0, 30], all_of_them)
 
 
