@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from nmoe_flower.certificates import Authority, Identity
+from nmoe_flower.cli import main
 from nmoe_flower.config import Config
 from nmoe_flower.deploy import Party, Plan, for_deployment, places, write_federation
 from nmoe_flower.errors import ConfigError
@@ -153,3 +154,37 @@ def test_what_cannot_be_is_refused(new_plan: Callable[..., Plan], tmp_path: Path
         places(["server", "cam:7600", "cam:7600"], 2)
     with pytest.raises(ConfigError, match=r"host 'a b'; allowed"):
         places(["a b", "c", "d"], 2)
+
+
+def app_config(folder: Path) -> Config:
+    project = tomllib.loads((folder / "server" / "app" / "pyproject.toml").read_text())
+    return Config.parse(project["tool"]["flwr"]["app"]["config"])
+
+
+def test_the_command_writes_a_run_of_few_exchanges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a recipe: 20 rounds and one test; 1 + 1 + 20 + 1 + 1 + 1 + 10 + 2 = 37."""
+    lab = tmp_path / "lab"
+    hosts = ["server.lab", "cam0.lab", "cam1.lab:7700"]
+    words = ["--nodes", "2", "--hosts", *hosts, "--set", "run.seed=7"]
+    assert main(["deploy", str(lab), *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == str(lab / "server")
+    assert "is 37 exchanges" in (lab / "README.md").read_text()
+    config = app_config(lab)
+    assert (config.run.seed, config.data.num_clients, config.extractor.rounds) == (7, 2, 20)
+    assert Party.load(lab / "server").superlink == "server.lab:8000"
+    assert [Party.load(lab / f"nodes/node-{i}").peer for i in range(2)] == [
+        "cam0.lab:7600", "cam1.lab:7700",
+    ]  # fmt: skip
+    assert "--host 0.0.0.0 --port 8000" in (lab / "server" / "superlink.sh").read_text()
+    assert main(["deploy", str(lab), *words]) == 1
+    assert "lab is not empty" in capsys.readouterr().err
+
+
+def test_a_recipe_stands_as_it_is(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[extractor]\nrounds = 9\n")
+    assert main(["deploy", str(tmp_path / "lab"), "--nodes", "2", "--recipe", str(recipe)]) == 0
+    config = app_config(tmp_path / "lab")
+    assert (config.extractor.rounds, config.extractor.local_steps) == (9, 1)
