@@ -69,7 +69,7 @@ class FilterBank(Extractor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents [B, D] of normalised images [B, C, H, W]."""
-        return torch.cat([self._pooled(few) for few in images.split(_FEW)])
+        return torch.cat([self._pooled(few) for few in torch.split(images, _FEW)])
 
     def _pooled(self, images: Tensor) -> Tensor:
         images = images * SPREAD  # back to a range of 1; the filters do not see the mean
