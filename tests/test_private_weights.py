@@ -292,5 +292,5 @@ def test_noise_from_a_seed_is_pointed_out() -> None:
 
 
 def test_a_delta_of_one_over_n_is_refused(go: Going) -> None:
-    with pytest.raises(Exception, match="delta must be below 1 */ *"):
+    with pytest.raises(Exception, match=r"delta must be below 1 */ *"):
         go("delta", **{"privacy.delta": 0.02})

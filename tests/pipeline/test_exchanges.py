@@ -23,7 +23,7 @@ def test_the_count_is_what_a_run_writes(new_pipeline: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "stages"),
     [
-        ({"extractor.rounds": 25}, {"extractor": 25, "extractor-test": 13}),  # every 2, and the last
+        ({"extractor.rounds": 25}, {"extractor": 25, "extractor-test": 13}),  # every 2; the last
         ({"extractor.rounds": 25, "run.evaluate-every": 25}, {"extractor-test": 1}),
         ({"extractor.method": "fedsc", "expert.init": "scratch", "extractor.rounds": 7,
           "contrast.exchange": "two-phase"}, {"extractor": 14}),
