@@ -20,19 +20,19 @@ A folder is written once and never overwritten. The exit code of a check is 1 if
 
 # Few exchanges of much work: each costs seconds, whatever the model's size.
 FEW_EXCHANGES = (
-    "extractor.rounds=20",
-    "extractor.local-steps=20",
+    "extractor.rounds=10",
+    "extractor.local-steps=60",
     "extractor.momentum-at=client",
     "extractor.learning-rate=0.05",
     "gate.rounds=10",
     "gate.local-steps=20",
     "gate.methods=federated,local",
     "run.controls=",
-    "run.evaluate-every=20",
+    "run.evaluate-every=10",
     "run.connect-timeout=300",
     "run.round-timeout=900",
 )
-_DEMO = ("extractor.rounds=3", "extractor.local-steps=60", "gate.rounds=3", "run.name=demo")
+_DEMO = ("extractor.rounds=3", "extractor.local-steps=200", "gate.rounds=3", "run.name=demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

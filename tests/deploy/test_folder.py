@@ -164,15 +164,15 @@ def app_config(folder: Path) -> Config:
 def test_the_command_writes_a_run_of_few_exchanges(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a recipe: 20 rounds and one test; 1 + 1 + 20 + 1 + 1 + 1 + 10 + 2 = 37."""
+    """Without a recipe: 10 rounds and one test; 1 + 1 + 10 + 1 + 1 + 1 + 10 + 2 = 27."""
     lab = tmp_path / "lab"
     hosts = ["server.lab", "cam0.lab", "cam1.lab:7700"]
     words = ["--nodes", "2", "--hosts", *hosts, "--set", "run.seed=7"]
     assert main(["deploy", str(lab), *words]) == 0
     assert capsys.readouterr().out.splitlines()[0] == str(lab / "server")
-    assert "is 37 exchanges" in (lab / "README.md").read_text()
+    assert "is 27 exchanges" in (lab / "README.md").read_text()
     config = app_config(lab)
-    assert (config.run.seed, config.data.num_clients, config.extractor.rounds) == (7, 2, 20)
+    assert (config.run.seed, config.data.num_clients, config.extractor.rounds) == (7, 2, 10)
     assert Party.load(lab / "server").superlink == "server.lab:8000"
     assert [Party.load(lab / f"nodes/node-{i}").peer for i in range(2)] == [
         "cam0.lab:7600", "cam1.lab:7700",
