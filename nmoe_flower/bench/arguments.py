@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-__all__ = ["names"]
+__all__ = ["names", "positive"]
 
 
 def names(allowed: Sequence[str]) -> Callable[[str], list[str]]:
@@ -23,3 +23,11 @@ def names(allowed: Sequence[str]) -> Callable[[str], list[str]]:
         return chosen
 
     return parse
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small; allowed: 1 or more")
+    return value

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.bench.arguments import positive
 from nmoe_flower.bench.infer_encodings import EncodingCost, bytes_per_sample, encoding_costs
 from nmoe_flower.bench.infer_measure import KINDS, Figures, measure
 from nmoe_flower.bench.infer_soak import soak
@@ -97,19 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ROWSxCONCURRENCY",
         help="what to ask, as in --load 64x8",
     )
-    parser.add_argument("--blocks", type=_positive, default=6, help="turns of each server")
-    parser.add_argument("--block", type=_positive, default=400, help="requests per turn")
-    parser.add_argument("--soak", type=_positive, metavar="N", help="N queries instead; memory")
+    parser.add_argument("--blocks", type=positive, default=6, help="turns of each server")
+    parser.add_argument("--block", type=positive, default=400, help="requests per turn")
+    parser.add_argument("--soak", type=positive, metavar="N", help="N queries instead; memory")
     parser.add_argument("--insecure", action="store_true", help="without TLS")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small; allowed: 1 or more")
-    return value
 
 
 def _load(text: str) -> tuple[int, int]:
@@ -118,7 +112,7 @@ def _load(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}; allowed: ROWSxCONCURRENCY with up to 256 rows, as in 64x8"
         )
-    return _positive(rows), _positive(concurrency)
+    return positive(rows), positive(concurrency)
 
 
 def _tell(text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.bench.arguments import names
+from nmoe_flower.bench.arguments import names, positive
 from nmoe_flower.bench.kinds import KINDS
 from nmoe_flower.bench.measure import Figures, measure_kind, measure_memory
 from nmoe_flower.bench.remote import RUNNERS
@@ -63,19 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--kind", type=names(tuple(KINDS)), default=list(KINDS), metavar="A,B")
     parser.add_argument("--runner", type=names(RUNNERS), default=list(RUNNERS), metavar="A,B")
-    parser.add_argument("--workers", type=_positive, default=2, help="client processes")
-    parser.add_argument("--rounds", type=_positive, help="measured rounds at least")
+    parser.add_argument("--workers", type=positive, default=2, help="client processes")
+    parser.add_argument("--rounds", type=positive, help="measured rounds at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", action="store_true", help="also 100 clients x 45 MB")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small; allowed: 1 or more")
-    return value
 
 
 def _tell(text: str) -> None:

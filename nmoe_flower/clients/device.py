@@ -29,10 +29,9 @@ from nmoe_flower.models import (
     Classifier,
     Contrastive,
     Expert,
-    Extractor,
     Gate,
     Projector,
-    build_extractor,
+    configured_extractor,
 )
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
 from nmoe_flower.seeds import derive_seed
@@ -266,24 +265,11 @@ def _head_hidden(config: Config) -> tuple[int, ...]:
     return config.expert.hidden if config.extractor.head == "expert" else ()
 
 
-def _build_extractor(config: Config, image_shape: tuple[int, int, int]) -> Extractor:
-    extractor = config.extractor
-    return build_extractor(
-        extractor.backbone,
-        in_channels=image_shape[0],
-        image_size=image_shape[1],
-        norm=extractor.norm,
-        widths=extractor.widths or None,
-        stem=extractor.stem or None,
-        pool=extractor.pool,
-    )
-
-
 def _build_classifier(
     config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
 ) -> Classifier:
     with _seeded(config, "extractor"):
-        body = _build_extractor(config, image_shape)
+        body = configured_extractor(config, image_shape)
         head = Expert(body.latent_dim, num_classes, hidden=_head_hidden(config))
     network = Classifier(body, head).to(device)
     return network.to(memory_format=torch.channels_last).eval()
@@ -294,7 +280,7 @@ def _build_contrastive(
 ) -> Contrastive:
     contrast = config.contrast
     with _seeded(config, "extractor"):
-        body = _build_extractor(config, image_shape)
+        body = configured_extractor(config, image_shape)
         projector = Projector(
             body.latent_dim, contrast.dim, hidden=contrast.hidden, norm=contrast.projector_norm
         )

@@ -14,7 +14,7 @@ from nmoe_flower.clients.extractor import predict
 from nmoe_flower.clients.store import Store
 from nmoe_flower.clients.versions import Versions
 from nmoe_flower.config import Config
-from nmoe_flower.models import Expert, Extractor, Gate, build_extractor
+from nmoe_flower.models import Expert, Extractor, Gate, configured_extractor
 from nmoe_flower.models.aligned import AlignedMixture
 from nmoe_flower.models.filters import FilterBank
 from nmoe_flower.seeds import derive_seed, numpy_stream
@@ -35,7 +35,7 @@ def fresh_mixture(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> AlignedMixture:
     """The mixture at its initial weights: the same for a seed, wherever it is built."""
-    alignment, extractor = config.alignment, config.extractor
+    alignment = config.alignment
     seed = derive_seed(config.run.seed, "initial", "aligned")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -50,15 +50,7 @@ def fresh_mixture(
                 stride=alignment.filter_stride,
             )
         else:
-            body = build_extractor(
-                extractor.backbone,
-                in_channels=image_shape[0],
-                image_size=image_shape[1],
-                norm=extractor.norm,
-                widths=extractor.widths or None,
-                stem=extractor.stem or None,
-                pool=extractor.pool,
-            )
+            body = configured_extractor(config, image_shape)
         count = experts_of(config)
         experts = [
             Expert(body.latent_dim, num_classes, hidden=config.expert.hidden) for _ in range(count)

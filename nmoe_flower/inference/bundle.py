@@ -26,7 +26,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import BundleError, NMoEError
 from nmoe_flower.files import pack_arrays, safe_child, write_bytes, write_json
 from nmoe_flower.inference.manifest import FORMAT, Manifest, read_manifest
-from nmoe_flower.models import Expert, Gate, build_extractor
+from nmoe_flower.models import Expert, Gate, configured_extractor
 
 __all__ = ["PARTS", "Bundle"]
 
@@ -188,7 +188,7 @@ class Bundle:
         manifest, gate = self.manifest, self.config.gate
         module: nn.Module
         if part == "extractor":
-            module = _empty_extractor(self.config, manifest.image_shape)
+            module = configured_extractor(self.config, manifest.image_shape)
         elif part == "gate":
             module = Gate(
                 manifest.latent_dim,
@@ -213,18 +213,5 @@ def _version(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _empty_extractor(config: Config, image_shape: Any) -> nn.Module:
-    settings = config.extractor
-    return build_extractor(
-        settings.backbone,
-        in_channels=image_shape[0],
-        image_size=image_shape[1],
-        norm=settings.norm,
-        widths=settings.widths or None,
-        stem=settings.stem or None,
-        pool=settings.pool,
-    )
-
-
 def _latent_dim(config: Config, image_shape: tuple[int, int, int]) -> int:
-    return int(_empty_extractor(config, image_shape).latent_dim)  # type: ignore[arg-type]
+    return int(configured_extractor(config, image_shape).latent_dim)

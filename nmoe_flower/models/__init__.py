@@ -1,6 +1,7 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
 from nmoe_flower.models.classifier import Classifier
+from nmoe_flower.models.configured import configured_extractor
 from nmoe_flower.models.expert import Expert
 from nmoe_flower.models.extractor import Extractor, build_extractor
 from nmoe_flower.models.gate import Gate
@@ -42,6 +43,7 @@ __all__ = [
     "build_extractor",
     "choose_prior",
     "combine",
+    "configured_extractor",
     "correct",
     "em_prior",
     "route_top_k",

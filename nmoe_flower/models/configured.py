@@ -1,0 +1,26 @@
+"""The extractor that a configuration describes: one place for everyone who builds it."""
+
+from collections.abc import Sequence
+
+from nmoe_flower.config import Config
+from nmoe_flower.models.extractor import Extractor, build_extractor
+
+__all__ = ["configured_extractor"]
+
+
+def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extractor:
+    """Build ``extractor.*`` for images of ``image_shape`` (C, H, W), at fresh weights.
+
+    Raises:
+        ConfigError: An option is unknown, the images are too small, or a width has no 8 groups.
+    """
+    extractor = config.extractor
+    return build_extractor(
+        extractor.backbone,
+        in_channels=image_shape[0],
+        image_size=image_shape[1],
+        norm=extractor.norm,
+        widths=extractor.widths or None,
+        stem=extractor.stem or None,
+        pool=extractor.pool,
+    )
