@@ -163,24 +163,32 @@ class StreamingFedAvg(FedAvg):
 
     def usable(self, replies: Iterable[Message], *, arrays: bool) -> Iterator[Usable]:
         """Yield what can be aggregated, one reply at a time; drop and name the rest."""
-        key = self.arrayrecord_key if arrays else None
         for reply in replies:
             partition = self.partition_of(reply)
             try:
-                usable = read_reply(
-                    reply,
-                    weighted_by_key=self.weighted_by_key,
-                    arrayrecord_key=key,
-                    like=self.sent if arrays else {},
-                )
-                if arrays:
-                    self.accept(partition, reply.content, usable)
+                usable = self.read(partition, reply, arrays=arrays)
             except ReplyError as error:
                 self.last_exchange.fail(partition, str(error))
                 continue
             self.last_exchange.clients.append(partition)
             self.last_exchange.bytes_up += usable.bytes
             yield usable
+
+    def read(self, partition: int, reply: Message, *, arrays: bool) -> Usable:
+        """Check one reply; strategies that send each client something else override this.
+
+        Raises:
+            ReplyError: It cannot be used; the reason is its text.
+        """
+        usable = read_reply(
+            reply,
+            weighted_by_key=self.weighted_by_key,
+            arrayrecord_key=self.arrayrecord_key if arrays else None,
+            like=self.sent if arrays else {},
+        )
+        if arrays:
+            self.accept(partition, reply.content, usable)
+        return usable
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
         """Take what else a usable reply brings; strategies that want more override this.

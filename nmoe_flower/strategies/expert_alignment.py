@@ -5,7 +5,7 @@ A System-Level Approach", arXiv:2507.05685, section III. Fitness, usage, capacit
 the policies are those of ``nmoe_flower.alignment``; a round here is: decide, send, average, learn.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -139,23 +139,10 @@ class ExpertAlignment(StreamingFedAvg):
 
     # --- average and learn ---
 
-    def usable(self, replies: Iterable[Message], *, arrays: bool) -> Iterator[Usable]:
-        """What can be aggregated; feedback is judged with the arrays it belongs to."""
+    def read(self, partition: int, reply: Message, *, arrays: bool) -> Usable:
+        """Judge a reply's feedback with the arrays it belongs to."""
         if not arrays:
-            yield from super().usable(replies, arrays=False)
-            return
-        for reply in replies:
-            partition = self.partition_of(reply)
-            try:
-                usable = self._judge(partition, reply)
-            except ReplyError as error:
-                self.last_exchange.fail(partition, str(error))
-                continue
-            self.last_exchange.clients.append(partition)
-            self.last_exchange.bytes_up += usable.bytes
-            yield usable
-
-    def _judge(self, partition: int, reply: Message) -> Usable:
+            return super().read(partition, reply, arrays=False)
         sent, row = self._parcels.get(partition), self.rows.get(partition)
         if sent is None or row is None:
             raise ReplyError("it was not asked")
