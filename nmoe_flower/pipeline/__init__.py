@@ -14,6 +14,7 @@ from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.gates import train_gates
+from nmoe_flower.pipeline.holdings import Holding, holdings
 from nmoe_flower.pipeline.placement import evaluate_aligned
 from nmoe_flower.pipeline.run import Journal, Run
 from nmoe_flower.pipeline.stages import ALIGNED_STAGES, STAGES
@@ -22,11 +23,13 @@ __all__ = [
     "ALIGNED_STAGES",
     "SECONDS_PER_EXCHANGE",
     "STAGES",
+    "Holding",
     "Journal",
     "Run",
     "evaluate",
     "evaluate_aligned",
     "exchanges",
+    "holdings",
     "run_pipeline",
     "train_aligned",
     "train_controls",

@@ -1,12 +1,10 @@
 """What the mixture is measured against: one classifier per client, one central mixture."""
 
-from flwr.app import RecordDict
-
-from nmoe_flower import records
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.arrays import keep, message
+from nmoe_flower.pipeline.holdings import holdings
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action
+from nmoe_flower.records import CONFIG, Action
 
 __all__ = ["train_controls"]
 
@@ -16,7 +14,8 @@ def train_controls(run: Run) -> None:
     wanted = [name for name in run.config.run.controls if name != "fedavg"]
     if not wanted:
         return
-    steps = _control_steps(run.config, min(_train_sizes(run)))
+    fewest = min(holding.examples for holding in holdings(run).values())
+    steps = _control_steps(run.config, fewest)
     central = min(run.partitions.values())
     questions = {
         partition: message(
@@ -32,11 +31,6 @@ def train_controls(run: Run) -> None:
     answers = run.gather("controls", Action.CONTROL, questions, only=asked)
     if "centralized" in wanted:
         keep(run, "centralized", answers[central].array_records["centralized"])
-
-
-def _train_sizes(run: Run) -> list[int]:
-    answers = run.gather("describe", Action.DESCRIBE, RecordDict())
-    return [int(records.metrics_of(content)[NUM_EXAMPLES]) for content in answers.values()]
 
 
 def _control_steps(config: Config, size: int) -> int:

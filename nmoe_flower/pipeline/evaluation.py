@@ -1,13 +1,14 @@
 """The last exchange: every client evaluates every gate; the rows of ``results.json``."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.pipeline.findings import privacy, representation
+from nmoe_flower.pipeline.holdings import Holding, holdings
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, CONFIG, Action
 
@@ -19,14 +20,13 @@ ROUTED = ("local-ratio", "bytes-per-sample")
 
 def evaluate(run: Run) -> dict[str, Any]:
     """Metrics per client, then averaged, as in the paper: the content of ``results.json``."""
-    described = run.gather("describe", Action.DESCRIBE, RecordDict())
+    held = list(holdings(run).values())
     answers = run.gather("evaluation", Action.ROUTE, _question(run))
     values = {p: records.metrics_of(content) for p, content in answers.items()}
     first = values[min(values)]
     methods = sorted({key.rpartition("/")[0] for key in first if key.endswith("/accuracy")})
     rows, routing = [], {}
-    partition = _partition(described)
-    sizes = [sum(counts) for counts in partition["train"]]
+    sizes = [sum(holding.train) for holding in held]
     found = {"privacy": privacy(run), "representation": representation(run, sizes=sizes)}
     for key in methods:
         method, _, test = key.rpartition("/")
@@ -37,8 +37,8 @@ def evaluate(run: Run) -> dict[str, Any]:
         "rows": rows,
         "routing": routing,
         "stages": run.costs,
-        "partition": partition,
-        "fingerprint": _fingerprint(described),
+        "partition": _partition(held),
+        "fingerprint": ",".join(sorted({holding.fingerprint for holding in held})),
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
         **{name: value for name, value in found.items() if value is not None},
     }
@@ -82,17 +82,9 @@ def _row(run: Run, method: str, test: str, values: dict[int, Mapping[str, Any]])
     return {**row, "per_client": per_client}
 
 
-def _fingerprint(described: dict[int, RecordDict]) -> str:
-    """Of the clients' data; in a simulation all hold the same data set."""
-    found = {str(content.config_records[CONFIG]["fingerprint"]) for content in described.values()}
-    return ",".join(sorted(found))
-
-
-def _partition(described: dict[int, RecordDict]) -> dict[str, Any]:
-    counts = [records.metrics_of(content) for content in described.values()]
-    classes = next(iter(described.values())).config_records[CONFIG]["classes"]
+def _partition(held: list[Holding]) -> dict[str, Any]:
     return {
-        "train": [list(record["train-counts"]) for record in counts],
-        "test": [list(record["test-counts"]) for record in counts],
-        "classes": list(cast(list[str], classes)),
+        "train": [holding.train for holding in held],
+        "test": [holding.test for holding in held],
+        "classes": held[0].classes,
     }

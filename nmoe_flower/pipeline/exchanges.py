@@ -18,7 +18,7 @@ def exchanges(config: Config) -> dict[str, int]:
     """
     if config.run.system == "aligned":
         return _aligned(config)
-    counted = {"identity": 1, "initial": 1, **_extractor(config), "experts": 1}
+    counted = {"identity": 1, "describe": 1, "initial": 1, **_extractor(config), "experts": 1}
     counted |= {"weights": {"answers": 1}, "latents": {"answer": 1, "answers": 1}, "none": {}}[
         config.expert.sharing
     ]
@@ -27,7 +27,7 @@ def exchanges(config: Config) -> dict[str, int]:
             counted[f"gate/{method}"] = _GATES[method](config)
     asked = [name for name in config.run.controls if name != "fedavg"]
     counted |= {"controls": 1} if asked else {}
-    return {**counted, "describe": 2 if asked else 1, "evaluation": 1}
+    return {**counted, "evaluation": 1}
 
 
 def _extractor(config: Config) -> dict[str, int]:

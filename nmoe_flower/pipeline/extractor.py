@@ -12,6 +12,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
 from nmoe_flower.pipeline.arrays import has, keep
+from nmoe_flower.pipeline.holdings import holdings
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
 from nmoe_flower.records import ARRAYS, Action
@@ -26,6 +27,7 @@ LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
 
 def train_extractor(run: Run) -> None:
     """Leave the extractor (FedCE: with its head) under ``classifier/``, and the fresh gate."""
+    holdings(run)  # clients that cannot train together are refused before they do
     settings, seed_node = run.config.extractor, min(run.partitions.values())
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
     if not has(run, "gate/initial"):

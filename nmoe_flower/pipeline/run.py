@@ -44,6 +44,7 @@ class Run:
         journal: Called with one record per exchange (a line of ``rounds.jsonl``).
         checkpoints: Where to save; None saves nothing.
         partitions: Node id to partition id, learned from the nodes.
+        described: What each partition said it holds, once it was asked.
         arrays: Results of finished stages, by name (``"classifier/head.weight"``).
         costs: Rounds, seconds and bytes by stage.
         latest: The last metrics of a stage that had any.
@@ -57,6 +58,7 @@ class Run:
     journal: Journal
     checkpoints: Checkpoints | None = None
     partitions: Partitions = field(default_factory=Partitions)
+    described: dict[int, dict[str, Any]] = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -304,6 +306,7 @@ class Run:
                 "latest": self.latest,
                 "written": self.written,
                 "stages": self.stages,
+                "described": {str(p): told for p, told in self.described.items()},
             },
         )
         self._saved_at = time.monotonic()
@@ -316,6 +319,8 @@ class Run:
         self.latest = checkpoint.state.get("latest", {})  # a run begun before there was any
         self.written = checkpoint.state["written"]
         self.stages = checkpoint.state["stages"]
+        described = checkpoint.state.get("described", {})  # likewise
+        self.described = {int(partition): told for partition, told in described.items()}
         self._step = checkpoint.step
 
 

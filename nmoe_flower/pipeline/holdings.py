@@ -1,0 +1,72 @@
+"""What every client holds: asked once in a run, and compared before anything is trained."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import cast
+
+from flwr.app import RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.errors import RoundError
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action
+
+__all__ = ["Holding", "holdings"]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one client holds.
+
+    Attributes:
+        examples: Training images.
+        train: Training images per class.
+        test: Test images per class, skewed like the training images.
+        classes: Their names, in the order of the labels.
+        fingerprint: Of the data.
+    """
+
+    examples: int
+    train: list[int]
+    test: list[int]
+    classes: list[str]
+    fingerprint: str
+
+
+def holdings(run: Run) -> dict[int, Holding]:
+    """By partition id, in order. The run and its checkpoints remember the answers.
+
+    Raises:
+        RoundError: A client did not answer, or clients disagree about the classes.
+    """
+    if not run.described:
+        answers = run.gather("describe", Action.DESCRIBE, RecordDict())
+        told = {partition: _read(content) for partition, content in answers.items()}
+        _compare({partition: holding.classes for partition, holding in told.items()})
+        run.described = {partition: asdict(holding) for partition, holding in told.items()}
+    return {partition: Holding(**values) for partition, values in run.described.items()}
+
+
+def _read(content: RecordDict) -> Holding:
+    metrics, config = records.metrics_of(content), content.config_records[CONFIG]
+    return Holding(
+        examples=int(metrics[NUM_EXAMPLES]),
+        train=[int(count) for count in metrics["train-counts"]],
+        test=[int(count) for count in metrics["test-counts"]],
+        classes=[str(name) for name in cast(list[str], config["classes"])],
+        fingerprint=str(config["fingerprint"]),
+    )
+
+
+def _compare(classes: Mapping[int, list[str]]) -> None:
+    """Every client must number the same classes alike: label 2 of one is label 2 of all."""
+    counted = Counter(map(tuple, classes.values()))
+    common = list(counted.most_common(1)[0][0])
+    if others := {partition: names for partition, names in classes.items() if names != common}:
+        holder = min(partition for partition, names in classes.items() if names == common)
+        said = "; ".join(f"client {partition} has {names}" for partition, names in others.items())
+        raise RoundError(
+            f"the classes of the clients differ: {said}, but client {holder} has {common}; "
+            "give every node the same `classes`, in one order"
+        )
