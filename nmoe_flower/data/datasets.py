@@ -27,8 +27,9 @@ def load_images(
     """Open a data set, decoding it into the cache on first use.
 
     ``dataset`` is ``"digits"`` (1,797 grey images of 8 x 8 pixels that ship inside scikit-learn), a
-    local folder that ``datasets`` can read (parquet, image folders, saved to disk), or a name on
-    the Hugging Face hub. Data without a test split is split 80/20, stratified.
+    local folder of images (``train/CLASS/*.png``), any other folder that ``datasets`` can read
+    (parquet, saved to disk), or a name on the Hugging Face hub. The last two need the extra
+    ``data``. Data without a test split is split 80/20, stratified.
 
     A local folder is decoded again when a file's name, size or time changes; a hub name is not.
 

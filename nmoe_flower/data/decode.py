@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.data.class_folders import read_class_folders
 from nmoe_flower.data.hugging_face import read_hugging_face
 from nmoe_flower.data.images import Split
 from nmoe_flower.data.request import Request
@@ -29,7 +30,8 @@ def decode(request: Request, building: Path, progress: Progress) -> None:
     if request.dataset == "digits":
         raws, class_names = read_digits()
     else:
-        raws, class_names = read_hugging_face(request, building / "arrow")
+        found = read_class_folders(request) or read_hugging_face(request, building / "arrow")
+        raws, class_names = found
     if len(class_names) < 2 or len(np.unique(raws[0].labels)) < 2:
         raise DataError(f"data set {request.dataset!r} has fewer than 2 classes in its train split")
     try:

@@ -2,26 +2,28 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.data.extra import import_extra
+from nmoe_flower.data.pixels import read_pixels
 from nmoe_flower.data.request import Request
-from nmoe_flower.data.sources import ColourFoundError, RawSplit
+from nmoe_flower.data.sources import RawSplit
 from nmoe_flower.errors import DataError
 
 __all__ = ["read_hugging_face"]
 
 _IMAGE_NAMES = ("img", "image", "images", "picture")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
-_GREY_MODES = frozenset({"1", "L", "LA"})
-_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 
 
 def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit], list[str]]:
     """Read labels and prepare images with ``datasets``, from a folder or the hub."""
+    import_extra("datasets", _purpose(request))
     tables = _load_tables(request, arrow_dir)
     if request.train_split not in tables:
         raise DataError(
@@ -49,6 +51,15 @@ def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit]
         for name, codes in zip(names, labels, strict=True)
     ]
     return raws, class_names
+
+
+def _purpose(request: Request) -> str:
+    if request.folder is None:
+        return f"data set {request.dataset!r} from the hub"
+    return (
+        f"data folder {request.dataset!r}, which does not hold train/CLASS/*.png and "
+        "test/CLASS/*.png (or .jpg, ...) alone,"
+    )
 
 
 @contextlib.contextmanager
@@ -163,21 +174,7 @@ def _reader(
     def read(mode: str) -> Iterator[npt.NDArray[np.uint8]]:
         decoder = datasets.Image()
         for row, cell in enumerate(cells):
-            try:
-                image = decoder.decode_example(cell[column])
-                found = image.mode
-                array = np.asarray(image if found == mode else image.convert(mode), np.uint8)
-            except Exception as error:  # decoders raise anything on damaged bytes
-                raise DataError(
-                    f"row {row} of the {split} split is not a readable image: {error}"
-                ) from error
-            if found not in _GREY_MODES | _COLOUR_MODES:
-                raise DataError(
-                    f"row {row} of the {split} split has mode {found!r}; "
-                    f"8-bit grey or colour images are needed"
-                )
-            if mode == "L" and found in _COLOUR_MODES:
-                raise ColourFoundError
-            yield array.reshape(*array.shape[:2], -1)
+            decode = partial(decoder.decode_example, cell[column])
+            yield read_pixels(decode, mode, f"row {row} of the {split} split")
 
     return read

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from nmoe_flower.data.cache import cache_root
+from nmoe_flower.data.extra import import_extra
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices, label_counts, open_indices, save_indices
 from nmoe_flower.data.quotas import Indices, check_clients, draw_alike, draw_balanced
@@ -142,10 +143,11 @@ def _split(data: ImageData, arguments: dict[str, Any]) -> list[ClientIndices]:
 
 def _flower_indices(labels: Indices, arguments: dict[str, Any], *, split: str) -> list[Indices]:
     """Split with a partitioner of flwr-datasets, on a data set of labels and positions only."""
+    clients, scheme = arguments["num_clients"], arguments["scheme"]
+    import_extra("flwr_datasets", f"scheme {scheme!r}")
     from datasets import Dataset
     from flwr_datasets import partitioner as flower
 
-    clients, scheme = arguments["num_clients"], arguments["scheme"]
     size = arguments[f"{split}_per_client"]
     seed = derive_seed(arguments["seed"], "partition", scheme, split)
     order = numpy_stream(arguments["seed"], "partition", scheme, split).permutation(len(labels))

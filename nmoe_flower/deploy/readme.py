@@ -52,8 +52,9 @@ No folder was named: every node takes its part of the run's data set by its part
 devices write the federation anew with `--data data --classes NAME ...`."""
 
 _OWN = """\
-`{folder}` in the node's folder (`data-path` in `node.toml`): any folder that `datasets` can read,
-such as `train/CLASS/*.png` and `test/CLASS/*.png`. The images never leave the node."""
+`{folder}` in the node's folder (`data-path` in `node.toml`): `train/CLASS/*.png` and
+`test/CLASS/*.png`. Parquet files and more with `pip install 'nmoe-flower[data]'`. The images never
+leave the node."""
 
 
 def readme(
