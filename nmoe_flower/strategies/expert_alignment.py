@@ -68,6 +68,7 @@ class ExpertAlignment(StreamingFedAvg):
         self._feedback: list[Feedback] = []
         self._seconds: dict[int, float] = {}
         self._down: dict[int, int] = {}  # bytes sent to each row
+        self._up: dict[int, int] = {}
 
     # --- decide and send ---
 
@@ -83,7 +84,7 @@ class ExpertAlignment(StreamingFedAvg):
         nodes = self._present(server_round, grid)
         online = np.isin(np.arange(self.assigner.clients), list(nodes))
         self.decision = self.assigner.assign(server_round, online)
-        self._feedback, self._seconds, self._parcels = [], {}, {}
+        self._feedback, self._seconds, self._parcels, self._up = [], {}, {}, {}
         told = self.round_config(server_round, config)
         told |= {"loads": self.assigner.routed.tolist()}
         messages, sizes = [], {}
@@ -154,6 +155,7 @@ class ExpertAlignment(StreamingFedAvg):
         )
         held = self.decision.chosen[row]
         said = read_feedback(row, usable.metrics, held=held, flops=self.flops)
+        self._up[row] = usable.bytes
         seconds = self._time(row, said, usable)
         self._seconds[row] = seconds
         if self.clock.is_late(seconds):
@@ -189,14 +191,14 @@ class ExpertAlignment(StreamingFedAvg):
                 means.setdefault(expert, WeightedMean()).add(part, usable.weight)
             metrics.append(usable.metrics)
         self._enough(server_round, len(metrics))
-        updated = dict(self.sent)
+        averaged: dict[str, np.ndarray] = {}
         for mean in means.values():
             if mean.total > 0:
-                updated |= mean.result()
-        updated |= self.gate.result(self.sent)
-        return records.from_numpy(updated), self._learn(server_round, metrics)
+                averaged |= mean.result()
+        updated = {**self.sent, **averaged, **self.gate.result(self.sent, averaged)}
+        return records.from_numpy(updated), self._learn(metrics)
 
-    def _learn(self, server_round: int, metrics: list[MetricRecord]) -> MetricRecord:
+    def _learn(self, metrics: list[MetricRecord]) -> MetricRecord:
         self.assigner.learn(self.decision, self._feedback)
         dropped = self.assigner.observe(self._feedback, self._seconds)
         for row, size in self._down.items():
@@ -206,6 +208,8 @@ class ExpertAlignment(StreamingFedAvg):
         for line in lines:
             if line["client"] in self._seconds:
                 line[SECONDS] = round(self._seconds[line["client"]], 6)
+            line["bytes-down"] = self._down.get(line["client"], 0)
+            line["bytes-up"] = self._up.get(line["client"], 0)
             if line["client"] in dropped:
                 line["capacity-note"] = dropped[line["client"]]
         self.audit = {"policy": self.assigner.policy, "clients": lines}
@@ -214,9 +218,20 @@ class ExpertAlignment(StreamingFedAvg):
         averaged = self.train_metrics_aggr_fn(agreeing(plain), self.weighted_by_key)
         averaged["load-variation"] = float(loads.std() / loads.mean()) if loads.any() else 0.0
         averaged["load-variation-total"] = self.assigner.load_variation
+        averaged["bytes-to-part"] = self._bytes_to_part()
         averaged["round-seconds"] = float(lasted)
         averaged["elapsed-seconds"] = float(self.clock.elapsed)
         return averaged
+
+    def _bytes_to_part(self) -> float:
+        """Most bytes of a client, one way, per byte of extractor, gate and its k experts."""
+        assert self.names is not None
+        counts = self.decision.chosen.sum(axis=1)
+        shares = [
+            max(down, self._up.get(row, 0)) / self.names.allowance(self.sent, int(counts[row]))
+            for row, down in self._down.items()
+        ]
+        return max(shares, default=0.0)
 
     # --- survive ---
 

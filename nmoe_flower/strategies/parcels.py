@@ -67,6 +67,14 @@ class ExpertNames:
         wanted = {None, *(int(expert) for expert in experts)}
         return {name: value for name, value in arrays.items() if self.owner(name) in wanted}
 
+    def allowance(self, arrays: Arrays, experts: int) -> int:
+        """Bytes of the shared arrays and of so many experts: what a client's part may weigh."""
+        sizes = dict.fromkeys((None, *range(len(self.names))), 0)
+        for name, value in arrays.items():
+            sizes[self.owner(name)] += value.nbytes
+        shared = sizes.pop(None)
+        return shared + experts * max(sizes.values())
+
     def parts(self, arrays: Arrays) -> dict[int | None, dict[str, np.ndarray]]:
         """Arrays by expert; the shared ones under None."""
         found: dict[int | None, dict[str, np.ndarray]] = {}

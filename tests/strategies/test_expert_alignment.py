@@ -13,7 +13,13 @@ from nmoe_flower.alignment import Assigner, Capacity, Clock, Device, Event, Expe
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import CheckpointError, ConfigError, RoundError
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import ExpertAlignment, LocalGate, TravellingGate
+from nmoe_flower.strategies import (
+    AdamW,
+    AveragedGate,
+    ExpertAlignment,
+    LocalGate,
+    TravellingGate,
+)
 
 EXPERTS = 3
 START = {
@@ -93,6 +99,7 @@ def play(
     messages = list(strategy.configure_train(server_round, record, ConfigRecord(), grid))
     updated, metrics = strategy.aggregate_train(server_round, grid.send_and_receive(messages))
     assert metrics is not None
+    strategy.metrics = dict(metrics)
     return records.to_numpy(updated)
 
 
@@ -120,6 +127,9 @@ def test_bytes_per_client_are_those_of_its_part() -> None:
         allowed = 1.01 * (shared + count * wire["experts.0.w"]) if count else 0
         assert strategy.traffic[client, 0] <= allowed
         assert strategy.traffic[client, 1] <= allowed
+    # 40 bytes are shared, 400 an expert's; the first client's part is more by the headers
+    wanted = strategy.traffic[:2].max(axis=1) / np.array([440, 840])
+    assert strategy.metrics["bytes-to-part"] == pytest.approx(wanted.max())
     assert strategy.last_exchange.bytes_down == strategy.traffic[:, 0].sum()
     assert strategy.last_exchange.bytes_up == strategy.traffic[:, 1].sum()
 
@@ -146,6 +156,18 @@ def test_rows_of_the_gate_travel_with_their_experts() -> None:
         strategy.assigner.fitness.values[1, 1] = 0.9
         updated = play(strategy, grid, 1, START)
     assert updated["gate.head.weight"].tolist() == [[2, 2], [2, 2], [0, 0]]
+
+
+def test_the_server_steps_along_the_mean_change_of_the_gate() -> None:
+    """Clients add 1, 2, 3 with these weights: the change is 7 / 3. AdamW's first step is its sign
+    times the rate, its second the same (equal changes); experts and extractor are just means."""
+    with InProcessGrid(app_of(), 3) as grid:
+        strategy = strategy_of(gate=AveragedGate(AdamW(), rate=0.25))
+        first = play(strategy, grid, 1, START)
+        second = play(strategy, grid, 2, first)
+    np.testing.assert_allclose(first["gate.head.weight"], 0.25, rtol=1e-5)
+    np.testing.assert_allclose(second["gate.head.weight"], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(first["extractor.w"], 7 / 3, rtol=1e-6)
 
 
 def test_a_local_gate_is_never_sent() -> None:
@@ -205,7 +227,11 @@ def test_capacity_zero_is_not_selected_and_says_so() -> None:
         play(strategy, grid, 1, START)
     assert {partition for partition, _, _ in seen} == {0, 2}
     lines = {line["client"]: line for line in strategy.audit["clients"]}
-    assert lines[1] == {"client": 1, "experts": [], "capacity": 0, "why": "capacity 0"}
+    idle = {"client": 1, "experts": [], "capacity": 0, "why": "capacity 0"}
+    assert lines[1] == {**idle, "bytes-down": 0, "bytes-up": 0}
+    for row in (0, 2):
+        sizes = lines[row]["bytes-down"], lines[row]["bytes-up"]
+        assert sizes == tuple(strategy.traffic[row].tolist())
     assert len(lines[0]["experts"]) == len(lines[0]["fitness"]) == len(lines[0]["usage"]) == 2
     assert {"deficit", "desirability", "seconds", "passed-over"} <= lines[0].keys()
 
@@ -233,7 +259,7 @@ def test_fewer_slots_than_experts_take_turns() -> None:
     assert (strategy.assigner.times.sum(axis=0) >= 3).all()
 
 
-@pytest.mark.parametrize("gate", [None, TravellingGate])
+@pytest.mark.parametrize("gate", [None, TravellingGate, lambda: AveragedGate(AdamW(), rate=0.1)])
 def test_resumed_from_state_it_goes_on_bit_by_bit(gate: Any) -> None:
     def fresh() -> Any:
         world = World([DEVICE] * 3, events=[Event(2, 0, {}, online=False)], seed=3)
