@@ -75,6 +75,7 @@ class Action(StrEnum):
     CONTROL = "train.control"
     ROUTE = "evaluate.route"
     MIXTURE = "query.mixture"
+    GIVEN = "query.given"
     ALIGNED = "train.aligned"
     PROBE = "query.probe"
     ALIGNED_TEST = "evaluate.aligned"

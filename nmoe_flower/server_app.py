@@ -135,10 +135,11 @@ def execute(
 
 
 def _save_weights(folder: RunFolder, run: Run) -> None:
-    if mixture := run.part("mixture/"):
+    mixture, extractor = run.part("mixture/"), run.part("classifier/extractor.")
+    if mixture:
         folder.save_weights("mixture", mixture)
-        return
-    folder.save_weights("extractor", run.part("classifier/extractor."))
+    if extractor or not mixture:
+        folder.save_weights("extractor", extractor)
     if head := run.part("classifier/head."):
         folder.save_weights("head", head)
     trained = {name.split("/")[1] for name in run.arrays if name.startswith("gate/")}

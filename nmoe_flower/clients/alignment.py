@@ -17,9 +17,9 @@ from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance_global
 from nmoe_flower.models.aligned import assigned_loss, mixed
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
-from nmoe_flower.training import batch_indices, fit, generator, sgd
+from nmoe_flower.training import batch_indices, fit, generator
 
-__all__ = ["initial", "probe", "test", "train"]
+__all__ = ["initial", "keep_given", "probe", "test", "train"]
 
 TESTS = ("local", "iid")
 
@@ -37,6 +37,13 @@ def initial(message: Message, context: Context) -> Message:
         metrics={NUM_EXAMPLES: len(device.train_labels), "expert-parameters": expert},
         arrays={ARRAYS: records.pack(arrays)},
     )
+
+
+def keep_given(message: Message, context: Context) -> Message:
+    """Keep the extractor of stage 1, which stays as it is."""
+    client = MixtureClient(device_of(context))
+    client.keep_extractor(records.to_numpy(message.content.array_records[ARRAYS]))
+    return records.reply(message, metrics={NUM_EXAMPLES: len(client.device.train_labels)})
 
 
 def train(message: Message, context: Context) -> Message:
@@ -98,12 +105,7 @@ def _train(client: MixtureClient, held: Sequence[int], server_round: int, loads:
         learners,
         batches(),
         batch_loss,
-        optimizer=sgd(
-            learners,
-            learning_rate=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-        ),
+        optimizer=client.optimizer(learners),
         bf16=device.bf16 and client.is_trained,
     )
     losses, shares = _judge(client, held)

@@ -1,6 +1,6 @@
 """The mixture of the aligned system as one client sees it: the network, its latents, its gate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -18,11 +18,13 @@ from nmoe_flower.models import Expert, Extractor, Gate, configured_extractor
 from nmoe_flower.models.aligned import AlignedMixture
 from nmoe_flower.models.filters import FilterBank
 from nmoe_flower.seeds import derive_seed, numpy_stream
-from nmoe_flower.training import generator
+from nmoe_flower.training import generator, sgd
 
 __all__ = ["MixtureClient", "experts_of", "fresh_mixture"]
 
 LATENTS = "aligned-latents"
+EXTRACTOR = "aligned-extractor"
+PARTS = ("train", "local", "iid")
 GATE = "aligned-gate"
 
 
@@ -119,9 +121,22 @@ class MixtureClient:
             store.save(name, {"latents": self.extracted(part).numpy().astype(np.float16)})
         return _as_tensor(store, name, self.device.torch_device)
 
+    def keep_extractor(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep an extractor that was trained before; latents of another one are forgotten."""
+        store = self.device.store
+        if store.has(EXTRACTOR):
+            old = store.load(EXTRACTOR)
+            if old.keys() == arrays.keys() and all(np.array_equal(old[n], arrays[n]) for n in old):
+                return
+        for part in PARTS:
+            store.drop(f"{LATENTS}-{part}")
+        store.save(EXTRACTOR, dict(arrays))
+
     def extracted(self, part: str) -> Tensor:
         """Latents [n, D] of images under the extractor as it is now."""
         device = self.device
+        if device.config.alignment.extractor == "stage-1":
+            records.load_into(self.network.extractor.state_dict(), device.store.load(EXTRACTOR))
         split = device.data.train if part == "train" else device.data.test
         chosen = {
             "train": device.indices.train,
@@ -153,8 +168,25 @@ class MixtureClient:
     def learners(self, held: Sequence[int]) -> nn.ModuleList:
         """What training moves: the held experts, the gate unless it is solved, the extractor."""
         parts: list[nn.Module] = [self.network.experts[str(expert)] for expert in held]
-        if self.device.config.alignment.gate != "closed-form":
-            parts.append(self.network.gate)
         if self.is_trained:
             parts.append(self.network.extractor)
+        if self._trains_gate:
+            parts.append(self.network.gate)
         return nn.ModuleList(parts)
+
+    @property
+    def _trains_gate(self) -> bool:
+        return self.device.config.alignment.gate != "closed-form"
+
+    def optimizer(self, learners: nn.ModuleList) -> torch.optim.SGD:
+        """SGD of the learners, the gate at a rate of its own."""
+        settings = self.device.config.alignment
+        options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
+        rate = settings.learning_rate
+        if not (self._trains_gate and settings.gate_learning_rate):
+            return sgd(learners, learning_rate=rate, **options)
+        found = sgd(nn.ModuleList(learners[:-1]), learning_rate=rate, **options)
+        own = sgd(self.network.gate, learning_rate=settings.gate_learning_rate, **options)
+        for group in own.param_groups:
+            found.add_param_group(group)
+        return found

@@ -26,14 +26,19 @@ class AlignmentConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov, within a round")
     weight_decay: float = Field(5e-4, ge=0, description="not of biases and norms")
     fraction_train: float = Field(1.0, gt=0, le=1, description="of the clients, every round")
-    extractor: Literal["trained", "frozen", "filters"] = Field(
-        "trained", description="with the experts; as initialised; or random whitening filters"
+    extractor: Literal["trained", "stage-1", "frozen", "filters"] = Field(
+        "trained",
+        description="with the experts; before them, by extractor.*; as initialised; random filters",
     )
     filters: int = Field(128, ge=1, description="of the filters extractor: 8 numbers each")
     filter_size: int = Field(6, ge=2, description="of a filter, in pixels")
     filter_stride: int = Field(1, ge=1, description="of the filters")
     gate: Literal["averaged", "local", "travelling", "closed-form"] = Field(
         "averaged", description="averaged, kept at home, rows with their experts, or solved"
+    )
+    gate_learning_rate: float = Field(0.0, ge=0, description="the clients'; 0: learning-rate")
+    gate_server_rate: float = Field(
+        0.0, ge=0, description="AdamW's, along the clients' mean change; 0: their mean as it is"
     )
     gate_decay: float = Field(0.9, ge=0, le=1, description="of closed-form sums, per training")
     gate_ridge: float = Field(0.01, gt=0, description="of the closed form")
@@ -67,7 +72,11 @@ class AlignmentConfig(Section):
         if self.gate == "closed-form" and self.extractor == "trained":
             raise ValueError(
                 "alignment.gate = closed-form adds up latents over rounds: it needs an extractor "
-                "that stays (frozen or filters), got trained"
+                "that stays (stage-1, frozen or filters), got trained"
+            )
+        if self.gate_server_rate and self.gate != "averaged":
+            raise ValueError(
+                f"alignment.gate-server-rate is for alignment.gate = averaged, not {self.gate}"
             )
         if 0 <= self.hi < self.lo:
             raise ValueError(f"alignment.lo is {self.lo}, above alignment.hi = {self.hi}")

@@ -25,10 +25,12 @@ from nmoe_flower.alignment import (
     read_trace,
 )
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline.arrays import has, keep
+from nmoe_flower.pipeline.arrays import has, keep, message
+from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, Action
 from nmoe_flower.strategies import (
+    AdamW,
     AveragedGate,
     ExpertAlignment,
     GateSharing,
@@ -37,16 +39,25 @@ from nmoe_flower.strategies import (
     TravellingGate,
 )
 
-__all__ = ["restored", "train_aligned"]
+__all__ = ["restored", "train_aligned", "train_first"]
 
 STAGE = "alignment"
 QUANTITIES = ("compute", "memory", "download", "upload", "latency")
 _TRAINING_COPIES = 4  # weights, gradients, momentum, activations
 
 
+def train_first(run: Run) -> None:
+    """Stage 1, if the mixture is to stand on its extractor; see ``pipeline/extractor.py``."""
+    if run.config.alignment.extractor == "stage-1":
+        train_extractor(run)
+
+
 def train_aligned(run: Run) -> None:
     """Rounds of ExpertAlignment. Leaves the mixture under ``mixture/``, and what was learned."""
     described = run.gather("describe", Action.DESCRIBE, RecordDict())
+    if run.config.alignment.extractor == "stage-1":
+        body = records.from_numpy(run.part("classifier/extractor."))
+        run.gather("extractor/given", Action.GIVEN, message(body))
     initial = ArrayRecord()
     if not has(run, "parameters"):
         node = min(run.partitions.values())
@@ -123,8 +134,10 @@ def _gate(config: Config) -> GateSharing:
         experts = settings.experts or config.data.num_clients
         solver = ClosedFormGate(experts, decay=settings.gate_decay, ridge=settings.gate_ridge)
         return StatisticsGate(solver)
-    kinds = {"averaged": AveragedGate, "local": LocalGate, "travelling": TravellingGate}
-    return kinds[settings.gate]()
+    if settings.gate == "averaged":
+        rate = settings.gate_server_rate
+        return AveragedGate(AdamW() if rate else None, rate=rate)
+    return LocalGate() if settings.gate == "local" else TravellingGate()
 
 
 def _assigner(

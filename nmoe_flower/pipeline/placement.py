@@ -15,6 +15,7 @@ from nmoe_flower.alignment import Assigner
 from nmoe_flower.alignment.feedback import EXPERTS
 from nmoe_flower.pipeline.aligned import restored
 from nmoe_flower.pipeline.arrays import message
+from nmoe_flower.pipeline.findings import privacy, representation
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import CONFIG, SERVER_ROUND, Action
 from nmoe_flower.strategies import ExpertNames
@@ -43,10 +44,13 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
     }
     parts = run.gather("placed", Action.ALIGNED_TEST, questions, only=list(questions))
     rows, routing = _rows(run, {"mixture": whole, "placed": parts})
+    sizes = counts.sum(axis=1).tolist()
+    found = {"privacy": privacy(run), "representation": representation(run, sizes=sizes)}
     return {
         "rows": rows,
         "routing": routing,
         "alignment": _summary(run, assigner, placed),
+        **{name: value for name, value in found.items() if value is not None},
         "stages": run.costs,
         "partition": {
             "train": counts.tolist(),

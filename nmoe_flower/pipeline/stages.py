@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from nmoe_flower.pipeline.aligned import train_aligned
+from nmoe_flower.pipeline.aligned import train_aligned, train_first
 from nmoe_flower.pipeline.controls import train_controls
 from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
@@ -18,4 +18,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "controls": train_controls,
 }
 
-ALIGNED_STAGES: dict[str, Callable[[Run], None]] = {"alignment": train_aligned}
+ALIGNED_STAGES: dict[str, Callable[[Run], None]] = {
+    "extractor": train_first,
+    "alignment": train_aligned,
+}

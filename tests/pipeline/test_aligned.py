@@ -1,12 +1,14 @@
 """The aligned system from data to results, interrupted and resumed, with every kind of gate."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import save_arrays
 
 New = Callable[..., Any]
 SMALL = {
@@ -25,6 +27,16 @@ CLOSED = {
     "alignment.filters": 8,
     "alignment.filter-size": 3,
     "alignment.gate": "closed-form",
+}
+
+
+FIRST = {
+    **SMALL,
+    "data.classes-per-client": 1,
+    "extractor.rounds": 3,
+    "alignment.extractor": "stage-1",
+    "alignment.gate-learning-rate": 0.01,
+    "alignment.gate-server-rate": 0.01,
 }
 
 
@@ -65,10 +77,38 @@ def test_one_class_each_is_learned_in_closed_form(new_pipeline: New) -> None:
     assert rows["placed", "local"]["accuracy"] > 0.9
 
 
+def test_rounds_after_stage_1_move_gate_and_experts_only(new_pipeline: New, tmp_path: Path) -> None:
+    """Bytes per client: gate and one expert, and one per cent; the extractor was given before."""
+    pipeline = new_pipeline("first", {**FIRST, "expert.hidden": "64"})
+    results = pipeline()
+    mixture = {n: v for n, v in pipeline.weights.items() if n.startswith("mixture/")}
+    assert not any(name.startswith("mixture/extractor.") for name in mixture)
+    mine = ("mixture/gate.", "mixture/experts.0.")
+    own = sum(v.nbytes for n, v in mixture.items() if n.startswith(mine))
+    lines = [line for line in pipeline.lines if line["stage"] == "alignment"]
+    for line in lines:
+        assert 1 <= line["metrics"]["bytes-to-part"] <= 1.06  # npy headers, of so few weights
+        for client in line["audit"]["clients"]:
+            assert own <= max(client["bytes-down"], client["bytes-up"]) <= 1.06 * own
+    (given,) = [line for line in pipeline.lines if line["stage"] == "extractor/given"]
+    body = {n: v for n, v in pipeline.weights.items() if n.startswith("classifier/extractor.")}
+    assert given["bytes_down"] >= 4 * sum(v.nbytes for v in body.values())
+    assert rows_of(results)["mixture", "local"]["extractor"] == "stage-1"
+
+    for part in ("extractor", "head"):
+        arrays = pipeline.run.part(f"classifier/{part}.")
+        save_arrays(tmp_path / "done" / "weights" / f"{part}.safetensors", arrays)
+    start = {"expert.hidden": "64", "extractor.start": str(tmp_path / "done")}
+    again = new_pipeline("again", {**FIRST, **start})
+    again()
+    assert all(again.weights[n].tobytes() == v.tobytes() for n, v in mixture.items())
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         CLOSED,
+        FIRST,
         {**SMALL, "alignment.capacity": "1,2", "alignment.devices": "phone,board"},
         {**SMALL, "alignment.gate": "local", "alignment.capacity": 2},
     ],
@@ -126,6 +166,10 @@ def test_estimated_capacity_keeps_weak_devices_out(new_pipeline: New, tmp_path: 
     ("changes", "reason"),
     [
         ({"alignment.gate": "closed-form"}, "needs an extractor that stays"),
+        (
+            {"alignment.gate": "travelling", "alignment.gate-server-rate": 0.1},
+            "is for alignment.gate = averaged, not travelling",
+        ),
         ({"alignment.policy": "best"}, "alignment.policy"),
         ({"alignment.capacity": "-1"}, "allowed: 0 or more"),
         ({"alignment.lo": 3, "alignment.hi": 2}, "above alignment.hi"),
