@@ -11,11 +11,29 @@ from nmoe_flower.report.runs import FinishedRun
 from nmoe_flower.report.tables import grid
 from nmoe_flower.results import RunFolder
 
-__all__ = ["Curve", "alignment_table", "curve_of", "is_aligned", "policy_names", "reached"]
+__all__ = [
+    "Curve",
+    "alignment_table",
+    "curve_of",
+    "is_aligned",
+    "most_bytes",
+    "policy_names",
+    "reached",
+]
 
 Curve = dict[str, np.ndarray]
 SUSTAINED = 3
-_ORDER = ("single model", "random", "greedy", "balanced", "sequential", "joint", "oracle")
+PART = "bytes-to-part"
+_ORDER = (
+    "single model",
+    "single model, one step",
+    "random",
+    "greedy",
+    "balanced",
+    "sequential",
+    "joint",
+    "oracle",
+)
 
 
 def is_aligned(run: FinishedRun) -> bool:
@@ -25,15 +43,26 @@ def is_aligned(run: FinishedRun) -> bool:
 
 def policy_names(runs: Sequence[FinishedRun]) -> dict[str, str]:
     """By configuration: its policy, and its own name where two share a policy."""
-    plain = {
-        run.configuration: "single model"
-        if run.config.alignment.experts == 1
-        else run.config.alignment.policy
-        for run in runs
-    }
+    plain = {run.configuration: _plain_name(run) for run in runs}
     often = [name for name in plain.values() if list(plain.values()).count(name) > 1]
     named = {c: f"{name} ({c})" if name in often else name for c, name in plain.items()}
     return dict(sorted(named.items(), key=lambda item: _ORDER.index(plain[item[0]])))
+
+
+def _plain_name(run: FinishedRun) -> str:
+    settings = run.config.alignment
+    if settings.experts != 1:
+        return settings.policy
+    return "single model, one step" if settings.local_steps == 1 else "single model"
+
+
+def most_bytes(run: FinishedRun) -> float:
+    """Most bytes of a client and round, one way, per byte of extractor, gate and its k experts.
+
+    NaN for a run of an earlier version, which did not measure it.
+    """
+    rounds = [r for r in RunFolder(run.path, run.config).rounds() if r["stage"] == "alignment"]
+    return max((r["metrics"].get(PART, math.nan) for r in rounds), default=math.nan)
 
 
 def curve_of(run: FinishedRun) -> Curve:
@@ -82,7 +111,8 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
     header = ["Policy", "Whole mixture", "Mean of last 5", "Placed, local test"]
     header += ["Rounds to plateau"]
     header += [f"Rounds to {100 * target:g} %" for target in targets]
-    header += ["Load CV, total", "Load CV, round", "MB per client", "Clock, s", "n"]
+    header += ["Load CV, total", "Load CV, round", "MB per client", "Bytes / part"]
+    header += ["Clock, s", "n"]
     names, lines = policy_names(runs), []
     for configuration, name in names.items():
         seeds = [run for run in runs if run.configuration == configuration]
@@ -95,6 +125,8 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
         cells.append(_mean([run.results["alignment"]["load_variation"] for run in seeds]))
         cells.append(_mean([float(curve["variation"].mean()) for curve in curves]))
         cells.append(_mean([_megabytes(run) for run in seeds], digits=1))
+        most = max(most_bytes(run) for run in seeds)
+        cells.append("-" if math.isnan(most) else f"{most:.4f}")
         time = [run.results["alignment"]["simulated_seconds"] for run in seeds]
         lines.append([*cells, _mean(time, digits=1), str(len(seeds))])
     note = (
@@ -102,8 +134,9 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
         "A target or the plateau (a point below the "
         f"mean of the last {SUSTAINED} tests) is reached in the first of {SUSTAINED} tests in a "
         "row at or above it; one number per seed, - for never. Load CV: of all samples trained per "
-        "expert, and of the clients per expert in a round. Clock: simulated seconds, or those "
-        "that clients measured."
+        "expert, and of the clients per expert in a round. Bytes / part: the most that a client "
+        "got or sent in any round, per byte of extractor, gate and its experts. Clock: simulated "
+        "seconds, or those that clients measured."
     )
     return "\n".join([*grid(header, lines, words=1), "", note, ""])
 
