@@ -17,6 +17,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from nmoe_flower.engine.restarts import Restarts
+
 __all__ = ["StreamingGrid"]
 
 _IN_MEMORY_POLL = 0.005
@@ -28,7 +30,9 @@ class StreamingGrid(Grid):
 
     Everything but ``send_and_receive`` goes straight to the wrapped grid. A grid with the
     attribute ``pull_blocks = True`` waits for a reply inside ``pull_messages(ids, timeout=)``;
-    any other grid is asked again every ``poll`` seconds.
+    any other grid is asked again every ``poll`` seconds. A SuperLink hands a message out once, so
+    a node that is restarted while it has one never answers it; every few seconds such nodes are
+    looked for, and their messages given up.
 
     Args:
         grid: The grid that carries the messages.
@@ -68,7 +72,8 @@ class StreamingGrid(Grid):
 
         Returns:
             Exactly one reply per message, in their order. A message that was refused, lost or not
-            answered in time has an error reply whose ``src_node_id`` is the node it was meant for.
+            answered in time, or whose node was restarted, has an error reply whose ``src_node_id``
+            is the node it was meant for.
         """
         exchange = _Exchange(self._grid, messages, self._window, self._poll, timeout)
         exchange.refill()
@@ -138,6 +143,7 @@ class _Exchange:
         self._expired = False
         self._taken = 0
         self._consumed = 0
+        self._restarts = Restarts(grid, time.monotonic())
         self._waiting: dict[str, tuple[int, Message]] = {}
         self._ready: dict[int, Message] = {}
 
@@ -171,10 +177,12 @@ class _Exchange:
                     f"not sent: the exchange ended after {self._timeout:g} s",
                 )
             return
+        self._restarts.before_sending()
         ids = _paired_ids(batch, list(self._grid.push_messages(batch)))
         for index, (message, message_id) in enumerate(zip(batch, ids, strict=True), first):
             if message_id and message_id not in self._waiting:
                 self._waiting[message_id] = (index, message)
+                self._restarts.sent(message_id, message.metadata.dst_node_id)
             else:
                 node = message.metadata.dst_node_id
                 self._fail(
@@ -185,6 +193,7 @@ class _Exchange:
         """Pull once; then wait a little, or give up if the deadline has passed."""
         remaining = None if self._deadline is None else self._deadline - time.monotonic()
         self._pull(None if remaining is None else max(remaining, 0.0))
+        self._give_up_lost()
         if self._consumed in self._ready:
             return
         if remaining is not None and remaining <= 0:
@@ -207,6 +216,16 @@ class _Exchange:
                 self._fail(index, message, reply.error.code, _reason(reply.error))
             else:
                 self._ready[index] = reply
+
+    def _give_up_lost(self) -> None:
+        """Answer for nodes that were restarted with a message in hand."""
+        lost = self._restarts.lost(self._waiting.keys(), time.monotonic())
+        if lost:
+            self._pull(0.0)  # of a node that answered just before
+        for message_id in lost:
+            if message_id in self._waiting:
+                reason = "the node was restarted; what it was asked before is lost"
+                self._fail(*self._waiting.pop(message_id), ErrorCode.NODE_UNAVAILABLE, reason)
 
     def _expire(self) -> None:
         self._expired = True

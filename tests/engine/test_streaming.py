@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from hypothesis import given
@@ -187,6 +188,55 @@ def test_a_silent_node_is_named_and_the_others_keep_their_replies() -> None:
     assert replies[1].error.reason == "no reply within 0.01 s"
     # 4 was pushed when 2 was consumed and had answered; 5 had no room before the deadline.
     assert replies[3].error.reason == "not sent: the exchange ended after 0.01 s"
+
+
+class RestartingGrid(FakeGrid):
+    """Node 3 keeps silent; it is restarted at ``at`` seconds, and answers then if ``late``."""
+
+    def __init__(self, clock: Clock, *, at: float, late: bool = False) -> None:
+        super().__init__(everything, lost=[3])
+        self._clock, self._at, self._late = clock, at, late
+
+    def get_nodes(self) -> list[NodeInfo]:
+        gone = self._clock.now >= self._at
+        if gone and self._late:
+            self._lost.clear()
+        started = {2: "09:00", 3: "10:00" if gone else "09:00", 4: "09:00"}
+        return [NodeInfo(node_id=n, last_activated_at=at) for n, at in started.items()]
+
+
+def ask_restarting(*, at: float, late: bool = False) -> tuple[list[Message], float]:
+    clock = Clock()
+    with mock.patch.object(streaming, "time", clock):
+        wrapped = StreamingGrid(RestartingGrid(clock, at=at, late=late), poll=0.1)
+        return list(wrapped.send_and_receive(messages([2, 3, 4]), timeout=3600.0)), clock.now
+
+
+def test_a_node_that_comes_back_without_its_message_holds_nobody_up() -> None:
+    """It is looked for every 5 s: a restart after 62 s is seen at 67 s, not after an hour."""
+    replies, seconds = ask_restarting(at=62.0)
+    assert [reply.has_error() for reply in replies] == [False, True, False]
+    assert replies[1].metadata.src_node_id == 3
+    assert replies[1].error.reason.startswith("the node was restarted")
+    assert 62.0 <= seconds <= 67.2
+
+
+def test_a_node_that_answered_and_was_then_restarted_has_answered() -> None:
+    replies, _ = ask_restarting(at=62.0, late=True)
+    assert not any(reply.has_error() for reply in replies)
+
+
+def test_a_node_restarted_before_it_was_asked_is_waited_for() -> None:
+    replies, seconds = ask_restarting(at=0.0)
+    assert replies[1].error.reason == "no reply within 3600 s"
+    assert seconds == pytest.approx(3600.0, abs=0.2)
+
+
+def test_grids_within_the_process_are_not_asked_for_their_nodes() -> None:
+    grid = FakeGrid(everything)
+    vars(grid).update(pull_interval=0.1)
+    with mock.patch.object(FakeGrid, "get_nodes", side_effect=AssertionError):
+        assert len(list(StreamingGrid(grid).send_and_receive(messages([2])))) == 1
 
 
 def test_an_error_of_the_superlink_is_put_down_to_the_node_it_was_meant_for() -> None:
