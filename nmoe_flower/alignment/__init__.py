@@ -1,10 +1,11 @@
 """Client-expert alignment: fitness, usage, capacity, and who trains which expert (2507.05685)."""
 
-from nmoe_flower.alignment.assigner import Assigner, Decision
+from nmoe_flower.alignment.assigner import Assigner
 from nmoe_flower.alignment.bounds import InfeasibleBoundsError
 from nmoe_flower.alignment.capacity import Capacity, ExpertCost
 from nmoe_flower.alignment.clock import Clock, seconds_of
 from nmoe_flower.alignment.closed_form import ClosedFormGate
+from nmoe_flower.alignment.decision import Decision
 from nmoe_flower.alignment.desirability import desirability
 from nmoe_flower.alignment.devices import PROFILES, Device, Event, World, draw_devices
 from nmoe_flower.alignment.feedback import Feedback, read_feedback

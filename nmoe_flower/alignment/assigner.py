@@ -1,7 +1,6 @@
 """The server's memory of clients and experts, and what it decides every round. No Flower here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 
 from nmoe_flower.alignment.bounds import Bound
 from nmoe_flower.alignment.capacity import Capacity
+from nmoe_flower.alignment.decision import Decision
 from nmoe_flower.alignment.desirability import desirability
 from nmoe_flower.alignment.feedback import Feedback
 from nmoe_flower.alignment.fitness import Fitness, reward
@@ -17,56 +17,11 @@ from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.seeds import numpy_stream
 
-__all__ = ["Assigner", "Decision"]
+__all__ = ["Assigner"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """Who trains what in a round, and why.
-
-    Attributes:
-        round: Its number.
-        chosen: bool [clients, experts].
-        online: bool [clients].
-        capacity: int [clients]: how many experts each could take.
-        fitness: [clients, experts], as it was.
-        usage: [experts], relative.
-        deficits: [experts], in mean loads.
-        desirability: [clients, experts].
-    """
-
-    round: int
-    chosen: Bools
-    online: Bools
-    capacity: Ints
-    fitness: Floats
-    usage: Floats
-    deficits: Floats
-    desirability: Floats
-
-    def why(self, client: int) -> dict[str, Any]:
-        """One client's line of the audit log."""
-        held = self.chosen[client]
-        line: dict[str, Any] = {
-            "client": client,
-            "experts": np.flatnonzero(held).tolist(),
-            "capacity": int(self.capacity[client]),
-        }
-        if not held.any():
-            idle = "capacity 0" if self.online[client] else "offline"
-            return line | {"why": "no load left" if self.capacity[client] else idle}
-        terms = {"fitness": self.fitness[client], "desirability": self.desirability[client]}
-        terms |= {"usage": self.usage, "deficit": self.deficits}
-        rank = (self.desirability[client] > self.desirability[client][held].min()).sum()
-        passed = int(rank) - int(held.sum()) + 1  # better experts that went to others
-        return line | {
-            **{name: values[held].round(4).tolist() for name, values in terms.items()},
-            "passed-over": max(passed, 0),
-        }
 
 
 class Assigner:

@@ -21,6 +21,7 @@ from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
 from nmoe_flower.strategies.gates import AveragedGate, GateSharing
 from nmoe_flower.strategies.parcels import ExpertNames, parcel, probed
 from nmoe_flower.strategies.replies import Exchange, Usable, agreeing, read_reply
+from nmoe_flower.strategies.traffic import Traffic
 
 __all__ = ["ExpertAlignment"]
 
@@ -63,12 +64,10 @@ class ExpertAlignment(StreamingFedAvg):
         self.world, self.clock, self.flops = world, clock or Clock(), flops
         self.audit: dict[str, Any] = {}
         self.rows: dict[int, int] = {}  # partition to row of the assigner
-        self.traffic = np.zeros((assigner.clients, 2), dtype=np.int64)  # bytes down, bytes up
+        self.traffic = Traffic(assigner.clients)
         self._parcels: dict[int, Arrays] = {}  # what each partition was sent
         self._feedback: list[Feedback] = []
         self._seconds: dict[int, float] = {}
-        self._down: dict[int, int] = {}  # bytes sent to each row
-        self._up: dict[int, int] = {}
 
     # --- decide and send ---
 
@@ -84,7 +83,7 @@ class ExpertAlignment(StreamingFedAvg):
         nodes = self._present(server_round, grid)
         online = np.isin(np.arange(self.assigner.clients), list(nodes))
         self.decision = self.assigner.assign(server_round, online)
-        self._feedback, self._seconds, self._parcels, self._up = [], {}, {}, {}
+        self._feedback, self._seconds, self._parcels = [], {}, {}
         told = self.round_config(server_round, config)
         told |= {"loads": self.assigner.routed.tolist()}
         messages, sizes = [], {}
@@ -99,7 +98,7 @@ class ExpertAlignment(StreamingFedAvg):
             sizes[row] = records.array_bytes(message.content)
             messages.append(message)
         self.last_exchange.bytes_down += sum(sizes.values())
-        self._down = sizes
+        self.traffic.begin(sizes)
         return messages
 
     def _present(self, server_round: int, grid: Grid) -> dict[int, int]:
@@ -117,8 +116,7 @@ class ExpertAlignment(StreamingFedAvg):
                 newcomers.append(node)
             nodes[row] = node
         self.assigner.meet(max(nodes, default=-1) + 1)
-        more = self.assigner.clients - len(self.traffic)
-        self.traffic = np.vstack([self.traffic, np.zeros((more, 2), dtype=np.int64)])
+        self.traffic.meet(self.assigner.clients)
         if server_round > 1 and self.action and self.gate.is_shared:
             self._probe(newcomers, server_round, grid)
         return nodes
@@ -131,7 +129,7 @@ class ExpertAlignment(StreamingFedAvg):
         questions = [parcel(self, node, shared, told, records.Action.PROBE) for node in newcomers]
         for partition, shares, size in probed(self, questions, grid):
             row = self.rows[partition]
-            self.traffic[row] += (size, 0)
+            self.traffic.ask(row, size)
             self.last_exchange.bytes_down += size
             try:
                 self.assigner.fitness.probe(row, shares)
@@ -155,14 +153,13 @@ class ExpertAlignment(StreamingFedAvg):
         )
         held = self.decision.chosen[row]
         said = read_feedback(row, usable.metrics, held=held, flops=self.flops)
-        self._up[row] = usable.bytes
         seconds = self._time(row, said, usable)
         self._seconds[row] = seconds
         if self.clock.is_late(seconds):
             raise ReplyError(f"late: {seconds:.3g} s, the deadline is {self.clock.deadline:g} s")
         self.gate.accept(row, held, reply.content)
         self._feedback.append(said)
-        self.traffic[row] += (0, usable.bytes)
+        self.traffic.take(row, usable.bytes)
         return usable
 
     def _time(self, row: int, said: Feedback, usable: Usable) -> float:
@@ -171,7 +168,7 @@ class ExpertAlignment(StreamingFedAvg):
         return seconds_of(
             self.world.at(self.decision.round)[row],
             flops=self.flops * float(said.samples.sum()),
-            bytes_down=self._down[row],
+            bytes_down=self.traffic.down[row],
             bytes_up=usable.bytes,
         )
 
@@ -201,15 +198,13 @@ class ExpertAlignment(StreamingFedAvg):
     def _learn(self, metrics: list[MetricRecord]) -> MetricRecord:
         self.assigner.learn(self.decision, self._feedback)
         dropped = self.assigner.observe(self._feedback, self._seconds)
-        for row, size in self._down.items():
-            self.traffic[row] += (size, 0)
         lasted = self.clock.advance(self._seconds)
         lines = [self.decision.why(row) for row in range(self.assigner.clients)]
         for line in lines:
             if line["client"] in self._seconds:
                 line[SECONDS] = round(self._seconds[line["client"]], 6)
-            line["bytes-down"] = self._down.get(line["client"], 0)
-            line["bytes-up"] = self._up.get(line["client"], 0)
+            line["bytes-down"] = self.traffic.down.get(line["client"], 0)
+            line["bytes-up"] = self.traffic.up.get(line["client"], 0)
             if line["client"] in dropped:
                 line["capacity-note"] = dropped[line["client"]]
         self.audit = {"policy": self.assigner.policy, "clients": lines}
@@ -218,20 +213,17 @@ class ExpertAlignment(StreamingFedAvg):
         averaged = self.train_metrics_aggr_fn(agreeing(plain), self.weighted_by_key)
         averaged["load-variation"] = float(loads.std() / loads.mean()) if loads.any() else 0.0
         averaged["load-variation-total"] = self.assigner.load_variation
-        averaged["bytes-to-part"] = self._bytes_to_part()
+        averaged["bytes-to-part"] = self.traffic.over(self._parts())
         averaged["round-seconds"] = float(lasted)
         averaged["elapsed-seconds"] = float(self.clock.elapsed)
         return averaged
 
-    def _bytes_to_part(self) -> float:
-        """Most bytes of a client, one way, per byte of extractor, gate and its k experts."""
+    def _parts(self) -> dict[int, int]:
+        """Bytes of extractor, gate and the k experts of everyone who was asked."""
         assert self.names is not None
         counts = self.decision.chosen.sum(axis=1)
-        shares = [
-            max(down, self._up.get(row, 0)) / self.names.allowance(self.sent, int(counts[row]))
-            for row, down in self._down.items()
-        ]
-        return max(shares, default=0.0)
+        sizes = {int(k): self.names.allowance(self.sent, int(k)) for k in set(counts)}
+        return {row: sizes[int(counts[row])] for row in self.traffic.down}
 
     # --- survive ---
 
@@ -240,7 +232,7 @@ class ExpertAlignment(StreamingFedAvg):
         return {
             **{f"assigner/{key}": value for key, value in self.assigner.state().items()},
             **{f"gate/{key}": value for key, value in self.gate.state().items()},
-            "traffic": self.traffic.copy(),
+            "traffic": self.traffic.total.copy(),
             "rows": np.array(sorted(self.rows.items()), dtype=np.int64).reshape(-1, 2),
             "elapsed": np.array(self.clock.elapsed),
         }
@@ -252,7 +244,8 @@ class ExpertAlignment(StreamingFedAvg):
             part.load_state(
                 {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
             )
-        self.traffic, self.clock.elapsed = np.array(arrays["traffic"]), float(arrays["elapsed"])
+        self.traffic.total = np.array(arrays["traffic"])
+        self.clock.elapsed = float(arrays["elapsed"])
         self.rows = {int(partition): int(row) for partition, row in arrays["rows"]}
 
 

@@ -125,13 +125,13 @@ def test_bytes_per_client_are_those_of_its_part() -> None:
     shared = wire["extractor.w"] + wire["gate.head.weight"]
     for client, count in enumerate((1, 2, 0)):
         allowed = 1.01 * (shared + count * wire["experts.0.w"]) if count else 0
-        assert strategy.traffic[client, 0] <= allowed
-        assert strategy.traffic[client, 1] <= allowed
+        assert strategy.traffic.total[client, 0] <= allowed
+        assert strategy.traffic.total[client, 1] <= allowed
     # 40 bytes are shared, 400 an expert's; the first client's part is more by the headers
-    wanted = strategy.traffic[:2].max(axis=1) / np.array([440, 840])
+    wanted = strategy.traffic.total[:2].max(axis=1) / np.array([440, 840])
     assert strategy.metrics["bytes-to-part"] == pytest.approx(wanted.max())
-    assert strategy.last_exchange.bytes_down == strategy.traffic[:, 0].sum()
-    assert strategy.last_exchange.bytes_up == strategy.traffic[:, 1].sum()
+    assert strategy.last_exchange.bytes_down == strategy.traffic.total[:, 0].sum()
+    assert strategy.last_exchange.bytes_up == strategy.traffic.total[:, 1].sum()
 
 
 def test_experts_are_means_over_their_holders_and_the_untouched_stay() -> None:
@@ -231,7 +231,7 @@ def test_capacity_zero_is_not_selected_and_says_so() -> None:
     assert lines[1] == {**idle, "bytes-down": 0, "bytes-up": 0}
     for row in (0, 2):
         sizes = lines[row]["bytes-down"], lines[row]["bytes-up"]
-        assert sizes == tuple(strategy.traffic[row].tolist())
+        assert sizes == tuple(strategy.traffic.total[row].tolist())
     assert len(lines[0]["experts"]) == len(lines[0]["fitness"]) == len(lines[0]["usage"]) == 2
     assert {"deficit", "desirability", "seconds", "passed-over"} <= lines[0].keys()
 
@@ -352,7 +352,7 @@ def test_newcomers_are_probed_without_experts() -> None:
         play(strategy, grid, 2, arrays)
     assert (2, {"extractor.w", "gate.head.weight"}, "probe") in seen
     assert strategy.decision.chosen[2].tolist() == [False, False, True]
-    assert strategy.traffic.shape == (3, 2)
+    assert strategy.traffic.total.shape == (3, 2)
 
 
 @pytest.mark.parametrize(
