@@ -85,8 +85,9 @@ def _as_json(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nmoe bench infer",
-        description="Requests per second of a peer, beside a gRPC echo of the same bytes and a "
-        "server that only runs the expert; bytes and accuracy of the encodings of latents.",
+        description="Requests per second of a peer, beside a gRPC echo of the same bytes (echo), "
+        "a peer with a network of one layer (service), and a server that only runs the expert "
+        "(bare); bytes and accuracy of the encodings of latents.",
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run")
     parser.add_argument(

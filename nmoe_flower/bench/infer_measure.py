@@ -18,7 +18,7 @@ from nmoe_flower.inference.peer_pb2 import PredictRequest
 
 __all__ = ["KINDS", "Figures", "measure", "payload"]
 
-KINDS = ("echo", "bare", "peer")
+KINDS = ("echo", "service", "bare", "peer")
 _WARM_UP = 200
 
 
@@ -140,7 +140,7 @@ async def _take_turns(
     figures: dict[str, Figures],
     blocks: int,
 ) -> dict[str, Figures]:
-    """Blocks in the order A B C, C B A, ...: a drift of the machine's speed favours nobody."""
+    """Blocks in the order A B C D, D C B A, ...: a drift of the machine's speed favours nobody."""
     concurrency = next(iter(figures.values())).concurrency
     loads = {
         kind: Load(child, identity, request, concurrency=concurrency)

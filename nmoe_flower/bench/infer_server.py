@@ -1,6 +1,6 @@
 """The server's side of ``nmoe bench infer``: a peer or a yardstick, in a process of its own.
 
-``python -m nmoe_flower.bench.infer_server peer|bare|echo BUNDLE [CERTIFICATES]`` prints its port
+``python -m nmoe_flower.bench.infer_server KIND BUNDLE [CERTIFICATES]`` prints its port
 and serves until its standard input ends.
 """
 
@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import torch
+from torch import nn
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.inference import Bundle, ExpertServer
@@ -32,7 +33,7 @@ Handler = Callable[[bytes, Any], Awaitable[bytes]]
 def main() -> None:
     """Serve until standard input ends."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("peer", "bare", "echo"))
+    parser.add_argument("what", choices=("peer", "service", "bare", "echo"))
     parser.add_argument("bundle", type=Path)
     parser.add_argument("certificates", type=Path, nargs="?")
     args = parser.parse_args()
@@ -49,14 +50,19 @@ async def _serve(args: argparse.Namespace) -> None:
         else None
     )
     bundle = Bundle.load(args.bundle)
-    if args.what == "peer":
-        peer = ExpertServer(bundle, identity)
+    if args.what in ("peer", "service"):
+        peer = ExpertServer(bundle, identity, load=load_expert if args.what == "peer" else _layer)
         await _until_told(await peer.start())
         await peer.drain(1.0)
     else:
         server, port = await _plain(echo if args.what == "echo" else bare(bundle), identity)
         await _until_told(port)
         await server.stop(0)
+
+
+def _layer(bundle: Bundle) -> nn.Module:
+    """A network that costs next to nothing: what is left is the service itself."""
+    return nn.Linear(bundle.latent_dim, len(bundle.classes))
 
 
 async def _until_told(port: int) -> None:

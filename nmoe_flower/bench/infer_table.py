@@ -40,11 +40,14 @@ def print_figures(
             )
     print(_aligned(rows))
     for load in loads:
-        peer = load["peer"]
+        service, peer = load["service"], load["peer"]
         if peer.rows == _GOAL_ROWS:
-            ratio = peer.ratio_to(load["echo"])
+            ratio = service.ratio_to(load["echo"])
             met = "met" if ratio >= _GOAL else "missed"
-            print(f"{peer.rows} rows x {peer.concurrency}: {ratio:.2f} of echo, {_GOAL} {met}")
+            print(
+                f"{peer.rows} rows x {peer.concurrency}: the service alone {ratio:.2f} of echo "
+                f"({_GOAL}: {met}), with the run's expert {peer.ratio_to(load['echo']):.2f}"
+            )
     _print_encodings(costs, bundle)
 
 

@@ -1,7 +1,8 @@
 """Micro-batches: requests that wait at the same moment are answered by one pass of the network.
 
 The network runs in one worker thread. While it works on a batch, new requests gather; the next
-batch takes as many as fit. An idle worker starts at once unless told to wait for company.
+batch takes as many as fit. An idle worker starts at once unless told to wait for company. Where a
+pass is shorter than handing it over, `Batcher.now` does without the thread.
 """
 
 import asyncio
@@ -48,6 +49,7 @@ class Batcher:
         max_batch: The most rows of a batch; a single request may be larger.
         max_wait: Seconds an idle worker waits for company. 0: none.
         max_queue: The most rows that may wait; more are refused.
+        now_rows: The most rows that ``now`` takes.
         on_batch: Told the rows and the seconds of every batch.
     """
 
@@ -59,6 +61,7 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         max_queue: int,
+        now_rows: int = 0,
         on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
         self.waiting_rows = 0
@@ -67,6 +70,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._max_queue = max_queue
+        self._now_rows = 0 if max_wait else now_rows
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Waiting] = deque()
@@ -74,6 +78,14 @@ class Batcher:
         self._timer: asyncio.Handle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def now(self, latents: Floats) -> Answer | None:
+        """Compute latents [rows, D] on the spot; None if they are too many, or others wait."""
+        if len(latents) > self._now_rows or self._working or self._queue:
+            return None
+        logits, seconds = self._work([latents])
+        self._on_batch(len(latents), seconds)
+        return Answer(logits, 0.0, seconds)
 
     def submit(self, latents: Floats) -> "asyncio.Future[Answer] | None":
         """Queue latents [rows, D]; None if the queue is full. Cancel the future to withdraw."""

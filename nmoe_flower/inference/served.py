@@ -1,10 +1,13 @@
 """One version of an expert, loaded and ready: its network and the queue before it."""
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from nmoe_flower.inference.batching import Batcher
 from nmoe_flower.inference.bundle import Bundle
@@ -15,6 +18,11 @@ from nmoe_flower.models import Expert
 __all__ = ["Served", "expert_thread", "load_expert"]
 
 Floats = npt.NDArray[np.float32]
+
+# A batch saves each request at most the time of a pass of one row, and costs it a turn of the loop
+# or of a thread. Where that is more, nothing is batched, as long as the loop is not held up.
+_TURN_SECONDS = 1e-4
+_HOLD_UP_SECONDS = 1e-3
 
 
 def expert_thread() -> ThreadPoolExecutor:
@@ -39,6 +47,26 @@ def load_expert(bundle: Bundle) -> Expert:
     return expert
 
 
+def rows_at_once(compute: Callable[[Floats], Floats], columns: int, most: int) -> int:
+    """The most rows, a power of two up to ``most``, that the event loop may compute itself.
+
+    0 for a network that gains by batches. Takes some milliseconds: passes are timed.
+    """
+    rows, limit = 1, _TURN_SECONDS
+    while rows <= most:
+        latents = np.zeros((rows, columns), np.float32)
+        if min(_seconds(compute, latents) for _ in range(3)) > limit:
+            break
+        rows, limit = 2 * rows, _HOLD_UP_SECONDS
+    return rows // 2
+
+
+def _seconds(compute: Callable[[Floats], Floats], latents: Floats) -> float:
+    started = time.perf_counter()
+    compute(latents)
+    return time.perf_counter() - started
+
+
 class Served:
     """An expert that answers. Every version has a queue of its own, so none is ever mixed up.
 
@@ -50,7 +78,7 @@ class Served:
     def __init__(
         self,
         bundle: Bundle,
-        expert: Expert,
+        expert: nn.Module,
         executor: Executor,
         metrics: ServiceMetrics,
         *,
@@ -66,6 +94,7 @@ class Served:
             max_batch=max_batch,
             max_wait=max_wait,
             max_queue=max_queue,
+            now_rows=rows_at_once(self._compute, bundle.latent_dim, max_batch),
             on_batch=metrics.batch,
         )
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from torch import nn
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import BundleError, CertificateError, ConfigError
@@ -42,6 +43,8 @@ class ExpertServer:
         peer_list: The signed list that ``Peers`` answers with.
         deny: Names that are refused although their certificate is good.
         keep_seconds: How long the last version still answers those who ask for it after a swap.
+        load: Makes the network of a bundle, latents [B, D] -> logits [B, C]: another precision,
+            or another runtime.
 
     Attributes:
         bundle: What is served now.
@@ -65,6 +68,7 @@ class ExpertServer:
         peer_list: PeerList | None = None,
         deny: Collection[str] = (),
         keep_seconds: float = 60.0,
+        load: Callable[[Bundle], nn.Module] = load_expert,
     ) -> None:
         if min(max_batch, max_queue) < 1 or max_wait_ms < 0:
             raise ConfigError(
@@ -80,6 +84,7 @@ class ExpertServer:
         self._limits = {"max_batch": max_batch, "max_queue": max_queue}
         self._max_wait = max_wait_ms / 1000
         self._keep_seconds = keep_seconds
+        self._load = load
         self._executor = expert_thread()
         self._swapping = asyncio.Lock()
         self._health = health.aio.HealthServicer()
@@ -208,7 +213,7 @@ class ExpertServer:
 
     async def _take_up(self, bundle: Bundle) -> None:
         """Load beside the old version, then switch between two requests."""
-        expert = await asyncio.to_thread(load_expert, bundle)
+        expert = await asyncio.to_thread(self._load, bundle)
         served = Served(
             bundle, expert, self._executor, self.metrics, max_wait=self._max_wait, **self._limits
         )

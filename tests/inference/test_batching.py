@@ -74,6 +74,29 @@ def test_requests_of_one_moment_share_a_pass() -> None:
     asyncio.run(scenario())
 
 
+def test_a_short_pass_is_done_at_once_unless_others_wait() -> None:
+    async def scenario() -> None:
+        worker = Worker()
+        batches: list[int] = []
+        batcher = make(worker, now_rows=2, on_batch=lambda rows, _: batches.append(rows))
+        found = batcher.now(rows(1, 2))
+        assert found is not None
+        assert found.logits[:, 0].tolist() == [-1, -2]
+        assert found.queue_seconds == 0
+        assert batches == [2]
+        assert batcher.now(rows(1, 2, 3)) is None  # too many
+        batcher.submit(rows(4))
+        assert batcher.now(rows(5)) is None  # one waits
+        await turns()
+        assert batcher.now(rows(5)) is None  # it is worked on
+        await worker.work()
+        assert batcher.now(rows(5)) is not None
+        assert worker.sizes == [1]
+        assert make(worker, now_rows=2, max_wait=1.0).now(rows(1)) is None  # wants company
+
+    asyncio.run(scenario())
+
+
 def test_while_the_worker_is_busy_the_next_batch_gathers() -> None:
     async def scenario() -> None:
         worker = Worker()
