@@ -182,6 +182,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         FEDSC | {"privacy.enabled": True, "privacy.adjacency": "add-remove"},
         "matrices by their number, which travels in clear: use replace-one",
     ),
+    (FEDSC | {"extractor.rounds": 9, "contrast.first": 10}, "no matrix would ever be shared"),
     (FEDSC | {"extractor.batch-size": 1}, "extractor.batch-size = 1 leaves extractor.method"),
     (
         FEDSC | {"privacy.enabled": True, "privacy.delta": 0.01, "data.train-per-client": 100},

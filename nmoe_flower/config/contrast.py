@@ -31,6 +31,9 @@ class ContrastConfig(Section):
     share: Literal["samples", "schedule", "own"] = Field(
         "samples", description="weight of the own matrix: q_i, from 1 to 0.2, or 1 (no sharing)"
     )
+    first: int = Field(
+        0, ge=0, description="round of the first matrix; 0: 1, or the end of the warm-up if private"
+    )
     refresh: int = Field(0, ge=0, description="rounds; 0: every round, or what the budget allows")
     view_size: int = Field(0, ge=0, description="pixels; 0: the size of the images")
     crop: float = Field(0.2, ge=1e-3, le=1, description="smallest share of the area; 1: no crop")

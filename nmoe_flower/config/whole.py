@@ -67,6 +67,12 @@ class Config(Section):
                 "extractor.batch-size = 1 leaves extractor.method = fedsc without negatives: "
                 "use at least 2"
             )
+        if contrastive and self.contrast.first > self.extractor.rounds:
+            raise ValueError(
+                f"contrast.first is {self.contrast.first} and there are "
+                f"extractor.rounds = {self.extractor.rounds}: no matrix would ever be shared; "
+                "if that is meant: contrast.share = own"
+            )
         size = self.data.train_per_client
         if (self.privacy.enabled or self.privacy.weights) and size * self.privacy.delta >= 1:
             raise ValueError(

@@ -65,14 +65,16 @@ def _fedsc(config: Config) -> SteppedFedAvg:
     options = _options(config, Action.CONTRAST, Action.CONTRAST_TEST)
     if contrast.probe != "local":  # one client can watch for all
         options["fraction_evaluate"], options["min_evaluate_nodes"] = 1e-9, 1
-    refresh, noise, accountant = contrast.refresh or 1, 0.0, None
+    first, refresh, noise, accountant = contrast.first or 1, contrast.refresh or 1, 0.0, None
     if privacy.enabled:
-        refresh = contrast.refresh or refresh_interval(max(1, rounds), privacy.releases)
+        first = contrast.first or _after_warmup(config)
+        refresh = contrast.refresh or refresh_interval(max(1, rounds - first + 1), privacy.releases)
         noise = noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.releases)
         accountant = Accountant(Budget(privacy.epsilon, privacy.delta))
     return FedSC(
         exchange=contrast.exchange,
         share=_share(contrast.share, rounds),
+        first=first,
         refresh=refresh,
         dim=contrast.dim,
         noise_multiplier=noise,
@@ -80,6 +82,16 @@ def _fedsc(config: Config) -> SteppedFedAvg:
         shrink=privacy.enabled and privacy.shrink,
         **options,
     )
+
+
+def _after_warmup(config: Config) -> int:
+    """The round of the first private matrix: fresh features are not worth their price.
+
+    With DP-SGD nobody learns before there is a mean matrix, so there it is the first.
+    """
+    if config.privacy.weights:
+        return 1
+    return int(config.extractor.warmup * config.extractor.rounds) + 1
 
 
 STRATEGIES: dict[str, Callable[[Config], SteppedFedAvg]] = {"fedce": _fedce, "fedsc": _fedsc}

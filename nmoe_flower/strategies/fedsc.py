@@ -51,7 +51,8 @@ class FedSC(SteppedFedAvg):
         correlation_action: Message type of the first phase; by default ``query.correlation``.
         share: The weight of a client's own R in its loss, in round 1, 2, ...; None takes its share
             q_i of the samples, for which the clients' gradients sum to the global one.
-        refresh: A new R is asked for in round 1 and every so many rounds.
+        first: The round of the first R. Before it, clients train on their own negatives alone.
+        refresh: A new R is asked for in round ``first`` and every so many rounds.
         dim: Width of the features; None takes that of the first R.
         clip: Largest norm of a feature.
         noise_multiplier: What the clients have agreed to; an R with less noise is refused.
@@ -72,6 +73,7 @@ class FedSC(SteppedFedAvg):
         exchange: Literal["merged", "two-phase"] = "merged",
         correlation_action: str = Action.CORRELATION,
         share: Callable[[int], float] | None = None,
+        first: int = 1,
         refresh: int = 1,
         dim: int | None = None,
         clip: float = 1.0,
@@ -83,8 +85,8 @@ class FedSC(SteppedFedAvg):
         super().__init__(**options)
         if exchange not in ("merged", "two-phase"):
             raise ConfigError(f"exchange must be merged or two-phase, got {exchange!r}")
-        if refresh < 1:
-            raise ConfigError(f"refresh must be at least 1 round, got {refresh}")
+        if min(first, refresh) < 1:
+            raise ConfigError(f"first and refresh must be at least 1, got {first} and {refresh}")
         if accountant is not None and noise_multiplier <= 0:
             raise ConfigError(
                 f"an accountant needs a noise_multiplier above 0, got {noise_multiplier}"
@@ -92,7 +94,7 @@ class FedSC(SteppedFedAvg):
         self.exchange = exchange
         self.correlation_action = correlation_action
         self.share = share
-        self.refresh = refresh
+        self.first, self.refresh = first, refresh
         self.noise_multiplier = noise_multiplier
         self.accountant = accountant
         self.correlations = Correlations(dim=dim, clip=clip, shrink=shrink)
@@ -120,7 +122,7 @@ class FedSC(SteppedFedAvg):
 
     def _asked(self, server_round: int, nodes: list[int]) -> set[int]:
         """The nodes to release an R this round, each paid for before it is asked."""
-        if (server_round - 1) % self.refresh:
+        if server_round < self.first or (server_round - self.first) % self.refresh:
             return set()
         if self.accountant is None:
             return set(nodes)

@@ -206,6 +206,13 @@ def test_matrices_are_asked_for_at_the_refresh_interval_only() -> None:
     assert asked == {1, 4, 7}
 
 
+def test_the_first_matrix_may_wait_until_features_are_worth_it() -> None:
+    told: list[dict[str, Any]] = []
+    strategy = FedSC(first=3, refresh=2, action="train")
+    play(strategy, InProcessGrid(client_app(told=told), 3), range(1, 8))
+    assert {e["round"] for e in told if e["wanted"]} == {3, 5, 7}
+
+
 def test_a_schedule_is_told_and_used() -> None:
     told: list[dict[str, Any]] = []
     strategy = FedSC(share=lambda current: 1.0 - 0.2 * current, action="train")
@@ -345,7 +352,8 @@ def test_collapse_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     ("options", "text"),
     [
         ({"exchange": "three-phase"}, "merged or two-phase"),
-        ({"refresh": 0}, "refresh must be at least 1"),
+        ({"refresh": 0}, "must be at least 1, got 1 and 0"),
+        ({"first": 0}, "must be at least 1, got 0 and 1"),
         ({"accountant": Accountant()}, "noise_multiplier above 0"),
     ],
 )
