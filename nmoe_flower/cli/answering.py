@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nmoe_flower.cli.images import Loaded, read_images
+from nmoe_flower.cli.metrics_port import serve_metrics
 from nmoe_flower.files import append_line, to_json
 from nmoe_flower.inference.call import SILENT
 from nmoe_flower.inference.client import Answer, Client
+from nmoe_flower.inference.router_metrics import RouterMetrics
 
 __all__ = ["run"]
 
@@ -26,20 +28,24 @@ def run(args: argparse.Namespace) -> int:
         NMoEError: The bundle, the list of peers, a certificate or a setting is wrong.
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    failed = 0
-    with Client.open(
-        args.bundle,
-        peers=args.peers,
-        certificate=args.certificate,
-        key=args.key,
-        authority=args.authority,
-        insecure=args.insecure,
-        top_k=args.top_k,
-        deadline=args.deadline,
-        hedge_after=args.hedge_after,
-        prefer_margin=args.prefer_margin,
-        encoding=args.encoding,
-    ) as client:
+    failed, metrics = 0, RouterMetrics()
+    with (
+        serve_metrics(metrics.registry, args.metrics_port),
+        Client.open(
+            args.bundle,
+            peers=args.peers,
+            certificate=args.certificate,
+            key=args.key,
+            authority=args.authority,
+            insecure=args.insecure,
+            top_k=args.top_k,
+            deadline=args.deadline,
+            hedge_after=args.hedge_after,
+            prefer_margin=args.prefer_margin,
+            encoding=args.encoding,
+            metrics=metrics,
+        ) as client,
+    ):
         channels, height, width = client.bundle.manifest.image_shape
         images = read_images(
             args.images, (channels, height, width), stdin=sys.stdin.buffer, resize=args.resize

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from nmoe_flower.cli.keys import add_keys, check_keys, needs_serve
+from nmoe_flower.cli.metrics_port import add_metrics_port
 
 __all__ = ["add_arguments"]
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much lower a healthier expert may score (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--encoding", choices=("float32", "float16", "int8"), default="float32")
+    add_metrics_port(parser)
     parser.add_argument("--records", type=Path, metavar="FILE", help="append a line per batch")
 
     def command(args: argparse.Namespace) -> int:

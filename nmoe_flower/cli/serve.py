@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nmoe_flower.cli.metrics_port import add_metrics_port
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["add_arguments"]
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", default="127.0.0.1:7600", metavar="HOST:PORT", help="(%(default)s)"
     )
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="Prometheus, on loopback")
+    add_metrics_port(parser)
     parser.add_argument("--peers", type=Path, metavar="FILE", help="signed list to hand on")
     parser.add_argument("--deny", nargs="+", default=[], metavar="NAME", help="who gets no answer")
     parser.add_argument("--max-batch", type=int, default=256, help="rows per pass (%(default)s)")

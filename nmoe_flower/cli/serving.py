@@ -11,12 +11,11 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from prometheus_client import start_http_server
 
+from nmoe_flower.cli.metrics_port import serve_metrics
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference import ExpertServer, Sources, SourceWatch
 from nmoe_flower.inference.logs import JsonFormatter
-from nmoe_flower.inference.metrics import ServiceMetrics
 
 __all__ = ["run"]
 
@@ -48,7 +47,7 @@ async def _serve(args: argparse.Namespace) -> int:
         deny=args.deny,
     )
     stop, again = _heed_signals()
-    with _metrics(server.metrics, args.metrics_port):
+    with serve_metrics(server.metrics.registry, args.metrics_port):
         port = await server.start()
         watch = SourceWatch(server, sources)
         host = args.listen.rpartition(":")[0]
@@ -75,24 +74,6 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
     return event.is_set()
-
-
-@contextlib.contextmanager
-def _metrics(metrics: ServiceMetrics, port: int | None) -> Iterator[None]:
-    """Let Prometheus read ``http://127.0.0.1:port/metrics`` meanwhile."""
-    if port is None:
-        yield
-        return
-    try:
-        server, thread = start_http_server(port, "127.0.0.1", metrics.registry)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on metrics port {port}: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @contextlib.contextmanager

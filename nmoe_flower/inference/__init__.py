@@ -7,6 +7,7 @@ from nmoe_flower.inference.manifest import Manifest
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.record import CallRecord, Sent
 from nmoe_flower.inference.router import RemoteExperts
+from nmoe_flower.inference.router_metrics import RouterMetrics
 from nmoe_flower.inference.rpc import PeerStub, RefusedError, peer_handlers
 from nmoe_flower.inference.service import ExpertServer
 from nmoe_flower.inference.sources import Sources, SourceWatch
@@ -26,6 +27,7 @@ __all__ = [
     "PeerStub",
     "RefusedError",
     "RemoteExperts",
+    "RouterMetrics",
     "Sent",
     "SourceWatch",
     "Sources",

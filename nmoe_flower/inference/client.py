@@ -47,7 +47,7 @@ class Client:
         peers: Who holds the other experts.
         identity: This device's certificate and key; None: no encryption.
         top_k: Experts per image; None: as the gate was trained.
-        settings: Further ones of `RemoteExperts`: ``deadline``, ``hedge_after``, ``encoding`` ...
+        settings: Further ones of `RemoteExperts`: ``deadline``, ``encoding``, ``metrics`` ...
 
     Attributes:
         bundle: What was given.

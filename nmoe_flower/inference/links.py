@@ -101,6 +101,10 @@ class Links:
         """The experts that may be asked now."""
         return [expert for expert, link in self._links.items() if link.open_to_requests]
 
+    def breakers(self) -> dict[str, str]:
+        """The state of each peer's breaker by name; may be called from any thread."""
+        return {link.peer.name: link.health.breaker.state for link in self._links.values()}
+
     def penalties(self, num_experts: int, deadline_ms: float) -> npt.NDArray[np.float64]:
         """How unwell each expert is, [E]: 1 for those nobody has, 0 for the own."""
         penalties = np.ones(num_experts)

@@ -73,6 +73,12 @@ class CallRecord:
         return np.asarray(np.flatnonzero(wrong.any(axis=1)))
 
     @property
+    def fallbacks(self) -> tuple[int, int]:
+        """How many rows fell back to a next-best expert, and how many to the own one."""
+        back = self.answered_by[self.fell_back].max(axis=1, initial=SILENT)
+        return int((back != self.own).sum()), int((back == self.own).sum())
+
+    @property
     def silent(self) -> int:
         """Choices of the gate that are missing from the answer, with others of their row in it."""
         unanswered = int((self.answered_by == SILENT).sum())
@@ -97,7 +103,7 @@ class CallRecord:
         {'rows': 2, 'ms': 2.0, 'deadline_ms': 1000.0, 'chosen': {1: 1, 2: 1},
          'answered': {0: 1, 1: 1}, 'local': 1}
         """
-        back = self.answered_by[self.fell_back].max(axis=1, initial=SILENT)
+        next_best, local = self.fallbacks
         return {
             "own": self.own,
             "rows": len(self.expert_ids),
@@ -105,8 +111,8 @@ class CallRecord:
             "deadline_ms": self.deadline_ms,
             "chosen": _counts(self.expert_ids),
             "answered": _counts(self.answered_by),
-            "next_best": int((back != self.own).sum()),
-            "local": int((back == self.own).sum()),
+            "next_best": next_best,
+            "local": local,
             "silent": self.silent,
             "moved": self.moved,
             "bytes_up": self.bytes_up,

@@ -32,6 +32,7 @@ from nmoe_flower.inference.loop import LoopThread
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.plan import Bools, Floats, Ints, prefer_healthy
 from nmoe_flower.inference.record import CallRecord
+from nmoe_flower.inference.router_metrics import RouterMetrics
 from nmoe_flower.inference.wire import MAX_MESSAGE_BYTES, Encoding
 from nmoe_flower.models import Expert
 
@@ -72,6 +73,7 @@ class RemoteExperts:
         encoding: Of the latents on the network.
         refresh_seconds: Ask peers for a newer list so often: needs ``identity``. None: never.
         on_change: Told of every newer list, in a thread of its own.
+        metrics: Counts every call. None: nothing is counted.
         make_breaker: Makes the breaker of a peer.
         open_channel: Makes the connection to a peer; None: gRPC.
 
@@ -99,6 +101,7 @@ class RemoteExperts:
         encoding: Encoding = "float32",
         refresh_seconds: float | None = None,
         on_change: Callable[[PeerList], None] | None = None,
+        metrics: RouterMetrics | None = None,
         make_breaker: Callable[[], Breaker] = Breaker,
         open_channel: Callable[[PeerEntry], Channel] | None = None,
     ) -> None:
@@ -134,6 +137,9 @@ class RemoteExperts:
             authority_pem=identity.authority_pem if identity is not None else b"",
             on_change=on_change,
         )
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.watch(self._links.breakers)
         self._exchange = Exchange(self._links, deadline=deadline, hedge_after=hedge_after)
         self._loop = LoopThread("nmoe-router")
         if refresh_seconds is not None:
@@ -178,6 +184,8 @@ class RemoteExperts:
             sent=sent,
             moved=int((chosen != ids).sum()),
         )
+        if self._metrics is not None:
+            self._metrics.observe(record)
         return torch.from_numpy(outcome.logits).to(latents.device), record
 
     @property
