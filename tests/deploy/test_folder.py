@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli import main
@@ -102,30 +101,11 @@ def test_scripts_are_shell_and_work_from_any_folder(federation: Path) -> None:
         assert script.stat().st_mode & 0o100
 
 
-def test_the_compose_file_has_a_service_per_program(federation: Path) -> None:
-    services = yaml.safe_load((federation / "compose.yaml").read_text())["services"]
-    assert set(services) == {"superlink", "node-0", "node-0-train", "node-1", "node-1-train"}
-    for service in services.values():
-        folder = federation / service["volumes"][0].partition(":")[0]
-        assert (folder / service["command"][1]).is_file()
-    assert services["node-1"]["profiles"] == ["serve"]
-
-
-def test_units_start_scripts_that_are_there(federation: Path) -> None:
-    units = sorted(federation.rglob("*.service"))
-    assert len(units) == 5
-    for unit in units:
-        (start,) = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart")]
-        name, script = start.rpartition("/opt/nmoe/")[2].split("/")
-        assert name == Party.load(unit.parent).name
-        assert (unit.parent / script).is_file()
-
-
 def test_the_readme_says_where_each_folder_goes(federation: Path) -> None:
     text = (federation / "README.md").read_text()
     for folder in ("authority/", "server/", "nodes/node-0/", "nodes/node-1/"):
         assert f"`{folder}`" in text
-    # 1 identity, 1 initial, 2 rounds and 2 tests, experts, answers, 2 gate rounds, 2 at the end
+    # identity, describe, initial, 2 rounds and 2 tests, experts, answers, 2 gate rounds, evaluation
     assert "is 12 exchanges, about 1 minutes" in text
 
 
@@ -164,7 +144,7 @@ def app_config(folder: Path) -> Config:
 def test_the_command_writes_a_run_of_few_exchanges(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a recipe: 10 rounds and one test; 1 + 1 + 10 + 1 + 1 + 1 + 10 + 2 = 27."""
+    """Without a recipe: 10 rounds and one test; 3 + 10 + 1 + 2 + 10 + 1 = 27."""
     lab = tmp_path / "lab"
     hosts = ["server.lab", "cam0.lab", "cam1.lab:7700"]
     words = ["--nodes", "2", "--hosts", *hosts, "--set", "run.seed=7"]
