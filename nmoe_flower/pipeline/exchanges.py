@@ -32,6 +32,8 @@ def exchanges(config: Config) -> dict[str, int]:
 
 def _extractor(config: Config) -> dict[str, int]:
     settings = config.extractor
+    if settings.start:
+        return {}
     rounds = settings.rounds
     every = config.run.evaluate_every or max(1, rounds // 10)
     phases = 2 if settings.method == "fedsc" and config.contrast.exchange == "two-phase" else 1
@@ -53,7 +55,10 @@ _GATES: dict[str, Callable[[Config], int]] = {
 def _aligned(config: Config) -> dict[str, int]:
     rounds, every = config.alignment.rounds, max(1, config.alignment.evaluate_every)
     tests = -(-rounds // every)
-    return {
+    counted = {
         "identity": 1, "describe": 2, "initial": 1, "probe": 1,
         "alignment": rounds, "alignment-test": tests, "whole": 1, "placed": 1,
     }  # fmt: skip
+    if config.alignment.extractor == "stage-1":
+        counted |= {"describe": 3, "initial": 2, "extractor/given": 1, **_extractor(config)}
+    return counted

@@ -7,6 +7,11 @@ from nmoe_flower.config import Config
 from nmoe_flower.pipeline import exchanges
 from nmoe_flower.server_app import cost_in_words
 
+ALIGNED = {
+    "run.system": "aligned", "run.controls": "", "gate.methods": "local",
+    "alignment.extractor": "stage-1", "alignment.rounds": 2, "extractor.rounds": 2,
+}  # fmt: skip
+
 
 def counted(pipeline: Any) -> dict[str, int]:
     """Lines of ``rounds.jsonl`` by stage: one per exchange."""
@@ -18,6 +23,13 @@ def test_the_count_is_what_a_run_writes(new_pipeline: Any) -> None:
     pipeline = new_pipeline("counted")
     pipeline()
     assert {"identity": 1, **counted(pipeline)} == exchanges(pipeline.config)
+
+
+def test_the_aligned_system_on_an_extractor_of_stage_1_counts_both(new_pipeline: Any) -> None:
+    """``probe`` is an upper bound: only newcomers are probed, and here is none."""
+    pipeline = new_pipeline("aligned", ALIGNED)
+    pipeline()
+    assert {"identity": 1, "probe": 1, **counted(pipeline)} == exchanges(pipeline.config)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +56,8 @@ def test_the_cost_is_said_in_words() -> None:
     assert cost_in_words(config) == (
         "a whole run is 22 exchanges; on SuperNodes each costs about 6 s: 2 minutes"
     )
+
+
+def test_an_extractor_that_is_there_costs_no_rounds() -> None:
+    found = exchanges(Config.parse({"extractor.start": "runs/one"}))
+    assert not {"extractor", "extractor-test"} & set(found)
