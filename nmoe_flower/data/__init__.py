@@ -14,7 +14,6 @@ from nmoe_flower.data.configured import (
     own_share,
 )
 from nmoe_flower.data.datasets import load_images
-from nmoe_flower.data.extra import import_extra
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices, label_counts
 from nmoe_flower.data.partition import partition_clients
@@ -48,6 +47,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "DominantClassPartitioner":
+        from nmoe_flower.data.extra import import_extra
+
         import_extra("flwr_datasets", name)
         return import_module("nmoe_flower.data.dominant").DominantClassPartitioner
     if name in ("Augment", "normalise", "two_views"):
