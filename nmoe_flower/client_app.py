@@ -9,6 +9,7 @@ from nmoe_flower.clients import (
     expert,
     extractor,
     gate,
+    head,
     identity,
     initial,
     spectral,
@@ -27,6 +28,8 @@ app.evaluate(Action.EXTRACTOR_TEST.verb)(extractor.test)
 app.train(Action.CONTRAST.verb)(spectral.train)
 app.query(Action.CORRELATION.verb)(spectral.correlate)
 app.evaluate(Action.CONTRAST_TEST.verb)(spectral.test)
+app.query(Action.LATENTS.verb)(expert.cache)
+app.train(Action.HEAD.verb)(head.train)
 app.train(Action.EXPERT.verb)(expert.train)
 app.query(Action.ANSWER.verb)(expert.answer)
 app.query(Action.ANSWERS.verb)(expert.answers)

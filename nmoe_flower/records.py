@@ -18,6 +18,7 @@ __all__ = [
     "CONFIG",
     "CORRELATION",
     "EXPERT",
+    "HEAD",
     "KEPT_ROUNDS",
     "METRICS",
     "NOISE_MULTIPLIER",
@@ -46,6 +47,7 @@ CONFIG = "config"
 METRICS = "metrics"
 CORRELATION = "correlation"
 EXPERT = "expert"
+HEAD = "head"
 NOISE_MULTIPLIER = "noise-multiplier"
 NOISE_STD = "noise-std"
 NUM_EXAMPLES = "num-examples"
@@ -65,6 +67,8 @@ class Action(StrEnum):
     CONTRAST = "train.contrast"
     CORRELATION = "query.correlation"
     CONTRAST_TEST = "evaluate.contrast"
+    LATENTS = "query.latents"
+    HEAD = "train.head"
     EXPERT = "train.expert"
     ANSWER = "query.answer"
     ANSWERS = "query.answers"

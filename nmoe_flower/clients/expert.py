@@ -17,13 +17,20 @@ from nmoe_flower.records import ARRAYS, EXPERT, NUM_EXAMPLES
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import batch_indices, fit
 
-__all__ = ["EXPERT_GROUP", "LATENTS", "SPLITS", "answer", "answers", "train"]
+__all__ = ["EXPERT_GROUP", "LATENTS", "SPLITS", "answer", "answers", "cache", "train"]
 
 EXPERT_GROUP = "expert"
 LATENTS = "latents"
 ANSWERS = "answers"
 OUT_OF_FOLD = "out-of-fold"
 SPLITS = ("holdout", "local", "iid")
+
+
+def cache(message: Message, context: Context) -> Message:
+    """Cache the latents of the received extractor, for what trains on them."""
+    device = device_of(context)
+    _cached(device, message)
+    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 
 
 def train(message: Message, context: Context) -> Message:
@@ -33,11 +40,7 @@ def train(message: Message, context: Context) -> Message:
     test images, or nothing; and the mean latent, if the prototype gate asks for it.
     """
     device = device_of(context)
-    network = device.classifier()
-    received = records.to_numpy(message.content.array_records[ARRAYS])
-    load_classifier(device, network, received, before=1 << 31)
-    latents = _latents(device, network)
-    device.store.save(LATENTS, latents)
+    network, received, latents = _cached(device, message)
     expert, loss = _train_expert(device, network, latents, latents["kept"])
     state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
     device.store.save(EXPERT_GROUP, state, sync=device.serves)
@@ -112,6 +115,18 @@ def _all_splits(
 def _run(device: Device, expert: Expert, latents: np.ndarray) -> np.ndarray:
     rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
     return np.asarray(expert.eval()(rows).float().cpu().numpy())
+
+
+def _cached(
+    device: Device, message: Message
+) -> tuple[Classifier, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The received network, its arrays, and the latents of its extractor, kept in the store."""
+    network = device.classifier()
+    received = records.to_numpy(message.content.array_records[ARRAYS])
+    load_classifier(device, network, received, before=1 << 31)
+    latents = _latents(device, network)
+    device.store.save(LATENTS, latents)
+    return network, received, latents
 
 
 def _latents(device: Device, network: Classifier) -> dict[str, np.ndarray]:

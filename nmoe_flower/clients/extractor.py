@@ -177,7 +177,7 @@ def load_classifier(
     device: Device, network: Classifier, arrays: Mapping[str, np.ndarray], *, before: int
 ) -> None:
     """Load received weights; a private head comes from the store, as it was before a round."""
-    shared = device.config.extractor.shares_head
+    shared = device.config.extractor.shares_head or any(n.startswith("head.") for n in arrays)
     records.load_into(network.parts(with_head=shared), arrays)
     if shared:
         return

@@ -1,25 +1,27 @@
-"""Where a run starts: the initial weights of stage 1 and of the gate, the same on every client."""
+"""Where a run starts: initial weights of stage 1, head and gate, the same on every client."""
 
 from flwr.app import Context, Message
 
 from nmoe_flower import records
 from nmoe_flower.clients import extractor, spectral
 from nmoe_flower.clients.device import device_of
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES
+from nmoe_flower.records import ARRAYS, HEAD, NUM_EXAMPLES
 
 __all__ = ["initial"]
 
 
 def initial(message: Message, context: Context) -> Message:
-    """Tell the initial weights of what stage 1 trains, and those of the gate."""
+    """Tell the initial weights of what stage 1 trains, those of a head, and those of the gate."""
     device = device_of(context)
     half = spectral if device.config.extractor.method == "fedsc" else extractor
-    gate = device.gate(device.fresh_classifier().extractor.latent_dim)
+    network = device.fresh_classifier()
+    gate = device.gate(network.extractor.latent_dim)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(device.train_labels)},
         arrays={
             ARRAYS: records.from_numpy(half.initial(device)),
+            HEAD: records.pack(network.head.state_dict()),
             "gate": records.pack(gate.state_dict()),
         },
     )

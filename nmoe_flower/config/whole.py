@@ -14,6 +14,7 @@ from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.gate import GateConfig
+from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.private_weights import refusal
 from nmoe_flower.config.reading import explain, literal, merge
@@ -33,6 +34,7 @@ class Config(Section):
     extractor: ExtractorConfig = Field(default_factory=lambda: ExtractorConfig.model_validate({}))
     contrast: ContrastConfig = Field(default_factory=lambda: ContrastConfig.model_validate({}))
     privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({}))
+    head: HeadConfig = Field(default_factory=lambda: HeadConfig.model_validate({}))
     expert: ExpertConfig = Field(default_factory=lambda: ExpertConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     alignment: AlignmentConfig = Field(default_factory=lambda: AlignmentConfig.model_validate({}))
@@ -56,10 +58,16 @@ class Config(Section):
                 "extractor.head is linear and expert.hidden is not empty: "
                 "use expert.init = scratch, extractor.head = expert or an empty expert.hidden"
             )
-        if self.extractor.method == "fedsc" and self.expert.init == "head":
+        if self.extractor.shares_head and self.head.rounds:
             raise ValueError(
-                "expert.init = head needs a head from stage 1, and extractor.method = fedsc trains "
-                "without labels: use scratch"
+                f"head.rounds = {self.head.rounds} trains a head where stage 1 leaves none, and "
+                f"extractor.method = fedce leaves one: use 0"
+            )
+        headless = not self.extractor.shares_head and not self.head.rounds
+        if self.extractor.method == "fedsc" and self.expert.init == "head" and headless:
+            raise ValueError(
+                "expert.init = head needs a head, and extractor.method = fedsc trains "
+                "without labels: set head.rounds, or use scratch"
             )
         contrastive = self.extractor.method == "fedsc"
         if contrastive and self.contrast.unbiased and self.extractor.batch_size == 1:

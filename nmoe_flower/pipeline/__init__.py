@@ -14,6 +14,7 @@ from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.gates import train_gates
+from nmoe_flower.pipeline.head import train_head
 from nmoe_flower.pipeline.holdings import Holding, holdings
 from nmoe_flower.pipeline.placement import evaluate_aligned
 from nmoe_flower.pipeline.run import Journal, Run
@@ -36,6 +37,7 @@ __all__ = [
     "train_experts",
     "train_extractor",
     "train_gates",
+    "train_head",
 ]
 
 

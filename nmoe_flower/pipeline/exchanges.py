@@ -18,7 +18,10 @@ def exchanges(config: Config) -> dict[str, int]:
     """
     if config.run.system == "aligned":
         return _aligned(config)
-    counted = {"identity": 1, "describe": 1, "initial": 1, **_extractor(config), "experts": 1}
+    counted = {"identity": 1, "describe": 1, "initial": 1, **_extractor(config)}
+    if config.head.rounds:
+        counted |= {"latents": 1, "head": config.head.rounds}
+    counted["experts"] = 1
     counted |= {"weights": {"answers": 1}, "latents": {"answer": 1, "answers": 1}, "none": {}}[
         config.expert.sharing
     ]

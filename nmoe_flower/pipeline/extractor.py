@@ -15,7 +15,7 @@ from nmoe_flower.pipeline.arrays import has, keep
 from nmoe_flower.pipeline.holdings import holdings
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
-from nmoe_flower.records import ARRAYS, Action
+from nmoe_flower.records import ARRAYS, HEAD, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOptions
 
@@ -33,6 +33,7 @@ def train_extractor(run: Run) -> None:
     if not has(run, "gate/initial"):
         fresh = run.gather("initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
         keep(run, "gate/initial", fresh.array_records["gate"])
+        keep(run, "head/initial", fresh.array_records[HEAD])
         initial = fresh.array_records[ARRAYS]
     if settings.start:
         _keep_given(run, Path(settings.start).expanduser(), records.to_numpy(initial))

@@ -7,12 +7,14 @@ from nmoe_flower.pipeline.controls import train_controls
 from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.gates import train_gates
+from nmoe_flower.pipeline.head import train_head
 from nmoe_flower.pipeline.run import Run
 
 __all__ = ["ALIGNED_STAGES", "STAGES"]
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "extractor": train_extractor,
+    "head": train_head,
     "experts": train_experts,
     "gates": train_gates,
     "controls": train_controls,

@@ -1,0 +1,43 @@
+"""Between stages 1 and 2 at the client: one step of a shared head on cached latents."""
+
+import torch
+from flwr.app import Context, Message
+from torch.nn import functional as F
+
+from nmoe_flower import records
+from nmoe_flower.clients.device import device_of
+from nmoe_flower.clients.expert import LATENTS
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.training import batch_indices, fit, sgd
+
+__all__ = ["train"]
+
+
+def train(message: Message, context: Context) -> Message:
+    """Take this round's step with the received head; the extractor is frozen, latents are kept."""
+    device = device_of(context)
+    settings = records.config_of(message)
+    latents = device.store.load(LATENTS)
+    rows, labels = latents["train"], latents["train-labels"]
+    head = device.head(rows.shape[1])
+    records.load_into(head.state_dict(), records.to_numpy(message.content.array_records[ARRAYS]))
+    (chosen,) = batch_indices(
+        len(labels),
+        device.config.head.batch_size,
+        first=int(settings[SERVER_ROUND]) - 1,
+        count=1,
+        seed=device.seed("head-batches"),
+    )
+    inputs = torch.from_numpy(rows[chosen]).to(device.torch_device)
+    truth = torch.from_numpy(labels[chosen]).to(device.torch_device)
+    result = fit(
+        head,
+        [(inputs, truth)],
+        lambda batch: F.cross_entropy(head(batch[0]), batch[1]),
+        optimizer=sgd(head, learning_rate=float(settings["learning-rate"])),
+    )
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(labels), "loss": result.loss},
+        arrays={ARRAYS: records.pack(head.state_dict())},
+    )
