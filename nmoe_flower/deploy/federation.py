@@ -15,6 +15,7 @@ __all__ = ["LocalFederation", "local_plan"]
 
 _START_SECONDS = 120.0
 _PER_EXCHANGE = 120.0  # a deadline, not an estimate: a busy machine is slow
+_ANSWER_SECONDS = 30.0  # likewise; connections are opened within it
 _EXPIRY = 90.0  # a killed node is let in again when its heartbeats have expired
 
 
@@ -142,8 +143,8 @@ class LocalFederation:
         log = folder / "logs" / "infer.log"
         command = ["nmoe", "infer", "bundle", str(images.resolve()), "--peers", "peers.json"]
         command += ["--certificate", f"{folder.name}.pem", "--key", f"{folder.name}.key"]
-        self.stage.run(
-            [*command, "--authority", "ca.pem"], folder=folder, log=log, seconds=_START_SECONDS
-        )
+        command += ["--authority", "ca.pem", "--deadline", f"{_ANSWER_SECONDS:g}"]
+        seconds = _START_SECONDS + _ANSWER_SECONDS
+        self.stage.run(command, folder=folder, log=log, seconds=seconds)
         lines = log.read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line.startswith("{")]

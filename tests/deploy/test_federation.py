@@ -80,6 +80,7 @@ def test_a_federation_trains_as_its_simulation_though_a_node_is_killed(
 ) -> None:
     changes = {
         "extractor.backbone": "digits", "run.connect-timeout": 300.0, "run.round-timeout": 600.0,
+        "run.evaluate-every": 2,
     }  # fmt: skip
     plan = new_plan(NODES, changes=changes)
     config = for_deployment(plan.config, NODES)
