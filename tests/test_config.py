@@ -182,6 +182,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         FEDSC | {"privacy.enabled": True, "privacy.adjacency": "add-remove"},
         "matrices by their number, which travels in clear: use replace-one",
     ),
+    ({"head.rounds": 3}, "trains a head where stage 1 leaves none"),
     (FEDSC | {"extractor.rounds": 9, "contrast.first": 10}, "no matrix would ever be shared"),
     (FEDSC | {"extractor.batch-size": 1}, "extractor.batch-size = 1 leaves extractor.method"),
     (
@@ -189,7 +190,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "privacy.delta must be below 1 / images = 0.01 of a client",
     ),
     ({"gate.folds": 1}, "folds must be 0 (use a hold-out) or at least 2, got 1"),
-    (FEDSC | {"expert.init": "head"}, "expert.init = head needs a head from stage 1"),
+    (FEDSC | {"expert.init": "head"}, "expert.init = head needs a head"),
 ]
 
 
