@@ -15,12 +15,16 @@ _ANNOTATED = 12
 
 
 def draw_alignment(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
-    """Draw all three figures of one or several runs; of seeds, the first one."""
+    """Draw both figures of one or several runs; of seeds, the first one.
+
+    A single model has no map beside those of mixtures.
+    """
     names = policy_names(runs)
     first = {name: next(r for r in runs if r.configuration == c) for c, name in names.items()}
     paths = [folder / "assignments.png", folder / "alignment.png"]
-    draw_assignments({name: run.results["alignment"]["assignments"] for name, run in first.items()},
-                     paths[0])  # fmt: skip
+    times = {name: run.results["alignment"]["assignments"] for name, run in first.items()}
+    mixtures = {name: counts for name, counts in times.items() if len(counts[0]) > 1}
+    draw_assignments(mixtures or times, paths[0])
     draw_progress({name: curve_of(run) for name, run in first.items()}, paths[1])
     return paths
 

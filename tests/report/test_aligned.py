@@ -1,5 +1,6 @@
 """Runs of the aligned system side by side: the numbers of the table, and the figures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.runs import FinishedRun, load_runs
 from nmoe_flower.results import RunFolder
 
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 # Rounds 1 to 6: never three in a row at 0.59 for greedy; joint from round 3 on.
 ACCURACY = {"greedy": [0.2, 0.6, 0.6, 0.4, 0.6, 0.6], "joint": [0.3, 0.5, 0.6, 0.64, 0.65, 0.65]}
 
@@ -95,6 +97,28 @@ def test_the_table_says_when_what_was_reached_and_at_what_cost(folders: list[Pat
     assert joint[7:] == [
         "0.250 ± 0.000", "0.500 ± 0.000", "12.0 ± 0.0", "1.0060", "12.0 ± 0.0", "2",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", ["one-class", "two-classes"])
+def test_published_runs_moved_assigned_experts_only(setting: str) -> None:
+    """Per client and round at most extractor, gate and k experts, and one per cent.
+
+    The extractor does not travel. By hand, of joint, whose audit is published: the gate and each
+    expert are a layer of 1,696 numbers in, 10 out, of 4 bytes each.
+    """
+    folders = sorted((PUBLISHED / f"alignment-{setting}").glob("*/rounds.jsonl"))
+    assert len(folders) >= 7
+    for path in folders:
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        rounds = [record for record in records if record["stage"] == "alignment"]
+        assert len(rounds) == 30
+        assert 1 <= max(record["metrics"]["bytes-to-part"] for record in rounds) <= 1.01
+        lines = [line for r in rounds for line in r.get("audit", {}).get("clients", ())]
+        assert len(lines) == (300 if path.parent.name == "joint-0" else 0)
+        for line in lines:
+            part = (1 + len(line["experts"])) * 4 * (10 * 1696 + 10)
+            assert part < line["bytes-down"] <= 1.01 * part
+            assert part < line["bytes-up"] <= 1.01 * part
 
 
 def test_curves_count_the_bytes_of_training_alone(folders: list[Path]) -> None:
