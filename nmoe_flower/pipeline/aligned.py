@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
@@ -27,6 +28,7 @@ from nmoe_flower.alignment import (
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.arrays import has, keep, message
 from nmoe_flower.pipeline.extractor import train_extractor
+from nmoe_flower.pipeline.holdings import holdings, train_counts
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, Action
 from nmoe_flower.strategies import (
@@ -54,7 +56,7 @@ def train_first(run: Run) -> None:
 
 def train_aligned(run: Run) -> None:
     """Rounds of ExpertAlignment. Leaves the mixture under ``mixture/``, and what was learned."""
-    described = run.gather("describe", Action.DESCRIBE, RecordDict())
+    counts = train_counts(holdings(run))
     if run.config.alignment.extractor == "stage-1":
         body = records.from_numpy(run.part("classifier/extractor."))
         run.gather("extractor/given", Action.GIVEN, message(body))
@@ -65,7 +67,7 @@ def train_aligned(run: Run) -> None:
         initial = fresh.array_records[ARRAYS]
         size = records.metrics_of(fresh)["expert-parameters"]
         run.arrays["parameters/expert"] = np.array(size)
-    strategy = _strategy(run, described)
+    strategy = _strategy(run, counts)
     write, run.journal = run.journal, _audited(run, strategy)
     try:
         trained = run.federate(
@@ -94,9 +96,8 @@ def _audited(run: Run, strategy: ExpertAlignment) -> Any:
     return journal
 
 
-def _strategy(run: Run, described: Mapping[int, RecordDict]) -> ExpertAlignment:
+def _strategy(run: Run, counts: npt.NDArray[np.int64]) -> ExpertAlignment:
     config, settings = run.config, run.config.alignment
-    counts = np.array([records.metrics_of(c)["train-counts"] for c in described.values()])
     parameters = int(run.arrays["parameters/expert"])
     flops = _flops(parameters)
     world = _world(config)

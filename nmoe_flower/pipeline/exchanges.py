@@ -59,9 +59,9 @@ def _aligned(config: Config) -> dict[str, int]:
     rounds, every = config.alignment.rounds, max(1, config.alignment.evaluate_every)
     tests = -(-rounds // every)
     counted = {
-        "identity": 1, "describe": 2, "initial": 1, "probe": 1,
+        "identity": 1, "describe": 1, "initial": 1, "probe": 1,
         "alignment": rounds, "alignment-test": tests, "whole": 1, "placed": 1,
     }  # fmt: skip
     if config.alignment.extractor == "stage-1":
-        counted |= {"describe": 3, "initial": 2, "extractor/given": 1, **_extractor(config)}
+        counted |= {"initial": 2, "extractor/given": 1, **_extractor(config)}
     return counted

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import RecordDict
 
 from nmoe_flower import records
@@ -12,7 +14,7 @@ from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action
 
-__all__ = ["Holding", "holdings"]
+__all__ = ["Holding", "holdings", "train_counts"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ def holdings(run: Run) -> dict[int, Holding]:
         _compare({partition: holding.classes for partition, holding in told.items()})
         run.described = {partition: asdict(holding) for partition, holding in told.items()}
     return {partition: Holding(**values) for partition, values in run.described.items()}
+
+
+def train_counts(held: Mapping[int, Holding]) -> npt.NDArray[np.int64]:
+    """Training images [clients, C], a row per partition in order."""
+    return np.array([holding.train for holding in held.values()], np.int64)
 
 
 def _read(content: RecordDict) -> Holding:

@@ -16,8 +16,9 @@ from nmoe_flower.alignment.feedback import EXPERTS
 from nmoe_flower.pipeline.aligned import restored
 from nmoe_flower.pipeline.arrays import message
 from nmoe_flower.pipeline.findings import privacy, representation
+from nmoe_flower.pipeline.holdings import holdings, train_counts
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import CONFIG, SERVER_ROUND, Action
+from nmoe_flower.records import SERVER_ROUND, Action
 from nmoe_flower.strategies import ExpertNames
 
 __all__ = ["evaluate_aligned"]
@@ -27,8 +28,8 @@ SCORES = ("accuracy", "balanced-accuracy", "macro-f1")
 
 def evaluate_aligned(run: Run) -> dict[str, Any]:
     """Place experts, test the placed parts and the whole: the content of ``results.json``."""
-    described = run.gather("describe", Action.DESCRIBE, RecordDict())
-    counts = np.array([records.metrics_of(c)["train-counts"] for c in described.values()])
+    held = holdings(run)
+    counts = train_counts(held)
     assigner = restored(run, counts)
     mixture, placed = run.part("mixture/"), assigner.place()
     told = {"final": True, SERVER_ROUND: run.config.alignment.rounds}
@@ -54,10 +55,10 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
         "stages": run.costs,
         "partition": {
             "train": counts.tolist(),
-            "test": [list(records.metrics_of(c)["test-counts"]) for c in described.values()],
-            "classes": list(described[0].config_records[CONFIG]["classes"]),  # type: ignore[arg-type]
+            "test": [holding.test for holding in held.values()],
+            "classes": held[0].classes,
         },
-        "fingerprint": str(described[0].config_records[CONFIG]["fingerprint"]),
+        "fingerprint": held[0].fingerprint,
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
     }
 

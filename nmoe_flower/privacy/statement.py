@@ -71,6 +71,6 @@ def _together(accountant: "Accountant", delta: float, adjacency: Adjacency) -> s
             "number of samples, which is taken as public."
         )
     return (
-        f"{cost} {covered} Not covered: what is sent after this training (experts, gates, "
+        f"{cost} {covered} Not covered: what is sent after this training (heads, experts, gates, "
         "prototypes, class counts, test results)."
     )
