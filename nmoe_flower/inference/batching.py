@@ -1,8 +1,8 @@
 """Micro-batches: requests that wait at the same moment are answered by one pass of the network.
 
 The network runs in one worker thread. While it works on a batch, new requests gather; the next
-batch takes as many as fit. An idle worker starts at once unless told to wait for company. Where a
-pass is shorter than handing it over, `Batcher.now` does without the thread.
+batch takes as many as fit. An idle worker starts at once unless told to wait for company. A lone
+request whose pass is hardly longer than handing it over is computed without the thread.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ import numpy.typing as npt
 __all__ = ["Answer", "Batcher"]
 
 Floats = npt.NDArray[np.float32]
+Computed = tuple[Floats, float]  # logits of a batch, and the seconds they took
+Outcome = Computed | BaseException
 
 
 class Answer(NamedTuple):
@@ -49,7 +51,7 @@ class Batcher:
         max_batch: The most rows of a batch; a single request may be larger.
         max_wait: Seconds an idle worker waits for company. 0: none.
         max_queue: The most rows that may wait; more are refused.
-        now_rows: The most rows that ``now`` takes.
+        inline_rows: The most rows of a lone request that the loop computes itself.
         on_batch: Told the rows and the seconds of every batch.
     """
 
@@ -61,7 +63,7 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         max_queue: int,
-        now_rows: int = 0,
+        inline_rows: int = 0,
         on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
         self.waiting_rows = 0
@@ -70,7 +72,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._max_queue = max_queue
-        self._now_rows = 0 if max_wait else now_rows
+        self._inline_rows = inline_rows
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Waiting] = deque()
@@ -78,14 +80,6 @@ class Batcher:
         self._timer: asyncio.Handle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-
-    def now(self, latents: Floats) -> Answer | None:
-        """Compute latents [rows, D] on the spot; None if they are too many, or others wait."""
-        if len(latents) > self._now_rows or self._working or self._queue:
-            return None
-        logits, seconds = self._work([latents])
-        self._on_batch(len(latents), seconds)
-        return Answer(logits, 0.0, seconds)
 
     def submit(self, latents: Floats) -> "asyncio.Future[Answer] | None":
         """Queue latents [rows, D]; None if the queue is full. Cancel the future to withdraw."""
@@ -125,11 +119,22 @@ class Batcher:
         if not batch:
             self._idle.set()
             return
-        self._working = True
         started = time.perf_counter()
         parts = [one.latents for one in batch]
-        work = self._loop.run_in_executor(self._executor, self._work, parts)
-        work.add_done_callback(lambda done: self._finish(batch, started, done))
+        if len(parts) > 1 or len(parts[0]) > self._inline_rows:
+            self._working = True
+            work = self._loop.run_in_executor(self._executor, self._work, parts)
+            work.add_done_callback(lambda done: self._finish(batch, started, done))
+            return
+        try:
+            outcome: Outcome = self._work(parts)
+        except Exception as error:
+            outcome = error
+        self._answer(batch, started, outcome)
+        if self._queue:
+            self._schedule()  # others want their turn of the loop
+        else:
+            self._idle.set()
 
     def _take(self) -> list[_Waiting]:
         """The oldest requests that fit a batch, without those that were withdrawn."""
@@ -147,7 +152,7 @@ class Batcher:
                 rows += size
         return batch
 
-    def _work(self, parts: Sequence[Floats]) -> tuple[Floats, float]:
+    def _work(self, parts: Sequence[Floats]) -> Computed:
         started = time.perf_counter()
         logits = self._compute(np.concatenate(parts))
         return logits, time.perf_counter() - started
@@ -156,24 +161,26 @@ class Batcher:
         self,
         batch: Sequence[_Waiting],
         started: float,
-        done: "asyncio.Future[tuple[Floats, float]]",
+        done: "asyncio.Future[Computed]",
     ) -> None:
         self._working = False
-        error = done.exception()
-        if error is not None:
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
-        else:
-            logits, seconds = done.result()
-            first = 0
-            for one in batch:
-                last = first + len(one.latents)
-                if not one.answer.done():
-                    one.answer.set_result(Answer(logits[first:last], started - one.since, seconds))
-                first = last
-            self._on_batch(first, seconds)
+        self._answer(batch, started, done.exception() or done.result())
         if self._queue:
             self._start()
         else:
             self._idle.set()
+
+    def _answer(self, batch: Sequence[_Waiting], started: float, outcome: Outcome) -> None:
+        if isinstance(outcome, BaseException):
+            for one in batch:
+                if not one.answer.done():
+                    one.answer.set_exception(outcome)
+            return
+        logits, seconds = outcome
+        first = 0
+        for one in batch:
+            last = first + len(one.latents)
+            if not one.answer.done():
+                one.answer.set_result(Answer(logits[first:last], started - one.since, seconds))
+            first = last
+        self._on_batch(first, seconds)

@@ -182,7 +182,7 @@ class Requests:
         latents = decode_tensor(
             request.latents, max_rows=self._max_rows, columns=served.bundle.latent_dim
         )
-        found = served.batcher.now(latents) or await self._queued(served, caller, latents)
+        found = await self._queued(served, caller, latents)
         logits = encode_tensor(found.logits)
         self.answered += 1
         self._metrics.answered(

@@ -19,10 +19,7 @@ __all__ = ["Served", "expert_thread", "load_expert"]
 
 Floats = npt.NDArray[np.float32]
 
-# A batch saves each request at most the time of a pass of one row, and costs it a turn of the loop
-# or of a thread. Where that is more, nothing is batched, as long as the loop is not held up.
-_TURN_SECONDS = 1e-4
-_HOLD_UP_SECONDS = 1e-3
+_INLINE_SECONDS = 5e-4  # a pass that may hold up the loop; a thread would cost a fifth of it
 
 
 def expert_thread() -> ThreadPoolExecutor:
@@ -47,17 +44,17 @@ def load_expert(bundle: Bundle) -> Expert:
     return expert
 
 
-def rows_at_once(compute: Callable[[Floats], Floats], columns: int, most: int) -> int:
-    """The most rows, a power of two up to ``most``, that the event loop may compute itself.
+def inline_rows(compute: Callable[[Floats], Floats], columns: int, most: int) -> int:
+    """The most rows, a power of two up to ``most``, whose pass the event loop may do itself; or 0.
 
-    0 for a network that gains by batches. Takes some milliseconds: passes are timed.
+    Takes some milliseconds: passes are timed.
     """
-    rows, limit = 1, _TURN_SECONDS
+    rows = 1
     while rows <= most:
         latents = np.zeros((rows, columns), np.float32)
-        if min(_seconds(compute, latents) for _ in range(3)) > limit:
+        if min(_seconds(compute, latents) for _ in range(3)) > _INLINE_SECONDS:
             break
-        rows, limit = 2 * rows, _HOLD_UP_SECONDS
+        rows *= 2
     return rows // 2
 
 
@@ -94,7 +91,7 @@ class Served:
             max_batch=max_batch,
             max_wait=max_wait,
             max_queue=max_queue,
-            now_rows=rows_at_once(self._compute, bundle.latent_dim, max_batch),
+            inline_rows=inline_rows(self._compute, bundle.latent_dim, max_batch),
             on_batch=metrics.batch,
         )
 

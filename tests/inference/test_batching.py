@@ -74,25 +74,43 @@ def test_requests_of_one_moment_share_a_pass() -> None:
     asyncio.run(scenario())
 
 
-def test_a_short_pass_is_done_at_once_unless_others_wait() -> None:
+def test_a_lone_small_request_is_computed_by_the_loop_itself() -> None:
     async def scenario() -> None:
         worker = Worker()
         batches: list[int] = []
-        batcher = make(worker, now_rows=2, on_batch=lambda rows, _: batches.append(rows))
-        found = batcher.now(rows(1, 2))
-        assert found is not None
-        assert found.logits[:, 0].tolist() == [-1, -2]
-        assert found.queue_seconds == 0
-        assert batches == [2]
-        assert batcher.now(rows(1, 2, 3)) is None  # too many
-        batcher.submit(rows(4))
-        assert batcher.now(rows(5)) is None  # one waits
+        batcher = make(worker, inline_rows=2, on_batch=lambda rows, _: batches.append(rows))
+        alone = batcher.submit(rows(1, 2))
         await turns()
-        assert batcher.now(rows(5)) is None  # it is worked on
+        assert logits(alone) == [-1, -2]
+        assert batches == [2]
+        await batcher.drained()
+        together = [batcher.submit(rows(3)), batcher.submit(rows(4))]
+        await turns()
+        assert worker.sizes == [2]  # two are the worker's
+        behind = batcher.submit(rows(5))
+        await turns()
+        assert behind is not None
+        assert not behind.done()  # it waits until the worker is done, then is alone
         await worker.work()
-        assert batcher.now(rows(5)) is not None
-        assert worker.sizes == [1]
-        assert make(worker, now_rows=2, max_wait=1.0).now(rows(1)) is None  # wants company
+        assert [logits(answer) for answer in (*together, behind)] == [[-3], [-4], [-5]]
+        assert worker.sizes == [2]
+        assert batches == [2, 2, 1]
+        await batcher.drained()
+
+    asyncio.run(scenario())
+
+
+def test_an_error_of_the_loops_own_pass_reaches_who_asked() -> None:
+    async def scenario() -> None:
+        def fail(latents: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            raise ValueError("broken")
+
+        batcher = make(Worker(), compute=fail, inline_rows=2)
+        answer = batcher.submit(rows(1))
+        assert answer is not None
+        await turns()
+        assert isinstance(answer.exception(), ValueError)
+        await batcher.drained()
 
     asyncio.run(scenario())
 

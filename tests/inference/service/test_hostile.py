@@ -300,7 +300,7 @@ def test_a_flood(serving: Fixture) -> None:
     async def scenario() -> None:
         async with serving(max_batch=8, max_queue=16) as (server, stub):
             leave = threading.Event()
-            server._requests.served[0].batcher._now_rows = 0
+            server._requests.served[0].batcher._inline_rows = 0
             server._executor.submit(leave.wait, 20)  # the expert's thread has other work
             calls = [
                 asyncio.ensure_future(stub.Predict(request(server), timeout=60))

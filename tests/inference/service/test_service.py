@@ -62,7 +62,7 @@ class Held:
         self._expert, self._leave = served._expert, threading.Event()
         self.passes = 0
         served._expert = self  # type: ignore[assignment]
-        served.batcher._now_rows = 0  # what must be waited for has its thread
+        served.batcher._inline_rows = 0  # what must be waited for has its thread
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         self.passes += 1
