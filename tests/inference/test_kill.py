@@ -232,6 +232,7 @@ def not_asked(records: list[CallRecord]) -> set[str]:
     return {sent.peer for record in records for sent in record.sent if sent.outcome == "open"}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("harm", "heal"), [("kill", "start"), ("freeze", "thaw")])
 def test_every_query_is_answered_while_three_of_ten_peers_are_gone(
     open_client: Callable[[float], Client], farm: Farm, truth: torch.Tensor, harm: str, heal: str
