@@ -33,7 +33,7 @@ class StepReports:
         """Read the account from a reply's metrics, if it has one.
 
         Raises:
-            ReplyError: It is incomplete or negative.
+            ReplyError: It is incomplete or negative, or has forgotten steps that it told before.
         """
         if StepKey.EPSILON not in metrics:
             return
@@ -47,6 +47,12 @@ class StepReports:
             raise ReplyError(f"its account of private steps cannot be read: {error!r}") from None
         if min(cost.steps, cost.epsilon, cost.replaced) < 0:
             raise ReplyError(f"its account of private steps is negative: {cost}")
+        before = self.costs.get(client)
+        if before is not None and cost.steps < before.steps:
+            raise ReplyError(
+                f"its account of private steps went back from {before.steps} to {cost.steps}: "
+                "was its ledger lost?"
+            )
         self.costs[client] = cost
         if metrics.get(StepKey.SPENT) and not self._told:
             self._told = True
