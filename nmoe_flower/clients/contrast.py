@@ -33,7 +33,7 @@ from nmoe_flower.records import (
 
 __all__ = ["Contrast", "Memory", "StateMemory"]
 
-RELEASED, EXACT = "released", "exact"
+RELEASED, EXACT, RUNNING = "released", "exact", "running"
 
 
 class Memory(Protocol):
@@ -81,8 +81,8 @@ class Contrast:
         num_examples: This client's samples.
         weight: Of the uniformity term.
         unbiased: Negatives without a sample's own terms.
-        running: Decay of a running mean of the own matrix over the batches of a round, for small
-            batches; 0 uses each batch alone.
+        running: Decay of a running mean of the own matrix over the batches, for small batches; it
+            goes on from what ``memory`` holds of the round before. 0 uses each batch alone.
 
     Attributes:
         share: Weight of the own matrix in the loss, q_i or what the server said.
@@ -105,15 +105,20 @@ class Contrast:
         self.weight, self.unbiased = weight, unbiased
         self.server_round = int(settings[SERVER_ROUND])
         self.wanted = bool(settings.get(CorrelationKey.RELEASE, False))
-        self.others, samples_share = self._others(message, settings)
+        own_round = int(str(settings.get(CorrelationKey.OWN_ROUND, 0)))
+        own = self.memory.load(own_round) if own_round else None
+        self.others, samples_share = self._others(message, settings, own)
         told = float(settings.get(CorrelationKey.SHARE, samples_share))
         self.share = told if self.others is not None else 1.0
-        self._running = RunningCorrelation(running) if running else None
+        self._running = RunningCorrelation(running, initial=_past(own)) if running else None
         self._sum: Tensor | None = None
         self._batches = 0
 
     def _others(
-        self, message: Message, settings: Mapping[str, object]
+        self,
+        message: Message,
+        settings: Mapping[str, object],
+        own: Mapping[str, np.ndarray] | None,
     ) -> tuple[Tensor | None, float]:
         """The others' mean, and this client's share of all samples."""
         record = message.content.get(CORRELATION)
@@ -122,9 +127,6 @@ class Contrast:
         packed = records.to_numpy(record)[CorrelationKey.MEAN]
         mean = smat(torch.from_numpy(packed.copy()))
         total = float(str(settings[CorrelationKey.TOTAL]))
-        own = None
-        if own_round := int(str(settings.get(CorrelationKey.OWN_ROUND, 0))):
-            own = self.memory.load(own_round)
         if own is None:
             return mean, self.num_examples / (total + self.num_examples)
         share = self.num_examples / total
@@ -177,6 +179,8 @@ class Contrast:
         arrays = {RELEASED: _packed(released)}
         if exact is not None:
             arrays[EXACT] = _packed(exact)
+        if self._batches and self._running and self._running.value is not None:
+            arrays[RUNNING] = _packed(self._running.value)
         self.memory.save(self.server_round, arrays)
         return records.from_numpy({CorrelationKey.PACKED: arrays[RELEASED]})
 
@@ -210,6 +214,14 @@ class Contrast:
         return records.reply(
             message, metrics={NUM_EXAMPLES: self.num_examples, **(metrics or {})}, arrays=arrays
         )
+
+
+def _past(own: Mapping[str, np.ndarray] | None) -> Tensor | None:
+    """Where a running mean goes on: at the last one, or at the matrix sent, without its noise."""
+    if own is None:
+        return None
+    kind = next(kind for kind in (RUNNING, EXACT, RELEASED) if kind in own)
+    return smat(torch.from_numpy(own[kind].copy()))
 
 
 def _packed(matrix: Tensor) -> np.ndarray:

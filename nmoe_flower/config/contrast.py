@@ -15,7 +15,7 @@ class ContrastConfig(Section):
     weight: float = Field(12.0, gt=0, description="of the uniformity term, on the unit ball")
     unbiased: bool = Field(True, description="negatives without a sample's own terms")
     running: float = Field(
-        0.0, ge=0, lt=1, description="decay of the own matrix over local batches; 0: one batch"
+        0.0, ge=0, lt=1, description="decay of the own matrix over batches and rounds; 0: one batch"
     )
     dim: int = Field(128, ge=2, le=2048, description="width of the projector's output")
     hidden: int = Field(512, ge=1, description="width of the projector's hidden layer")

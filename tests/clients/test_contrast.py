@@ -180,6 +180,30 @@ def test_a_running_mean_is_that_of_the_batches_before() -> None:
         past.append(matrix)
 
 
+def test_a_running_mean_goes_on_in_the_next_round() -> None:
+    """One batch per round: P is R_1 in round 2, d R_1 + (1 - d) R_2 in round 3."""
+    decay, weight, mean, memory = 0.6, 2.0, random_matrix(9), StateMemory(node())
+    matrices: list[np.ndarray] = []
+    for number in (1, 2, 3):
+        told = {"OWN_ROUND": number - 1} if number > 1 else {}
+        message = sent(mean, number, TOTAL=90.0, SHARE=1.0, RELEASE=True, **told)
+        side = Contrast(message, memory, num_examples=30, weight=weight, running=decay)
+        z1, z2 = features(5, 2 * number), features(5, 2 * number + 1)
+        found = float(side.loss(z1, z2))
+        matrix = side.matrix()
+        assert matrix is not None
+        side.keep(matrix)
+        past = {
+            2: lambda: matrices[0],
+            3: lambda: decay * matrices[0] + (1 - decay) * matrices[1],
+        }.get(number)
+        matrices.append(matrix.double().numpy())
+        if past is not None:
+            own = (matrices[-1] * past()).sum() - (past() ** 2).sum() / 2
+            positive = float((z1.double() * z2.double()).sum()) / 5
+            assert found == pytest.approx(weight * own - positive, abs=1e-5)
+
+
 def test_a_running_mean_gets_no_gradient_from_the_past() -> None:
     side = Contrast(sent(), StateMemory(node()), num_examples=30, running=0.9)
     first = features(5, 1).requires_grad_()
