@@ -19,7 +19,7 @@ def train(message: Message, context: Context) -> Message:
     settings = records.config_of(message)
     latents = device.store.load(LATENTS)
     rows, labels = latents["train"], latents["train-labels"]
-    head = device.head(rows.shape[1])
+    head = device.head(rows.shape[1]).to(device.torch_device)
     records.load_into(head.state_dict(), records.to_numpy(message.content.array_records[ARRAYS]))
     (chosen,) = batch_indices(
         len(labels),
