@@ -12,6 +12,7 @@ from nmoe_flower.clients import (
     head,
     identity,
     initial,
+    latents,
     spectral,
 )
 from nmoe_flower.records import Action
@@ -28,7 +29,7 @@ app.evaluate(Action.EXTRACTOR_TEST.verb)(extractor.test)
 app.train(Action.CONTRAST.verb)(spectral.train)
 app.query(Action.CORRELATION.verb)(spectral.correlate)
 app.evaluate(Action.CONTRAST_TEST.verb)(spectral.test)
-app.query(Action.LATENTS.verb)(expert.cache)
+app.query(Action.LATENTS.verb)(latents.cache)
 app.train(Action.HEAD.verb)(head.train)
 app.train(Action.EXPERT.verb)(expert.train)
 app.query(Action.ANSWER.verb)(expert.answer)

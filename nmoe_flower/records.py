@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "ANSWERS",
     "ARRAYS",
     "CONFIG",
     "CORRELATION",
     "EXPERT",
     "HEAD",
     "KEPT_ROUNDS",
+    "LATENTS",
     "METRICS",
     "NOISE_MULTIPLIER",
     "NOISE_STD",
     "NUM_EXAMPLES",
     "PARTITION_ID",
+    "PROTOTYPE",
     "SERVER_ROUND",
+    "SPLITS",
     "Action",
     "CorrelationKey",
     "StepKey",
@@ -42,17 +46,21 @@ __all__ = [
     "to_numpy",
 ]
 
+ANSWERS = "answers"
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 CORRELATION = "correlation"
 EXPERT = "expert"
 HEAD = "head"
+LATENTS = "latents"
 NOISE_MULTIPLIER = "noise-multiplier"
 NOISE_STD = "noise-std"
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
+PROTOTYPE = "prototype"
 SERVER_ROUND = "server-round"
+SPLITS = ("holdout", "local", "iid")  # of a client's images, in latents and answers
 KEPT_ROUNDS = "kept-rounds"  # a resumed run may go on after any of these
 
 

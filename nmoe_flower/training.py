@@ -4,7 +4,7 @@ FedCE's classifiers, experts and gates differ only in the closure that turns a b
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "fit",
     "generator",
     "log_prior",
+    "seeded",
     "sgd",
     "use_bf16",
 ]
@@ -140,6 +141,14 @@ def log_prior(labels: np.ndarray, num_classes: int) -> Tensor:
 def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator of its own for a derived seed."""
     return torch.Generator(device).manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Build modules inside with torch's global stream at ``seed``; outside it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def autocast(bf16: bool, device: torch.device) -> "torch.autocast | nullcontext[None]":

@@ -1,4 +1,10 @@
-"""Shared by all tests: examples are the same in every run, and a slow machine fails nothing."""
+"""Shared by all tests: one thread each, the same examples in every run, no deadlines."""
+
+import os
+
+# As in the workers. Two threads crash oneDNN's backward pass of an 8-to-16 channel 1x1
+# convolution with stride 2 on some AVX-512 machines (torch 2.14), and two tests slow each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings
 

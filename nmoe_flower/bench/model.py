@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from nmoe_flower.bench.kinds import Kind, kind_of
 from nmoe_flower.seeds import derive_seed
+from nmoe_flower.training import seeded
 
 __all__ = ["LEARNING_RATE", "batches", "build_model", "images_of", "optimizer_for", "take_steps"]
 
@@ -23,8 +24,7 @@ def build_model(kind: Kind, seed: int) -> nn.Module:
     >>> [sum(p.numel() for p in build_model(kind, 0).parameters()) for kind in KINDS.values()]
     [7850, 299158, 1616918]
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "bench", "model"))
+    with seeded(derive_seed(seed, "bench", "model")):
         return nn.Sequential(*_layers(kind))
 
 

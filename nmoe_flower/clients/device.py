@@ -1,8 +1,7 @@
 """One client's view of the run: its configuration, its images, its store, its networks."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from flwr.app import Context
 
+from nmoe_flower.clients import networks
 from nmoe_flower.clients.store import Store
 from nmoe_flower.config import Config
 from nmoe_flower.data import (
@@ -25,17 +25,10 @@ from nmoe_flower.data import (
     own_share,
 )
 from nmoe_flower.errors import ConfigError, DataError
-from nmoe_flower.models import (
-    Classifier,
-    Contrastive,
-    Expert,
-    Gate,
-    Projector,
-    configured_extractor,
-)
+from nmoe_flower.models import Classifier, Contrastive, Expert, Gate
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
 from nmoe_flower.seeds import derive_seed
-from nmoe_flower.training import log_prior, use_bf16
+from nmoe_flower.training import log_prior, seeded, use_bf16
 
 __all__ = ["Device", "device_of"]
 
@@ -173,38 +166,38 @@ class Device:
 
     def classifier(self) -> Classifier:
         """The stage-1 network; one per process, with the weights that were loaded last."""
-        return _shared_classifier(
+        return networks.shared_classifier(
             self.config, self.data.image_shape, self.data.num_classes, self.torch_device
         )
 
     def fresh_classifier(self) -> Classifier:
         """The stage-1 network at its initial weights, the same on every client."""
-        return _build_classifier(
+        return networks.fresh_classifier(
             self.config, self.data.image_shape, self.data.num_classes, self.torch_device
         )
 
     def contrastive(self) -> Contrastive:
         """FedSC's network; one per process, with the weights that were loaded last."""
-        return _shared_contrastive(self.config, self.data.image_shape, self.torch_device)
+        return networks.shared_contrastive(self.config, self.data.image_shape, self.torch_device)
 
     def fresh_contrastive(self) -> Contrastive:
         """FedSC's network at its initial weights, the same on every client."""
-        return _build_contrastive(self.config, self.data.image_shape, self.torch_device)
+        return networks.fresh_contrastive(self.config, self.data.image_shape, self.torch_device)
 
     def head(self, latent_dim: int) -> Expert:
         """A fresh head of stage 1."""
-        return Expert(latent_dim, self.data.num_classes, hidden=_head_hidden(self.config))
+        return networks.fresh_head(self.config, latent_dim, self.data.num_classes)
 
     def expert(self, latent_dim: int) -> Expert:
         """A fresh expert, the same on every client."""
-        with _seeded(self.config, "expert"):
+        with seeded(networks.initial_seed(self.config, "expert")):
             expert = Expert(latent_dim, self.data.num_classes, hidden=self.config.expert.hidden)
         return expert.to(self.torch_device)
 
     def gate(self, latent_dim: int) -> Gate:
         """A fresh gate over all clients' experts, the same on every client."""
         gate = self.config.gate
-        with _seeded(self.config, "gate"):
+        with seeded(networks.initial_seed(self.config, "gate")):
             fresh = Gate(
                 latent_dim,
                 self.num_clients,
@@ -259,42 +252,3 @@ def _device(
         classes=tuple(name.strip() for name in classes.split(",") if name.strip()),
         serves=bool(store),
     )
-
-
-def _head_hidden(config: Config) -> tuple[int, ...]:
-    return config.expert.hidden if config.extractor.head == "expert" else ()
-
-
-def _build_classifier(
-    config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
-) -> Classifier:
-    with _seeded(config, "extractor"):
-        body = configured_extractor(config, image_shape)
-        head = Expert(body.latent_dim, num_classes, hidden=_head_hidden(config))
-    network = Classifier(body, head).to(device)
-    return network.to(memory_format=torch.channels_last).eval()
-
-
-def _build_contrastive(
-    config: Config, image_shape: tuple[int, int, int], device: torch.device
-) -> Contrastive:
-    contrast = config.contrast
-    with _seeded(config, "extractor"):
-        body = configured_extractor(config, image_shape)
-        projector = Projector(
-            body.latent_dim, contrast.dim, hidden=contrast.hidden, norm=contrast.projector_norm
-        )
-    network = Contrastive(body, projector).to(device)
-    return network.to(memory_format=torch.channels_last).eval()
-
-
-_shared_classifier = lru_cache(maxsize=4)(_build_classifier)
-_shared_contrastive = lru_cache(maxsize=4)(_build_contrastive)
-
-
-@contextmanager
-def _seeded(config: Config, purpose: str) -> Iterator[None]:
-    """Build networks from a named stream, leaving torch's global one as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.run.seed, "initial", purpose))
-        yield

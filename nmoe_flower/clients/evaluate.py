@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from nmoe_flower import metrics, records
 from nmoe_flower.clients.control import LOCAL_CLASSIFIER
 from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.clients.expert import ANSWERS, LATENTS
 from nmoe_flower.clients.keeping import keep_gates
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import (
@@ -25,7 +24,7 @@ from nmoe_flower.models import (
     correct,
     em_prior,
 )
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES
+from nmoe_flower.records import ANSWERS, ARRAYS, LATENTS, NUM_EXAMPLES
 from nmoe_flower.training import generator
 
 __all__ = ["TESTS", "route"]

@@ -1,4 +1,4 @@
-"""Stage 2 at the client: latents once, a personal expert, and the peers' answers to keep."""
+"""Stage 2 at the client: a personal expert on latents, and the peers' answers to keep."""
 
 from collections.abc import Iterator
 
@@ -10,37 +10,28 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.clients.extractor import load_classifier, predict
 from nmoe_flower.clients.keeping import keep_extractor
+from nmoe_flower.clients.latents import latents_of, received_classifier
 from nmoe_flower.models import Classifier, Expert
-from nmoe_flower.records import ARRAYS, EXPERT, NUM_EXAMPLES
+from nmoe_flower.records import ANSWERS, EXPERT, LATENTS, NUM_EXAMPLES, PROTOTYPE, SPLITS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import batch_indices, fit
 
-__all__ = ["EXPERT_GROUP", "LATENTS", "SPLITS", "answer", "answers", "cache", "train"]
+__all__ = ["EXPERT_GROUP", "answer", "answers", "train"]
 
 EXPERT_GROUP = "expert"
-LATENTS = "latents"
-ANSWERS = "answers"
 OUT_OF_FOLD = "out-of-fold"
-SPLITS = ("holdout", "local", "iid")
-
-
-def cache(message: Message, context: Context) -> Message:
-    """Cache the latents of the received extractor, for what trains on them."""
-    device = device_of(context)
-    _cached(device, message)
-    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 
 
 def train(message: Message, context: Context) -> Message:
-    """Cache the latents of the received extractor, train the expert, keep both at home.
+    """Train the expert on the latents of the received extractor, keep both at home.
 
     What leaves depends on ``expert.sharing``: the expert's weights, the latents of the hold-out and
     test images, or nothing; and the mean latent, if the prototype gate asks for it.
     """
     device = device_of(context)
-    network, received, latents = _cached(device, message)
+    network, received = received_classifier(device, message)
+    latents = latents_of(device, network.extractor)
     expert, loss = _train_expert(device, network, latents, latents["kept"])
     state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
     device.store.save(EXPERT_GROUP, state, sync=device.serves)
@@ -54,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
     elif config.expert.sharing == "latents":
         arrays[LATENTS] = records.from_numpy({name: latents[name] for name in SPLITS})
     if "prototype" in config.gate.methods:
-        arrays["prototype"] = records.from_numpy({"mean": latents["train"].mean(axis=0)})
+        arrays[PROTOTYPE] = records.from_numpy({"mean": latents["train"].mean(axis=0)})
     return records.reply(
         message, metrics={NUM_EXAMPLES: len(device.train_labels), "loss": loss}, arrays=arrays
     )
@@ -115,51 +106,6 @@ def _all_splits(
 def _run(device: Device, expert: Expert, latents: np.ndarray) -> np.ndarray:
     rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
     return np.asarray(expert.eval()(rows).float().cpu().numpy())
-
-
-def _cached(
-    device: Device, message: Message
-) -> tuple[Classifier, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The received network, its arrays, and the latents of its extractor, kept in the store."""
-    network = device.classifier()
-    received = records.to_numpy(message.content.array_records[ARRAYS])
-    load_classifier(device, network, received, before=1 << 31)
-    latents = _latents(device, network)
-    device.store.save(LATENTS, latents)
-    return network, received, latents
-
-
-def _latents(device: Device, network: Classifier) -> dict[str, np.ndarray]:
-    """Latents and labels of the training images (all, and those of the gate) and both tests.
-
-    The gate trains on a hold-out that the expert does not see; with ``gate.folds`` both train on
-    everything, see ``_out_of_fold``.
-    """
-    data, indices, settings = device.data, device.indices, device.config.gate
-    size = len(indices.train)
-    order = numpy_stream(device.seed("holdout")).permutation(size)
-    held = np.sort(order[: max(1, round(settings.holdout * size))])
-    kept = np.setdiff1d(np.arange(size), held)
-    if settings.folds:
-        held = kept = np.arange(size)
-    elif not len(kept):
-        kept = held
-    train = predict(device, network.extractor, data.train.images, indices.train).numpy()
-    labels = device.train_labels
-    tests = {
-        name: predict(device, network.extractor, data.test.images, chosen).numpy()
-        for name, chosen in (("local", indices.test_local), ("iid", indices.test_iid))
-    }
-    return {
-        "train": train,
-        "train-labels": labels,
-        "kept": kept,
-        "holdout": train[held],
-        "holdout-labels": labels[held],
-        "local-labels": np.asarray(data.test.labels[indices.test_local]),
-        "iid-labels": np.asarray(data.test.labels[indices.test_iid]),
-        **tests,
-    }
 
 
 def _out_of_fold(device: Device, network: Classifier, latents: dict[str, np.ndarray]) -> np.ndarray:

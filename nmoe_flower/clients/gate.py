@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.clients.expert import ANSWERS, LATENTS
 from nmoe_flower.losses import OBJECTIVES, load_balance, pseudo_client_targets
 from nmoe_flower.models import Gate
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.records import ANSWERS, ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
 
 __all__ = ["pool", "train", "train_pooled", "train_rolling"]

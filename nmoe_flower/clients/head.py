@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import device_of
-from nmoe_flower.clients.expert import LATENTS
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.records import ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import batch_indices, fit, sgd
 
 __all__ = ["train"]

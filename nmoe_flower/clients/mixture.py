@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device
 from nmoe_flower.clients.extractor import predict
+from nmoe_flower.clients.networks import initial_seed
 from nmoe_flower.clients.store import Store
 from nmoe_flower.clients.versions import Versions
 from nmoe_flower.config import Config
 from nmoe_flower.models import Expert, Extractor, Gate, configured_extractor
 from nmoe_flower.models.aligned import AlignedMixture
 from nmoe_flower.models.filters import FilterBank
-from nmoe_flower.seeds import derive_seed, numpy_stream
-from nmoe_flower.training import generator, sgd
+from nmoe_flower.seeds import numpy_stream
+from nmoe_flower.training import generator, seeded, sgd
 
 __all__ = ["MixtureClient", "experts_of", "fresh_mixture"]
 
@@ -38,9 +39,8 @@ def fresh_mixture(
 ) -> AlignedMixture:
     """The mixture at its initial weights: the same for a seed, wherever it is built."""
     alignment = config.alignment
-    seed = derive_seed(config.run.seed, "initial", "aligned")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    seed = initial_seed(config, "aligned")
+    with seeded(seed):
         body: Extractor
         if alignment.extractor == "filters":
             body = FilterBank(
