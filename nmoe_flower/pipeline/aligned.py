@@ -28,6 +28,8 @@ from nmoe_flower.alignment import (
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.arrays import has, keep, message
 from nmoe_flower.pipeline.extractor import train_extractor
+from nmoe_flower.pipeline.federate import federate
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import holdings, train_counts
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, Action
@@ -59,18 +61,19 @@ def train_aligned(run: Run) -> None:
     counts = train_counts(holdings(run))
     if run.config.alignment.extractor == "stage-1":
         body = records.from_numpy(run.part("classifier/extractor."))
-        run.gather("extractor/given", Action.GIVEN, message(body))
+        gather(run, "extractor/given", Action.GIVEN, message(body))
     initial = ArrayRecord()
     if not has(run, "parameters"):
         node = min(run.partitions.values())
-        fresh = run.gather("initial", Action.MIXTURE, RecordDict(), only=[node])[node]
+        fresh = gather(run, "initial", Action.MIXTURE, RecordDict(), only=[node])[node]
         initial = fresh.array_records[ARRAYS]
         size = records.metrics_of(fresh)["expert-parameters"]
         run.arrays["parameters/expert"] = np.array(size)
     strategy = _strategy(run, counts)
     write, run.journal = run.journal, _audited(run, strategy)
     try:
-        trained = run.federate(
+        trained = federate(
+            run,
             STAGE,
             strategy,
             initial,

@@ -2,6 +2,7 @@
 
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.arrays import keep, message
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import holdings
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import CONFIG, Action
@@ -28,7 +29,7 @@ def train_controls(run: Run) -> None:
         for partition in run.partitions.values()
     }
     asked = [p for p, content in questions.items() if content.config_records[CONFIG]["controls"]]
-    answers = run.gather("controls", Action.CONTROL, questions, only=asked)
+    answers = gather(run, "controls", Action.CONTROL, questions, only=asked)
     if "centralized" in wanted:
         keep(run, "centralized", answers[central].array_records["centralized"])
 

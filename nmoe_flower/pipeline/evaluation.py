@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.pipeline.findings import privacy, representation
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import Holding, holdings
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, CONFIG, Action
@@ -21,7 +22,7 @@ ROUTED = ("local-ratio", "bytes-per-sample")
 def evaluate(run: Run) -> dict[str, Any]:
     """Metrics per client, then averaged, as in the paper: the content of ``results.json``."""
     held = list(holdings(run).values())
-    answers = run.gather("evaluation", Action.ROUTE, _question(run))
+    answers = gather(run, "evaluation", Action.ROUTE, _question(run))
     values = {p: records.metrics_of(content) for p, content in answers.items()}
     first = values[min(values)]
     methods = sorted({key.rpartition("/")[0] for key in first if key.endswith("/accuracy")})

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.pipeline.arrays import kept, message
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ANSWERS, EXPERT, LATENTS, PROTOTYPE, SPLITS, Action
 
@@ -19,7 +20,7 @@ def train_experts(run: Run) -> None:
     prototypes, sharing = "prototype" in run.config.gate.methods, run.config.expert.sharing
     wanted = [PROTOTYPE] if prototypes else []
     wanted += {"weights": [EXPERT], "latents": [LATENTS], "none": []}[sharing]
-    trained = run.gather("experts", Action.EXPERT, message(classifier), wanted=wanted)
+    trained = gather(run, "experts", Action.EXPERT, message(classifier), wanted=wanted)
     if prototypes:
         means = [
             records.to_numpy(content.array_records[PROTOTYPE])["mean"]
@@ -34,7 +35,7 @@ def train_experts(run: Run) -> None:
                 for name, array in content.array_records[EXPERT].items()
             }
         )
-        run.gather("answers", Action.ANSWERS, RecordDict({EXPERT: experts}))
+        gather(run, "answers", Action.ANSWERS, RecordDict({EXPERT: experts}))
     elif sharing == "latents":
         _exchange_latents(run, trained)
 
@@ -48,13 +49,14 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     rows = [(partition, split) for partition in latents for split in SPLITS]
     everyone = np.concatenate([latents[partition][split] for partition, split in rows])
     question = RecordDict({LATENTS: records.from_numpy({"latents": everyone})})
-    answered = run.gather("answer", Action.ANSWER, question, wanted=[ANSWERS])
+    answered = gather(run, "answer", Action.ANSWER, question, wanted=[ANSWERS])
     logits = np.stack(
         [records.to_numpy(c.array_records[ANSWERS])["logits"] for c in answered.values()], axis=1
     )
     ends = np.cumsum([len(latents[partition][split]) for partition, split in rows])[:-1]
     split_logits = dict(zip(rows, np.split(logits, ends), strict=True))
-    run.gather(
+    gather(
+        run,
         "answers",
         Action.ANSWERS,
         {

@@ -12,6 +12,8 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
 from nmoe_flower.pipeline.arrays import has, keep
+from nmoe_flower.pipeline.federate import federate
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import holdings
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
@@ -31,7 +33,7 @@ def train_extractor(run: Run) -> None:
     settings, seed_node = run.config.extractor, min(run.partitions.values())
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
     if not has(run, "gate/initial"):
-        fresh = run.gather("initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
+        fresh = gather(run, "initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
         keep(run, "gate/initial", fresh.array_records["gate"])
         keep(run, "head/initial", fresh.array_records[HEAD])
         initial = fresh.array_records[ARRAYS]
@@ -44,7 +46,8 @@ def train_extractor(run: Run) -> None:
         return records.from_numpy(strategy.ema_arrays) if strategy.ema_arrays else arrays
 
     trained = averaged(
-        run.federate(
+        federate(
+            run,
             "extractor",
             strategy,
             initial,

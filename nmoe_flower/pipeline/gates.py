@@ -9,6 +9,8 @@ from flwr.app import ArrayRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.arrays import has, keep, kept, message
+from nmoe_flower.pipeline.federate import federate
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, SERVER_ROUND, Action
 from nmoe_flower.schedules import schedule
@@ -41,7 +43,7 @@ def _federated_gate(run: Run) -> ArrayRecord:
         learning_rate=schedule("cosine", peak=gate.learning_rate, steps=gate.rounds),
         local_learning_rate=1.0 if adamw else None,
     )
-    return run.federate("gate/federated", strategy, kept(run, "gate/initial"), rounds=gate.rounds)
+    return federate(run, "gate/federated", strategy, kept(run, "gate/initial"), rounds=gate.rounds)
 
 
 def _rolling_gate(run: Run) -> ArrayRecord:
@@ -53,7 +55,8 @@ def _rolling_gate(run: Run) -> ArrayRecord:
     else:
         strategy = FedGate(action=Action.ROLLING, fraction_train=gate.fraction_train)
         rounds = gate.rounds
-    return run.federate(
+    return federate(
+        run,
         "gate/rolling",
         strategy,
         kept(run, "gate/initial"),
@@ -64,7 +67,7 @@ def _rolling_gate(run: Run) -> ArrayRecord:
 
 def _global_gate(run: Run) -> ArrayRecord:
     """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
-    pooled = run.gather("gate/global", Action.POOL, RecordDict(), wanted=["pooled"])
+    pooled = gather(run, "gate/global", Action.POOL, RecordDict(), wanted=["pooled"])
     parts = [records.to_numpy(content.array_records["pooled"]) for content in pooled.values()]
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     question = message(
@@ -73,7 +76,7 @@ def _global_gate(run: Run) -> ArrayRecord:
     )
     question["pooled"] = records.from_numpy(together)
     node = min(pooled)
-    trained = run.gather("gate/global", Action.POOLED, question, only=[node])
+    trained = gather(run, "gate/global", Action.POOLED, question, only=[node])
     return trained[node].array_records[ARRAYS]
 
 

@@ -3,6 +3,8 @@
 from flwr.app import ArrayRecord
 
 from nmoe_flower.pipeline.arrays import keep, kept, message
+from nmoe_flower.pipeline.federate import federate
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import Action
 from nmoe_flower.schedules import schedule
@@ -23,7 +25,7 @@ def train_head(run: Run) -> None:
     settings = run.config.head
     if not settings.rounds:
         return
-    run.gather("latents", Action.LATENTS, message(kept(run, "classifier")))
+    gather(run, "latents", Action.LATENTS, message(kept(run, "classifier")))
     strategy = SteppedFedAvg(
         action=Action.HEAD,
         min_available_nodes=run.config.data.num_clients,
@@ -31,5 +33,5 @@ def train_head(run: Run) -> None:
         learning_rate=schedule("cosine", peak=settings.learning_rate, steps=settings.rounds),
         local_learning_rate=LOCAL_RATE,
     )
-    head = run.federate("head", strategy, kept(run, "head/initial"), rounds=settings.rounds)
+    head = federate(run, "head", strategy, kept(run, "head/initial"), rounds=settings.rounds)
     keep(run, "classifier", ArrayRecord({f"head.{name}": value for name, value in head.items()}))

@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.errors import RoundError
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action
 
@@ -43,7 +44,7 @@ def holdings(run: Run) -> dict[int, Holding]:
         RoundError: A client did not answer, or clients disagree about the classes.
     """
     if not run.described:
-        answers = run.gather("describe", Action.DESCRIBE, RecordDict())
+        answers = gather(run, "describe", Action.DESCRIBE, RecordDict())
         told = {partition: _read(content) for partition, content in answers.items()}
         _compare({partition: holding.classes for partition, holding in told.items()})
         run.described = {partition: asdict(holding) for partition, holding in told.items()}

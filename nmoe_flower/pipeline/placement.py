@@ -16,6 +16,7 @@ from nmoe_flower.alignment.feedback import EXPERTS
 from nmoe_flower.pipeline.aligned import restored
 from nmoe_flower.pipeline.arrays import message
 from nmoe_flower.pipeline.findings import privacy, representation
+from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import holdings, train_counts
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import SERVER_ROUND, Action
@@ -33,7 +34,7 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
     assigner = restored(run, counts)
     mixture, placed = run.part("mixture/"), assigner.place()
     told = {"final": True, SERVER_ROUND: run.config.alignment.rounds}
-    whole = run.gather("whole", Action.ALIGNED_TEST, message(records.from_numpy(mixture), told))
+    whole = gather(run, "whole", Action.ALIGNED_TEST, message(records.from_numpy(mixture), told))
     names, everyone = ExpertNames.found_in(mixture), sorted(run.partitions.values())
     questions = {
         row: message(
@@ -43,7 +44,7 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
         for row in everyone
         if placed[row].any()
     }
-    parts = run.gather("placed", Action.ALIGNED_TEST, questions, only=list(questions))
+    parts = gather(run, "placed", Action.ALIGNED_TEST, questions, only=list(questions))
     rows, routing = _rows(run, {"mixture": whole, "placed": parts})
     sizes = counts.sum(axis=1).tolist()
     found = {"privacy": privacy(run), "representation": representation(run, sizes=sizes)}

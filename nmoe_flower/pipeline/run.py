@@ -1,22 +1,19 @@
 """A run in progress: its grid, its clients, its arrays, and how it survives being killed."""
 
-import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
 from nmoe_flower.checkpoint import Checkpoint, Checkpoints
 from nmoe_flower.config import Config
 from nmoe_flower.engine.streaming import StreamingGrid
-from nmoe_flower.errors import ReplyError, RoundError
-from nmoe_flower.records import Action
+from nmoe_flower.errors import RoundError
 from nmoe_flower.strategies import (
     Exchange,
     Partitions,
@@ -25,9 +22,7 @@ from nmoe_flower.strategies import (
     wait_for_nodes,
 )
 
-__all__ = ["Journal", "Run"]
-
-log = logging.getLogger(__name__)
+__all__ = ["Journal", "Run", "part_of"]
 
 Journal = Callable[[Mapping[str, Any]], None]
 Arrays = dict[str, np.ndarray]
@@ -94,143 +89,13 @@ class Run:
                 f"the nodes connected hold {sorted(present)}"
             )
 
-    def prepare(self, strategy: StreamingFedAvg) -> StreamingFedAvg:
-        """Give a strategy what this run knows about its clients and deadlines."""
-        strategy.partitions = self.partitions
-        strategy.connect_timeout = self.config.run.connect_timeout
-        strategy.round_timeout = self.config.run.round_timeout
-        strategy.min_replies = self.config.run.min_replies
-        strategy.seed = self.config.run.seed
-        return strategy
+    def exchange(self, messages: Iterable[Message]) -> Iterable[Message]:
+        """Send messages; the replies come one by one, within ``run.round-timeout``."""
+        return self.grid.send_and_receive(messages, timeout=self.config.run.round_timeout)
 
     def part(self, prefix: str) -> Arrays:
         """The arrays whose names start with ``prefix``, without it."""
-        return _part(self.arrays, prefix)
-
-    def gather(
-        self,
-        stage: str,
-        action: Action,
-        content: RecordDict | Mapping[int, RecordDict],
-        *,
-        only: list[int] | None = None,
-        wanted: Sequence[str] = (),
-    ) -> dict[int, RecordDict]:
-        """Ask every client (or those of partitions ``only``) once; ask those that fail once more.
-
-        Args:
-            stage: Under which the exchange is recorded.
-            action: What is asked.
-            content: The same for all, or one per partition.
-            only: Partitions to ask.
-            wanted: ArrayRecords every answer must have.
-
-        Returns:
-            The answers by partition id, in order.
-
-        Raises:
-            RoundError: A client failed twice: its part cannot be replaced by another's.
-        """
-        started = time.monotonic()
-        pending = sorted(set(self.partitions.values()) if only is None else only)
-        answers: dict[int, RecordDict] = {}
-        exchange = Exchange()
-        for _ in range(2):
-            self.connect()
-            messages = [
-                Message(
-                    content if isinstance(content, RecordDict) else content[self.partitions[node]],
-                    node,
-                    action,
-                )
-                for node in self.nodes
-                if self.partitions[node] in pending
-            ]
-            exchange.bytes_down += sum(records.array_bytes(m.content) for m in messages)
-            for reply in self._replies(messages):
-                partition = self.partitions[reply.metadata.src_node_id]
-                try:
-                    answers[partition] = _sound(reply, wanted)
-                except ReplyError as error:
-                    exchange.fail(partition, str(error))
-                    continue
-                exchange.bytes_up += records.array_bytes(answers[partition])
-            pending = [partition for partition in pending if partition not in answers]
-            if not pending:
-                break
-        exchange.clients = sorted(answers)
-        self.record(stage, 1, 1, exchange, time.monotonic() - started)
-        if pending:
-            reasons = "; ".join(
-                f"client {f['partition']}: {f['reason']}"
-                for f in exchange.failures[-len(pending) :]
-            )
-            raise RoundError(f"{stage}: {reasons}")
-        return dict(sorted(answers.items()))
-
-    def _replies(self, messages: list[Message]) -> Any:
-        return self.grid.send_and_receive(messages, timeout=self.config.run.round_timeout)
-
-    def federate(
-        self,
-        stage: str,
-        strategy: StreamingFedAvg,
-        arrays: ArrayRecord,
-        *,
-        rounds: int,
-        settings: Callable[[int], Mapping[str, Any]] = lambda _: {},
-        test_every: int = 0,
-        tested: Callable[[ArrayRecord], ArrayRecord] = lambda arrays: arrays,
-    ) -> ArrayRecord:
-        """Run a strategy's rounds; resumes in the middle if the checkpoint is from this stage.
-
-        Args:
-            stage: Its name in records and checkpoints.
-            strategy: The server half.
-            arrays: The initial global arrays.
-            rounds: How many rounds; a strategy whose ``converged`` turns true stops earlier.
-            settings: What the clients are told in round r, beside what the strategy adds.
-            test_every: Test on the clients every so many rounds and after the last; 0 never.
-            tested: What is tested in place of the arrays (averaged weights, say).
-        """
-        self.prepare(strategy)
-        done, kept = 0, list[int]()
-        if self.resumed and self.resumed.state["stage"] == stage:
-            done, kept = int(self.resumed.state["round"]), list(self.resumed.state["kept"])
-            arrays = records.from_numpy(_part(self.resumed.arrays, "current/"))
-            strategy.load_state(_part(self.resumed.arrays, "strategy/"))
-            self.resumed = None
-        for current in range(done + 1, rounds + 1):
-            if getattr(strategy, "converged", False):
-                break
-            started = time.monotonic()
-            told = ConfigRecord({**settings(current), records.KEPT_ROUNDS: kept})
-            messages = strategy.configure_train(current, arrays, told, self.grid)
-            replies = self._replies(list(messages))
-            metrics: Mapping[str, Any] | None = None
-            try:
-                updated, metrics = strategy.aggregate_train(current, replies)
-            finally:
-                seconds = time.monotonic() - started
-                self.record(stage, current, rounds, strategy.last_exchange, seconds, metrics or {})
-            arrays = updated if updated is not None else arrays
-            converged = bool(getattr(strategy, "converged", False))
-            if test_every and (current % test_every == 0 or current == rounds):
-                self._test(stage, strategy, tested(arrays), current, rounds)
-            if self._checkpoint_due(current) or converged:
-                kept = [*kept, current][-self.config.run.keep_checkpoints :]
-                self.save(stage, current, arrays, strategy, kept=kept)
-        return arrays
-
-    def _test(
-        self, stage: str, strategy: StreamingFedAvg, arrays: ArrayRecord, current: int, rounds: int
-    ) -> None:
-        started = time.monotonic()
-        messages = strategy.configure_evaluate(current, arrays, ConfigRecord(), self.grid)
-        metrics = strategy.aggregate_evaluate(current, self._replies(list(messages)))
-        seconds = time.monotonic() - started
-        exchange = strategy.last_exchange
-        self.record(f"{stage}-test", current, rounds, exchange, seconds, metrics or {})
+        return part_of(self.arrays, prefix)
 
     def record(
         self,
@@ -267,7 +132,8 @@ class Run:
         cost["bytes_up"] += exchange.bytes_up
         cost["bytes_down"] += exchange.bytes_down
 
-    def _checkpoint_due(self, current: int) -> bool:
+    def save_due(self, current: int) -> bool:
+        """Whether to save after round ``current``: every so many rounds, or seconds."""
         every = self.config.run.checkpoint_every
         if every:
             return current % every == 0
@@ -314,7 +180,7 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         self.resumed = checkpoint
-        self.arrays = _part(checkpoint.arrays, "done/")
+        self.arrays = part_of(checkpoint.arrays, "done/")
         self.costs = checkpoint.state["costs"]
         self.latest = checkpoint.state.get("latest", {})  # a run begun before there was any
         self.written = checkpoint.state["written"]
@@ -324,26 +190,6 @@ class Run:
         self._step = checkpoint.step
 
 
-def _sound(reply: Message, wanted: Sequence[str]) -> RecordDict:
-    """The content of a reply that counts its examples and whose arrays are there and finite.
-
-    Raises:
-        ReplyError: The reply is an error, lacks a record, has NaN or infinite entries, or no
-            usable ``num-examples``.
-    """
-    if reply.has_error():
-        raise ReplyError(reply.error.reason)
-    metrics = reply.content.metric_records.get(records.METRICS)
-    examples = metrics.get(records.NUM_EXAMPLES) if metrics is not None else None
-    if not isinstance(examples, int | float) or not 0 <= examples < math.inf:
-        raise ReplyError(f"{records.NUM_EXAMPLES!r} is missing or not a number >= 0: {examples}")
-    if missing := [name for name in wanted if name not in reply.content.array_records]:
-        raise ReplyError(f"the ArrayRecord {missing[0]!r} is missing")
-    for record in reply.content.array_records.values():
-        arrays = records.to_numpy(record)
-        records.compare(arrays, arrays)
-    return reply.content
-
-
-def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+def part_of(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    """The arrays whose names start with ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
