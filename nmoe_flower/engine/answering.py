@@ -9,6 +9,7 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from nmoe_flower.engine.signals import StopSignal
 from nmoe_flower.errors import EngineError
 
 __all__ = ["Nodes", "answer", "describe", "load_client_app", "refusal"]
@@ -50,9 +51,11 @@ def load_client_app(reference: str) -> ClientApp:
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """The app's reply; whatever it raises (but KeyboardInterrupt) becomes an error reply."""
+    """The app's reply; what it raises becomes an error reply, but for the signal to stop."""
     try:
         reply: object = app(message, context)
+    except StopSignal:
+        raise
     except (Exception, SystemExit) as error:
         _log.exception("partition %s failed", context.node_config.get("partition-id"))
         return refusal(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe(error))

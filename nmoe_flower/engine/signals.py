@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-__all__ = ["interruptible", "uninterrupted"]
+__all__ = ["StopSignal", "interruptible", "uninterrupted"]
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
@@ -15,12 +15,16 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _STOPS = tuple(number for number in signal.Signals if number.name in _NAMES)
 
 
+class StopSignal(SystemExit):
+    """A signal asked this process to stop; ``code`` is the one a shell expects, 128 + signal."""
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does; what nohup ignores stays ignored."""
 
     def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise StopSignal(128 + number)
 
     heeded = [
         number

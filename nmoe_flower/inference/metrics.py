@@ -4,9 +4,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nmoe_flower.inference.bundle import Bundle
 
-__all__ = ["ServiceMetrics"]
+__all__ = ["SECONDS", "ServiceMetrics"]
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -37,11 +37,11 @@ class ServiceMetrics:
         self.seconds = Histogram(
             "nmoe_request_seconds",
             "From the request's arrival to its answer",
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=registry,
         )
         self.compute = Histogram(
-            "nmoe_batch_seconds", "Of one pass", buckets=_SECONDS, registry=registry
+            "nmoe_batch_seconds", "Of one pass", buckets=SECONDS, registry=registry
         )
         self.batch_rows = Histogram(
             "nmoe_batch_rows", "Latents in one pass", buckets=_ROWS, registry=registry

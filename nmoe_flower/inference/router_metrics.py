@@ -6,11 +6,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from nmoe_flower.inference.metrics import SECONDS
 from nmoe_flower.inference.record import CallRecord
 
 __all__ = ["RouterMetrics"]
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _NOBODY = "nobody"  # an expert that the list of peers gives to nobody
 
 
@@ -28,7 +28,7 @@ class RouterMetrics:
         self.query_seconds = Histogram(
             "nmoe_router_query_seconds",
             "Of whole batches, fallbacks included",
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=registry,
         )
         self.requests = Counter(
@@ -63,7 +63,7 @@ class RouterMetrics:
             "nmoe_router_peer_seconds",
             "From a request to its answer",
             ["peer"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=registry,
         )
 

@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from nmoe_flower.engine import InProcessGrid, StreamingGrid
+from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError
 
 
@@ -42,6 +44,8 @@ def new_app(calls: list[int] | None = None) -> ClientApp:
             raise SystemExit("no data")
         if kind == "interrupt":
             raise KeyboardInterrupt
+        if kind == "terminate":
+            signal.raise_signal(signal.SIGTERM)
         return None
 
     return app
@@ -111,6 +115,16 @@ def test_a_failing_client_is_an_error_reply(
 def test_ctrl_c_in_a_client_ends_the_run() -> None:
     with InProcessGrid(new_app(), 1) as grid, pytest.raises(KeyboardInterrupt):
         grid.send_and_receive(broadcast([1], "query.failing", kind="interrupt"))
+
+
+def test_a_stop_signal_in_a_client_ends_the_run() -> None:
+    """It is meant for the process, not for the client that happens to compute."""
+    with (
+        interruptible(),
+        InProcessGrid(new_app(), 1) as grid,
+        pytest.raises(SystemExit, match="143"),
+    ):
+        grid.send_and_receive(broadcast([1], "query.failing", kind="terminate"))
 
 
 def test_a_message_to_nobody_is_refused() -> None:
