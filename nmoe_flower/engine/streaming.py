@@ -6,18 +6,15 @@ before it have arrived: memory does not grow with the number of clients, and sin
 changes, a running sum has the same bits in every run.
 """
 
-import time
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any, Self
 
-from flwr.app import Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from nmoe_flower.engine.restarts import Restarts
+from nmoe_flower.engine.exchange import StreamingExchange
 
 __all__ = ["StreamingGrid"]
 
@@ -75,7 +72,7 @@ class StreamingGrid(Grid):
             answered in time, or whose node was restarted, has an error reply whose ``src_node_id``
             is the node it was meant for.
         """
-        exchange = _Exchange(self._grid, messages, self._window, self._poll, timeout)
+        exchange = StreamingExchange(self._grid, messages, self._window, self._poll, timeout)
         exchange.refill()
         return exchange.replies()
 
@@ -121,142 +118,3 @@ def _poll_for(grid: Grid) -> float:
         return 0.0
     interval = getattr(grid, "pull_interval", None)
     return _DEFAULT_POLL if interval is None else min(float(interval), _IN_MEMORY_POLL)
-
-
-class _Exchange:
-    """One send_and_receive: a window over the messages and a reorder buffer of replies."""
-
-    def __init__(
-        self,
-        grid: Grid,
-        messages: Iterable[Message],
-        window: int,
-        poll: float,
-        timeout: float | None,
-    ) -> None:
-        self._grid = grid
-        self._source = iter(messages)
-        self._window = window
-        self._poll = poll
-        self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._expired = False
-        self._taken = 0
-        self._consumed = 0
-        self._restarts = Restarts(grid, time.monotonic())
-        self._waiting: dict[str, tuple[int, Message]] = {}
-        self._ready: dict[int, Message] = {}
-
-    def replies(self) -> Iterator[Message]:
-        """Yield replies in order; keeps no reference to one it has handed over."""
-        try:
-            while self._consumed < self._taken:
-                while self._consumed in self._ready:
-                    yield self._ready.pop(self._consumed)
-                    self._consumed += 1
-                self.refill()
-                if self._waiting and self._consumed not in self._ready:
-                    self._collect()
-        finally:
-            self._abandon(overdue=False)
-
-    def refill(self) -> None:
-        """Send what the window has room for, as one list."""
-        room = self._consumed + self._window - self._taken
-        batch = list(islice(self._source, room)) if room > 0 else []
-        if not batch:
-            return
-        first = self._taken
-        self._taken += len(batch)
-        if self._expired:
-            for index, message in enumerate(batch, first):
-                self._fail(
-                    index,
-                    message,
-                    ErrorCode.MESSAGE_UNAVAILABLE,
-                    f"not sent: the exchange ended after {self._timeout:g} s",
-                )
-            return
-        self._restarts.before_sending()
-        ids = _paired_ids(batch, list(self._grid.push_messages(batch)))
-        for index, (message, message_id) in enumerate(zip(batch, ids, strict=True), first):
-            if message_id and message_id not in self._waiting:
-                self._waiting[message_id] = (index, message)
-                self._restarts.sent(message_id, message.metadata.dst_node_id)
-            else:
-                node = message.metadata.dst_node_id
-                self._fail(
-                    index, message, ErrorCode.NODE_UNAVAILABLE, f"refused: no such node {node}"
-                )
-
-    def _collect(self) -> None:
-        """Pull once; then wait a little, or give up if the deadline has passed."""
-        remaining = None if self._deadline is None else self._deadline - time.monotonic()
-        self._pull(None if remaining is None else max(remaining, 0.0))
-        self._give_up_lost()
-        if self._consumed in self._ready:
-            return
-        if remaining is not None and remaining <= 0:
-            self._expire()
-        elif self._poll:
-            time.sleep(self._poll if remaining is None else min(self._poll, remaining))
-
-    def _pull(self, remaining: float | None) -> None:
-        ids = list(self._waiting)
-        if getattr(self._grid, "pull_blocks", False):
-            pull: Any = self._grid.pull_messages
-            replies = pull(ids, timeout=remaining)
-        else:
-            replies = self._grid.pull_messages(ids)
-        for reply in replies:
-            index, message = self._waiting.pop(reply.metadata.reply_to_message_id, (-1, reply))
-            if index < 0:
-                continue
-            if reply.has_error() and reply.metadata.src_node_id != message.metadata.dst_node_id:
-                self._fail(index, message, reply.error.code, _reason(reply.error))
-            else:
-                self._ready[index] = reply
-
-    def _give_up_lost(self) -> None:
-        """Answer for nodes that were restarted with a message in hand."""
-        lost = self._restarts.lost(self._waiting.keys(), time.monotonic())
-        if lost:
-            self._pull(0.0)  # of a node that answered just before
-        for message_id in lost:
-            if message_id in self._waiting:
-                reason = "the node was restarted; what it was asked before is lost"
-                self._fail(*self._waiting.pop(message_id), ErrorCode.NODE_UNAVAILABLE, reason)
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._abandon(overdue=True)
-        for index, message in self._waiting.values():
-            self._fail(
-                index,
-                message,
-                ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-                f"no reply within {self._timeout:g} s",
-            )
-        self._waiting.clear()
-
-    def _abandon(self, *, overdue: bool) -> None:
-        """Tell a grid that can use it that nobody waits for these messages any more."""
-        abandon = getattr(self._grid, "abandon_messages", None)
-        if abandon is not None and self._waiting:
-            abandon(list(self._waiting), overdue=overdue)
-
-    def _fail(self, index: int, message: Message, code: int, reason: str) -> None:
-        self._ready[index] = Message(Error(code, reason), reply_to=message)
-
-
-def _reason(error: Error) -> str:
-    return error.reason or f"the SuperLink reported error code {error.code} without a reason"
-
-
-def _paired_ids(batch: list[Message], ids: list[str]) -> list[str | None]:
-    """The id of each message: some grids put None for a refused one, others leave it out."""
-    if len(ids) == len(batch):
-        return list(ids)
-    accepted = set(ids)
-    own = [message.metadata.message_id for message in batch]
-    return [message_id if message_id in accepted else None for message_id in own]

@@ -10,7 +10,7 @@ from flwr.supercore.run import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.engine import InProcessGrid, StreamingGrid, answering, streaming
+from nmoe_flower.engine import InProcessGrid, StreamingGrid, answering, exchange, streaming
 
 
 class FakeGrid(Grid):
@@ -137,7 +137,7 @@ def test_one_reply_per_message_in_order_whatever_arrives_when(
     grid = FakeGrid(choose, lost=lost, unavailable=unavailable, leave_out=leave_out)
     wrapped = StreamingGrid(grid, window=window, poll=1.0)
     timeout = 100.0 if lost.intersection(nodes) else None
-    with mock.patch.object(streaming, "time", Clock()):
+    with mock.patch.object(exchange, "time", Clock()):
         replies = list(wrapped.send_and_receive(iter(messages(nodes)), timeout=timeout))
 
     assert [reply.metadata.src_node_id for reply in replies] == nodes
@@ -207,7 +207,7 @@ class RestartingGrid(FakeGrid):
 
 def ask_restarting(*, at: float, late: bool = False) -> tuple[list[Message], float]:
     clock = Clock()
-    with mock.patch.object(streaming, "time", clock):
+    with mock.patch.object(exchange, "time", clock):
         wrapped = StreamingGrid(RestartingGrid(clock, at=at, late=late), poll=0.1)
         return list(wrapped.send_and_receive(messages([2, 3, 4]), timeout=3600.0)), clock.now
 
