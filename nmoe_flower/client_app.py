@@ -14,6 +14,7 @@ from nmoe_flower.clients import (
     initial,
     latents,
     spectral,
+    watch,
 )
 from nmoe_flower.records import Action
 
@@ -28,7 +29,7 @@ app.train(Action.EXTRACTOR.verb)(extractor.train)
 app.evaluate(Action.EXTRACTOR_TEST.verb)(extractor.test)
 app.train(Action.CONTRAST.verb)(spectral.train)
 app.query(Action.CORRELATION.verb)(spectral.correlate)
-app.evaluate(Action.CONTRAST_TEST.verb)(spectral.test)
+app.evaluate(Action.CONTRAST_TEST.verb)(watch.test)
 app.query(Action.LATENTS.verb)(latents.cache)
 app.train(Action.HEAD.verb)(head.train)
 app.train(Action.EXPERT.verb)(expert.train)

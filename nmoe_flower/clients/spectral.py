@@ -7,10 +7,10 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
-from nmoe_flower import records, representation
+from nmoe_flower import records
 from nmoe_flower.clients.contrast import Contrast
 from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.clients.extractor import local_steps, predict
+from nmoe_flower.clients.extractor import local_steps
 from nmoe_flower.clients.ledger import Ledger
 from nmoe_flower.clients.private_steps import private_train, report
 from nmoe_flower.clients.versions import Versions
@@ -26,16 +26,13 @@ from nmoe_flower.records import (
     NOISE_MULTIPLIER,
     NOISE_STD,
     NUM_EXAMPLES,
-    SERVER_ROUND,
     CorrelationKey,
 )
-from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast, batch_indices, fit, generator, sgd
 
-__all__ = ["correlate", "initial", "test", "train"]
+__all__ = ["correlate", "initial", "train"]
 
 PASS_BATCH = 250
-TEST_IMAGES = 500
 
 
 class _StoreMemory:
@@ -85,7 +82,7 @@ def train(message: Message, context: Context) -> Message:
             bf16=device.bf16,
         )
         metrics["loss"] = result.loss
-    if side.wanted and sent is None and not _passes(device):
+    if side.wanted and sent is None and not device.config.makes_passes:
         matrix = side.matrix()
         sent = None if matrix is None else side.keep(matrix)
     side.wanted = sent is not None
@@ -130,7 +127,7 @@ def correlate(message: Message, context: Context) -> Message:
     """The first phase of a two-phase round: the own matrix at the received weights."""
     device, network, side = _begin(message, context)
     sent, metrics = _release(device, network, side, message)
-    if sent is None and not _passes(device):
+    if sent is None and not device.config.makes_passes:
         network.train()
         with torch.no_grad(), autocast(device.bf16, device.torch_device):
             for views in _batches(device, side.server_round):
@@ -164,13 +161,6 @@ def _begin(message: Message, context: Context) -> tuple[Device, Contrastive, Con
     return device, network, side
 
 
-def _passes(device: Device) -> bool:
-    """Whether matrices are made in a pass over all own images, not from the batches trained on."""
-    source = device.config.contrast.source
-    privacy = device.config.privacy
-    return source == "pass" or (source == "auto" and (privacy.enabled or privacy.weights))
-
-
 def _release(
     device: Device, network: Contrastive, side: Contrast, message: Message
 ) -> tuple[ArrayRecord | None, dict[str, float]]:
@@ -179,7 +169,7 @@ def _release(
     None if matrices are made from batches, or if the budget is spent. What was sent in this round
     before (by a run that was killed and resumed) is sent again: the same bits cost nothing.
     """
-    if not _passes(device):
+    if not device.config.makes_passes:
         return None, {}
     privacy = device.config.privacy
     if not privacy.enabled:
@@ -233,56 +223,3 @@ def _batches(device: Device, server_round: int) -> Iterator[tuple[Tensor, Tensor
     ):
         views = device.views(normalise(device.train_images[chosen]), noise)
         yield views[0].to(device.torch_device), views[1].to(device.torch_device)
-
-
-def test(message: Message, context: Context) -> Message:
-    """Watch the received encoder: alignment and uniformity, and probes with labels."""
-    device = device_of(context)
-    network = device.contrastive()
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
-    records.load_into(network.state_dict(), arrays)
-    server_round = int(records.config_of(message)[SERVER_ROUND])
-    metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
-    metrics |= _without_labels(device, network, server_round)
-    if device.config.contrast.probe != "none":
-        metrics |= _probes(device, network)
-    return records.reply(message, metrics=metrics)
-
-
-@torch.inference_mode()
-def _without_labels(device: Device, network: Contrastive, server_round: int) -> dict[str, float]:
-    rng = numpy_stream(device.seed("watch", server_round))
-    watched = device.train_images
-    if device.config.privacy.weights:  # training images would tell more than was paid for
-        watched = device.data.test.images[device.indices.test_local]
-    chosen = np.sort(rng.permutation(len(watched))[:TEST_IMAGES])
-    images = normalise(watched[chosen])
-    views = device.views(images, generator(device.seed("watch views", server_round)))
-    network.eval()
-    with autocast(device.bf16, device.torch_device):
-        features = network(torch.cat(views).to(device.torch_device)).float().cpu().numpy()
-    first, second = np.split(features, 2)
-    return {
-        "alignment": representation.alignment(first, second),
-        "uniformity": representation.uniformity(first),
-    }
-
-
-def _probes(device: Device, network: Contrastive) -> dict[str, float]:
-    """k-NN and a linear classifier on frozen latents, of everybody's images or of own ones."""
-    settings, data = device.config.contrast, device.data
-    pooled = settings.probe == "pooled"
-    watched = device.everyone if pooled else [device.indices]
-    rng = numpy_stream(device.config.run.seed, "probe")
-    train = rng.permutation(np.concatenate([indices.train for indices in watched]))
-    train = np.sort(train[: settings.probe_images])
-    tests = [indices.test_iid if pooled else indices.test_local for indices in watched]
-    test = rng.permutation(np.unique(np.concatenate(tests)))
-    test = np.sort(test[: settings.probe_images // 2])
-    latents = predict(device, network.extractor, data.train.images, train).numpy()
-    unseen = predict(device, network.extractor, data.test.images, test).numpy()
-    known, truth = data.train.labels[train], data.test.labels[test]
-    return {
-        "knn-accuracy": representation.knn_accuracy(latents, known, unseen, truth),
-        "probe-accuracy": representation.probe_accuracy(latents, known, unseen, truth),
-    }

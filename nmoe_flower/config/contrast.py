@@ -32,7 +32,7 @@ class ContrastConfig(Section):
         "samples", description="weight of the own matrix: q_i, from 1 to 0.2, or 1 (no sharing)"
     )
     first: int = Field(
-        0, ge=0, description="round of the first matrix; 0: 1, or the end of the warm-up if private"
+        0, ge=0, description="round of the first matrix; 0: 1, or after the warm-up if it is a pass"
     )
     refresh: int = Field(0, ge=0, description="rounds; 0: every round, or what the budget allows")
     view_size: int = Field(0, ge=0, description="pixels; 0: the size of the images")

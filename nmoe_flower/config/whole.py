@@ -180,6 +180,13 @@ class Config(Section):
             merge(values, key.strip().split("."), literal(text.strip()))
         return cls.parse(values)
 
+    @property
+    def makes_passes(self) -> bool:
+        """Whether correlation matrices come from passes over all own images, not from batches."""
+        private = self.privacy.enabled or self.privacy.weights
+        source = self.contrast.source
+        return source == "pass" or (source == "auto" and private)
+
     def flat(self) -> dict[str, Scalar]:
         """The dotted form with scalar values only: Flower's run config.
 

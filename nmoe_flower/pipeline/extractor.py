@@ -69,9 +69,9 @@ def _fedsc(config: Config) -> SteppedFedAvg:
     options = _options(config, Action.CONTRAST, Action.CONTRAST_TEST)
     if contrast.probe != "local":  # one client can watch for all
         options["fraction_evaluate"], options["min_evaluate_nodes"] = 1e-9, 1
-    first, refresh, noise, accountant = contrast.first or 1, contrast.refresh or 1, 0.0, None
+    first = contrast.first or _first_matrix(config)
+    refresh, noise, accountant = contrast.refresh or 1, 0.0, None
     if privacy.enabled:
-        first = contrast.first or _after_warmup(config)
         refresh = contrast.refresh or refresh_interval(max(1, rounds - first + 1), privacy.releases)
         noise = noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.releases)
         accountant = Accountant(Budget(privacy.epsilon, privacy.delta))
@@ -88,12 +88,12 @@ def _fedsc(config: Config) -> SteppedFedAvg:
     )
 
 
-def _after_warmup(config: Config) -> int:
-    """The round of the first private matrix: fresh features are not worth their price.
+def _first_matrix(config: Config) -> int:
+    """The round of the first matrix: if it takes a pass, that of features worth its price.
 
     With DP-SGD nobody learns before there is a mean matrix, so there it is the first.
     """
-    if config.privacy.weights:
+    if config.privacy.weights or not config.makes_passes:
         return 1
     return int(config.extractor.warmup * config.extractor.rounds) + 1
 

@@ -72,6 +72,18 @@ def test_a_matrix_travels_up_when_it_is_wanted_and_the_mean_always_down(
     assert {down[r] - down[1] for r in range(2, 7)} == {4 * (36 * 4 + 128)}
 
 
+@pytest.mark.parametrize(("chosen", "first"), [({}, 4), ({"contrast.first": 2}, 2)], ids=str)
+def test_a_matrix_that_takes_a_pass_waits_for_the_end_of_the_warm_up(
+    chosen: dict[str, int], first: int, new_pipeline: New
+) -> None:
+    """Of six rounds: three to warm up."""
+    passes = {"contrast.source": "pass", "extractor.warmup": 0.5, "contrast.refresh": 2}
+    pipeline = new_pipeline("passes", LEAN | passes | chosen)
+    pipeline()
+    up = {line["round"]: line["bytes_up"] for line in lines_of(pipeline, "extractor")}
+    assert {r for r, count in up.items() if count > up[1]} == set(range(first, 7, 2))
+
+
 def test_two_phases_take_twice_the_exchanges_and_matrices_of_the_same_round(
     new_pipeline: New,
 ) -> None:
