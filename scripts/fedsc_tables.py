@@ -1,0 +1,130 @@
+"""The FedSC tables of docs/results.md, from the files in docs/results/ (scripts/write-results)."""
+
+import json
+import math
+import statistics
+from functools import partial
+from pathlib import Path
+
+from nmoe_flower.config import Config
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+ACCURACY = {
+    "FedGate, IID": ("federated", "iid"),
+    "FedGate + prior, local": ("federated+prior", "local"),
+    "averaged head, IID": ("control:fedavg", "iid"),
+}
+RANK = "effective rank"
+FEATURES = {"linear probe": "probe_accuracy", "k-NN": "knn_accuracy"}
+RUNS = {
+    "quick": "cifar10-fedsc-quick",
+    "quick, no sharing (`share = own`)": "cifar10-fedsc-own",
+    "quick, epsilon 8": "cifar10-fedsc-epsilon-8",
+    "quick, epsilon 2": "cifar10-fedsc-epsilon-2",
+    "quick, matrices of the batches, every round": "cifar10-fedsc-batches",
+    "weight 12, matrices of the batches": "cifar10-fedsc-head",
+    "the same, no head: experts from scratch": "cifar10-fedsc-scratch",
+    "the same with a head, 1,500 rounds": "cifar10-fedsc-long",
+    "wide": "cifar10-fedsc",
+    "wide, IID setting": "cifar10-fedsc-iid",
+    "FedCE, as many pixels as quick": "cifar10-fedce-equal",
+}
+SEEDS = ("", "-1", "-2")
+SMALL_BATCHES = {
+    "4 images, alone": "cifar10-fedsc-batch-4",
+    "4 images, sharing": "cifar10-fedsc-batch-4-shared",
+    "8 images, alone": "cifar10-fedsc-batch-8",
+    "8 images, sharing": "cifar10-fedsc-batch-8-shared",
+}
+EXCHANGES = {
+    "no sharing": "cifar10-fedsc-exchange-own",
+    "merged, `share = samples`": "cifar10-fedsc-exchange-merged-samples",
+    "two-phase, `share = samples`": "cifar10-fedsc-exchange-two-phase-samples",
+    "merged, `share = schedule`": "cifar10-fedsc-exchange-merged-schedule",
+    "two-phase, `share = schedule`": "cifar10-fedsc-exchange-two-phase-schedule",
+}
+
+
+def figures(name: str) -> dict[str, float | None]:
+    """Accuracies and probes of one run; None where it has none."""
+    results = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
+    accuracy = {(row["gate"], row["test"]): row["accuracy"] for row in results["rows"]}
+    start = settings(name).extractor.start
+    watched = results
+    if start:  # then it is the run of the extractor that knows about its features
+        first = RESULTS / Path(start).name / "results.json"
+        watched = json.loads(first.read_text(encoding="utf-8")) if first.is_file() else {}
+    found = watched.get("representation") or {}
+    features = {label: found.get(key) for label, key in FEATURES.items()}
+    features[RANK] = found.get("effective_rank")
+    return features | {label: accuracy.get(cell) for label, cell in ACCURACY.items()}
+
+
+def settings(name: str) -> Config:
+    return Config.load(RESULTS / name / "config.toml")
+
+
+def runs_table() -> list[str]:
+    """Every run, once."""
+    header = ["", "seed", "rounds", *FEATURES, *ACCURACY]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for label, name in RUNS.items():
+        config = settings(name)
+        start = config.extractor.start
+        rounds = settings(Path(start).name) if start else config
+        cells = [label, str(config.run.seed), f"{rounds.extractor.rounds:,}"]
+        found = figures(name)
+        values = [found[key] for key in (*FEATURES, *ACCURACY)]
+        cells += ["" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def sharing_table() -> list[str]:
+    """What sharing changes, one pair of runs per seed; after the mean its standard error."""
+    pairs = [(f"cifar10-fedsc-own{seed}", f"cifar10-fedsc-quick{seed}") for seed in SEEDS]
+    seeds = [f"seed {_seed(*pair)}" for pair in pairs]
+    values = [[figures(name) for name in pair] for pair in pairs]
+    header = ["", "alone, mean", "sharing, mean", *seeds, "mean difference"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for label in (*ACCURACY, *FEATURES):
+        columns = [[run[label] for run in pair] for pair in values]
+        means = [statistics.mean(column) for column in zip(*columns, strict=True)]
+        differences = [shared - alone for alone, shared in columns]
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        cells = [label, *(f"{mean:.4f}" for mean in means)]
+        cells += [f"{value:+.4f}" for value in differences]
+        cells.append(f"{statistics.mean(differences):+.4f} ± {error:.4f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def features_table(runs: dict[str, str]) -> list[str]:
+    """Stage 1 alone: what the probes say at its end."""
+    header = ["", "seed", "rounds", *FEATURES, RANK]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for label, name in runs.items():
+        config, found = settings(name), figures(name)
+        cells = [label, str(config.run.seed), f"{config.extractor.rounds:,}"]
+        cells += [f"{found[key]:.3f}" for key in FEATURES]
+        lines.append(f"| {' | '.join(cells)} | {found[RANK]:.0f} |")
+    return lines
+
+
+def _seed(alone: str, shared: str) -> int:
+    """The seed of a pair of runs that differ in [contrast] alone: what the first does not share."""
+    pair = [settings(name).model_dump(exclude={"run"}) for name in (alone, shared)]
+    contrasts = [values.pop("contrast") for values in pair]
+    assert contrasts[0]["share"] == "own" != contrasts[1]["share"], (alone, shared)
+    assert pair[0] == pair[1], (alone, shared)
+    seeds = {settings(name).run.seed for name in (alone, shared)}
+    assert len(seeds) == 1, (alone, shared)
+    return seeds.pop()
+
+
+TABLES = {
+    "fedsc-runs": runs_table,
+    "fedsc-sharing": sharing_table,
+    "fedsc-small-batches": partial(features_table, SMALL_BATCHES),
+    "fedsc-exchange": partial(features_table, EXCHANGES),
+}
