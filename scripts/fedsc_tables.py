@@ -25,6 +25,7 @@ RUNS = {
     "weight 12, matrices of the batches": "cifar10-fedsc-head",
     "the same, no head: experts from scratch": "cifar10-fedsc-scratch",
     "the same with a head, 1,500 rounds": "cifar10-fedsc-long",
+    "wide": "cifar10-fedsc",
     "wide, IID setting": "cifar10-fedsc-iid",
     "FedCE, as many pixels as quick": "cifar10-fedce-equal",
 }
