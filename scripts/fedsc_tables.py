@@ -26,6 +26,7 @@ RUNS = {
     "the same, no head: experts from scratch": "cifar10-fedsc-scratch",
     "the same with a head, 1,500 rounds": "cifar10-fedsc-long",
     "wide": "cifar10-fedsc",
+    "wide, head of 600 rounds": "cifar10-fedsc-head-600",
     "wide, IID setting": "cifar10-fedsc-iid",
     "FedCE, as many pixels as quick": "cifar10-fedce-equal",
 }
