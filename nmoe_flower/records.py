@@ -42,6 +42,7 @@ __all__ = [
     "load_into",
     "metrics_of",
     "pack",
+    "part_of",
     "reply",
     "to_numpy",
 ]
@@ -200,6 +201,11 @@ def _is_finite(value: np.ndarray) -> bool:
         if np.isfinite(value.sum()):
             return True
     return bool(np.isfinite(value).all())
+
+
+def part_of(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names start with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def array_bytes(content: RecordDict) -> int:

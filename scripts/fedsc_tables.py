@@ -61,6 +61,12 @@ def figures(name: str) -> dict[str, float | None]:
     return features | {label: accuracy.get(cell) for label, cell in ACCURACY.items()}
 
 
+def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table."""
+    rules = ["---"] * len(header)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rules, *rows)]
+
+
 def settings(name: str) -> Config:
     return Config.load(RESULTS / name / "config.toml")
 
@@ -68,7 +74,7 @@ def settings(name: str) -> Config:
 def runs_table() -> list[str]:
     """Every run, once."""
     header = ["", "seed", "rounds", *FEATURES, *ACCURACY]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for label, name in RUNS.items():
         config = settings(name)
         start = config.extractor.start
@@ -77,8 +83,8 @@ def runs_table() -> list[str]:
         found = figures(name)
         values = [found[key] for key in (*FEATURES, *ACCURACY)]
         cells += ["" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return markdown(header, rows)
 
 
 def sharing_table() -> list[str]:
@@ -87,7 +93,7 @@ def sharing_table() -> list[str]:
     seeds = [f"seed {_seed(*pair)}" for pair in pairs]
     values = [[figures(name) for name in pair] for pair in pairs]
     header = ["", "alone, mean", "sharing, mean", *seeds, "mean difference"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for label in (*ACCURACY, *FEATURES):
         columns = [[run[label] for run in pair] for pair in values]
         means = [statistics.mean(column) for column in zip(*columns, strict=True)]
@@ -96,20 +102,20 @@ def sharing_table() -> list[str]:
         cells = [label, *(f"{mean:.4f}" for mean in means)]
         cells += [f"{value:+.4f}" for value in differences]
         cells.append(f"{statistics.mean(differences):+.4f} ± {error:.4f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return markdown(header, rows)
 
 
 def features_table(runs: dict[str, str]) -> list[str]:
     """Stage 1 alone: what the probes say at its end."""
     header = ["", "seed", "rounds", *FEATURES, RANK]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for label, name in runs.items():
         config, found = settings(name), figures(name)
         cells = [label, str(config.run.seed), f"{config.extractor.rounds:,}"]
-        cells += [f"{found[key]:.3f}" for key in FEATURES]
-        lines.append(f"| {' | '.join(cells)} | {found[RANK]:.0f} |")
-    return lines
+        cells += [*(f"{found[key]:.3f}" for key in FEATURES), f"{found[RANK]:.0f}"]
+        rows.append(cells)
+    return markdown(header, rows)
 
 
 def _seed(alone: str, shared: str) -> int:

@@ -106,7 +106,7 @@ def _router(device: Device, method: str, received: Arrays) -> Router:
     if method == "prototype":
         means = torch.from_numpy(np.array(received["prototypes"]))
         return PrototypeGate(means, top_k=settings.top_k)
-    state = _part(received, f"gate/{method}/")
+    state = records.part_of(received, f"gate/{method}/")
     if not state:
         raise ReplyError(f"the weights of the gate {method!r} did not come with the message")
     latent_dim = device.store.load(LATENTS)["train"].shape[1]
@@ -136,7 +136,7 @@ def _own_expert(device: Device, latents: Tensor) -> Answered:
 def _controls(
     device: Device, received: Arrays, controls: list[str], test: str, latents: Tensor
 ) -> Iterator[Answered]:
-    if head := _part(received, "head/"):
+    if head := records.part_of(received, "head/"):
         classifier = device.head(latents.shape[1]).eval()
         records.load_into(classifier.state_dict(), head)
         with torch.inference_mode():
@@ -150,10 +150,6 @@ def _controls(
         probabilities = torch.from_numpy(received["centralized/probabilities"][chosen])
         ids = received["centralized/expert-ids"][chosen]
         yield Answered("control:centralized", probabilities, ids)
-
-
-def _part(received: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    return {k.removeprefix(prefix): v for k, v in received.items() if k.startswith(prefix)}
 
 
 def _with_prior(device: Device, answered: Answered) -> Iterator[tuple[str, Tensor]]:

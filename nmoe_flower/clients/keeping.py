@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from nmoe_flower.clients.device import Device
+from nmoe_flower.records import part_of
 
 __all__ = ["keep_extractor", "keep_gates"]
 
@@ -19,7 +20,7 @@ def keep_extractor(device: Device, classifier: Arrays) -> None:
     """Keep the extractor of ``classifier``, and what describes this device."""
     if not device.serves:
         return
-    device.store.save("extractor", _part(classifier, "extractor."), sync=True)
+    device.store.save("extractor", part_of(classifier, "extractor."), sync=True)
     device.store.note(
         "device",
         {
@@ -38,8 +39,4 @@ def keep_gates(device: Device, received: Arrays) -> None:
         return
     methods = {name.split("/")[1] for name in received if name.startswith("gate/")} - {"initial"}
     for method in sorted(methods):
-        device.store.save(f"gate-{method}", _part(received, f"gate/{method}/"), sync=True)
-
-
-def _part(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        device.store.save(f"gate-{method}", part_of(received, f"gate/{method}/"), sync=True)

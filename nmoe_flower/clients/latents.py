@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 
 import numpy as np
 from flwr.app import Context, Message
@@ -9,6 +10,7 @@ from flwr.app import Context, Message
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.clients.extractor import load_classifier, predict
+from nmoe_flower.errors import CheckpointError
 from nmoe_flower.models import Classifier, Extractor
 from nmoe_flower.records import ARRAYS, LATENTS, NUM_EXAMPLES
 from nmoe_flower.seeds import numpy_stream
@@ -44,7 +46,7 @@ def latents_of(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     from this extractor, these images and this configuration; otherwise they are computed and kept.
     """
     source = _source(device, extractor)
-    if device.store.has(LATENTS):
+    with suppress(CheckpointError):  # none were kept, or the file is damaged
         kept = device.store.load(LATENTS)
         if np.array_equal(kept.get(SOURCE, ()), source):
             return kept

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord
 
 from nmoe_flower import records
-from nmoe_flower.pipeline.run import Run, part_of
+from nmoe_flower.pipeline.run import Run
 from nmoe_flower.strategies import StreamingFedAvg
 
 __all__ = ["federate"]
@@ -40,8 +40,8 @@ def federate(
     done, kept = 0, list[int]()
     if run.resumed and run.resumed.state["stage"] == stage:
         done, kept = int(run.resumed.state["round"]), list(run.resumed.state["kept"])
-        arrays = records.from_numpy(part_of(run.resumed.arrays, "current/"))
-        strategy.load_state(part_of(run.resumed.arrays, "strategy/"))
+        arrays = records.from_numpy(records.part_of(run.resumed.arrays, "current/"))
+        strategy.load_state(records.part_of(run.resumed.arrays, "strategy/"))
         run.resumed = None
     for current in range(done + 1, rounds + 1):
         if getattr(strategy, "converged", False):

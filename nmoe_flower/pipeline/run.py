@@ -22,7 +22,7 @@ from nmoe_flower.strategies import (
     wait_for_nodes,
 )
 
-__all__ = ["Journal", "Run", "part_of"]
+__all__ = ["Journal", "Run"]
 
 Journal = Callable[[Mapping[str, Any]], None]
 Arrays = dict[str, np.ndarray]
@@ -95,7 +95,7 @@ class Run:
 
     def part(self, prefix: str) -> Arrays:
         """The arrays whose names start with ``prefix``, without it."""
-        return part_of(self.arrays, prefix)
+        return records.part_of(self.arrays, prefix)
 
     def record(
         self,
@@ -180,7 +180,7 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         self.resumed = checkpoint
-        self.arrays = part_of(checkpoint.arrays, "done/")
+        self.arrays = records.part_of(checkpoint.arrays, "done/")
         self.costs = checkpoint.state["costs"]
         self.latest = checkpoint.state.get("latest", {})  # a run begun before there was any
         self.written = checkpoint.state["written"]
@@ -188,8 +188,3 @@ class Run:
         described = checkpoint.state.get("described", {})  # likewise
         self.described = {int(partition): told for partition, told in described.items()}
         self._step = checkpoint.step
-
-
-def part_of(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    """The arrays whose names start with ``prefix``, without it."""
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

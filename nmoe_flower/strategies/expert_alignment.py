@@ -239,11 +239,8 @@ class ExpertAlignment(StreamingFedAvg):
 
     def load_state(self, arrays: Arrays) -> None:
         """Restore what ``state`` gave."""
-        for part in (self.assigner, self.gate):
-            prefix = "assigner/" if part is self.assigner else "gate/"
-            part.load_state(
-                {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-            )
+        self.assigner.load_state(records.part_of(arrays, "assigner/"))
+        self.gate.load_state(records.part_of(arrays, "gate/"))
         self.traffic.total = np.array(arrays["traffic"])
         self.clock.elapsed = float(arrays["elapsed"])
         self.rows = {int(partition): int(row) for partition, row in arrays["rows"]}

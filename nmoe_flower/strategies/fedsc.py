@@ -266,10 +266,7 @@ class FedSC(SteppedFedAvg):
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore all of it; the budget is never forgotten."""
         super().load_state(arrays)
-        prefix = "correlation/"
-        self.correlations.load_state(
-            {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        )
+        self.correlations.load_state(records.part_of(arrays, "correlation/"))
         if self.accountant is not None and "accountant" in arrays:
             self.accountant.load_state(json.loads(arrays["accountant"].tobytes()))
 

@@ -69,11 +69,7 @@ class RollGate(StreamingFedAvg):
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore what ``state`` gave."""
         self.converged = bool(arrays.get("converged", False))
-        self._cycle_start = {
-            name.removeprefix("start/"): value
-            for name, value in arrays.items()
-            if name.startswith("start/")
-        }
+        self._cycle_start = records.part_of(arrays, "start/")
 
 
 def _relative_change(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> float:

@@ -71,3 +71,12 @@ def test_another_split_of_the_same_images_has_others(tmp_path: Path, passes: lis
     every = latents_of(folded, network.extractor)["holdout"]
     assert len(passes) == 6
     assert len(some) < len(every) == len(folded.indices.train)
+
+
+def test_a_damaged_file_is_computed_again(tmp_path: Path, passes: list[int]) -> None:
+    one = device(tmp_path)
+    network = one.fresh_classifier()
+    first = latents_of(one, network.extractor)["train"]
+    (one.store.folder / "latents.safetensors").write_bytes(b"cut")
+    np.testing.assert_array_equal(latents_of(one, network.extractor)["train"], first)
+    assert len(passes) == 6
