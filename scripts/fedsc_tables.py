@@ -5,6 +5,7 @@ import math
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nmoe_flower.config import Config
 
@@ -46,16 +47,24 @@ EXCHANGES = {
 }
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """A run's results."""
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def first_stage(folder: Path) -> dict[str, Any]:
+    """Results of the run that trained this run's extractor: its own, or those of a folder beside
+    it where it was given one (``extractor.start``); empty if that is not there."""
+    start = Config.load(folder / "config.toml").extractor.start
+    trained = folder.parent / Path(start).name if start else folder
+    return read(trained) if (trained / "results.json").is_file() else {}
+
+
 def figures(name: str) -> dict[str, float | None]:
     """Accuracies and probes of one run; None where it has none."""
-    results = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
-    accuracy = {(row["gate"], row["test"]): row["accuracy"] for row in results["rows"]}
-    start = settings(name).extractor.start
-    watched = results
-    if start:  # then it is the run of the extractor that knows about its features
-        first = RESULTS / Path(start).name / "results.json"
-        watched = json.loads(first.read_text(encoding="utf-8")) if first.is_file() else {}
-    found = watched.get("representation") or {}
+    accuracy = {(row["gate"], row["test"]): row["accuracy"] for row in read(RESULTS / name)["rows"]}
+    found = first_stage(RESULTS / name).get("representation") or {}
     features = {label: found.get(key) for label, key in FEATURES.items()}
     features[RANK] = found.get("effective_rank")
     return features | {label: accuracy.get(cell) for label, cell in ACCURACY.items()}
