@@ -152,7 +152,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"contrast.dim": 1}, "contrast.dim: input should be greater than or equal to 2, got 1"),
     ({"contrast.dim": 2049}, "contrast.dim: input should be less than or equal to 2048, got 2049"),
     ({"contrast.hidden": 0}, "contrast.hidden: input should be greater than or equal to 1, got 0"),
-    ({"contrast.projector-norm": "group"}, "'batch', 'shared', 'layer' or 'none', got 'group'"),
+    ({"contrast.projector-norm": "group"}, "'batch', 'layer' or 'none', got 'group'"),
     ({"contrast.exchange": "three"}, "contrast.exchange: input should be 'merged' or 'two-phase'"),
     ({"contrast.source": "x"}, "contrast.source: input should be 'auto', 'batches' or 'pass'"),
     ({"contrast.share": "x"}, "contrast.share: input should be 'samples', 'schedule' or 'own'"),

@@ -266,7 +266,6 @@ SC = {"extractor.method": "fedsc", "contrast.projector-norm": "layer"}
         ({"extractor.max-grad-norm": 3.0}, "extractor.max-grad-norm must be 0, got 3"),
         ({"extractor.logit-adjustment": 1.0}, "logit-adjustment must be 0, got 1"),
         ({"extractor.method": "fedsc"}, "contrast.projector-norm = batch mixes the samples"),
-        (SC | {"contrast.projector-norm": "shared"}, "sends the mean and spread of features"),
         (SC | {"contrast.source": "batches"}, "contrast.source = pass or auto, got batches"),
         (SC | {"contrast.share": "own"}, "contrast.share must be samples, got own"),
         (SC | {"contrast.running": 0.5}, "contrast.running must be 0, got 0.5"),

@@ -19,7 +19,7 @@ class ContrastConfig(Section):
     )
     dim: int = Field(128, ge=2, le=2048, description="width of the projector's output")
     hidden: int = Field(512, ge=1, description="width of the projector's hidden layer")
-    projector_norm: Literal["batch", "shared", "layer", "none"] = Field(
+    projector_norm: Literal["batch", "layer", "none"] = Field(
         "batch", description="in the projector, which is dropped after training"
     )
     exchange: Literal["merged", "two-phase"] = Field(

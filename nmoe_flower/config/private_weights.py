@@ -30,11 +30,6 @@ def refusal(extractor: ExtractorConfig, contrast: ContrastConfig) -> str | None:
             "needs gradients of single samples, and contrast.projector-norm = batch mixes the "
             "samples of a batch: use layer or none"
         )
-    if contrast.projector_norm == "shared":
-        return (
-            "puts noise on gradients, and contrast.projector-norm = shared sends the mean and "
-            "spread of features without: use layer or none"
-        )
     if contrast.source == "batches":
         return (
             "needs matrices of a pass over all own images, not of DP-SGD's batches: set "

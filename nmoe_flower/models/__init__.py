@@ -16,7 +16,7 @@ from nmoe_flower.models.nmoe import (
     combine,
 )
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
-from nmoe_flower.models.projector import Contrastive, Projector, SharedNorm
+from nmoe_flower.models.projector import Contrastive, Projector
 from nmoe_flower.models.routing import Router, Routing, route_top_k
 from nmoe_flower.models.untrained import LocalGate, PrototypeGate, RandomGate
 
@@ -40,7 +40,6 @@ __all__ = [
     "RandomGate",
     "Router",
     "Routing",
-    "SharedNorm",
     "build_extractor",
     "choose_prior",
     "combine",

@@ -14,7 +14,7 @@ from nmoe_flower.strategies.step_reports import StepReports
 __all__ = ["LEARNING_RATE", "SteppedFedAvg", "SteppedOptions"]
 
 LEARNING_RATE = "learning-rate"
-_STATISTICS = ("running_mean", "running_var", "running_square", "num_batches_tracked")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class SteppedOptions(StreamingOptions, total=False):

@@ -144,7 +144,7 @@ def slow_terms(device: Device, *, server_round: int = 1, images: np.ndarray | No
 PASS = {"contrast.source": "pass"}
 
 
-@pytest.mark.parametrize("norm", ["batch", "shared", "layer"])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("batch", [7, 250])
 def test_a_pass_counts_every_image_once(
     norm: str, batch: int, client: New, monkeypatch: pytest.MonkeyPatch
@@ -174,7 +174,7 @@ def replaced(device: Device, index: int, value: int) -> Device:
     return other
 
 
-@pytest.mark.parametrize("norm", ["batch", "shared", "layer", "none"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 def test_one_image_changes_its_own_term_only_and_the_matrix_by_the_sensitivity_at_most(
     norm: str, client: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,8 +187,6 @@ def test_one_image_changes_its_own_term_only_and_the_matrix_by_the_sensitivity_a
         for name, tensor in network.state_dict().items():
             if name.endswith(("running_mean", "running_var")):
                 tensor.copy_(torch.linspace(0.1, 2, len(tensor)))
-            if name.endswith("running_square"):  # a mean of squares is above the mean's square
-                tensor.copy_(torch.linspace(0.2, 6, len(tensor)))
             if name.endswith("layers.3.weight"):
                 tensor.mul_(50)  # so that most features reach the ball's surface
     network.train()  # the pass must not depend on what mode it finds
