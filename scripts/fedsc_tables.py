@@ -45,6 +45,14 @@ EXCHANGES = {
     "merged, `share = schedule`": "cifar10-fedsc-exchange-merged-schedule",
     "two-phase, `share = schedule`": "cifar10-fedsc-exchange-two-phase-schedule",
 }
+NORMS = {
+    "BatchNorm, no sharing": "cifar10-fedsc-exchange-own",
+    "BatchNorm, sharing": "cifar10-fedsc-exchange-merged-samples",
+    "BatchNorm, sharing, IID setting": "cifar10-fedsc-batch-iid",
+    "LayerNorm, no sharing": "cifar10-fedsc-layer-own",
+    "LayerNorm, sharing": "cifar10-fedsc-layer-shared",
+    "LayerNorm, sharing, IID setting": "cifar10-fedsc-layer-iid",
+}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -143,4 +151,5 @@ TABLES = {
     "fedsc-sharing": sharing_table,
     "fedsc-small-batches": partial(features_table, SMALL_BATCHES),
     "fedsc-exchange": partial(features_table, EXCHANGES),
+    "fedsc-norms": partial(features_table, NORMS),
 }

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.losses import correlation, local_spectral, spectral_contrastive, unit_ball
 from nmoe_flower.models import Contrastive, Projector, build_extractor
 
 NORMS = ("batch", "layer", "none")
@@ -41,6 +42,32 @@ def test_only_batch_norm_mixes_samples_and_only_in_training(norm: str) -> None:
     assert mixed == (norm == "batch")
     projector.eval()
     torch.testing.assert_close(projector(latents())[1:], projector(changed)[1:])
+
+
+@pytest.mark.parametrize(("norm", "same"), [("layer", True), ("none", True), ("batch", False)])
+def test_the_clients_gradients_are_that_of_the_pooled_samples(norm: str, same: bool) -> None:
+    """Eq. 4 over two clients whose samples have nothing in common; BatchNorm breaks it."""
+    torch.manual_seed(0)
+    projector = Projector(5, 3, hidden=4, norm=norm).double().train()
+    far = torch.tensor([[2.0]] * 6 + [[-2.0]] * 6)
+    z1, z2 = latents(12).double() + far, latents(12).double() * 1.1 + far
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad(loss, list(projector.parameters()))
+        return torch.cat([part.flatten() for part in found])
+
+    def features(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return unit_ball(projector(torch.cat([first, second]))).chunk(2)
+
+    pooled = gradient(spectral_contrastive(*features(z1, z2), weight=9.0, unbiased=False))
+    parts = [features(*pair) for pair in zip(z1.chunk(2), z2.chunk(2), strict=True)]
+    matrices = [correlation(torch.cat(part)).detach() for part in parts]
+    first, second = (
+        gradient(local_spectral(*part, other, share=0.5, weight=9.0, unbiased=False))
+        for part, other in zip(parts, reversed(matrices), strict=True)
+    )
+    difference = float(((first + second) / 2 - pooled).abs().max())
+    assert difference < 1e-10 if same else difference > 0.01, difference
 
 
 @pytest.mark.parametrize("widths", [(0, 3, 4), (5, 0, 4), (5, 3, -1)])
