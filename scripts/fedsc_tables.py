@@ -104,9 +104,9 @@ def runs_table() -> list[str]:
     return markdown(header, rows)
 
 
-def sharing_table() -> list[str]:
+def sharing_table(alone: str, sharing: str) -> list[str]:
     """What sharing changes, one pair of runs per seed; after the mean its standard error."""
-    pairs = [(f"cifar10-fedsc-own{seed}", f"cifar10-fedsc-quick{seed}") for seed in SEEDS]
+    pairs = [(f"{alone}{seed}", f"{sharing}{seed}") for seed in SEEDS]
     seeds = [f"seed {_seed(*pair)}" for pair in pairs]
     values = [[figures(name) for name in pair] for pair in pairs]
     header = ["", "alone, mean", "sharing, mean", *seeds, "mean difference"]
@@ -114,7 +114,7 @@ def sharing_table() -> list[str]:
     for label in (*ACCURACY, *FEATURES):
         columns = [[run[label] for run in pair] for pair in values]
         means = [statistics.mean(column) for column in zip(*columns, strict=True)]
-        differences = [shared - alone for alone, shared in columns]
+        differences = [after - before for before, after in columns]
         error = statistics.stdev(differences) / math.sqrt(len(differences))
         cells = [label, *(f"{mean:.4f}" for mean in means)]
         cells += [f"{value:+.4f}" for value in differences]
@@ -148,7 +148,10 @@ def _seed(alone: str, shared: str) -> int:
 
 TABLES = {
     "fedsc-runs": runs_table,
-    "fedsc-sharing": sharing_table,
+    "fedsc-sharing": partial(sharing_table, "cifar10-fedsc-own", "cifar10-fedsc-quick"),
+    "fedsc-sharing-wide": partial(
+        sharing_table, "cifar10-fedsc-wide-own", "cifar10-fedsc-wide-shared"
+    ),
     "fedsc-small-batches": partial(features_table, SMALL_BATCHES),
     "fedsc-exchange": partial(features_table, EXCHANGES),
     "fedsc-norms": partial(features_table, NORMS),
