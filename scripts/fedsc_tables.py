@@ -3,19 +3,20 @@
 import json
 import math
 import statistics
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nmoe_flower.config import Config
 
+Rows = dict[str, Callable[[str], float | None]]
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ACCURACY = {
     "FedGate, IID": ("federated", "iid"),
     "FedGate + prior, local": ("federated+prior", "local"),
     "averaged head, IID": ("control:fedavg", "iid"),
 }
-RANK = "effective rank"
 FEATURES = {"linear probe": "probe_accuracy", "k-NN": "knn_accuracy"}
 RUNS = {
     "quick": "cifar10-fedsc-quick",
@@ -26,12 +27,24 @@ RUNS = {
     "weight 12, matrices of the batches": "cifar10-fedsc-head",
     "the same, no head: experts from scratch": "cifar10-fedsc-scratch",
     "the same with a head, 1,500 rounds": "cifar10-fedsc-long",
+    "quick, no head: experts from scratch": "cifar10-fedsc-paper-shared",
+    "quick, no head, no sharing": "cifar10-fedsc-paper-own",
     "wide": "cifar10-fedsc",
     "wide, head of 600 rounds": "cifar10-fedsc-head-600",
+    "wide, 900 rounds, matrices of the batches": "cifar10-fedsc-wide-shared",
+    "wide, 900 rounds, no sharing": "cifar10-fedsc-wide-own",
     "wide, IID setting": "cifar10-fedsc-iid",
     "FedCE, as many pixels as quick": "cifar10-fedce-equal",
 }
-SEEDS = ("", "-1", "-2")
+PAPER_GATES = {
+    "FedGate, IID": ("federated", "iid"),
+    "FedGate + prior, local": ("federated+prior", "local"),
+    "RollGate, IID": ("rolling", "iid"),
+    "RanGate, IID": ("random", "iid"),
+    "prototype gate, IID": ("prototype", "iid"),
+    "own expert, IID": ("local", "iid"),
+    "own expert, local": ("local", "local"),
+}
 SMALL_BATCHES = {
     "4 images, alone": "cifar10-fedsc-batch-4",
     "4 images, sharing": "cifar10-fedsc-batch-4-shared",
@@ -69,13 +82,31 @@ def first_stage(folder: Path) -> dict[str, Any]:
     return read(trained) if (trained / "results.json").is_file() else {}
 
 
-def figures(name: str) -> dict[str, float | None]:
-    """Accuracies and probes of one run; None where it has none."""
-    accuracy = {(row["gate"], row["test"]): row["accuracy"] for row in read(RESULTS / name)["rows"]}
-    found = first_stage(RESULTS / name).get("representation") or {}
-    features = {label: found.get(key) for label, key in FEATURES.items()}
-    features[RANK] = found.get("effective_rank")
-    return features | {label: accuracy.get(cell) for label, cell in ACCURACY.items()}
+def settings(name: str) -> Config:
+    return Config.load(RESULTS / name / "config.toml")
+
+
+def trained(name: str) -> Config:
+    """Settings of the run that trained this run's extractor."""
+    config = settings(name)
+    return settings(Path(config.extractor.start).name) if config.extractor.start else config
+
+
+def accuracy(name: str, *, of: tuple[str, str]) -> float | None:
+    """Of a gate in a test."""
+    rows = {(row["gate"], row["test"]): row["accuracy"] for row in read(RESULTS / name)["rows"]}
+    return rows.get(of)
+
+
+def feature(name: str, *, of: str) -> float | None:
+    """What is known of the features of a run's extractor."""
+    found: dict[str, float] = first_stage(RESULTS / name).get("representation") or {}
+    return found.get(of)
+
+
+GATES: Rows = {label: partial(accuracy, of=cell) for label, cell in ACCURACY.items()}
+PAPER: Rows = {label: partial(accuracy, of=cell) for label, cell in PAPER_GATES.items()}
+PROBES: Rows = {label: partial(feature, of=key) for label, key in FEATURES.items()}
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -84,73 +115,80 @@ def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, rules, *rows)]
 
 
-def settings(name: str) -> Config:
-    return Config.load(RESULTS / name / "config.toml")
-
-
 def runs_table() -> list[str]:
     """Every run, once."""
-    header = ["", "seed", "rounds", *FEATURES, *ACCURACY]
+    columns = PROBES | GATES
+    header = ["", "seed", "rounds", *columns]
     rows = []
     for label, name in RUNS.items():
-        config = settings(name)
-        start = config.extractor.start
-        rounds = settings(Path(start).name) if start else config
-        cells = [label, str(config.run.seed), f"{rounds.extractor.rounds:,}"]
-        found = figures(name)
-        values = [found[key] for key in (*FEATURES, *ACCURACY)]
+        config = trained(name)
+        cells = [label, str(config.run.seed), f"{config.extractor.rounds:,}"]
+        values = [value(name) for value in columns.values()]
         cells += ["" if value is None else f"{value:.3f}" for value in values]
         rows.append(cells)
     return markdown(header, rows)
 
 
-def sharing_table(alone: str, sharing: str) -> list[str]:
+def sharing_table(alone: str, sharing: str, seeds: int, rows: Rows) -> list[str]:
     """What sharing changes, one pair of runs per seed; after the mean its standard error."""
-    pairs = [(f"{alone}{seed}", f"{sharing}{seed}") for seed in SEEDS]
-    seeds = [f"seed {_seed(*pair)}" for pair in pairs]
-    values = [[figures(name) for name in pair] for pair in pairs]
-    header = ["", "alone, mean", "sharing, mean", *seeds, "mean difference"]
-    rows = []
-    for label in (*ACCURACY, *FEATURES):
-        columns = [[run[label] for run in pair] for pair in values]
+    pairs = [(alone + suffix, sharing + suffix) for suffix in ("", "-1", "-2", "-3")[:seeds]]
+    header = ["", "alone, mean", "sharing, mean"]
+    header += [f"seed {_seed(*pair)}" for pair in pairs] + ["mean difference"]
+    lines = []
+    for label, value in rows.items():
+        columns = [[value(name) for name in pair] for pair in pairs]
         means = [statistics.mean(column) for column in zip(*columns, strict=True)]
         differences = [after - before for before, after in columns]
         error = statistics.stdev(differences) / math.sqrt(len(differences))
         cells = [label, *(f"{mean:.4f}" for mean in means)]
-        cells += [f"{value:+.4f}" for value in differences]
+        cells += [f"{difference:+.4f}" for difference in differences]
         cells.append(f"{statistics.mean(differences):+.4f} ± {error:.4f}")
-        rows.append(cells)
-    return markdown(header, rows)
+        lines.append(cells)
+    return markdown(header, lines)
 
 
 def features_table(runs: dict[str, str]) -> list[str]:
     """Stage 1 alone: what the probes say at its end."""
-    header = ["", "seed", "rounds", *FEATURES, RANK]
+    header = ["", "seed", "rounds", *FEATURES, "effective rank"]
     rows = []
     for label, name in runs.items():
-        config, found = settings(name), figures(name)
+        config = settings(name)
         cells = [label, str(config.run.seed), f"{config.extractor.rounds:,}"]
-        cells += [*(f"{found[key]:.3f}" for key in FEATURES), f"{found[RANK]:.0f}"]
+        cells += [f"{value(name):.3f}" for value in PROBES.values()]
+        cells.append(f"{feature(name, of='effective_rank'):.0f}")
         rows.append(cells)
     return markdown(header, rows)
 
 
 def _seed(alone: str, shared: str) -> int:
-    """The seed of a pair of runs that differ in [contrast] alone: what the first does not share."""
-    pair = [settings(name).model_dump(exclude={"run"}) for name in (alone, shared)]
-    contrasts = [values.pop("contrast") for values in pair]
-    assert contrasts[0]["share"] == "own" != contrasts[1]["share"], (alone, shared)
-    assert pair[0] == pair[1], (alone, shared)
-    seeds = {settings(name).run.seed for name in (alone, shared)}
+    """The seed of two runs that differ in nothing but what stage 1 shares: the first nothing."""
+    pair = [settings(name) for name in (alone, shared)]
+    stages = [trained(name) for name in (alone, shared)]
+    assert stages[0].contrast.share == "own" != stages[1].contrast.share, (alone, shared)
+    for first, second in (pair, stages):
+        one, two = (
+            config.model_dump(exclude={"run": True, "contrast": True, "extractor": {"start"}})
+            for config in (first, second)
+        )
+        assert one == two, (alone, shared)
+    seeds = {config.run.seed for config in (*pair, *stages)}
     assert len(seeds) == 1, (alone, shared)
     return seeds.pop()
 
 
 TABLES = {
     "fedsc-runs": runs_table,
-    "fedsc-sharing": partial(sharing_table, "cifar10-fedsc-own", "cifar10-fedsc-quick"),
+    "fedsc-sharing": partial(
+        sharing_table, "cifar10-fedsc-own", "cifar10-fedsc-quick", 3, GATES | PROBES
+    ),
+    "fedsc-sharing-paper": partial(
+        sharing_table, "cifar10-fedsc-paper-own", "cifar10-fedsc-paper-shared", 3, PAPER
+    ),
     "fedsc-sharing-wide": partial(
-        sharing_table, "cifar10-fedsc-wide-own", "cifar10-fedsc-wide-shared"
+        sharing_table, "cifar10-fedsc-wide-own", "cifar10-fedsc-wide-shared", 2, GATES | PROBES
+    ),
+    "fedsc-sharing-wide-paper": partial(
+        sharing_table, "cifar10-fedsc-wide-paper-own", "cifar10-fedsc-wide-paper-shared", 2, PAPER
     ),
     "fedsc-small-batches": partial(features_table, SMALL_BATCHES),
     "fedsc-exchange": partial(features_table, EXCHANGES),
