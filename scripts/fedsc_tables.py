@@ -179,10 +179,10 @@ def _seed(alone: str, shared: str) -> int:
 TABLES = {
     "fedsc-runs": runs_table,
     "fedsc-sharing": partial(
-        sharing_table, "cifar10-fedsc-own", "cifar10-fedsc-quick", 3, GATES | PROBES
+        sharing_table, "cifar10-fedsc-own", "cifar10-fedsc-quick", 4, GATES | PROBES
     ),
     "fedsc-sharing-paper": partial(
-        sharing_table, "cifar10-fedsc-paper-own", "cifar10-fedsc-paper-shared", 3, PAPER
+        sharing_table, "cifar10-fedsc-paper-own", "cifar10-fedsc-paper-shared", 4, PAPER
     ),
     "fedsc-sharing-wide": partial(
         sharing_table, "cifar10-fedsc-wide-own", "cifar10-fedsc-wide-shared", 2, GATES | PROBES
