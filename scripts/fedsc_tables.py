@@ -165,11 +165,9 @@ def _seed(alone: str, shared: str) -> int:
     pair = [settings(name) for name in (alone, shared)]
     stages = [trained(name) for name in (alone, shared)]
     assert stages[0].contrast.share == "own" != stages[1].contrast.share, (alone, shared)
+    beside = {"run": True, "contrast": True, "extractor": {"start"}, "gate": {"methods"}}
     for first, second in (pair, stages):
-        one, two = (
-            config.model_dump(exclude={"run": True, "contrast": True, "extractor": {"start"}})
-            for config in (first, second)
-        )
+        one, two = (config.model_dump(exclude=beside) for config in (first, second))
         assert one == two, (alone, shared)
     seeds = {config.run.seed for config in (*pair, *stages)}
     assert len(seeds) == 1, (alone, shared)
