@@ -1,6 +1,5 @@
 """The FedSC tables of docs/results.md, from the files in docs/results/ (scripts/write-results)."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable
@@ -8,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tables import RESULTS, markdown, read
+
 from nmoe_flower.config import Config
 
 Rows = dict[str, Callable[[str], float | None]]
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ACCURACY = {
     "FedGate, IID": ("federated", "iid"),
     "FedGate + prior, local": ("federated+prior", "local"),
@@ -68,12 +68,6 @@ NORMS = {
 }
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """A run's results."""
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return results
-
-
 def first_stage(folder: Path) -> dict[str, Any]:
     """Results of the run that trained this run's extractor: its own, or those of a folder beside
     it where it was given one (``extractor.start``); empty if that is not there."""
@@ -107,12 +101,6 @@ def feature(name: str, *, of: str) -> float | None:
 GATES: Rows = {label: partial(accuracy, of=cell) for label, cell in ACCURACY.items()}
 PAPER: Rows = {label: partial(accuracy, of=cell) for label, cell in PAPER_GATES.items()}
 PROBES: Rows = {label: partial(feature, of=key) for label, key in FEATURES.items()}
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table."""
-    rules = ["---"] * len(header)
-    return [f"| {' | '.join(cells)} |" for cells in (header, rules, *rows)]
 
 
 def runs_table() -> list[str]:

@@ -2,21 +2,27 @@
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What scripts/synthetic-tables defines."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return runpy.run_path(str(ROOT / "scripts" / "synthetic-tables"))
+
+
 @pytest.mark.parametrize("name", ["privacy-accountants", "privacy-multipliers", "privacy-steps"])
-def test_the_stored_table_is_what_the_script_computes(name: str) -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "synthetic-tables"))
+def test_the_stored_table_is_what_the_script_computes(name: str, script: dict[str, Any]) -> None:
     stored = ROOT / "docs" / "results" / name / "table.txt"
     assert script["text"](name) == stored.read_text(encoding="utf-8")
 
 
-def test_every_table_is_stored_and_has_its_place_on_a_page() -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "synthetic-tables"))
+def test_every_table_is_stored_and_has_its_place_on_a_page(script: dict[str, Any]) -> None:
     pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*/*.md")]
     for name in script["TABLES"]:
         assert (ROOT / "docs" / "results" / name / "table.txt").is_file()
