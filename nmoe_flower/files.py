@@ -1,36 +1,57 @@
-"""Files that are whole or not there: atomic writes, safetensors, JSON, appended lines.
+"""Files that are whole or not there, and read with care: text, JSON, TOML, safetensors.
 
 A write goes to a temporary file in the same folder, reaches the disk, and only then takes the
 name. Whatever happens in between (a full disk, ``kill -9``), the old file stays as it was.
+
+Whatever a person or another program may have written is read by `read_text`, `read_json` or
+`read_toml`: a file that is missing, too large, in another encoding or malformed is one error that
+names it.
 """
 
+import codecs
 import contextlib
 import json
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+import tomli_w
 
-from nmoe_flower.errors import CheckpointError, NMoEError
+from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 
 __all__ = [
     "append_line",
     "load_arrays",
     "pack_arrays",
+    "parse_json",
     "read_arrays",
+    "read_json",
+    "read_text",
+    "read_toml",
     "safe_child",
     "save_arrays",
     "to_json",
+    "to_toml",
     "write_bytes",
     "write_json",
     "write_text",
 ]
+
+LARGEST_TEXT = 64 * 2**20  # bytes
+DEEPEST = 64  # levels of tables and lists
+_OTHER_ENCODINGS = {  # the longer marks first: UTF-32's begins like UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
@@ -104,6 +125,180 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def to_toml(value: Mapping[str, Any]) -> str:
+    """TOML of plain values; any text in them reads back as it was, and keys may hold anything.
+
+    >>> print(to_toml({"data": {"dataset": "my 'photos'", "flip": True}}), end="")
+    [data]
+    dataset = "my 'photos'"
+    flip = true
+    """
+    return tomli_w.dumps(value)
+
+
+def read_text(
+    path: Path,
+    *,
+    what: str = "the file",
+    raises: type[NMoEError] = ConfigError,
+    most: int = LARGEST_TEXT,
+) -> str:
+    """The UTF-8 text of a file, without a byte order mark; line ends as they are.
+
+    Args:
+        path: The file.
+        what: What it is to the reader of an error: "the recipe".
+        raises: The class of the error.
+        most: Bytes it may have; more are never read.
+
+    Raises:
+        NMoEError: It cannot be read, is too large, or is not UTF-8. Of the class ``raises``.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except (OSError, ValueError) as error:  # a name with NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise raises(f"cannot read {what} {path}: {reason}") from None
+    if len(data) > most:
+        raise raises(f"cannot read {what} {path}: it has more than {most:,} bytes")
+    return _decoded(data, f"{what} {path}", raises)
+
+
+def _decoded(data: bytes, name: str, raises: type[NMoEError]) -> str:
+    for mark, encoding in _OTHER_ENCODINGS.items():
+        if data.startswith(mark):
+            raise raises(f"{name} is {encoding} text; allowed: UTF-8")
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        wrong = error.object[error.start]
+        raise raises(
+            f"{name} is not UTF-8 text: byte 0x{wrong:02x} in line {line}; allowed: UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise raises(f"{name} is not UTF-8 text: byte 0x00 in line {line}; allowed: UTF-8")
+    return text
+
+
+def read_json(
+    path: Path,
+    *,
+    what: str = "the file",
+    raises: type[NMoEError] = ConfigError,
+    most: int = LARGEST_TEXT,
+) -> Any:
+    """The value of a JSON file; see `read_text` for the arguments, `parse_json` for the rest.
+
+    Raises:
+        NMoEError: It cannot be read or is not JSON. Of the class ``raises``.
+    """
+    return parse_json(
+        read_text(path, what=what, raises=raises, most=most), f"{what} {path}", raises
+    )
+
+
+def parse_json(
+    text: str | bytes, name: str = "the text", raises: type[NMoEError] = ConfigError
+) -> Any:
+    """The value of JSON text from outside.
+
+    Numbers are finite, no object has a key twice, and lists and objects are nested up to
+    `DEEPEST` levels: later readers may walk them without care.
+
+    Args:
+        text: JSON, as text or as UTF-8 with or without a byte order mark.
+        name: What an error calls it.
+        raises: The class of the error.
+
+    Raises:
+        NMoEError: It is something else. Of the class ``raises``.
+
+    >>> parse_json('{"a": [1, 2.5]}')
+    {'a': [1, 2.5]}
+    >>> parse_json('{"a": 1, "a": 2}', "peers.json")
+    Traceback (most recent call last):
+    ...
+    nmoe_flower.errors.ConfigError: peers.json is not valid JSON: the key 'a' stands there twice
+    """
+    if isinstance(text, bytes):
+        text = _decoded(text, name, raises)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
+        )
+    except RecursionError:
+        _too_deep(name, raises)
+    except ValueError as error:
+        raise raises(f"{name} is not valid JSON: {error}") from None
+    _check_depth(value, name, raises)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
+def read_toml(
+    path: Path,
+    *,
+    what: str = "the file",
+    raises: type[NMoEError] = ConfigError,
+    most: int = LARGEST_TEXT,
+) -> dict[str, Any]:
+    """The tables of a TOML file; see `read_text` for the arguments.
+
+    Raises:
+        NMoEError: It cannot be read, is not TOML, or is nested deeper than `DEEPEST` levels. Of
+            the class ``raises``.
+    """
+    text = read_text(path, what=what, raises=raises, most=most)
+    try:
+        tables = tomllib.loads(text)
+    except RecursionError:
+        _too_deep(f"{what} {path}", raises)
+    except ValueError as error:  # of TOML, and of a number with too many digits
+        raise raises(f"{what} {path} is not valid TOML: {error}") from None
+    _check_depth(tables, f"{what} {path}", raises)
+    return tables
+
+
+def _check_depth(value: Any, name: str, raises: type[NMoEError]) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _nested(outer)]
+        if not level:
+            return
+    _too_deep(name, raises)
+
+
+def _nested(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
+    inner = value.values() if isinstance(value, dict) else value
+    return (part for part in inner if isinstance(part, dict | list))
+
+
+def _too_deep(name: str, raises: type[NMoEError]) -> NoReturn:
+    raise raises(f"{name} is nested too deep; allowed: {DEEPEST} levels") from None
 
 
 def append_line(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,115 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, name):
 @pytest.mark.parametrize("name", ["a", "a/b.c", "gate-federated+prior", "a/../b", "..a"])
 def test_names_inside_the_folder_are_kept(tmp_path, name):
     assert files.safe_child(tmp_path, name) == tmp_path / name
+
+
+def refusal(read, path, **options):
+    with pytest.raises(NMoEError) as caught:
+        read(path, **options)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+READERS = [files.read_text, files.read_json, files.read_toml]
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("{}".encode("utf-16"), "UTF-16 text; allowed: UTF-8"),
+        ("{}".encode("utf-32"), "UTF-32 text; allowed: UTF-8"),
+        ("{}".encode("utf-16-le"), "byte 0x00 in line 1"),
+        (b'a = 1\n\xff = "x"', "byte 0xff in line 2"),
+        (b"\xef\xbb\xbf\xef\xbb", "byte 0xef in line 1"),
+    ],
+    ids=["utf-16", "utf-32", "utf-16 without a mark", "latin", "cut"],
+)
+def test_another_encoding_is_one_error_with_the_name_of_the_file(tmp_path, read, data, said):
+    path = tmp_path / "odd.txt"
+    path.write_bytes(data)
+    assert said in refusal(read, path)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, read):
+    assert "cannot read the recipe" in refusal(read, tmp_path / "missing", what="the recipe")
+    assert "No such file" in refusal(read, tmp_path / "missing")
+    assert "directory" in refusal(read, tmp_path)
+    assert "null byte" in refusal(read, Path("a\0b"))
+    with pytest.raises(CheckpointError):
+        read(tmp_path / "missing", raises=CheckpointError)
+
+
+def test_no_more_than_asked_for_is_read(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("12345")
+    assert files.read_text(path, most=5) == "12345"
+    assert "more than 4 bytes" in refusal(files.read_text, path, most=4)
+    endless = Path("/dev/zero")
+    if endless.exists():
+        assert "more than 1,000 bytes" in refusal(files.read_text, endless, most=1000)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    path = tmp_path / "marked"
+    path.write_bytes(b"\xef\xbb\xbf[1]")
+    assert files.read_text(path) == "[1]"
+    assert files.read_json(path) == [1]
+    path.write_bytes(b"\xef\xbb\xbfa = 1\r\n")
+    assert files.read_toml(path) == {"a": 1}
+
+
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize("levels", [65, 900, 100_000])
+def test_what_is_nested_too_deep_is_refused(tmp_path, levels):
+    path = tmp_path / "deep"
+    for text in (nested(levels), "[" * levels, '{"a": ' * levels + "1" + "}" * levels):
+        path.write_text(text)
+        said = refusal(files.read_json, path)
+        assert "nested too deep; allowed: 64 levels" in said or "not valid JSON" in said
+    path.write_text(f"a = {nested(levels)}")
+    assert "nested too deep" in refusal(files.read_toml, path)
+
+
+def test_what_is_nested_within_the_limit_is_read(tmp_path):
+    path = tmp_path / "deep"
+    path.write_text(nested(64))
+    value = files.read_json(path)
+    for _ in range(63):
+        (value,) = value
+    assert value == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("NaN", "NaN is no number"),
+        ("[1, -Infinity]", "-Infinity is no number"),
+        ("[1e999]", "1e999 is too large"),
+        ("9" * 5000, "not valid JSON"),
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' stands there twice"),
+    ],
+)
+def test_json_of_others_is_strict(tmp_path, text, said):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    assert said in refusal(files.read_json, path)
+
+
+@pytest.mark.parametrize("text", ["a = ", "a = 1\na = 2", "a = " + "9" * 5000, "\ta\x07 = 1"])
+def test_malformed_toml_is_refused(tmp_path, text):
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    assert "not valid TOML" in refusal(files.read_toml, path)
+
+
+@given(st.dictionaries(st.text(), st.text(st.characters(exclude_categories=["Cs"]))))
+def test_toml_reads_back_as_it_was_written(tables):
+    tables = {key.encode(errors="replace").decode(): value for key, value in tables.items()}
+    assert tomllib.loads(files.to_toml({"a table": tables})) == {"a table": tables}

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "nmoe_flower"
 # Lower rows are seen by all rows above them; parts of one row do not see each other.
 ROWS = [
     {"errors"},
-    {"seeds", "schedules", "codec"},
-    {"certificates", "config", "files", "records"},
+    {"seeds", "schedules", "codec", "files"},
+    {"certificates", "config", "records"},
     {"checkpoint", "provenance"},
     {"data", "models", "losses", "privacy", "metrics", "representation", "alignment"},
     {"training"},
