@@ -281,6 +281,7 @@ def assemble(target: Path) -> list[str]:
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(DOCS, target)
+    _bring_results(target)
     reference = target / "reference"
     (reference / "configuration.md").write_text(configuration(), encoding="utf-8")
     (reference / "cli.md").write_text(command_line(), encoding="utf-8")
@@ -288,6 +289,15 @@ def assemble(target: Path) -> list[str]:
     page, silent = python_reference()
     (reference / "python.md").write_text(page, encoding="utf-8")
     return silent
+
+
+def _bring_results(target: Path) -> None:
+    """The result files stand beside docs/; on the site they stand in it, one folder less away."""
+    shutil.copytree(ROOT / "results", target / "results")
+    for page in target.rglob("*.md"):
+        up = "../" * len(page.relative_to(target).parts)
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(f"]({up}results/", f"]({up[3:]}results/"), encoding="utf-8")
 
 
 def build() -> int:

@@ -1,4 +1,4 @@
-"""The FedSC tables of docs/results.md, from the files in docs/results/ (scripts/write-results)."""
+"""The FedSC tables of docs/results.md, from the files in results/ (scripts/write-results)."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tables import RESULTS, markdown, read
+from tables import markdown, place, read
 
 from nmoe_flower.config import Config
 
@@ -69,15 +69,15 @@ NORMS = {
 
 
 def first_stage(folder: Path) -> dict[str, Any]:
-    """Results of the run that trained this run's extractor: its own, or those of a folder beside
-    it where it was given one (``extractor.start``); empty if that is not there."""
+    """Results of the run that trained this run's extractor: its own, or those of the published
+    run it was given one of (``extractor.start``); empty if that has none."""
     start = Config.load(folder / "config.toml").extractor.start
-    trained = folder.parent / Path(start).name if start else folder
+    trained = place(Path(start).name) if start else folder
     return read(trained) if (trained / "results.json").is_file() else {}
 
 
 def settings(name: str) -> Config:
-    return Config.load(RESULTS / name / "config.toml")
+    return Config.load(place(name) / "config.toml")
 
 
 def trained(name: str) -> Config:
@@ -88,13 +88,13 @@ def trained(name: str) -> Config:
 
 def accuracy(name: str, *, of: tuple[str, str]) -> float | None:
     """Of a gate in a test."""
-    rows = {(row["gate"], row["test"]): row["accuracy"] for row in read(RESULTS / name)["rows"]}
+    rows = {(row["gate"], row["test"]): row["accuracy"] for row in read(place(name))["rows"]}
     return rows.get(of)
 
 
 def feature(name: str, *, of: str) -> float | None:
     """What is known of the features of a run's extractor."""
-    found: dict[str, float] = first_stage(RESULTS / name).get("representation") or {}
+    found: dict[str, float] = first_stage(place(name)).get("representation") or {}
     return found.get(of)
 
 

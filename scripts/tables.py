@@ -1,10 +1,12 @@
 """What the scripts that tabulate results share."""
 
 import json
+import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 def read(folder: Path, file: str = "results.json") -> dict[str, Any]:
@@ -17,3 +19,21 @@ def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a table."""
     rules = ["---"] * len(header)
     return [f"| {' | '.join(cells)} |" for cells in (header, rules, *rows)]
+
+
+def place(name: str) -> Path:
+    """The folder of a published run, ``results/<study>/<variant>/seed-N``, or of a table.
+
+    Args:
+        name: The run's own name (``run.name``), or ``<study>`` if that holds a ``table.txt``.
+    """
+    study = RESULTS / name
+    return study if (study / "table.txt").is_file() else _places()[name]
+
+
+@cache
+def _places() -> dict[str, Path]:
+    found = {}
+    for path in sorted(RESULTS.glob("*/*/seed-*/config.toml")):
+        found[tomllib.loads(path.read_text(encoding="utf-8"))["run"]["name"]] = path.parent
+    return found

@@ -35,11 +35,11 @@ def test_the_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_measured_figures_are_those_of_the_results() -> None:
-    """``scripts/write-results`` fills the place from docs/results/fedsc-privacy/table.txt."""
+    """``scripts/write-results`` fills the place from results/fedsc-privacy/table.txt."""
     text = PAGE.read_text(encoding="utf-8")
     section = text.split("## Measured on CIFAR-10\n")[1].split("\n## ")[0]
     (inside,) = re.findall(
         r"^<!-- run fedsc-privacy -->\n(.*)<!-- end -->$", section, re.DOTALL | re.MULTILINE
     )
-    table = PAGE.parents[1] / "results" / "fedsc-privacy" / "table.txt"
+    table = PAGE.parents[2] / "results" / "fedsc-privacy" / "table.txt"
     assert inside == table.read_text(encoding="utf-8")
