@@ -1,7 +1,6 @@
 """Client-expert alignment: fitness, usage, capacity, and who trains which expert (2507.05685)."""
 
 from nmoe_flower.alignment.assigner import Assigner
-from nmoe_flower.alignment.bounds import InfeasibleBoundsError
 from nmoe_flower.alignment.capacity import Capacity, ExpertCost
 from nmoe_flower.alignment.clock import Clock, seconds_of
 from nmoe_flower.alignment.closed_form import ClosedFormGate
@@ -11,6 +10,7 @@ from nmoe_flower.alignment.devices import PROFILES, Device, Event, World, draw_d
 from nmoe_flower.alignment.feedback import Feedback, read_feedback
 from nmoe_flower.alignment.fitness import Fitness, reward
 from nmoe_flower.alignment.policies import POLICIES, align
+from nmoe_flower.alignment.solver import InfeasibleBoundsError
 from nmoe_flower.alignment.trace import read_trace
 from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.alignment.bounds import Bound
 from nmoe_flower.alignment.capacity import Capacity
 from nmoe_flower.alignment.decision import Decision
 from nmoe_flower.alignment.desirability import desirability
 from nmoe_flower.alignment.feedback import Feedback
 from nmoe_flower.alignment.fitness import Fitness, reward
 from nmoe_flower.alignment.policies import POLICIES, align
+from nmoe_flower.alignment.solver import Bound
 from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.seeds import numpy_stream

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.alignment.bounds import Bound
-from nmoe_flower.alignment.joint import solve_joint
-from nmoe_flower.alignment.ties import Keys, client_keys, noise, top
+from nmoe_flower.alignment.solver import Bound, Keys, client_keys, noise, solve_joint, top
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["POLICIES", "align"]

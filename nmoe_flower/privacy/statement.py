@@ -1,13 +1,12 @@
 """What a training has cost in privacy, and what that covers, in words."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
 
 from nmoe_flower.privacy.mechanism import Adjacency
+from nmoe_flower.privacy.steps import WeightsCost
 
-if TYPE_CHECKING:
-    from nmoe_flower.privacy.accountant import Accountant
-
-__all__ = ["state_in_words"]
+__all__ = ["Account", "state_in_words"]
 
 _ADJACENCY: dict[Adjacency, str] = {
     "replace-one": "replace one sample, the number of samples is public",
@@ -15,7 +14,29 @@ _ADJACENCY: dict[Adjacency, str] = {
 }
 
 
-def state_in_words(accountant: "Accountant", *, delta: float, adjacency: Adjacency) -> str:
+class Account(Protocol):
+    """What a statement reads of an accountant."""
+
+    @property
+    def weights(self) -> Mapping[int, WeightsCost]:
+        """What private weights have cost each client."""
+
+    @property
+    def exposed(self) -> tuple[str, ...]:
+        """What else left the clients without noise, in words."""
+
+    @property
+    def most_releases(self) -> int:
+        """Matrices released by the client that released most."""
+
+    def worst(self, *, delta: float) -> float:
+        """Epsilon of the matrices of the client that spent most."""
+
+    def together(self, *, delta: float, adjacency: Adjacency) -> tuple[float, float]:
+        """Epsilon and delta of matrices and weights of the client that spent most on both."""
+
+
+def state_in_words(accountant: Account, *, delta: float, adjacency: Adjacency) -> str:
     """Costs, unit, adjacency, what is covered and what is not."""
     parts = []
     released = accountant.most_releases
@@ -40,7 +61,7 @@ def state_in_words(accountant: "Accountant", *, delta: float, adjacency: Adjacen
     return " ".join(parts)
 
 
-def _weights(accountant: "Accountant", delta: float) -> str:
+def _weights(accountant: Account, delta: float) -> str:
     costs = accountant.weights.values()
     return (
         f"Weights: DP-SGD with epsilon {max(cost.epsilon for cost in costs):.4g} at delta "
@@ -50,7 +71,7 @@ def _weights(accountant: "Accountant", delta: float) -> str:
     )
 
 
-def _together(accountant: "Accountant", delta: float, adjacency: Adjacency) -> str:
+def _together(accountant: Account, delta: float, adjacency: Adjacency) -> str:
     epsilon, total_delta = accountant.together(delta=delta, adjacency=adjacency)
     if accountant.most_releases:
         how = "Both together, by basic composition"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from nmoe_flower.alignment import InfeasibleBoundsError, align
-from nmoe_flower.alignment.bounds import fillable, nearest_lo
+from nmoe_flower.alignment.solver.bounds import fillable, nearest_lo
 
 
 def stream(seed=0):

@@ -8,10 +8,10 @@ auction steps (`prices`), the exact end from shortest augmenting paths (`flow`).
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.alignment.bounds import Bound, fillable, load_bounds
-from nmoe_flower.alignment.flow import ExpertGraph
-from nmoe_flower.alignment.prices import find_prices
-from nmoe_flower.alignment.ties import Keys, top
+from nmoe_flower.alignment.solver.bounds import Bound, fillable, load_bounds
+from nmoe_flower.alignment.solver.flow import ExpertGraph
+from nmoe_flower.alignment.solver.prices import find_prices
+from nmoe_flower.alignment.solver.ties import Keys, top
 
 __all__ = ["solve_joint"]
 
