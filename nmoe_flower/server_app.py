@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any
 
 from flwr.app import Context
-from flwr.common import log as flower_log
 from flwr.serverapp import Grid, ServerApp
 
 from nmoe_flower.config import Config
+from nmoe_flower.engine import flower
 from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Run, exchanges, run_pipeline
 from nmoe_flower.results import RunFolder
@@ -20,10 +20,7 @@ __all__ = ["app", "cost_in_words", "execute", "settle"]
 app = ServerApp()
 
 SETTLED_AFTER = 3.0
-HINT = (
-    "for ten clients: flwr run . --federation-config "
-    "'num-supernodes=10 client-resources-num-cpus=1'"
-)
+HINT = f"for ten clients: {flower.SIMULATE}"
 
 
 @app.main()
@@ -35,12 +32,12 @@ def main(grid: Grid, context: Context) -> None:
         folder = RunFolder.resume(path)
         config = folder.config
     else:
-        config = settle(grid, config, tell=lambda text: flower_log(logging.INFO, text))
+        config = settle(grid, config, tell=lambda text: flower.log(logging.INFO, text))
         folder = RunFolder.create(path, config)
-    flower_log(logging.INFO, "results go to %s", path)
+    flower.log(logging.INFO, "results go to %s", path)
     for note in config.advice():
-        flower_log(logging.INFO, "note: %s", note)
-    flower_log(logging.INFO, "%s", cost_in_words(config))
+        flower.log(logging.INFO, "note: %s", note)
+    flower.log(logging.INFO, "%s", cost_in_words(config))
     execute(grid, folder, on_round=_Teller())
 
 
@@ -156,7 +153,7 @@ class _Teller:
     def __call__(self, record: Mapping[str, Any]) -> None:
         now = time.monotonic()
         for failure in record["failures"]:
-            flower_log(
+            flower.log(
                 logging.WARNING, "client %s dropped: %s", failure["partition"], failure["reason"]
             )
         last = record["round"] == record["rounds"]
@@ -168,7 +165,7 @@ class _Teller:
             for name, value in islice(record["metrics"].items(), 4)
             if isinstance(value, int | float)
         )
-        flower_log(
+        flower.log(
             logging.INFO,
             "%s %d/%d  %s  %.2f s",
             record["stage"],

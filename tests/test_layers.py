@@ -1,6 +1,7 @@
 """Who may import whom. A new module must be given its place here."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nmoe_flower"
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # Lower rows are seen by all rows above them; parts of one row do not see each other.
 ROWS = [
@@ -38,6 +40,10 @@ NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "re
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(PACKAGE.parent))
 
 
 def part_of(path: Path) -> str:
@@ -91,8 +97,41 @@ def test_flower_and_its_data_sets_are_imported_where_they_belong(path: Path) -> 
     assert "pickle" not in roots or part_of(path) == "engine"  # between its own processes
 
 
+PRIVATE = re.compile(r"flwr\.(?!app\b|clientapp\b|serverapp\b)\w+")
+FLAGS = re.compile(r"FLWR_[A-Z]|(flower-super\w+|\bflwr) [^\n]*--[a-z]|_(message_id|src_node_id)\b")
+
+
+def literals(path: Path) -> list[str]:
+    """Every text in a file but its docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    spoken = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    texts = [node.value for node in ast.walk(tree)
+             if isinstance(node, ast.Constant) and id(node) not in spoken]  # fmt: skip
+    return [text for text in texts if isinstance(text, str)]
+
+
+@pytest.mark.parametrize("path", [*modules(), *TESTS], ids=relative)
+def test_what_flower_keeps_to_itself_is_touched_in_one_file(path: Path) -> None:
+    """Its private modules, its programs' flags, its variables: all in engine/flower.py."""
+    if path == PACKAGE / "engine" / "flower.py":
+        return
+    private = sorted(name for name in imported(path) if PRIVATE.match(name))
+    assert private == [], f"import these from nmoe_flower.engine.flower: {private}"
+    if path.is_relative_to(PACKAGE):
+        assert [text for text in literals(path) if FLAGS.search(text)] == []
+
+
 def test_the_walk_sees_imports() -> None:
     """The checks above would pass on an empty set."""
+    known = PACKAGE / "engine" / "flower.py"
+    assert {"flwr.common.log", "flwr.supercore.run.Run"} <= {
+        name for name in imported(known) if PRIVATE.match(name)
+    }
+    assert len([text for text in literals(known) if FLAGS.search(text)]) > 10
     assert {"engine", "records", "errors"} <= parts_seen(PACKAGE / "strategies" / "base.py")
     assert "data" in parts_seen(PACKAGE / "clients" / "device.py")
     assert "flwr.serverapp.Grid" in imported(PACKAGE / "server_app.py")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from nmoe_flower.deploy.party import Party
+from nmoe_flower.engine import flower
 
 __all__ = ["readme"]
 
@@ -40,7 +41,7 @@ and 6. In containers: `compose.yaml`, for a federation whose hosts are the servi
 Flower serves its control interface on the same port as the nodes' ({superlink}). TLS hides what
 is said, and node keys keep strange nodes out; neither keeps a stranger from submitting an app,
 which then runs on the nodes. Let only the nodes and your own machine reach the port (firewall,
-VPN), or have the nodes check signatures (`flower-supernode --trusted-entities`).
+VPN), or have the nodes check signatures (`{signed_apps}`).
 
 ## A node's own images
 
@@ -63,6 +64,7 @@ def readme(
     """The README of the whole folder."""
     rows = "".join(f"| `nodes/{n.name}/` | {n.peer.rpartition(':')[0]} | yes |\n" for n in nodes)
     return _TEXT.format(
+        signed_apps=flower.SIGNED_APPS,
         federation=server.federation,
         count=len(nodes),
         exchanges=exchanges,

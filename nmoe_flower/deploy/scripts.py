@@ -2,66 +2,52 @@
 
 from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import Place, is_loopback
+from nmoe_flower.engine import flower
 
 __all__ = ["node_scripts", "server_scripts"]
 
-_HEAD = """\
+_HEAD = (
+    """\
 #!/bin/sh
 # {purpose}
 set -eu
 cd "$(dirname "$0")"
-export FLWR_HOME="$PWD/flwr" NMOE_CACHE="${{NMOE_CACHE:-$PWD/cache}}"
-export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.25
-export OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
+export NMOE_CACHE="${{NMOE_CACHE:-$PWD/cache}}"
 """
+    + flower.SCRIPT_EXPORTS
+    + "export OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1\n"
+)
 
-_SUPERLINK = """\
-exec flower-superlink --host {listen} --port {port} --database superlink.db \\
-    --ssl-ca-certfile ca.pem --ssl-certfile superlink.pem --ssl-keyfile superlink.key \\
-    --enable-supernode-auth --disable-runtime-dependency-installation
-"""
+_SUPERLINK = "exec " + flower.SCRIPT_SUPERLINK
 
-_CONNECTION = """\
-mkdir -p flwr
-cat > flwr/config.toml <<END
-[superlink]
-default = "federation"
-[superlink.federation]
-address = "${{SUPERLINK:-{superlink}}}"
-root-certificates = "$PWD/ca.pem"
-END
-cd flwr  # a folder named like the connection would be taken for an app
-"""
-
-_REGISTER = """\
+_REGISTER = f"""\
 for key in ../keys/*.pub; do
     name="$(basename "$key" .pub)"
     cmp -s "$key" "registered-$name" && continue
-    flwr supernode register "$key" federation --name "$name"
+    {flower.SCRIPT_REGISTER}\
     cp "$key" "registered-$name"
 done
 """
 
-_TRAIN = """\
+_TRAIN = (
+    """\
 RUN="${{RUN:-{run}}}"
 if [ -e "../runs/$RUN/results.json" ]; then
     echo "the run $RUN is finished; for another one: RUN=name sh train.sh" >&2
     exit 1
 fi
-flwr run ../app federation --stream --run-config "run.name='$RUN'"
+"""
+    + flower.SCRIPT_RUN
+    + """\
 if [ ! -e "../runs/$RUN/results.json" ]; then
     echo "the run did not finish; what is above says why. Start this script again to resume" >&2
     exit 1
 fi
 echo "results: server/runs/$RUN/results.json"
 """
+)
 
-_SUPERNODE = """\
-exec flower-supernode --superlink "${{SUPERLINK:-{superlink}}}" --root-certificates ca.pem \\
-    --auth-supernode-private-key supernode.key --host 127.0.0.1 --port {runtime_port} \\
-    --node-config node.toml
-"""
+_SUPERNODE = "exec " + flower.SCRIPT_SUPERNODE
 
 _START = """\
 # A killed node is let in again only after its last heartbeat has expired (60 s): try until then.
@@ -88,10 +74,12 @@ def server_scripts(party: Party) -> dict[str, str]:
         "superlink.sh": _script(f"The SuperLink of {party.federation}.", _SUPERLINK, about),
         "register.sh": _script(
             "Let in the SuperNodes whose public keys are in keys/; run it again after a new one.",
-            _CONNECTION + _REGISTER,
+            flower.SCRIPT_CONNECTION + _REGISTER,
             about,
         ),
-        "train.sh": _script(f"Train: the run {party.run}.", _CONNECTION + _TRAIN, about),
+        "train.sh": _script(
+            f"Train: the run {party.run}.", flower.SCRIPT_CONNECTION + _TRAIN, about
+        ),
     }
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
+from nmoe_flower.engine.flower import ErrorCode
 from nmoe_flower.engine.signals import StopSignal
 from nmoe_flower.errors import EngineError
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from nmoe_flower.engine import flower
+
 __all__ = ["write_app"]
 
 
@@ -29,11 +31,11 @@ def write_app(
         'version = "1.0.0"',
         'description = "One run of nmoe-flower"',
         'license = { file = "LICENSE" }',
-        'dependencies = ["flwr[simulation]>=1.41.0"]',
+        f"dependencies = [{json.dumps(flower.requirement())}]",
         "[tool.flwr.app]",
         'publisher = "nmoe"',
         "fab-format-version = 1",
-        'flwr-version-target = "1.41.0"',
+        f'flwr-version-target = "{flower.KNOWN_VERSIONS[0]}.0"',
         "[tool.flwr.app.components]",
         f"serverapp = {json.dumps(serverapp)}",
         f"clientapp = {json.dumps(clientapp)}",

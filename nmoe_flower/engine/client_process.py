@@ -15,10 +15,10 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
 
+from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, answer, load_client_app
 from nmoe_flower.engine.shared import Attachments, Item, Packed, plain, rebuild, unpack
 from nmoe_flower.errors import EngineError
@@ -115,8 +115,7 @@ class _Worker:
         task = Task(*parts)
         message = self._message(task)
         node_id = message.metadata.dst_node_id
-        TaskIdentity.run_id, TaskIdentity.task_id = self._nodes.run_id, 1
-        TaskIdentity.node_id = node_id
+        flower.identify(run_id=self._nodes.run_id, node_id=node_id)
         state = pickle.loads(task.state) if task.state else RecordDict()
         context = self._nodes.context(node_id, state)
         reply = answer(self._app, message, context)
@@ -126,10 +125,7 @@ class _Worker:
         # Records are copied (not their arrays), so that a client that edits its message does not
         # edit the next client's.
         records = [self._record(at).copy() for at in task.arrays]
-        content = rebuild(task.items, records)
-        build: Any = Message
-        message: Message = build(content, metadata=Metadata(*task.metadata))
-        return message
+        return flower.message_with(rebuild(task.items, records), task.metadata)
 
     def _record(self, at: PackedAt) -> ArrayRecord:
         record = self._records.pop(at, None)

@@ -6,9 +6,9 @@ from itertools import islice
 from typing import Any
 
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from nmoe_flower.engine.flower import ErrorCode
 from nmoe_flower.engine.restarts import Restarts
 
 __all__ = ["StreamingExchange"]

@@ -9,11 +9,9 @@ from typing import Self
 
 from flwr.app import Context, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, answer, load_client_app
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.workers import WorkerPool
@@ -69,13 +67,11 @@ class InProcessGrid(Grid):
             raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
         if workers < 0:
             raise ValueError(f"workers must be 0 or more, got {workers}")
-        _identify()
-        self._run = Run.create_empty(TaskIdentity.run_id)
+        run_id = flower.identity()
+        self._run = flower.Run.create_empty(run_id)
         self._ids = count(1)
         self._num_nodes = num_nodes
-        nodes = Nodes(
-            num_nodes, TaskIdentity.run_id, dict(run_config or {}), dict(node_config or {})
-        )
+        nodes = Nodes(num_nodes, run_id, dict(run_config or {}), dict(node_config or {}))
         self._backend: _Inline | WorkerPool
         if not workers:
             app = load_client_app(client_app) if isinstance(client_app, str) else client_app
@@ -104,12 +100,12 @@ class InProcessGrid(Grid):
         """End the workers; safe to call twice."""
         self._finalizer()
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: flower.Run) -> None:
         """Set what ``run`` returns."""
         self._run = run
 
     @property
-    def run(self) -> Run:
+    def run(self) -> flower.Run:
         """The run: empty but for its id, unless one was set."""
         return self._run
 
@@ -139,7 +135,7 @@ class InProcessGrid(Grid):
         for message in messages:
             if 1 <= message.metadata.dst_node_id <= self._num_nodes and message.has_content():
                 message_id = str(next(self._ids))
-                message.metadata.__dict__["_message_id"] = message_id
+                flower.rewrite(message, message_id=message_id)
                 self._backend.submit(message)
                 ids.append(message_id)
             else:
@@ -214,16 +210,4 @@ class _Inline:
 def _own_copy(message: Message) -> Message:
     """The same message with records of its own (arrays shared): clients may edit theirs."""
     content = RecordDict({name: record.copy() for name, record in message.content.items()})
-    copy = Message.__new__(Message)
-    copy.__dict__.update(message.__dict__)
-    copy.__dict__["_content"] = content
-    return copy
-
-
-def _identify() -> None:
-    """Messages can be built only by a process with an identity; in a Flower run it has one."""
-    for name, value in (("run_id", 1), ("node_id", SUPERLINK_NODE_ID), ("task_id", 1)):
-        try:
-            getattr(TaskIdentity, name)
-        except RuntimeError:
-            setattr(TaskIdentity, name, value)
+    return flower.message_with(content, message)

@@ -1,7 +1,7 @@
 """Find and end every process of one simulation, also after its parent is gone.
 
 Ray starts its servers in sessions of their own, so a process group is not enough. A simulation is
-known by a mark in the environment, ``FLWR_HOME=<its own folder>``, which children inherit; with
+known by a mark in the environment, the name of its own folder, which children inherit; with
 each marked process come its descendants, because some programs overwrite their environment.
 
 Run as a script, this file is a guard: it waits until its parent closes the pipe or dies, then ends
@@ -118,15 +118,15 @@ def _snapshot_with_ps(mark: str) -> tuple[dict[Process, int], set[Process]]:
     return parents, members
 
 
-def guard(home: Path, *, mark: str = "") -> "subprocess.Popen[bytes]":
+def guard(home: Path, *, mark: str) -> "subprocess.Popen[bytes]":
     """Start a guard for what lives in ``home``; close its ``stdin`` when all is taken down.
 
     Args:
         home: The folder to remove.
-        mark: See ``end``; empty: a simulation's, ``FLWR_HOME=home``.
+        mark: See ``end``.
     """
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(home), mark or f"FLWR_HOME={home}"],
+        [sys.executable, "-I", "-S", __file__, str(home), mark],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

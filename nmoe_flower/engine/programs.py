@@ -8,22 +8,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
+from nmoe_flower.engine import flower
 from nmoe_flower.errors import EngineError
 
 __all__ = ["excerpt", "read_json", "require_ray", "start_program"]
-
-_ENVIRONMENT = {
-    **WORKER_ENVIRONMENT,
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONUNBUFFERED": "1",
-}
 
 
 def require_ray() -> None:
@@ -31,7 +19,7 @@ def require_ray() -> None:
     if sys.platform == "win32":
         raise EngineError("the ray engine needs Linux or macOS; use the inprocess engine")
     missing = [name for name in ("ray", "flwr") if importlib.util.find_spec(name) is None]
-    missing += [name for name in ("flower-superlink", "flwr") if not Path(_program(name)).exists()]
+    missing += [name for name in flower.programs if not Path(_program(name)).exists()]
     if missing:
         raise EngineError(
             f"the ray engine needs {missing[0]}, which is not installed here: "
@@ -40,16 +28,16 @@ def require_ray() -> None:
 
 
 def start_program(
-    name: str, arguments: Sequence[str], *, home: Path, out: int, err: int
+    command: Sequence[str], *, home: Path, out: int, err: int
 ) -> "subprocess.Popen[str]":
-    """Start a program with ``home`` as its FLWR_HOME, in a session of its own."""
-    environment = os.environ | _ENVIRONMENT
-    environment["FLWR_HOME"] = str(home)
+    """Start one of Flower's programs with ``home`` as its folder, in a session of its own."""
+    environment = os.environ | flower.ENVIRONMENT
+    environment[flower.HOME] = str(home)
     environment["RAY_TMPDIR"] = str(home)
     programs = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
     return subprocess.Popen(
-        [_program(name), *arguments],
+        [_program(command[0]), *command[1:]],
         cwd=home,  # a folder named like the connection would be taken for an app
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from nmoe_flower.engine.exchange import StreamingExchange
+from nmoe_flower.engine.flower import NodeInfo, Run
 
 __all__ = ["StreamingGrid"]
 

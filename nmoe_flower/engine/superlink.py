@@ -18,10 +18,10 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nmoe_flower.engine import processes
+from nmoe_flower.engine import flower, processes
 from nmoe_flower.engine.programs import excerpt, read_json, require_ray, start_program
 from nmoe_flower.engine.signals import interruptible, uninterrupted
 from nmoe_flower.errors import EngineError
@@ -68,9 +68,8 @@ def run_simulation(
         "init-args-num-cpus": max(cores, cpus_per_client),
         "init-args-log-to-driver": "false",
     }
-    federation = " ".join(f"{key}={value}" for key, value in settings.items())
     with interruptible(), _SuperLink(start_timeout) as link:
-        run_id = link.submit(app, federation)
+        run_id = link.submit(app, settings)
         link.follow(run_id, log, on_tick)
 
 
@@ -86,7 +85,7 @@ class _SuperLink:
         # Ray's sockets live below and their paths must stay under 104 characters.
         base = None if len(tempfile.gettempdir()) < 25 else "/tmp"
         self.home = Path(tempfile.mkdtemp(prefix="nmoe-", dir=base)).resolve()
-        self._guard = processes.guard(self.home)
+        self._guard = processes.guard(self.home, mark=self._mark)
         try:
             self._start()
         except BaseException:
@@ -107,19 +106,16 @@ class _SuperLink:
 
     @property
     def _mark(self) -> str:
-        return f"FLWR_HOME={self.home}"
+        return flower.mark(self.home)
 
     def _start(self) -> None:
         port = _free_port()
-        config = f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\n'
-        config += f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+        config = flower.connection(_NAME, f"127.0.0.1:{port}")
         (self.home / "config.toml").write_text(config, encoding="utf-8")
         self._output = self.home / "superlink.txt"
-        options = ["--insecure", "--simulation", "--disable-runtime-dependency-installation"]
-        options += ["--host", "127.0.0.1", "--port", str(port)]
         with self._output.open("w") as file:
             out = file.fileno()
-            self._server = self._spawn("flower-superlink", *options, out=out, err=out)
+            self._server = self._spawn(flower.simulation_superlink(port), out=out, err=out)
         deadline = time.monotonic() + self._start_timeout
         while not _healthy(port):
             if self._server.poll() is not None:
@@ -131,10 +127,9 @@ class _SuperLink:
                 )
             time.sleep(0.05)
 
-    def submit(self, app: Path, federation: str) -> int:
+    def submit(self, app: Path, federation: Mapping[str, object]) -> int:
         """Hand the app in; returns the run id."""
-        arguments = ["run", str(app.resolve()), _NAME, "--federation-config", federation]
-        out = self._flwr(*arguments, "--format", "json")
+        out = self._flwr(flower.run_command(app, _NAME, federation))
         answer = read_json(out)
         if "run-id" not in answer or not answer["run-id"]:
             raise EngineError(f"flwr run refused the app {app}:\n{out.strip()}")
@@ -144,7 +139,7 @@ class _SuperLink:
         """Pass the log on until the run is over; raise unless it completed."""
         recent: deque[str] = deque(maxlen=200)
         died = threading.Event()
-        stream = self._spawn("flwr", "log", str(run_id), _NAME, "--stream")
+        stream = self._spawn(flower.log_command(run_id, _NAME))
 
         def read() -> None:
             assert stream.stdout is not None
@@ -180,7 +175,7 @@ class _SuperLink:
             )
 
     def _status(self, run_id: int) -> tuple[str, str]:
-        answer = read_json(self._flwr("ls", _NAME, "--run-id", str(run_id), "--format", "json"))
+        answer = read_json(self._flwr(flower.status_command(run_id, _NAME)))
         runs = answer.get("runs")
         if not isinstance(runs, list) or not runs:
             return "", ""
@@ -189,19 +184,19 @@ class _SuperLink:
             details += " (the simulation process was killed: out of memory?)"
         return str(runs[0].get("status", "")), details
 
-    def _flwr(self, *arguments: str) -> str:
-        process = self._spawn("flwr", *arguments)
+    def _flwr(self, command: Sequence[str]) -> str:
+        process = self._spawn(command)
         try:
             return process.communicate(timeout=self._start_timeout)[0]
         except subprocess.TimeoutExpired:
             raise EngineError(
-                f"flwr {arguments[0]} did not answer within {self._start_timeout:g} s"
+                f"{' '.join(command[:2])} did not answer within {self._start_timeout:g} s"
             ) from None
 
     def _spawn(
-        self, name: str, *arguments: str, out: int = subprocess.PIPE, err: int = subprocess.STDOUT
+        self, command: Sequence[str], *, out: int = subprocess.PIPE, err: int = subprocess.STDOUT
     ) -> "subprocess.Popen[str]":
-        child = start_program(name, arguments, home=self.home, out=out, err=err)
+        child = start_program(command, home=self.home, out=out, err=err)
         self._children.append(child)
         return child
 

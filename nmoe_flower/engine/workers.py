@@ -18,9 +18,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from flwr.app import Message, Metadata
-from flwr.common.constant import ErrorCode
+from flwr.app import Message
 
+from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, refusal
 from nmoe_flower.engine.broadcasts import Broadcast, Broadcasts
 from nmoe_flower.engine.client_process import READY, Answer, Failed, Task, serve
@@ -191,7 +191,7 @@ class WorkerPool:
         job.broadcasts = [self._broadcasts.use(record) for record in records]
         node_id = message.metadata.dst_node_id
         task = Task(
-            _arguments(message.metadata),
+            flower.metadata_of(message),
             items,
             [broadcast.at for broadcast in job.broadcasts],
             self._states.get(node_id, b""),
@@ -272,7 +272,7 @@ class WorkerPool:
             message = jobs[0].message
             reason = f"the worker died on {self._partition(jobs[0])}: {cause}"
             _log.error("%s; it is restarted", reason)
-            reply = refusal(message, ErrorCode.CLIENT_APP_CRASHED, reason)
+            reply = refusal(message, flower.ErrorCode.CLIENT_APP_CRASHED, reason)
             self._done[message.metadata.message_id] = reply
         self._pending.extendleft(job.message for job in jobs[1:] if not job.abandoned)
         self._workers[position] = self._start()
@@ -280,19 +280,3 @@ class WorkerPool:
 
     def _partition(self, job: _Job) -> str:
         return f"partition {job.message.metadata.dst_node_id - 1}"
-
-
-def _arguments(metadata: Metadata) -> tuple[Any, ...]:
-    return (
-        metadata.run_id,
-        metadata.message_id,
-        metadata.src_node_id,
-        metadata.dst_node_id,
-        metadata.reply_to_message_id,
-        metadata.group_id,
-        metadata.created_at,
-        metadata.ttl,
-        metadata.message_type,
-        metadata.src_task_id,
-        metadata.dst_task_id,
-    )

@@ -11,6 +11,7 @@ from torch import nn
 from nmoe_flower import records
 from nmoe_flower.alignment.feedback import read_feedback
 from nmoe_flower.clients.assigned import Trained, answer_assigned
+from nmoe_flower.engine import flower
 from nmoe_flower.errors import ReplyError
 
 
@@ -25,7 +26,7 @@ def message(arrays: dict[str, np.ndarray]) -> Message:
     told = ConfigRecord({"experts": ["dogs"], "expert-ids": [1], "server-round": 1})
     content = RecordDict({"arrays": records.from_numpy(arrays), "config": told})
     sent = Message(content, 1, "train")
-    sent.metadata._message_id = "1"  # type: ignore[attr-defined]
+    flower.rewrite(sent, message_id="1")
     return sent
 
 

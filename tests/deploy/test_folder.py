@@ -58,10 +58,11 @@ def test_identities_are_of_one_authority_and_peers_are_listed(federation: Path) 
 
 def test_flower_reads_the_node_config_and_the_public_key(federation: Path) -> None:
     from cryptography.hazmat.primitives import serialization
-    from flwr.common.config import parse_config_args
+
+    from nmoe_flower.engine.flower import node_config
 
     own = federation / "nodes" / "node-1"
-    assert parse_config_args([str(own / "node.toml")]) == {
+    assert node_config(str(own / "node.toml")) == {
         "node-name": "node-1", "partition-id": 1, "num-partitions": 2, "store": "store",
     }  # fmt: skip
     private = serialization.load_ssh_private_key((own / "supernode.key").read_bytes(), None)

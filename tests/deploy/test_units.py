@@ -13,6 +13,7 @@ import yaml
 
 from nmoe_flower.cli import _parser, main
 from nmoe_flower.deploy import Party
+from nmoe_flower.engine import flower
 from nmoe_flower.inference import PeerList
 
 PROGRAMS = ("nmoe", "flower-superlink", "flower-supernode")
@@ -59,15 +60,9 @@ def commands(script: Path, stubs: Path, **environment: str) -> list[list[str]]:
 
 def parsed(command: list[str]) -> argparse.Namespace:
     """The arguments as the program itself reads them; SystemExit if it would refuse them."""
-    from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
-    from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
-
-    parsers = {
-        "nmoe": _parser,
-        "flower-superlink": _parse_args_run_superlink,
-        "flower-supernode": _parse_args_run_supernode,
-    }
-    return parsers[command[0]]().parse_args(command[1:])
+    parsers = {"nmoe": _parser(), **flower.argument_parsers()}
+    arguments: argparse.Namespace = parsers[command[0]].parse_args(command[1:])
+    return arguments
 
 
 def assert_files_are_there(arguments: argparse.Namespace, folder: Path) -> int:

@@ -6,10 +6,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-from nmoe_flower.engine import InProcessGrid, StreamingGrid
+from nmoe_flower.engine import InProcessGrid, StreamingGrid, flower
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError
 
@@ -145,8 +143,8 @@ def test_fedavg_runs_unchanged() -> None:
 
 def test_the_run_can_be_set() -> None:
     with InProcessGrid(new_app(), 1) as grid:
-        assert grid.run.run_id == TaskIdentity.run_id
-        grid.set_run(Run.create_empty(17))
+        assert grid.run.run_id == flower.identity()
+        grid.set_run(flower.Run.create_empty(17))
         assert grid.run.run_id == 17
 
 

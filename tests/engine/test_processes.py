@@ -90,7 +90,8 @@ def test_the_guard_cleans_up_after_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path;"
         f"sys.path.insert(0, {str(Path(processes.__file__).parent)!r}); import processes;"
-        f"guard = processes.guard(Path({str(home)!r})); print(guard.pid, flush=True);"
+        f"guard = processes.guard(Path({str(home)!r}), mark='FLWR_HOME={home}');"
+        "print(guard.pid, flush=True);"
         "time.sleep(600)"
     )
     owner, guard = _start(code, "NMOE_TEST=owner")

@@ -4,13 +4,12 @@ from unittest import mock
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.engine import InProcessGrid, StreamingGrid, answering, exchange, streaming
+from nmoe_flower.engine import InProcessGrid, StreamingGrid, answering, exchange, flower, streaming
+from nmoe_flower.engine.flower import NodeInfo, Run
 
 
 class FakeGrid(Grid):
@@ -40,7 +39,7 @@ class FakeGrid(Grid):
         ids: list[str | None] = []
         for message in messages:
             node = message.metadata.dst_node_id
-            message.metadata.__dict__["_message_id"] = f"id-{node}"
+            flower.rewrite(message, message_id=f"id-{node}")
             if node > 1000:
                 ids += [] if self._leave_out else [None]
                 continue
@@ -61,7 +60,7 @@ class FakeGrid(Grid):
         if message.metadata.dst_node_id not in self._unavailable:
             return Message(message.content, reply_to=message)
         error = Message(Error(5, "Node Unavailable"), reply_to=message)
-        error.metadata.__dict__["_src_node_id"] = 1
+        flower.rewrite(error, src_node_id=1)
         return error
 
     def set_run(self, run: Run) -> None:
