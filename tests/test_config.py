@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from nmoe_flower.config import GATES, Config
 from nmoe_flower.data import Views
+from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,58 @@ def test_every_form_reads_back_to_the_same(config: Config, tmp_path: Path) -> No
 def test_the_words_of_a_command_line_read_back_to_the_same(config: Config) -> None:
     words = [f"{key}={json.dumps(value)}" for key, value in config.flat().items()]
     assert Config.load(overrides=words) == config
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "photos \U0001f4f7", "\U00020bb7", "a\x7fb", 'say "hi"', "back\\slash", "line\nbreak",
+        "\u2028", "\ufeffmarked", "tab\t", "a = 1 # no comment", "'''", "\x01\x1f", "C:\\new",
+    ],
+)  # fmt: skip
+def test_a_path_of_any_characters_reads_back_as_it_was(name: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "config.toml"
+    config = Config.parse({"data.dataset": name})
+    recipe.write_text(config.to_toml(), encoding="utf-8")
+    assert Config.load(recipe).data.dataset == name
+    app = tomllib.loads((write_app(tmp_path, config.flat()) / "pyproject.toml").read_text("utf-8"))
+    assert app["tool"]["flwr"]["app"]["config"]["data.dataset"] == name
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_any_text_reads_back_as_it_was(name: str) -> None:
+    config = Config.parse({"data.dataset": name, "run.out": name})
+    assert Config.parse(tomllib.loads(config.to_toml())) == config
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("2024", "2024"), ("007", "007"), ("1e3", "1e3"), ("0x10", "0x10"), ("true", "true"),
+        ("[a]", "[a]"), ("2024-01-01", "2024-01-01"), ("nan", "nan"), ("9" * 5000, "9" * 5000),
+        ("[" * 5000, "[" * 5000), ('"2024"', "2024"), ("'a b'", "a b"), ("a=b", "a=b"),
+        ("1\nx = 2", "1\nx = 2"),
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_what_is_typed_for_a_text_is_the_text(typed: str, name: str) -> None:
+    assert Config.load(overrides=[f"data.dataset={typed}"]).data.dataset == name
+    assert Config.load(overrides=[f"data.cache_dir={typed}"]).data.cache_dir == name
+
+
+def test_a_number_is_text_where_no_digit_is_lost(tmp_path: Path) -> None:
+    """Flower's command line and TOML know numbers; of 1.50 or 1e3 nobody knows how it was typed."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[data]\ndataset = 2024\n", encoding="utf-8")
+    assert Config.load(recipe).data.dataset == "2024"
+    with pytest.raises(ConfigError, match=r"dataset: text is wanted, got the number 1\.5: write"):
+        Config.parse({"data.dataset": 1.5})
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_bytes(b"\xef\xbb\xbf[data]\r\nnum-clients = 4\r\n")
+    assert Config.load(recipe).data.num_clients == 4
 
 
 def test_the_flat_form_is_what_flower_takes() -> None:
@@ -241,7 +294,7 @@ def test_overrides_without_a_key_are_refused(text: str) -> None:
     [
         (None, "cannot read the recipe .*: No such file or directory"),
         (b"[gate\n", "is not valid TOML"),
-        (b"\xff\xfe", "is not valid TOML"),
+        (b"\xff\xfe", "is UTF-16 text; allowed: UTF-8"),
         (b"[gate]\ntop-kk = 1\n", "did you mean top-k"),
     ],
 )

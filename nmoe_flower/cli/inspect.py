@@ -1,6 +1,5 @@
 """``nmoe partition``, ``nmoe report`` and ``nmoe config``: look at data, results and settings."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic.fields import FieldInfo
 from nmoe_flower.cli.summary import aligned
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import to_toml
 from nmoe_flower.progress import make_progress
 
 __all__ = ["config", "partition", "report"]
@@ -72,13 +72,9 @@ def config(recipe: Path | None, overrides: Sequence[str]) -> int:
         for key, field in model.model_fields.items():
             value = getattr(getattr(settings, name), key)
             print(f"# {_comment(field)}")
-            print(f"{field.alias or key.replace('_', '-')} = {_toml(value)}")
+            print(to_toml({field.alias or key.replace("_", "-"): value}), end="")
         print()
     return 0
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def _comment(field: FieldInfo) -> str:

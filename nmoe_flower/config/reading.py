@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nmoe_flower.config.section import kebab
+from nmoe_flower.config.section import kebab, shown
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["explain", "literal", "merge"]
+__all__ = ["explain", "kind_of", "literal", "merge"]
 
 
 def merge(tree: dict[str, Any], path: list[str], value: Any) -> None:
@@ -29,12 +29,35 @@ def merge(tree: dict[str, Any], path: list[str], value: Any) -> None:
         tree[leaf] = value
 
 
-def literal(text: str) -> Any:
-    """Read the value of ``--set``: TOML where it is, plain text otherwise."""
+def literal(text: str, kind: object = None) -> Any:
+    """Read the value of ``--set``: TOML where it is, plain text otherwise.
+
+    Args:
+        text: As it was typed.
+        kind: The type of the key; for ``str`` only a quoted text is TOML, so that a data set may
+            be called 2024 or true.
+
+    >>> literal("[8, 9]"), literal("8,9"), literal("2024"), literal("2024", str)
+    ([8, 9], '8,9', 2024, '2024')
+    """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        tables = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # of TOML, and of numbers with too many digits
         return text
+    value = tables["value"]
+    if len(tables) > 1 or not isinstance(value, bool | int | float | str | list):
+        return text
+    return value if kind is not str or isinstance(value, str) else text
+
+
+def kind_of(key: str, fields: Mapping[str, Any]) -> object:
+    """The type of a dotted key; None if there is no such key."""
+    kind: object = None
+    for part in key.split("."):
+        field = next((f for name, f in fields.items() if part in (name, kebab(name))), None)
+        kind = getattr(field, "annotation", None)
+        fields = getattr(kind, "model_fields", {})
+    return kind
 
 
 def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
@@ -46,7 +69,7 @@ def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
         if problem["type"] == "extra_forbidden":
             message = f"unknown key{_suggest(problem['loc'], fields)}"
         elif problem["type"] not in {"value_error", "missing"}:
-            message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
+            message = f"{message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
         lines.append(f"{key}: {message}")
     return "\n".join(lines)
 

@@ -2,9 +2,31 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
-__all__ = ["Floats", "Ints", "Section", "kebab", "split"]
+__all__ = [
+    "LARGEST",
+    "Distinct",
+    "Floats",
+    "Ints",
+    "Seconds",
+    "Section",
+    "Widths",
+    "kebab",
+    "shown",
+    "split",
+]
+
+LARGEST = 2**32 - 1  # of whole numbers: Flower carries 64 bits, and no count comes near this
+_LONGEST = 1024
 
 
 def kebab(name: str) -> str:
@@ -21,8 +43,33 @@ def split(value: Any) -> Any:
     return value
 
 
-Ints = Annotated[tuple[int, ...], BeforeValidator(split)]
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list that names something twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"every name may stand there once, {value} stands there twice")
+    return values
+
+
+def shown(value: Any) -> str:
+    """A value for an error: as Python writes it, and never longer than a line.
+
+    >>> shown("a" * 200)[-20:], shown(10**5000)
+    ("aaaaaaaaaaaaaaaa'...", 'a number of about 5000 digits')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return f"a number of about {round(abs(value).bit_length() * 0.30103)} digits"
+    return text if len(text) <= 80 else f"{text[:76]}{text[-1]}..."
+
+
+_Width = Annotated[int, Field(ge=1, le=2**20)]
+Widths = Annotated[tuple[_Width, ...], BeforeValidator(split), Field(max_length=64)]
+Ints = Annotated[tuple[int, ...], BeforeValidator(split), Field(max_length=_LONGEST)]
 Floats = Annotated[tuple[float, ...], BeforeValidator(split)]
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]  # a year
+Distinct = AfterValidator(_distinct)
 
 
 class Section(BaseModel):
@@ -39,11 +86,33 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``gate.rounds=true``, which Python would read as 1."""
-        if (
-            isinstance(value, bool)
-            and cls.model_fields[str(info.field_name)].annotation is not bool
-        ):
+    def _of_the_right_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``gate.rounds=true``, which Python would read as 1; take 2024 for a text."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
             raise ValueError(f"a value is wanted, not a switch, got {value!r}")
+        if kind is str and isinstance(value, int):
+            return shown(value)
+        if kind is str and isinstance(value, float):
+            raise ValueError(f"text is wanted, got the number {value}: write it in quotes")
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_carried(cls, value: Any) -> Any:
+        """Refuse what no file or message could hold."""
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, int) and abs(part) > LARGEST:
+                raise ValueError(f"whole numbers go up to {LARGEST:,}, got {shown(part)}")
+            if isinstance(part, str) and (odd := _unwritable(part)):
+                raise ValueError(f"{odd}, got {shown(part)}")
+        return value
+
+
+def _unwritable(text: str) -> str:
+    """Why a text cannot be written as UTF-8 or name a file; empty if it can."""
+    if "\0" in text:
+        return "text must not hold a NUL"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "text must be UTF-8"
+    return ""

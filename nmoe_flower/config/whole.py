@@ -1,7 +1,5 @@
 """A whole run's configuration, and the ways in and out of it."""
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +15,11 @@ from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.private_weights import refusal
-from nmoe_flower.config.reading import explain, literal, merge
+from nmoe_flower.config.reading import explain, kind_of, literal, merge
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import read_toml, to_toml
 
 __all__ = ["Config", "Scalar"]
 
@@ -167,17 +166,13 @@ class Config(Section):
         """
         values: dict[str, Any] = {}
         if recipe is not None:
-            try:
-                values = tomllib.loads(recipe.read_text(encoding="utf-8"))
-            except OSError as error:
-                raise ConfigError(f"cannot read the recipe {recipe}: {error.strerror}") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
+            values = read_toml(recipe, what="the recipe")
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals or not key.strip():
                 raise ConfigError(f"--set wants key=value, got {override!r}")
-            merge(values, key.strip().split("."), literal(text.strip()))
+            key = key.strip()
+            merge(values, key.split("."), literal(text.strip(), kind_of(key, cls.model_fields)))
         return cls.parse(values)
 
     @property
@@ -201,9 +196,4 @@ class Config(Section):
 
     def to_toml(self) -> str:
         """The resolved configuration as a TOML recipe."""
-        lines: list[str] = []
-        for section, values in self.model_dump(by_alias=True, mode="json").items():
-            lines.append(f"[{section}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-            lines.append("")
-        return "\n".join(lines)
+        return to_toml(self.model_dump(by_alias=True, mode="json"))

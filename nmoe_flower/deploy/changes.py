@@ -8,12 +8,12 @@ from nmoe_flower.certificates import Authority
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.folder import Plan, parties, peer_list, write_node, write_readme
 from nmoe_flower.deploy.keys import create_node_key
-from nmoe_flower.deploy.party import Party, read_toml, toml
+from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import PEER_PORT, Place
 from nmoe_flower.deploy.units import compose
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.files import write_text
+from nmoe_flower.files import read_toml, to_toml, write_text
 from nmoe_flower.inference.peers import PeerList
 from nmoe_flower.inference.signing import sign
 
@@ -89,7 +89,7 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
         own = folder / "nodes" / node.name
         listed.write(own / "peers.json")
         values = read_toml(own / "node.toml") | {"num-partitions": len(nodes)}
-        write_text(own / "node.toml", toml(values))
+        write_text(own / "node.toml", to_toml(values))
     changed += [f for n in nodes[:old] for f in _told(folder / "nodes" / n.name)]
     write_app(folder / "server" / "app", config.flat())
     write_readme(folder, server, nodes, plan, config)

@@ -9,14 +9,14 @@ from pathlib import Path
 from nmoe_flower.certificates import Authority, check_name, create_authority
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.keys import create_node_key
-from nmoe_flower.deploy.party import Party, toml, versions
+from nmoe_flower.deploy.party import Party, versions
 from nmoe_flower.deploy.places import RUNTIME_PORT, Place
 from nmoe_flower.deploy.readme import readme
 from nmoe_flower.deploy.scripts import node_scripts, server_scripts
 from nmoe_flower.deploy.units import compose, dockerfile, unit
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.files import write_text
+from nmoe_flower.files import to_toml, write_text
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 from nmoe_flower.inference.signing import sign
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
@@ -174,7 +174,7 @@ def write_node(whole: Path, party: Party, authority: Authority, plan: Plan) -> N
     if plan.classes:
         values["classes"] = ",".join(plan.classes)
     text = f"# What {party.name} tells its client app. Its store outlives runs and restarts.\n"
-    write_text(folder / "node.toml", text + toml(values))
+    write_text(folder / "node.toml", text + to_toml(values))
     _write_scripts(folder, node_scripts(party))
     for name, what, script in (
         ("supernode", "SuperNode", "supernode.sh"),

@@ -9,9 +9,10 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import own_images
 from nmoe_flower.deploy.common_checks import Problem
 from nmoe_flower.deploy.keys import public_half
-from nmoe_flower.deploy.party import Party, read_toml
+from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import Place, is_loopback
 from nmoe_flower.deploy.probes import is_free
+from nmoe_flower.files import read_toml
 from nmoe_flower.inference.peers import PeerList
 from nmoe_flower.inference.signing import verify
 

@@ -1,19 +1,17 @@
 """What the folder of one party says of itself: ``settings.toml``."""
 
-import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from nmoe_flower import __version__
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.files import write_text
+from nmoe_flower.files import read_toml, to_toml, write_text
 
-__all__ = ["Party", "read_toml", "toml", "versions"]
+__all__ = ["Party", "versions"]
 
 SETTINGS = "settings.toml"
 
@@ -49,7 +47,7 @@ class Party:
         values = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
         own = values.pop("versions")
         text = f"# The folder of {self.name}. Written by nmoe deploy; read by nmoe deploy check.\n"
-        write_text(folder / SETTINGS, text + toml(values) + "\n[versions]\n" + toml(own))
+        write_text(folder / SETTINGS, text + to_toml({**values, "versions": own}))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -87,22 +85,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = ""
     return found
-
-
-def toml(values: Mapping[str, Any]) -> str:
-    """Lines of TOML: text, whole numbers, booleans."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file.
-
-    Raises:
-        ConfigError: It cannot be read, or is no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None

@@ -6,9 +6,10 @@ from pathlib import Path
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.common_checks import Problem
 from nmoe_flower.deploy.keys import public_half
-from nmoe_flower.deploy.party import Party, read_toml
+from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import Place, is_loopback
 from nmoe_flower.deploy.probes import Answer, is_free
+from nmoe_flower.files import read_toml
 
 __all__ = ["known_keys", "looks", "one_authority"]
 

@@ -116,7 +116,7 @@ FAULTS = [
     (other_key, {"node-1 certificate": "is not the key of"}),
     (open_key, {"node-1 secrets": "can be read by others (mode 644): chmod 600"}),
     (other_version, {"node-1 versions": "where the folder was written: pip install 'flwr==9."}),
-    (no_settings, {"node-1 settings": "is not TOML"}),
+    (no_settings, {"node-1 settings": "is not valid TOML"}),
     (same_partition, {"all partitions": "node-0 and node-1 both hold partition 0",
                       "node-1 peers": "as partition 1"}),
     (partition_too_high, {"node-1 node": "partition-id 2 of 2 partitions",
