@@ -40,12 +40,19 @@ def _version(package: str) -> str | None:
 
 
 def _git(root: Path) -> dict[str, Any] | None:
-    """Revision of the source tree, and whether it was changed; None if it is no checkout."""
+    """Revision of the source tree, and whether its code was changed; None if it is no checkout.
+
+    New files count where the package is: reports, data and notes beside it compute nothing.
+    """
     if not (root / ".git").exists():
         return None
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     answers = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+    for command in (
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "--untracked-files=no"],
+        ["ls-files", "--others", "--exclude-standard", "--", Path(__file__).parent.name],
+    ):
         try:
             answer = subprocess.run(
                 ["git", "-C", str(root), *command],
@@ -58,7 +65,7 @@ def _git(root: Path) -> dict[str, Any] | None:
         except (OSError, subprocess.SubprocessError):
             return None
         answers.append(answer.stdout.strip())
-    return {"revision": answers[0], "dirty": bool(answers[1])}
+    return {"revision": answers[0], "dirty": bool(answers[1] or answers[2])}
 
 
 def _machine() -> dict[str, Any]:

@@ -7,28 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nmoe_flower.report.canvas import BLUE, GREY, INK, ORANGE, light_grid, new, save
-from nmoe_flower.report.tables import gate_kind, gate_order
+from nmoe_flower.report.tables import GATE_NAMES, gate_kind, gate_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["draw_accuracy"]
 
+_PILE = 0.12  # how far, of a line of the figure, equal dots go to either side
 _TESTS = {"local": "Local test", "iid": "IID test"}
-_NAMES = {
-    "control:fedavg": "FedAvg",
-    "control:local-classifier": "local classifier",
-    "control:centralized": "centralized MoE",
-}
 _LOOKS = (
     ("", BLUE, "o", -0.17, "without prior correction"),
     ("+prior", ORANGE, "D", 0.17, "with prior correction"),
 )
 
 
-def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str = "") -> None:
     """Accuracy of every gate and control, local and IID test side by side.
 
     A marker and the number beside it are the mean over clients and seeds. Small dots are the
@@ -39,6 +36,7 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     Args:
         results: What results.json holds, one per seed; only ``rows`` is read.
         path: The PNG to write.
+        note: What the figure stands for, as the seeds.
     """
     rows = [row for result in results for row in result["rows"] if row["accuracy"] is not None]
     tests = [test for test in _TESTS if any(row["test"] == test for row in rows)]
@@ -56,12 +54,12 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         light_grid(axis, which="both")
         start = math.floor(max(lowest - 0.02, 0) * 10) / 10
         axis.set_xlim(start, 1.0)
-        axis.set_xlabel("Accuracy" + (f" (axis starts at {start:g})" if start else ""))
-    axes[0].set_yticks(list(places.values()), [_NAMES.get(base, base) for base in bases])
+        axis.set_xlabel("Accuracy")
+    axes[0].set_yticks(list(places.values()), [GATE_NAMES.get(base, base) for base in bases])
     axes[0].set_ylim(max(places.values(), default=0) + 0.6, -0.6)
     if rows:
-        _legend(axes[0], single=len(results) == 1)
-    save(figure, path)
+        _legend(axes[0], rows, seeds=len(results))
+    save(figure, path, note=note)
 
 
 def _base(gate: str) -> str:
@@ -94,7 +92,7 @@ def _draw_cell(
     mean, y = statistics.fmean(seeds), place + shift
     dots = seeds if len(seeds) > 1 else _of_clients(cell[0])
     if dots:  # an empty line that is not clipped breaks the layout
-        axis.plot(dots, np.full(len(dots), y), "o", markersize=2.4, color=colour, alpha=0.4,
+        axis.plot(dots, y + _piled(dots), "o", markersize=2.4, color=colour, alpha=0.4,
                   markeredgewidth=0, clip_on=False)  # fmt: skip
     if len(seeds) > 1:
         axis.errorbar(mean, y, xerr=statistics.stdev(seeds), color=INK, linewidth=0.9, capsize=1.8)
@@ -106,29 +104,48 @@ def _draw_cell(
     return [mean, *dots]
 
 
+def _piled(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """How far each dot goes up or down, so that equal values form a pile and none hides another.
+
+    >>> _piled([0.5, 0.25, 0.5, 0.5]).tolist()
+    [0.0, 0.0, 0.06, -0.06]
+    """
+    found = np.asarray(values)
+    before = np.array([np.count_nonzero(found[:place] == v) for place, v in enumerate(found)])
+    step = min(_PILE / 2, _PILE / max((before.max() + 1) // 2, 1))
+    places: npt.NDArray[np.float64] = (before + 1) // 2 * step * np.where(before % 2, 1.0, -1.0)
+    return places + 0.0  # no negative zero
+
+
 def _of_clients(row: Mapping[str, Any]) -> list[float]:
     values = (row.get("per_client") or {}).get("accuracy") or []
     return [float(value) for value in values if value is not None]
 
 
-def _legend(axis: "Axes", *, single: bool) -> None:
+def _legend(axis: "Axes", rows: Sequence[Mapping[str, Any]], *, seeds: int) -> None:
+    """Below everything, only the marks that occur."""
     from matplotlib.lines import Line2D
 
+    gates = {str(row["gate"]) for row in rows}
+    corrected = {gate.endswith("+prior") for gate in gates}
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=4, linestyle="", label=label)
-        for _, colour, marker, _, label in _LOOKS
+        for suffix, colour, marker, _, label in _LOOKS
+        if bool(suffix) in corrected and (suffix or len(corrected) > 1)
     ]
-    handles += [
-        Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="", label="upper bound",
-               markerfacecolor="white"),
-        Line2D([], [], color=GREY, marker="o", markersize=2.4, linestyle="", alpha=0.6,
-               label="one client" if single else "one seed"),
-    ]  # fmt: skip
-    if not single:
+    if any(gate_kind(gate) == "upper bound" for gate in gates):
+        handles.append(Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="",
+                              label="upper bound", markerfacecolor="white"))  # fmt: skip
+    if seeds > 1 or any(map(_of_clients, rows)):
+        label = "one seed" if seeds > 1 else "one client"
+        handles.append(Line2D([], [], color=GREY, marker="o", markersize=2.4, linestyle="",
+                              alpha=0.6, label=label))  # fmt: skip
+    if seeds > 1:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, label="standard deviation"))
     figure = axis.get_figure()
     assert figure is not None
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=7,
-        handletextpad=0.5, columnspacing=1.6,
-    )  # fmt: skip
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=7,
+            handletextpad=0.5, columnspacing=1.6,
+        )  # fmt: skip

@@ -7,6 +7,7 @@ any thread, without a display.
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +20,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREY", "INK", "ORANGE", "colours", "few_ticks", "light_grid", "new", "save"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "colours",
+    "count_rounds",
+    "few_ticks",
+    "light_grid",
+    "line_colours",
+    "new",
+    "save",
+]
 
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8C8C8C", "#333333"
+_NEAR = 0.4  # values that begin below this part of the highest leave 0 on the axis
+_YELLOW = "#F0E442"
 _COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
-    "#D55E00", "#F0E442", "#6A4C93", "#999999", "#1B1B1B",
+    "#D55E00", _YELLOW, "#6A4C93", "#999999", "#1B1B1B",
 )  # fmt: skip
 
 
@@ -44,9 +59,19 @@ def new(width: float, height: float) -> "Figure":
     return figure
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Give every axis the common look and write the PNG, atomically."""
+def save(figure: "Figure", path: Path, *, note: str = "") -> None:
+    """Give every axis the common look and write the PNG, atomically.
+
+    An axis of numbers starts at 0 where that costs little; every other says where it starts.
+
+    Args:
+        figure: From `new`, drawn.
+        path: The PNG to write.
+        note: What the whole figure stands for, as its seeds; small, above everything.
+    """
     for axis in figure.axes:
+        if not axis.images and axis.axison and axis.get_label() != "<colorbar>":
+            _say_where_it_starts(axis)
         axis.tick_params(labelsize=7, width=0.6, length=2.5, color=GREY)
         for label in (axis.xaxis.label, axis.yaxis.label):
             label.set_fontsize(8)
@@ -54,15 +79,63 @@ def save(figure: "Figure", path: Path) -> None:
             spine.set_linewidth(0.6)
             spine.set_color(GREY)
             spine.set_visible(side in {"left", "bottom"} or bool(axis.images))
+    if note:
+        figure.suptitle(note, fontsize=6.5, color=GREY, x=0.995, ha="right")
+    _write(figure, path)
+
+
+def _write(figure: "Figure", path: Path) -> None:
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     write_bytes(path, data.getvalue())
+
+
+def _say_where_it_starts(axis: "Axes") -> None:
+    """Let axes begin at 0 or at a tick, and the labels of those that do not begin at 0 tell."""
+    from matplotlib.ticker import FixedLocator
+
+    for name, line, between in (("x", axis.xaxis, " "), ("y", axis.yaxis, "\n")):
+        if isinstance(line.get_major_locator(), FixedLocator):
+            continue  # names and numbers of clients, no amounts
+        if line.get_scale() == "log":
+            line.set_label_text(f"{line.get_label_text()}{between}(log scale)")
+            continue
+        low, high = sorted(line.get_view_interval())
+        if getattr(axis, f"get_autoscale{name}_on")():
+            least = min(line.get_data_interval())
+            if math.isfinite(least):
+                low = _start(least, high, line.get_major_locator().tick_values(least, high))
+                getattr(axis, f"set_{name}lim")(low, high)
+        if low:
+            line.set_label_text(f"{line.get_label_text()}{between}(axis starts at {low:g})")
+
+
+def _start(least: float, high: float, ticks: Sequence[float]) -> float:
+    """Where an axis of values from ``least`` starts: at 0, or at the last tick before them.
+
+    >>> _start(0.3, 1.0, [0.2, 0.4]), _start(0.74, 0.88, [0.70, 0.75]), _start(-3.1, 1.0, [-4, -2])
+    (0.0, 0.7, -4.0)
+    """
+    if 0 <= least <= _NEAR * high:
+        return 0.0
+    places = np.asarray(ticks, dtype=float)
+    below = places[places <= least + 1e-9 * (high - least)]  # 3 x 0.1 is more than 0.3
+    return float(below[-1] if len(below) else least)
 
 
 def light_grid(axis: "Axes", *, which: Literal["both", "x", "y"] = "y") -> None:
     """Thin grey lines below everything else."""
     axis.grid(axis=which, color="#E3E3E3", linewidth=0.6)
     axis.set_axisbelow(True)
+
+
+def count_rounds(axis: "Axes") -> None:
+    """Make the horizontal axis one of rounds, which are whole and begin at 0; call it last."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel("Round")
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axis.set_xlim(left=0)
 
 
 def few_ticks(count: int) -> range:
@@ -72,6 +145,12 @@ def few_ticks(count: int) -> range:
     ([0, 1, 2], [0, 3, 6, 9, 12, 15, 18, 21, 24, 27])
     """
     return range(0, count, max(1, math.ceil(count / 12)))
+
+
+def line_colours(count: int) -> list[Any]:
+    """As many colours as there are lines: no yellow, which a thin line on white loses."""
+    dark = [colour for colour in _COLOURS if colour != _YELLOW]
+    return dark[:count] if count <= len(dark) else colours(count)
 
 
 def colours(count: int) -> list[Any]:

@@ -19,8 +19,20 @@ from nmoe_flower.report.representation import (
     representation_lines,
 )
 from nmoe_flower.report.rounds import draw_rounds
-from nmoe_flower.report.runs import FinishedRun, differing_settings, load_runs
-from nmoe_flower.report.tables import gate_order, grid, results_table, to_csv, to_markdown
+from nmoe_flower.report.runs import (
+    FinishedRun,
+    differing_settings,
+    load_runs,
+    seeds_in_words,
+)
+from nmoe_flower.report.tables import (
+    GATE_NAMES,
+    gate_order,
+    grid,
+    results_table,
+    to_csv,
+    to_markdown,
+)
 from nmoe_flower.results import RunFolder
 
 __all__ = ["draw_figures", "write_report"]
@@ -48,7 +60,9 @@ def draw_figures(run_dir: Path, out: Path | None = None) -> list[Path]:
 
 def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> list[Path]:
     results, drawn = run.results, [folder / "accuracy.png"]
-    draw_accuracy([one.results for one in seeds or (run,)], drawn[0])
+    numbers = [one.config.run.seed for one in seeds or (run,)]
+    note = seeds_in_words(numbers, averaged=False)
+    draw_accuracy([r.results for r in seeds or (run,)], drawn[0], note=seeds_in_words(numbers))
     routing = results.get("routing") or {}
     for gate, test in sorted((_gate_and_test(name) for name in routing), key=_place):
         base = gate.removesuffix("+prior")
@@ -56,20 +70,22 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
         if base in _PLAIN_GATES or (base != gate and f"{base}/{test}" in routing):
             continue
         drawn.append(folder / f"{_file_name(f'routing-{gate}-{test}')}.png")
-        title = f"{gate}, {'IID' if test == 'iid' else test} test"
-        draw_routing(routing[f"{gate}/{test}"], drawn[-1], title=title)
+        title = f"{GATE_NAMES.get(gate, gate)}, {'IID' if test == 'iid' else test} test"
+        draw_routing(routing[f"{gate}/{test}"], drawn[-1], title=title, note=note)
     partition = results.get("partition")
     if partition:
         drawn.append(folder / "partition.png")
-        draw_partition(partition["train"], partition["test"], partition["classes"], drawn[-1])
+        draw_partition(
+            partition["train"], partition["test"], partition["classes"], drawn[-1], note=note
+        )
     rounds = RunFolder(run.path, run.config).rounds()
     if rounds:
         drawn.append(folder / "rounds.png")
-        draw_rounds(rounds, drawn[-1])
+        draw_rounds(rounds, drawn[-1], note=note)
     if has_representation(rounds):
         drawn.append(folder / "representation.png")
-        draw_representation(rounds, drawn[-1])
-    return drawn + (draw_alignment([run], folder) if is_aligned(run) else [])
+        draw_representation(rounds, drawn[-1], note=note)
+    return drawn + (draw_alignment(seeds or [run], folder) if is_aligned(run) else [])
 
 
 def _gate_and_test(name: str) -> tuple[str, str]:

@@ -13,13 +13,16 @@ __all__ = ["draw_partition", "draw_routing"]
 _ANNOTATED = 12
 
 
-def draw_routing(matrix: Sequence[Sequence[float]], path: Path, *, title: str = "") -> None:
+def draw_routing(
+    matrix: Sequence[Sequence[float]], path: Path, *, title: str = "", note: str = ""
+) -> None:
     """Heat map of who asks whom: row = client, column = expert, rows sum to 1.
 
     Args:
         matrix: Shares ``[m, m]``.
         path: The PNG to write.
         title: Goes before the local ratio ``LR``, the mean of the diagonal.
+        note: What the figure stands for, as the seed.
     """
     shares = np.asarray(matrix, dtype=float)
     clients, experts = shares.shape
@@ -41,7 +44,7 @@ def draw_routing(matrix: Sequence[Sequence[float]], path: Path, *, title: str = 
     bar = figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03)
     bar.set_label("Share of the client's samples")
     bar.outline.set_linewidth(0.4)
-    save(figure, path)
+    save(figure, path, note=note)
 
 
 def draw_partition(
@@ -49,6 +52,8 @@ def draw_partition(
     counts_test: Sequence[Sequence[int]],
     class_names: Sequence[str],
     path: Path,
+    *,
+    note: str = "",
 ) -> None:
     """Who holds what: samples per class, stacked, one bar per client, train and test.
 
@@ -57,6 +62,7 @@ def draw_partition(
         counts_test: Counts ``[clients, C]``.
         class_names: The C names.
         path: The PNG to write.
+        note: What the figure stands for, as the seed.
     """
     parts = {"Training data": np.asarray(counts_train), "Local test data": np.asarray(counts_test)}
     figure = new(7.2, 2.6)
@@ -83,4 +89,4 @@ def draw_partition(
             handles, labels, loc="outside right center", title="Class", title_fontsize=7.5,
             frameon=False, fontsize=7, ncols=math.ceil(len(class_names) / 12), reverse=True,
         )  # fmt: skip
-    save(figure, path)
+    save(figure, path, note=note)

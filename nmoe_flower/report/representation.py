@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nmoe_flower.report.canvas import BLUE, ORANGE, light_grid, new, save
+from nmoe_flower.report.canvas import BLUE, ORANGE, count_rounds, light_grid, new, save
 from nmoe_flower.report.runs import FinishedRun
 from nmoe_flower.report.tables import grid
 
@@ -35,7 +35,7 @@ def has_representation(rounds: Rounds) -> bool:
     return any(_curve(rounds, name) for name in names)
 
 
-def draw_representation(rounds: Rounds, path: Path) -> None:
+def draw_representation(rounds: Rounds, path: Path, *, note: str = "") -> None:
     """Spectrum of the mean R, its effective rank, and the accuracy of probes, over the rounds.
 
     What was not measured has no panel.
@@ -43,12 +43,13 @@ def draw_representation(rounds: Rounds, path: Path) -> None:
     Args:
         rounds: Records of rounds.jsonl.
         path: The PNG to write.
+        note: What the figure stands for, as the seed.
     """
     spectra = _curve(rounds, "spectrum")
     ranks = _curve(rounds, "effective-rank", stage="extractor") or _curve(rounds, "effective-rank")
     probes = {name: found for name in _PROBES if (found := _curve(rounds, name))}
     panels = [bool(spectra), bool(ranks), bool(probes)].count(True)
-    figure = new(2.5 * max(panels, 1), 2.2)
+    figure = new(2.5 * max(panels, 1), 2.5)
     axes = iter(figure.subplots(1, max(panels, 1), squeeze=False)[0])
     if spectra:
         _draw_spectra(next(axes), spectra)
@@ -56,7 +57,7 @@ def draw_representation(rounds: Rounds, path: Path) -> None:
         _draw_ranks(next(axes), ranks)
     if probes:
         _draw_probes(next(axes), probes)
-    save(figure, path)
+    save(figure, path, note=note)
 
 
 def _curve(rounds: Rounds, name: str, *, stage: str | None = None) -> Curve:
@@ -108,8 +109,7 @@ def _draw_spectra(axis: "Axes", spectra: Curve) -> None:
 def _draw_ranks(axis: "Axes", ranks: Curve) -> None:
     x, y = np.array(ranks, dtype=float).T
     axis.plot(x, y, color=BLUE, linewidth=1.2, marker="o" if len(x) < _FEW else "", markersize=2.5)
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("Round")
+    count_rounds(axis)
     axis.set_ylabel("Effective rank of the mean R")
     light_grid(axis, which="both")
 
@@ -119,7 +119,7 @@ def _draw_probes(axis: "Axes", probes: Mapping[str, Curve]) -> None:
         x, y = np.array(curve, dtype=float).T
         axis.plot(x, y, color=colour, linewidth=1.2, marker="o", markersize=2.5,
                   label=_PROBES[name])  # fmt: skip
-    axis.set_xlabel("Round")
+    count_rounds(axis)
     axis.set_ylabel("Test accuracy")
     _legend(axis)
     light_grid(axis, which="both")

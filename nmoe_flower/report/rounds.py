@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.report.canvas import BLUE, colours, light_grid, new, save
+from nmoe_flower.report.canvas import BLUE, colours, count_rounds, light_grid, new, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _COLUMNS = 2
 _LONG = 30
 
 
-def draw_rounds(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_rounds(rounds: Sequence[Mapping[str, Any]], path: Path, *, note: str = "") -> None:
     """Loss of every stage over its rounds, test accuracy beside it where it was measured.
 
     From 30 rounds on, the loss of a round is drawn pale and a moving mean strong: rounds differ in
@@ -33,6 +33,7 @@ def draw_rounds(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
         rounds: Records of rounds.jsonl; stages without a loss and an accuracy are left out. The
             accuracy of stage ``<name>-test`` belongs to ``<name>``.
         path: The PNG to write.
+        note: What the figure stands for, as the seed.
     """
     names = dict.fromkeys(_stage(record).removesuffix(_TEST) for record in rounds)
     panels = [
@@ -47,16 +48,16 @@ def draw_rounds(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axis, (stage, kind, points) in zip(axes, panels, strict=False):
         axis.set_title(stage, fontsize=8.5, loc="left")
-        axis.set_xlabel("Round")
         (_draw_loss if kind == "loss" else _draw_accuracy)(axis, points)
         axis.legend(
             loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False, fontsize=6.5,
             handlelength=1.6, columnspacing=1.2, borderpad=0.2,
         )  # fmt: skip
+        count_rounds(axis)
         light_grid(axis, which="both")
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    save(figure, path)
+    save(figure, path, note=note)
 
 
 def _stage(record: Mapping[str, Any]) -> str:
@@ -109,14 +110,17 @@ def _draw_accuracy(axis: "Axes", curves: Points) -> None:
 
 
 def moving_mean(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
-    """Mean over ``width`` neighbours, an odd number; over those there are at the ends.
+    """Mean over ``width`` neighbours, an odd number.
 
-    >>> moving_mean(np.array([0.0, 4.0, 8.0, 3.0, 1.0]), 3)
-    array([2., 4., 5., 4., 2.])
+    At the start it takes as many on either side as there are before: losses fall fast there, and
+    the mean begins where they do. At the end, where they are level, it takes those there are.
+
+    >>> moving_mean(np.array([9.0, 4.0, 2.0, 3.0, 1.0]), 3)
+    array([9., 5., 3., 2., 2.])
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
     first = np.maximum(place - width // 2, 0)
-    last = np.minimum(place + width // 2 + 1, len(values))
+    last = np.minimum(np.minimum(place + width // 2, 2 * place) + 1, len(values))
     means: npt.NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
     return means

@@ -10,7 +10,7 @@ from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.results import FREE_KEYS, RunFolder
 
-__all__ = ["FinishedRun", "differing_settings", "label_runs", "load_runs"]
+__all__ = ["FinishedRun", "differing_settings", "label_runs", "load_runs", "seeds_in_words"]
 
 _ROW_KEYS = ("extractor", "gate", "test", "clients", "top_k", "accuracy")
 # Columns of the results table, so no label has to repeat them.
@@ -158,3 +158,16 @@ def _describe(config: Config, keys: Iterable[str]) -> str:
     settings = _settings(config)
     wanted = [key for key in settings if key in set(keys)]
     return ", ".join(f"{key} = {_text(key, settings[key])}" for key in wanted)
+
+
+def seeds_in_words(seeds: Sequence[int], *, averaged: bool = True) -> str:
+    """What a figure of one configuration stands for.
+
+    >>> seeds_in_words([4]), seeds_in_words([0, 2, 1]), seeds_in_words([0, 2], averaged=False)
+    ('seed 4', 'mean of 3 seeds: 0, 2, 1', 'seed 0, the first of 2 seeds')
+    """
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if averaged:
+        return f"mean of {len(seeds)} seeds: {', '.join(map(str, seeds))}"
+    return f"seed {seeds[0]}, the first of {len(seeds)} seeds"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from nmoe_flower.report.runs import FinishedRun
 
 __all__ = [
+    "GATE_NAMES",
     "METRICS",
     "gate_kind",
     "gate_order",
@@ -28,6 +29,11 @@ _SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 _BLOCK = ("config", "extractor", "scheme", "tau", "clients", "top_k")
 _GATES = ("random", "rolling", "federated", "local", "prototype", "global", "oracle")
 _CONTROLS = ("control:fedavg", "control:local-classifier", "control:centralized")
+GATE_NAMES = {
+    "control:fedavg": "FedAvg",
+    "control:local-classifier": "local classifier",
+    "control:centralized": "centralized MoE",
+}
 _MARKS: dict[Kind, str] = {"gate": "", "upper bound": " †", "control": " ‡"}
 _NOTE = (
     "Fractions: measured per client, then averaged; ± is the standard deviation over n seeds. "

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nmoe_flower.config import Config
+from nmoe_flower.report import canvas
 from nmoe_flower.results import RunFolder
 
 GATES = ("random", "rolling", "federated", "local", "prototype", "global", "oracle")
@@ -68,6 +69,14 @@ def sample_row(config: Config, gate: str, test: str, accuracy: float) -> dict[st
         "bytes_per_sample": 1566.0,
         "per_client": {},
     }
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures as they were finished, instead of files."""
+    kept: list[Any] = []
+    monkeypatch.setattr(canvas, "_write", lambda figure, path: kept.append(figure))
+    return kept
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ from hypothesis.extra import numpy as arrays
 
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.report import (
-    accuracy,
+    canvas,
     draw_accuracy,
     draw_partition,
+    draw_representation,
     draw_rounds,
     draw_routing,
-    figures,
     rounds,
 )
+from nmoe_flower.report.aligned_figures import draw_assignments, draw_progress
 
 
 def size_of(path):
@@ -25,15 +26,6 @@ def size_of(path):
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", data[16:24])
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures, as they are before they become files."""
-    kept = []
-    for module in (accuracy, figures, rounds):
-        monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
-    return kept
 
 
 def row(gate, value, test="local", clients=()):
@@ -180,8 +172,8 @@ def test_test_accuracy_stands_beside_the_loss(drawn, tmp_path):
     shown = [(axis.get_title("left"), axis.get_ylabel()) for axis in drawn[0].axes if axis.axison]
     assert shown == [
         ("extractor", "Training loss"),
-        ("extractor", "Test accuracy"),
-        ("gate/federated", "Training loss"),
+        ("extractor", "Test accuracy\n(axis starts at 0.4)"),  # of 0.4 and 0.5
+        ("gate/federated", "Training loss\n(axis starts at 1)"),  # of 1 and 2
     ]
     loss, tested = drawn[0].axes[:2]
     assert loss.lines[0].get_xydata().tolist() == [[1, 1], [2, 0.5], [3, 1 / 3]]
@@ -202,8 +194,8 @@ def test_long_losses_are_smoothed(drawn, tmp_path, stage, count, smooth):
     if smooth:
         mean = axis.lines[1].get_ydata()
         assert len(mean) == count
-        assert np.abs(mean - 0.5).max() < 0.1
         width = {30: 11, 400: 21}[count]
+        assert np.abs(mean[width // 2 :] - 0.5).max() < 0.1
         assert axis.lines[1].get_label() == f"mean of {width} rounds"
 
 
@@ -225,13 +217,149 @@ def test_records_out_of_order_make_one_curve(drawn, tmp_path):
     st.integers(0, 20).map(lambda reach: 2 * reach + 1),
 )
 def test_moving_mean_is_the_mean_of_the_neighbours(values, width):
-    reach = width // 2
-    slow = [
-        sum(values[max(place - reach, 0) : place + reach + 1])
-        / len(values[max(place - reach, 0) : place + reach + 1])
-        for place in range(len(values))
-    ]
+    """At the start of as many before as after; at the end of those there are."""
+    slow = []
+    for place in range(len(values)):
+        reach = min(width // 2, place)
+        near = values[place - reach : place + reach + 1] if reach else values[place : place + 1]
+        slow.append(sum(near) / len(near))
     assert rounds.moving_mean(values, width) == pytest.approx(slow, abs=1e-9)
+
+
+def test_the_strong_line_begins_where_training_began(drawn, tmp_path):
+    """A loss that falls by a sixth per round, from 1.54; the first eleven have a mean of 0.73."""
+    told = records("extractor", 400, loss=lambda n: 1.54 * (5 / 6) ** (n - 1))
+    draw_rounds(told, tmp_path / "r.png")
+    each, mean = drawn[0].axes[0].lines
+    assert mean.get_ydata()[0] == each.get_ydata()[0] == 1.54
+    assert mean.get_ydata()[1] == pytest.approx(1.54 * (1 + 5 / 6 + 25 / 36) / 3)
+    # The last one is the mean of the last eleven: no single round is what training reached.
+    assert mean.get_ydata()[-1] == pytest.approx(each.get_ydata()[-11:].mean())
+
+
+def test_rounds_are_whole_numbers(drawn, tmp_path):
+    draw_rounds(records("extractor", 3, loss=lambda n: n), tmp_path / "r.png")
+    drawn[0].canvas.draw()
+    assert [tick for tick in drawn[0].axes[0].get_xticks() if tick % 1] == []
+
+
+CURVE = {
+    name: np.array([1.0, 2.0, 3.0])
+    for name in ("round", "accuracy", "megabytes", "seconds", "variation", "variation-total")
+}
+HIGH = [0.8, 0.85, 0.9]
+COUNTS = [[3, 4], [5, 6]]
+PEAKS = (9, 30, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: draw_accuracy([{"rows": [row("random", 0.9, clients=HIGH)]}], path),
+        lambda path: draw_partition(COUNTS, COUNTS, ["a", "b"], path),
+        lambda path: draw_rounds(records("a", 3, loss=lambda n: 5 + 0.1 * n), path),
+        lambda path: draw_rounds(records("a", 3, loss=lambda n: n - 9), path),
+        lambda path: draw_rounds(records("a", 40, loss=lambda n: 1 + 1 / n), path),
+        lambda path: draw_rounds(records("a", 3, **{"accuracy-iid": lambda n: HIGH[n - 1]}), path),
+        lambda path: draw_rounds(records("a", 1, loss=lambda n: 0.5), path),
+        lambda path: draw_representation(
+            records(
+                "extractor", 3, spectrum=lambda n: [0.5, 0.1], **{"effective-rank": lambda n: 9 + n,
+                "probe-accuracy": lambda n: HIGH[n - 1]}
+            ), path,
+        ),
+        lambda path: draw_progress({"joint": [{**CURVE, "accuracy": np.array(HIGH)}]}, path),
+    ],
+)  # fmt: skip
+def test_an_axis_starts_at_zero_or_says_where(drawn, tmp_path, draw):
+    draw(tmp_path / "a.png")
+    told = 0
+    for axis in drawn[0].axes:
+        for line in (axis.xaxis, axis.yaxis):
+            low = min(line.get_view_interval())
+            label = line.get_label_text().replace("\n", " ")
+            if line.get_scale() == "log":
+                assert label.endswith("(log scale)")
+            elif label and not label.endswith(" ID") and low:
+                assert label.endswith(f"(axis starts at {low:g})")
+                told += 1
+    assert told <= len(drawn[0].axes)
+
+
+def test_marks_that_do_not_occur_are_not_in_the_legend(drawn, tmp_path):
+    plain = [row("random", 0.5), row("control:fedavg", 0.5)]
+    for rows in (
+        plain,
+        [*plain, row("random+prior", 0.6)],
+        [row("random+prior", 0.6)],
+        [row("oracle", 0.9, clients=(0.9,))],
+    ):
+        draw_accuracy([{"rows": rows}], tmp_path / "a.png")
+    told = [[text.get_text() for box in f.legends for text in box.texts] for f in drawn]
+    assert told == [
+        [],
+        ["without prior correction", "with prior correction"],
+        ["with prior correction"],
+        ["upper bound", "one client"],
+    ]
+
+
+@pytest.mark.parametrize("clients", [2, 10, 60])
+def test_equal_clients_are_piled_within_their_line(drawn, tmp_path, clients):
+    rows = [row("random", 0.8, clients=[0.8] * clients)]
+    draw_accuracy([{"rows": rows}], tmp_path / "a.png")
+    dots = drawn[0].axes[0].lines[0].get_ydata()
+    assert len(set(dots)) == clients
+    assert np.ptp(dots) <= 0.24 + 1e-9  # two lines of a gate are 0.34 apart
+
+
+def test_what_a_figure_stands_for_is_written_above_it(drawn, tmp_path):
+    note, told = "mean of 2 seeds: 0, 1", records("extractor", 3, loss=lambda n: n)
+    draw_accuracy([{"rows": [row("random", 0.5)]}] * 2, tmp_path / "x.png", note=note)
+    draw_partition(COUNTS, COUNTS, ["a", "b"], tmp_path / "x.png", note=note)
+    draw_routing([[1.0]], tmp_path / "x.png", note=note)
+    draw_rounds(told, tmp_path / "x.png", note=note)
+    draw_assignments({"joint": COUNTS}, tmp_path / "x.png", note=note)
+    assert [figure.get_suptitle() for figure in drawn] == [note] * 5
+
+
+def test_curves_of_seeds_are_a_mean_with_a_band(drawn, tmp_path):
+    """Means of 0.1 and 0.3, 0.2 and 0.4; the seed that went further counts as far as both."""
+    seeds = [
+        {**CURVE, "accuracy": np.array([0.1, 0.2, 0.9])},
+        {name: values[:2] for name, values in CURVE.items()} | {"accuracy": np.array([0.3, 0.4])},
+    ]
+    draw_progress({"joint": seeds}, tmp_path / "p.png", note="mean of 2 seeds: 0, 1")
+    axis = drawn[0].axes[0]
+    assert axis.lines[0].get_ydata() == pytest.approx([0.2, 0.3])
+    (band,) = axis.collections
+    corners = {tuple(round(float(v), 3) for v in point) for point in band.get_paths()[0].vertices}
+    assert corners == {(1, 0.1), (1, 0.3), (2, 0.2), (2, 0.4)}
+    assert drawn[0].get_suptitle() == "mean of 2 seeds: 0, 1; bands: least to most"
+
+
+def test_maps_of_counts_share_their_shades_and_have_a_scale(drawn, tmp_path):
+    times = {name: (np.eye(3) * most).tolist() for name, most in zip("abcde", PEAKS, strict=True)}
+    draw_assignments(times, tmp_path / "a.png")
+    shown = [axis for axis in drawn[0].axes if axis.images]
+    assert [axis.get_title() for axis in shown] == list("abcde")
+    assert {axis.images[0].get_clim() for axis in shown} == {(0, 30)}
+    assert [a.get_ylabel() for a in drawn[0].axes if a.get_label() == "<colorbar>"] == [
+        "Rounds in which the client\ntrained the expert"
+    ]
+
+
+def test_lines_are_seen_on_white():
+    """At least 2 to 1 in luminance, by the formula of WCAG: yellow has 1.3."""
+
+    def contrast(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        lit = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 1.05 / (0.2126 * lit[0] + 0.7152 * lit[1] + 0.0722 * lit[2] + 0.05)
+
+    lines = canvas.line_colours(9)
+    assert len(set(lines)) == 9
+    assert min(map(contrast, lines)) > 2
 
 
 def test_figures_leave_the_global_state_alone(tmp_path):
