@@ -1,8 +1,8 @@
 """Ways to run the clients: grids on this machine, and a SuperLink of our own."""
 
-from nmoe_flower.engine.app_folder import write_app
+from nmoe_flower.engine.app_folder import export_app, write_app
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.superlink import run_simulation
 
-__all__ = ["InProcessGrid", "StreamingGrid", "run_simulation", "write_app"]
+__all__ = ["InProcessGrid", "StreamingGrid", "export_app", "run_simulation", "write_app"]

@@ -1,12 +1,15 @@
-"""The folder that Flower takes for an app: it names two installed apps and their configuration."""
+"""Folders that Flower takes for an app: one for a single run, and this project's own."""
 
+import zipfile
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 from nmoe_flower.engine import flower
+from nmoe_flower.errors import EngineError
 from nmoe_flower.files import to_toml, write_text
 
-__all__ = ["write_app"]
+__all__ = ["export_app", "write_app"]
 
 
 def write_app(
@@ -43,4 +46,30 @@ def write_app(
     }
     write_text(folder / "pyproject.toml", to_toml(told))
     write_text(folder / "LICENSE", "Apache-2.0\n")
+    return folder
+
+
+def export_app(checkout: Path, folder: Path) -> Path:
+    """Write what the bundle of an app holds into a folder of its own, and nothing else.
+
+    ``flwr app publish`` uploads all of a folder, whatever ``fab-include`` says; from this one it
+    uploads the app.
+
+    Args:
+        checkout: The app with everything beside it.
+        folder: A new one, or an empty one; its name is an app's: letters, digits and hyphens.
+
+    Returns:
+        The folder.
+
+    Raises:
+        EngineError: Flower cannot bundle the app, its Hub would refuse the folder, or the folder
+            holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EngineError(f"{folder} holds something already: name a new folder")
+    with zipfile.ZipFile(BytesIO(flower.build_fab(checkout))) as bundle:
+        names = [name for name in bundle.namelist() if not name.startswith(".info/")]
+        bundle.extractall(folder, names)
+    flower.hub_files(folder)
     return folder
