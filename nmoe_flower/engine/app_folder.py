@@ -21,9 +21,19 @@ def write_app(
 ) -> Path:
     """Write the smallest Flower app folder: it names two installed apps and their configuration.
 
+    Args:
+        folder: Made if missing.
+        run_config: Every key the app knows, ``table.name``, and its value.
+        serverapp: ``package.module:attribute``.
+        clientapp: Likewise.
+
     Returns:
         The folder, ready for :func:`run_simulation` or ``flwr run``.
     """
+    tables: dict[str, dict[str, object]] = {}
+    for key, value in run_config.items():
+        table, _, name = key.partition(".")
+        tables.setdefault(table, {})[name] = value
     told = {
         "project": {
             "name": "nmoe-run",
@@ -39,7 +49,7 @@ def write_app(
                     "fab-format-version": 1,
                     "flwr-version-target": f"{flower.KNOWN_VERSIONS[0]}.0",
                     "components": {"serverapp": serverapp, "clientapp": clientapp},
-                    "config": run_config,
+                    "config": tables,
                 }
             }
         },
