@@ -338,7 +338,7 @@ def test_config_prints_a_recipe_that_reads_back_the_same(
     keys = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
     assert len(keys) == len(Config.parse({}).flat())
     assert all(lines[number - 1].startswith("# ") for number in keys)
-    assert any("(one of dominant, iid, dirichlet, pathological)" in line for line in lines)
+    assert any("(one of dominant, iid, dirichlet, pathological, natural)" in line for line in lines)
 
 
 def test_partition_prints_and_draws_who_holds_what(
@@ -346,7 +346,12 @@ def test_partition_prints_and_draws_who_holds_what(
 ) -> None:
     arguments = ["data.num-clients=5", "data.train-per-client=100", "data.tau=0.25"]
     assert cli.main(["partition", "--set", *arguments, "--out", "who.png"]) == 0
-    train = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    train, _, used = capsys.readouterr().out.split("\n\n")
+    assert used.startswith(
+        "train: 500 of 1,438 samples are used; 938 are not: data.train-per-client is 100\n"
+        "local test: 195 of 359 samples are used; 164 are not: every client holds equally many, 39,"
+    )
+    train = train.splitlines()
     assert train[1].split() == ["client", *map(str, range(10)), "total", "dominant"]
     # Share 1 / (1 + 0.25) = 80 % of 100 samples; client 3's dominant class is 3.
     row = train[2 + 3].split()

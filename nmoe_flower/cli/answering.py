@@ -47,8 +47,13 @@ def run(args: argparse.Namespace) -> int:
         ) as client,
     ):
         channels, height, width = client.bundle.manifest.image_shape
+        section = client.bundle.config.data
         images = read_images(
-            args.images, (channels, height, width), stdin=sys.stdin.buffer, resize=args.resize
+            args.images,
+            (channels, height, width),
+            stdin=sys.stdin.buffer,
+            resize=args.resize,
+            fit=section.fit if section.size else None,
         )
         for batch in _batches(images, args.batch_size):
             good = [loaded.pixels for loaded in batch if loaded.pixels is not None]

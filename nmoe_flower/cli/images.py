@@ -1,20 +1,18 @@
 """Images from files, folders, arrays and standard input, one after the other."""
 
 import io
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
+from nmoe_flower.data import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
 from nmoe_flower.errors import DataError
 
 __all__ = ["Loaded", "read_images"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 _ARRAY = b"\x93NUMPY"
 _MOST_BYTES = 1 << 30
 
@@ -40,12 +38,12 @@ class Reader:
 
     Args:
         shape: (channels, height, width) that every image must have; colour is converted.
-        resize: Change the size of images (not of arrays) to fit.
+        fit: How the size of images (not of arrays) is changed to that; None: it is not.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, resize: bool) -> None:
+    def __init__(self, shape: tuple[int, int, int], *, fit: Fit | None) -> None:
         self._channels, self._height, self._width = shape
-        self._resize = resize
+        self._fit = fit
 
     def read(self, name: str, source: Path | BinaryIO) -> Iterator[Loaded]:
         """All images in a file or a stream."""
@@ -73,24 +71,15 @@ class Reader:
             yield Loaded(name, self._image(stream))
 
     def _image(self, source: Path | BinaryIO) -> Pixels:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(source) as image:
-                    size = (self._width, self._height)
-                    if image.size != size and not self._resize:
-                        raise DataError(
-                            f"it has {image.width}x{image.height} pixels, the extractor needs "
-                            f"{self._width}x{self._height}: --resize changes it"
-                        )
-                    fitting = image.convert("L" if self._channels == 1 else "RGB").resize(size)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise DataError("it has far too many pixels") from None
-        except (UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError("it is not an image that can be read") from None
-        return np.asarray(fitting, np.uint8).reshape(self._height, self._width, self._channels)
+        picture = open_picture(source, "it")
+        pixels = to_pixels(picture, "L" if self._channels == 1 else "RGB", "it")
+        size = (self._width, self._height)
+        if picture.size != size and not self._fit:
+            raise DataError(
+                f"it has {picture.width}x{picture.height} pixels, the extractor needs "
+                f"{self._width}x{self._height}: --resize changes it"
+            )
+        return fit_pixels(pixels, size, self._fit) if self._fit else pixels
 
     def _array(self, name: str, source: Path | BinaryIO) -> Iterator[Loaded]:
         try:
@@ -113,7 +102,12 @@ class Reader:
 
 
 def read_images(
-    sources: Iterable[str], shape: tuple[int, int, int], *, stdin: BinaryIO, resize: bool = False
+    sources: Iterable[str],
+    shape: tuple[int, int, int],
+    *,
+    stdin: BinaryIO,
+    resize: bool = False,
+    fit: Fit | None = None,
 ) -> Iterator[Loaded]:
     """Every image of files, folders (their image files and arrays, by name) and ``-``.
 
@@ -121,15 +115,16 @@ def read_images(
         sources: Names, as on a command line.
         shape: (channels, height, width) that every image must have.
         stdin: What ``-`` stands for: one image or one .npy array.
-        resize: Change the size of images to fit.
+        resize: Stretch images of another size to fit.
+        fit: How images of another size were changed for training, and are now; None: they were not.
     """
-    reader = Reader(shape, resize=resize)
+    reader = Reader(shape, fit=fit or ("stretch" if resize else None))
     for source in sources:
         path = Path(source)
         if source == "-":
             yield from reader.read("-", stdin)
         elif path.is_dir():
-            suffixes = (*SUFFIXES, ".npy")
+            suffixes = (*sorted(SUFFIXES), ".npy")
             files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in suffixes]
             if not files:
                 yield Loaded(source, None, f"the folder has no file {', '.join(suffixes)}")

@@ -23,7 +23,7 @@ Counts = npt.NDArray[np.int64]
 def partition(recipe: Path | None, overrides: Sequence[str], out: Path | None) -> int:
     """Print who holds what, train and test, and draw it into ``out`` (``partition.png``)."""
     from nmoe_flower.cli.data import open_data
-    from nmoe_flower.data import label_counts
+    from nmoe_flower.data import label_counts, usage
     from nmoe_flower.report import draw_partition
 
     settings = Config.load(recipe, overrides)
@@ -33,8 +33,8 @@ def partition(recipe: Path | None, overrides: Sequence[str], out: Path | None) -
     for title, counts in (("train", train), ("local test", test)):
         print(f"{title} samples of {data.name}")
         print(_table(counts, data.class_names), end="\n\n")
-    iid = sum(len(client.test_iid) for client in clients)
-    print(f"IID test: {iid:,} samples, {iid // len(clients):,} per client, every class alike")
+    for part in usage(settings, data, clients):
+        print(part)
     try:
         path = out or Path("partition.png")
         draw_partition(train.tolist(), test.tolist(), data.class_names, path)

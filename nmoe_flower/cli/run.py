@@ -11,6 +11,7 @@ from pathlib import Path
 from nmoe_flower.cli.data import open_data
 from nmoe_flower.cli.summary import print_summary
 from nmoe_flower.config import Config
+from nmoe_flower.data import usage
 from nmoe_flower.engine import InProcessGrid, run_simulation, write_app
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError, NMoEError
@@ -34,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
     begun = bool(args.resume)
     try:
         with interruptible():
-            open_data(config, progress)
+            data, clients = open_data(config, progress)
+            for part in usage(config, data, clients):
+                if part.used < part.total:
+                    progress.message(f"note: {part}")
             if not args.resume:
                 RunFolder.create(path, config, overwrite=args.overwrite)
                 begun = True

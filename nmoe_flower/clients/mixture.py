@@ -47,7 +47,7 @@ def fresh_mixture(
                 alignment.filters,
                 generator=generator(seed),
                 in_channels=image_shape[0],
-                image_size=image_shape[1],
+                image_size=(image_shape[1], image_shape[2]),
                 size=alignment.filter_size,
                 stride=alignment.filter_stride,
             )

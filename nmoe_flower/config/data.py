@@ -1,12 +1,22 @@
 """Which images, and who holds what."""
 
-from typing import Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from nmoe_flower.config.section import Section
 
 __all__ = ["DataConfig"]
+
+
+LARGEST_SIDE = 4096
+
+
+def _text(value: Any) -> Any:
+    """``32`` may be written without quotes."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if whole else value
 
 
 class DataConfig(Section):
@@ -18,9 +28,18 @@ class DataConfig(Section):
     label_column: str = Field("", description="empty: found from the features")
     train_split: str = Field("train", description="name of the split clients train on")
     test_split: str = Field("test", description="of the test split; made from train if missing")
+    size: Annotated[str, BeforeValidator(_text)] = Field(
+        "", description="of images in pixels: 32, or 48x32 (width x height); empty: as they are"
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        "crop", description="to data.size: cut the centre, add borders, or stretch"
+    )
     num_clients: int = Field(10, ge=2, description="and experts: every client holds one")
-    scheme: Literal["dominant", "iid", "dirichlet", "pathological"] = Field(
+    scheme: Literal["dominant", "iid", "dirichlet", "pathological", "natural"] = Field(
         "dominant", description="who holds what: one dominant class each, or as named"
+    )
+    partition_column: str = Field(
+        "", description="for natural: whose a sample is; empty: the folder above the class says it"
     )
     tau: float = Field(0.3, gt=0, description="dominant share is 1 / (1 + tau)")
     alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet scheme")
@@ -30,3 +49,29 @@ class DataConfig(Section):
     crop_padding: int = Field(1, ge=0, description="pixels; 0: no random crop")
     flip: bool = Field(False, description="random horizontal flip")
     cutout: int = Field(0, ge=0, description="side of the erased square in pixels; 0: none")
+
+    @field_validator("size")
+    @classmethod
+    def _is_a_size(cls, size: str) -> str:
+        if not size:
+            return size
+        found = re.fullmatch(r"([0-9]{1,4})(?:x([0-9]{1,4}))?", size)
+        if not found or not all(
+            1 <= int(side) <= LARGEST_SIDE for side in found.groups() if side is not None
+        ):
+            raise ValueError(
+                f"pixels as 32, or 48x32 (width x height), 1 to {LARGEST_SIDE} each, got {size!r}"
+            )
+        return size
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """``size`` as (width, height); None: images stay as they are.
+
+        >>> DataConfig.model_validate({"size": 32}).pixels
+        (32, 32)
+        """
+        if not self.size:
+            return None
+        width, _, height = self.size.partition("x")
+        return int(width), int(height or width)

@@ -17,7 +17,9 @@ from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices, label_counts
 from nmoe_flower.data.partition import partition_clients
+from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
 from nmoe_flower.data.skew import dominant_share_from_tau
+from nmoe_flower.data.usage import Usage, usage
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise, two_views
@@ -25,23 +27,30 @@ if TYPE_CHECKING:
     from nmoe_flower.data.views import Views
 
 __all__ = [
+    "SUFFIXES",
     "Augment",
     "ClientIndices",
     "DominantClassPartitioner",
+    "Fit",
     "ImageData",
     "Split",
+    "Usage",
     "Views",
     "cache_root",
     "configured_images",
     "configured_partition",
     "dominant_share_from_tau",
+    "fit_pixels",
     "label_counts",
     "load_images",
     "normalise",
+    "open_picture",
     "own_images",
     "own_share",
     "partition_clients",
+    "to_pixels",
     "two_views",
+    "usage",
 ]
 
 

@@ -39,9 +39,21 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
                 return None
             if labels.shape != images.shape[:1] or labels.dtype != np.int64:
                 return None
-            splits.append(Split(images, labels))
+            clients = None
+            if meta["client_names"]:
+                clients = np.load(entry / f"{split}-clients.npy", allow_pickle=False)
+                if clients.shape != labels.shape or clients.dtype != np.int64:
+                    return None
+            splits.append(Split(images, labels, clients))
         train, test = splits
-        return ImageData(name, train, test, tuple(meta["class_names"]), meta["fingerprint"])
+        return ImageData(
+            name,
+            train,
+            test,
+            class_names=tuple(meta["class_names"]),
+            fingerprint=meta["fingerprint"],
+            client_names=tuple(meta["client_names"]),
+        )
     except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None
 

@@ -4,28 +4,20 @@ What a device with images of its own has. ``datasets``, which reads many other t
 and more along.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data.pixels import read_pixels
+from nmoe_flower.data.folders import walk_files
+from nmoe_flower.data.pixels import SUFFIXES, has_colour, open_picture, to_pixels
 from nmoe_flower.data.request import Request
-from nmoe_flower.data.sources import RawSplit
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from nmoe_flower.data.sources import ColourFoundError, RawSplit
 
 __all__ = ["read_class_folders"]
 
-_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 _SPLITS = ("train", "test")
 _SPLIT_WORDS = frozenset(
     {"train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval",
@@ -38,6 +30,9 @@ File = tuple[str, ...]  # the parts of its path below the folder
 def read_class_folders(request: Request) -> tuple[list[RawSplit], list[str]] | None:
     """Read ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``.
 
+    If the clients are asked for, ``CLIENT`` comes before ``CLASS``: ``train/CLIENT/CLASS/*.png``,
+    ``CLIENT/train/CLASS/*.png`` or ``CLIENT/CLASS/*.png``.
+
     Rows are in the order of the paths, classes in that of their names: as ``datasets`` has them.
 
     Returns:
@@ -46,30 +41,30 @@ def read_class_folders(request: Request) -> tuple[list[RawSplit], list[str]] | N
     folder = request.folder
     if folder is None or request.train_split != "train" or request.test_split not in ("", "test"):
         return None
-    files = _files(folder)
-    if not files or any(Path(name).suffix.lower() not in _SUFFIXES for *_, name in files):
+    files = [tuple(path.split("/")) for path in walk_files(folder)]
+    files.sort(key="/".join)
+    if not files or any(Path(file[-1]).suffix.lower() not in SUFFIXES for file in files):
         return None
-    if {len(file) for file in files} == {3} and {file[0] for file in files} <= set(_SPLITS):
-        found = {split: [file for file in files if file[0] == split] for split in _SPLITS}
-    elif {len(file) for file in files} == {2} and not _name_splits({file[0] for file in files}):
-        found = {"train": files}
-    else:
-        return None
-    if not found["train"]:
+    found = _by_split(files, clients=request.by_client)
+    if not found.get("train"):
         return None
     classes = sorted({file[-2] for file in files})
     wanted = [name for name in ("train", request.test_split) if found.get(name)]
-    return [_split(folder, name, found[name], classes) for name in wanted], classes
+    return [_split(folder, name, found[name], classes, request) for name in wanted], classes
 
 
-def _files(folder: Path) -> list[File]:
-    """All files below ``folder`` but hidden ones, in the order of their paths."""
-    found: list[str] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        found += [(below / name).as_posix() for name in names if not name.startswith(".")]
-    return [tuple(path.split("/")) for path in sorted(found)]
+def _by_split(files: Sequence[File], *, clients: bool) -> dict[str, list[File]]:
+    """The files of each split; empty if the folders are not of a kind that is known here."""
+    depths = {len(file) for file in files}
+    if len(depths) > 1:
+        return {}
+    below = depths.pop() - 2 - clients  # folders above the class and the client
+    if below == 0 and not _name_splits({file[0] for file in files}):
+        return {"train": list(files)}
+    for place in (0, 1)[: 1 + clients] if below == 1 else ():
+        if {file[place] for file in files} <= set(_SPLITS):
+            return {split: [file for file in files if file[place] == split] for split in _SPLITS}
+    return {}
 
 
 def _name_splits(folders: set[str]) -> bool:
@@ -77,28 +72,32 @@ def _name_splits(folders: set[str]) -> bool:
     return any(_SPLIT_WORDS & set(re.split(r"[-._ 0-9]+", name)) for name in folders)
 
 
-def _split(folder: Path, name: str, files: Sequence[File], classes: Sequence[str]) -> RawSplit:
+def _split(
+    folder: Path, name: str, files: Sequence[File], classes: Sequence[str], request: Request
+) -> RawSplit:
     codes = {cls: code for code, cls in enumerate(classes)}
     labels = np.array([codes[file[-2]] for file in files], dtype=np.int64)
-    return RawSplit(name, labels, _reader(folder, name, files))
+    clients = [_owner(file) for file in files] if request.by_client else None
+
+    def place(row: int) -> str:
+        return f"row {row} of the {name} split ({'/'.join(files[row])})"
+
+    return RawSplit(name, labels, _reader(folder, files, place), place, clients)
+
+
+def _owner(file: File) -> str:
+    """The client's folder: the one above the class that names no split."""
+    return next((part for part in file[-3::-1] if part not in _SPLITS), file[-3])
 
 
 def _reader(
-    folder: Path, split: str, files: Sequence[File]
+    folder: Path, files: Sequence[File], place: Callable[[int], str]
 ) -> Callable[[str], Iterator[npt.NDArray[np.uint8]]]:
     def read(mode: str) -> Iterator[npt.NDArray[np.uint8]]:
         for row, file in enumerate(files):
-            path = folder.joinpath(*file)
-            place = f"row {row} of the {split} split ({'/'.join(file)})"
-            yield read_pixels(partial(_open, path), mode, place)
+            picture = open_picture(folder.joinpath(*file), place(row))
+            if mode == "L" and has_colour(picture):
+                raise ColourFoundError
+            yield to_pixels(picture, mode, place(row))
 
     return read
-
-
-def _open(path: Path) -> "Image":
-    """The image as it is meant to be looked at, turned as its EXIF data say."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        image.load()
-        return ImageOps.exif_transpose(image)

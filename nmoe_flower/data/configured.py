@@ -36,7 +36,7 @@ def own_images(config: "Config", folder: str, *, classes: Sequence[str] = ()) ->
     Raises:
         DataError: As ``load_images``; or the folder has a class the federation does not know.
     """
-    data = _load(config, folder, None)
+    data = _load(config, folder, own=True)
     names = tuple(classes) or data.class_names
     if unknown := sorted(set(data.class_names) - set(names)):
         raise DataError(
@@ -57,7 +57,9 @@ def own_share(data: ImageData) -> ClientIndices:
     )
 
 
-def _load(config: "Config", dataset: str, progress: Progress | None) -> ImageData:
+def _load(
+    config: "Config", dataset: str, progress: Progress | None = None, *, own: bool = False
+) -> ImageData:
     section = config.data
     return load_images(
         dataset,
@@ -66,6 +68,10 @@ def _load(config: "Config", dataset: str, progress: Progress | None) -> ImageDat
         label_column=section.label_column,
         train_split=section.train_split,
         test_split=section.test_split,
+        size=section.pixels,
+        fit=section.fit,
+        by_client=section.scheme == "natural" and not own,
+        client_column=section.partition_column,
         progress=progress,
     )
 

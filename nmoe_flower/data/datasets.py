@@ -8,6 +8,7 @@ from pathlib import Path
 from nmoe_flower.data.cache import build_entry, cache_root, open_entry
 from nmoe_flower.data.decode import Progress, decode
 from nmoe_flower.data.images import ImageData
+from nmoe_flower.data.pixels import Fit
 from nmoe_flower.data.request import Request
 
 __all__ = ["load_images"]
@@ -22,6 +23,10 @@ def load_images(
     train_split: str = "train",
     test_split: str = "test",
     seed: int = 0,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "crop",
+    by_client: bool = False,
+    client_column: str = "",
     progress: Progress | None = None,
 ) -> ImageData:
     """Open a data set, decoding it into the cache on first use.
@@ -31,7 +36,8 @@ def load_images(
     (parquet, saved to disk), or a name on the Hugging Face hub. The last two need the extra
     ``data``. Data without a test split is split 80/20, stratified.
 
-    A local folder is decoded again when a file's name, size or time changes; a hub name is not.
+    A local folder is decoded again when a file below it, or below a folder it links to, changes; a
+    hub name is not.
 
     Args:
         dataset: What to open.
@@ -41,13 +47,29 @@ def load_images(
         train_split: Name of the train split.
         test_split: Name of the test split; "" always takes the test images from the train split.
         seed: Seed of the 80/20 split only. Keep it fixed, so that all runs are tested alike.
+        size: (width, height) that all images are brought to; None: they must have one size.
+        fit: How: scaled until it covers and cut at the centre (``crop``), scaled until it fits and
+            framed in black (``pad``), or each side on its own (``stretch``).
+        by_client: Keep who each row belongs to, for the scheme ``natural``.
+        client_column: The column that says so; "" takes the folder above the class.
         progress: Called with (images decoded, images in all) while decoding.
 
     Raises:
         DataError: The data is missing, empty, unreadable, without labels, of mixed image sizes or
             has fewer than 2 classes; or the cache cannot be written.
     """
-    request = Request(dataset, image_column, label_column, train_split, test_split, seed)
+    request = Request(
+        dataset,
+        image_column,
+        label_column,
+        train_split,
+        test_split,
+        seed,
+        size,
+        fit,
+        by_client,
+        client_column if by_client else "",
+    )
     entry = cache_root(cache_dir) / "images" / request.key()
     report = progress or (lambda done, total: None)
     return open_entry(entry, dataset) or build_entry(

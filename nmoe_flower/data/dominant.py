@@ -23,8 +23,8 @@ class DominantClassPartitioner(Partitioner):  # type: ignore[misc, unused-ignore
         num_partitions: Number of partitions.
         dominant_share: Share of the dominant class, from 1 / C to 1; see
             ``dominant_share_from_tau``.
-        partition_by: Label column: whole numbers, text or ``ClassLabel``. Classes are its
-            sorted values, or the names of a ``ClassLabel``.
+        partition_by: Label column: whole numbers, text or ``ClassLabel``. Classes are the sorted
+            values that occur in it; of a ``ClassLabel``, in the order of its names.
         partition_size: Samples per partition; None takes the largest that all can have.
         seed: Seed of the draw.
 
@@ -68,6 +68,7 @@ class DominantClassPartitioner(Partitioner):  # type: ignore[misc, unused-ignore
             self._indices = deal_dominant(
                 codes,
                 names,
+                classes=np.unique(codes),
                 num_clients=self._num_partitions,
                 share=self._share,
                 size=self._size or 0,
@@ -89,6 +90,11 @@ def _encode_column(dataset: Any, column: str) -> tuple[Indices, list[str]]:
         codes = np.asarray(values, dtype=np.int64)
         if codes.size and codes.min() < 0:
             raise DataError(f"row {int(codes.argmin())} of column {column!r} has no label")
+        if codes.size and codes.max() >= len(names):
+            raise DataError(
+                f"row {int(codes.argmax())} of column {column!r} has the label {codes.max()}, but "
+                f"there are {len(names)} class names: {', '.join(names)}"
+            )
         return codes, list(names)
     classes, found = np.unique(np.asarray(values), return_inverse=True)
     return found.astype(np.int64), [str(value) for value in classes]

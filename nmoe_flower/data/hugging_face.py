@@ -1,8 +1,9 @@
 """Labels and images of any data set that ``datasets`` reads, from a folder or the hub."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.data.extra import import_extra
-from nmoe_flower.data.pixels import read_pixels
+from nmoe_flower.data.pixels import has_colour, open_picture, to_pixels
 from nmoe_flower.data.request import Request
-from nmoe_flower.data.sources import RawSplit
+from nmoe_flower.data.sources import ColourFoundError, RawSplit
 from nmoe_flower.errors import DataError
 
 __all__ = ["read_hugging_face"]
@@ -47,10 +48,38 @@ def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit]
             raise DataError(f"the {name} split has no column {sorted(missing)[0]!r}")
     labels, class_names = _encode_labels([tables[name] for name in names], names, label_column)
     raws = [
-        RawSplit(name, codes, _reader(tables[name], image_column, name))
+        RawSplit(
+            name,
+            codes,
+            _reader(tables[name], image_column, name),
+            lambda row, name=name: f"row {row} of the {name} split",  # type: ignore[misc]
+            _clients(tables[name], request, name),
+        )
         for name, codes in zip(names, labels, strict=True)
     ]
     return raws, class_names
+
+
+def _clients(table: Any, request: Request, split: str) -> list[str] | None:
+    """Who each row belongs to."""
+    column = request.client_column
+    if not column:
+        return None
+    if column not in table.column_names:
+        raise DataError(
+            f"data set {request.dataset!r}: no column {column!r} (data.partition-column) in the "
+            f"{split} split; the columns are {', '.join(table.column_names)}"
+        )
+    values = list(table.with_format(None)[column])
+    names = getattr(table.features[column], "names", None)
+    codes = range(len(names or ()))
+    for row, value in enumerate(values):
+        if not isinstance(value, int | str) or (names is not None and value not in codes):
+            raise DataError(
+                f"row {row} of the {split} split has {value!r} in column {column!r} "
+                "(data.partition-column); text or whole numbers are needed"
+            )
+    return [str(value) if names is None else names[value] for value in values]
 
 
 def _purpose(request: Request) -> str:
@@ -91,9 +120,12 @@ def _load_tables(request: Request, arrow_dir: Path) -> dict[str, Any]:
             if saved:
                 loaded = datasets.load_from_disk(str(folder))
             elif folder is not None:
+                _check_links(folder)
                 loaded = datasets.load_dataset(str(folder.resolve()), cache_dir=str(arrow_dir))
             else:
                 loaded = datasets.load_dataset(request.dataset)
+    except DataError:
+        raise
     except Exception as error:  # any reader of any format may fail in its own way
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
@@ -104,6 +136,17 @@ def _load_tables(request: Request, arrow_dir: Path) -> dict[str, Any]:
             f"hub: {reason}"
         ) from error
     return dict(loaded) if isinstance(loaded, dict) else {request.train_split: loaded}
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links to folders, which ``datasets`` would pass over in silence."""
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            if Path(parent, name).is_symlink():
+                raise DataError(
+                    f"{Path(parent, name)} is a link to a folder, which `datasets` does not "
+                    "follow: put the folder itself there, or links to its files"
+                )
 
 
 def _find_column(dataset: str, features: Any, wanted: str, kind: str) -> str:
@@ -142,19 +185,31 @@ def _encode_labels(
         )
     for name, split in zip(names, values, strict=True):
         for row, value in enumerate(split):
-            if value is None or (known[0] is not None and value == -1):
-                raise DataError(f"row {row} of the {name} split has no label in column {column!r}")
-            if not isinstance(value, int | str):
-                raise DataError(
-                    f"label column {column!r} holds {type(value).__name__} values; "
-                    f"whole numbers, text or class labels are needed"
-                )
+            if wrong := _wrong_label(value, known[0]):
+                raise DataError(f"row {row} of the {name} split has {wrong} in column {column!r}")
     if known[0] is not None:
         return [np.array(split, dtype=np.int64) for split in values], list(known[0])
     classes = sorted(set().union(*values))
     codes = {value: code for code, value in enumerate(classes)}
     arrays = [np.array([codes[value] for value in split], dtype=np.int64) for split in values]
     return arrays, [str(value) for value in classes]
+
+
+def _wrong_label(value: Any, names: Sequence[str] | None) -> str:
+    """What is wrong with a label, or nothing."""
+    if value is None or (names is not None and value == -1):
+        return "no label"
+    if not isinstance(value, int | str):
+        return (
+            f"the label {value!r} of type {type(value).__name__}; whole numbers, text or class "
+            "labels are needed,"
+        )
+    if names is not None and isinstance(value, int) and not 0 <= value < len(names):
+        return (
+            f"the label {value}, but there are {len(names)} class names (0 to {len(names) - 1}: "
+            f"{', '.join(names)})"
+        )
+    return ""
 
 
 def _reader(
@@ -172,9 +227,28 @@ def _reader(
         ) from error
 
     def read(mode: str) -> Iterator[npt.NDArray[np.uint8]]:
-        decoder = datasets.Image()
         for row, cell in enumerate(cells):
-            decode = partial(decoder.decode_example, cell[column])
-            yield read_pixels(decode, mode, f"row {row} of the {split} split")
+            place = f"row {row} of the {split} split"
+            picture = open_picture(_source(cell[column], place), place)
+            if mode == "L" and has_colour(picture):
+                raise ColourFoundError
+            yield to_pixels(picture, mode, place)
 
     return read
+
+
+def _source(cell: Mapping[str, Any] | None, place: str) -> Path | io.BytesIO:
+    """The bytes of an image, or the file that holds them."""
+    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+        raise DataError(f"{place} has no image")
+    if cell["bytes"] is not None:
+        return io.BytesIO(cell["bytes"])
+    if "://" not in cell["path"]:
+        return Path(cell["path"])
+    import fsspec
+
+    try:
+        with fsspec.open(cell["path"], "rb") as file:  # inside an archive, or on the hub
+            return io.BytesIO(file.read())
+    except Exception as error:  # any file system may fail in its own way
+        raise DataError(f"{place} ({cell['path']}) cannot be read: {error}") from error

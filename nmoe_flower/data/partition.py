@@ -1,4 +1,4 @@
-"""Who holds which samples: skewed, IID, Dirichlet and pathological splits as index arrays.
+"""Who holds which samples: skewed, IID, Dirichlet, pathological and natural splits, as indices.
 
 The indices are cached on disk, so a worker opens them without importing flwr-datasets (3 s).
 """
@@ -16,6 +16,7 @@ from nmoe_flower.data.cache import cache_root
 from nmoe_flower.data.extra import import_extra
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices, label_counts, open_indices, save_indices
+from nmoe_flower.data.natural import largest_clients, rows_of
 from nmoe_flower.data.quotas import Indices, check_clients, draw_alike, draw_balanced
 from nmoe_flower.data.skew import check_share, deal_dominant, dominant_share_from_tau
 from nmoe_flower.errors import ConfigError, DataError
@@ -23,9 +24,9 @@ from nmoe_flower.seeds import derive_seed, numpy_stream
 
 __all__ = ["Scheme", "partition_clients"]
 
-Scheme = Literal["dominant", "iid", "dirichlet", "pathological"]
+Scheme = Literal["dominant", "iid", "dirichlet", "pathological", "natural"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def partition_clients(
@@ -44,13 +45,18 @@ def partition_clients(
     """Share a data set's train and test split among clients, both skewed alike.
 
     Schemes: ``dominant`` (see ``DominantClassPartitioner``; share from ``tau``), ``iid``,
-    ``dirichlet`` (``alpha``) and ``pathological`` (client i holds the ``classes_per_client``
-    classes from class i mod C on; few clients may leave classes out). The last three are those of
-    flwr-datasets.
+    ``dirichlet`` (``alpha``), ``pathological`` (client i holds the ``classes_per_client``
+    classes from class i mod C on; few clients may leave classes out) and ``natural`` (a client is
+    somebody who is in the data; those with most training samples are taken). ``iid``,
+    ``dirichlet`` and ``pathological`` are those of flwr-datasets.
+
+    C counts the classes with training samples. Test samples of any other class are left out.
 
     Sizes: 0 takes as many samples as there are. ``dominant`` and ``iid`` give all clients exactly
-    the same number; for ``dirichlet`` and ``pathological``, whose clients differ in size,
-    ``train_per_client`` is an upper limit. ``test_local`` is of equal size for all clients.
+    the same number; for the others, whose clients differ in size, ``train_per_client`` is an upper
+    limit. ``test_local`` is of equal size for all clients; for ``natural`` it is what the client
+    has, at most ``test_per_client``. If a client has no test samples of its own, all are tested as
+    those of ``dirichlet``. ``usage`` tells what is left out and why.
 
     Test split of ``dirichlet`` and ``pathological``: every client's label shares are those of its
     train samples (largest remainders). With ``test_per_client`` 0 the size is the largest for which
@@ -96,49 +102,86 @@ def _check_arguments(data: ImageData, arguments: dict[str, Any]) -> None:
             )
     check_clients(arguments["num_clients"], len(data.train), "the train split")
     check_clients(arguments["num_clients"], len(data.test), "the test split")
+    known = len(np.unique(data.train.labels))
     if arguments["scheme"] == "dominant":
-        check_share(dominant_share_from_tau(arguments["tau"]), data.num_classes)
+        check_share(dominant_share_from_tau(arguments["tau"]), known)
     if not (math.isfinite(arguments["alpha"]) and arguments["alpha"] > 0):
         raise ConfigError(f"alpha is {arguments['alpha']}; allowed: a finite number above 0")
     held = arguments["classes_per_client"]
     if held < 1:
         raise ConfigError(f"classes_per_client is {held}; allowed: 1 or more")
-    if arguments["scheme"] == "pathological" and held > data.num_classes:
-        raise DataError(f"classes_per_client is {held}; allowed: 1 to {data.num_classes}")
+    if arguments["scheme"] == "pathological" and held > known:
+        raise DataError(f"classes_per_client is {held}; allowed: 1 to {known}")
 
 
 def _split(data: ImageData, arguments: dict[str, Any]) -> list[ClientIndices]:
     """Draw the three index arrays of every client."""
     scheme, seed, clients = arguments["scheme"], arguments["seed"], arguments["num_clients"]
-    test = np.asarray(data.test.labels)
-    if scheme in ("dirichlet", "pathological"):
-        train = _flower_indices(np.asarray(data.train.labels), arguments, split="train")
-        local = draw_alike(
-            test,
-            label_counts(data.train.labels, train, data.num_classes),
-            size=arguments["test_per_client"],
-            names=data.class_names,
-            rng=numpy_stream(seed, "partition", scheme, "test"),
-        )
+    labels = np.asarray(data.train.labels)
+    classes = np.unique(labels)
+    rows = np.flatnonzero(np.isin(data.test.labels, classes))  # nobody learns any other class
+    test = np.asarray(data.test.labels)[rows]
+    check_clients(clients, len(test), "the test split")
+    if scheme == "natural":
+        train, local = _natural_indices(data, rows, arguments)
+    elif scheme in ("dirichlet", "pathological"):
+        train = _flower_indices(labels, arguments, split="train")
+        local = _alike(data, train, test, arguments)
     elif scheme == "iid":
-        train = _flower_indices(np.asarray(data.train.labels), arguments, split="train")
+        train = _flower_indices(labels, arguments, split="train")
         local = _flower_indices(test, arguments, split="test")
     else:
         train, local = (
             deal_dominant(
-                np.asarray(labels),
+                held,
                 data.class_names,
+                classes=classes,
                 num_clients=clients,
                 share=dominant_share_from_tau(arguments["tau"]),
                 size=arguments[f"{split}_per_client"],
                 split=f"the {split} split",
                 rng=numpy_stream(seed, "partition", "dominant", split),
             )
-            for split, labels in (("train", data.train.labels), ("test", data.test.labels))
+            for split, held in (("train", labels), ("test", test))
         )
     rng = numpy_stream(seed, "partition", "test-iid")
-    balanced = draw_balanced(test, clients, len(local[0]), rng)
-    return [ClientIndices(*parts) for parts in zip(train, local, balanced, strict=True)]
+    size = round(sum(map(len, local)) / len(local))
+    balanced = draw_balanced(test, clients, size, rng)
+    return [
+        ClientIndices(held, rows[own], rows[iid])
+        for held, own, iid in zip(train, local, balanced, strict=True)
+    ]
+
+
+def _alike(
+    data: ImageData, train: list[Indices], test: Indices, arguments: dict[str, Any]
+) -> list[Indices]:
+    """Test samples, places in ``test``, with the label shares of every client's train samples."""
+    return draw_alike(
+        test,
+        label_counts(data.train.labels, train, data.num_classes),
+        size=arguments["test_per_client"],
+        names=data.class_names,
+        rng=numpy_stream(arguments["seed"], "partition", arguments["scheme"], "test"),
+    )
+
+
+def _natural_indices(
+    data: ImageData, test_rows: Indices, arguments: dict[str, Any]
+) -> tuple[list[Indices], list[Indices]]:
+    """What the largest clients of the data hold, in the train split and among ``test_rows``."""
+    chosen = largest_clients(data, arguments["num_clients"])
+    assert data.train.clients is not None  # or nobody would have been chosen
+    rng = numpy_stream(arguments["seed"], "partition", "natural")
+    limit = arguments["train_per_client"] or None
+    train = [held[:limit] for held in rows_of(data.train.clients, chosen, rng)]
+    test = np.asarray(data.test.labels)[test_rows]
+    if data.test.clients is None:
+        return train, _alike(data, train, test, arguments)
+    own = rows_of(data.test.clients[test_rows], chosen, rng)
+    if not all(map(len, own)):
+        return train, _alike(data, train, test, arguments)
+    return train, [held[: arguments["test_per_client"] or None] for held in own]
 
 
 def _flower_indices(labels: Indices, arguments: dict[str, Any], *, split: str) -> list[Indices]:

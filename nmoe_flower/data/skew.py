@@ -67,24 +67,45 @@ def deal_dominant(
     labels: Indices,
     names: Sequence[str],
     *,
+    classes: Indices,
     num_clients: int,
     share: float,
     size: int,
     split: str,
     rng: np.random.Generator,
 ) -> list[Indices]:
-    """Disjoint samples for every client; size 0 takes the largest size that all can have."""
-    quotas = _dominant_quotas(num_clients, len(names), share)
+    """Disjoint samples for every client; size 0 takes the largest size that all can have.
+
+    Args:
+        labels: Class codes [N].
+        names: Of all classes.
+        classes: Codes of those that are dealt, in order: client i mostly holds the (i mod n)-th.
+        num_clients: How many share them.
+        share: Of the dominant class.
+        size: Samples per client.
+        split: Names the labels in errors.
+        rng: Draws the samples.
+    """
+    quotas = _dominant_quotas(num_clients, len(classes), share)
     check_clients(num_clients, len(labels), split)
-    available = np.bincount(labels, minlength=len(names))
+    available = np.bincount(labels, minlength=len(names))[classes]
+    if not available.all():
+        cls = int(classes[np.argmin(available)])
+        raise DataError(
+            f"class {names[cls]!r} has samples to train on and none in {split}: clients could not "
+            "be tested on what they hold; add some, or set data.test-split = '' to take the test "
+            "from the train split"
+        )
     chosen = size or largest_size(quotas, available) or 1
     counts = round_quotas(quotas(chosen))
     lacking = counts.sum(axis=0) - available
     if lacking.max() > 0:
         cls = int(lacking.argmax())
         raise DataError(
-            f"class {names[cls]!r} of {split} has {available[cls]} samples, but {num_clients} "
-            f"clients with {chosen} samples each need {counts[:, cls].sum()}; "
+            f"class {names[classes[cls]]!r} of {split} has {available[cls]} samples, but "
+            f"{num_clients} clients with {chosen} samples each need {counts[:, cls].sum()}; "
             f"allowed: at most {largest_size(quotas, available)} samples per client"
         )
-    return draw(labels, counts, rng)
+    codes = np.full(len(names), -1, dtype=np.int64)
+    codes[classes] = np.arange(len(classes))
+    return draw(codes[labels], counts, rng)

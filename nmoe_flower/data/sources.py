@@ -1,6 +1,6 @@
 """Splits before decoding, and the data set that ships inside scikit-learn."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,21 @@ __all__ = ["ColourFoundError", "RawSplit", "read_digits"]
 
 @dataclass(frozen=True)
 class RawSplit:
-    """A split before decoding: ``read(mode)`` yields uint8 images [H, W, channels] in order."""
+    """A split before decoding.
+
+    Attributes:
+        name: Of the split.
+        labels: Class codes, int64 [N].
+        read: ``read(mode)`` yields uint8 images [H, W, channels] in order.
+        place: Names a row in errors: its number, the split, the file if there is one.
+        clients: Who each row belongs to; None if nobody asked.
+    """
 
     name: str
     labels: npt.NDArray[np.int64]
     read: Callable[[str], Iterator[npt.NDArray[np.uint8]]]
+    place: Callable[[int], str]
+    clients: Sequence[str] | None = None
 
 
 class ColourFoundError(Exception):
@@ -28,5 +38,6 @@ def read_digits() -> tuple[list[RawSplit], list[str]]:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    raw = RawSplit("train", digits.target.astype(np.int64), lambda mode: iter(images))
+    labels = digits.target.astype(np.int64)
+    raw = RawSplit("train", labels, lambda mode: iter(images), lambda row: f"digit {row}")
     return [raw], [str(name) for name in digits.target_names]

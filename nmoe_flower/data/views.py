@@ -29,8 +29,8 @@ class Views:
     brightness and contrast only.
 
     Attributes:
-        size: Side of a view in pixels; 0 keeps that of the images. Smaller views train faster, and
-            a convolutional extractor takes larger images afterwards.
+        size: Shorter side of a view in pixels; 0 keeps that of the images. Smaller views train
+            faster, and a convolutional extractor takes larger images afterwards.
         smallest: Smallest share of the area that a crop may have, in (0, 1]; 1 for no crop.
         flip: Whether half of the views are mirrored left to right.
         jitter: Brightness, contrast and saturation change by up to this factor, in 80 % of the
@@ -73,7 +73,8 @@ class Views:
     def _crops(self, images: Tensor, generator: torch.Generator) -> Tensor:
         batch, channels, height, width = images.shape
         if self.size:
-            height = width = self.size
+            shorter = min(height, width)
+            height, width = (round(side * self.size / shorter) for side in (height, width))
         if self.smallest == 1:
             shares = torch.ones(batch, 2)
         else:

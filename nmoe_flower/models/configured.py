@@ -18,7 +18,7 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
     return build_extractor(
         extractor.backbone,
         in_channels=image_shape[0],
-        image_size=image_shape[1],
+        image_size=(image_shape[1], image_shape[2]),
         norm=extractor.norm,
         widths=extractor.widths or None,
         stem=extractor.stem or None,

@@ -143,7 +143,7 @@ def build_extractor(
     name: str,
     *,
     in_channels: int = 3,
-    image_size: int = 32,
+    image_size: int | tuple[int, int] = 32,
     norm: str = "group-ws",
     widths: Sequence[int] | None = None,
     stem: str | None = None,
@@ -155,7 +155,7 @@ def build_extractor(
         name: ``resnet18`` (He et al. 2015), ``narrow`` (a fast residual net for CPUs), ``digits``
             (tiny, for grey images of 8 to 28 pixels) or ``linear`` (the pixels themselves).
         in_channels: Channels of the images.
-        image_size: Height and width of the images, in pixels.
+        image_size: Side of square images, or (height, width), in pixels.
         norm: ``group``, ``group-ws`` (weight-standardised convolutions), ``batch`` or ``frozen``.
         widths: Channels of the stages; None for the defaults of the name.
         stem: ``cifar`` (3x3), ``pool`` (3x3, then halved: cheaper), ``patch`` (2x2 with stride 2:
@@ -175,7 +175,8 @@ def build_extractor(
     check_choice("norm", norm, NORMS)
     check_choice("pool", pool, POOLS)
     if name == "linear":
-        return FlattenExtractor(in_channels * image_size**2)
+        height, width = sides(image_size)
+        return FlattenExtractor(in_channels * height * width)
     family = _FAMILIES[name]
     stem = family.stems[0] if stem is None else stem
     check_choice(f"stem of {name}", stem, family.stems)
@@ -188,9 +189,25 @@ def build_extractor(
     return family.build(in_channels, norm=norm, widths=widths, stem=stem, pool=pool)
 
 
-def _check_size(name: str, image_size: int, *, stem: str, halvings: int) -> None:
+def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def size_in_words(image_size: int | tuple[int, int]) -> str:
+    """``8``, or ``12x8 (width x height)``.
+
+    >>> size_in_words((8, 8)), size_in_words((8, 12))
+    ('8', '12x8 (width x height)')
+    """
+    height, width = sides(image_size)
+    return str(height) if height == width else f"{width}x{height} (width x height)"
+
+
+def _check_size(name: str, image_size: int | tuple[int, int], *, stem: str, halvings: int) -> None:
     smallest = 2 ** (halvings + (stem in ("patch", "pool"))) + (stem == "cosine")
-    if image_size < smallest:
+    if min(sides(image_size)) < smallest:
         raise ConfigError(
-            f"image size is {image_size}; {name} with stem {stem!r} needs {smallest} or more"
+            f"image size is {size_in_words(image_size)}; {name} with stem {stem!r} needs "
+            f"{smallest} or more"
         )

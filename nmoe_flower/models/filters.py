@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models.extractor import Extractor
+from nmoe_flower.models.extractor import Extractor, sides, size_in_words
 
 __all__ = ["FilterBank"]
 
@@ -29,7 +29,7 @@ class FilterBank(Extractor):
     Args:
         filters: Their number K; D = 2 K grid^2.
         in_channels: 3, or 1 for grey images.
-        image_size: Height and width in pixels.
+        image_size: Side of square images, or (height, width), in pixels.
         size: Height and width of a filter.
         stride: Of the convolution.
         grid: The maps are averaged to grid x grid.
@@ -50,17 +50,17 @@ class FilterBank(Extractor):
         *,
         generator: Generator,
         in_channels: int = 3,
-        image_size: int = 32,
+        image_size: int | tuple[int, int] = 32,
         size: int = 6,
         stride: int = 1,
         grid: int = 2,
         threshold: float = 0.08,
     ) -> None:
         super().__init__()
-        if in_channels not in (1, 3) or image_size < size + grid - 1:
+        if in_channels not in (1, 3) or min(sides(image_size)) < size + grid - 1:
             raise ConfigError(
-                f"images have {in_channels} channels and {image_size} pixels; allowed: 1 or 3 "
-                f"channels, {size + grid - 1} pixels or more"
+                f"images have {in_channels} channels and {size_in_words(image_size)} pixels; "
+                f"allowed: 1 or 3 channels, {size + grid - 1} pixels or more"
             )
         self.latent_dim = 2 * filters * grid * grid
         self.size, self.stride, self.grid, self.threshold = size, stride, grid, threshold

@@ -343,7 +343,7 @@ DEEP = [*pixels(3), np.zeros((6, 5), np.uint16)]
         (parquet(), {"label_column": "kind"}, "no label column 'kind'; .* img, weight, label"),
         (parquet(), {"image_column": "photo"}, "no image column 'photo'; .* img, weight, label"),
         (parquet(), {"image_column": "weight"}, "image column 'weight' holds .*not images"),
-        (parquet(), {"label_column": "weight"}, "'weight' holds float values; whole numbers"),
+        (parquet(), {"label_column": "weight"}, "row 0 .* has the label 0.5 of type float; whole"),
         (parquet(), {"train_split": "fit"}, "no split 'fit'; it has train, test"),
         (parquet(), {"test_split": "val"}, "no split 'val'; it has train, test"),
         (parquet(images=WIDE), {}, "differ in size: 5x6 in row 0 .* 9x6 in row 2 of the train"),

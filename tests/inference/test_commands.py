@@ -92,7 +92,7 @@ def test_what_is_no_image_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "nothing").mkdir()
     bad = {
-        "cut.png": "", "text.png": "not an image", "empty.png": "not an image",
+        "cut.png": "", "text.png": "not a readable image", "empty.png": "not a readable",
         "gone.png": "No such file", "text.npy": "not a .npy array", "floats.npy": "is float32",
         "size.npy": r"allowed: uint8", "objects.npy": "not a .npy array", "nothing": "has no file",
     }  # fmt: skip
@@ -172,7 +172,7 @@ def test_unreadable_images_fail_the_command_at_its_end(infer: Make, tmp_path: Pa
     assert code == 1
     assert lines[0] == {
         "image": str(tmp_path / "bad.png"),
-        "error": "it is not an image that can be read",
+        "error": "it is not a readable image: its format is not known",
     }
     assert lines[1]["class"] in ("ant", "bee", "cow")
 

@@ -114,6 +114,39 @@ def test_smallest_image_works_and_one_less_is_refused(name: str, stem: str) -> N
         build_extractor(name, **options)
 
 
+OBLONG = [(8, 12), (12, 8), (32, 48), (9, 40)]
+
+
+@pytest.mark.parametrize("size", OBLONG)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        *[("digits", stem) for stem in ("cifar", "patch", "pool", "cosine")],
+        *[("narrow", stem) for stem in ("cifar", "patch", "pool", "cosine")],
+        *[("resnet18", stem) for stem in ("cifar", "patch", "pool")],
+        ("linear", None),
+    ],
+)
+def test_oblong_images_work_or_are_refused_by_name(
+    name: str, stem: str | None, channels: int, size: tuple[int, int]
+) -> None:
+    """Every backbone, stem and cut: its latents have the length it tells, or the size is named."""
+    smallest = {"digits": 4, "narrow": 8, "resnet18": 8, "linear": 1}[name]
+    smallest = smallest * (2 if stem in ("patch", "pool") else 1) + (stem == "cosine")
+    options: dict[str, Any] = {"in_channels": channels, "image_size": size, "stem": stem}
+    if name in ("narrow", "resnet18"):
+        options["widths"] = SMALL[name]["widths"]
+    if min(size) < smallest:
+        message = rf"image size is {size[1]}x{size[0]} \(width x height\); {name} .* {smallest} or"
+        with pytest.raises(ConfigError, match=message):
+            build_extractor(name, **options)
+        return
+    for pool in ("last", "multi"):
+        extractor = build_extractor(name, pool=pool, **options).eval()
+        assert extractor(torch.zeros(2, channels, *size)).shape == (2, extractor.latent_dim)
+
+
 def test_linear_is_the_pixels() -> None:
     images = torch.arange(24.0).view(2, 3, 2, 2)
     extractor = build_extractor("linear", image_size=2)
