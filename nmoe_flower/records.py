@@ -34,16 +34,18 @@ __all__ = [
     "CorrelationKey",
     "StepKey",
     "array_bytes",
-    "compare",
     "config_of",
     "decode",
     "encode",
     "from_numpy",
+    "is_finite",
     "load_into",
     "metrics_of",
     "pack",
     "part_of",
     "reply",
+    "require_finite",
+    "restored",
     "to_numpy",
 ]
 
@@ -174,8 +176,22 @@ def load_into(
                 tensor.copy_(torch.from_numpy(value.copy()))
 
 
-def compare(arrays: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> None:
-    """Refuse arrays whose names, shapes or finiteness differ from what was sent out.
+def restored(
+    arrays: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The finite arrays of a reply in the order, and in the dtypes, of those that were sent out.
+
+    Clients may name their arrays in any order and count in any precision: a number that the dtype
+    sent can hold is converted to it, to the nearest where that is a float. One that it cannot hold
+    is refused: a float too large for a narrower float, a fraction for an integer, an integer out of
+    range, anything but 0 and 1 for a boolean.
+
+    Args:
+        arrays: What came back, after ``require_finite``.
+        like: What was sent: names, shapes and dtypes.
+
+    Returns:
+        New dictionary; arrays whose dtype was right are the same objects.
 
     Raises:
         ReplyError: With the name of the first array that does not fit, and why.
@@ -184,23 +200,66 @@ def compare(arrays: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) ->
         missing = sorted(like.keys() - arrays.keys())
         unknown = sorted(arrays.keys() - like.keys())
         raise ReplyError(f"array names differ: missing {missing}, unknown {unknown}")
-    for name, value in arrays.items():
-        if value.shape != like[name].shape:
-            raise ReplyError(f"{name}: shape {value.shape}, wanted {like[name].shape}")
-        if value.dtype.kind not in "fiub":
-            raise ReplyError(f"{name}: dtype {value.dtype} is not numeric")
-        if not _is_finite(value):
-            raise ReplyError(f"{name}: has NaN or infinite entries")
+    for name, wanted in like.items():
+        if arrays[name].shape != wanted.shape:
+            raise ReplyError(f"{name}: shape {arrays[name].shape}, wanted {wanted.shape}")
+    return {name: _converted(name, arrays[name], wanted.dtype) for name, wanted in like.items()}
 
 
-def _is_finite(value: np.ndarray) -> bool:
-    """A sum finds NaN and Inf in one cheap pass; an overflowing sum is looked at again."""
+def require_finite(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Refuse arrays that are not numbers, or not finite.
+
+    Returns:
+        The sum of squares of every float array, which shows NaN and infinity in one cheap pass;
+        infinite where finite numbers are so large.
+
+    Raises:
+        ReplyError: With the name of the first one.
+    """
+    squares = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, value in arrays.items():
+            if value.dtype.kind == "f":
+                found = squares[name] = float(np.vdot(value, value))
+                if not (found < np.inf or np.isfinite(value).all()):
+                    raise ReplyError(f"{name}: has NaN or infinite entries")
+            elif value.dtype.kind not in "iub":
+                raise ReplyError(f"{name}: dtype {value.dtype} is not numeric")
+    return squares
+
+
+def is_finite(value: np.ndarray) -> bool:
+    """Whether an array has neither NaN nor infinite entries."""
     if value.dtype.kind != "f":
         return True
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(value.sum()):
-            return True
-    return bool(np.isfinite(value).all())
+        return bool(np.vdot(value, value) < np.inf or np.isfinite(value).all())
+
+
+def _converted(name: str, value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """The same numbers in another dtype.
+
+    Raises:
+        ReplyError: It cannot hold one of them.
+    """
+    if value.dtype == dtype or not value.size:
+        return value.astype(dtype, copy=False)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            converted = value.astype(dtype)
+        if not is_finite(converted):
+            raise ReplyError(f"{name}: {value.dtype} values up to {_peak(value):g} exceed {dtype}")
+        return converted
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if value.dtype.kind == "f" and not (value == np.rint(value)).all():
+        raise ReplyError(f"{name}: {value.dtype} values are not whole, wanted {dtype}")
+    if int(value.min()) < low or int(value.max()) > high:
+        raise ReplyError(f"{name}: {value.dtype} values exceed {dtype} ({low} to {high})")
+    return value.astype(dtype)
+
+
+def _peak(value: np.ndarray) -> float:
+    return max(float(value.max()), -float(value.min()))
 
 
 def part_of(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

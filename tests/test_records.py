@@ -1,5 +1,7 @@
 import contextlib
 import io
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -211,6 +213,12 @@ def test_loading_refuses_what_does_not_fit() -> None:
 LIKE = {"w": np.zeros(2, np.float32), "n": np.zeros((), np.int64)}
 
 
+def restored(arrays: Mapping[str, np.ndarray], like: Any = LIKE) -> dict[str, np.ndarray]:
+    """As a reply is read."""
+    records.require_finite(arrays)
+    return records.restored(arrays, like)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -227,13 +235,66 @@ LIKE = {"w": np.zeros(2, np.float32), "n": np.zeros((), np.int64)}
 def test_comparing_names_what_does_not_fit(change: dict[str, Any], text: str) -> None:
     arrays = {k: v for k, v in {**LIKE, **change}.items() if v is not None}
     with pytest.raises(ReplyError, match=text):
-        records.compare(arrays, LIKE)
+        restored(arrays)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_finite_arrays_whose_sum_overflows_are_fine(dtype: type[np.floating]) -> None:
     largest = np.full(2, np.finfo(dtype).max, dtype)
-    records.compare({"w": largest}, {"w": largest})
+    assert records.is_finite(largest)
+    records.require_finite({"w": largest})
+
+
+def test_order_and_dtypes_are_those_sent() -> None:
+    back = restored({"n": np.array(7.0), "w": np.array([1, 2])})
+    assert list(back) == ["w", "n"]
+    assert (back["w"].dtype, back["w"].tolist()) == (np.float32, [1.0, 2.0])
+    assert (back["n"].dtype, back["n"]) == (np.int64, 7)
+
+
+def test_an_array_of_the_right_dtype_is_handed_on() -> None:
+    right = np.float32([1, 2])
+    assert restored({"w": right, "n": LIKE["n"]})["w"] is right
+
+
+FITS: list[tuple[Any, Any]] = [
+    (np.array([0.1], np.float64), np.float32),
+    (np.array([60000.0], np.float64), np.float16),
+    (np.array([True, False]), np.float32),
+    (np.array([2**62 + 1]), np.float64),  # to the nearest
+    (np.array([3.0, -3.0], np.float16), np.int64),
+    (np.array([0.0, 1.0]), np.bool_),
+    (np.array([2**63, 2**64 - 1], np.uint64), np.uint64),
+    (np.array([2**63 - 1], np.uint64), np.int64),
+    (np.array([255], np.int64), np.uint8),
+    (np.array([2.0**63]), np.uint64),
+    (np.array([1.5], ">f4"), np.float32),
+    (np.zeros((0, 3)), np.int8),
+]
+
+
+@pytest.mark.parametrize(("value", "dtype"), FITS, ids=str)
+def test_a_number_that_the_dtype_sent_can_hold_is_converted(value: np.ndarray, dtype: Any) -> None:
+    (back,) = restored({"x": value}, {"x": np.zeros(value.shape, dtype)}).values()
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, value.astype(dtype))
+
+
+REFUSED: list[tuple[Any, Any, str]] = [
+    ([1e300], np.float32, "x: float64 values up to 1e+300 exceed float32"),
+    ([65520.0], np.float16, "x: float64 values up to 65520 exceed float16"),
+    ([10**6], np.float16, "x: int64 values up to 1e+06 exceed float16"),
+    ([0.5], np.int64, "x: float64 values are not whole, wanted int64"),
+    ([2.0**63], np.int64, "x: float64 values exceed int64"),
+    ([-1], np.uint8, r"x: int64 values exceed uint8 (0 to 255)"),
+    ([2], np.bool_, "x: int64 values exceed bool (0 to 1)"),
+]
+
+
+@pytest.mark.parametrize(("value", "dtype", "text"), REFUSED, ids=str)
+def test_one_that_it_cannot_hold_is_refused(value: list[Any], dtype: Any, text: str) -> None:
+    with pytest.raises(ReplyError, match=re.escape(text)):
+        restored({"x": np.array(value)}, {"x": np.zeros(1, dtype)})
 
 
 # --- messages ---

@@ -81,19 +81,25 @@ def read_feedback(
         raise ReplyError(f"{SHARES} are {shares.tolist()}; allowed: {len(held)} parts of 1")
     if (samples < 0).any():
         raise ReplyError(f"{SAMPLES} are {samples.tolist()}; allowed: 0 or more")
-    seconds = _numbers(metrics, SECONDS)[0]
+    took = _numbers(metrics, SECONDS)
+    if len(took) != 1:
+        raise ReplyError(f"the feedback {SECONDS!r} is {took.tolist()}; allowed: one number")
+    seconds = float(took[0])
     work = flops * float(samples.sum())
     if seconds <= 0 or work / seconds > fastest:
         raise ReplyError(
             f"{seconds:g} s for {work:g} FLOPs is impossible; allowed: up to {fastest:g} FLOP/s"
         )
-    return Feedback(client, whole, losses, samples, shares, float(seconds))
+    return Feedback(client, whole, losses, samples, shares, seconds)
 
 
 def _numbers(metrics: Mapping[str, Any], name: str) -> Floats:
     if name not in metrics:
         raise ReplyError(f"the feedback {name!r} is missing")
-    values = np.atleast_1d(np.asarray(metrics[name], dtype=np.float64))
+    try:
+        values = np.atleast_1d(np.asarray(metrics[name], dtype=np.float64))
+    except OverflowError:
+        raise ReplyError(f"the feedback {name!r} has an integer that no float holds") from None
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ReplyError(f"the feedback {name!r} is {metrics[name]}; allowed: finite numbers")
     return values

@@ -16,6 +16,8 @@ __all__ = ["Nodes", "answer", "describe", "load_client_app", "refusal"]
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_TEXT = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
@@ -51,12 +53,15 @@ def load_client_app(reference: str) -> ClientApp:
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """The app's reply; what it raises becomes an error reply, but for the signal to stop."""
+    """The app's reply; what it raises becomes an error reply, but for signals to stop.
+
+    Also what is no ``Exception``: ``SystemExit``, ``asyncio.CancelledError``, ``GeneratorExit``.
+    """
     try:
         reply: object = app(message, context)
-    except StopSignal:
+    except (StopSignal, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         _log.exception("partition %s failed", context.node_config.get("partition-id"))
         return refusal(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe(error))
     if not isinstance(reply, Message):
@@ -77,6 +82,22 @@ def refusal(message: Message, code: int, reason: str | None) -> Message:
 
 
 def describe(error: BaseException) -> str:
-    """Type and text of an exception in one line: ``ValueError: bad shape``."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """Type and text of an exception in one line: ``ValueError: bad shape``.
+
+    An exception whose text cannot be made is known by its type alone.
+
+    >>> class Mute(Exception):
+    ...     def __str__(self):
+    ...         raise RuntimeError("no text")
+    >>> describe(Mute())
+    'Mute (its text cannot be made: RuntimeError)'
+    """
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except (StopSignal, KeyboardInterrupt):
+        raise
+    except BaseException as failure:
+        return f"{name} (its text cannot be made: {type(failure).__name__})"
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return f"{name}: {line[:_LONGEST_TEXT]}" if line else name

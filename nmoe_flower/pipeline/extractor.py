@@ -150,7 +150,8 @@ def _keep_given(run: Run, folder: Path, like: Mapping[str, np.ndarray]) -> None:
     }
     kept = {name: value for name, value in given.items() if name in wanted}
     try:
-        records.compare(kept, wanted)
+        records.require_finite(kept)
+        kept = records.restored(kept, wanted)
     except ReplyError as error:
         raise ConfigError(f"extractor.start = {folder}: {error}") from None
     keep(run, "classifier", records.from_numpy(kept))

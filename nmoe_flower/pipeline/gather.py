@@ -93,6 +93,5 @@ def _sound(reply: Message, wanted: Sequence[str]) -> RecordDict:
     if missing := [name for name in wanted if name not in reply.content.array_records]:
         raise ReplyError(f"the ArrayRecord {missing[0]!r} is missing")
     for record in reply.content.array_records.values():
-        arrays = records.to_numpy(record)
-        records.compare(arrays, arrays)
+        records.require_finite(records.to_numpy(record))
     return reply.content

@@ -1,40 +1,67 @@
 """The weighted mean of replies, taken as they arrive."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 
-__all__ = ["WeightedMean"]
+from nmoe_flower import records
+
+__all__ = ["Largest", "WeightedMean", "shares_of"]
+
+_ORDINARY = (2.0**-20, 2.0**53)  # weights whose products with float32 neither vanish nor overflow
+_INT64_MAX = 2**63 - 1
 
 
 class WeightedMean:
     """Running sum of ``weight * arrays``: memory of two models, however many replies are added.
 
-    Floating arrays keep their dtype. Integer arrays (BatchNorm's counter) are averaged in float64
-    and rounded back, where a plain mean would turn them into floats. Adding in a fixed order gives
-    bit-equal results.
+    Arrays keep the dtype of the first reply; give it replies whose dtypes were restored.
+
+    - **Floats** are summed in float32 if they are float32, else in float64. Where such a sum would
+      overflow, or a weight is so large or small that products would, the array goes on as a running
+      mean in float64: finite replies have a finite mean, whatever their weights.
+    - **Integers and booleans** (BatchNorm's counter) are summed exactly, whatever their size, and
+      the mean is rounded once: to the nearest, ties to even.
+
+    Adding in a fixed order gives bit-equal results.
+
+    Attributes:
+        count: Replies added.
+        weight: Sum of their weights, exactly.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}
-        self._scratch: dict[str, np.ndarray] = {}
-        self._dtypes: dict[str, np.dtype] = {}
-        self.total = 0.0
+        self._sums: dict[str, _Floats | _Integers] = {}
+        self.weight = Fraction(0)
         self.count = 0
 
+    @property
+    def total(self) -> float:
+        """Sum of the weights; infinite if no float holds it."""
+        try:
+            return float(self.weight)
+        except OverflowError:
+            return np.inf
+
     def add(self, arrays: Mapping[str, np.ndarray], weight: float) -> None:
-        """Add one reply's arrays with its weight."""
+        """Add one reply's arrays with its finite weight of at least 0; 0 counts, but adds nothing.
+
+        Args:
+            arrays: Finite, real, of the names, shapes and dtypes of the first reply.
+            weight: As it is; need not be a whole number.
+        """
+        before, exact = self.weight, Fraction(weight)
+        self.weight += exact
+        self.count += 1
         for name, value in arrays.items():
             if name not in self._sums:
-                self._dtypes[name] = value.dtype
-                wide = np.float32 if value.dtype == np.float32 else np.float64
-                self._sums[name] = np.multiply(value, weight, dtype=wide)
-                self._scratch[name] = np.empty_like(self._sums[name])
-            else:
-                scaled = np.multiply(value, weight, out=self._scratch[name], casting="unsafe")
-                self._sums[name] += scaled
-        self.total += weight
-        self.count += 1
+                kind = _Floats if value.dtype.kind == "f" else _Integers
+                self._sums[name] = kind(value)
+        if exact:
+            with np.errstate(over="raise", invalid="raise"):
+                for name, value in arrays.items():
+                    self._sums[name].add(value, weight, before)
 
     def result(self) -> dict[str, np.ndarray]:
         """The mean, in the dtypes that came in.
@@ -42,15 +69,136 @@ class WeightedMean:
         Raises:
             ZeroDivisionError: The weights sum to zero.
         """
-        if self.total <= 0:
+        if not self.weight:
             raise ZeroDivisionError("the weights of all replies sum to zero")
-        return {
-            name: _restore(value / np.asarray(self.total, value.dtype), self._dtypes[name])
-            for name, value in self._sums.items()
-        }
+        return {name: sums.mean(self.weight) for name, sums in self._sums.items()}
 
 
-def _restore(mean: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype.kind in "iub":
-        mean = np.rint(mean)
-    return mean.astype(dtype, copy=False)
+class _Floats:
+    """Sum of float arrays; after an overflow, and for odd weights, their mean so far."""
+
+    def __init__(self, like: np.ndarray) -> None:
+        self._dtype = like.dtype
+        single = like.dtype.itemsize == 4
+        self._wide = np.dtype(np.float32) if single else np.result_type(like, np.float64)
+        self._sum: np.ndarray | None = None
+        self._scratch = np.empty(like.shape, self._wide)
+        self._mean: np.ndarray | None = None
+
+    def add(self, value: np.ndarray, weight: float, before: Fraction) -> None:
+        """Add ``weight * value`` to replies that weighed ``before``; floating errors are raised."""
+        if self._mean is None and _ORDINARY[0] <= weight <= _ORDINARY[1]:
+            try:
+                self._add_up(value, weight)
+                return
+            except FloatingPointError:
+                pass
+        self._add_to_mean(value, Fraction(weight), before)
+
+    def _add_up(self, value: np.ndarray, weight: float) -> None:
+        """The sum is replaced only by a sum that is finite."""
+        scaled = np.multiply(value, weight, out=self._scratch, dtype=self._wide)
+        if self._sum is None:
+            self._sum, self._scratch = scaled, np.empty_like(scaled)
+        else:
+            added = np.add(self._sum, scaled, out=scaled)
+            self._sum, self._scratch = added, self._sum
+
+    def _add_to_mean(self, value: np.ndarray, weight: Fraction, before: Fraction) -> None:
+        """A share of the old mean and a share of the value: no part is larger than its whole."""
+        precise = np.result_type(self._wide, np.float64)
+        if self._mean is None:
+            zeros = np.zeros(value.shape, precise)
+            self._mean = zeros if self._sum is None else self._sum / precise.type(float(before))
+            self._sum = None
+        share = float(weight / (before + weight))
+        largest = np.finfo(precise).max
+        with np.errstate(over="ignore"):  # rounding up of the largest number there is
+            mixed = self._mean * (1.0 - share) + value.astype(precise) * share
+        self._mean = np.clip(mixed, -largest, largest)
+
+    def mean(self, total: Fraction) -> np.ndarray:
+        """The mean of replies that weighed ``total``, more than 0: in the dtype of the replies."""
+        mean = self._mean
+        if mean is None:
+            assert self._sum is not None  # something was added: the total is not 0
+            with np.errstate(over="ignore"):  # rounding up of the largest number there is
+                mean = self._sum / np.asarray(float(total), self._wide)
+        if mean.dtype != self._dtype or not records.is_finite(mean):
+            largest = np.finfo(self._dtype).max
+            mean = np.clip(mean, -largest, largest)
+        return mean.astype(self._dtype, copy=mean is self._mean)
+
+
+class _Integers:
+    """Exact sum of integer arrays: in int64 while it fits, then in Python's integers."""
+
+    def __init__(self, like: np.ndarray) -> None:
+        self._dtype = like.dtype
+        self._sum = np.zeros(like.shape, np.int64)
+        self._most = 0  # no entry of the sum is further from 0
+        self._parts = 1  # what is summed is so many times weight * value: whole for any float
+
+    def add(self, value: np.ndarray, weight: float, before: Fraction) -> None:
+        """Add ``weight * value``; what was there ``before`` does not matter."""
+        whole, parts = weight.as_integer_ratio()
+        growth = max(parts // self._parts, 1)
+        whole *= max(self._parts // parts, 1)
+        self._parts = max(parts, self._parts)
+        self._most = self._most * growth + whole * _largest(value)
+        if self._most > _INT64_MAX and self._sum.dtype != object:
+            self._sum = self._sum.astype(object)
+        wide = value.astype(self._sum.dtype)
+        self._sum = np.asarray(self._sum * growth + wide * whole, self._sum.dtype)
+
+    def mean(self, total: Fraction) -> np.ndarray:
+        """The mean of replies that weighed ``total``, rounded to the nearest, ties to even."""
+        whole = int(total * self._parts)
+        quotient = self._sum // whole
+        rest = self._sum - quotient * whole
+        up = (rest > whole - rest) | ((rest == whole - rest) & (quotient % 2 == 1))
+        return np.asarray(quotient + up).astype(self._dtype)
+
+
+def _largest(value: np.ndarray) -> int:
+    """The largest distance from 0, at least 1: of the values, or of all that the dtype holds."""
+    if value.dtype.kind == "b":
+        return 1
+    if value.dtype.itemsize < 8:
+        return int(np.iinfo(value.dtype).max) + 1
+    return max(int(value.max()), -int(value.min()), 1) if value.size else 1
+
+
+def shares_of(weights: Sequence[float]) -> list[float]:
+    """Each weight's share of their sum; the weights are finite, at least 0, and not all 0.
+
+    >>> shares_of([1, 3])
+    [0.25, 0.75]
+    >>> shares_of([1e308, 1e308])
+    [0.5, 0.5]
+    """
+    total = sum(weights)
+    if total < np.inf:
+        return [weight / total for weight in weights]
+    exact = sum(map(Fraction, weights))
+    return [float(Fraction(weight) / exact) for weight in weights]
+
+
+class Largest:
+    """Who sent the largest values of each array: memory of two numbers per array."""
+
+    def __init__(self) -> None:
+        self._squares: dict[str, tuple[float, int]] = {}
+
+    def note(self, client: int, squares: Mapping[str, float]) -> None:
+        """Compare the sums of squares of one reply's arrays with the largest so far."""
+        for name, value in squares.items():
+            if value > self._squares.get(name, (-1.0, 0))[0]:
+                self._squares[name] = (value, client)
+
+    def of(self, name: str) -> str:
+        """The client with the largest values of an array, and their norm, in words."""
+        if name not in self._squares:
+            return "nobody sent it"
+        squares, client = self._squares[name]
+        return f"client {client} sent the largest, of norm {squares**0.5:.3g}"

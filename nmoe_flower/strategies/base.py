@@ -1,6 +1,7 @@
 """FedAvg with the round path a long run needs: streaming, named failures, seeded cohorts."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -9,16 +10,22 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from nmoe_flower import records
+from nmoe_flower.engine.answering import describe
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ReplyError, RoundError
 from nmoe_flower.seeds import numpy_stream
-from nmoe_flower.strategies.aggregation import WeightedMean
+from nmoe_flower.strategies.aggregation import Largest, WeightedMean
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
-from nmoe_flower.strategies.replies import Exchange, Usable, agreeing, read_reply
+from nmoe_flower.strategies.measured import Measured, agreeing, average, listed, only_finite
+from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 
 __all__ = ["FedAvgOptions", "StreamingFedAvg", "StreamingOptions"]
 
+log = logging.getLogger(__name__)
+
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
+
+_FLOWERS_MEAN = FedAvg().train_metrics_aggr_fn  # the default, which raises where metrics differ
 
 
 class FedAvgOptions(TypedDict, total=False):
@@ -51,8 +58,10 @@ class StreamingFedAvg(FedAvg):
 
     The client must send what FedAvg asks for: one ArrayRecord with the names and shapes it was
     given, one MetricRecord with ``num-examples``. A reply that has an error, NaN or Inf, other
-    names or shapes, or a missing, negative or non-finite weight is dropped and named in
-    ``last_exchange.failures``; the rest is averaged.
+    names or shapes, numbers that the dtypes sent cannot hold, or a missing, negative or non-finite
+    weight is dropped and named in ``last_exchange.failures``; the rest is averaged. The order and
+    the dtypes of the arrays are those sent, whatever comes back. A metric that cannot be averaged
+    is left out with one warning; so are all if an aggregation function of the user's own raises.
 
     Args:
         action: Message type to send, such as ``"train.extractor"``. By default plain ``train``,
@@ -87,13 +96,19 @@ class StreamingFedAvg(FedAvg):
         self.partitions = Partitions()
         self.last_exchange = Exchange()
         self.sent: dict[str, np.ndarray] = {}
+        self._largest = Largest()
+        self._told: set[tuple[str, str]] = set()  # phase and metric of warnings given
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run FedAvg's round loop over a grid that yields replies as they arrive."""
         return super().start(StreamingGrid.around(grid), *args, **kwargs)
 
+    def carried(self) -> dict[str, np.ndarray]:
+        """Arrays that the server's step carries from round to round; empty for plain averaging."""
+        return {}
+
     def state(self) -> dict[str, np.ndarray]:
-        """Arrays this strategy carries from round to round; empty for plain averaging."""
+        """All that this strategy carries from round to round; empty for plain averaging."""
         return {}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -163,6 +178,7 @@ class StreamingFedAvg(FedAvg):
 
     def usable(self, replies: Iterable[Message], *, arrays: bool) -> Iterator[Usable]:
         """Yield what can be aggregated, one reply at a time; drop and name the rest."""
+        self._largest = Largest()
         for reply in replies:
             partition = self.partition_of(reply)
             try:
@@ -172,7 +188,14 @@ class StreamingFedAvg(FedAvg):
                 continue
             self.last_exchange.clients.append(partition)
             self.last_exchange.bytes_up += usable.bytes
+            self._largest.note(partition, usable.squares)
+            if arrays and not self.sent:
+                self.sent = usable.arrays  # none was sent: all must be as the first
             yield usable
+
+    def measured(self, usable: Usable) -> Measured:
+        """The metrics of the reply that ``usable`` has just yielded."""
+        return Measured(self.last_exchange.clients[-1], usable.weight, usable.metrics)
 
     def read(self, partition: int, reply: Message, *, arrays: bool) -> Usable:
         """Check one reply; strategies that send each client something else override this.
@@ -203,16 +226,18 @@ class StreamingFedAvg(FedAvg):
         """Average the usable replies as they arrive, then take the server's own step.
 
         Raises:
-            RoundError: Fewer than ``min_replies`` replies could be used.
+            RoundError: Fewer than ``min_replies`` replies could be used, none has examples, or the
+                new arrays are not finite.
         """
-        mean, metrics = WeightedMean(), []
+        if self.fraction_train == 0.0:
+            return None, None
+        mean, measured = WeightedMean(), []
         for usable in self.usable(replies, arrays=True):
             mean.add(usable.arrays, usable.weight)
-            metrics.append(usable.metrics)
-        self._enough(server_round, mean.count if mean.total > 0 else 0)
-        updated = self.server_update(server_round, mean.result())
-        averaged = self.train_metrics_aggr_fn(agreeing(metrics), self.weighted_by_key)
-        return records.from_numpy(updated), averaged
+            measured.append(self.measured(usable))
+        self.enough(server_round, measured)
+        updated = self.finite(server_round, lambda: self.server_update(server_round, mean.result()))
+        return records.from_numpy(updated), self.average_metrics(server_round, measured)
 
     def server_update(
         self, server_round: int, mean: dict[str, np.ndarray]
@@ -223,20 +248,97 @@ class StreamingFedAvg(FedAvg):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Average the metrics of the usable replies."""
-        metrics = [usable.metrics for usable in self.usable(replies, arrays=False)]
-        if not metrics:
+        """Average the metrics of the usable replies; None if there is none with examples."""
+        measured = [self.measured(usable) for usable in self.usable(replies, arrays=False)]
+        if not measured:
             return None
-        return self.evaluate_metrics_aggr_fn(agreeing(metrics), self.weighted_by_key)
+        if not any(one.weight > 0 for one in measured):
+            self._tell("evaluation", "", server_round, self._without_examples(measured))
+            return None
+        return self.average_metrics(server_round, measured, phase="evaluation")
 
-    def _enough(self, server_round: int, count: int) -> None:
-        if count >= self.min_replies:
+    def average_metrics(
+        self, server_round: int, measured: Sequence[Measured], *, phase: str = "training"
+    ) -> MetricRecord:
+        """The clients' metrics, averaged by Flower's rule or the user's function; never fatal.
+
+        Args:
+            server_round: Current round.
+            measured: The metrics of every usable reply.
+            phase: ``training`` or ``evaluation``.
+        """
+        trains = phase == "training"
+        function = self.train_metrics_aggr_fn if trains else self.evaluate_metrics_aggr_fn
+        if function is _FLOWERS_MEAN:
+            means, left_out = average(measured, without=self.weighted_by_key)
+        else:
+            means, left_out = self._by_function(function, measured)
+        for name, reason in left_out.items():
+            self._tell(phase, name, server_round, f"{name!r} is left out: {reason}")
+        return means
+
+    def _by_function(
+        self, function: MetricsAggregation, measured: Sequence[Measured]
+    ) -> tuple[MetricRecord, dict[str, str]]:
+        """What a function of the user's own makes of the metrics of clients that agree on names."""
+        contents, odd = agreeing(measured)
+        left_out = {"": f"{listed(odd)} sent other names"} if odd else {}
+        try:
+            found: object = function(contents, self.weighted_by_key)
+        except Exception as error:
+            log.debug("aggregation of metrics", exc_info=True)
+            return MetricRecord(), {**left_out, "": f"the aggregation raised {describe(error)}"}
+        if not isinstance(found, MetricRecord):
+            kind = type(found).__name__
+            return MetricRecord(), {**left_out, "": f"the aggregation returned {kind}"}
+        means, odd_values = only_finite(found)
+        return means, {**left_out, **odd_values}
+
+    def _tell(self, phase: str, name: str, server_round: int, text: str) -> None:
+        """Warn of a metric once in a run, not once in every round."""
+        if (phase, name) not in self._told:
+            self._told.add((phase, name))
+            log.warning("round %d, metrics of %s: %s (said once)", server_round, phase, text)
+
+    def finite(
+        self, server_round: int, update: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """The new arrays that ``update`` makes of finite means.
+
+        Raises:
+            RoundError: They are not finite; it names the array and who sent its largest values.
+        """
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            updated = update()
+        for name, value in (*updated.items(), *self.carried().items()):
+            if not records.is_finite(value):
+                raise RoundError(
+                    f"round {server_round}: the server's step made {name!r} NaN or infinite; "
+                    f"{self._largest.of(name)}"
+                )
+        return updated
+
+    def enough(self, server_round: int, measured: Sequence[Measured]) -> None:
+        """Refuse to go on with too few replies.
+
+        Raises:
+            RoundError: Fewer than ``min_replies``, or none with examples; it says who failed, why.
+        """
+        empty = not any(one.weight > 0 for one in measured)
+        count = 0 if empty else len(measured)
+        needed = max(self.min_replies, 1)
+        if count >= needed:
             return
-        reasons = "; ".join(
-            f"client {failure['partition']}: {failure['reason']}"
-            for failure in self.last_exchange.failures[:5]
-        )
+        failures = self.last_exchange.failures
+        reasons = [f"client {one['partition']}: {one['reason']}" for one in failures[:5]]
+        reasons += [f"{len(failures) - 5} more"] if len(failures) > 5 else []
+        if measured and empty:
+            reasons.insert(0, self._without_examples(measured))
         raise RoundError(
-            f"round {server_round}: {count} usable replies, {self.min_replies} needed"
-            + (f" ({reasons})" if reasons else " (no client replied)")
+            f"round {server_round}: {count} usable replies, {needed} needed "
+            f"({'; '.join(reasons) or 'no client replied'})"
         )
+
+    def _without_examples(self, measured: Sequence[Measured]) -> str:
+        who = listed([one.client for one in measured])
+        return f"{who} replied, but without examples: {self.weighted_by_key!r} is 0"

@@ -6,6 +6,7 @@ the policies are those of ``nmoe_flower.alignment``; a round here is: decide, se
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -19,8 +20,9 @@ from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.strategies.aggregation import WeightedMean
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
 from nmoe_flower.strategies.gates import AveragedGate, GateSharing
+from nmoe_flower.strategies.measured import Measured
 from nmoe_flower.strategies.parcels import ExpertNames, parcel, probed
-from nmoe_flower.strategies.replies import Exchange, Usable, agreeing, read_reply
+from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 from nmoe_flower.strategies.traffic import Traffic
 
 __all__ = ["ExpertAlignment"]
@@ -182,20 +184,27 @@ class ExpertAlignment(StreamingFedAvg):
         """
         assert self.names is not None
         means: dict[int | None, WeightedMean] = {}
-        metrics = []
+        measured = []
         for usable in self.usable(replies, arrays=True):
             for expert, part in self.names.parts(self.gate.incoming(usable.arrays)).items():
                 means.setdefault(expert, WeightedMean()).add(part, usable.weight)
-            metrics.append(usable.metrics)
-        self._enough(server_round, len(metrics))
+            measured.append(self.measured(usable))
+        self.enough(server_round, measured)
         averaged: dict[str, np.ndarray] = {}
         for mean in means.values():
-            if mean.total > 0:
+            if mean.weight:
                 averaged |= mean.result()
-        updated = {**self.sent, **averaged, **self.gate.result(self.sent, averaged)}
-        return records.from_numpy(updated), self._learn(metrics)
+        updated = self.finite(
+            server_round,
+            lambda: {**self.sent, **averaged, **self.gate.result(self.sent, averaged)},
+        )
+        return records.from_numpy(updated), self._learn(server_round, measured)
 
-    def _learn(self, metrics: list[MetricRecord]) -> MetricRecord:
+    def carried(self) -> dict[str, np.ndarray]:
+        """What the step of the gate carries."""
+        return self.gate.state()
+
+    def _learn(self, server_round: int, measured: list[Measured]) -> MetricRecord:
         self.assigner.learn(self.decision, self._feedback)
         dropped = self.assigner.observe(self._feedback, self._seconds)
         lasted = self.clock.advance(self._seconds)
@@ -209,8 +218,8 @@ class ExpertAlignment(StreamingFedAvg):
                 line["capacity-note"] = dropped[line["client"]]
         self.audit = {"policy": self.assigner.policy, "clients": lines}
         loads = self.decision.chosen.sum(axis=0)
-        plain = [_averageable(record) for record in metrics]
-        averaged = self.train_metrics_aggr_fn(agreeing(plain), self.weighted_by_key)
+        plain = [replace(one, metrics=_averageable(one.metrics)) for one in measured]
+        averaged = self.average_metrics(server_round, plain)
         averaged["load-variation"] = float(loads.std() / loads.mean()) if loads.any() else 0.0
         averaged["load-variation-total"] = self.assigner.load_variation
         averaged["bytes-to-part"] = self.traffic.over(self._parts())

@@ -114,7 +114,7 @@ def probed(
                 reply, weighted_by_key=strategy.weighted_by_key, arrayrecord_key=None, like={}
             )
             shares = np.asarray(answer.metrics.get(SHARES, ()), dtype=np.float64)
-        except ReplyError as error:
+        except (ReplyError, OverflowError) as error:  # the latter: an integer that no float holds
             strategy.last_exchange.fail(partition, f"probe: {error}")
             continue
         yield partition, np.atleast_1d(shares).tolist(), size

@@ -1,8 +1,8 @@
 """Which replies can be aggregated, which cannot, and why."""
 
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,11 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.errors import ReplyError
 
-__all__ = ["Exchange", "Usable", "agreeing", "read_reply"]
+__all__ = ["Exchange", "Usable", "read_reply", "reason_of"]
 
 log = logging.getLogger(__name__)
+
+_LONGEST_REASON = 1000
 
 
 @dataclass
@@ -27,7 +29,9 @@ class Exchange:
     bytes_up: int = 0
 
     def fail(self, partition: int, reason: str) -> None:
-        """Name a client whose reply was dropped, and why."""
+        """Name a client whose reply was dropped, and why; a long reason is cut."""
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]} [... {len(reason)} characters]"
         log.warning("dropped the reply of client %d: %s", partition, reason)
         self.failures.append({"partition": partition, "reason": reason})
 
@@ -43,16 +47,18 @@ class Usable:
     """One reply that passed every check.
 
     Attributes:
-        metrics: Its MetricRecord.
-        weight: At least 0.
-        arrays: Read-only views; empty where none were asked for.
+        metrics: Its MetricRecord, as it came: entries may be missing, NaN or infinite.
+        weight: Finite, at least 0.
+        arrays: Finite, in the order and the dtypes of those sent; empty where none were asked for.
         bytes: Of all its arrays.
+        squares: Sum of the squares of every float array.
     """
 
     metrics: MetricRecord
     weight: float
     arrays: dict[str, np.ndarray]
     bytes: int
+    squares: dict[str, float] = field(default_factory=dict)
 
 
 def read_reply(
@@ -68,32 +74,47 @@ def read_reply(
         reply: As it came.
         weighted_by_key: The metric that weighs it.
         arrayrecord_key: Its ArrayRecord; None if only metrics are wanted.
-        like: Arrays whose names and shapes it must have; empty accepts any.
+        like: What was sent: names, shapes and dtypes are restored from it, see
+            ``records.restored``; empty: not known, any will do.
 
     Raises:
-        ReplyError: It is an error, not finite, not of the right names or shapes, or has no weight.
+        ReplyError: It is an error, its arrays are not those that were sent or not finite, or it has
+            no weight. What else it measured never costs a client its weights.
     """
     if reply.has_error():
-        raise ReplyError(reply.error.reason)
-    values = list(reply.content.values())
-    metric_records = [value for value in values if isinstance(value, MetricRecord)]
-    if len(metric_records) != 1:
-        raise ReplyError(f"one MetricRecord is wanted, got {len(metric_records)}")
-    (metrics,) = metric_records
-    for name, value in metrics.items():
-        if not np.all(np.isfinite(value)):
-            raise ReplyError(f"metric {name!r} is {value}")
-    weight = metrics.get(weighted_by_key)
-    if not isinstance(weight, int | float):
-        raise ReplyError(f"the weight {weighted_by_key!r} is missing or not a number")
-    if weight < 0:
-        raise ReplyError(f"the weight {weighted_by_key!r} is negative: {weight}")
+        raise ReplyError(reason_of(reply))
+    found = list(reply.content.metric_records.values())
+    if len(found) != 1:
+        raise ReplyError(f"one MetricRecord is wanted, got {len(found)}")
+    (metrics,) = found
+    weight = _weight(metrics, weighted_by_key)
     arrays: dict[str, np.ndarray] = {}
+    squares: dict[str, float] = {}
     if arrayrecord_key is not None:
         arrays = records.to_numpy(_array_record(reply.content, arrayrecord_key))
-        if like:
-            records.compare(arrays, like)
-    return Usable(metrics, float(weight), arrays, records.array_bytes(reply.content))
+        squares = records.require_finite(arrays)
+        arrays = records.restored(arrays, like or arrays)
+    return Usable(metrics, weight, arrays, records.array_bytes(reply.content), squares)
+
+
+def reason_of(reply: Message) -> str:
+    """Why a reply is an error."""
+    return reply.error.reason or f"error code {reply.error.code} without a reason"
+
+
+def _weight(metrics: MetricRecord, key: str) -> float:
+    weight = metrics.get(key)
+    if not isinstance(weight, int | float):
+        raise ReplyError(f"the weight {key!r} is missing or not a number")
+    try:
+        weight = float(weight)
+    except OverflowError:
+        raise ReplyError(f"the weight {key!r} is an integer that no float holds") from None
+    if not math.isfinite(weight):
+        raise ReplyError(f"the weight {key!r} is {weight}")
+    if weight < 0:
+        raise ReplyError(f"the weight {key!r} is negative: {weight:g}")
+    return weight
 
 
 def _array_record(content: RecordDict, key: str) -> ArrayRecord:
@@ -105,22 +126,3 @@ def _array_record(content: RecordDict, key: str) -> ArrayRecord:
     if len(found) != 1:
         raise ReplyError(f"the ArrayRecord {key!r} is missing")
     return found[0]
-
-
-def agreeing(metrics: Sequence[MetricRecord]) -> list[RecordDict]:
-    """The records whose metric names most clients share, as Flower's aggregation wants them.
-
-    Weights can be averaged whatever a client measures beside them; metrics cannot. The odd ones
-    are left out of the averaged metrics, not out of the model.
-    """
-    names = Counter(frozenset(record) for record in metrics)
-    common = names.most_common(1)[0][0] if names else frozenset()
-    kept = [RecordDict({records.METRICS: record}) for record in metrics if record.keys() == common]
-    if len(kept) < len(metrics):
-        log.warning(
-            "the metrics of %d of %d clients have other names than %s and are left out",
-            len(metrics) - len(kept),
-            len(metrics),
-            sorted(common),
-        )
-    return kept

@@ -56,7 +56,8 @@ class RollGate(StreamingFedAvg):
         """Take over the client's gate; keep the old one if the client failed."""
         latest, metrics = self.sent, None
         for usable in self.usable(replies, arrays=True):
-            latest, metrics = usable.arrays, usable.metrics
+            latest = usable.arrays
+            metrics = self.average_metrics(server_round, [self.measured(usable)])
         if server_round % self._cycle == 0 and self._cycle_start:
             self.converged = _relative_change(latest, self._cycle_start) < self.tolerance
         return records.from_numpy(latest), metrics

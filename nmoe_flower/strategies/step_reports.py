@@ -1,6 +1,7 @@
 """What clients that train with DP-SGD tell the server of their accounts."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,10 +44,10 @@ class StepReports:
                 float(metrics[StepKey.EPSILON]),
                 float(metrics[StepKey.REPLACED]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ReplyError(f"its account of private steps cannot be read: {error!r}") from None
-        if min(cost.steps, cost.epsilon, cost.replaced) < 0:
-            raise ReplyError(f"its account of private steps is negative: {cost}")
+        if not all(0 <= value < math.inf for value in (cost.steps, cost.epsilon, cost.replaced)):
+            raise ReplyError(f"its account of private steps is negative or not finite: {cost}")
         before = self.costs.get(client)
         if before is not None and cost.steps < before.steps:
             raise ReplyError(

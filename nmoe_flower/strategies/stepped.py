@@ -120,8 +120,11 @@ class SteppedFedAvg(StreamingFedAvg):
         told = rate if self.local_learning_rate is None else self.local_learning_rate
         if told == 0.0:
             return sent
-        gradient = (sent - mean) / np.asarray(told, sent.dtype)
-        return optimizer.step(name, sent, gradient, self.server_learning_rate * rate)
+        wide = np.result_type(sent, np.float32)  # float16 holds neither rates nor squares
+        weights = sent.astype(wide, copy=False)
+        gradient = (weights - mean) / np.asarray(told, wide)
+        stepped = optimizer.step(name, weights, gradient, self.server_learning_rate * rate)
+        return stepped.astype(sent.dtype, copy=False)
 
     def _average(self, server_round: int, arrays: Mapping[str, np.ndarray]) -> None:
         """EMA whose decay warms up, min(decay, (1 + t) / (10 + t)), so that it starts unbiased."""
@@ -133,11 +136,14 @@ class SteppedFedAvg(StreamingFedAvg):
             else:
                 self.ema_arrays[name] = value
 
+    def carried(self) -> dict[str, np.ndarray]:
+        """The optimizer's arrays."""
+        return self.server_optimizer.state() if self.server_optimizer else {}
+
     def state(self) -> dict[str, np.ndarray]:
         """The optimizer's arrays, the averaged weights, and what private steps have cost."""
-        carried = self.server_optimizer.state() if self.server_optimizer else {}
         return {
-            **{f"optimizer/{name}": value for name, value in carried.items()},
+            **{f"optimizer/{name}": value for name, value in self.carried().items()},
             **{f"ema/{name}": value for name, value in self.ema_arrays.items()},
             **{f"steps/{name}": value for name, value in self.private_steps.state().items()},
         }

@@ -1,11 +1,12 @@
 import weakref
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.strategies.aggregation import WeightedMean
+from nmoe_flower.strategies.aggregation import Largest, WeightedMean
 
 
 def averaged(replies: list[tuple[dict[str, np.ndarray], float]]) -> dict[str, np.ndarray]:
@@ -115,3 +116,128 @@ def test_no_weight_is_no_mean(weights: list[float]) -> None:
 def test_a_client_of_weight_zero_does_not_count() -> None:
     mean = averaged([({"w": np.float32([7])}, 0.0), ({"w": np.float32([2])}, 5.0)])
     assert mean["w"].tolist() == [2.0]
+
+
+# --- exact, and never infinite ---
+
+
+def exact_mean(values: list[int], weights: list[float]) -> int:
+    """In Python's fractions, whose round() takes ties to even."""
+    total = sum(map(Fraction, weights))
+    return round(sum(Fraction(w) * v for w, v in zip(weights, values, strict=True)) / total)
+
+
+INTEGERS = ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
+WHOLE = st.one_of(st.integers(0, 10**6).map(float), st.floats(0, 1e40), st.just(0.1))
+
+
+@given(st.data())
+def test_integers_are_exact_for_every_dtype_and_weight(data: st.DataObject) -> None:
+    dtype = np.dtype(data.draw(st.sampled_from(INTEGERS)))
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    replies = data.draw(
+        st.lists(st.tuples(st.integers(int(low), int(high)), WHOLE), min_size=1, max_size=6)
+    )
+    values, weights = [v for v, _ in replies], [w for _, w in replies]
+    if not any(weights):
+        return
+    mean = averaged(
+        [({"x": np.array(v, dtype), "y": np.full((2, 1), v, dtype)}, w) for v, w in replies]
+    )
+    expected = exact_mean(values, weights)
+    assert mean["x"].dtype == mean["y"].dtype == dtype
+    assert int(mean["x"]) == expected
+    assert mean["y"].tolist() == [[expected]] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([2**53 + 1] * 3, np.int64),
+        ([2**63 - 1, 2**63 - 3, 2**63 - 5], np.int64),
+        ([-(2**63)] * 3, np.int64),
+        ([2**64 - 1] * 3, np.uint64),
+        ([2**64 - 1, 0, 2**64 - 1], np.uint64),
+    ],
+)
+def test_integers_above_53_bits(values: list[int], dtype: type[np.integer]) -> None:
+    weights = [1.0, 2.0, 1.0]
+    mean = averaged(
+        [({"x": np.array([v], dtype)}, w) for v, w in zip(values, weights, strict=True)]
+    )
+    assert mean["x"].tolist() == [exact_mean(values, weights)]
+
+
+def test_empty_arrays_and_zero_dimensions() -> None:
+    value = {"e": np.zeros((0, 3), np.int64), "f": np.zeros((2, 0), np.float32)}
+    mean = averaged([(value, 1.0), (value, 2.0)])
+    assert [(a.shape, a.dtype) for a in mean.values()] == [
+        ((0, 3), np.int64),
+        ((2, 0), np.float32),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "weights",
+    [[60000.0] * 3, [1e39, 10.0, 10.0], [10.0, 1e39, 10.0], [1e308] * 3, [1e-46] * 3, [5e-324] * 3],
+    ids=str,
+)
+@pytest.mark.parametrize("share", [1.0, 0.5, 1e-4])
+def test_finite_replies_have_a_finite_mean(
+    dtype: type[np.floating], weights: list[float], share: float
+) -> None:
+    """All alike: the mean is that value, up to the largest number the dtype holds."""
+    value = dtype(share) * np.finfo(dtype).max
+    mean = averaged([({"w": np.array([value, -value, 0], dtype)}, w) for w in weights])["w"]
+    assert mean.dtype == dtype
+    np.testing.assert_allclose(mean.astype(float), [value, -value, 0], rtol=1e-6)
+
+
+def test_a_sum_that_overflows_half_way_goes_on_as_a_mean() -> None:
+    """(1e38 + 3 * 3e38) / 4 = 2.5e38, whose sum float32 cannot hold; the small array is as ever."""
+    small = random_replies(4, np.float32)
+    large = [1e38, 3e38, 3e38, 3e38]
+    replies = [
+        ({**arrays, "x": np.float32([value])}, 1.0)
+        for (arrays, _), value in zip(small, large, strict=True)
+    ]
+    mean = averaged(replies)
+    np.testing.assert_allclose(mean["x"], [2.5e38], rtol=1e-6)
+    alone = averaged([(arrays, 1.0) for arrays, _ in small])
+    assert mean["w"].tobytes() == alone["w"].tobytes()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(-1e308, 1e308),
+            st.one_of(st.floats(0, 1e308), st.integers(0, 1000).map(float)),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_the_mean_lies_among_the_replies(replies: list[tuple[float, float]]) -> None:
+    counted = [value for value, weight in replies if weight > 0]
+    if not counted:
+        return
+    (mean,) = averaged([({"w": np.array([v])}, w) for v, w in replies])["w"].tolist()
+    slack = 1e-12 * max(map(abs, counted))
+    assert min(counted) - slack <= mean <= max(counted) + slack
+
+
+def test_the_client_with_the_largest_values_is_known() -> None:
+    largest = Largest()
+    for client, value in enumerate([3.0, 5.0, 4.0]):
+        largest.note(client, {"w": value**2})
+    assert largest.of("w") == "client 1 sent the largest, of norm 5"
+    assert largest.of("v") == "nobody sent it"
+
+
+def test_the_other_byte_order() -> None:
+    mean = averaged(
+        [({"w": np.array([1.0, 2.0], ">f4")}, 1.0), ({"w": np.array([3, 4], ">f4")}, 1)]
+    )
+    assert mean["w"].tolist() == [2.0, 3.0]
+    assert mean["w"].dtype == np.dtype(">f4")

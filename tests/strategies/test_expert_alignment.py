@@ -195,7 +195,7 @@ def no_gate(content: RecordDict) -> None:
     [
         (spoil("expert-ids", [2]), "feedback for expert 2, which it was not assigned"),
         (spoil("expert-ids", [7]), "feedback for expert 7; there are 3"),
-        (spoil("expert-losses", [float("nan")]), "metric 'expert-losses' is [nan]"),
+        (spoil("expert-losses", [float("nan")]), "the feedback 'expert-losses' is [nan]"),
         (spoil("expert-samples", [-1.0]), "allowed: 0 or more"),
         (spoil("expert-shares", [1.0, 1.0, 1.0]), "allowed: 3 parts of 1"),
         (spoil("seconds", 1e-12), "is impossible; allowed: up to 1e+16 FLOP/s"),
@@ -357,7 +357,7 @@ def test_newcomers_are_probed_without_experts() -> None:
 
 @pytest.mark.parametrize(
     ("shares", "reason"),
-    [([1.0], "client 2: probed rewards"), ([float("nan")] * 3, "probe: metric 'expert-shares'")],
+    [([1.0], "client 2: probed rewards"), ([float("nan")] * 3, "rewards [nan, nan, nan] are not")],
 )
 def test_a_probe_that_cannot_be_used_is_named_and_changes_nothing(
     shares: list[float], reason: str
