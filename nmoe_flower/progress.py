@@ -6,11 +6,14 @@ A round record is one line of ``rounds.jsonl``: ``stage``, ``round`` of ``rounds
 
 import contextlib
 import json
+import math
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, Self, TextIO
 
 __all__ = ["Follower", "Format", "Progress", "duration", "make_progress"]
 
@@ -18,6 +21,10 @@ Format = Literal["auto", "text", "json"]
 
 _INTERVAL = 2.0
 _MOST_METRICS = 4
+_SILENT = 5.0
+_BAR = 12
+_A_FACT = 12  # "loss 1.250" and what parts it from the rest
+_LEAST_NAME = 4
 
 
 class Progress(Protocol):
@@ -25,6 +32,9 @@ class Progress(Protocol):
 
     def update(self, record: Mapping[str, Any]) -> None:
         """Show one round record."""
+
+    def answered(self, stage: str, count: int, clients: int) -> None:
+        """Know how many of a stage's clients have answered a question that is under way."""
 
     def message(self, text: str) -> None:
         """Show one line of text."""
@@ -91,6 +101,9 @@ class _JsonLines:
     def update(self, record: Mapping[str, Any]) -> None:
         print(json.dumps(record), file=self._stream, flush=True)
 
+    def answered(self, stage: str, count: int, clients: int) -> None:
+        pass  # a script waits for the record
+
     def message(self, text: str) -> None:
         self.update({"message": text})
 
@@ -99,15 +112,22 @@ class _JsonLines:
 
 
 class _Text:
-    """Plain lines: the first and last round of a stage, every failure, else one per 2 seconds."""
+    """Plain lines: the first and last round of a stage, every failure, else one per 2 seconds.
+
+    After 5 seconds without a line comes one that says so, and how many clients have answered.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
         self._stream = stream
         self._clock = clock
         self._shown: dict[str, float] = {}
+        self._answers = ""
+        self._lock = threading.Lock()
+        self._silence = _Silence(self._still, clock)
 
     def update(self, record: Mapping[str, Any]) -> None:
         stage, now = str(record.get("stage", "?")), self._clock()
+        self._answers = ""
         last = record.get("round") == record.get("rounds")
         if stage not in self._shown or last or now - self._shown[stage] >= _INTERVAL:
             self._shown[stage] = now
@@ -115,15 +135,68 @@ class _Text:
         for line in _failures(record):
             self.message(line)
 
+    def answered(self, stage: str, count: int, clients: int) -> None:
+        self._answers = _answers(stage, count, clients)
+
     def message(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        self._print(text)
+        self._silence.broken()
 
     def close(self) -> None:
+        self._silence.end()
         self._stream.flush()
+
+    def _still(self, seconds: float) -> None:
+        self._print(f"  {self._answers or 'still at work'}, {duration(seconds)} without news")
+
+    def _print(self, text: str) -> None:
+        with self._lock:
+            print(text, file=self._stream, flush=True)
+
+
+class _Silence:
+    """Calls ``tell`` with the seconds of a silence: after 5, 10, 20, 40, then once a minute.
+
+    A thread watches from the start: who is silent is busy.
+    """
+
+    def __init__(self, tell: Callable[[float], None], clock: Callable[[], float]) -> None:
+        self._tell, self._clock = tell, clock
+        self._since, self._next = clock(), _SILENT
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="silence", daemon=True)
+        self._watcher.start()
+
+    def broken(self) -> None:
+        """Something was said."""
+        self._since, self._next = self._clock(), _SILENT
+
+    def look(self) -> None:
+        """Tell, if it is time to."""
+        seconds = self._clock() - self._since
+        if seconds >= self._next:
+            self._next += min(self._next, 60.0)
+            self._tell(seconds)
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._ended.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.5):
+            try:
+                self.look()
+            except (OSError, ValueError):  # nobody reads any more
+                return
 
 
 class _Live:
-    """Stages that are done with a tick, the current one with its bar, figures and time left."""
+    """Stages that are done with a tick, the current one with its bar, figures and time left.
+
+    Where the terminal is narrow bytes go first, then seconds, further metrics, the bar and the
+    time left; stage and round stay.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
         from rich.console import Console
@@ -132,53 +205,110 @@ class _Live:
         self._clock = clock
         self._last: dict[str, Mapping[str, Any]] = {}
         self._started: dict[str, tuple[float, int]] = {}
+        self._left: dict[str, float] = {}
+        self._answers = ""
+        self._heard = clock()
         self._console = Console(file=stream)
-        self._live = Live(console=self._console, refresh_per_second=8, transient=False)
+        # Drawn anew at each refresh: the seconds without news grow, and a terminal may change.
+        self._live = Live(console=self._console, refresh_per_second=8, get_renderable=self._view)
         self._live.start()
 
     def update(self, record: Mapping[str, Any]) -> None:
         stage = str(record.get("stage", "?"))
-        begun = self._clock() - float(record.get("seconds", 0.0))
-        self._started.setdefault(stage, (begun, int(record.get("round", 1)) - 1))
+        self._heard = self._clock()
+        number = int(record.get("round", 1))
+        now_begun = self._heard - float(record.get("seconds", 0.0)), number - 1
+        begun, skipped = self._started.setdefault(stage, now_begun)
+        pace = (self._heard - begun) / max(number - skipped, 1)
+        self._left[stage] = pace * (int(record.get("rounds", number)) - number)
         self._last[stage] = record
+        self._answers = ""
         for line in _failures(record):
             self.message(line)
-        self._live.update(self._table())
+
+    def answered(self, stage: str, count: int, clients: int) -> None:
+        self._answers = _answers(stage, count, clients)
 
     def message(self, text: str) -> None:
+        self._heard = self._clock()
         self._console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        self._live.update(self._table())
+        self._heard = math.inf  # whatever comes, it is no silence
+        self._live.refresh()
         self._live.stop()
 
-    def _table(self) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
+    def _view(self) -> Any:
+        from rich.text import Text
 
-        table = Table.grid(padding=(0, 1))
-        for _ in range(5):
-            table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        for stage, record in self._last.items():
-            done, total = int(record.get("round", 0)), int(record.get("rounds", 0))
-            over = done >= total or self._overtaken(stage)
-            mark = "[green]✓[/]" if over else "[cyan]▸[/]"
-            bar = ProgressBar(total=max(total, 1), completed=done, width=12)
-            left = "" if over else self._time_left(stage, done, total)
-            table.add_row(mark, stage, bar, f"{done}/{total}", left, _facts(record))
-        return table
+        last = dict(self._last)
+        shown = list(last.items())[-max(self._console.height - 3, 1) :]
+        marks = [self._done(stage, record, last) for stage, record in shown]
+        lefts = [
+            "" if done else f"{duration(self._left[stage])} left"
+            for (stage, _), done in zip(shown, marks, strict=True)
+        ]
+        columns = _Columns.that_fit(shown, lefts, self._console.width)
+        lines = []
+        for (stage, record), done, left in zip(shown, marks, lefts, strict=True):
+            mark = Text("✓" if done else "▸", "green" if done else "cyan")
+            lines.append(mark + Text(" " + columns.line(stage, record, left)))
+        silent = self._clock() - self._heard
+        if silent >= _SILENT:
+            said = f"  {self._answers or 'still at work'}, {duration(silent)} without news"
+            lines.append(Text(said, "dim"))
+        view = Text("\n").join(lines)
+        view.no_wrap, view.overflow = True, "ellipsis"
+        return view
 
-    def _overtaken(self, stage: str) -> bool:
+    def _done(self, stage: str, record: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
         """A stage that converged early ends when another begins; its own tests do not count."""
-        order = list(self._last)
+        if int(record.get("round", 0)) >= int(record.get("rounds", 0)):
+            return True
+        order = list(last)
         later = order[order.index(stage) + 1 :]
         return any(not name.startswith(f"{stage}-") for name in later)
 
-    def _time_left(self, stage: str, done: int, total: int) -> str:
-        begun, skipped = self._started[stage]
-        pace = (self._clock() - begun) / max(done - skipped, 1)
-        return f"{duration(pace * (total - done))} left"
+
+@dataclass(frozen=True)
+class _Columns:
+    """Widths of what stands in a line after its mark; 0 for what has no room."""
+
+    stage: int
+    bar: int
+    count: int
+    left: int
+    facts: int
+
+    @classmethod
+    def that_fit(
+        cls, shown: Sequence[tuple[str, Mapping[str, Any]]], lefts: Sequence[str], width: int
+    ) -> Self:
+        """Room for stage and round first, then a fact, the time left, the bar, more facts."""
+        count = max((len(_count(record)) for _, record in shown), default=0)
+        wanted = max((len(stage) for stage, _ in shown), default=0)
+        stage = min(wanted, max(width - len("▸ ") - 1 - count, _LEAST_NAME))
+        room = width - len("▸ ") - stage - 1 - count
+        left = max(map(len, lefts), default=0)
+        left = left if room - 1 - left >= _A_FACT else 0
+        room -= 1 + left if left else 0
+        bar = _BAR if room - 1 - _BAR >= 2 * _A_FACT else 0
+        room -= 1 + bar if bar else 0
+        return cls(stage, bar, count, left, max(room - 2, 0))
+
+    def line(self, stage: str, record: Mapping[str, Any], left: str) -> str:
+        """One stage; a name that is too long keeps its beginning."""
+        name = stage if len(stage) <= self.stage else stage[: self.stage - 1] + "…"
+        cells = [name.ljust(self.stage)]
+        if self.bar:
+            part = int(record.get("round", 0)) / max(int(record.get("rounds", 0)), 1)
+            full = round(self.bar * min(part, 1.0))
+            cells.append("━" * full + "╌" * (self.bar - full))
+        cells.append(_count(record).rjust(self.count))
+        if self.left:
+            cells.append(left.ljust(self.left))
+        facts = _facts(record, self.facts)
+        return " ".join([*cells, f" {facts}" if facts else ""]).rstrip()
 
 
 def _position(record: Mapping[str, Any]) -> str:
@@ -186,29 +316,46 @@ def _position(record: Mapping[str, Any]) -> str:
     return f"{record.get('stage', '?')} {record.get('round', 0):>{width}}/{record.get('rounds', 0)}"
 
 
-def _facts(record: Mapping[str, Any]) -> str:
-    """The first metrics, clients, bytes and seconds of one round.
+def _count(record: Mapping[str, Any]) -> str:
+    return f"{record.get('round', 0)}/{record.get('rounds', 0)}"
 
-    >>> _facts({"metrics": {"loss": 1.25}, "clients": [0, 1], "bytes_up": 2_000_000,
-    ...         "bytes_down": 0, "seconds": 0.5})
+
+def _answers(stage: str, count: int, clients: int) -> str:
+    return f"{stage}: {count} of {clients} clients have answered"
+
+
+def _facts(record: Mapping[str, Any], room: float = math.inf) -> str:
+    """The first metrics, clients, bytes and seconds of one round, as far as there is room.
+
+    >>> round = {"metrics": {"loss": 1.25}, "clients": [0, 1], "bytes_up": 2_000_000,
+    ...          "bytes_down": 0, "seconds": 0.5}
+    >>> _facts(round)
     'loss 1.250  2 ok  2.0 MB  0.50 s/round'
+    >>> _facts(round, 32), _facts(round, 24), _facts(round, 11)
+    ('loss 1.250  2 ok  0.50 s/round', 'loss 1.250  2 ok', 'loss 1.250')
     """
     numbers = {
         name: value
         for name, value in (record.get("metrics") or {}).items()
         if isinstance(value, int | float)
     }
-    facts = [f"{name} {value:.3f}" for name, value in islice(numbers.items(), _MOST_METRICS)]
+    # With each fact its rank: the highest goes first.
+    facts = [
+        (2 * place, f"{name} {value:.3f}")
+        for place, (name, value) in enumerate(islice(numbers.items(), _MOST_METRICS))
+    ]
     failed = len(record.get("failures") or ())
     clients = len(record.get("clients") or ())
     if clients or failed:
-        facts.append(f"{clients} ok" + (f", {failed} failed" if failed else ""))
+        facts.append((1, f"{clients} ok" + (f", {failed} failed" if failed else "")))
     moved = int(record.get("bytes_up", 0)) + int(record.get("bytes_down", 0))
     if moved:
-        facts.append(_size(moved))
+        facts.append((2 * _MOST_METRICS + 1, _size(moved)))
     if "seconds" in record:
-        facts.append(f"{float(record['seconds']):.2f} s/round")
-    return "  ".join(facts)
+        facts.append((2 * _MOST_METRICS, f"{float(record['seconds']):.2f} s/round"))
+    while facts and len("  ".join(text for _, text in facts)) > room:
+        facts.remove(max(facts, key=lambda fact: fact[0]))
+    return "  ".join(text for _, text in facts)
 
 
 def _failures(record: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from nmoe_flower.config import Config
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import RoundError
-from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Run, exchanges, run_pipeline
+from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline
 from nmoe_flower.results import RunFolder
 
 __all__ = ["app", "cost_in_words", "execute", "settle"]
@@ -103,6 +103,7 @@ def execute(
     folder: RunFolder,
     *,
     on_round: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    on_answer: Answered = lambda stage, count, clients: None,
 ) -> None:
     """Run the pipeline from where the folder's checkpoints left it, and write its results.
 
@@ -110,6 +111,8 @@ def execute(
         grid: Any Flower grid with ``data.num-clients`` nodes.
         folder: A created or resumed run folder.
         on_round: Called with every record as it is written.
+        on_answer: Called with a stage that waits for each client, how many have answered, and of
+            how many.
 
     Raises:
         RoundError: The run cannot go on.
@@ -119,7 +122,7 @@ def execute(
         folder.append_round(record)
         on_round(record)
 
-    run = Run(grid, folder.config, journal, checkpoints=folder.checkpoints)
+    run = Run(grid, folder.config, journal, answered=on_answer, checkpoints=folder.checkpoints)
     checkpoint = folder.checkpoints.latest()
     if checkpoint is not None:
         run.restore(checkpoint)

@@ -44,6 +44,10 @@ class TensorBoard:
                 self._writer.add_scalar(f"{record['stage']}/{name}", value, record["round"])
         self._progress.update(record)
 
+    def answered(self, stage: str, count: int, clients: int) -> None:
+        """Pass on how many clients have answered."""
+        self._progress.answered(stage, count, clients)
+
     def message(self, text: str) -> None:
         """Pass a line of text on."""
         self._progress.message(text)

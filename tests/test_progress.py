@@ -2,13 +2,14 @@
 
 import io
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nmoe_flower.progress import Follower, Progress, make_progress
+from nmoe_flower.progress import Follower, Progress, _Live, _Silence, _Text, make_progress
 
 
 def record(number: int, rounds: int = 100, **changes: Any) -> dict[str, Any]:
@@ -42,6 +43,9 @@ class Collected:
 
     def update(self, record: Mapping[str, Any]) -> None:
         self.records.append(record)
+
+    def answered(self, stage: str, count: int, clients: int) -> None:
+        self.records.append({"stage": stage, "count": count, "clients": clients})
 
     def message(self, text: str) -> None:
         self.records.append({"message": text})
@@ -145,6 +149,152 @@ def test_a_terminal_shows_done_stages_and_the_time_left(terminal: Terminal) -> N
     assert "2/4" in last
     assert "4 s left" in last
     assert "[not markup]" in terminal.getvalue()
+
+
+# What a round of 80 columns says where there is room for all of it.
+WHOLE = {"metrics": {"loss": 1.25, "accuracy-local": 0.5}, "clients": [*range(10)]}
+
+
+def live_lines(
+    monkeypatch: pytest.MonkeyPatch, columns: int, records: list[dict[str, Any]], lines: int = 24
+) -> list[str]:
+    """What stands on a terminal of that width after these records, from its buffer."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(lines))
+    clock = Clock()
+    progress = make_progress("auto", Terminal(), clock=clock)
+    assert isinstance(progress, _Live)
+    for one in records:
+        clock.now += 3
+        progress.update(one)
+    view = str(progress._view())
+    progress.close()
+    assert max(map(len, view.splitlines())) <= columns
+    return view.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("columns", "kept", "gone"),
+    [
+        (120, ["━", "left", "loss 1.250", "10 ok", "accuracy-local", "s/round"], []),
+        (100, ["━", "left", "loss 1.250", "10 ok", "accuracy-local"], ["MB"]),
+        (80, ["━", "left", "loss 1.250", "10 ok"], ["MB", "s/round"]),
+        (60, ["left", "loss 1.250"], ["MB", "━"]),
+        (40, ["loss 1.250"], ["MB", "━", "left"]),
+    ],
+)
+def test_a_narrow_terminal_keeps_stage_and_round_and_drops_bytes_first(
+    monkeypatch: pytest.MonkeyPatch, columns: int, kept: list[str], gone: list[str]
+) -> None:
+    told = [record(100, **WHOLE), record(7, 100, stage="gate/federated", **WHOLE)]
+    first, second = live_lines(monkeypatch, columns, told)
+    assert first.startswith("✓ extractor ")
+    assert "100/100" in first
+    assert second.startswith("▸ gate/federated ")
+    assert " 7/100" in second
+    assert [word for word in kept if word not in second] == []
+    assert [word for word in gone if word in second] == []
+
+
+@pytest.mark.parametrize("columns", [20, 24, 30, 40, 60, 80, 120])
+@pytest.mark.parametrize("stage", ["extractor", "control:local-classifier-test", "x"])
+def test_no_width_breaks_a_line_or_loses_the_round(
+    monkeypatch: pytest.MonkeyPatch, columns: int, stage: str
+) -> None:
+    (line,) = live_lines(monkeypatch, columns, [record(7, stage=stage, **WHOLE)])
+    assert "7/100" in line
+    assert line.split()[1][:4] == stage[:4]
+
+
+def test_many_stages_on_a_low_terminal_show_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [record(1, 1, stage=f"stage-{number}") for number in range(30)]
+    lines = live_lines(monkeypatch, 80, told, lines=10)
+    assert [line.split()[1] for line in lines] == [f"stage-{number}" for number in range(23, 30)]
+
+
+def test_a_terminal_says_what_it_waits_for(terminal: Terminal) -> None:
+    clock = Clock()
+    progress = make_progress("auto", terminal, clock=clock)
+    assert isinstance(progress, _Live)
+    progress.update(record(100))
+    progress.answered("experts", 3, 10)
+    clock.now = 4.9
+    assert "answered" not in str(progress._view())
+    clock.now = 12.0
+    assert str(progress._view()).splitlines()[-1] == (
+        "  experts: 3 of 10 clients have answered, 12 s without news"
+    )
+    progress.update(record(1, 1, stage="experts"))
+    assert "answered" not in str(progress._view())
+    progress.close()
+
+
+def test_silence_is_broken_after_5_10_20_and_40_seconds_and_then_each_minute() -> None:
+    clock, told = Clock(), list[float]()
+    silence = _Silence(told.append, clock)
+    silence.end()  # no thread: time is told by hand
+    for second in range(201):
+        clock.now = float(second)
+        silence.look()
+    assert told == [5, 10, 20, 40, 80, 140, 200]
+    silence.broken()
+    clock.now = 204.0
+    silence.look()
+    assert told[-1] == 200
+    clock.now = 205.0
+    silence.look()
+    assert told[-1] == 5
+
+
+def test_plain_text_says_how_many_have_answered() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = make_progress("text", stream, clock=clock)
+    assert isinstance(progress, _Text)
+    progress.close()  # no thread: time is told by hand
+    progress.message("run folder x")
+    clock.now = 6.0
+    progress._silence.look()
+    progress.answered("experts", 3, 10)
+    clock.now = 12.0
+    progress._silence.look()
+    progress.update(record(1, 1, stage="experts"))
+    progress.answered("", 0, 0)
+    clock.now = 14.0
+    progress._silence.look()
+    assert stream.getvalue().splitlines() == [
+        "run folder x",
+        "  still at work, 6 s without news",
+        "  experts: 3 of 10 clients have answered, 12 s without news",
+        "experts 1/1  loss 1.250  3 ok  1.5 MB  0.25 s/round",
+    ]
+
+
+def test_a_watcher_tells_by_itself_and_ends_with_its_reader() -> None:
+    """Real threads: one that tells, and one whose reader has left."""
+    heard = threading.Event()
+    clock = Clock()
+    silence = _Silence(lambda seconds: heard.set(), clock)
+    clock.now = 5.0
+    assert heard.wait(20)
+    silence.end()
+
+    stream, clock = io.StringIO(), Clock()
+    progress = make_progress("text", stream, clock=clock)
+    assert isinstance(progress, _Text)
+    stream.close()
+    clock.now = 5.0
+    progress._silence._watcher.join(20)
+    assert not progress._silence._watcher.is_alive()
+
+
+def test_json_has_no_line_for_answers_and_silence() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = make_progress("json", stream, clock=clock)
+    progress.answered("experts", 3, 10)
+    clock.now = 100.0
+    progress.close()
+    assert stream.getvalue() == ""
 
 
 @pytest.fixture

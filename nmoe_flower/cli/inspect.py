@@ -27,7 +27,11 @@ def partition(recipe: Path | None, overrides: Sequence[str], out: Path | None) -
     from nmoe_flower.report import draw_partition
 
     settings = Config.load(recipe, overrides)
-    data, clients = open_data(settings, make_progress("text", sys.stderr))
+    progress = make_progress("text", sys.stderr)
+    try:
+        data, clients = open_data(settings, progress)
+    finally:
+        progress.close()
     train = label_counts(data.train.labels, [c.train for c in clients], data.num_classes)
     test = label_counts(data.test.labels, [c.test_local for c in clients], data.num_classes)
     for title, counts in (("train", train), ("local test", test)):

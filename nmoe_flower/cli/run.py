@@ -115,7 +115,7 @@ def _train_in_process(folder: RunFolder, progress: Progress, workers: int) -> No
     with InProcessGrid(
         _CLIENT_APP, config.data.num_clients, run_config=config.flat(), workers=workers
     ) as grid:
-        execute(grid, folder, on_round=progress.update)
+        execute(grid, folder, on_round=progress.update, on_answer=progress.answered)
 
 
 def _train_with_ray(folder: RunFolder, progress: Progress, workers: int, *, resumed: bool) -> None:

@@ -17,13 +17,14 @@ from nmoe_flower.pipeline.gates import train_gates
 from nmoe_flower.pipeline.head import train_head
 from nmoe_flower.pipeline.holdings import Holding, holdings
 from nmoe_flower.pipeline.placement import evaluate_aligned
-from nmoe_flower.pipeline.run import Journal, Run
+from nmoe_flower.pipeline.run import Answered, Journal, Run
 from nmoe_flower.pipeline.stages import ALIGNED_STAGES, STAGES
 
 __all__ = [
     "ALIGNED_STAGES",
     "SECONDS_PER_EXCHANGE",
     "STAGES",
+    "Answered",
     "Holding",
     "Journal",
     "Run",

@@ -44,6 +44,8 @@ def gather(
     pending = sorted(set(run.partitions.values()) if only is None else only)
     answers: dict[int, RecordDict] = {}
     exchange = Exchange()
+    asked = len(pending)
+    run.answered(stage, 0, asked)
     for _ in range(2):
         run.connect()
         messages = [
@@ -64,6 +66,7 @@ def gather(
                 exchange.fail(partition, str(error))
                 continue
             exchange.bytes_up += records.array_bytes(answers[partition])
+            run.answered(stage, len(answers), asked)
         pending = [partition for partition in pending if partition not in answers]
         if not pending:
             break

@@ -22,9 +22,10 @@ from nmoe_flower.strategies import (
     wait_for_nodes,
 )
 
-__all__ = ["Journal", "Run"]
+__all__ = ["Answered", "Journal", "Run"]
 
 Journal = Callable[[Mapping[str, Any]], None]
+Answered = Callable[[str, int, int], None]
 Arrays = dict[str, np.ndarray]
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -37,6 +38,8 @@ class Run:
         grid: Flower's grid; replies stream through it in order.
         config: The resolved configuration.
         journal: Called with one record per exchange (a line of ``rounds.jsonl``).
+        answered: Called with a stage that waits for each client, how many have answered, and of
+            how many.
         checkpoints: Where to save; None saves nothing.
         partitions: Node id to partition id, learned from the nodes.
         described: What each partition said it holds, once it was asked.
@@ -51,6 +54,7 @@ class Run:
     grid: Grid
     config: Config
     journal: Journal
+    answered: Answered = lambda stage, count, clients: None
     checkpoints: Checkpoints | None = None
     partitions: Partitions = field(default_factory=Partitions)
     described: dict[int, dict[str, Any]] = field(default_factory=dict)
