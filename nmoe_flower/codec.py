@@ -74,6 +74,8 @@ def decode(array: Array) -> np.ndarray:
         ReplyError: The bytes are not an ``.npy`` array, hold objects, or are cut off.
     """
     data = array.data
+    if not isinstance(data, bytes):
+        raise ReplyError(f"an array has no bytes but a {type(data).__name__}")
     if array.stype != "numpy.ndarray" or data[:8] != _MAGIC:
         raise ReplyError(f"an array of type {array.stype!r} is not in .npy format 1.0")
     offset = 10 + int.from_bytes(data[8:10], "little")

@@ -269,9 +269,8 @@ def part_of(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
 
 def array_bytes(content: RecordDict) -> int:
     """Bytes of every array in a message: what the wire is charged for."""
-    return sum(
-        len(array.data) for record in content.array_records.values() for array in record.values()
-    )
+    records = content.array_records.values()
+    return sum(len(array.data or b"") for record in records for array in record.values())
 
 
 def reply(

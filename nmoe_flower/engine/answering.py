@@ -52,14 +52,26 @@ def load_client_app(reference: str) -> ClientApp:
     return app
 
 
-def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """The app's reply; what it raises becomes an error reply, but for signals to stop.
+def answer(
+    app: ClientApp,
+    message: Message,
+    context: Context,
+    *,
+    stops: tuple[type[BaseException], ...] = (StopSignal, KeyboardInterrupt),
+) -> Message:
+    """The app's reply; what it raises becomes an error reply.
 
     Also what is no ``Exception``: ``SystemExit``, ``asyncio.CancelledError``, ``GeneratorExit``.
+
+    Args:
+        app: Answers.
+        message: To it.
+        context: Of the node.
+        stops: What is let through: the signals to stop, which reach clients of this process first.
     """
     try:
         reply: object = app(message, context)
-    except (StopSignal, KeyboardInterrupt):
+    except stops:
         raise
     except BaseException as error:
         _log.exception("partition %s failed", context.node_config.get("partition-id"))

@@ -5,6 +5,7 @@ in shared memory: the parent's writes never fill the pipe, so neither side can b
 frame from a worker is :data:`READY`, :class:`Failed` or :class:`Answer`.
 """
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -19,8 +20,9 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from nmoe_flower.engine import flower
-from nmoe_flower.engine.answering import Nodes, answer, load_client_app
-from nmoe_flower.engine.shared import Attachments, Item, Packed, plain, rebuild, unpack
+from nmoe_flower.engine.answering import Nodes, answer, describe, load_client_app, refusal
+from nmoe_flower.engine.shared import Attachments, Item, Packed, own, plain, rebuild, unpack
+from nmoe_flower.engine.spawn import end_group, lead_group
 from nmoe_flower.errors import EngineError
 
 if TYPE_CHECKING:
@@ -66,7 +68,12 @@ class Failed(NamedTuple):
 
 
 def serve(connection: "Connection[Any, Any]", reference: str, nodes: Nodes) -> None:
-    """Answer tasks until the parent closes the pipe or dies."""
+    """Answer tasks until the parent closes the pipe or dies.
+
+    The client may start processes of its own, such as a DataLoader's: they end with this one.
+    """
+    lead_group()
+    multiprocessing.current_process().daemon = False  # or it could start none
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
@@ -90,6 +97,7 @@ def _die_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
+        end_group(os.getpid())
         os._exit(1)
 
 
@@ -118,13 +126,19 @@ class _Worker:
         flower.identify(run_id=self._nodes.run_id, node_id=node_id)
         state = pickle.loads(task.state) if task.state else RecordDict()
         context = self._nodes.context(node_id, state)
-        reply = answer(self._app, message, context)
-        return self._pack(reply, context.state, task.reply_segment)
+        reply = answer(self._app, message, context, stops=())
+        try:
+            saved = _dump(context.state) if context.state else b""
+            return self._pack(reply, saved, task.reply_segment)
+        except Exception as error:
+            reason = f"its reply or its state cannot be sent: {describe(error)}"
+            failed = refusal(message, flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+            return self._pack(failed, task.state, "")
 
     def _message(self, task: Task) -> Message:
-        # Records are copied (not their arrays), so that a client that edits its message does not
+        # Records are copied (not their bytes), so that a client that edits its message does not
         # edit the next client's.
-        records = [self._record(at).copy() for at in task.arrays]
+        records = [own(self._record(at)) for at in task.arrays]
         return flower.message_with(rebuild(task.items, records), task.metadata)
 
     def _record(self, at: PackedAt) -> ArrayRecord:
@@ -136,11 +150,10 @@ class _Worker:
         self._records[at] = record
         return record
 
-    def _pack(self, reply: Message, state: RecordDict, segment: str) -> bytes:
-        saved = _dump(state) if state else b""
+    def _pack(self, reply: Message, state: bytes, segment: str) -> bytes:
         if reply.has_error():
             error = (reply.error.code, reply.error.reason)
-            return _dump(tuple(Answer([], [], error, saved)))
+            return _dump(tuple(Answer([], [], error, state)))
         items, records = plain(reply.content)
         arrays: list[tuple[int | bytes, int]] = []
         offset = 0
@@ -152,4 +165,4 @@ class _Worker:
                 offset = packed.write(room, offset)
             else:
                 arrays.append((packed.joined(), len(packed.layout)))
-        return _dump(tuple(Answer(items, arrays, None, saved)))
+        return _dump(tuple(Answer(items, arrays, None, state)))

@@ -5,26 +5,39 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from itertools import count
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from flwr.app import Context, Message, RecordDict, UserConfigValue
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+    UserConfigValue,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, answer, load_client_app
+from nmoe_flower.engine.shared import own
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.workers import WorkerPool
 from nmoe_flower.errors import EngineError
 
 __all__ = ["InProcessGrid"]
 
+Record = ArrayRecord | ConfigRecord | MetricRecord
+
 
 class InProcessGrid(Grid):
     """Run a ClientApp behind Flower's Grid on this machine.
 
     Node ids are ``1 .. num_nodes``; node ``i + 1`` has ``partition-id`` i in its node config. A
-    client that raises becomes an error reply, and so does one whose worker process dies.
+    client that raises becomes an error reply, whatever it raises, and so does one whose worker
+    process dies. Clients in workers may start processes of their own, such as a DataLoader's: they
+    end with their worker, and that with this process, also if it is killed.
 
     Args:
         client_app: A ClientApp, or ``"package.module:attribute"``.
@@ -204,10 +217,25 @@ class _Inline:
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
             self._contexts[node_id] = self._nodes.context(node_id, RecordDict())
-        return answer(self._app, _own_copy(message), self._contexts[node_id])
+        found = answer(self._app, _own_copy(message), self._contexts[node_id])
+        # To the message as it was sent: a client may have edited what it was asked, and by whom.
+        return (
+            Message(found.error, reply_to=message)
+            if found.has_error()
+            else Message(found.content, reply_to=message)
+        )
 
 
 def _own_copy(message: Message) -> Message:
-    """The same message with records of its own (arrays shared): clients may edit theirs."""
-    content = RecordDict({name: record.copy() for name, record in message.content.items()})
-    return flower.message_with(content, message)
+    """The same message with records of its own (bytes shared): clients may edit theirs."""
+    content = RecordDict({name: _own(record) for name, record in message.content.items()})
+    return flower.message_with(content, flower.metadata_of(message))
+
+
+def _own(record: Record) -> Record:
+    if isinstance(record, ArrayRecord):
+        return own(record)
+    entries = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
+    kind: Any = MetricRecord if isinstance(record, MetricRecord) else ConfigRecord
+    copy: Record = kind(entries)
+    return copy

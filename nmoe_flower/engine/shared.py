@@ -16,11 +16,13 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import EngineError
 
-__all__ = ["Arena", "Attachments", "Packed", "buffer_of", "plain", "rebuild", "unpack"]
+__all__ = ["Arena", "Attachments", "Packed", "buffer_of", "own", "plain", "rebuild", "unpack"]
 
 _GRANULE = 1 << 16
 _KEEP_FREE = 4
 _KEEP_ATTACHED = 8
+
+_BUILTIN = (bool, int, float, str, bytes)
 
 Item = tuple[str, str, Any]
 
@@ -66,10 +68,18 @@ def unpack(buffer: memoryview, offset: int, layout_size: int) -> ArrayRecord:
     return flower.array_record(entries)
 
 
+def own(record: ArrayRecord) -> ArrayRecord:
+    """A record of one's own: its arrays can be edited, the bytes they share cannot."""
+    return flower.array_record(
+        (name, array.dtype, array.shape, array.stype, array.data) for name, array in record.items()
+    )
+
+
 def plain(content: RecordDict) -> tuple[list[Item], list[ArrayRecord]]:
     """Split a RecordDict into small items ``(name, kind, value)`` and its ArrayRecords.
 
-    The value of an item of kind ``"arrays"`` is the position of its record in the list.
+    The value of an item of kind ``"arrays"`` is the position of its record in the list. All others
+    are plain Python: a class of the client's own, such as an ``IntEnum``, need not exist elsewhere.
     """
     items: list[Item] = []
     records: list[ArrayRecord] = []
@@ -79,8 +89,18 @@ def plain(content: RecordDict) -> tuple[list[Item], list[ArrayRecord]]:
             records.append(record)
         else:
             kind = "metrics" if isinstance(record, MetricRecord) else "config"
-            items.append((name, kind, dict(record.items())))
+            items.append((name, kind, {key: _builtin(value) for key, value in record.items()}))
     return items, records
+
+
+def _builtin(value: Any) -> Any:
+    """The same value of a built-in type."""
+    if type(value) in _BUILTIN:
+        return value
+    if isinstance(value, list):
+        return [_builtin(entry) for entry in value]
+    kind = next(kind for kind in _BUILTIN if isinstance(value, kind))
+    return str.__str__(value) if kind is str else kind(value)
 
 
 def rebuild(items: list[Item], records: list[ArrayRecord]) -> RecordDict:

@@ -1,13 +1,22 @@
-"""Start worker processes cleanly, and say how one ended."""
+"""Start worker processes cleanly, end them with all they started, and say how one ended."""
 
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 
-__all__ = ["WORKER_ENVIRONMENT", "cause_of_death", "spawning"]
+__all__ = [
+    "WORKER_ENVIRONMENT",
+    "Leader",
+    "cause_of_death",
+    "end_group",
+    "lead_group",
+    "spawning",
+]
 
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -53,3 +62,61 @@ def spawning() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def lead_group() -> None:
+    """Make this process lead a session of its own: what it starts can then be ended with it."""
+    if hasattr(os, "setsid"):
+        with suppress(OSError):
+            os.setsid()
+
+
+def end_group(leader: int) -> None:
+    """Kill every process of the group that process ``leader`` leads or led, itself included."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
+
+
+class Leader:
+    """A child that leads a group of its own: its death is seen, and what it started ends with it.
+
+    The sentinel of a process is a pipe, which children that it forks inherit: while one of them
+    lives, its death would go unseen. The kernel's handle of the process itself has no such fault.
+
+    Args:
+        process: Started, not yet waited for.
+
+    Attributes:
+        process: That process.
+        death: For ``wait``: ready once the process has ended.
+    """
+
+    def __init__(self, process: BaseProcess) -> None:
+        self.process = process
+        self._pid = process.pid or 0
+        self._handle = -1
+        if hasattr(os, "pidfd_open"):
+            with suppress(OSError):  # an old kernel, or no more descriptors
+                self._handle = os.pidfd_open(self._pid)
+        self.death = process.sentinel if self._handle < 0 else self._handle
+
+    def has_ended(self) -> bool:
+        """Whether the process is dead; it is not reaped."""
+        return bool(wait([self.death], 0))
+
+    def end(self, timeout: float = 0.0) -> int | None:
+        """Wait up to ``timeout`` seconds, then kill; reap it, end its group, return its exit code.
+
+        The group is killed before its leader is reaped, while no other process can have its number.
+        """
+        wait([self.death], timeout)
+        end_group(self._pid)
+        self.process.kill()  # it may not have come to lead a group yet
+        self.process.join()
+        code = self.process.exitcode
+        self.process.close()
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        return code

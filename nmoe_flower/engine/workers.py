@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -25,7 +24,7 @@ from nmoe_flower.engine.answering import Nodes, refusal
 from nmoe_flower.engine.broadcasts import Broadcast, Broadcasts
 from nmoe_flower.engine.client_process import READY, Answer, Failed, Task, serve
 from nmoe_flower.engine.shared import Arena, buffer_of, plain, rebuild, unpack
-from nmoe_flower.engine.spawn import cause_of_death, spawning
+from nmoe_flower.engine.spawn import Leader, cause_of_death, spawning
 from nmoe_flower.errors import EngineError
 
 __all__ = ["WorkerPool"]
@@ -34,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _DEPTH = 2
 _LONG_FRAME = 4096
+_MOST_RESERVED = 1 << 28  # bytes kept for replies that are larger than what they answer
 _CLOSE_SECONDS = 2.0
 
 
@@ -50,7 +50,7 @@ class _Job:
 
 @dataclass(eq=False)
 class _Worker:
-    process: BaseProcess
+    leader: Leader
     connection: "Connection[Any, Any]"
     ready: bool = False
     sent: int = 0
@@ -103,23 +103,17 @@ class WorkerPool:
                 job.abandoned = job.abandoned or job.message.metadata.message_id in gone
             if overdue and worker.ready and worker.jobs and worker.jobs[0].abandoned:
                 _log.warning("restarting a worker: %s is overdue", self._partition(worker.jobs[0]))
-                worker.process.kill()
                 self._bury(worker)
 
     def close(self) -> None:
-        """End all workers, by force after 2 seconds, and free the shared memory."""
+        """End all workers and what they started, by force after 2 seconds; free shared memory."""
         if os.getpid() != self._owner:
             return
         for worker in self._workers:
             worker.connection.close()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for worker in self._workers:
-            worker.process.join(max(deadline - time.monotonic(), 0.0))
-        for worker in self._workers:
-            if worker.process.is_alive():
-                worker.process.kill()
-            worker.process.join()
-            worker.process.close()
+            worker.leader.end(max(deadline - time.monotonic(), 0.0))
         self._workers.clear()
         self._pending.clear()
         self._done.clear()
@@ -133,14 +127,14 @@ class WorkerPool:
         with spawning():
             process.start()
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(Leader(process), ours)
 
     def _turn(self, timeout: float | None) -> bool:
         """Wait for workers and take at most one frame of each; was there any?"""
         by_handle: dict[Any, _Worker] = {}
         for worker in self._workers:
             by_handle[worker.connection] = worker
-            by_handle[worker.process.sentinel] = worker
+            by_handle[worker.leader.death] = worker
         handles = wait(by_handle, timeout)
         for worker in dict.fromkeys(by_handle[handle] for handle in handles):
             if not self._read(worker):
@@ -151,7 +145,7 @@ class WorkerPool:
         """Take one frame; False if the worker is dead and has nothing more to say."""
         try:
             if not worker.connection.poll():
-                return worker.process.is_alive()
+                return not worker.leader.has_ended()
             frame = worker.connection.recv_bytes()
         except (EOFError, OSError):
             return False
@@ -208,28 +202,37 @@ class WorkerPool:
         try:
             worker.connection.send_bytes(frame)
         except OSError:
-            _log.debug("worker %s died before it could take a message", worker.process.pid)
+            _log.debug("worker %s died before it could take a message", worker.leader.process.pid)
 
     def _reply_segment(self, worker: _Worker, job: _Job) -> str:
-        """Room for a reply as large as the message or the largest reply so far."""
-        size = max(self._largest_reply, sum(broadcast.size for broadcast in job.broadcasts))
+        """Room for a reply as large as the message or the largest reply so far.
+
+        What does not fit there comes through the pipe; so does all if there is no memory left.
+        """
+        usual = min(self._largest_reply, _MOST_RESERVED)
+        size = max(usual, sum(broadcast.size for broadcast in job.broadcasts))
         segment = worker.replies[job.slot]
         if segment is None or segment.size < size:
             if segment is not None:
                 self._arena.give(segment)
-            segment = worker.replies[job.slot] = self._arena.take(size)
+            worker.replies[job.slot] = None
+            try:
+                segment = worker.replies[job.slot] = self._arena.take(size)
+            except EngineError as error:
+                _log.debug("replies come through the pipe: %s", error)
+                return ""
         return segment.name
 
     def _finish(self, worker: _Worker, answer: Answer) -> None:
         job = worker.jobs.popleft()
         segment = worker.replies[job.slot]
-        if segment is None:
-            raise EngineError("a worker answered into a segment it was never given")
         records = []
         size = 0
         for place, layout_size in answer.arrays:
             if isinstance(place, bytes):
                 records.append(unpack(memoryview(place), 0, layout_size))
+            elif segment is None:
+                raise EngineError("a worker answered into a segment it was never given")
             else:
                 records.append(unpack(buffer_of(segment), place, layout_size))
             size += sum(len(array.data) for array in records[-1].values()) + layout_size
@@ -253,11 +256,12 @@ class WorkerPool:
             self._broadcasts.release(broadcast)
 
     def _bury(self, worker: _Worker) -> None:
-        """Replace a dead worker: the message it was at fails, the one it had not begun waits."""
-        worker.process.join()
-        cause = cause_of_death(worker.process.exitcode)
+        """Replace a worker, killed unless it is dead; what it started ends with it.
+
+        The message it was at fails, the one it had not begun waits.
+        """
+        cause = cause_of_death(worker.leader.end())
         worker.connection.close()
-        worker.process.close()
         position = self._workers.index(worker)
         if not worker.ready:
             self._workers.pop(position)

@@ -197,7 +197,7 @@ def test_close_leaves_no_process_and_no_memory() -> None:
     ids = grid.push_messages([Message(content, 1, "query.trouble")])
     assert grid.pull_messages(ids, timeout=0.0) == []
     pool = grid._backend
-    pids = [worker.process.pid for worker in pool._workers]
+    pids = [worker.leader.process.pid for worker in pool._workers]
     names = list(pool._arena._owned)
     assert names
     assert all(Path("/dev/shm", name.lstrip("/")).exists() for name in names)
