@@ -19,7 +19,6 @@ from nmoe_flower.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-HOW_TOS = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -99,24 +98,6 @@ def test_every_page_is_in_the_navigation() -> None:
 # --- code ---
 
 
-@pytest.mark.parametrize("page", [p for p in HOW_TOS if blocks(p, "python")], ids=lambda p: p.stem)
-def test_python_of_the_how_tos_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The blocks of a page, one after the other, as a reader would paste them."""
-    monkeypatch.chdir(tmp_path)
-    source = "\n".join(blocks(page, "python"))
-    exec(compile(source, name_of(page), "exec"), {"__name__": "how_to"})
-
-
-def test_the_plug_in_page_runs_code() -> None:
-    """The test above must not pass because a page lost its code."""
-    source = "\n".join(blocks(ROOT / "docs" / "how-to" / "plug-in.md", "python"))
-    assert "strategy.start(" in source
-    assert "assert np.abs(weights - TRUTH).max()" in source
-    assert len([p for p in HOW_TOS if blocks(p, "python")]) >= 5
-
-
 PARTS = "losses|models|strategies|metrics|data|training|seeds|schedules|privacy|alignment"
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
@@ -178,24 +159,6 @@ def test_flower_run_configs_have_keys_that_exist() -> None:
         pairs = re.findall(r"([a-z]+\.[a-z-]+)=('[^']*'|[^\s\\]+)", settings)
         assert pairs
         Config.load(None, [f"{key}={value}" for key, value in pairs])
-
-
-def test_toml_of_the_pages_is_a_recipe() -> None:
-    recipes = [block for page in HOW_TOS for block in blocks(page, "toml") if "[data]" in block]
-    assert recipes
-    for recipe in recipes:
-        Config.parse(tomllib.loads(recipe))
-
-
-def test_the_quick_start_is_two_commands_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Quick start")[1].split("\n## ")[0]
-    commands = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    assert len(commands) == 2
-    assert all(len(command.strip().splitlines()) == 1 for command in commands)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for extras in re.findall(r"'\.\[([\w,]+)\]'", readme + (ROOT / "CONTRIBUTING.md").read_text()):
-        assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
 def test_scripts_named_in_the_pages_are_there_and_executable() -> None:

@@ -1,0 +1,172 @@
+"""One Python process with everything imported, whose forks run `nmoe` and `python` at once.
+
+A page has dozens of commands, and importing torch takes each of them seconds. `Warm` writes two
+small programs, `nmoe` and `python`, into a folder to put first on the PATH. They send their
+arguments, folder, environment and standard streams to the warm process, which forks: the fork is
+the command. What it does is the same; only the imports are done already.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import nmoe_flower
+
+SOCKET = "socket"
+CLIENT = """\
+#!{python} -SE
+import os, signal, socket, sys, json
+sys.path = []
+link = socket.socket(socket.AF_UNIX)
+link.connect({socket!r})
+told = [{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ), os.getpgrp()]
+told = json.dumps(told).encode()
+socket.send_fds(link, [len(told).to_bytes(8, "big")], [0, 1, 2])
+link.sendall(told)
+child = int.from_bytes(link.recv(8), "big")
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: os.kill(child, number))
+sys.exit(int.from_bytes(link.recv(8), "big"))
+"""
+
+
+class Warm:
+    """A warm process and the folder with its two programs; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.programs = folder
+        for name in ("nmoe", "python"):
+            text = CLIENT.format(python=sys.executable, socket=str(folder / SOCKET), name=name)
+            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).chmod(0o755)
+
+    def __enter__(self) -> "Warm":
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.programs / SOCKET))
+        listener.listen(64)
+        command = [sys.executable, __file__, str(listener.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+        listener.close()  # the process has it; a client that comes early waits in the queue
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def _serve(listener: socket.socket) -> None:
+    """Fork for every client; a second fork waits for the first and tells its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        link, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os._exit(_answer(link))
+        link.close()
+
+
+def _answer(link: socket.socket) -> int:
+    head, streams, _, _ = socket.recv_fds(link, 8, 3)
+    told = b""
+    while len(told) < int.from_bytes(head, "big"):
+        told += link.recv(1 << 16)
+    program, arguments, folder, environment, group = json.loads(told)
+    command = os.fork()
+    if command == 0:
+        link.close()
+        os.setpgid(0, group)  # ends with its terminal, like any command
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        os._exit(_run(program, arguments))
+    for stream in streams:
+        os.close(stream)
+    link.sendall(command.to_bytes(8, "big"))
+    _, status = os.waitpid(command, 0)
+    code = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(BrokenPipeError):
+        link.sendall((code if code >= 0 else 128 - code).to_bytes(8, "big"))
+    return 0
+
+
+def _run(program: str, arguments: list[str]) -> int:
+    """The command itself; returns its exit code."""
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
+    code: Any = 0
+    try:
+        if program == "nmoe":
+            sys.argv = ["nmoe", *arguments]
+            from pages import shortened
+
+            from nmoe_flower.cli import main
+
+            code = main(shortened(arguments, os.environ))
+        else:
+            _python(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if isinstance(code, str):
+        os.write(2, f"{code}\n".encode())
+        return 1
+    return code or 0
+
+
+def _python(arguments: list[str]) -> None:
+    """`python -c TEXT`, `python -m MODULE`, `python -` and `python FILE`."""
+    kind, rest = (arguments[0], arguments[1:]) if arguments else ("-", [])
+    sys.argv = [kind, *rest]
+    sys.path.insert(0, "")
+    if kind == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind in ("-c", "-"):
+        text = rest.pop(0) if kind == "-c" else sys.stdin.read()
+        sys.argv = [kind, *rest]
+        exec(compile(text, "<page>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.path[0] = str(Path(kind).parent)
+        runpy.run_path(kind, run_name="__main__")
+
+
+def _load() -> None:
+    """Import what commands import late. Nothing computes before a fork, so no thread is lost."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    for name in ("torch._dynamo", "torch.optim", "matplotlib.pyplot", "opacus", "sklearn.datasets"):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(nmoe_flower.__path__, "nmoe_flower."):
+        if not module.name.startswith("nmoe_flower.bench"):
+            importlib.import_module(module.name)
+
+
+if __name__ == "__main__":
+    _load()
+    _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,184 @@
+"""What the pages show is run: every block, in order, as a reader would paste it."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import pages as tool  # noqa: E402
+from warm import Warm  # noqa: E402
+
+PAGES = [page for page in tool.pages() if tool.blocks(page)]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("warm")
+    with Warm(folder):
+        yield folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs(page: str, programs: Path, tmp_path: Path) -> None:
+    tool.scratch(tmp_path)
+    with tool.Reader(tmp_path, programs) as reader:
+        for block in tool.blocks(page):
+            if not block.needs:
+                reader.follow(block)
+
+
+# --- the tool itself: a test that runs pages must not pass because it reads them wrongly ---
+
+
+def page(folder: Path, text: str) -> list[tool.Block]:
+    (folder / "page.md").write_text(text, encoding="utf-8")
+    return tool.blocks("page.md", folder)
+
+
+def test_marks_belong_to_the_block_after_them(tmp_path: Path) -> None:
+    first, second, third = page(
+        tmp_path,
+        "# Page\n\n<!-- needs: gpu, minutes -->\n<!-- run: --set a.b=1 -->\n```bash\none\n```\n"
+        "\n- as in `x.csv`:\n\n<!-- file: x.csv -->\n```csv\na,b\n```\n"
+        "\n    ```python\n    if True:\n        pass\n    ```\n",
+    )
+    assert (first.needs, first.run, first.line) == (("gpu", "minutes"), "--set a.b=1", 5)
+    assert (second.needs, second.file, second.text) == ((), "x.csv", "a,b\n")
+    assert (third.language, third.text) == ("python", "if True:\n    pass\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("```\nnmoe run\n```\n", "page.md:1: language ''"),
+        ("```ruby\n```\n", "language 'ruby'; allowed: bash, python"),
+        ("<!-- needs: gpu -->\n\nwords\n\n```bash\n```\n", "a mark with no block after it"),
+        ("<!-- wants: gpu -->\n```bash\n```\n", "an unknown one: <!-- wants: gpu -->"),
+        ("In a.csv:\n\n<!-- file: b.csv -->\n```csv\n```\n", "does not name the file b.csv"),
+    ],
+)
+def test_what_a_page_may_not_say(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(tool.BlockError) as caught:
+        page(tmp_path, text)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("```bash\necho said; false\ntrue\n```\n", "page.md:1: exit code 1"),
+        ("```bash\nfalse | true\n```\n", "exit code 1"),
+        ("```bash\necho $missing\n```\n", "unbound variable"),
+        ("```bash\nnmoe run --set data.taw=1\n```\n", "unknown key"),
+        ("```python\nassert 1 == 2\n```\n", 'File "page.md:1", line 1'),
+        ("```python\nimport warnings\nwarnings.warn('old')\n```\n", "UserWarning: old"),
+        ("```python\nraise SystemExit\n```\n", "SystemExit"),
+        ('```toml\n[data]\ntau = "much"\n```\n', "data.tau"),
+        ("```toml\ntau = \n```\n", "page.md:1: "),
+        ("```json\n{1: 2}\n```\n", "page.md:1: "),
+        ("<!-- serves: 1 -->\n```bash\nexit 3\n```\n", "ended with exit code 3"),
+    ],
+)
+def test_what_fails_is_told(text: str, told: str, programs: Path, tmp_path: Path) -> None:
+    (block,) = page(tmp_path, text)
+    with tool.Reader(tmp_path, programs) as reader, pytest.raises(tool.BlockError) as caught:
+        reader.follow(block)
+    assert told in str(caught.value)
+
+
+def test_blocks_share_a_folder_and_python_blocks_a_session(programs: Path, tmp_path: Path) -> None:
+    text = (
+        "```python\nx = 1\n```\n```bash\nmkdir a; cd a; echo 'y = 2' > ../own.py\n```\n"
+        "```python\nimport own\nassert x + own.y == 3\n```\n```bash\ntest -d a\n```\n"
+        "```bash\npython -c 'import own; raise SystemExit(own.y - 2)'\n```\n"
+    )
+    with tool.Reader(tmp_path, programs) as reader:
+        for block in page(tmp_path, text):
+            reader.follow(block)
+
+
+def test_what_serves_goes_on_until_the_page_ends(programs: Path, tmp_path: Path) -> None:
+    serving = "python -m http.server --bind 127.0.0.1 {port}"
+    with tool.socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    text = f"<!-- serves: {port} -->\n```bash\n{serving.format(port=port)}\n```\n"
+    (block,) = page(tmp_path, text)
+    with tool.Reader(tmp_path, programs) as reader:
+        reader.follow(block)
+        tool.socket.create_connection(("127.0.0.1", port)).close()
+    with pytest.raises(ConnectionRefusedError):
+        tool.socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_scratch_folder_is_not_the_checkout(tmp_path: Path) -> None:
+    for copy in (False, True):
+        folder = tmp_path / str(copy)
+        folder.mkdir()
+        tool.scratch(folder, copy=copy)
+        assert (folder / "nmoe_flower" / "errors.py").is_file()
+        assert (folder / "nmoe_flower").is_symlink() is not copy
+        assert not (folder / ".venv").exists()
+
+
+# --- commands, cut short ---
+
+
+def test_a_run_is_cut_short_and_the_mark_has_the_last_word() -> None:
+    given = ["run", "--set", "extractor.rounds=40", "gate.rounds=1"]
+    command = tool.shortened(given, {"PAGE_OPTIONS": "--set extractor.rounds=3"})
+    assert command[:4] == given
+    assert command[4:7] == ["--workers", "0", "--no-figures"]
+    assert "extractor.rounds=2" in command
+    assert command[-2:] == ["--set", "extractor.rounds=3"]
+    assert not [setting for setting in command[4:] if setting.startswith("gate.rounds")]
+
+
+def test_the_digits_stand_in_for_the_hub_but_not_for_own_images(tmp_path: Path) -> None:
+    marks = {"PAGE_OPTIONS": ""}
+    remote = tool.shortened(["partition", "--set", "data.dataset=uoft-cs/cifar10"], marks)
+    assert "data.dataset=digits" in remote
+    own = tool.shortened(["run", "--set", f"data.dataset={tmp_path}"], marks)
+    assert not [setting for setting in own[3:] if setting.startswith("data.")]
+
+
+@pytest.mark.parametrize("command", [["align", "x.csv"], ["report", "runs/a"], ["run", "--help"]])
+def test_other_commands_are_left_alone(command: list[str]) -> None:
+    assert tool.shortened(command, {}) == command
+    assert tool.shortened(command, {"PAGE_OPTIONS": ""})[: len(command)] == command
+
+
+def test_settings_that_do_not_hold_are_left_for_the_command_to_tell() -> None:
+    command = tool.shortened(["run", "gone.toml"], {"PAGE_OPTIONS": ""})
+    assert command == ["run", "gone.toml", "--workers", "0", "--no-figures"]
+
+
+# --- the dates ---
+
+
+def test_the_list_has_every_block_that_does_not_run() -> None:
+    needing = [block for name in tool.pages() for block in tool.blocks(name) if block.needs]
+    lines = tool.table().splitlines()
+    assert len(needing) == len(lines) > 0
+    for block, line in zip(needing, lines, strict=True):
+        assert block.place in line
+
+
+def test_dates_are_kept_for_blocks_that_are_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "RECORD", tmp_path / "record.json")
+    tool.RECORD.write_text(json.dumps({"gone.md": {"0123456789ab": "2026-01-01"}}))
+    block = next(b for name in tool.pages() for b in tool.blocks(name) if b.needs)
+    tool.keep([block], tool.datetime.date(2026, 11, 27))
+    assert tool.dates() == {block.page: {block.digest: "2026-11-27"}}
+    assert f"2026-11-27  {', '.join(block.needs)}" in tool.table()
+
+
+def test_the_committed_dates_are_of_blocks_that_exist() -> None:
+    needing = {b.digest for name in tool.pages() for b in tool.blocks(name) if b.needs}
+    assert {digest for page in tool.dates().values() for digest in page} <= needing
