@@ -38,6 +38,10 @@ def grid(request: pytest.FixtureRequest, _importable: None) -> Iterator[InProces
         yield made
 
 
+def is_inline(grid: InProcessGrid) -> bool:
+    return not hasattr(grid._backend, "_workers")
+
+
 def ask(grid: InProcessGrid, action: str, /, *, nodes: int = NODES, **config: Any) -> list[Message]:
     content = RecordDict(
         {"arrays": ArrayRecord([np.ones(4, np.float32)]), "config": ConfigRecord(config)}
