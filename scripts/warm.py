@@ -59,12 +59,7 @@ class Warm:
         listener.close()  # the process has it; a client that comes early waits in the queue
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.terminate()
         self._process.wait()
 
