@@ -13,6 +13,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ import tomli_w
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 
 __all__ = [
+    "all_or_none",
     "append_line",
     "load_arrays",
     "pack_arrays",
@@ -82,6 +84,81 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def all_or_none(folder: Path, *, last: str = "") -> Iterator[Path]:
+    """For a command that writes several files: all of them take their places, or none does.
+
+    Write into the folder that is yielded, at the paths the files will have in ``folder``. If the
+    block ends well they move there: a folder that is new or empty appears at once, in another one
+    each file is replaced atomically, and all are put back if one cannot be. If the block raises,
+    ``folder`` is as it was.
+
+    Args:
+        folder: Where the files belong; it need not exist.
+        last: Files of this name are moved after all others: what tells readers to look again.
+
+    Raises:
+        NMoEError: A file cannot be moved, or the folder cannot be written.
+    """
+    target = folder.expanduser().resolve()
+    there = target.is_dir()
+    made = [] if there else [one for one in target.parents if not one.exists()]
+    scratch = (target if there else target.parent) / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        try:
+            new = scratch / "new"
+            new.mkdir(parents=True)
+        except OSError as error:
+            raise NMoEError(f"cannot write {folder}: {error.strerror or error}") from error
+        yield new
+        try:
+            if there:
+                _move_files(new, target, scratch / "old", last)
+            else:
+                new.rename(target)
+                sync_folder(target.parent)
+            made = []
+        except OSError as error:
+            raise NMoEError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for one in made:  # the deepest first
+            with contextlib.suppress(OSError):
+                one.rmdir()
+
+
+def _move_files(new: Path, target: Path, old: Path, last: str) -> None:
+    """Move every file below ``new`` to its place below ``target``; on an error, put all back."""
+    files = sorted(path.relative_to(new) for path in new.rglob("*") if not path.is_dir())
+    files.sort(key=lambda path: path.name == last)
+    with contextlib.ExitStack() as undo:
+        for path in files:
+            place, before = target / path, old / path
+            missing = [one for one in place.parents if not one.exists()]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            for one in reversed(missing):
+                undo.callback(one.rmdir)
+            if place.exists():
+                before.parent.mkdir(parents=True, exist_ok=True)
+                _keep(place, before)
+                undo.callback(before.replace, place)
+                (new / path).replace(place)
+            else:
+                (new / path).replace(place)
+                undo.callback(place.unlink)
+        undo.pop_all()
+    for place in {(target / path).parent for path in files}:
+        sync_folder(place)
+
+
+def _keep(path: Path, copy: Path) -> None:
+    """A second name of the file, or a copy where the file system knows no such names."""
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copy2(path, copy)
 
 
 def sync_folder(folder: Path) -> None:

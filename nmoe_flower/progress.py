@@ -15,6 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TextIO
 
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import parse_json
+
 __all__ = ["Follower", "Format", "Progress", "duration", "make_progress"]
 
 Format = Literal["auto", "text", "json"]
@@ -86,8 +89,8 @@ class Follower:
         complete = new[: new.rfind(b"\n") + 1]
         self._offset += len(complete)
         for line in complete.splitlines():
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
+            with contextlib.suppress(ConfigError):
+                record = parse_json(line)
                 if isinstance(record, dict):
                     self._progress.update(record)
 

@@ -6,7 +6,6 @@
                   checkpoints/  clients/  weights/  figures/
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,6 +19,8 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.files import (
     append_line,
+    parse_json,
+    read_json,
     safe_child,
     save_arrays,
     to_json,
@@ -171,8 +172,8 @@ class RunFolder:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except ValueError:
+                record = parse_json(line)
+            except ConfigError:
                 record = None
             if isinstance(record, dict):
                 records.append(record)
@@ -213,10 +214,7 @@ def _delete_run(path: Path) -> None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+    value = read_json(path, raises=CheckpointError)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return value

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import Progress
 
 __all__ = ["TensorBoard"]
@@ -25,9 +26,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise NMoEError(
-                'tracking needs TensorBoard: pip install "nmoe-flower[tracking]"'
-            ) from None
+            raise NMoEError(f"tracking needs TensorBoard: {install_hint('tracking')}") from None
         self._writer = SummaryWriter(str(folder))
         self._progress = progress
 

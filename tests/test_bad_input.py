@@ -205,7 +205,7 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
     ),
     "resume without provenance": (
         spoilt_run("provenance.json", "{"),
-        ["cannot read", "provenance.json"],
+        ["provenance.json is not valid JSON"],
     ),
     "resume a run of the future": (
         spoilt_run("provenance.json", '{"format-version": 99}'),
@@ -273,7 +273,7 @@ def test_bad_input_is_one_message_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "--workers", "-1"], ["--workers", "-1 is negative"]),
+        (["run", "--workers", "-1"], ["--workers: '-1'; allowed: a whole number from 0"]),
         (["run", "--engine", "spark"], ["--engine", "'spark'", "inprocess"]),
         (["run", "--resume", "runs/x", "--name", "y"], ["--resume", "--name"]),
         (["fly"], ["'fly'", "run"]),

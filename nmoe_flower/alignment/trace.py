@@ -6,7 +6,6 @@
      "events": [{"round": 5, "client": 0, "online": false}, {"round": 9, "client": 1, "upload": 1e5}]}
 """  # noqa: E501
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from nmoe_flower.alignment.devices import PROFILES, Device, Event, World
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import read_json
 
 __all__ = ["read_trace"]
 
@@ -26,12 +26,7 @@ def read_trace(path: Path, clients: int, *, seed: int = 0) -> World:
     Raises:
         ConfigError: The file is missing or malformed; the text names the entry and what is wrong.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the trace {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the trace {path} is not valid JSON: {error}") from None
+    content = read_json(path, what="the trace")
     if not isinstance(content, dict) or not set(content) <= {"devices", "events"}:
         raise ConfigError(f'the trace {path} must be {{"devices": [...], "events": [...]}}')
     found: dict[int, Device] = {}

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.alignment import POLICIES, Fitness, align, load_variation
-from nmoe_flower.bench.arguments import names
+from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import write_json
+from nmoe_flower.installation import install_hint
 
 __all__ = ["main"]
 
@@ -153,7 +154,7 @@ def _draw(rows: Sequence[_Row], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise NMoEError("the plot needs matplotlib: pip install nmoe-flower[report]") from error
+        raise NMoEError(f"the plot needs matplotlib: {install_hint('report')}") from error
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes: Any = figure.add_subplot(
         xscale="log", yscale="log", xlabel="clients x experts", ylabel="CPU seconds"
@@ -181,14 +182,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NxE,NxE",
         help="clients x experts",
     )
-    known = [policy for policy in POLICIES if policy != "oracle"]
-    parser.add_argument("--policy", type=names(known), default=known, metavar="A,B")
+    known = tuple(policy for policy in POLICIES if policy != "oracle")
+    parser.add_argument("--policy", type=NameList(known), default=list(known), metavar="A,B")
     parser.add_argument("--kind", choices=("noise", "popular", "classes"), default="popular")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--all", action="store_true", help="also sequential on large problems")
     parser.add_argument("--no-update", action="store_true", help="leave out the feedback update")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the growth")
+    parser.add_argument(
+        "--plot",
+        type=OutputFile((".png", ".pdf", ".svg")),
+        metavar="FILE.png",
+        help="draw the growth",
+    )
     return parser
 
 
@@ -196,9 +202,14 @@ def _sizes(text: str) -> list[tuple[int, int]]:
     sizes = []
     for part in text.split(","):
         clients, _, experts = part.partition("x")
-        if not (clients.isdigit() and experts.isdigit() and int(clients) >= int(experts) > 0):
+        try:
+            size = Whole(1, 10**7)(clients), Whole(1, 10**5)(experts)
+        except argparse.ArgumentTypeError:
+            size = (0, 0)
+        if not size[0] >= size[1] > 0:
             raise argparse.ArgumentTypeError(
-                f"{part!r}: allowed: CLIENTSxEXPERTS, at least one client per expert"
+                f"{part[:40]!r}; allowed: CLIENTSxEXPERTS, as in 1000x64, at least one client per "
+                "expert"
             )
-        sizes.append((int(clients), int(experts)))
+        sizes.append(size)
     return sizes

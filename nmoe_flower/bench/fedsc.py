@@ -17,6 +17,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.arguments import SEED, Whole
 from nmoe_flower.bench.measure import ratio
 from nmoe_flower.bench.table import machine_line
 from nmoe_flower.client_app import app
@@ -25,7 +26,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.files import write_json
-from nmoe_flower.privacy import packed_size
+from nmoe_flower.privacy import MAX_DIM, packed_size
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
 from nmoe_flower.strategies import AdamW, FedSC
@@ -231,10 +232,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Seconds of a FedSC round, as multiples of a bare PyTorch loop.",
     )
     parser.add_argument("--dataset", default="digits", help="digits, a hub name, or a folder")
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=50, help="images per client round")
-    parser.add_argument("--dim", type=int, default=128, help="width of the features")
-    parser.add_argument("--rounds", type=int, default=12, help="measured rounds of each")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clients", type=Whole(1, 10_000), default=10)
+    parser.add_argument("--batch", type=Whole(1, 1 << 20), default=50, help="images per round")
+    parser.add_argument("--dim", type=Whole(1, MAX_DIM), default=128, help="width of the features")
+    parser.add_argument("--rounds", type=Whole(1), default=12, help="measured rounds of each")
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser

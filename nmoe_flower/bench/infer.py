@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.bench.arguments import positive
+from nmoe_flower.arguments import Whole
 from nmoe_flower.bench.infer_encodings import EncodingCost, bytes_per_sample, encoding_costs
 from nmoe_flower.bench.infer_measure import KINDS, Figures, measure
 from nmoe_flower.bench.infer_soak import soak
@@ -99,21 +99,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ROWSxCONCURRENCY",
         help="what to ask, as in --load 64x8",
     )
-    parser.add_argument("--blocks", type=positive, default=6, help="turns of each server")
-    parser.add_argument("--block", type=positive, default=400, help="requests per turn")
-    parser.add_argument("--soak", type=positive, metavar="N", help="N queries instead; memory")
+    parser.add_argument("--blocks", type=Whole(1), default=6, help="turns of each server")
+    parser.add_argument("--block", type=Whole(1), default=400, help="requests per turn")
+    parser.add_argument("--soak", type=Whole(1), metavar="N", help="N queries instead; memory")
     parser.add_argument("--insecure", action="store_true", help="without TLS")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser
 
 
 def _load(text: str) -> tuple[int, int]:
-    rows, times, concurrency = text.partition("x")
-    if not times or int(rows) > 256:
+    rows, _, concurrency = text.partition("x")
+    try:
+        return Whole(1, 256)(rows), Whole(1, 1024)(concurrency)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}; allowed: ROWSxCONCURRENCY with up to 256 rows, as in 64x8"
-        )
-    return positive(rows), positive(concurrency)
+            f"{text[:40]!r}; allowed: ROWSxCONCURRENCY, up to 256 and 1024, as in 64x8"
+        ) from None
 
 
 def _tell(text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.bench.arguments import names, positive
+from nmoe_flower.arguments import SEED, NameList, Whole
 from nmoe_flower.bench.kinds import KINDS
 from nmoe_flower.bench.measure import Figures, measure_kind, measure_memory
 from nmoe_flower.bench.remote import RUNNERS
@@ -61,11 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="nmoe bench rounds",
         description="Seconds per round of the engines, as multiples of a bare PyTorch loop.",
     )
-    parser.add_argument("--kind", type=names(tuple(KINDS)), default=list(KINDS), metavar="A,B")
-    parser.add_argument("--runner", type=names(RUNNERS), default=list(RUNNERS), metavar="A,B")
-    parser.add_argument("--workers", type=positive, default=2, help="client processes")
-    parser.add_argument("--rounds", type=positive, help="measured rounds at least")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", type=NameList(tuple(KINDS)), default=list(KINDS), metavar="A,B")
+    parser.add_argument("--runner", type=NameList(RUNNERS), default=list(RUNNERS), metavar="A,B")
+    parser.add_argument("--workers", type=Whole(1, 4096), default=2, help="client processes")
+    parser.add_argument("--rounds", type=Whole(1), help="measured rounds at least")
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--memory", action="store_true", help="also 100 clients x 45 MB")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser

@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from nmoe_flower.arguments import SEED, Whole
 from nmoe_flower.bench.kinds import Kind, kind_of
 from nmoe_flower.engine import InProcessGrid, StreamingGrid
 from nmoe_flower.records import ARRAYS
@@ -58,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("runner", choices=("bare", "inprocess", "streaming", "fedavg"))
     parser.add_argument("kind")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--workers", type=int, required=True)
+    parser.add_argument("--seed", type=SEED, required=True)
+    parser.add_argument("--workers", type=Whole(0, 4096), required=True)
     parser.add_argument("--address", required=True)
     args = parser.parse_args(argv)
     _quiet()

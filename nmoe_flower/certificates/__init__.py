@@ -4,10 +4,11 @@ Keys are EC P-256, files are PEM. A device is known by the name in its certifica
 common name and a DNS name, so that a caller can ask for it whatever the address is.
 """
 
-from nmoe_flower.certificates.authority import Authority, create_authority
+from nmoe_flower.certificates.authority import MAX_DAYS, Authority, create_authority
 from nmoe_flower.certificates.identity import Identity, Signer, check_name, verify_signature
 
 __all__ = [
+    "MAX_DAYS",
     "Authority",
     "Identity",
     "Signer",

@@ -17,7 +17,9 @@ from nmoe_flower.certificates import pem
 from nmoe_flower.certificates.identity import Identity, Signer, check_name
 from nmoe_flower.errors import CertificateError
 
-__all__ = ["Authority", "create_authority"]
+__all__ = ["MAX_DAYS", "Authority", "create_authority"]
+
+MAX_DAYS = 36_500
 
 _CLOCK_SKEW = timedelta(minutes=5)
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,252})")
@@ -126,8 +128,8 @@ def _builder(
     days: int,
     start: datetime | None,
 ) -> x509.CertificateBuilder:
-    if days < 1:
-        raise CertificateError(f"a certificate for {days} days; allowed: 1 or more")
+    if not 1 <= days <= MAX_DAYS:
+        raise CertificateError(f"a certificate for {days} days; allowed: 1 to {MAX_DAYS}")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     begin = start or datetime.now(UTC) - _CLOCK_SKEW
     return (

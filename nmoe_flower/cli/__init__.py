@@ -8,7 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 from nmoe_flower import __version__
-from nmoe_flower.cli import bundle, deploy, infer, peers, privacy, serve
+from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
+from nmoe_flower.cli import bundle, deploy, infer, peers, privacy, serve, short_forms
 from nmoe_flower.errors import NMoEError
 
 __all__ = ["main"]
@@ -42,13 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """The whole command line, whose short forms are spelled out before they are read."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = short_forms.spelled_out(sys.argv[1:] if args is None else args, verbs=deploy.VERBS)
+        return super().parse_known_args(words, namespace)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nmoe",
         description="Federated learning of Networked Mixture-of-Experts on Flower.",
     )
     parser.add_argument("--version", action="version", version=f"nmoe-flower {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
     _add_run(commands.add_parser("run", help="train and evaluate: all stages of a recipe"))
     _add_partition(commands.add_parser("partition", help="show which client holds what"))
     _add_report(commands.add_parser("report", help="tables and figures from finished runs"))
@@ -82,13 +95,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("inprocess", "ray"), default="inprocess")
     parser.add_argument(
         "--workers",
-        type=_count,
+        type=Whole(0, 4096),
         metavar="N",
         help="client processes (default: one per core); 0: clients run in this process",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where run folders go (./runs)")
     parser.add_argument("--name", help="the run folder's name (run.name)")
-    parser.add_argument("--seed", type=_count, help="of every random choice (run.seed)")
+    parser.add_argument("--seed", type=SEED, help="of every random choice (run.seed)")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue a stopped run")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is there")
     parser.add_argument("--format", choices=("auto", "text", "json"), default="auto")
@@ -149,19 +162,17 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clients", type=Path, metavar="CLIENTS.csv|json")
     parser.add_argument("--experts", type=Path, metavar="EXPERTS.csv", help="usage, lo, hi of each")
     parser.add_argument("--policy", choices=_ALIGN_POLICIES, default="joint")
-    parser.add_argument("--lo", type=_count, help="least clients per expert (joint)")
-    parser.add_argument("--hi", type=_count, help="most clients per expert (joint)")
-    parser.add_argument("--usage-weight", type=float, default=1.0, metavar="W")
+    parser.add_argument("--lo", type=Whole(), help="least clients per expert (joint)")
+    parser.add_argument("--hi", type=Whole(), help="most clients per expert (joint)")
+    parser.add_argument("--usage-weight", type=Number(0, 1e6), default=1.0, metavar="W")
     parser.add_argument("--scale", choices=("z", "rank", "none"), default="z", help="of fitness")
-    parser.add_argument("--seed", type=_count, default=0, help="of the ties")
-    parser.add_argument("--out", type=Path, metavar="FILE.csv|json")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the ties")
+    parser.add_argument("--out", type=OutputFile((".csv", ".json")), metavar="FILE.csv|json")
 
     def command(args: argparse.Namespace) -> int:
         for name in ("lo", "hi"):
             if getattr(args, name) is not None and args.policy != "joint":
                 parser.error(f"--{name} is for --policy joint")
-        if args.out is not None and args.out.suffix not in (".csv", ".json"):
-            parser.error(f"--out {args.out}: allowed: a name that ends in .csv or .json")
         from nmoe_flower.cli.align import run
 
         return run(args)
@@ -178,10 +189,3 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         return int(module.main(args.arguments))
 
     parser.set_defaults(command=command)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; allowed: 0 or more")
-    return value

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.alignment import align, desirability, load_variation
+from nmoe_flower.alignment import InfeasibleBoundsError, align, desirability, load_variation
 from nmoe_flower.cli.align_files import AlignTable, read_experts, read_table
 from nmoe_flower.cli.summary import aligned
 from nmoe_flower.files import write_json, write_text
@@ -33,15 +33,18 @@ def run(args: argparse.Namespace) -> int:
     wanted = desirability(scores, relative, usage_weight=args.usage_weight, scale=args.scale)
     wanted[barred] = -np.inf
     bounds = _bounds(table, args.lo, args.hi) if args.policy == "joint" else {}
-    chosen = align(
-        wanted,
-        np.array(table.capacity),
-        policy=args.policy,
-        rng=np.random.default_rng(args.seed),
-        clients=table.clients,
-        fitness=np.where(barred, -np.inf, fitness),
-        **bounds,
-    )
+    try:
+        chosen = align(
+            wanted,
+            np.array(table.capacity),
+            policy=args.policy,
+            rng=np.random.default_rng(args.seed),
+            clients=table.clients,
+            fitness=np.where(barred, -np.inf, fitness),
+            **bounds,
+        )
+    except InfeasibleBoundsError as error:
+        raise error.named(table.experts, table.clients) from None
     print(_text(table, chosen))
     if args.out is not None:
         _write(args.out, table, chosen, args.policy)
@@ -50,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _bounds(table: AlignTable, lo: int | None, hi: int | None) -> dict[str, Any]:
-    """Bounds of the file first, then those of the command line, then the default (None)."""
+    """Bounds of the file first, then those of the command line, then the default.
+
+    The default is an even share of all slots (None); where the file bounds some experts, it is no
+    bound for the others.
+    """
     slots, experts = sum(table.capacity), len(table.experts)
     found: dict[str, Any] = {"lo": lo, "hi": hi}
     if table.lo:
@@ -81,7 +88,7 @@ def _held(table: AlignTable, row: npt.NDArray[np.bool_]) -> list[str]:
 
 def _write(path: Path, table: AlignTable, chosen: npt.NDArray[np.bool_], policy: str) -> None:
     held = [_held(table, row) for row in chosen]
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         loads = dict(zip(table.experts, chosen.sum(axis=0), strict=True))
         assignment = dict(zip(table.clients, held, strict=True))
         write_json(path, {"policy": policy, "assignment": assignment, "loads": loads})

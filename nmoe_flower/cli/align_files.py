@@ -2,15 +2,25 @@
 
 import csv
 import io
-import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from nmoe_flower.errors import DataError, NMoEError
+from nmoe_flower.errors import DataError
+from nmoe_flower.files import read_json, read_text
 
 __all__ = ["AlignTable", "read_experts", "read_table"]
+
+_MOST_COUNT = (1 << 31) - 1
+_MOST_NUMBER = 1e100  # squares of it are finite
+_MOST_EXPERTS, _MOST_CLIENTS = 1 << 16, 1 << 22
+_BOUNDS = ("expert", "usage", "lo", "hi")
+_OBJECT = (
+    'allowed: {"clients": [{"client", "capacity", "fitness": {expert: number}}], '
+    '"experts": [{"expert", "usage", "lo", "hi"}]}'
+)
 
 
 @dataclass
@@ -26,106 +36,21 @@ class AlignTable:
     hi: dict[str, int] = field(default_factory=dict)
 
 
+class _Row(NamedTuple):
+    """Cells by column, and where they stand: ``line 3``, ``clients[1]``."""
+
+    place: str
+    cells: Mapping[str, Any]
+
+
 def read_table(path: Path) -> AlignTable:
     """Read clients, capacities and fitness from CSV or, by its ending, from JSON.
 
     Raises:
-        DataError: The file cannot be read; the line, client or expert is named.
+        DataError: The file cannot be read, or says something twice; the line, client or expert
+            is named.
     """
-    return _read_json(path) if path.suffix == ".json" else _read_csv(path)
-
-
-def _load(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def _number(where: str, text: Any) -> float:
-    try:
-        value = math.nan if isinstance(text, bool) else float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where} is {text!r}; allowed: a finite number")
-    return value
-
-
-def _count(where: str, text: Any) -> int:
-    value = _number(where, text)
-    if value < 0 or value != int(value):
-        raise DataError(f"{where} is {text!r}; allowed: a whole number, 0 or more")
-    return int(value)
-
-
-def _rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[dict[str, str]]]:
-    reader = csv.reader(io.StringIO(_load(path)))
-    head = [name.strip() for name in next(reader, [])]
-    if missing := [name for name in required if name not in head]:
-        raise DataError(f"{path}: no column {missing[0]!r}; columns: {', '.join(head) or 'none'}")
-    if len(set(head)) < len(head) or "" in head:
-        raise DataError(f"{path}: a column has no name of its own: {', '.join(head)}")
-    rows = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(head):
-            raise DataError(
-                f"{path}, line {reader.line_num}: {len(cells)} cells, not {len(head)} as in line 1"
-            )
-        rows.append(dict(zip(head, (cell.strip() for cell in cells), strict=True)))
-    if not rows:
-        raise DataError(f"{path}: no rows below the header")
-    return head, rows
-
-
-def _read_csv(path: Path) -> AlignTable:
-    head, rows = _rows(path, ("client", "capacity"))
-    table = AlignTable(experts=[name for name in head if name not in ("client", "capacity")])
-    for row in rows:
-        fitness = {name: row[name] for name in table.experts if row[name]}
-        _add_client(path, table, row["client"], row["capacity"], fitness)
-    return _checked(path, table)
-
-
-def _read_json(path: Path) -> AlignTable:
-    try:
-        content = json.loads(_load(path))
-        clients, experts = content["clients"], content["experts"]
-        table = AlignTable(experts=[str(one["expert"]) for one in experts])
-        for one in experts:
-            _add_expert(path, table, dict(one))
-        for one in clients:
-            _add_client(path, table, one["client"], one["capacity"], dict(one["fitness"]))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, NMoEError):
-            raise
-        raise DataError(
-            f"{path}: {type(error).__name__} {error}; allowed: "
-            '{"clients": [{"client", "capacity", "fitness": {expert: number}}], '
-            '"experts": [{"expert", "usage", "lo", "hi"}]}'
-        ) from error
-    return _checked(path, table)
-
-
-def _add_client(path: Path, table: AlignTable, name: Any, capacity: Any, fitness: Any) -> None:
-    where = f"{path}: client {name!r}"
-    for expert in fitness:
-        if expert not in table.experts:
-            raise DataError(f"{where}: fitness for {expert!r}, which is not among the experts")
-    table.clients.append(str(name))
-    table.capacity.append(_count(f"{where}: capacity", capacity))
-    table.fitness.append(
-        [
-            _number(f"{where}: fitness for {expert}", fitness[expert])
-            if fitness.get(expert) is not None
-            else math.nan
-            for expert in table.experts
-        ]
-    )
+    return _read_json(path) if path.suffix.lower() == ".json" else _read_csv(path)
 
 
 def read_experts(path: Path, table: AlignTable) -> None:
@@ -134,29 +59,163 @@ def read_experts(path: Path, table: AlignTable) -> None:
     Raises:
         DataError: As for `read_table`.
     """
-    for row in _rows(path, ("expert",))[1]:
-        _add_expert(path, table, {key: value for key, value in row.items() if value})
+    head, rows = _rows(path, ("expert",))
+    if unknown := [name for name in head if name not in _BOUNDS]:
+        raise DataError(f"{path}: the column {unknown[0]!r}; allowed: {', '.join(_BOUNDS)}")
+    _add_experts(path, table, rows)
 
 
-def _add_expert(path: Path, table: AlignTable, row: dict[str, Any]) -> None:
-    name = str(row.get("expert", ""))
-    if name not in table.experts:
-        raise DataError(f"{path}: expert {name!r} has no fitness; known: {table.experts}")
-    if unknown := sorted(set(row) - {"expert", "usage", "lo", "hi"}):
-        raise DataError(f"{path}: {unknown[0]!r} is unknown; allowed: expert, usage, lo, hi")
-    where = f"{path}: expert {name!r}"
-    if "usage" in row:
-        table.usage[name] = _number(f"{where}: usage", row["usage"])
-        if table.usage[name] < 0:
-            raise DataError(f"{where}: usage is {row['usage']}; allowed: 0 or more")
-    for key, bounds in (("lo", table.lo), ("hi", table.hi)):
-        if key in row:
-            bounds[name] = _count(f"{where}: {key}", row[key])
-
-
-def _checked(path: Path, table: AlignTable) -> AlignTable:
-    if not table.experts or not table.clients:
-        raise DataError(f"{path}: {len(table.clients)} clients and {len(table.experts)} experts")
-    if len(set(table.experts)) < len(table.experts):
-        raise DataError(f"{path}: an expert is listed twice: {', '.join(table.experts)}")
+def _read_csv(path: Path) -> AlignTable:
+    head, rows = _rows(path, ("client", "capacity"))
+    table = AlignTable(experts=[name for name in head if name not in ("client", "capacity")])
+    clients = []
+    for place, cells in rows:
+        fitness = {name: cells[name] for name in table.experts if cells[name]}
+        clients.append(_Row(place, {**cells, "fitness": fitness}))
+    _add_clients(path, table, clients)
     return table
+
+
+def _rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Row]]:
+    """The header and the rows of a CSV file; cells without the space around them."""
+    reader = csv.reader(io.StringIO(read_text(path, raises=DataError)), strict=True)
+    rows = []
+    try:
+        head = [name.strip() for name in next(reader, [])]
+        _check_head(path, head, required)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            place = f"line {reader.line_num}"
+            if len(cells) != len(head):
+                raise DataError(
+                    f"{path}, {place}: {len(cells)} cells, not {len(head)} as in line 1"
+                )
+            rows.append(_Row(place, dict(zip(head, map(str.strip, cells), strict=True))))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+    if not rows:
+        raise DataError(f"{path}: no rows below the header")
+    return head, rows
+
+
+def _check_head(path: Path, head: Sequence[str], required: Sequence[str]) -> None:
+    if missing := [name for name in required if name not in head]:
+        raise DataError(f"{path}: no column {missing[0]!r}; columns: {', '.join(head) or 'none'}")
+    _once(path, "the column", [(name, f"column {at} of line 1") for at, name in enumerate(head, 1)])
+
+
+def _read_json(path: Path) -> AlignTable:
+    content = read_json(path, raises=DataError)
+    if not isinstance(content, dict) or set(content) != {"clients", "experts"}:
+        raise DataError(f"{path}: {_kind(content)}; {_OBJECT}")
+    experts = _objects(path, content, "experts", ("expert",), _BOUNDS)
+    names = ("client", "capacity", "fitness")
+    clients = _objects(path, content, "clients", names, names)
+    table = AlignTable(experts=[str(row.cells["expert"]) for row in experts])
+    _add_experts(path, table, experts)
+    for place, cells in clients:
+        if not isinstance(cells["fitness"], dict):
+            raise DataError(f"{path}, {place}: fitness is {cells['fitness']!r:.40}; {_OBJECT}")
+    _add_clients(path, table, clients)
+    return table
+
+
+def _objects(
+    path: Path, content: Mapping[str, Any], key: str, needed: Sequence[str], allowed: Sequence[str]
+) -> list[_Row]:
+    if not isinstance(content[key], list):
+        raise DataError(f"{path}: {key} is {content[key]!r:.40}; {_OBJECT}")
+    rows = [_Row(f"{key}[{at}]", cells) for at, cells in enumerate(content[key])]
+    for place, cells in rows:
+        fits = isinstance(cells, dict) and set(needed) <= set(cells) <= set(allowed)
+        if not fits:
+            raise DataError(f"{path}, {place}: {_kind(cells)}; {_OBJECT}")
+    return rows
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(repr, value)) or 'nothing in it'}"
+    return f"{value!r:.40}"
+
+
+def _add_clients(path: Path, table: AlignTable, rows: Sequence[_Row]) -> None:
+    if not table.experts or not rows:
+        raise DataError(f"{path}: {len(rows)} clients and {len(table.experts)} experts")
+    if len(table.experts) > _MOST_EXPERTS or len(rows) > _MOST_CLIENTS:
+        raise DataError(
+            f"{path}: {len(rows)} clients and {len(table.experts)} experts; allowed: up to "
+            f"{_MOST_CLIENTS} and {_MOST_EXPERTS}"
+        )
+    _once(path, "the client", [(row.cells["client"], row.place) for row in rows])
+    known = set(table.experts)
+    for _, cells in rows:
+        name, fitness = str(cells["client"]), cells["fitness"]
+        where = f"{path}: client {name!r}"
+        if strange := [expert for expert in fitness if expert not in known]:
+            raise DataError(f"{where}: fitness for {strange[0]!r}, which is not among the experts")
+        table.clients.append(name)
+        table.capacity.append(_count(f"{where}: capacity", cells["capacity"]))
+        table.fitness.append(
+            [
+                _number(f"{where}: fitness for {expert}", fitness[expert])
+                if fitness.get(expert) is not None
+                else math.nan
+                for expert in table.experts
+            ]
+        )
+
+
+def _add_experts(path: Path, table: AlignTable, rows: Sequence[_Row]) -> None:
+    _once(path, "the expert", [(row.cells["expert"], row.place) for row in rows])
+    known = set(table.experts)
+    for place, cells in rows:
+        name = str(cells["expert"])
+        if name not in known:
+            some = ", ".join(table.experts[:20])
+            raise DataError(f"{path}, {place}: expert {name!r} has no fitness; known: {some}")
+        where = f"{path}: expert {name!r}"
+        given = {key: value for key, value in cells.items() if value not in ("", None)}
+        if "usage" in given:
+            table.usage[name] = _number(f"{where}: usage", given["usage"])
+            if table.usage[name] < 0:
+                raise DataError(f"{where}: usage is {given['usage']}; allowed: 0 or more")
+        for key, bounds in (("lo", table.lo), ("hi", table.hi)):
+            if key in given:
+                bounds[name] = _count(f"{where}: {key}", given[key])
+
+
+def _once(path: Path, what: str, named: Sequence[tuple[Any, str]]) -> None:
+    """Refuse a name that is none, or that stands in two places."""
+    places: dict[str, str] = {}
+    for name, place in named:
+        if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
+            raise DataError(f"{path}, {place}: {what} is {name!r:.40}; allowed: a name")
+        if str(name) in places:
+            raise DataError(
+                f"{path}: {what} {str(name)!r} is listed twice: {places[str(name)]} and {place}"
+            )
+        places[str(name)] = place
+
+
+def _finite(text: Any) -> float:
+    """The number that stands there; NaN if it is none."""
+    try:
+        return math.nan if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _number(where: str, text: Any) -> float:
+    value = _finite(text)
+    if not abs(value) <= _MOST_NUMBER:
+        raise DataError(f"{where} is {text!r:.40}; allowed: a number, up to {_MOST_NUMBER:g}")
+    return value
+
+
+def _count(where: str, text: Any) -> int:
+    value = _finite(text)
+    if not 0 <= value <= _MOST_COUNT or value != int(value):
+        raise DataError(f"{where} is {text!r:.40}; allowed: a whole number in 0..{_MOST_COUNT}")
+    return int(value)

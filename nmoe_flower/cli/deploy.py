@@ -1,9 +1,13 @@
-"""``nmoe deploy``: prepare, check and demonstrate a federation of real machines."""
+"""``nmoe deploy``: prepare, check, change and demonstrate a federation of real machines."""
 
 import argparse
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-__all__ = ["add_arguments"]
+from nmoe_flower.arguments import Whole
+
+__all__ = ["VERBS", "add_arguments"]
 
 _EXAMPLES = """\
 examples:
@@ -14,9 +18,13 @@ examples:
   nmoe deploy check node-0
   nmoe deploy renew lab node-0 --node-key               new certificate and keys
   nmoe deploy add lab --hosts cam3.lab                  one more node
+  nmoe deploy sign lab --move node-1=10.0.0.9           a new list of peers
 
-A folder is written once and never overwritten. The exit code of a check is 1 if there is a problem.
+"nmoe deploy FOLDER ..." is short for "nmoe deploy write FOLDER ...", "nmoe deploy --demo N" for
+"nmoe deploy demo --nodes N". "nmoe deploy VERB --help" has the options of each.
 """
+_MOST_NODES = 10_000
+_MOST_DAYS = 36_500
 
 # Few exchanges of much work: each costs seconds, whatever the model's size.
 FEW_EXCHANGES = (
@@ -32,57 +40,115 @@ FEW_EXCHANGES = (
     "run.connect-timeout=300",
     "run.round-timeout=900",
 )
-_DEMO = ("extractor.rounds=3", "extractor.local-steps=200", "gate.rounds=3", "run.name=demo")
+DEMO = ("extractor.rounds=3", "extractor.local-steps=200", "gate.rounds=3", "run.name=demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``nmoe deploy``."""
+    """The verbs of ``nmoe deploy``, and the options of each."""
     parser.description = (
-        "Write the folders of a federation: certificates, keys, configuration and start scripts "
-        "of a server and N nodes; check them; or play all of it on this machine."
+        "The folders of a federation: certificates, keys, configuration and start scripts of a "
+        "server and N nodes."
     )
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("target", nargs="*", metavar="[check|renew|add] FOLDER")
-    parser.add_argument("--nodes", type=int, metavar="N", help="how many devices")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, (about, add) in VERBS.items():
+        verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        add(verb)
+        verb.set_defaults(command=_command(name))
+
+
+def _command(verb: str) -> Callable[[argparse.Namespace], int]:
+    def command(args: argparse.Namespace) -> int:
+        deploying = import_module("nmoe_flower.cli.deploying")
+        return int(deploying.VERBS[verb](args))
+
+    return command
+
+
+def _add_write(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser, "new, or empty")
+    _add_nodes(parser)
     parser.add_argument(
         "--hosts", nargs="+", default=[], metavar="HOST[:PORT]",
-        help="the server's, then one per node (all on this machine)",
+        help="the server's, then one per node; IPv6 in brackets (all on this machine)",
     )  # fmt: skip
+    _add_plan(parser)
+    _add_days(parser, "certificates and the list of peers hold")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="keep everything there (nothing)"
+    )
+    _add_nodes(parser, "--demo")
+    _add_plan(parser)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser, "of one machine, or of the whole federation")
+    parser.epilog = "The exit code is 1 if there is a problem."
+
+
+def _add_renew(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser, "of the whole federation, with authority/")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="superlink, node-0, ...")
+    parser.add_argument("--node-key", action="store_true", help="the SuperNode's key, too")
+    _add_days(parser, "the certificates hold")
+
+
+def _add_add(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser, "of the whole federation, with authority/")
+    parser.add_argument(
+        "--hosts", nargs="+", required=True, metavar="HOST[:PORT]", help="one per new node"
+    )
+    _add_days(parser, "the new certificates and the list of peers hold")
+
+
+def _add_sign(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser, "of the whole federation, with authority/")
+    parser.add_argument(
+        "--move", nargs="+", default=[], metavar="NAME=HOST[:PORT]", help="where nodes are now"
+    )
+    _add_days(parser, "the list of peers holds")
+
+
+def _add_folder(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help=about)
+
+
+def _add_nodes(parser: argparse.ArgumentParser, *short: str) -> None:
+    parser.add_argument(
+        "--nodes", *short, dest="nodes", type=Whole(2, _MOST_NODES), required=True, metavar="N",
+        help="how many devices",
+    )  # fmt: skip
+
+
+def _add_days(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--days", type=Whole(1, _MOST_DAYS), default=365, metavar="N", help=f"{what} (%(default)s)"
+    )
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="federation", help="of the federation (%(default)s)")
     parser.add_argument("--data", default="", metavar="DIR", help="a node's images, in its folder")
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all there are")
-    parser.add_argument("--days", type=int, default=365, help="of the certificates (%(default)s)")
     parser.add_argument("--recipe", type=Path, metavar="RECIPE.toml")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=VALUE"
     )
-    parser.add_argument("--node-key", action="store_true", help="renew: the SuperNode's, too")
-    parser.add_argument("--demo", type=int, metavar="N", help="play it here with N nodes")
-
-    def command(args: argparse.Namespace) -> int:
-        verb, least = _verb(args.target)
-        if args.demo is not None:
-            if args.nodes or args.hosts or verb or len(args.target) > 1:
-                parser.error("--demo N takes no --nodes and no --hosts, and at most one FOLDER")
-        elif len(args.target) < least or (verb != "renew" and len(args.target) > least):
-            parser.error("give FOLDER --nodes N, check FOLDER, renew FOLDER NAME ... or add FOLDER")
-        elif (not verb and args.nodes is None) or (verb == "add" and not args.hosts):
-            parser.error("a new folder needs --nodes N, add needs --hosts HOST ...")
-        from nmoe_flower.cli import deploying
-
-        if args.demo is not None:
-            return deploying.demo(args, (*FEW_EXCHANGES, *_DEMO))
-        if verb:
-            return deploying.VERBS[verb](args)
-        return deploying.write(args, FEW_EXCHANGES)
-
-    parser.set_defaults(command=command)
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE.whl",
+        help="of nmoe-flower, for the machines to install (made of what runs here)",
+    )  # fmt: skip
 
 
-def _verb(target: list[str]) -> tuple[str, int]:
-    """What is to be done with the folder, and how many words that takes."""
-    least = {"check": 2, "renew": 3, "add": 2}
-    if len(target) > 1 and target[0] in least:
-        return target[0], least[target[0]]
-    return "", 1
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "write": ("write the folders of a federation", _add_write),
+    "check": ("look at a folder and say in words what is wrong", _add_check),
+    "renew": ("issue certificates and keys anew", _add_renew),
+    "add": ("add nodes, and tell the others", _add_add),
+    "sign": ("sign the list of peers again, also after a node has moved", _add_sign),
+    "demo": ("play all of it on this machine, then take it down", _add_demo),
+}

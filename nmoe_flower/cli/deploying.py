@@ -2,10 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from nmoe_flower.cli.deploy import DEMO, FEW_EXCHANGES
 from nmoe_flower.cli.keys import needs_serve
 from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError
 
 with needs_serve("nmoe deploy"):
     from nmoe_flower.deploy import (
@@ -15,24 +18,33 @@ with needs_serve("nmoe deploy"):
         demonstrate,
         places,
         renew,
+        sign_peers,
         write_federation,
     )
 
-__all__ = ["VERBS", "demo", "write"]
+__all__ = ["VERBS"]
 
 
-def write(args: argparse.Namespace, settings: Sequence[str]) -> int:
+def _write(args: argparse.Namespace) -> int:
     """Write a federation's folder."""
-    plan = _plan(args, args.nodes, settings)
-    for path in write_federation(Path(args.target[0]), plan):
-        print(path)
-    print(f"read {Path(args.target[0]) / 'README.md'}: it says where each folder goes")
+    plan = replace(_plan(args, args.hosts, FEW_EXCHANGES), days=args.days)
+    _print(write_federation(args.folder, plan, wheel=args.wheel))
+    print(f"read {args.folder / 'README.md'}: it says where each folder goes")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    """Play a federation on this machine."""
+    plan = _plan(args, [], (*FEW_EXCHANGES, *DEMO))
+    demonstrate(
+        plan, say=lambda line: print(line, flush=True), folder=args.folder, wheel=args.wheel
+    )
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
     """Print what was looked at; 1 if something is wrong."""
-    findings = check(Path(args.target[1]))
+    findings = check(args.folder)
     width = max(len(found.party) for found in findings)
     for found in findings:
         state = "PROBLEM" if found.problem else "skipped" if found.note else "ok"
@@ -44,35 +56,46 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _renew(args: argparse.Namespace) -> int:
-    for name in args.target[2:]:
-        for path in renew(Path(args.target[1]), name, node_key=args.node_key, days=args.days):
-            print(path)
+    _print(renew(args.folder, *args.names, node_key=args.node_key, days=args.days))
     return 0
 
 
 def _add(args: argparse.Namespace) -> int:
-    for path in add_nodes(Path(args.target[1]), args.hosts, days=args.days):
+    _print(add_nodes(args.folder, args.hosts, days=args.days))
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    moves: dict[str, str] = {}
+    for text in args.move:
+        name, sign, host = text.partition("=")
+        if not sign or name in moves:
+            raise ConfigError(f"--move {text!r}; allowed: NAME=HOST[:PORT], each name once")
+        moves[name] = host
+    _print(sign_peers(args.folder, moves=moves, days=args.days))
+    return 0
+
+
+VERBS = {
+    "write": _write,
+    "check": _check,
+    "renew": _renew,
+    "add": _add,
+    "sign": _sign,
+    "demo": _demo,
+}
+
+
+def _print(paths: Sequence[Path]) -> None:
+    for path in paths:
         print(path)
-    return 0
 
 
-VERBS = {"check": _check, "renew": _renew, "add": _add}
-
-
-def demo(args: argparse.Namespace, settings: Sequence[str]) -> int:
-    """Play a federation on this machine."""
-    folder = Path(args.target[0]) if args.target else None
-    demonstrate(
-        _plan(args, args.demo, settings), say=lambda line: print(line, flush=True), folder=folder
-    )
-    return 0
-
-
-def _plan(args: argparse.Namespace, nodes: int, settings: Sequence[str]) -> Plan:
+def _plan(args: argparse.Namespace, hosts: Sequence[str], settings: Sequence[str]) -> Plan:
     """A recipe stands as it is; without one, the settings for few exchanges are the base."""
     base = () if args.recipe else settings
-    own = [*base, f"data.num-clients={nodes}", *args.overrides]
-    server, peers = places(args.hosts, nodes)
+    own = [*base, f"data.num-clients={args.nodes}", *args.overrides]
+    server, peers = places(hosts, args.nodes)
     return Plan(
         server=server,
         peers=peers,
@@ -80,5 +103,4 @@ def _plan(args: argparse.Namespace, nodes: int, settings: Sequence[str]) -> Plan
         name=args.name,
         data=args.data,
         classes=tuple(args.classes),
-        days=args.days,
     )

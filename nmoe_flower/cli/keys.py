@@ -6,12 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.installation import install_hint
 
-__all__ = ["add_keys", "check_keys", "needs_serve"]
+__all__ = ["add_keys", "check_keys", "needs_serve", "take_node"]
 
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
-    """Certificate, key and authority, or ``--insecure``."""
+    """Certificate, key and authority, or ``--insecure``, or ``--node``."""
+    parser.add_argument(
+        "--node", type=Path, metavar="FOLDER", help="a node's, by nmoe deploy: takes all from there"
+    )
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="this device's")
     parser.add_argument("--key", type=Path, metavar="FILE", help="of the certificate")
     parser.add_argument("--authority", type=Path, metavar="FILE", help="ca.pem of the federation")
@@ -19,10 +23,34 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def check_keys(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Leave with a usage error unless it is all three, or ``--insecure`` alone."""
+    """Leave with a usage error unless it is all three, or ``--insecure`` or ``--node`` alone."""
     given = (args.certificate, args.key, args.authority)
-    if args.insecure == (None not in given) or (args.insecure and any(given)):
-        parser.error("give --certificate, --key and --authority, or --insecure alone")
+    if args.node is not None:
+        if any(given) or args.insecure or args.peers is not None:
+            parser.error(
+                "--node FOLDER takes certificate, key, authority and list of peers from the "
+                "folder: leave out --certificate, --key, --authority, --peers and --insecure"
+            )
+    elif args.insecure == (None not in given) or (args.insecure and any(given)):
+        parser.error("give --certificate, --key and --authority, or --insecure alone, or --node")
+
+
+def take_node(args: argparse.Namespace) -> None:
+    """Fill in what ``--node`` stands for; nothing without it.
+
+    Raises:
+        ConfigError: The folder is not that of a node.
+    """
+    if args.node is None:
+        return
+    from nmoe_flower.deploy import node_files
+
+    files = node_files(args.node, trained=hasattr(args, "bundle"))
+    for name in ("certificate", "key", "authority", "peers"):
+        setattr(args, name, getattr(files, name))
+    for name in ("bundle", "listen"):
+        if hasattr(args, name) and getattr(args, name) is None:
+            setattr(args, name, getattr(files, name))
 
 
 @contextmanager
@@ -35,6 +63,4 @@ def needs_serve(command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{command} needs {error.name}: pip install 'nmoe-flower[serve]'"
-        ) from None
+        raise ConfigError(f"{command} needs {error.name}: {install_hint('serve')}") from None

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 
+from nmoe_flower.arguments import PORT
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["add_metrics_port", "serve_metrics"]
@@ -11,7 +12,7 @@ __all__ = ["add_metrics_port", "serve_metrics"]
 
 def add_metrics_port(parser: argparse.ArgumentParser) -> None:
     """The option."""
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="Prometheus, on loopback")
+    parser.add_argument("--metrics-port", type=PORT, metavar="PORT", help="Prometheus, on loopback")
 
 
 @contextlib.contextmanager

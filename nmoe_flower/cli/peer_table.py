@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli.summary import aligned
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.files import to_json
+from nmoe_flower.files import to_json, write_text
 from nmoe_flower.inference import signing
 from nmoe_flower.inference.client import identity_of
 from nmoe_flower.inference.peers import PeerList
@@ -35,8 +35,6 @@ def show(args: argparse.Namespace) -> int:
     Raises:
         NMoEError: The list or a certificate cannot be used.
     """
-    if args.interval <= 0 or args.timeout <= 0:
-        raise ConfigError(f"--interval {args.interval}, --timeout {args.timeout}; allowed: above 0")
     identity = identity_of(args.certificate, args.key, args.authority, insecure=args.insecure)
     peers = PeerList.load(args.peers)
     if identity is not None:
@@ -106,7 +104,9 @@ def cells(one: PeerStatus) -> list[str]:
 
 
 def sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
-    """Sign a list as the authority, or as the directory, in ``folder``; the serial grows by one.
+    """Sign a list as the authority, or as the directory, in ``folder``.
+
+    The serial number is above that of every list this folder has signed.
 
     Raises:
         NMoEError: The list or the keys cannot be used, or the days are not positive.
@@ -121,9 +121,16 @@ def sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
         certificate, key = (folder / f"{signing.DIRECTORY}{end}" for end in (".pem", ".key"))
         signer = Identity.load(certificate, key, folder / "ca.pem")
     end = now + max(1, round(86_400 * days))
-    renewed = replace(draft, serial=draft.serial + 1, issued_unix=now, expires_unix=end)
+    serial = signing.next_serial(folder, draft.serial, *_serials(folder.parent))
+    renewed = replace(draft, serial=serial, issued_unix=now, expires_unix=end)
     signed = signing.sign(renewed, signer)
     target = peers if out is None else out
+    write_text(folder / signing.SERIAL, f"{serial}\n")
     signed.write(target)
     print(f"{target}: {len(signed.peers)} peers, serial {signed.serial}, for {days:g} days")
     return 0
+
+
+def _serials(federation: Path) -> list[int]:
+    """Of the lists in the nodes' folders, if the key lies in the folder of a federation."""
+    return [PeerList.load(path).serial for path in sorted(federation.glob("nodes/*/peers.json"))]

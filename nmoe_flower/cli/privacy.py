@@ -2,6 +2,8 @@
 
 import argparse
 
+from nmoe_flower.arguments import Number, Whole
+
 __all__ = ["add_arguments"]
 
 _EXAMPLES = """\
@@ -19,19 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "What a privacy budget leaves of FedSC's correlation matrices."
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--epsilon", type=float, nargs="+", default=[8.0], metavar="E", help="of a client (8)"
+    several: tuple[tuple[str, Number | Whole, float, str, str], ...] = (
+        ("--epsilon", Number(0, 1e6, open=True), 8.0, "E", "of a client (8)"),
+        ("--releases", Whole(1, 10**6), 20, "T", "of a client (20)"),
+        ("--dim", Whole(1, 2048), 128, "D", "width of a feature (128)"),
     )
-    parser.add_argument("--delta", type=float, default=1e-5, help="(%(default)s)")
-    parser.add_argument(
-        "--releases", type=int, nargs="+", default=[20], metavar="T", help="of a client (20)"
-    )
-    parser.add_argument(
-        "--dim", type=int, nargs="+", default=[128], metavar="D", help="width of a feature (128)"
-    )
-    parser.add_argument("--examples", type=int, default=2500, metavar="N", help="per client (2500)")
-    parser.add_argument("--clients", type=int, default=10, metavar="M", help="(10)")
-    parser.add_argument("--classes", type=int, default=10, metavar="C", help="or clusters (10)")
+    for name, kind, standard, metavar, text in several:
+        parser.add_argument(
+            name, type=kind, nargs="+", default=[standard], metavar=metavar, help=text
+        )
+    for name, default, metavar, text in (
+        ("--examples", 2500, "N", "per client (2500)"),
+        ("--clients", 10, "M", "(10)"),
+        ("--classes", 10, "C", "or clusters (10)"),
+    ):
+        parser.add_argument(name, type=Whole(1), default=default, metavar=metavar, help=text)
+    delta = Number(0, 1, open=True, below=True)
+    parser.add_argument("--delta", type=delta, default=1e-5, help="(%(default)s)")
     parser.add_argument("--adjacency", choices=("replace-one", "add-remove"), default="replace-one")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 

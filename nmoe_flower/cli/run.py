@@ -15,6 +15,7 @@ from nmoe_flower.data import usage
 from nmoe_flower.engine import InProcessGrid, run_simulation, write_app
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError, NMoEError
+from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import Follower, Progress, make_progress
 from nmoe_flower.results import RunFolder
 
@@ -159,7 +160,7 @@ def _draw(folder: RunFolder) -> list[Path]:
 
         return list(draw_figures(folder.path))
     except ImportError:
-        print('nmoe: no figures: pip install "nmoe-flower[report]"', file=sys.stderr)
+        print(f"nmoe: no figures: {install_hint('report')}", file=sys.stderr)
     except NMoEError as error:
         print(f"nmoe: no figures: {error}", file=sys.stderr)
     return []

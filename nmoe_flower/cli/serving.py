@@ -9,11 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.cli.metrics_port import serve_metrics
-from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference import ExpertServer, Sources, SourceWatch
 from nmoe_flower.inference.logs import JsonFormatter
 
@@ -24,8 +25,6 @@ _LOOK_SECONDS = 1.0
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; 0 if every open request was answered."""
-    if args.threads < 1:
-        raise ConfigError(f"--threads is {args.threads}; allowed: 1 or more")
     torch.set_num_threads(args.threads)
     with _logging(args.log):
         return asyncio.run(_serve(args))
@@ -50,8 +49,8 @@ async def _serve(args: argparse.Namespace) -> int:
     with serve_metrics(server.metrics.registry, args.metrics_port):
         port = await server.start()
         watch = SourceWatch(server, sources)
-        host = args.listen.rpartition(":")[0]
-        print(json.dumps({"serving": f"{host}:{port}", "pid": os.getpid()}), flush=True)
+        place = replace(Address.parse(args.listen, any_port=True), port=port)
+        print(json.dumps({"serving": str(place), "pid": os.getpid()}), flush=True)
         while not await _set_within(stop, _LOOK_SECONDS):
             await watch.look(again=again.is_set())
             again.clear()

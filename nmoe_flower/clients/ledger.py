@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from nmoe_flower.errors import CheckpointError
-from nmoe_flower.files import write_bytes
+from nmoe_flower.files import read_json, write_bytes
 from nmoe_flower.privacy import Accountant, Budget
 
 __all__ = ["Ledger"]
@@ -32,7 +32,7 @@ class Ledger:
         self._paid_round = 0
         if self._path.exists():
             try:
-                state = json.loads(self._path.read_text(encoding="utf-8"))
+                state = read_json(self._path)
                 self._accountant.load_state(state)
                 self._paid_round = int(state.get("round", 0))
             except (OSError, ValueError, TypeError, OverflowError) as error:

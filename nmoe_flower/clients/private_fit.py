@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.installation import install_hint
 from nmoe_flower.privacy import secure_normal
 
 __all__ = ["Losses", "Plan", "Sampler", "private_fit"]
@@ -97,9 +98,7 @@ def private_fit(
     try:
         samples = importlib.import_module("nmoe_flower.clients.grad_samples")
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "private weights need Opacus: pip install 'nmoe-flower[privacy]'"
-        ) from error
+        raise ConfigError(f"private weights need Opacus: {install_hint('privacy')}") from error
     module.train()
     gradients, taken = samples.SampleGradients(module), 0
     private = _private_optimizer(optimizer, plan, noise)

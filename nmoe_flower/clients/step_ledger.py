@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.errors import BudgetError, CheckpointError
-from nmoe_flower.files import write_bytes
+from nmoe_flower.files import read_json, write_bytes
 from nmoe_flower.privacy import Budget, WeightsCost, steps_epsilon
 from nmoe_flower.privacy.mechanism import Adjacency
 
@@ -39,7 +39,7 @@ class StepLedger:
         self._rounds: dict[int, dict[str, Any]] = {}
         if self._path.exists():
             try:
-                state = json.loads(self._path.read_text(encoding="utf-8"))
+                state = read_json(self._path)
                 self._steps = {(float(n), float(q)): int(c) for n, q, c in state["steps"]}
                 self._rounds = {int(r): dict(entry) for r, entry in state["rounds"].items()}
                 steps_epsilon(self.history, budget.delta)

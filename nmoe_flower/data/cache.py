@@ -1,7 +1,6 @@
 """Where decoded images lie, and how an entry is opened and put there whole."""
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ import numpy as np
 
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.errors import DataError
+from nmoe_flower.files import read_json
 
 __all__ = ["build_entry", "cache_root", "open_entry", "unwritable"]
 
@@ -30,7 +30,7 @@ def cache_root(cache_dir: Path | str | None = None) -> Path:
 def open_entry(entry: Path, name: str) -> ImageData | None:
     """Open a cache entry; None if it is absent, half written or does not match its description."""
     try:
-        meta = json.loads((entry / "meta.json").read_bytes())
+        meta = read_json(entry / "meta.json")
         splits = []
         for split in ("train", "test"):
             images = np.load(entry / f"{split}-images.npy", mmap_mode="r", allow_pickle=False)

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from nmoe_flower.errors import DataError
+from nmoe_flower.installation import install_hint
 
 __all__ = ["import_extra"]
 
@@ -17,6 +18,4 @@ def import_extra(name: str, purpose: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise DataError(
-            f"{purpose} needs {error.name or name}: pip install 'nmoe-flower[data]'"
-        ) from error
+        raise DataError(f"{purpose} needs {error.name or name}: {install_hint('data')}") from error

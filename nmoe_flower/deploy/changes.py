@@ -1,57 +1,76 @@
-"""Change a federation that is there: new certificates and keys, more nodes."""
+"""Change a federation that is there: certificates and keys, nodes, the list of peers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Authority
 from nmoe_flower.config import Config
-from nmoe_flower.deploy.folder import Plan, parties, peer_list, write_node, write_readme
+from nmoe_flower.deploy.folder import (
+    Plan,
+    add_wheel,
+    parties,
+    peer_list,
+    write_node,
+    write_node_config,
+    write_overview,
+    write_party,
+    write_peers,
+    write_scripts,
+)
 from nmoe_flower.deploy.keys import create_node_key
 from nmoe_flower.deploy.party import Party
-from nmoe_flower.deploy.places import PEER_PORT, Place
-from nmoe_flower.deploy.units import compose
+from nmoe_flower.deploy.places import peer_places
+from nmoe_flower.deploy.scripts import node_scripts
+from nmoe_flower.deploy.wheel import FOLDER as WHEEL
+from nmoe_flower.deploy.wheel import copy_wheel, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.files import read_toml, to_toml, write_text
+from nmoe_flower.files import all_or_none, read_toml
 from nmoe_flower.inference.peers import PeerList
-from nmoe_flower.inference.signing import sign
+from nmoe_flower.inference.signing import next_serial
 
-__all__ = ["add_nodes", "renew"]
+__all__ = ["add_nodes", "renew", "sign_peers"]
 
 
-def renew(folder: Path, name: str, *, node_key: bool = False, days: int = 365) -> list[Path]:
-    """Issue a party's certificate anew, with a new key; return the files that changed.
+def renew(folder: Path, *names: str, node_key: bool = False, days: int = 365) -> list[Path]:
+    """Issue certificates of parties anew, with new keys; return the files that changed.
+
+    All of them change, or none.
 
     Args:
         folder: The whole folder of the federation, with ``authority/``.
-        name: ``superlink``, or a node's.
-        node_key: Also a new key for the node's SuperNode.
-        days: How long the certificate is valid.
+        names: ``superlink``, or a node's.
+        node_key: Also a new key for each node's SuperNode.
+        days: How long the certificates are valid.
 
     Raises:
         ConfigError: There is no such party.
         CertificateError: The authority's key is not there, or a file cannot be written.
     """
-    own = folder / "server" if name == "superlink" else folder / "nodes" / name
-    if name not in ("superlink", *(path.name for path in (folder / "nodes").glob("*"))):
-        raise ConfigError(f"{folder} has no party {name!r}")
-    party = Party.load(own)
-    place = party.superlink if party.kind == "server" else party.peer
+    owned = {name: _own(folder, name) for name in names}
     authority = Authority.load(folder / "authority")
-    authority.issue(own, name, hosts=[place.rpartition(":")[0]], days=days)
-    changed = [own / f"{name}.pem", own / f"{name}.key"]
-    if node_key and party.kind == "node":
-        public = folder / "server" / "keys" / f"{name}.pub"
-        create_node_key(own / "supernode.key", own / "supernode.pub", public)
-        changed += [own / "supernode.key", own / "supernode.pub", public]
+    changed: list[Path] = []
+    with all_or_none(folder) as new:
+        for name, own in owned.items():
+            party = Party.load(folder / own)
+            place = party.superlink if party.kind == "server" else party.peer
+            authority.issue(new / own, name, hosts=[Address.parse(place).host], days=days)
+            changed += [folder / own / f"{name}.pem", folder / own / f"{name}.key"]
+            if node_key and party.kind == "node":
+                files = [own / "supernode.key", own / "supernode.pub"]
+                files.append(Path("server", "keys", f"{name}.pub"))
+                create_node_key(*(new / file for file in files))
+                changed += [folder / file for file in files]
     return changed
 
 
 def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Path]:
     """Write folders for more nodes; tell the others how many there are now.
 
-    The gate knows as many experts as there are nodes, so the next run trains everything anew.
+    The gate knows as many experts as there are nodes, so the next run trains everything anew. All
+    of it is written, or nothing.
 
     Args:
         folder: The whole folder of the federation, with ``authority/``.
@@ -68,37 +87,99 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
     authority = Authority.load(folder / "authority")
     before = _plan(folder, days)
     old = len(before.peers)
-    taken = [place.host for place in before.peers]
-    added: list[Place] = []
-    for text in hosts:
-        added.append(Place.parse(text, port=PEER_PORT + taken.count(text)))
-        taken.append(text)
-    places = (*before.peers, *added)
-    if len(set(places)) != len(places):
-        raise ConfigError("two nodes cannot listen at one place; give host:port")
-    config = Config.parse({**before.config.flat(), "data.num-clients": len(places)})
-    plan = replace(before, peers=places, config=config)
+    peers = (*before.peers, *peer_places(hosts, taken=(before.server, *before.peers)))
+    config = Config.parse({**before.config.flat(), "data.num-clients": len(peers)})
+    plan = replace(before, peers=peers, config=config)
     server, nodes = parties(plan, config)
+    nodes = [*(Party.load(folder / "nodes" / node.name) for node in nodes[:old]), *nodes[old:]]
     changed = [folder / "server" / "app"]
-    for node in nodes[old:]:
-        write_node(folder, node, authority, plan)
-        changed += [folder / "nodes" / node.name, folder / "server" / "keys" / f"{node.name}.pub"]
-    serial = PeerList.load(folder / "nodes" / nodes[0].name / "peers.json").serial + 1
-    listed = sign(peer_list(nodes, days, serial=serial), authority)
-    for node in nodes:
-        own = folder / "nodes" / node.name
-        listed.write(own / "peers.json")
-        values = read_toml(own / "node.toml") | {"num-partitions": len(nodes)}
-        write_text(own / "node.toml", to_toml(values))
-    changed += [f for n in nodes[:old] for f in _told(folder / "nodes" / n.name)]
-    write_app(folder / "server" / "app", config.flat())
-    write_readme(folder, server, nodes, plan, config)
-    write_text(folder / "compose.yaml", compose(server, nodes))
+    with all_or_none(folder) as new:
+        _bring_wheel(folder, new)
+        for node in nodes[old:]:
+            write_node(new, node, authority, plan)
+            add_wheel(new, new / "nodes" / node.name)
+            changed += [folder / "nodes" / node.name]
+            changed += [folder / "server" / "keys" / f"{node.name}.pub"]
+        for node in nodes[:old]:
+            own = Path("nodes", node.name)
+            values = read_toml(folder / own / "node.toml") | {"num-partitions": len(nodes)}
+            write_node_config(new / own, node.name, values)
+            changed += [folder / own / "node.toml", folder / own / "peers.json"]
+        write_peers(new, _listed(folder, nodes, days), authority, nodes)
+        write_app(new / "server" / "app", config.flat())
+        write_overview(new, server, nodes, plan, config)
     return changed
 
 
-def _told(own: Path) -> list[Path]:
-    return [own / "node.toml", own / "peers.json"]
+def sign_peers(
+    folder: Path, *, moves: Mapping[str, str] | None = None, days: int = 365
+) -> list[Path]:
+    """Sign the list of peers again, for every node's folder; return the files that changed.
+
+    Args:
+        folder: The whole folder of the federation, with ``authority/``.
+        moves: New hosts of nodes by their names, ``host`` or ``host:port`` (the port stays).
+            Their certificates, with new keys, and their scripts are for the new host.
+        days: How long the list, and the certificates of those that moved, are valid.
+
+    Raises:
+        ConfigError: The folder is not whole, there is no such node, or a place is taken.
+        CertificateError: The authority's key is not there.
+    """
+    authority = Authority.load(folder / "authority")
+    before = _plan(folder, days)
+    nodes = [Party.load(folder / "nodes" / f"node-{i}") for i in range(len(before.peers))]
+    moved = dict(moves or {})
+    if unknown := [name for name in moved if name not in {node.name for node in nodes}]:
+        raise ConfigError(f"{folder} has no node {unknown[0]!r}")
+    nodes = [
+        replace(node, peer=str(Address.parse(moved[node.name], port=Address.parse(node.peer).port)))
+        if node.name in moved
+        else node
+        for node in nodes
+    ]
+    peers = peer_places([node.peer for node in nodes], taken=[before.server])
+    changed: list[Path] = []
+    with all_or_none(folder) as new:
+        for node in nodes:
+            own = new / "nodes" / node.name
+            if node.name in moved:
+                write_party(own, node, authority, days=days)
+                write_scripts(own, node_scripts(node))
+        write_peers(new, _listed(folder, nodes, days), authority, nodes)
+        changed += _below(new, new / "nodes", folder)
+        if moved:
+            server = Party.load(folder / "server")
+            write_overview(new, server, nodes, replace(before, peers=peers), before.config)
+    return changed
+
+
+def _own(folder: Path, name: str) -> Path:
+    """Where a party's files are, within the folder of the federation."""
+    if name == "superlink":
+        return Path("server")
+    if name not in {path.name for path in (folder / "nodes").glob("*")}:
+        raise ConfigError(f"{folder} has no party {name!r}")
+    return Path("nodes", name)
+
+
+def _below(new: Path, part: Path, folder: Path) -> list[Path]:
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    return [folder / path.relative_to(new) for path in files]
+
+
+def _bring_wheel(folder: Path, new: Path) -> None:
+    """What the nodes that are there have installed; a folder of old may have none."""
+    if (folder / WHEEL).is_dir():
+        copy_wheel(folder, new)
+    else:
+        write_wheel(new / WHEEL)
+
+
+def _listed(folder: Path, nodes: Iterable[Party], days: int) -> PeerList:
+    """The next list, not signed yet: its serial number is above all that were signed before."""
+    known = [PeerList.load(path).serial for path in (folder / "nodes").glob("*/peers.json")]
+    return peer_list(list(nodes), days, serial=next_serial(folder / "authority", *known))
 
 
 def _plan(folder: Path, days: int) -> Plan:
@@ -109,8 +190,8 @@ def _plan(folder: Path, days: int) -> Plan:
     told = read_toml(folder / "nodes" / "node-0" / "node.toml")
     app = read_toml(folder / "server" / "app" / "pyproject.toml")
     return Plan(
-        server=Place.parse(server.superlink, port=1),
-        peers=tuple(Place.parse(node.peer, port=1) for node in nodes),
+        server=Address.parse(server.superlink),
+        peers=tuple(Address.parse(node.peer) for node in nodes),
         config=Config.parse(app["tool"]["flwr"]["app"]["config"]),
         name=server.federation,
         data=str(told.get("data-path", "")),

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.deploy import node_checks, server_checks
-from nmoe_flower.deploy.common_checks import Problem, clock, identity, private, same_versions
+from nmoe_flower.deploy.common_checks import Problem, clock, identity, private, same_versions, wheel
 from nmoe_flower.deploy.party import Party
-from nmoe_flower.deploy.places import Place
 from nmoe_flower.deploy.probes import Answer, ask_superlink
+from nmoe_flower.deploy.wheel import FOLDER as WHEEL
 from nmoe_flower.errors import ConfigError, NMoEError
 
 __all__ = ["Finding", "check"]
@@ -59,7 +60,7 @@ def _party(folder: Path, now: Callable[[], float], *, whole: bool) -> Iterator[F
         return
     yield Finding(party.name, "settings")
     try:
-        place = Place.parse(party.superlink, port=0)
+        place = Address.parse(party.superlink)
     except ConfigError as error:
         yield Finding(party.name, "address", f"superlink: {error}")
         return
@@ -70,6 +71,8 @@ def _party(folder: Path, now: Callable[[], float], *, whole: bool) -> Iterator[F
         "certificate": lambda: identity(folder, party, now()),
         "secrets": lambda: private(folder, party),
     }
+    if (folder / WHEEL).is_dir():
+        looks["wheel"] = lambda: wheel(folder)
     if party.kind == "server":
         looks |= server_checks.looks(folder, party, answer)
     else:

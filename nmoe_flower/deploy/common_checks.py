@@ -5,11 +5,13 @@ from pathlib import Path
 
 from cryptography import x509
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Identity
 from nmoe_flower.deploy.party import Party, versions
 from nmoe_flower.deploy.probes import Answer
+from nmoe_flower.deploy.wheel import wheel_problem
 
-__all__ = ["Problem", "clock", "identity", "private", "same_versions"]
+__all__ = ["Problem", "clock", "identity", "private", "same_versions", "wheel"]
 
 _MOST_DRIFT = 60.0  # seconds; certificates and signatures forgive five minutes
 _SOON = 14  # days
@@ -27,7 +29,7 @@ def same_versions(party: Party) -> None:
         if found != wanted:
             raise Problem(
                 f"{name} is {found or 'not installed'} here and {wanted} where the folder was "
-                f"written: pip install '{name}=={wanted}'"
+                "written: sh install.sh, in this folder"
             )
 
 
@@ -58,7 +60,7 @@ def identity(folder: Path, party: Party, now: float) -> None:
     if own.name != party.name:
         raise Problem(f"{party.name}.pem is the certificate of {own.name!r}, not of {party.name!r}")
     place = party.superlink if party.kind == "server" else party.peer
-    host = place.rpartition(":")[0]
+    host = Address.parse(place).host
     extension = own.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     names = extension.value.get_values_for_type(x509.DNSName)
     addresses = [str(a) for a in extension.value.get_values_for_type(x509.IPAddress)]
@@ -82,3 +84,9 @@ def private(folder: Path, party: Party) -> None:
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:
             raise Problem(f"{path} can be read by others (mode {mode:o}): chmod 600 {path}")
+
+
+def wheel(folder: Path) -> None:
+    """What the folder installs is what was written into it."""
+    if problem := wheel_problem(folder):
+        raise Problem(problem)

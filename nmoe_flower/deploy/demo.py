@@ -23,7 +23,11 @@ _IMAGES = 6
 
 
 def demonstrate(
-    plan: Plan, *, say: Callable[[str], None] = print, folder: Path | None = None
+    plan: Plan,
+    *,
+    say: Callable[[str], None] = print,
+    folder: Path | None = None,
+    wheel: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Play a federation over loopback, with TLS, node keys and certificates of its own.
 
@@ -31,6 +35,7 @@ def demonstrate(
         plan: Its places are replaced by free ports of the loopback.
         say: Takes a line of progress.
         folder: Kept with everything in it; None: a temporary folder, removed at the end.
+        wheel: See ``write_federation``.
 
     Returns:
         The answers to six test images, as ``nmoe infer`` prints them, with their true ``label``.
@@ -42,7 +47,7 @@ def demonstrate(
     plan = local_plan(replace(plan, config=for_deployment(plan.config, len(plan.peers))))
     with interruptible(), Stage(folder) as stage:
         federation = LocalFederation(stage, plan)
-        federation.write()
+        federation.write(wheel=wheel)
         say(f"wrote the folders of {len(plan.peers)} nodes to {stage.folder}")
         _check(stage.folder, say)
         federation.start_superlink()

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.deploy.folder import Plan, write_federation
-from nmoe_flower.deploy.places import Place
 from nmoe_flower.deploy.probes import ask_superlink
 from nmoe_flower.deploy.stage import Stage, free_ports
 from nmoe_flower.pipeline.exchanges import exchanges
@@ -24,8 +24,8 @@ def local_plan(plan: Plan) -> Plan:
     count = len(plan.peers)
     ports = free_ports(2 * count + 1)
     return Plan(
-        server=Place("127.0.0.1", ports[0]),
-        peers=tuple(Place("127.0.0.1", port) for port in ports[1 : count + 1]),
+        server=Address("127.0.0.1", ports[0]),
+        peers=tuple(Address("127.0.0.1", port) for port in ports[1 : count + 1]),
         config=plan.config,
         name=plan.name,
         data=plan.data,
@@ -64,9 +64,9 @@ class LocalFederation:
         """Of the run, on the server."""
         return self.server / "runs" / self.plan.config.run.name
 
-    def write(self) -> None:
-        """Write all folders. Raises as ``write_federation``."""
-        write_federation(self.stage.folder, self.plan)
+    def write(self, *, wheel: Path | None = None) -> None:
+        """Write all folders. Arguments and errors as of ``write_federation``."""
+        write_federation(self.stage.folder, self.plan, wheel=wheel)
 
     def start_superlink(self) -> None:
         """Start the SuperLink and let the nodes' keys in.
@@ -141,9 +141,8 @@ class LocalFederation:
         """
         folder = self.node_folders[node]
         log = folder / "logs" / "infer.log"
-        command = ["nmoe", "infer", "bundle", str(images.resolve()), "--peers", "peers.json"]
-        command += ["--certificate", f"{folder.name}.pem", "--key", f"{folder.name}.key"]
-        command += ["--authority", "ca.pem", "--deadline", f"{_ANSWER_SECONDS:g}"]
+        command = ["nmoe", "infer", "--node", ".", str(images.resolve())]
+        command += ["--deadline", f"{_ANSWER_SECONDS:g}"]
         seconds = _START_SECONDS + _ANSWER_SECONDS
         self.stage.run(command, folder=folder, log=log, seconds=seconds)
         lines = log.read_text(encoding="utf-8").splitlines()

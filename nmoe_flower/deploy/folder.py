@@ -1,34 +1,42 @@
 """Write the folder of a federation: one sub-folder per machine, ready to be copied there."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Authority, check_name, create_authority
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.keys import create_node_key
 from nmoe_flower.deploy.party import Party, versions
-from nmoe_flower.deploy.places import RUNTIME_PORT, Place
+from nmoe_flower.deploy.places import RUNTIME_PORT
 from nmoe_flower.deploy.readme import readme
-from nmoe_flower.deploy.scripts import node_scripts, server_scripts
+from nmoe_flower.deploy.scripts import install_script, node_scripts, server_scripts
 from nmoe_flower.deploy.units import compose, dockerfile, unit
+from nmoe_flower.deploy.wheel import FOLDER as WHEEL
+from nmoe_flower.deploy.wheel import copy_wheel, wheel_name, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.files import to_toml, write_text
+from nmoe_flower.files import all_or_none, to_toml, write_text
 from nmoe_flower.inference.peers import PeerEntry, PeerList
-from nmoe_flower.inference.signing import sign
+from nmoe_flower.inference.signing import SERIAL, sign
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 
 __all__ = [
     "Plan",
+    "add_wheel",
     "for_deployment",
     "parties",
     "peer_list",
     "write_federation",
     "write_node",
-    "write_readme",
+    "write_node_config",
+    "write_overview",
+    "write_party",
+    "write_peers",
+    "write_scripts",
 ]
 
 _SERVER = "superlink"
@@ -49,8 +57,8 @@ class Plan:
         days: How long certificates and the list of peers are valid.
     """
 
-    server: Place
-    peers: tuple[Place, ...]
+    server: Address
+    peers: tuple[Address, ...]
     config: Config
     name: str = "federation"
     data: str = ""
@@ -68,27 +76,37 @@ class Plan:
             )
 
 
-def write_federation(folder: Path, plan: Plan) -> list[Path]:
+def write_federation(folder: Path, plan: Plan, *, wheel: Path | None = None) -> list[Path]:
     """Write certificates, keys, settings and scripts of every party; return the parties' folders.
 
+    All of it is written, or nothing.
+
+    Args:
+        folder: New, or empty.
+        plan: What to write.
+        wheel: Of this package, for the parties to install; None: made of what runs here.
+
     Raises:
-        ConfigError: The folder is not empty, or the plan cannot be.
+        ConfigError: The folder is not empty, the plan cannot be, or there is no wheel.
         CertificateError: A certificate or a key cannot be written.
         NMoEError: Another file cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not {'empty' if folder.is_dir() else 'a folder'}")
     config = for_deployment(plan.config, len(plan.peers))
-    authority = create_authority(folder / "authority", name=plan.name)
     server, nodes = parties(plan, config)
-    listed = sign(peer_list(nodes, plan.days), authority)
-    _write_server(folder / "server", server, authority, plan, config)
-    for node in nodes:
-        write_node(folder, node, authority, plan)
-        listed.write(folder / "nodes" / node.name / "peers.json")
-    write_readme(folder, server, nodes, plan, config)
-    write_text(folder / "compose.yaml", compose(server, nodes))
-    write_text(folder / "Dockerfile", dockerfile())
+    with all_or_none(folder) as new:
+        write_wheel(new / WHEEL, given=wheel)
+        authority = create_authority(new / "authority", name=plan.name)
+        _write_server(new / "server", server, authority, plan, config)
+        for node in nodes:
+            write_node(new, node, authority, plan)
+        for party in (new / "server", *(new / "nodes" / node.name for node in nodes)):
+            add_wheel(new, party)
+        write_peers(new, peer_list(nodes, plan.days, serial=1), authority, nodes)
+        write_overview(new, server, nodes, plan, config)
+        write_text(new / "Dockerfile", dockerfile(wheel_name(new)))
+        write_text(new / ".dockerignore", f"# Keys stay out of images.\n*\n!{WHEEL}\n")
     return [folder / "server", *(folder / "nodes" / node.name for node in nodes)]
 
 
@@ -128,7 +146,23 @@ def parties(plan: Plan, config: Config) -> tuple[Party, list[Party]]:
     return server, nodes
 
 
-def peer_list(nodes: Sequence[Party], days: int, *, serial: int = 1) -> PeerList:
+def write_peers(
+    folder: Path, peers: PeerList, authority: Authority, nodes: Sequence[Party]
+) -> None:
+    """Sign the list and give it to every node; write its serial number down beside the key."""
+    listed = sign(peers, authority)
+    write_text(folder / "authority" / SERIAL, f"{peers.serial}\n")
+    for node in nodes:
+        listed.write(folder / "nodes" / node.name / "peers.json")
+
+
+def add_wheel(whole: Path, party: Path) -> None:
+    """Let a party install what the federation's folder brings."""
+    copy_wheel(whole, party)
+    write_scripts(party, {"install.sh": install_script(wheel_name(whole))})
+
+
+def peer_list(nodes: Sequence[Party], days: int, *, serial: int) -> PeerList:
     """The nodes as each other's peers; not signed yet."""
     now = int(time.time())
     entries = tuple(PeerEntry(node.name, i, node.peer) for i, node in enumerate(nodes))
@@ -138,22 +172,23 @@ def peer_list(nodes: Sequence[Party], days: int, *, serial: int = 1) -> PeerList
 def _write_server(
     folder: Path, party: Party, authority: Authority, plan: Plan, config: Config
 ) -> None:
-    _write_party(folder, party, authority, hosts=[plan.server.host], days=plan.days)
+    write_party(folder, party, authority, days=plan.days)
     write_app(folder / "app", config.flat())
-    _write_scripts(folder, server_scripts(party))
+    write_scripts(folder, server_scripts(party))
     write_text(
         folder / "nmoe-superlink.service", unit(party, what="SuperLink", script="superlink.sh")
     )
 
 
-def write_readme(
+def write_overview(
     folder: Path, server: Party, nodes: Sequence[Party], plan: Plan, config: Config
 ) -> None:
-    """Write the README of the whole folder."""
+    """Write what is about all parties: the README and the compose file."""
     needed = sum(exchanges(config).values())
     minutes = max(1, round(needed * SECONDS_PER_EXCHANGE / 60))
     text = readme(server, nodes, data=plan.data, exchanges=needed, minutes=minutes)
     write_text(folder / "README.md", text)
+    write_text(folder / "compose.yaml", compose(server, nodes))
 
 
 def write_node(whole: Path, party: Party, authority: Authority, plan: Plan) -> None:
@@ -161,8 +196,7 @@ def write_node(whole: Path, party: Party, authority: Authority, plan: Plan) -> N
     folder = whole / "nodes" / party.name
     public = whole / "server" / "keys" / f"{party.name}.pub"
     create_node_key(folder / "supernode.key", folder / "supernode.pub", public)
-    host = party.peer.rpartition(":")[0]
-    _write_party(folder, party, authority, hosts=[host], days=plan.days)
+    write_party(folder, party, authority, days=plan.days)
     values: dict[str, object] = {
         "node-name": party.name,
         "partition-id": int(party.name.rpartition("-")[2]),
@@ -173,9 +207,8 @@ def write_node(whole: Path, party: Party, authority: Authority, plan: Plan) -> N
         values["data-path"] = plan.data
     if plan.classes:
         values["classes"] = ",".join(plan.classes)
-    text = f"# What {party.name} tells its client app. Its store outlives runs and restarts.\n"
-    write_text(folder / "node.toml", text + to_toml(values))
-    _write_scripts(folder, node_scripts(party))
+    write_node_config(folder, party.name, values)
+    write_scripts(folder, node_scripts(party))
     for name, what, script in (
         ("supernode", "SuperNode", "supernode.sh"),
         ("peer", "peer service", "serve.sh"),
@@ -183,15 +216,22 @@ def write_node(whole: Path, party: Party, authority: Authority, plan: Plan) -> N
         write_text(folder / f"nmoe-{name}.service", unit(party, what=what, script=script))
 
 
-def _write_party(
-    folder: Path, party: Party, authority: Authority, *, hosts: Sequence[str], days: int
-) -> None:
+def write_node_config(folder: Path, name: str, values: Mapping[str, object]) -> None:
+    """Write ``node.toml``."""
+    text = f"# What {name} tells its client app. Its store outlives runs and restarts.\n"
+    write_text(folder / "node.toml", text + to_toml(values))
+
+
+def write_party(folder: Path, party: Party, authority: Authority, *, days: int) -> None:
+    """Write the settings of a party, its certificate with a new key, and the authority's."""
     party.write(folder)
-    authority.issue(folder, party.name, hosts=hosts, days=days)
+    place = party.superlink if party.kind == "server" else party.peer
+    authority.issue(folder, party.name, hosts=[Address.parse(place).host], days=days)
     (folder / "ca.pem").write_bytes(authority.certificate_pem)
 
 
-def _write_scripts(folder: Path, scripts: dict[str, str]) -> None:
+def write_scripts(folder: Path, scripts: Mapping[str, str]) -> None:
+    """Write shell scripts that may be executed."""
     for name, text in scripts.items():
         write_text(folder / name, text)
         (folder / name).chmod(0o755)

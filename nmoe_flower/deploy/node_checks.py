@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.config import Config
 from nmoe_flower.data import own_images
 from nmoe_flower.deploy.common_checks import Problem
 from nmoe_flower.deploy.keys import public_half
 from nmoe_flower.deploy.party import Party
-from nmoe_flower.deploy.places import Place, is_loopback
+from nmoe_flower.deploy.places import listening
 from nmoe_flower.deploy.probes import is_free
 from nmoe_flower.files import read_toml
 from nmoe_flower.inference.peers import PeerList
@@ -87,12 +88,12 @@ def _data(folder: Path) -> None:
 
 
 def _ports(party: Party) -> None:
-    if not is_free("127.0.0.1", party.runtime_port):
+    if not is_free(Address("127.0.0.1", party.runtime_port)):
         raise Problem(
             f"port {party.runtime_port} of the SuperNode is taken: by one that runs already?"
         )
-    place = Place.parse(party.peer, port=0)
-    if not is_free(place.host if is_loopback(place.host) else "0.0.0.0", place.port):
+    place = listening(Address.parse(party.peer))
+    if not is_free(place):
         raise Problem(f"port {place.port} of the peer service is taken: does one run already?")
 
 

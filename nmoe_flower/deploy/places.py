@@ -1,53 +1,31 @@
 """Where the machines of a federation are."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from nmoe_flower.addresses import MAX_PORT, Address
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["PEER_PORT", "RUNTIME_PORT", "SUPERLINK_PORT", "Place", "is_loopback", "places"]
+__all__ = ["PEER_PORT", "RUNTIME_PORT", "SUPERLINK_PORT", "listening", "peer_places", "places"]
 
 SUPERLINK_PORT = 8000
 PEER_PORT = 7600
 RUNTIME_PORT = 9094  # of a SuperNode, for its own client processes; on loopback
 
-_PLACE = re.compile(r"([0-9A-Za-z][0-9A-Za-z.-]{0,252})(?::([0-9]{1,5}))?")
+_NONE = 0
 
 
-@dataclass(frozen=True)
-class Place:
-    """A host and a port."""
+def listening(place: Address) -> Address:
+    """Where a program listens that others find at ``place``: everywhere, unless it is local.
 
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: str, *, port: int) -> "Place":
-        """Read ``host`` or ``host:port``.
-
-        Raises:
-            ConfigError: It is neither.
-
-        >>> str(Place.parse("camera-1.local", port=7600))
-        'camera-1.local:7600'
-        """
-        match = _PLACE.fullmatch(text)
-        chosen = int(match[2] or port) if match else 0
-        if match is None or not 0 < chosen < 1 << 16:
-            raise ConfigError(f"host {text!r}; allowed: a name or an IPv4 address, or host:port")
-        return cls(match[1], chosen)
+    >>> str(listening(Address("camera-1.local", 7600))), str(listening(Address("::2", 7600)))
+    ('0.0.0.0:7600', '[::]:7600')
+    """
+    if place.is_loopback:
+        return place
+    return Address("::" if place.is_ipv6 else "0.0.0.0", place.port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine to itself."""
-    return host == "localhost" or host.startswith("127.")
-
-
-def places(hosts: Sequence[str], nodes: int) -> tuple[Place, tuple[Place, ...]]:
+def places(hosts: Sequence[str], nodes: int) -> tuple[Address, tuple[Address, ...]]:
     """The SuperLink's place, and those of the peers; several on one host get ports in a row.
 
     Args:
@@ -66,12 +44,32 @@ def places(hosts: Sequence[str], nodes: int) -> tuple[Place, tuple[Place, ...]]:
             f"{len(given)} hosts for a server and {nodes} nodes; allowed: {nodes + 1}, "
             "the server's first"
         )
-    server = Place.parse(given[0], port=SUPERLINK_PORT)
-    peers: list[Place] = []
-    for text in given[1:]:
-        before = sum(place.host == text for place in peers)
-        peers.append(Place.parse(text, port=PEER_PORT + before))
-    taken = [server, *peers]
-    if twice := [place for place in peers if taken.count(place) > 1]:
-        raise ConfigError(f"two programs cannot listen at {twice[0]}")
-    return server, tuple(peers)
+    server = Address.parse(given[0], port=SUPERLINK_PORT)
+    return server, peer_places(given[1:], taken=[server])
+
+
+def peer_places(hosts: Sequence[str], *, taken: Sequence[Address]) -> tuple[Address, ...]:
+    """Where nodes answer their peers. Hosts without a port get the next one of their host.
+
+    Args:
+        hosts: One per node.
+        taken: Where other programs of the federation listen already.
+
+    Raises:
+        ConfigError: A host that is none, or a place taken twice.
+    """
+    found: list[Address] = []
+    known, following = set(taken), dict.fromkeys((place.host for place in taken), PEER_PORT)
+    for text in hosts:
+        place = Address.parse(text, port=_NONE, any_port=True)
+        if place.port == _NONE:
+            port = following.get(place.host, PEER_PORT)
+            while Address(place.host, port) in known and port < MAX_PORT:
+                port += 1
+            following[place.host] = port + 1
+            place = Address(place.host, port)
+        if place in known:
+            raise ConfigError(f"two programs cannot listen at {place}")
+        known.add(place)
+        found.append(place)
+    return tuple(found)

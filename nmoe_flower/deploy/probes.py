@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
-from nmoe_flower.deploy.places import Place
+from nmoe_flower.addresses import Address
 
 __all__ = ["Answer", "ask_superlink", "is_free"]
 
@@ -29,7 +29,7 @@ class Answer:
     clock: float = 0.0
 
 
-def ask_superlink(place: Place, authority: Path, *, seconds: float = _SECONDS) -> Answer:
+def ask_superlink(place: Address, authority: Path, *, seconds: float = _SECONDS) -> Answer:
     """Ask the SuperLink for its health, over TLS, with the federation's authority alone."""
     try:
         context = ssl.create_default_context(cafile=str(authority))
@@ -60,12 +60,12 @@ def ask_superlink(place: Place, authority: Path, *, seconds: float = _SECONDS) -
     return Answer("", reached=True, clock=clock)
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether a program could listen at this port; at all addresses unless ``host`` is local."""
-    with socket.socket() as probe:
+def is_free(place: Address) -> bool:
+    """Whether a program could listen there."""
+    with socket.socket(socket.AF_INET6 if place.is_ipv6 else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((place.host, place.port))
         except OSError:
             return False
     return True

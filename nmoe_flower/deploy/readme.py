@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.deploy.party import Party
 from nmoe_flower.engine import flower
 
@@ -17,20 +18,21 @@ _TEXT = """\
 | `authority/` | nobody: keep it offline | yes: whoever has `ca.key` can let in anybody |
 | `server/` | {server} | yes |
 {rows}
-Every machine needs the same version of nmoe-flower: `pip install 'nmoe-flower[serve]'`.
+Every folder brings nmoe-flower itself, in `wheel/`, with the versions of what it needs. It is on no
+index: do not install it by its name.
 
 ## Start
 
 1. Copy each folder to its machine, with its file modes (`scp -rp`, `rsync -a`).
-2. On every machine: `nmoe deploy check FOLDER`. It says in words what is wrong.
+2. On every machine, in its folder: `sh install.sh`, which makes `venv/` there, then
+   `venv/bin/nmoe deploy check .`, which says in words what is wrong.
 3. On the server: `sh superlink.sh`, and in another terminal `sh register.sh`.
 4. On every node: `sh start.sh`. It starts the SuperNode again whenever it ends.
 5. On the server: `sh train.sh`. It waits for all {count} nodes. Started again, it resumes.
 6. On every node, after the training: `sh serve.sh`.
 7. Ask, on any node:
 
-       nmoe infer bundle IMAGE ... --peers peers.json --certificate {first}.pem \\
-           --key {first}.key --authority ca.pem
+       venv/bin/nmoe infer --node . IMAGE ...
 
 Under systemd, copy `*.service` of the folder to `/etc/systemd/system/` instead of steps 3, 4
 and 6. In containers: `compose.yaml`, for a federation whose hosts are the services' names
@@ -54,7 +56,7 @@ devices write the federation anew with `--data data --classes NAME ...`."""
 
 _OWN = """\
 `{folder}` in the node's folder (`data-path` in `node.toml`): `train/CLASS/*.png` and
-`test/CLASS/*.png`. Parquet files and more with `pip install 'nmoe-flower[data]'`. The images never
+`test/CLASS/*.png`. Parquet files and more with `EXTRAS=data,serve sh install.sh`. The images never
 leave the node."""
 
 
@@ -62,17 +64,16 @@ def readme(
     server: Party, nodes: Sequence[Party], *, data: str, exchanges: int, minutes: int
 ) -> str:
     """The README of the whole folder."""
-    rows = "".join(f"| `nodes/{n.name}/` | {n.peer.rpartition(':')[0]} | yes |\n" for n in nodes)
+    rows = "".join(f"| `nodes/{n.name}/` | {Address.parse(n.peer).host} | yes |\n" for n in nodes)
     return _TEXT.format(
         signed_apps=flower.SIGNED_APPS,
         federation=server.federation,
         count=len(nodes),
         exchanges=exchanges,
         minutes=minutes,
-        server=server.superlink.rpartition(":")[0],
+        server=Address.parse(server.superlink).host,
         superlink=server.superlink,
         rows=rows,
-        first=nodes[0].name,
         names=" ".join(n.name for n in nodes),
         data=_OWN.format(folder=data) if data else _SHARE,
     )

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.common_checks import Problem
 from nmoe_flower.deploy.keys import public_half
 from nmoe_flower.deploy.party import Party
-from nmoe_flower.deploy.places import Place, is_loopback
+from nmoe_flower.deploy.places import listening
 from nmoe_flower.deploy.probes import Answer, is_free
 from nmoe_flower.files import read_toml
 
@@ -42,11 +43,10 @@ def one_authority(server: Path, nodes: Sequence[Path]) -> None:
 
 def _address(party: Party, answer: Answer) -> None:
     """Our SuperLink answers there already, or the port is free for it."""
-    place = Place.parse(party.superlink, port=0)
+    place = listening(Address.parse(party.superlink))
     if answer.reached and not answer.problem:
         return
-    host = place.host if is_loopback(place.host) else "0.0.0.0"
-    if not is_free(host, place.port):
+    if not is_free(place):
         raise Problem(f"port {place.port} is taken by another program ({answer.problem})")
 
 

@@ -1,15 +1,18 @@
 """The same scripts under systemd and in containers."""
 
+import sys
 from collections.abc import Sequence
 
 from nmoe_flower import __version__
+from nmoe_flower.addresses import Address
 from nmoe_flower.deploy.party import Party
+from nmoe_flower.deploy.wheel import CONSTRAINTS, FOLDER, SUMS
 
 __all__ = ["compose", "dockerfile", "unit"]
 
 _UNIT = """\
-# Copy to /etc/systemd/system/; the folder of {name} is expected at /opt/nmoe/{name}, a virtual
-# environment with nmoe-flower at /opt/nmoe/venv, and a user named nmoe.
+# Copy to /etc/systemd/system/; the folder of {name} is expected at /opt/nmoe/{name}, as property of
+# a user named nmoe. The first start installs the folder's wheel into its venv/.
 [Unit]
 Description=nmoe-flower: {what} of {name}
 After=network-online.target time-sync.target
@@ -18,7 +21,9 @@ Wants=network-online.target
 [Service]
 User=nmoe
 WorkingDirectory=/opt/nmoe/{name}
-Environment=PATH=/opt/nmoe/venv/bin:/usr/bin:/bin
+Environment=PATH=/usr/bin:/bin PIP_NO_CACHE_DIR=1
+ExecStartPre=/bin/sh /opt/nmoe/{name}/install.sh
+TimeoutStartSec=infinity
 ExecStart=/bin/sh /opt/nmoe/{name}/{script}
 Restart=always
 RestartSec=5
@@ -53,27 +58,40 @@ def compose(server: Party, nodes: Sequence[Party]) -> str:
 
     It is for a federation whose hosts are the services' names.
     """
-    port = server.superlink.rpartition(":")[2]
+    port = Address.parse(server.superlink).port
     services = [_service("superlink", "server", "superlink.sh", port)]
     for node in nodes:
         folder = f"nodes/{node.name}"
         services.append(_service(f"{node.name}-train", folder, "supernode.sh", port))
-        listen = f', LISTEN: "0.0.0.0:{node.peer.rpartition(":")[2]}"'
+        listen = f', LISTEN: "0.0.0.0:{Address.parse(node.peer).port}"'
         services.append(
             _service(node.name, folder, "serve.sh", port, more=listen) + '    profiles: ["serve"]\n'
         )
     return "services:\n" + "\n".join(services)
 
 
-def dockerfile() -> str:
+_DOCKERFILE = """\
+# The image of compose.yaml: the wheel of this folder, and the versions in its constraints.
+# Torch comes without CUDA; with it: --build-arg TORCH_INDEX=https://pypi.org/simple
+FROM python:{python}-slim
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /install
+COPY {folder}/ ./
+RUN sha256sum -c {sums} \\
+    && pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c {constraints} \\
+       "./{wheel}[serve]"
+"""
+
+
+def dockerfile(wheel: str) -> str:
     """What the image of ``compose`` is built from."""
-    return (
-        "FROM python:3.11-slim\n"
-        f'RUN pip install --no-cache-dir "nmoe-flower[serve]=={__version__}"\n'
+    python = ".".join(map(str, sys.version_info[:2]))  # the constraints are of this one
+    return _DOCKERFILE.format(
+        python=python, folder=FOLDER, sums=SUMS, constraints=CONSTRAINTS, wheel=wheel
     )
 
 
-def _service(service: str, folder: str, script: str, port: str, *, more: str = "") -> str:
+def _service(service: str, folder: str, script: str, port: int, *, more: str = "") -> str:
     return _SERVICE.format(
         service=service, folder=folder, script=script, port=port, more=more, version=__version__
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import EngineError
+from nmoe_flower.installation import install_hint
 
 __all__ = ["excerpt", "read_json", "require_ray", "start_program"]
 
@@ -23,7 +24,7 @@ def require_ray() -> None:
     if missing:
         raise EngineError(
             f"the ray engine needs {missing[0]}, which is not installed here: "
-            'pip install "nmoe-flower[simulation]"'
+            f"{install_hint('simulation')}"
         )
 
 

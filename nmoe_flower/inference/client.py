@@ -89,7 +89,7 @@ class Client:
         cls,
         bundle: Path | str,
         *,
-        peers: Path | str,
+        peers: Path | str | None = None,
         certificate: Path | str | None = None,
         key: Path | str | None = None,
         authority: Path | str | None = None,
@@ -102,7 +102,8 @@ class Client:
 
         Args:
             bundle: The folder.
-            peers: ``peers.json``; must be signed, unless ``insecure``.
+            peers: ``peers.json``; must be signed, unless ``insecure``. None: nobody else is
+                asked, and no certificate is needed.
             certificate: This device's, PEM.
             key: Of the certificate, PEM.
             authority: The federation's certificate, PEM.
@@ -115,6 +116,8 @@ class Client:
             BundleError: The bundle is damaged.
             WireError: The list of peers cannot be used.
         """
+        if peers is None:
+            return cls(Bundle.load(Path(bundle)), PeerList(()), **settings)
         identity = identity_of(certificate, key, authority, insecure=insecure)
         path = Path(peers)
         settings = {"on_change": partial(_keep, path)} | settings

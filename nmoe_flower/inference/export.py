@@ -1,13 +1,12 @@
 """From a finished run to one bundle per client, and from a device's store to its own bundle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images
 from nmoe_flower.errors import BundleError, CheckpointError
-from nmoe_flower.files import load_arrays, safe_child
+from nmoe_flower.files import load_arrays, read_json, safe_child
 from nmoe_flower.inference.bundle import Bundle
 
 __all__ = ["export_run", "export_store"]
@@ -101,15 +100,12 @@ def export_store(store: Path, out: Path, *, gate: str = "federated") -> Bundle:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_bytes())
-    except OSError:
+    if not path.is_file():
         raise BundleError(
             f"{path.parent} is no store of a device: device.json is missing; did stage 2 run, with "
             "'store' in the node config?"
-        ) from None
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON: {error}") from None
+        )
+    about = read_json(path, what="the store's", raises=BundleError)
     if not isinstance(about, dict):
         raise BundleError(f"{path} holds no object")
     return about

@@ -1,6 +1,5 @@
 """What ``bundle.json`` says, checked."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -8,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import BundleError, ConfigError
+from nmoe_flower.files import read_json
 
 __all__ = ["FORMAT", "Manifest", "read_manifest"]
 
@@ -79,10 +79,4 @@ def read_manifest(path: Path) -> tuple[Manifest, Config]:
     Raises:
         BundleError: It is missing, no JSON, or holds what it may not.
     """
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not JSON: {error}") from None
-    return Manifest.parse(path, values)
+    return Manifest.parse(path, read_json(path, what="the bundle", raises=BundleError))

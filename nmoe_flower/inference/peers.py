@@ -7,16 +7,16 @@ business of ``signing``.
 
 import base64
 import binascii
-import ipaddress
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
-from nmoe_flower.errors import WireError
-from nmoe_flower.files import write_json
+from nmoe_flower.addresses import Address
+from nmoe_flower.errors import ConfigError, WireError
+from nmoe_flower.files import read_json, write_json
 from nmoe_flower.inference import peer_pb2
 
 __all__ = ["MAX_PEERS", "PeerEntry", "PeerList", "target"]
@@ -29,7 +29,6 @@ _LIST_FIELDS = ("peers", "serial", "issued_unix", "expires_unix", "signature", "
 _ENTRY_FIELDS = ("name", "partition", "address", "expert_version", "extractor_version")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _VERSION = re.compile(r"[0-9A-Za-z._-]{0,64}")
-_ADDRESS = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[0-9A-Za-z][0-9A-Za-z.-]{0,252}):([0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +143,12 @@ class PeerList:
             WireError: The file is missing, cut, too large, or a field is not allowed.
         """
         try:
-            with path.open("rb") as file:
-                data = file.read(_MOST_BYTES + 1)
-            if len(data) > _MOST_BYTES:
-                raise _bad(f"it is larger than {_MOST_BYTES} bytes")
-            return cls._from_json(json.loads(data))
-        except OSError as error:
-            raise _bad(f"cannot read {path}: {error.strerror or error}") from None
-        except RecursionError:
-            raise _bad(f"{path} is no list of peers: it is nested too deep") from None
-        except ValueError as error:  # of JSON, of UTF-8, or a WireError
+            value = read_json(path, what="the list of peers", most=_MOST_BYTES)
+        except ConfigError as error:
+            raise _bad(str(error)) from None
+        try:
+            return cls._from_json(value)
+        except WireError as error:
             raise _bad(f"{path} is no list of peers: {error}") from None
 
     def write(self, path: Path) -> None:
@@ -201,16 +196,14 @@ def target(address: str) -> str:
     >>> target("unix:7001")
     'dns:///unix:7001'
     """
-    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if match is None or not 0 < int(match[2]) < 1 << 16:
-        raise _bad(f"a peer's address is {address!r}; allowed: host:port, with a port up to 65535")
     try:
-        version = ipaddress.ip_address(match[1].strip("[]")).version
+        host = Address.parse(address if isinstance(address, str) else repr(address)).host
+    except ConfigError as error:
+        raise _bad(f"a peer's address: {error}") from None
+    try:
+        return f"ipv{ip_address(host).version}:{address}"
     except ValueError:
-        if match[1].startswith("["):
-            raise _bad(f"a peer's address is {address!r}, no IPv6 address in brackets") from None
         return f"dns:///{address}"
-    return f"ipv{version}:{address}"
 
 
 def _fields(value: Any, allowed: tuple[str, ...], *, least: int = 0) -> dict[str, Any]:

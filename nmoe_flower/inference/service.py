@@ -9,9 +9,11 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from torch import nn
 
+from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import BundleError, CertificateError, ConfigError
 from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.checks import check_not_negative
 from nmoe_flower.inference.limits import check_size, server_options
 from nmoe_flower.inference.logs import log_event
 from nmoe_flower.inference.metrics import ServiceMetrics
@@ -52,8 +54,8 @@ class ExpertServer:
         port: Where it listens, once it does.
 
     Raises:
-        ConfigError: A limit is not allowed, or a request of ``max_batch`` rows would be larger
-            than the largest message.
+        ConfigError: A limit or the address is not allowed, or a request of ``max_batch`` rows
+            would be larger than the largest message.
     """
 
     def __init__(
@@ -70,17 +72,17 @@ class ExpertServer:
         keep_seconds: float = 60.0,
         load: Callable[[Bundle], nn.Module] = load_expert,
     ) -> None:
-        if min(max_batch, max_queue) < 1 or max_wait_ms < 0:
+        if min(max_batch, max_queue) < 1:
             raise ConfigError(
-                f"max_batch = {max_batch}, max_queue = {max_queue}, max_wait_ms = {max_wait_ms}; "
-                "allowed: 1 or more, 1 or more, 0 or more"
+                f"max_batch = {max_batch}, max_queue = {max_queue}; allowed: 1 or more"
             )
+        check_not_negative(max_wait_ms=max_wait_ms, keep_seconds=keep_seconds)
         check_size(bundle, max_batch)
         self.metrics = ServiceMetrics()
         self.bundle = bundle
         self.port = 0
         self._identity = identity
-        self._address = address
+        self._address = str(Address.parse(address, any_port=True))
         self._limits = {"max_batch": max_batch, "max_queue": max_queue}
         self._max_wait = max_wait_ms / 1000
         self._keep_seconds = keep_seconds

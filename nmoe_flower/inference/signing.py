@@ -9,6 +9,7 @@ certificate (PEM) followed by the signature.
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -16,11 +17,14 @@ from cryptography.x509.oid import NameOID
 
 from nmoe_flower.certificates import Authority, Identity, verify_signature
 from nmoe_flower.errors import CertificateError, WireError
+from nmoe_flower.files import read_text
 from nmoe_flower.inference.peers import PeerList
 
-__all__ = ["DIRECTORY", "canonical", "newest", "sign", "verify"]
+__all__ = ["DIRECTORY", "SERIAL", "canonical", "newest", "next_serial", "sign", "verify"]
 
 DIRECTORY = "directory"
+SERIAL = "peers-serial"
+
 _PURPOSE = b"nmoe.v1.PeerList\n"
 _END = b"-----END CERTIFICATE-----\n"
 _CLOCK_SKEW = 300
@@ -52,6 +56,27 @@ def sign(peers: PeerList, signer: Authority | Identity) -> PeerList:
             f"{signer.name!r} may not sign peer lists; allowed: the authority, {DIRECTORY!r}"
         )
     return replace(peers, signature=signer.certificate_pem + signer.sign(data))
+
+
+def next_serial(folder: Path, *known: int) -> int:
+    """The serial number of the next list of a signer: above all that were ever given.
+
+    Whoever takes the number writes it to ``folder / SERIAL``, before or with the list.
+
+    Args:
+        folder: Of the signer's key.
+        known: Serial numbers of lists that are known from elsewhere.
+
+    Raises:
+        WireError: What stands in the file is no number.
+    """
+    path = folder / SERIAL
+    if not path.exists():
+        return 1 + max(known, default=0)
+    text = read_text(path, what="the last serial number in").strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise WireError("peers", f"{path} holds {text[:40]!r}; allowed: a whole number")
+    return 1 + max(int(text), *known)
 
 
 def verify(peers: PeerList, authority_pem: bytes, *, now: float) -> PeerList:

@@ -8,6 +8,7 @@ from typing import Self
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import WireError
 from nmoe_flower.inference.channel import PeerChannel
+from nmoe_flower.inference.checks import check_seconds
 from nmoe_flower.inference.loop import LoopThread
 from nmoe_flower.inference.peers import PeerEntry, PeerList
 
@@ -56,9 +57,13 @@ class Survey:
         peers: Whom to look at.
         identity: Who looks; None: without encryption.
         timeout: Seconds that each peer has for an answer.
+
+    Raises:
+        ConfigError: The timeout is not a positive number.
     """
 
     def __init__(self, peers: PeerList, identity: Identity | None, *, timeout: float = 2.0) -> None:
+        check_seconds(timeout=timeout)
         self._timeout = timeout
         self._channels = {peer: PeerChannel(peer, identity) for peer in peers.peers}
         self._loop = LoopThread("nmoe-survey")

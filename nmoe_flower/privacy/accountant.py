@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nmoe_flower.errors import BudgetError, ConfigError
+from nmoe_flower.installation import install_hint
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, epsilon_of, mu_of
 from nmoe_flower.privacy.mechanism import Adjacency, check_noise
 from nmoe_flower.privacy.statement import state_in_words
@@ -263,9 +264,7 @@ def _epsilon(history: Spending, delta: float, method: Method) -> float:
     try:
         opacus: Any = importlib.import_module("opacus.accountants")
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"method {method} needs Opacus: pip install 'nmoe-flower[privacy]'"
-        ) from error
+        raise ConfigError(f"method {method} needs Opacus: {install_hint('privacy')}") from error
     accountant = {"rdp": opacus.RDPAccountant, "prv": opacus.PRVAccountant}[method]()
     accountant.history = [(noise, 1.0, count) for noise, count in history]
     with np.errstate(divide="ignore"):  # Opacus's PRV takes log(1 - sample rate), here of 0

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.installation import install_hint
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon
 from nmoe_flower.privacy.mechanism import Adjacency, check_noise
 
@@ -190,6 +191,4 @@ def _opacus(module: str) -> Any:
     try:
         return importlib.import_module(f"opacus.{module}")
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "private weights need Opacus: pip install 'nmoe-flower[privacy]'"
-        ) from error
+        raise ConfigError(f"private weights need Opacus: {install_hint('privacy')}") from error

@@ -1,4 +1,4 @@
-"""The common look of all figures. Needs matplotlib (``nmoe-flower[report]``).
+"""The common look of all figures. Needs matplotlib (the extra ``report``).
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart; where more are needed, a
 perceptually even map. Nothing here touches matplotlib's global state, so figures can be drawn from
@@ -15,6 +15,7 @@ import numpy as np
 
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import write_bytes
+from nmoe_flower.installation import install_hint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def new(width: float, height: float) -> "Figure":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise NMoEError("figures need matplotlib: pip install 'nmoe-flower[report]'") from None
+        raise NMoEError(f"figures need matplotlib: {install_hint('report')}") from None
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -1,6 +1,5 @@
 """Finished runs, read back from their folders and grouped by configuration."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import read_json
 from nmoe_flower.results import FREE_KEYS, RunFolder
 
 __all__ = ["FinishedRun", "differing_settings", "label_runs", "load_runs", "seeds_in_words"]
@@ -91,10 +91,7 @@ def _load(folder: Path) -> FinishedRun:
             f"the run in {folder} is not finished: it has no results.json; "
             f"finish it with nmoe run --resume {folder}"
         )
-    try:
-        results = json.loads(run.results_path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise NMoEError(f"cannot read {run.results_path}: {error}") from error
+    results = read_json(run.results_path, what="the results", raises=NMoEError)
     rows = results.get("rows") if isinstance(results, dict) else None
     if not isinstance(rows, list) or not rows:
         raise NMoEError(f"{run.results_path} has no rows")

@@ -1,6 +1,5 @@
 """Who asked whom in real traffic: the records of queries as a heat map."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.errors import DataError
+from nmoe_flower.files import parse_json, read_text
 from nmoe_flower.report.canvas import INK, few_ticks, new, save
 
 __all__ = ["Traffic", "draw_traffic", "read_traffic"]
 
 _ANNOTATED = 12
+_MOST_BYTES = 1 << 30
 _MOST_EXPERTS = 100_000
 
 Counts = npt.NDArray[np.int64]
@@ -41,16 +42,12 @@ def read_traffic(paths: Sequence[Path]) -> Traffic:
     """
     found: list[Mapping[str, Any]] = []
     for path in paths:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path}: {error}") from None
+        text = read_text(path, what="the records", raises=DataError, most=_MOST_BYTES)
+        lines = text.split("\n")[:-1]  # what follows the last line end was cut
         for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                continue
             try:
-                found.append(_counts(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                found.append(_counts(parse_json(line)))
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 raise DataError(f"{path}, line {number} is not the record of a query") from None
     if not found:
         raise DataError(f"no records in {', '.join(map(str, paths))}")

@@ -72,7 +72,16 @@ def test_bounds_come_from_a_file(tmp_path, capsys):
         ("client,capacity,cats\na,nan,1\n", "client 'a': capacity is 'nan'"),
         ("client,capacity,cats\na,1,much\n", "fitness for cats is 'much'"),
         ("client,capacity,cats\na,1\n", "line 2: 2 cells, not 3"),
-        ("client,capacity,cats\na,1,1\na,1,1\n", "client 'a' is listed twice"),
+        ("client,capacity,cats\na,1,1\na,1,1\n", "client 'a' is listed twice: line 2 and line 3"),
+        ("client,capacity,cats,cats\na,1,1,1\n", "'cats' is listed twice: column 3 of line 1 and"),
+        ("client,capacity,client,cats\na,1,a,1\n", "'client' is listed twice: column 1"),
+        ("client,capacity,\na,1,1\n", "column 3 of line 1: the column is ''; allowed: a name"),
+        ("client,capacity,cats\n,1,1\n", "line 2: the client is ''; allowed: a name"),
+        ("client,capacity,cats\na,1e300,1\n", "capacity is '1e300'; allowed: a whole number in"),
+        ("client,capacity,cats\na,1,1e300\n", "fitness for cats is '1e300'; allowed: a number"),
+        ("client,capacity,cats\na,1,inf\n", "fitness for cats is 'inf'"),
+        ('client,capacity,cats\na,1,"1\n', "line 2: not CSV: unexpected end of data"),
+        ("client,capacity,cats\na,1," + "1" * 200_000 + "\n", "not CSV: field larger than"),
         ("client,capacity,x,y\na,1,1,1\n", "1 slots of all clients together for 2 experts"),
         ("client,capacity,cats\n", "no rows"),
         ("", "no column 'client'"),
@@ -88,16 +97,90 @@ def test_bad_json_is_named(tmp_path, capsys):
     assert cli.main(["align", write(tmp_path, {"clients": []}, "d.json")]) == 1
     assert cli.main(["align", str(tmp_path / "absent.csv")]) == 1
     shown = capsys.readouterr().err
-    assert "not JSON" in shown
-    assert "KeyError 'experts'" in shown
-    assert "absent.csv: cannot be read" in shown
+    assert "c.json is not valid JSON" in shown
+    assert "d.json: an object with 'clients'; allowed: {" in shown
+    assert "cannot read the file" in shown
+    assert "absent.csv: No such file" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "expert,usage\ncats,10\ncats,99\n",
+            "the expert 'cats' is listed twice: line 2 and line 3",
+        ),
+        ("expert,usage\ncats,10\nfish,9\n", "line 3: expert 'fish' has no fitness"),
+        ("expert,usage,usage\ncats,10,9\n", "the column 'usage' is listed twice"),
+        ("expert,colour\ncats,red\n", "the column 'colour'; allowed: expert, usage, lo, hi"),
+        ("expert,lo\ncats,-1\n", "expert 'cats': lo is '-1'"),
+        ("expert,lo,hi\ncats,3,2\n", "expert 'cats': lo=3 is above hi=2"),
+        ("expert,usage\ncats,nan\n", "expert 'cats': usage is 'nan'"),
+    ],
+)
+def test_bad_experts_are_named(text, message, tmp_path, capsys):
+    experts = write(tmp_path, text, "experts.csv")
+    assert cli.main(["align", write(tmp_path, CSV), "--experts", experts]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deep"),
+        ("[1, 2]", "[1, 2]; allowed: {"),
+        ({**OBJECT, "colour": 1}, "an object with 'clients', 'experts', 'colour'; allowed: {"),
+        ({**OBJECT, "experts": {"x": 1}}, "experts is {'x': 1}; allowed: {"),
+        ({**OBJECT, "experts": ["x"]}, "experts[0]: 'x'; allowed: {"),
+        (
+            {**OBJECT, "experts": [{"expert": "x"}, {"expert": "y"}, {"expert": "x"}]},
+            "the expert 'x' is listed twice: experts[0] and experts[2]",
+        ),
+        (
+            {**OBJECT, "clients": [*OBJECT["clients"], OBJECT["clients"][0]]},
+            "the client 'a' is listed twice: clients[0] and clients[2]",
+        ),
+        (
+            {**OBJECT, "clients": [{"client": None, "capacity": 1, "fitness": {}}]},
+            "clients[0]: the client is None; allowed: a name",
+        ),
+        (
+            {**OBJECT, "clients": [{"client": "a", "capacity": True, "fitness": {}}]},
+            "client 'a': capacity is True; allowed: a whole number",
+        ),
+        (
+            {**OBJECT, "clients": [{"client": "a", "capacity": 1, "fitness": [1]}]},
+            "clients[0]: fitness is [1]",
+        ),
+        ('{"clients": [], "clients": []}', "the key 'clients' stands there twice"),
+        ('{"clients": [NaN]}', "NaN is no number of JSON"),
+    ],
+)
+def test_bad_objects_are_named(text, message, tmp_path, capsys):
+    assert cli.main(["align", write(tmp_path, text, "c.json")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_bound_in_the_file_frees_the_others(tmp_path, capsys):
+    """One slot for two experts: an even share would give each one; a written bound is all."""
+    clients = [{"client": "phone", "capacity": 1, "fitness": {"cats": 0.9, "dogs": 0.5}}]
+    bounded = [{"expert": "cats", "usage": 120, "lo": 0, "hi": 3}, {"expert": "dogs"}]
+    free = [{"expert": "cats", "usage": 120}, {"expert": "dogs"}]
+    path = write(tmp_path, {"clients": clients, "experts": bounded}, "bounded.json")
+    assert cli.main(["align", path]) == 0
+    path = write(tmp_path, {"clients": clients, "experts": free}, "free.json")
+    assert cli.main(["align", path]) == 1
+    assert "1 slots of all clients together for 2 experts" in capsys.readouterr().err
+    assert cli.main(["align", path, "--lo", "0"]) == 0
 
 
 def test_infeasible_bounds_offer_others(tmp_path, capsys):
     assert cli.main(["align", write(tmp_path, CSV), "--lo", "3"]) == 1
     shown = capsys.readouterr().err
     assert "load bounds cannot be met" in shown
-    assert "nearest feasible bounds: lo=[" in shown
+    assert "experts 'birds' need 3 clients together" in shown
+    assert "the 2 clients that can hold them ('laptop', 'server') have 2 slots" in shown
+    assert "nearest feasible bounds (lo..hi): cats 3..3, dogs 2..3, birds 1..3" in shown
 
 
 @pytest.mark.parametrize("more", [["--policy", "greedy", "--lo", "1"], ["--out", "x.txt"]])

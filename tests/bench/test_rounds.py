@@ -218,10 +218,10 @@ def test_the_command_prints_and_writes_the_same_figures(
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["--kind", "tiny,huge"], "'huge' is unknown; allowed: tiny, short, many"),
-        (["--runner", "spark"], "'spark' is unknown; allowed: bare, inprocess, ray, stock"),
-        (["--workers", "0"], "0 is too small"),
-        (["--rounds", "-3"], "-3 is too small"),
+        (["--kind", "tiny,huge"], "'tiny,huge'; allowed: names of tiny, short, many"),
+        (["--runner", "spark"], "'spark'; allowed: names of bare, inprocess, ray, stock"),
+        (["--workers", "0"], "'0'; allowed: a whole number from 1"),
+        (["--rounds", "-3"], "'-3'; allowed: a whole number from 1"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(

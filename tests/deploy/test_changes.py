@@ -75,7 +75,7 @@ def test_an_added_node_is_known_to_all(federation: Path) -> None:
 
 
 def test_a_taken_place_is_refused(federation: Path) -> None:
-    with pytest.raises(ConfigError, match="two nodes cannot listen at one place"):
+    with pytest.raises(ConfigError, match="two programs cannot listen at"):
         add_nodes(federation, [Party.load(federation / "nodes/node-0").peer])
     assert no_problem(federation)
 

@@ -115,7 +115,7 @@ FAULTS = [
     (other_authority, {"node-1 certificate": "was not issued by"}),
     (other_key, {"node-1 certificate": "is not the key of"}),
     (open_key, {"node-1 secrets": "can be read by others (mode 644): chmod 600"}),
-    (other_version, {"node-1 versions": "where the folder was written: pip install 'flwr==9."}),
+    (other_version, {"node-1 versions": "where the folder was written: sh install.sh"}),
     (no_settings, {"node-1 settings": "is not valid TOML"}),
     (same_partition, {"all partitions": "node-0 and node-1 both hold partition 0",
                       "node-1 peers": "as partition 1"}),

@@ -19,11 +19,11 @@ from nmoe_flower.inference.signing import verify
 NODE_FILES = {
     "ca.pem", "node-1.pem", "node-1.key", "supernode.key", "supernode.pub", "settings.toml",
     "node.toml", "peers.json", "supernode.sh", "start.sh", "serve.sh", "nmoe-supernode.service",
-    "nmoe-peer.service",
+    "nmoe-peer.service", "install.sh", "wheel",
 }  # fmt: skip
 SERVER_FILES = {
     "ca.pem", "superlink.pem", "superlink.key", "settings.toml", "superlink.sh", "register.sh",
-    "train.sh", "nmoe-superlink.service", "app", "keys",
+    "train.sh", "nmoe-superlink.service", "app", "keys", "install.sh", "wheel",
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def names(folder: Path) -> set[str]:
 def test_every_party_has_what_it_needs_and_no_more(federation: Path) -> None:
     assert names(federation / "nodes" / "node-1") == NODE_FILES
     assert names(federation / "server") == SERVER_FILES
-    assert names(federation / "authority") == {"ca.pem", "ca.key"}
+    assert names(federation / "authority") == {"ca.pem", "ca.key", "peers-serial"}
     everywhere = [path.name for path in federation.rglob("*.key")]
     assert everywhere.count("ca.key") == 1  # it never leaves the authority's folder
 
@@ -93,7 +93,7 @@ def test_upper_bounds_that_pool_data_are_left_out() -> None:
 
 def test_scripts_are_shell_and_work_from_any_folder(federation: Path) -> None:
     scripts = sorted(federation.rglob("*.sh"))
-    assert len(scripts) == 9
+    assert len(scripts) == 12
     for script in scripts:
         subprocess.run(["sh", "-n", str(script)], check=True)
         text = script.read_text()
@@ -133,7 +133,7 @@ def test_what_cannot_be_is_refused(new_plan: Callable[..., Plan], tmp_path: Path
         places(["a", "b"], 2)
     with pytest.raises(ConfigError, match="two programs cannot listen at cam:7600"):
         places(["server", "cam:7600", "cam:7600"], 2)
-    with pytest.raises(ConfigError, match=r"host 'a b'; allowed"):
+    with pytest.raises(ConfigError, match="the address 'a b' is not host or host:port"):
         places(["a b", "c", "d"], 2)
 
 

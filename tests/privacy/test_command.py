@@ -8,7 +8,7 @@ import pytest
 from nmoe_flower import cli
 from nmoe_flower.cli.noise_table import plan
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.privacy import epsilon_spent
+from nmoe_flower.privacy import MAX_DIM, epsilon_spent
 
 
 def nmoe(line):
@@ -101,20 +101,26 @@ def test_json(capsys):
     assert one["verdict"] == "clear"
 
 
+def test_a_delta_of_whole_samples_is_refused(capsys):
+    assert nmoe("privacy --delta 1e-3") == 1
+    assert "delta must be below 1/2500" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ("--epsilon 0", "epsilon must be positive"),
-        ("--delta 1e-3", "delta must be below 1/2500"),
-        ("--releases 0", "releases must be at least 1"),
-        ("--dim 0", "features must have 1 to 2048 dimensions"),
-        ("--clients 0", "clients must be at least 1"),
-        ("--classes 0", "classes must be at least 1"),
-    ],
-)
-def test_bad_numbers_are_refused(arguments, text, capsys):
-    assert nmoe(f"privacy {arguments}") == 1
-    assert text in capsys.readouterr().err
+    "arguments",
+    ["--epsilon 0", "--delta 0", "--delta 1", "--releases 0", "--dim 0", f"--dim {MAX_DIM + 1}",
+     "--clients 0", "--classes 0", "--examples 0"],
+)  # fmt: skip
+def test_bad_numbers_are_refused(arguments, capsys):
+    option, value = arguments.split()
+    with pytest.raises(SystemExit) as left:
+        nmoe(f"privacy {arguments}")
+    assert left.value.code == 2
+    assert f"argument {option}: '{value}'; allowed: a " in capsys.readouterr().err
+
+
+def test_the_widest_matrix_that_is_packed_has_a_plan():
+    assert nmoe(f"privacy --dim {MAX_DIM}") == 0
 
 
 def test_a_plan_is_refused_without_clients():

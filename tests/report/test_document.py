@@ -99,5 +99,5 @@ def test_an_unfinished_run_leaves_no_report(finished_run, tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(finished_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(NMoEError, match=r"nmoe-flower\[report\]"):
+    with pytest.raises(NMoEError, match=r"needs? matplotlib: pip install -e .*\[report\]"):
         write_report([finished_run("one")], tmp_path / "out")

@@ -51,7 +51,7 @@ def repeats_a_row(path):
         (lacks("config.toml"), r"one is not a run folder: it has no config\.toml"),
         (lacks("provenance.json"), r"cannot read .*provenance\.json"),
         (shutil.rmtree, "one is not a folder"),
-        (writes("{"), r"cannot read .*results\.json"),
+        (writes("{"), r"the results .*results\.json is not valid JSON"),
         (writes("[]"), r"results\.json has no rows"),
         (writes('{"rows": []}'), r"results\.json has no rows"),
         (writes('{"rows": [3]}'), r"row 0 lacks extractor, gate, test, clients, top_k, accuracy"),

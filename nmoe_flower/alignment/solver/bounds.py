@@ -1,6 +1,6 @@
 """Load bounds: how many clients each expert gets at least and at most, and whether that can be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ __all__ = ["InfeasibleBoundsError", "fillable", "load_bounds", "nearest_lo"]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bound = int | Sequence[int] | Ints | None
+Namer = Callable[[int], str]
+Told = Callable[[Namer, Namer], str]  # a text, from how experts and clients are called
 
 _SHOWN = 8
 
@@ -28,9 +30,26 @@ class InfeasibleBoundsError(ConfigError):
         hi: The upper bounds, raised where they were below ``lo``.
     """
 
-    def __init__(self, text: str, experts: Ints, clients: Ints, lo: Ints, hi: Ints) -> None:
-        super().__init__(f"{text}; nearest feasible bounds: lo={lo.tolist()}, hi={hi.tolist()}")
+    def __init__(self, text: Told, experts: Ints, clients: Ints, lo: Ints, hi: Ints) -> None:
+        bounds = f"lo={lo.tolist()}, hi={hi.tolist()}"
+        super().__init__(f"{text(str, str)}; nearest feasible bounds: {bounds}")
         self.experts, self.clients, self.lo, self.hi = experts, clients, lo, hi
+        self._text = text
+
+    def named(self, experts: Sequence[str], clients: Sequence[str]) -> ConfigError:
+        """The same in names instead of numbers.
+
+        Args:
+            experts: Names of all experts.
+            clients: Names of all clients.
+        """
+        rows = zip(experts, self.lo.tolist(), self.hi.tolist(), strict=True)
+        bounds = [f"{name} {lo}..{hi}" for name, lo, hi in rows]
+        more = ", ..." if len(bounds) > _SHOWN else ""
+        text = self._text(lambda i: repr(experts[i]), lambda i: repr(clients[i]))
+        return ConfigError(
+            f"{text}; nearest feasible bounds (lo..hi): {', '.join(bounds[:_SHOWN])}{more}"
+        )
 
 
 def load_bounds(
@@ -66,9 +85,12 @@ def load_bounds(
     crossed = np.flatnonzero(low > high)
     if len(crossed):
         first = int(crossed[0])
-        text = f"expert {first}: lo={low[first]} is above hi={high[first]}"
+        text = f"lo={low[first]} is above hi={high[first]}"
         fixed = nearest_lo(counts, allowed, np.minimum(low, high))
-        raise InfeasibleBoundsError(text, crossed, np.flatnonzero(counts), fixed, high)
+        raise InfeasibleBoundsError(
+            lambda expert, _: f"expert {expert(first)}: {text}",
+            crossed, np.flatnonzero(counts), fixed, high,
+        )  # fmt: skip
     fixed = nearest_lo(counts, allowed, low)
     if (fixed < low).any():
         _refuse(counts, allowed, low, high, fixed)
@@ -145,6 +167,7 @@ def nearest_lo(counts: Ints, allowed: Bools | None, lo: Ints) -> Ints:
 def _by_flow(counts: Ints, allowed: Bools, lo: Ints) -> Ints:
     pairs = csr_array(allowed.astype(np.int32))
     clients = len(counts)
+    lo = np.minimum(lo, clients)  # no expert can have more; sums stay within 32 bits
     graph = bmat(
         [
             [None, csr_array(counts[None, :].astype(np.int32)), None, None],
@@ -170,12 +193,15 @@ def _refuse(counts: Ints, allowed: Bools | None, lo: Ints, hi: Ints, fixed: Ints
         cut = _cut(counts, allowed, lo)
         share = np.minimum(counts, allowed[:, cut].sum(axis=1))
         able, most = np.flatnonzero(share), int(share.sum())
-    text = (
-        f"load bounds cannot be met: experts {_some(cut)} need {int(lo[cut].sum())} clients "
-        f"together, but the {len(able)} clients that can hold them ({_some(able)}) have "
-        f"{most} slots for them"
-    )
-    raise InfeasibleBoundsError(text, cut, able, fixed, hi)
+    needed = int(lo[cut].sum())
+    raise InfeasibleBoundsError(
+        lambda expert, client: (
+            f"load bounds cannot be met: experts {_some(cut, expert)} need {needed} clients "
+            f"together, but the {len(able)} clients that can hold them ({_some(able, client)}) "
+            f"have {most} slots for them"
+        ),
+        cut, able, fixed, hi,
+    )  # fmt: skip
 
 
 def _cut(counts: Ints, allowed: Bools, lo: Ints) -> Ints:
@@ -192,6 +218,6 @@ def _cut(counts: Ints, allowed: Bools, lo: Ints) -> Ints:
     return cut
 
 
-def _some(numbers: Ints) -> str:
-    shown = ", ".join(map(str, numbers[:_SHOWN].tolist()))
+def _some(numbers: Ints, name: Namer) -> str:
+    shown = ", ".join(map(name, numbers[:_SHOWN].tolist()))
     return shown if len(numbers) <= _SHOWN else f"{shown}, ..."

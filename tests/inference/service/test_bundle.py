@@ -107,11 +107,11 @@ def test_a_manifest_holds_what_it_may(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("", "is not valid JSON"),
+        ("[" * 100_000, "is nested too deep"),
         ("[]", "valid dictionary"),
-        ('{"format": NaN}', "format"),
-        ("\udcff", "is not JSON"),
+        ('{"format": NaN}', "NaN is no number of JSON"),
+        ("\udcff", "is not UTF-8 text"),
     ],
 )
 def test_what_is_no_manifest(make_bundle: MakeBundle, text: str, message: str) -> None:
@@ -122,7 +122,7 @@ def test_what_is_no_manifest(make_bundle: MakeBundle, text: str, message: str) -
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"cannot read .*bundle\.json: No such file"):
+    with pytest.raises(BundleError, match=r"cannot read the bundle .*bundle\.json: No such file"):
         Bundle.load(tmp_path)
 
 

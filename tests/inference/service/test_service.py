@@ -389,7 +389,11 @@ def test_a_port_that_is_taken(serving: Fixture, make_bundle: Fixture) -> None:
     [
         ({"max_batch": 0}, "max_batch = 0"),
         ({"max_queue": 0}, "max_queue = 0"),
-        ({"max_wait_ms": -1}, "max_wait_ms = -1"),
+        ({"max_wait_ms": -1}, "max_wait_ms is -1"),
+        ({"max_wait_ms": float("nan")}, "max_wait_ms is nan"),
+        ({"max_wait_ms": float("inf")}, "max_wait_ms is inf"),
+        ({"address": "127.0.0.1"}, "the address '127.0.0.1' is not host:port"),
+        ({"address": "127.0.0.1:99999"}, "the address '127.0.0.1:99999' is not host:port"),
         ({"max_batch": 300_000}, "has 4804096 bytes; a message may have 4194304"),
     ],
 )

@@ -1,0 +1,145 @@
+"""What the options of a command line may be: numbers, ports, addresses, names of a set.
+
+Each is a ``type`` for ``argparse``: it returns the value, or says what was given and what is
+allowed; ``argparse`` puts the option's name before it. NaN and infinity are no numbers here.
+"""
+
+import argparse
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nmoe_flower.addresses import MAX_PORT, Address
+from nmoe_flower.errors import ConfigError
+
+__all__ = ["PORT", "SEED", "ListenAddress", "NameList", "Number", "OutputFile", "Whole"]
+
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number.
+
+    Attributes:
+        least: The smallest that is allowed.
+        most: The largest that is allowed.
+
+    >>> Whole(1, 8)("3")
+    3
+    """
+
+    least: int = 0
+    most: int = (1 << 31) - 1
+
+    def __call__(self, text: str) -> int:
+        """The number; ``ArgumentTypeError`` if it is none or out of range."""
+        word = text.strip()
+        # Digits are counted first: Python refuses to read thousands of them.
+        if _WHOLE.fullmatch(word) and len(word) <= len(str(self.most)) + 1:
+            value = int(word)
+            if self.least <= value <= self.most:
+                return value
+        raise _refused(text, f"a whole number from {self.least} to {self.most}")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number: a duration, a rate, a weight.
+
+    Attributes:
+        least: The smallest that is allowed.
+        most: The largest that is allowed.
+        open: ``least`` itself is not allowed.
+        below: ``most`` itself is not allowed.
+
+    >>> Number(0, 60, open=True)("0.5")
+    0.5
+    """
+
+    least: float
+    most: float
+    open: bool = False
+    below: bool = False
+
+    def __call__(self, text: str) -> float:
+        """The number; ``ArgumentTypeError`` if it is none, not finite or out of range."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        above = value > self.least if self.open else value >= self.least
+        if above and (value < self.most if self.below else value <= self.most):
+            return value
+        start = f"above {self.least:g}" if self.open else f"from {self.least:g}"
+        end = f"below {self.most:g}" if self.below else f"to {self.most:g}"
+        raise _refused(text, f"a number {start} {end}")
+
+
+@dataclass(frozen=True)
+class ListenAddress:
+    """Where to listen, ``host:port``; port 0 lets the system choose.
+
+    >>> ListenAddress()("127.0.0.1:0")
+    '127.0.0.1:0'
+    """
+
+    def __call__(self, text: str) -> str:
+        """The address; ``ArgumentTypeError`` if it is none."""
+        try:
+            return str(Address.parse(text, any_port=True))
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class NameList:
+    """Comma-separated names, each one of a set and none twice.
+
+    Attributes:
+        allowed: The set.
+
+    >>> NameList(("tiny", "short"))("short,tiny")
+    ['short', 'tiny']
+    """
+
+    allowed: tuple[str, ...]
+
+    def __call__(self, text: str) -> list[str]:
+        """The names; ``ArgumentTypeError`` if one is unknown, or there twice."""
+        chosen = text.split(",")
+        if set(chosen) <= set(self.allowed) and len(set(chosen)) == len(chosen):
+            return chosen
+        raise _refused(text, f"names of {', '.join(self.allowed)}, each once")
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file to write whose ending says its format.
+
+    Attributes:
+        endings: Those that are known, with their dots.
+
+    >>> OutputFile((".csv", ".json"))("assignment.csv").suffix
+    '.csv'
+    """
+
+    endings: tuple[str, ...]
+
+    def __call__(self, text: str) -> Path:
+        """The path; ``ArgumentTypeError`` if it ends in something else."""
+        path = Path(text)
+        if path.suffix.lower() in self.endings:
+            return path
+        raise _refused(text, f"a name that ends in {' or '.join(self.endings)}")
+
+
+PORT = Whole(1, MAX_PORT)
+SEED = Whole(0, (1 << 63) - 1)
+
+
+def _refused(text: str, allowed: str) -> argparse.ArgumentTypeError:
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return argparse.ArgumentTypeError(f"{shown!r}; allowed: {allowed}")
