@@ -5,35 +5,35 @@ scripts/docs --write    only rewrite docs/reference/configuration.md from nmoe_f
 """
 
 import argparse
+import contextlib
 import importlib
 import inspect
+import io
 import os
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args, get_origin
+from unittest import mock
 
 from pydantic.fields import FieldInfo
 
 import nmoe_flower
 from nmoe_flower import errors
+from nmoe_flower.cli import _parser as nmoe_parser
+from nmoe_flower.cli import main as main_of_nmoe
 from nmoe_flower.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "docs-source"
+SITE = ROOT / "build" / "site"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
-COMMANDS = (
-    (), ("run",), ("partition",), ("report",), ("config",), ("privacy",), ("bundle",), ("serve",),
-    ("infer",), ("peers",),
-    ("bench",), ("bench", "rounds"), ("bench", "infer"),
-)  # fmt: skip
-SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples")
 SKIPPED = {"nmoe_flower.bench"}  # measured code, not an interface; see how-to/benchmarks.md
 
 
@@ -96,20 +96,28 @@ def _allowed(field: FieldInfo) -> str:
 # --- command line and errors ---
 
 
+def commands(parser: argparse.ArgumentParser | None = None, *words: str) -> Iterator[list[str]]:
+    """Every command of a parser, the parser's own first; that of ``nmoe`` if none is given.
+
+    Where the arguments are left to another parser, as in ``nmoe bench WHAT ...``, the word before
+    them names it.
+    """
+    parser = parser or nmoe_parser()
+    yield [*words]
+    rest = any(action.nargs == argparse.REMAINDER for action in parser._actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from commands(inner, *words, name)
+        elif rest and action.choices and not action.option_strings:
+            yield from ([*words, str(name)] for name in action.choices)
+
+
 def command_line() -> str:
     """The help text of every command."""
     lines = ["# Command line", "", "As the commands print it themselves."]
-    environment = {**os.environ, "COLUMNS": "92", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
-    for command in COMMANDS:
-        words = " ".join(["nmoe", *command])
-        shown = subprocess.run(
-            [sys.executable, "-c", "from nmoe_flower.cli import main; main()", *command, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        ).stdout
-        lines += ["", f"## {words}", "", "```text", shown.strip(), "```"]
+    for words in commands():
+        lines += ["", f"## {' '.join(['nmoe', *words])}", "", "```text", help_text(words), "```"]
     lines += [
         "",
         "## Exit codes",
@@ -124,6 +132,19 @@ def command_line() -> str:
     return "\n".join(lines) + "\n"
 
 
+def help_text(words: list[str]) -> str:
+    """What ``nmoe WORDS --help`` prints, at a width of 92."""
+    shown = io.StringIO()
+    plain = {"COLUMNS": "92", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
+    with (
+        mock.patch.dict(os.environ, plain),
+        contextlib.redirect_stdout(shown),
+        contextlib.suppress(SystemExit),
+    ):
+        main_of_nmoe([*words, "--help"])
+    return shown.getvalue().strip()
+
+
 def error_tree() -> str:
     """The error tree, from its docstring, and each error's own text."""
     lines = ["# Errors", "", "```text", str(inspect.getdoc(errors)), "```", ""]
@@ -136,148 +157,59 @@ def error_tree() -> str:
 
 
 def public_modules() -> list[str]:
-    """Packages and modules whose ``__all__`` is an interface: top level, not inside a package."""
-    found = ["nmoe_flower"]
-    found += [f"nmoe_flower.{info.name}" for info in pkgutil.iter_modules(nmoe_flower.__path__)]
-    return [name for name in found if name not in SKIPPED]
+    """Packages and modules that are an interface: at the top level, not inside a package."""
+    found = [f"nmoe_flower.{info.name}" for info in pkgutil.iter_modules(nmoe_flower.__path__)]
+    return [name for name in found if name not in SKIPPED and public_names(name)]
 
 
-def python_reference() -> tuple[str, list[str]]:
-    """The page, and every public name that has no text."""
-    lines = [
-        "# Python",
-        "",
-        "Every public name, from its docstring. Shapes: B batch, D latent, E experts, K top-k, "
-        "C classes, N samples, m clients.",
-    ]
-    silent = []
-    for module_name in public_modules():
-        module = importlib.import_module(module_name)
-        names = list(getattr(module, "__all__", ())) or _defined(module)
-        if not names:
-            continue
-        lines += ["", f"## {module_name}", "", *_markdown(inspect.getdoc(module) or "")]
-        if not module.__doc__:
-            silent.append(module_name)
-        for name in names:
-            value = getattr(module, name)
-            text, complete = _entry(module_name, name, value)
-            lines += ["", *text]
-            if not complete:
-                silent.append(f"{module_name}.{name}")
-    return "\n".join(lines) + "\n", silent
-
-
-def _defined(module: ModuleType) -> list[str]:
-    """Public functions and classes of a module without ``__all__``."""
-    return sorted(
+def public_names(module_name: str) -> list[str]:
+    """What a module offers: its ``__all__``, or the functions and classes that it defines."""
+    module = importlib.import_module(module_name)
+    return list(getattr(module, "__all__", ())) or sorted(
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        if not name.startswith("_") and getattr(value, "__module__", "") == module_name
     )
 
 
-def _entry(module_name: str, name: str, value: Any) -> tuple[list[str], bool]:
-    heading = f"### {module_name.removeprefix('nmoe_flower.')}.{name}"
-    if not (inspect.isclass(value) or callable(value)):
-        return [heading, "", f"`{name} = {_shortened(repr(value))}`"], True
-    if not (inspect.isclass(value) or inspect.isfunction(value)):  # an alias of types
-        return [heading, "", f"`{name} = {_shortened(repr(value))}`"], True
-    text = inspect.getdoc(value) or ""
-    lines = [heading, "", "```python", _signature(name, value), "```", "", *_markdown(text)]
-    if inspect.isclass(value):
-        for method, function in _methods(value):
-            about = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-            call = " ".join(_parameters(function).split())
-            lines.append(f"- `{method}{call}`: {_code(about)}")
-    return lines, bool(text)
+def silent_names() -> list[str]:
+    """Public modules, classes and functions without a docstring."""
+    silent = []
+    for module_name in public_modules():
+        module = importlib.import_module(module_name)
+        silent += [] if module.__doc__ else [module_name]
+        for name in public_names(module_name):
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                silent += [] if inspect.getdoc(value) else [f"{module_name}.{name}"]
+    return silent
 
 
-def _methods(owner: type) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(owner).items():
-        if isinstance(value, classmethod | staticmethod):
-            value = value.__func__
-        if not name.startswith("_") and inspect.isfunction(value):
-            yield name, value
+def python_page(module_name: str) -> str:
+    """A page of the reference, which mkdocstrings fills from the docstrings."""
+    lines = [f"# {module_name.removeprefix('nmoe_flower.')}", "", f"::: {module_name}"]
+    module = importlib.import_module(module_name)
+    for name in _hidden_names(module_name):
+        lines += ["", f"::: {getattr(module, name).__module__}.{name}", "    options:"]
+        lines += ["      show_root_heading: true", "      show_root_toc_entry: true"]
+    return "\n".join(lines) + "\n"
 
 
-def _signature(name: str, value: Any) -> str:
-    return f"{'class ' if inspect.isclass(value) else ''}{name}{_parameters(value)}"
+def _hidden_names(module_name: str) -> list[str]:
+    """Names that a file of the package has, too: who reads the files finds that instead."""
+    files = {info.name for info in pkgutil.iter_modules(_path(module_name))}
+    return [name for name in public_names(module_name) if name in files]
 
 
-def _parameters(value: Any) -> str:
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):
-        return "(...)"
-    text = str(signature)
-    for noise in ("collections.abc.", "numpy.typing.", "pathlib.", "typing.", "torch._tensor."):
-        text = text.replace(noise, "")
-    text = re.sub(r"nmoe_flower\.[\w.]+\.(\w+)", r"\1", text)
-    text = re.sub(r"<object object at \w+>|<factory>", "...", text)
-    if len(text) > 88 and not get_origin(value):
-        text = re.sub(r", (?=(?:\*+)?\w+(?::|,|\)|=))", ",\n    ", text)
-    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # annotations kept as text
-
-
-def _shortened(text: str) -> str:
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _markdown(docstring: str) -> list[str]:
-    """A Google docstring as Markdown: sections become lists, examples become code."""
-    lines: list[str] = []
-    section, example, literal = "", False, False
-    for raw in docstring.splitlines():
-        title = raw.strip().removesuffix(":")
-        indent = len(raw) - len(raw.lstrip())
-        if literal and (indent or not raw.strip()):
-            lines.append(raw)
-            continue
-        literal = False
-        if example and not raw.strip():
-            lines.append("```")
-            example = False
-        if raw.strip() == "::":
-            literal = True
-            continue
-        if raw.endswith(":") and not indent and title in SECTIONS:
-            section = title
-            lines += ["", f"**{title}**", ""]
-            continue
-        text = raw.strip()
-        if text.startswith(">>>") and not example:
-            lines += ["", "```python"]
-            example = True
-        if example:
-            lines.append(text if text.startswith((">>>", "...")) else raw[4 * bool(section) :])
-            continue
-        if section in ("Args", "Attributes", "Raises") and indent == 4:
-            item = re.match(r"(\*{0,2}[\w.]+)( \([^)]*\))?: (.*)", text)
-            text = f"- `{item[1]}`: {_code(item[3])}" if item else f"- {_code(text)}"
-            lines.append(text)
-            continue
-        if not indent:
-            section = "" if text and not raw.startswith(" ") else section
-        if text.endswith("::"):
-            text, literal = text[:-1], True
-        lines.append(f"    {_code(text)}" if indent > 4 and section else _code(text))
-    if example:
-        lines.append("```")
-    return [*lines, ""]
-
-
-def _code(text: str) -> str:
-    """``x`` of reStructuredText as `x`; pointers to names as names."""
-    return re.sub(r":\w+:`([^`]*)`", r"`\1`", text.replace("``", "`"))
+def _path(module_name: str) -> list[str]:
+    return list(getattr(importlib.import_module(module_name), "__path__", ()))
 
 
 # --- the site ---
 
 
-def assemble(target: Path) -> list[str]:
-    """Copy docs/ to ``target``, add the generated pages; return public names without a text."""
+def assemble(target: Path) -> None:
+    """Copy docs/ to ``target`` and add what is generated."""
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(DOCS, target)
@@ -286,9 +218,10 @@ def assemble(target: Path) -> list[str]:
     (reference / "configuration.md").write_text(configuration(), encoding="utf-8")
     (reference / "cli.md").write_text(command_line(), encoding="utf-8")
     (reference / "errors.md").write_text(error_tree(), encoding="utf-8")
-    page, silent = python_reference()
-    (reference / "python.md").write_text(page, encoding="utf-8")
-    return silent
+    (reference / "python").mkdir()
+    for name in public_modules():
+        page = reference / "python" / f"{name.removeprefix('nmoe_flower.')}.md"
+        page.write_text(python_page(name), encoding="utf-8")
 
 
 def _bring_results(target: Path) -> None:
@@ -305,20 +238,53 @@ def build() -> int:
     if CONFIGURATION.read_text(encoding="utf-8") != configuration():
         print(f"{CONFIGURATION} is out of date: run scripts/docs --write", file=sys.stderr)
         return 1
-    silent = assemble(SOURCE)
-    if silent:
+    if silent := silent_names():
         print(f"public names without a docstring: {', '.join(silent)}", file=sys.stderr)
         return 1
-    from pygments.formatters import HtmlFormatter
-
-    css = HtmlFormatter(style="default").get_style_defs(".codehilite")
-    (SOURCE / "stylesheets" / "code.css").write_text(css, encoding="utf-8")
+    assemble(SOURCE)
     command = [sys.executable, "-m", "mkdocs", "build", "--clean", "--strict", "--quiet"]
-    environment = {**os.environ, "DISABLE_MKDOCS_2_WARNING": "true"}
+    environment = {
+        **os.environ,
+        "DISABLE_MKDOCS_2_WARNING": "true",
+        "NO_MKDOCS_2_WARNING": "true",
+        "SITE_VERSION": version(),
+    }
     code = subprocess.run(command, cwd=ROOT, check=False, env=environment).returncode
-    if code == 0:
-        print(f"built {ROOT / 'build' / 'site' / 'index.html'}")
-    return code
+    if code:
+        return code
+    if missing := unlisted(SITE / "objects.inv"):
+        print(f"public names that the site does not have: {', '.join(missing)}", file=sys.stderr)
+        return 1
+    if foreign := fetched(SITE / "index.html"):
+        print(f"the site would fetch from elsewhere: {', '.join(foreign)}", file=sys.stderr)
+        return 1
+    print(f"built {SITE}; to see it: {Path(sys.executable).name} -m http.server -d {SITE}")
+    return 0
+
+
+def fetched(page: Path) -> list[str]:
+    """What a browser would load from other places to show a page."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(
+        r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]+)', text
+    )
+
+
+def unlisted(inventory: Path) -> list[str]:
+    """Public names that are not in the site's list of all objects."""
+    lines = zlib.decompress(inventory.read_bytes().split(b"\n", 4)[4]).decode().splitlines()
+    listed = {line.split(" ")[0] for line in lines}
+    every = {
+        f"{name}.{one}.{one}" if one in _hidden_names(name) else f"{name}.{one}"
+        for name in public_modules()
+        for one in public_names(name)
+    }
+    return sorted(every - listed)
+
+
+def version() -> str:
+    """Name and version, as the site shows them beside the link to the code."""
+    return f"{nmoe_flower.__name__.replace('_', '-')} {nmoe_flower.__version__}"
 
 
 def main() -> int:
