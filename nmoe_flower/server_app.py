@@ -1,6 +1,7 @@
 """The ServerApp, and the one function both engines run: ``execute``."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -14,11 +15,14 @@ from nmoe_flower.engine import flower
 from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline
 from nmoe_flower.results import RunFolder
+from nmoe_flower.summary import draw, summary_lines
 
-__all__ = ["app", "cost_in_words", "execute", "settle"]
+__all__ = ["CALLER_TELLS", "app", "cost_in_words", "execute", "settle"]
 
 app = ServerApp()
 
+CALLER_TELLS = "NMOE_CALLER_TELLS"
+"""The variable a caller sets to 1 if it shows the results and draws the figures itself."""
 SETTLED_AFTER = 3.0
 HINT = f"for ten clients: {flower.SIMULATE}"
 
@@ -26,6 +30,7 @@ HINT = f"for ten clients: {flower.SIMULATE}"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Entry point of ``flwr run``: the clients are as many as the nodes that connect."""
+    started = time.monotonic()
     config = Config.parse(context.run_config)
     path = config.run.folder(context.run_id)
     if (path / "config.toml").exists():
@@ -37,18 +42,26 @@ def main(grid: Grid, context: Context) -> None:
     flower.log(logging.INFO, "results go to %s", path)
     for note in config.advice():
         flower.log(logging.INFO, "note: %s", note)
-    flower.log(logging.INFO, "%s", cost_in_words(config))
+    flower.log(logging.INFO, "%s", cost_in_words(config, simulated=flower.is_simulated(grid)))
     execute(grid, folder, on_round=_Teller())
+    if os.environ.get(CALLER_TELLS) != "1":
+        figures = draw(folder, lambda text: flower.log(logging.WARNING, "%s", text))
+        for line in summary_lines(folder, figures, time.monotonic() - started):
+            flower.log(logging.INFO, "%s", line)
 
 
-def cost_in_words(config: Config) -> str:
+def cost_in_words(config: Config, *, simulated: bool) -> str:
     """How many exchanges a whole run needs, and how long they take on real SuperNodes.
 
-    >>> settings = {"extractor.rounds": 8, "gate.methods": "local", "run.controls": ""}
-    >>> cost_in_words(Config.parse(settings))
+    >>> config = Config.parse({"extractor.rounds": 8, "gate.methods": "local", "run.controls": ""})
+    >>> cost_in_words(config, simulated=True)
+    'a whole run is 22 exchanges'
+    >>> cost_in_words(config, simulated=False)
     'a whole run is 22 exchanges; on SuperNodes each costs about 6 s: 2 minutes'
     """
     count = sum(exchanges(config).values())
+    if simulated:
+        return f"a whole run is {count} exchanges"
     minutes = max(1, round(count * SECONDS_PER_EXCHANGE / 60))
     return (
         f"a whole run is {count} exchanges; on SuperNodes each costs about "

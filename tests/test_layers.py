@@ -23,7 +23,9 @@ ROWS = [
     {"clients", "strategies", "inference"},
     {"pipeline"},
     {"results", "progress"},
-    {"server_app", "client_app", "report", "tracking"},
+    {"client_app", "report", "tracking"},
+    {"summary"},
+    {"server_app"},
     {"bench", "deploy"},
     {"cli"},
 ]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from nmoe_flower.alignment import InfeasibleBoundsError, align, desirability, load_variation
 from nmoe_flower.cli.align_files import AlignTable, read_experts, read_table
-from nmoe_flower.cli.summary import aligned
 from nmoe_flower.files import write_json, write_text
+from nmoe_flower.summary import aligned
 
 __all__ = ["run"]
 

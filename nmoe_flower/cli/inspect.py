@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic.fields import FieldInfo
 
-from nmoe_flower.cli.summary import aligned
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import to_toml
 from nmoe_flower.progress import make_progress
+from nmoe_flower.summary import aligned
 
 __all__ = ["config", "partition", "report"]
 

@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from nmoe_flower.cli.summary import aligned
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.privacy import (
     MAX_DIM,
@@ -16,6 +15,7 @@ from nmoe_flower.privacy import (
     packed_size,
     sensitivity,
 )
+from nmoe_flower.summary import aligned
 
 __all__ = ["Plan", "plan", "show"]
 

@@ -9,15 +9,14 @@ import time
 from pathlib import Path
 
 from nmoe_flower.cli.data import open_data
-from nmoe_flower.cli.summary import print_summary
 from nmoe_flower.config import Config
 from nmoe_flower.data import usage
 from nmoe_flower.engine import InProcessGrid, run_simulation, write_app
 from nmoe_flower.engine.signals import interruptible
-from nmoe_flower.errors import EngineError, NMoEError
-from nmoe_flower.installation import install_hint
+from nmoe_flower.errors import EngineError
 from nmoe_flower.progress import Follower, Progress, make_progress
 from nmoe_flower.results import RunFolder
+from nmoe_flower.summary import draw, summary_json, summary_lines
 
 __all__ = ["run"]
 
@@ -56,9 +55,17 @@ def run(args: argparse.Namespace) -> int:
     folder = RunFolder(path, config)
     if not folder.results_path.is_file():
         raise EngineError(f"the run ended without results: {folder.results_path} is missing")
-    figures = [] if args.no_figures else _draw(folder)
-    print_summary(folder, figures, time.monotonic() - started, as_json=args.format == "json")
+    figures = [] if args.no_figures else draw(folder, _complain)
+    seconds = time.monotonic() - started
+    if args.format == "json":
+        print(summary_json(folder, seconds))
+    else:
+        print("", *summary_lines(folder, figures, seconds), sep="\n")
     return 0
+
+
+def _complain(text: str) -> None:
+    print(f"nmoe: {text}", file=sys.stderr)
 
 
 def _tracked(path: Path, progress: Progress) -> Progress:
@@ -121,6 +128,8 @@ def _train_in_process(folder: RunFolder, progress: Progress, workers: int) -> No
 
 def _train_with_ray(folder: RunFolder, progress: Progress, workers: int, *, resumed: bool) -> None:
     """The ServerApp in the SuperLink writes rounds.jsonl; this process follows it."""
+    from nmoe_flower.server_app import CALLER_TELLS
+
     progress.message("starting a SuperLink and Ray (about 15 s)")
     log_path = folder.path / "simulation.log"
     with (
@@ -134,6 +143,7 @@ def _train_with_ray(folder: RunFolder, progress: Progress, workers: int, *, resu
             gpus_per_client=_gpu_share(folder.config.run.device, workers),
             log=lambda line: print(line, file=log),
             on_tick=Follower(folder.rounds_path, progress, from_end=resumed),
+            environment={CALLER_TELLS: "1"},
         )
 
 
@@ -151,16 +161,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _draw(folder: RunFolder) -> list[Path]:
-    """Figures are a courtesy: without matplotlib the run has still produced its results."""
-    try:
-        from nmoe_flower.report import draw_figures
-
-        return list(draw_figures(folder.path))
-    except ImportError:
-        print(f"nmoe: no figures: {install_hint('report')}", file=sys.stderr)
-    except NMoEError as error:
-        print(f"nmoe: no figures: {error}", file=sys.stderr)
-    return []

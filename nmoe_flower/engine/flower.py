@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
+from flwr.serverapp import Grid
 
 from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
 from nmoe_flower.errors import EngineError
@@ -55,6 +56,7 @@ __all__ = [
     "identity",
     "installed_version",
     "is_known",
+    "is_simulated",
     "log",
     "log_command",
     "mark",
@@ -62,6 +64,7 @@ __all__ = [
     "metadata_of",
     "node_config",
     "programs",
+    "pull_interval",
     "requirement",
     "rewrite",
     "run_command",
@@ -144,6 +147,17 @@ def identity() -> int:
         except RuntimeError:
             setattr(TaskIdentity, name, value)
     return TaskIdentity.run_id
+
+
+def pull_interval(grid: Grid) -> float | None:
+    """Seconds between two pulls of a grid within this process; None for one across a network."""
+    interval = getattr(grid, "pull_interval", None)
+    return None if interval is None else float(interval)
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Whether the nodes of this grid are virtual ones of Flower's simulation."""
+    return pull_interval(grid) is not None
 
 
 def rewrite(message: Message, **fields: object) -> None:

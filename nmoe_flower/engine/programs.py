@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nmoe_flower.engine import flower
@@ -29,18 +29,17 @@ def require_ray() -> None:
 
 
 def start_program(
-    command: Sequence[str], *, home: Path, out: int, err: int
+    command: Sequence[str], environment: Mapping[str, str], *, home: Path, out: int, err: int
 ) -> "subprocess.Popen[str]":
     """Start one of Flower's programs with ``home`` as its folder, in a session of its own."""
-    environment = os.environ | flower.ENVIRONMENT
-    environment[flower.HOME] = str(home)
-    environment["RAY_TMPDIR"] = str(home)
+    own = os.environ | flower.ENVIRONMENT | dict(environment)
+    own |= {flower.HOME: str(home), "RAY_TMPDIR": str(home)}
     programs = str(Path(sys.executable).parent)
-    environment["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
+    own["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
     return subprocess.Popen(
         [_program(command[0]), *command[1:]],
         cwd=home,  # a folder named like the connection would be taken for an app
-        env=environment,
+        env=own,
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=err,

@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 from flwr.serverapp import Grid
 
+from nmoe_flower.engine import flower
+
 __all__ = ["Restarts"]
 
 _EVERY = 5.0
@@ -21,7 +23,7 @@ class Restarts:
 
     def __init__(self, grid: Grid, now: float) -> None:
         self._grid = grid
-        self._watches = not (hasattr(grid, "pull_blocks") or hasattr(grid, "pull_interval"))
+        self._watches = not (hasattr(grid, "pull_blocks") or flower.is_simulated(grid))
         self._next = now + _EVERY
         self._active: dict[int, str] = {}
         self._sent: dict[str, tuple[int, str]] = {}

@@ -12,6 +12,7 @@ from typing import Any, Self
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from nmoe_flower.engine import flower
 from nmoe_flower.engine.exchange import StreamingExchange
 from nmoe_flower.engine.flower import NodeInfo, Run
 
@@ -115,5 +116,5 @@ class StreamingGrid(Grid):
 def _poll_for(grid: Grid) -> float:
     if getattr(grid, "pull_blocks", False):
         return 0.0
-    interval = getattr(grid, "pull_interval", None)
-    return _DEFAULT_POLL if interval is None else min(float(interval), _IN_MEMORY_POLL)
+    interval = flower.pull_interval(grid)
+    return _DEFAULT_POLL if interval is None else min(interval, _IN_MEMORY_POLL)

@@ -43,6 +43,7 @@ def run_simulation(
     log: Callable[[str], None],
     on_tick: Callable[[], None] = lambda: None,
     start_timeout: float = 60.0,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a Flower app on Ray-backed virtual clients and wait until it has finished.
 
@@ -55,6 +56,7 @@ def run_simulation(
         log: Takes each line of the run's log; called from another thread.
         on_tick: Called in this thread about ten times per second while the run goes on.
         start_timeout: Seconds the SuperLink has to answer.
+        environment: Variables for the ServerApp and the clients, besides this process's own.
 
     Raises:
         EngineError: The run could not start, did not finish, or lost a Ray actor.
@@ -68,7 +70,7 @@ def run_simulation(
         "init-args-num-cpus": max(cores, cpus_per_client),
         "init-args-log-to-driver": "false",
     }
-    with interruptible(), _SuperLink(start_timeout) as link:
+    with interruptible(), _SuperLink(start_timeout, environment or {}) as link:
         run_id = link.submit(app, settings)
         link.follow(run_id, log, on_tick)
 
@@ -76,8 +78,9 @@ def run_simulation(
 class _SuperLink:
     """A SuperLink in a temporary home; entering starts it, leaving ends all it started."""
 
-    def __init__(self, start_timeout: float) -> None:
+    def __init__(self, start_timeout: float, environment: Mapping[str, str]) -> None:
         self._start_timeout = start_timeout
+        self._environment = environment
         self._children: list[subprocess.Popen[str]] = []
         self._reader: threading.Thread | None = None
 
@@ -196,7 +199,7 @@ class _SuperLink:
     def _spawn(
         self, command: Sequence[str], *, out: int = subprocess.PIPE, err: int = subprocess.STDOUT
     ) -> "subprocess.Popen[str]":
-        child = start_program(command, home=self.home, out=out, err=err)
+        child = start_program(command, self._environment, home=self.home, out=out, err=err)
         self._children.append(child)
         return child
 

@@ -18,6 +18,7 @@ from nmoe_flower.strategies.aggregation import Largest, WeightedMean
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
 from nmoe_flower.strategies.measured import Measured, agreeing, average, listed, only_finite
 from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
+from nmoe_flower.strategies.told import ToldGrid
 
 __all__ = ["FedAvgOptions", "StreamingFedAvg", "StreamingOptions"]
 
@@ -100,8 +101,14 @@ class StreamingFedAvg(FedAvg):
         self._told: set[tuple[str, str]] = set()  # phase and metric of warnings given
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
-        """Run FedAvg's round loop over a grid that yields replies as they arrive."""
-        return super().start(StreamingGrid.around(grid), *args, **kwargs)
+        """Run FedAvg's round loop over a grid that yields replies as they arrive.
+
+        Args:
+            grid: Any Flower grid.
+            *args: Those of Flower's ``Strategy.start``.
+            **kwargs: Likewise; what a later Flower adds is passed on as it is.
+        """
+        return super().start(ToldGrid(StreamingGrid.around(grid), self), *args, **kwargs)
 
     def carried(self) -> dict[str, np.ndarray]:
         """Arrays that the server's step carries from round to round; empty for plain averaging."""

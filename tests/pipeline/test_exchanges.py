@@ -53,7 +53,7 @@ def test_every_choice_counts(settings: dict[str, Any], stages: dict[str, int]) -
 def test_the_cost_is_said_in_words() -> None:
     """1 + 1 + 8 + 8 + 1 + 1 + 1 + 1 = 22 exchanges of 6 s are 132 s."""
     config = Config.parse({"extractor.rounds": 8, "gate.methods": "local", "run.controls": ""})
-    assert cost_in_words(config) == (
+    assert cost_in_words(config, simulated=False) == (
         "a whole run is 22 exchanges; on SuperNodes each costs about 6 s: 2 minutes"
     )
 

@@ -1,4 +1,5 @@
 import inspect
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from nmoe_flower import records
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import StreamingFedAvg, cohort_size, wait_for_nodes
+from nmoe_flower.strategies import FedCE, StreamingFedAvg, cohort_size, wait_for_nodes
 from nmoe_flower.strategies.base import FedAvgOptions, StreamingOptions
 
 Change = Callable[[RecordDict], None]
@@ -75,6 +76,59 @@ def one_round(
     assert arrays is not None
     assert metrics is not None
     return records.to_numpy(arrays), metrics
+
+
+class Lines(logging.Handler):
+    """What Flower's logger says of the rounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def lines_of_rounds(strategy: FedAvg, app: ClientApp) -> list[str]:
+    logger, lines = logging.getLogger("flwr"), Lines()
+    logger.addHandler(lines)
+    try:
+        with InProcessGrid(app, 4) as grid:
+            strategy.start(grid, records.from_numpy(START), num_rounds=2)
+    finally:
+        logger.removeHandler(lines)
+    return [line for line in lines.said if line.startswith(("configure_", "aggregate_"))]
+
+
+@pytest.mark.parametrize("action", [None, Action.EXTRACTOR])
+def test_the_rounds_are_told_as_fedavg_tells_them(action: str | None) -> None:
+    """Half of four clients train, all evaluate."""
+    options: dict[str, Any] = {"fraction_train": 0.5, "min_train_nodes": 2}
+    expected = [
+        "configure_train: Sampled 2 nodes (out of 4)",
+        "aggregate_train: Received 2 results and 0 failures",
+        "configure_evaluate: Sampled 4 nodes (out of 4)",
+        "aggregate_evaluate: Received 4 results and 0 failures",
+    ]
+    assert lines_of_rounds(FedAvg(**options), client_app()) == 2 * expected
+    assert lines_of_rounds(FedCE(action=action, **options), client_app()) == 2 * expected
+
+
+def test_replies_that_were_dropped_are_told_as_failures() -> None:
+    spoiled = with_array("w", np.float32([[np.nan, 0]]))
+    app = client_app({0: spoiled, 1: spoiled})
+    told = lines_of_rounds(FedCE(fraction_evaluate=0.0), app)
+    expected = "aggregate_train: Received 2 results and 2 failures"
+    assert told == 2 * ["configure_train: Sampled 4 nodes (out of 4)", expected]
+
+
+def test_what_a_later_flower_adds_to_start_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower 1.43 has ``should_stop``; 1.42 refuses it by its name."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(FedAvg, "start", lambda self, grid, *args, **kwargs: found.update(kwargs))
+    with InProcessGrid(client_app(), 2) as grid:
+        StreamingFedAvg().start(grid, records.from_numpy(START), should_stop=len)
+    assert found == {"should_stop": len}
 
 
 # --- bad replies ---

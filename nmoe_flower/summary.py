@@ -1,16 +1,18 @@
-"""What ``nmoe run`` prints at the end, and the plain tables of the other commands."""
+"""What a run says at its end, and plain tables of text."""
 
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import duration
 from nmoe_flower.results import RunFolder
 
-__all__ = ["aligned", "print_summary"]
+__all__ = ["aligned", "draw", "summary_json", "summary_lines"]
 
 # Heading, key in a row of results.json, test it is taken from.
 _COLUMNS = (
@@ -40,33 +42,63 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def print_summary(
-    folder: RunFolder, figures: Sequence[Path], seconds: float, *, as_json: bool
-) -> None:
-    """Print the results by gate, what failed, what is private, and where the files are."""
-    results: dict[str, Any] = json.loads(folder.results_path.read_bytes())
-    rows: list[dict[str, Any]] = results["rows"]
+def summary_lines(folder: RunFolder, figures: Sequence[Path], seconds: float) -> list[str]:
+    """The results by gate, what failed, what is private, and where the files are.
+
+    Args:
+        folder: Of a finished run.
+        figures: Those that were drawn.
+        seconds: The whole run took.
+    """
+    results = _results(folder)
+    lines = [*_table(results["rows"]).splitlines(), ""]
     failures = _failures(folder)
-    if as_json:
-        plain = [{key: value for key, value in row.items() if key != "per_client"} for row in rows]
-        found = [{"partition": who, "reason": why, "times": n} for (who, why), n in failures]
-        end = {"finished": True, "folder": str(folder.path), "seconds": round(seconds, 3)}
-        extra = {key: results[key] for key in ("privacy", "representation") if key in results}
-        print(json.dumps({**end, "failures": found, **extra, "rows": plain}))
-        return
-    print()
-    print(_table(rows))
-    print()
     for (who, why), times in failures[:_MOST_FAILURES]:
-        print(f"dropped {times} x client {who}: {why}")
+        lines.append(f"dropped {times} x client {who}: {why}")
     if len(failures) > _MOST_FAILURES:
-        print(f"... and {len(failures) - _MOST_FAILURES} more reasons in {folder.rounds_path}")
-    for line in _findings(results):
-        print(line)
-    print(f"results  {folder.results_path}")
+        lines.append(
+            f"... and {len(failures) - _MOST_FAILURES} more reasons in {folder.rounds_path}"
+        )
+    lines += _findings(results)
+    lines.append(f"results  {folder.results_path}")
     if figures:
-        print(f"figures  {figures[0].parent} ({len(figures)} files)")
-    print(f"time     {duration(seconds)}")
+        lines.append(f"figures  {figures[0].parent} ({len(figures)} files)")
+    return [*lines, f"time     {duration(seconds)}"]
+
+
+def summary_json(folder: RunFolder, seconds: float) -> str:
+    """The same as one JSON object, for scripts; without what each client scored."""
+    results = _results(folder)
+    rows = [{k: v for k, v in row.items() if k != "per_client"} for row in results["rows"]]
+    failures = [
+        {"partition": who, "reason": why, "times": times} for (who, why), times in _failures(folder)
+    ]
+    end = {"finished": True, "folder": str(folder.path), "seconds": round(seconds, 3)}
+    extra = {key: results[key] for key in ("privacy", "representation") if key in results}
+    return json.dumps({**end, "failures": failures, **extra, "rows": rows})
+
+
+def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
+    """Draw a run's figures. They are a courtesy: without them it has still produced its results.
+
+    Args:
+        folder: Of a finished run.
+        complain: Told in a line why there are none.
+    """
+    try:
+        from nmoe_flower.report import draw_figures
+
+        return list(draw_figures(folder.path))
+    except ImportError:
+        complain(f"no figures: {install_hint('report')}")
+    except NMoEError as error:
+        complain(f"no figures: {error}")
+    return []
+
+
+def _results(folder: RunFolder) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(folder.results_path.read_bytes())
+    return results
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
