@@ -33,6 +33,7 @@ __all__ = [
     "ENVIRONMENT",
     "HOME",
     "KNOWN_VERSIONS",
+    "LOCAL_PORT",
     "SCRIPT_CONNECTION",
     "SCRIPT_EXPORTS",
     "SCRIPT_REGISTER",
@@ -212,6 +213,9 @@ def array_record(entries: Iterable[tuple[str, str, tuple[int, ...], str, bytes]]
 
 HOME = "FLWR_HOME"
 """The variable that names Flower's folder: connections, apps, state."""
+
+LOCAL_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+"""The variable that moves the SuperLink which ``flwr run`` starts on this machine."""
 
 ENVIRONMENT = {
     **WORKER_ENVIRONMENT,

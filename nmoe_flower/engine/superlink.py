@@ -26,7 +26,7 @@ from nmoe_flower.engine.programs import excerpt, read_json, require_ray, start_p
 from nmoe_flower.engine.signals import interruptible, uninterrupted
 from nmoe_flower.errors import EngineError
 
-__all__ = ["run_simulation"]
+__all__ = ["free_port", "run_simulation"]
 
 _NAME = "nmoe"
 _TICK = 0.1
@@ -112,7 +112,7 @@ class _SuperLink:
         return flower.mark(self.home)
 
     def _start(self) -> None:
-        port = _free_port()
+        port = free_port()
         config = flower.connection(_NAME, f"127.0.0.1:{port}")
         (self.home / "config.toml").write_text(config, encoding="utf-8")
         self._output = self.home / "superlink.txt"
@@ -207,7 +207,8 @@ class _SuperLink:
         return "\n".join(self._output.read_text(errors="replace").splitlines()[-20:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
