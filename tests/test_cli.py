@@ -60,7 +60,12 @@ class Pipeline:
         self.open -= 1
 
     def execute(
-        self, grid: Any, folder: RunFolder, *, on_round: Callable[[Mapping[str, Any]], None]
+        self,
+        grid: Any,
+        folder: RunFolder,
+        *,
+        on_round: Callable[[Mapping[str, Any]], None],
+        on_answer: Callable[..., None],
     ) -> None:
         assert grid is self
         folder.append_round(ROUND)
