@@ -55,15 +55,25 @@ class ClosedFormGate:
             raise ReplyError("gate sums are not finite, or a count is negative")
         if packed is not None and not np.isfinite(packed).all():
             raise ReplyError("the packed second moment is not finite")
+        if packed is not None and packed[-1] < 0:
+            raise ReplyError(f"the packed second moment counts {packed[-1]:g} samples")
 
     def meet(self, client: int, packed: npt.NDArray[Any], width: int) -> None:
-        """Add a client's second moment sum, its upper triangle [D1 (D1 + 1) / 2], once."""
+        """Add a client's second moment sum, its upper triangle [D1 (D1 + 1) / 2], once.
+
+        Raises:
+            ReplyError: The sum over the clients would not be finite; nothing was changed.
+        """
         if client in self.known:
             return
         upper = np.zeros((width, width))
         upper[np.triu_indices(width)] = packed
-        whole = upper + np.triu(upper, 1).T
-        self.moment = whole + (self.moment if len(self.moment) else 0.0)
+        with np.errstate(over="ignore"):
+            whole = upper + np.triu(upper, 1).T
+            moment = whole + (self.moment if len(self.moment) else 0.0)
+        if not np.isfinite(moment).all():
+            raise ReplyError("its second moment is too large to be added to those of others")
+        self.moment = moment
         self.known = np.append(self.known, client)
 
     def update(self, sums: Mapping[int, npt.NDArray[Any]]) -> None:
@@ -73,6 +83,11 @@ class ClosedFormGate:
                 self.sums = np.zeros((self.experts, len(row) - 1))
             self.sums[expert] = self.decay * self.sums[expert] + row[:-1]
             self.counts[expert] = self.decay * self.counts[expert] + row[-1]
+
+    @property
+    def is_solvable(self) -> bool:
+        """Whether some client has had a sample, and some expert been trained."""
+        return len(self.moment) > 0 and self.moment[-1, -1] > 0 and self.counts.sum() > 0
 
     def solve(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """The gate's weights [E, D] and biases [E]; an expert never trained is never chosen."""

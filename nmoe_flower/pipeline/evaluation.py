@@ -1,5 +1,6 @@
 """The last exchange: every client evaluates every gate; the rows of ``results.json``."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline.findings import privacy, representation
 from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import Holding, holdings
@@ -24,6 +26,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     held = list(holdings(run).values())
     answers = gather(run, "evaluation", Action.ROUTE, _question(run))
     values = {p: records.metrics_of(content) for p, content in answers.items()}
+    _compare(values)
     first = values[min(values)]
     methods = sorted({key.rpartition("/")[0] for key in first if key.endswith("/accuracy")})
     rows, routing = [], {}
@@ -43,6 +46,24 @@ def evaluate(run: Run) -> dict[str, Any]:
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
         **{name: value for name, value in found.items() if value is not None},
     }
+
+
+def _compare(values: Mapping[int, Mapping[str, Any]]) -> None:
+    """Refuse clients that evaluated other gates than most; an AUC may be missing.
+
+    Raises:
+        RoundError: With the client and what differs.
+    """
+    told = {
+        p: frozenset(name for name in metrics if name.endswith(("/accuracy", "/routing")))
+        for p, metrics in values.items()
+    }
+    ((common, _),) = Counter(told.values()).most_common(1)
+    for partition, names in told.items():
+        if odd := sorted(names ^ common):
+            raise RoundError(
+                f"evaluation: client {partition} differs from most in {', '.join(odd[:5])}"
+            )
 
 
 def _question(run: Run) -> RecordDict:

@@ -6,8 +6,9 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.errors import ReplyError
 from nmoe_flower.pipeline.arrays import kept, message
-from nmoe_flower.pipeline.gather import gather
+from nmoe_flower.pipeline.gather import alike, gather
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ANSWERS, EXPERT, LATENTS, PROTOTYPE, SPLITS, Action
 
@@ -20,13 +21,16 @@ def train_experts(run: Run) -> None:
     prototypes, sharing = "prototype" in run.config.gate.methods, run.config.expert.sharing
     wanted = [PROTOTYPE] if prototypes else []
     wanted += {"weights": [EXPERT], "latents": [LATENTS], "none": []}[sharing]
-    trained = gather(run, "experts", Action.EXPERT, message(classifier), wanted=wanted)
+    trained = gather(
+        run, "experts", Action.EXPERT, message(classifier), wanted=wanted, check=_has_named_arrays
+    )
     if prototypes:
-        means = [
-            records.to_numpy(content.array_records[PROTOTYPE])["mean"]
-            for content in trained.values()
-        ]
-        run.arrays["prototypes"] = np.stack(means)
+        means = {
+            partition: {"mean": records.to_numpy(content.array_records[PROTOTYPE])["mean"]}
+            for partition, content in trained.items()
+        }
+        found = alike("prototypes", means).values()
+        run.arrays["prototypes"] = np.stack([arrays["mean"] for arrays in found])
     if sharing == "weights":
         experts = ArrayRecord(
             {
@@ -42,17 +46,25 @@ def train_experts(run: Run) -> None:
 
 def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     """Experts stay at home: latents visit every expert, logits [N, E, C] come back."""
-    latents = {
-        partition: records.to_numpy(content.array_records[LATENTS])
-        for partition, content in trained.items()
-    }
+    latents = alike(
+        "latents",
+        {
+            partition: records.to_numpy(content.array_records[LATENTS])
+            for partition, content in trained.items()
+        },
+        rows=True,
+    )
     rows = [(partition, split) for partition in latents for split in SPLITS]
     everyone = np.concatenate([latents[partition][split] for partition, split in rows])
     question = RecordDict({LATENTS: records.from_numpy({"latents": everyone})})
-    answered = gather(run, "answer", Action.ANSWER, question, wanted=[ANSWERS])
-    logits = np.stack(
-        [records.to_numpy(c.array_records[ANSWERS])["logits"] for c in answered.values()], axis=1
+    answered = gather(
+        run, "answer", Action.ANSWER, question, wanted=[ANSWERS], check=_has_named_arrays
     )
+    found = {
+        partition: {"logits": records.to_numpy(content.array_records[ANSWERS])["logits"]}
+        for partition, content in answered.items()
+    }
+    logits = np.stack([one["logits"] for one in alike("answers", found).values()], axis=1)
     ends = np.cumsum([len(latents[partition][split]) for partition, split in rows])[:-1]
     split_logits = dict(zip(rows, np.split(logits, ends), strict=True))
     gather(
@@ -66,3 +78,15 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
             for partition in latents
         },
     )
+
+
+def _has_named_arrays(content: RecordDict) -> None:
+    """Refuse records without the arrays this stage reads.
+
+    Raises:
+        ReplyError: With what is missing.
+    """
+    for record, names in ((PROTOTYPE, ("mean",)), (LATENTS, SPLITS), (ANSWERS, ("logits",))):
+        found = content.array_records.get(record)
+        if found is not None and (missing := [name for name in names if name not in found]):
+            raise ReplyError(f"the ArrayRecord {record!r} has no array {missing[0]!r}")

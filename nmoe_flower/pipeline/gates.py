@@ -10,7 +10,7 @@ from nmoe_flower import records
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.arrays import has, keep, kept, message
 from nmoe_flower.pipeline.federate import federate
-from nmoe_flower.pipeline.gather import gather
+from nmoe_flower.pipeline.gather import alike, gather
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, SERVER_ROUND, Action
 from nmoe_flower.schedules import schedule
@@ -68,7 +68,8 @@ def _rolling_gate(run: Run) -> ArrayRecord:
 def _global_gate(run: Run) -> ArrayRecord:
     """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
     pooled = gather(run, "gate/global", Action.POOL, RecordDict(), wanted=["pooled"])
-    parts = [records.to_numpy(content.array_records["pooled"]) for content in pooled.values()]
+    told = {p: records.to_numpy(content.array_records["pooled"]) for p, content in pooled.items()}
+    parts = list(alike("gate/global", told, rows=True).values())
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     question = message(
         kept(run, "gate/initial"),

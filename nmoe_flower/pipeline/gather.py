@@ -1,18 +1,23 @@
 """One question to every client, for stages that need an answer of each."""
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from flwr.app import Message, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.engine.answering import describe
 from nmoe_flower.errors import ReplyError, RoundError
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import Exchange
+from nmoe_flower.strategies import Exchange, reason_of
 
-__all__ = ["gather"]
+__all__ = ["alike", "gather"]
+
+_MOST_EXAMPLES = 2**53
 
 
 def gather(
@@ -23,6 +28,7 @@ def gather(
     *,
     only: list[int] | None = None,
     wanted: Sequence[str] = (),
+    check: Callable[[RecordDict], object] = lambda _: None,
 ) -> dict[int, RecordDict]:
     """Ask every client (or those of partitions ``only``) once; ask those that fail once more.
 
@@ -33,6 +39,8 @@ def gather(
         content: The same for all, or one per partition.
         only: Partitions to ask.
         wanted: ArrayRecords every answer must have.
+        check: Reads an answer; one that it raises on (``ReplyError``, or what reading something
+            that is not there raises) counts as failed.
 
     Returns:
         The answers by partition id, in order.
@@ -61,7 +69,7 @@ def gather(
         for reply in run.exchange(messages):
             partition = run.partitions[reply.metadata.src_node_id]
             try:
-                answers[partition] = _sound(reply, wanted)
+                answers[partition] = _sound(reply, wanted, check)
             except ReplyError as error:
                 exchange.fail(partition, str(error))
                 continue
@@ -80,7 +88,47 @@ def gather(
     return dict(sorted(answers.items()))
 
 
-def _sound(reply: Message, wanted: Sequence[str]) -> RecordDict:
+def alike(
+    stage: str, parts: Mapping[int, Mapping[str, np.ndarray]], *, rows: bool = False
+) -> dict[int, dict[str, np.ndarray]]:
+    """Arrays of every client that can be stacked: in the order and the dtypes of most clients.
+
+    Args:
+        stage: For the error.
+        parts: Finite arrays by client.
+        rows: The first axes may differ: they are to be joined along them.
+
+    Raises:
+        RoundError: A client has other names or shapes than most, or numbers their dtypes cannot
+            hold: none of its arrays can be replaced by another's.
+    """
+    forms = {client: _form(arrays, rows) for client, arrays in parts.items()}
+    (common, _), *_ = Counter(forms.values()).most_common()
+    found = {}
+    for client, arrays in parts.items():
+        like = {
+            name: np.empty((len(arrays.get(name, ())) if rows else shape[0], *shape[1:]), dtype)
+            if shape
+            else np.empty((), dtype)
+            for name, dtype, shape in common
+        }
+        try:
+            found[client] = records.restored(arrays, like)
+        except ReplyError as error:
+            raise RoundError(f"{stage}: client {client} differs from most: {error}") from None
+    return found
+
+
+def _form(arrays: Mapping[str, np.ndarray], rows: bool) -> tuple[tuple[str, str, Any], ...]:
+    return tuple(
+        (name, value.dtype.str, (0, *value.shape[1:]) if rows and value.ndim else value.shape)
+        for name, value in sorted(arrays.items())
+    )
+
+
+def _sound(
+    reply: Message, wanted: Sequence[str], check: Callable[[RecordDict], object]
+) -> RecordDict:
     """The content of a reply that counts its examples and whose arrays are there and finite.
 
     Raises:
@@ -88,13 +136,18 @@ def _sound(reply: Message, wanted: Sequence[str]) -> RecordDict:
             usable ``num-examples``.
     """
     if reply.has_error():
-        raise ReplyError(reply.error.reason)
+        raise ReplyError(reason_of(reply))
     metrics = reply.content.metric_records.get(records.METRICS)
     examples = metrics.get(records.NUM_EXAMPLES) if metrics is not None else None
-    if not isinstance(examples, int | float) or not 0 <= examples < math.inf:
-        raise ReplyError(f"{records.NUM_EXAMPLES!r} is missing or not a number >= 0: {examples}")
+    if not isinstance(examples, int | float) or not 0 <= examples <= _MOST_EXAMPLES:
+        raise ReplyError(f"{records.NUM_EXAMPLES!r} is missing or not a number from 0 to 2^53")
     if missing := [name for name in wanted if name not in reply.content.array_records]:
         raise ReplyError(f"the ArrayRecord {missing[0]!r} is missing")
     for record in reply.content.array_records.values():
         records.require_finite(records.to_numpy(record))
+    try:
+        check(reply.content)
+    except (LookupError, TypeError, ValueError) as error:  # a ReplyError is a ValueError
+        text = str(error) if isinstance(error, ReplyError) else describe(error)
+        raise ReplyError(f"it cannot be read: {text}") from None
     return reply.content

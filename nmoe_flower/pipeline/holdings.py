@@ -44,7 +44,7 @@ def holdings(run: Run) -> dict[int, Holding]:
         RoundError: A client did not answer, or clients disagree about the classes.
     """
     if not run.described:
-        answers = gather(run, "describe", Action.DESCRIBE, RecordDict())
+        answers = gather(run, "describe", Action.DESCRIBE, RecordDict(), check=_read)
         told = {partition: _read(content) for partition, content in answers.items()}
         _compare({partition: holding.classes for partition, holding in told.items()})
         run.described = {partition: asdict(holding) for partition, holding in told.items()}

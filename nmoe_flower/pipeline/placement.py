@@ -5,7 +5,7 @@ are assigned to each client during inference", within its capacity.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import RecordDict
@@ -34,7 +34,9 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
     assigner = restored(run, counts)
     mixture, placed = run.part("mixture/"), assigner.place()
     told = {"final": True, SERVER_ROUND: run.config.alignment.rounds}
-    whole = gather(run, "whole", Action.ALIGNED_TEST, message(records.from_numpy(mixture), told))
+    whole = gather(
+        run, "whole", Action.ALIGNED_TEST, message(records.from_numpy(mixture), told), check=_scores
+    )
     names, everyone = ExpertNames.found_in(mixture), sorted(run.partitions.values())
     questions = {
         row: message(
@@ -44,7 +46,9 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
         for row in everyone
         if placed[row].any()
     }
-    parts = gather(run, "placed", Action.ALIGNED_TEST, questions, only=list(questions))
+    parts = gather(
+        run, "placed", Action.ALIGNED_TEST, questions, only=list(questions), check=_scores
+    )
     rows, routing = _rows(run, {"mixture": whole, "placed": parts})
     sizes = counts.sum(axis=1).tolist()
     found = {"privacy": privacy(run), "representation": representation(run, sizes=sizes)}
@@ -62,6 +66,15 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
         "fingerprint": held[0].fingerprint,
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
     }
+
+
+def _scores(content: RecordDict) -> None:
+    """Read what `_rows` will."""
+    metrics = records.metrics_of(content)
+    for test in ("local", "iid"):
+        for name in SCORES:
+            float(cast(float, metrics[f"{name}-{test}"]))
+        list(cast(list[float], metrics[f"routing-{test}"]))
 
 
 def _rows(

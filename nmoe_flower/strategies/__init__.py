@@ -15,7 +15,7 @@ from nmoe_flower.strategies.gates import (
 )
 from nmoe_flower.strategies.optimizers import AdamW
 from nmoe_flower.strategies.parcels import ExpertNames
-from nmoe_flower.strategies.replies import Exchange
+from nmoe_flower.strategies.replies import Exchange, reason_of
 from nmoe_flower.strategies.rollgate import RollGate
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
@@ -39,5 +39,6 @@ __all__ = [
     "TravellingGate",
     "cohort_size",
     "identify",
+    "reason_of",
     "wait_for_nodes",
 ]

@@ -146,7 +146,7 @@ class _Integers:
         whole *= max(self._parts // parts, 1)
         self._parts = max(parts, self._parts)
         self._most = self._most * growth + whole * _largest(value)
-        if self._most > _INT64_MAX and self._sum.dtype != object:
+        if max(self._most, growth) > _INT64_MAX and self._sum.dtype != object:
             self._sum = self._sum.astype(object)
         wide = value.astype(self._sum.dtype)
         self._sum = np.asarray(self._sum * growth + wide * whole, self._sum.dtype)

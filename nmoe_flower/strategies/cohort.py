@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import cast
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -88,7 +87,10 @@ def identify(grid: Grid, nodes: list[int], partitions: Partitions, timeout: floa
         if answer.has_error():
             log.warning("node %d did not tell its partition: %s", node, answer.error.reason)
             continue
-        partition = int(cast(int, records.config_of(answer)[records.PARTITION_ID]))
+        partition = records.config_of(answer).get(records.PARTITION_ID)
+        if not isinstance(partition, int) or partition < 0:
+            log.warning("node %d told no partition id of at least 0 but %r", node, partition)
+            continue
         if partition in told:
             raise RoundError(f"nodes {told[partition]} and {node} both hold partition {partition}")
         told[partition] = node

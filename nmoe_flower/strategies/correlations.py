@@ -1,16 +1,18 @@
 """Every client's correlation matrix at the server, fresh or stale, and their mean."""
 
-import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower import records
+from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.privacy import (
     check_release,
     mean_noise_std,
+    packed_dim,
     shrink_spectrum,
     smat,
     svec,
@@ -18,16 +20,19 @@ from nmoe_flower.privacy import (
 
 __all__ = ["Correlations", "Release", "claimed"]
 
+_MOST = 2**53  # samples: no client has more, and sums of them stay finite
+
 
 def claimed(metrics: Mapping[str, Any], name: str, default: float | None = None) -> float:
     """A number that a client states about its R.
 
     Raises:
-        ReplyError: It is missing, not one number, not finite or negative.
+        ReplyError: It is missing, not one number, not finite, negative or above 2^53.
     """
     value = metrics.get(name, default)
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ReplyError(f"{name} must be a number of at least 0, got {value}")
+    if not isinstance(value, int | float) or not 0 <= value <= _MOST:
+        said = "a huge integer" if isinstance(value, int) and value > _MOST else value
+        raise ReplyError(f"{name} must be a number from 0 to 2^53, got {said}")
     return float(value)
 
 
@@ -36,7 +41,7 @@ class Release:
     """What a client sent last.
 
     Attributes:
-        packed: Its R, packed by ``svec``, [d(d+1)/2].
+        packed: Its R, packed by ``svec``, [d(d+1)/2], in any float dtype; kept as float32.
         examples: Its number of samples.
         round: When it was sent.
         noise_std: Standard deviation of the noise in it; 0 for none.
@@ -52,7 +57,8 @@ class Correlations:
     """Every client's last R. A client that is not asked, or does not answer, keeps its old one.
 
     Args:
-        dim: d, the width of the features; None takes that of the first R.
+        dim: d, the width of the features; None takes the one that most of the first clients have,
+            see ``settle``.
         clip: Largest norm of a feature.
         shrink: Remove what noise did to the spectrum of the mean, after averaging.
     """
@@ -73,14 +79,45 @@ class Correlations:
         """
         if release.examples <= 0:
             raise ReplyError(f"num-examples must be above 0, got {release.examples:g}")
+        packed = {"packed": release.packed}
+        records.require_finite(packed)
+        packed = records.restored(packed, {"packed": np.empty(release.packed.shape, np.float32)})
         try:
-            matrix = smat(release.packed.astype(np.float64), dim=self.dim)
+            matrix = smat(packed["packed"].astype(np.float64), dim=self.dim)
         except ConfigError as error:
             raise ReplyError(f"correlation: {error}") from None
         check_release(matrix, dim=len(matrix), clip=self.clip, noise_std=release.noise_std)
-        self.dim = len(matrix)
-        self._kept[client] = release
+        self._kept[client] = replace(release, packed=packed["packed"])
         self._mean = None
+
+    def settle(self) -> dict[int, str]:
+        """After an exchange: agree on the width, if it is not known yet, and forget the others.
+
+        One client's width must not decide for all, so that of most clients does.
+
+        Returns:
+            Clients whose R was forgotten, and why.
+
+        Raises:
+            RoundError: No width is the most frequent.
+        """
+        if self.dim is not None or not self._kept:
+            return {}
+        widths = {client: packed_dim(len(one.packed)) for client, one in self._kept.items()}
+        (width, count), *others = Counter(widths.values()).most_common()
+        if others and others[0][1] == count:
+            raise RoundError(
+                f"correlation matrices have width {width} and {others[0][0]}, from as many clients "
+                f"each: {dict(sorted(widths.items()))}; say which by FedSC(dim=...)"
+            )
+        self.dim, self._mean = width, None
+        odd = {client: found for client, found in widths.items() if found != width}
+        for client in odd:
+            del self._kept[client]
+        return {
+            client: f"its features have {found} dimensions, those of most clients {width}"
+            for client, found in odd.items()
+        }
 
     def round_of(self, client: int) -> int:
         """When this client's R was sent; 0 if there is none."""
@@ -150,3 +187,4 @@ class Correlations:
             if kind == "packed":
                 examples, server_round, noise_std = arrays[f"{client}/about"].tolist()
                 self.keep(int(client), Release(arrays[key], examples, int(server_round), noise_std))
+        self.settle()

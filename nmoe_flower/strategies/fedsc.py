@@ -53,7 +53,7 @@ class FedSC(SteppedFedAvg):
             q_i of the samples, for which the clients' gradients sum to the global one.
         first: The round of the first R. Before it, clients train on their own negatives alone.
         refresh: A new R is asked for in round ``first`` and every so many rounds.
-        dim: Width of the features; None takes that of the first R.
+        dim: Width of the features; None takes the one that most of the first clients have.
         clip: Largest norm of a feature.
         noise_multiplier: What the clients have agreed to; an R with less noise is refused.
         accountant: Counts every R that is asked for; none is asked beyond its budget.
@@ -189,7 +189,13 @@ class FedSC(SteppedFedAvg):
                 exchange.fail(client, f"correlation: {error}")
                 continue
             exchange.bytes_up += records.array_bytes(reply.content)
+        self._settle(exchange)
         return exchange
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Agree on the width of the features, once; name those whose R has another."""
+        for client, reason in self.correlations.settle().items():
+            exchange.fail(client, f"correlation: {reason}")
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
         """Keep the R that came with the weights, if one did."""
@@ -227,6 +233,7 @@ class FedSC(SteppedFedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the weights; add the effective rank of the mean R to the metrics."""
         arrays, metrics = super().aggregate_train(server_round, replies)
+        self._settle(self.last_exchange)
         eigenvalues = self.correlations.eigenvalues()
         if metrics is not None and eigenvalues is not None:
             metrics["effective-rank"] = effective_rank(eigenvalues)

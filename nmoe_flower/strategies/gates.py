@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.alignment import ClosedFormGate
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.strategies.optimizers import ServerOptimizer
+from nmoe_flower.strategies.optimizers import ServerOptimizer, stepped
 
 __all__ = ["AveragedGate", "GateSharing", "LocalGate", "StatisticsGate", "TravellingGate"]
 
@@ -98,7 +98,7 @@ class AveragedGate(GateSharing):
         if self.optimizer is None:
             return {}
         return {
-            name: self.optimizer.step(name, sent[name], sent[name] - mean, self.rate)
+            name: stepped(self.optimizer, name, sent[name], mean, rate=self.rate)
             for name, mean in means.items()
             if self._is_gate(name)
         }
@@ -190,6 +190,7 @@ class StatisticsGate(GateSharing):
         super().__init__(prefix)
         self.solver, self.weight, self.bias = solver, weight, bias
         self._round: dict[int, np.ndarray] = {}
+        self._width = 0  # D + 2, of the gate that was sent
 
     def question(self, client: int) -> dict[str, Any]:
         """Ask for the second moment once."""
@@ -197,29 +198,44 @@ class StatisticsGate(GateSharing):
 
     def expected(self, sent: Arrays) -> Arrays:
         """The gate does not come back."""
+        self._width = sent[self.weight].shape[1] + 2
         return {name: value for name, value in sent.items() if not self._is_gate(name)}
 
     def accept(self, client: int, held: npt.NDArray[np.bool_], content: RecordDict) -> None:
-        """Take a client's sums."""
+        """Take a client's sums; their width is that of the gate, whoever answers first."""
         record = content.get(STATISTICS)
         if not isinstance(record, ArrayRecord):
             raise ReplyError(f"the ArrayRecord {STATISTICS!r} is missing")
         arrays, experts = records.to_numpy(record), np.flatnonzero(held)
+        records.require_finite(arrays)
         sums, packed = arrays.get("sums"), arrays.get("moment")
         if sums is None or (packed is None and client not in self.solver.known):
             raise ReplyError(f"{STATISTICS} have {sorted(arrays)}; wanted sums, and moment once")
+        if sums.shape != (len(experts), self._width):
+            wanted = (len(experts), self._width)
+            raise ReplyError(f"gate sums of shape {sums.shape}; wanted {wanted}")
         self.solver.check(packed, sums, len(experts))
+        added = {
+            expert: self._round.get(expert, 0.0) + row
+            for expert, row in zip(experts.tolist(), sums.astype(np.float64), strict=True)
+        }
+        if not all(map(records.is_finite, added.values())):
+            raise ReplyError("its gate sums are too large to be added to those of others")
         if packed is not None:
-            self.solver.meet(client, packed, sums.shape[1] - 1)
-        for expert, row in zip(experts.tolist(), sums.astype(np.float64), strict=True):
-            self._round[expert] = self._round[expert] + row if expert in self._round else row
+            self.solver.meet(client, packed, self._width - 1)
+        self._round |= added
 
     def result(self, sent: Arrays, means: Arrays) -> dict[str, np.ndarray]:
-        """The gate solved anew."""
+        """The gate solved anew; as it was while no client has had a sample."""
         self.solver.update(self._round)
         self._round = {}
+        if not self.solver.is_solvable:
+            return {}
         weight, bias = self.solver.solve()
-        return {self.weight: weight, self.bias: bias}
+        return {
+            self.weight: weight.astype(sent[self.weight].dtype, copy=False),
+            self.bias: bias.astype(sent[self.bias].dtype, copy=False),
+        }
 
     def state(self) -> dict[str, np.ndarray]:
         """The solver's statistics."""

@@ -5,7 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["AdamW", "Nesterov", "ServerOptimizer"]
+__all__ = ["AdamW", "Nesterov", "ServerOptimizer", "stepped"]
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class ServerOptimizer(Protocol):
@@ -22,6 +24,37 @@ class ServerOptimizer(Protocol):
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore what ``state`` gave."""
         ...
+
+
+def stepped(
+    optimizer: ServerOptimizer,
+    name: str,
+    sent: np.ndarray,
+    mean: np.ndarray,
+    *,
+    told: float = 1.0,
+    rate: float,
+) -> np.ndarray:
+    """One array after the server's step from what was sent towards the clients' mean.
+
+    Integers and running statistics of BatchNorm are averaged, never stepped.
+
+    Args:
+        optimizer: Takes the step.
+        name: Of the array.
+        sent: What the clients started from.
+        mean: Of what came back, in the dtype sent.
+        told: The clients' own rate; with 0 they did not move.
+        rate: Of the step.
+    """
+    if sent.dtype.kind != "f" or name.rpartition(".")[2] in _STATISTICS:
+        return mean
+    if told == 0.0:
+        return sent
+    wide = np.result_type(sent, np.float32)  # float16 holds neither rates nor squares
+    weights = sent.astype(wide, copy=False)
+    gradient = (weights - mean) / np.asarray(told, wide)
+    return optimizer.step(name, weights, gradient, rate).astype(sent.dtype, copy=False)
 
 
 class Nesterov:

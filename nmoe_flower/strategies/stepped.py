@@ -1,20 +1,20 @@
 """Federated averaging with a step of the server's own: what FedCE and FedSC share."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
-from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer
+from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer, stepped
 from nmoe_flower.strategies.replies import Usable
 from nmoe_flower.strategies.step_reports import StepReports
 
 __all__ = ["LEARNING_RATE", "SteppedFedAvg", "SteppedOptions"]
 
 LEARNING_RATE = "learning-rate"
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class SteppedOptions(StreamingOptions, total=False):
@@ -103,28 +103,14 @@ class SteppedFedAvg(StreamingFedAvg):
         """Take the server's step from the weights sent out to the clients' mean."""
         if self.server_optimizer is not None:
             rate = self.learning_rate(server_round) if self.learning_rate else 1.0
-            mean = {
-                name: self._step(self.server_optimizer, name, value, rate)
-                if _is_stepped(name, value)
-                else value
-                for name, value in mean.items()
-            }
+            told = rate if self.local_learning_rate is None else self.local_learning_rate
+            step = partial(
+                stepped, self.server_optimizer, told=told, rate=self.server_learning_rate * rate
+            )
+            mean = {name: step(name, self.sent[name], value) for name, value in mean.items()}
         if self.ema > 0:
             self._average(server_round, mean)
         return mean
-
-    def _step(
-        self, optimizer: ServerOptimizer, name: str, mean: np.ndarray, rate: float
-    ) -> np.ndarray:
-        sent = self.sent[name]
-        told = rate if self.local_learning_rate is None else self.local_learning_rate
-        if told == 0.0:
-            return sent
-        wide = np.result_type(sent, np.float32)  # float16 holds neither rates nor squares
-        weights = sent.astype(wide, copy=False)
-        gradient = (weights - mean) / np.asarray(told, wide)
-        stepped = optimizer.step(name, weights, gradient, self.server_learning_rate * rate)
-        return stepped.astype(sent.dtype, copy=False)
 
     def _average(self, server_round: int, arrays: Mapping[str, np.ndarray]) -> None:
         """EMA whose decay warms up, min(decay, (1 + t) / (10 + t)), so that it starts unbiased."""
@@ -159,7 +145,3 @@ class SteppedFedAvg(StreamingFedAvg):
             self.server_optimizer.load_state(groups["optimizer"])
         self.ema_arrays = groups["ema"]
         self.private_steps.load_state(groups["steps"])
-
-
-def _is_stepped(name: str, value: np.ndarray) -> bool:
-    return value.dtype.kind == "f" and name.rpartition(".")[2] not in _STATISTICS
