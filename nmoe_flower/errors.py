@@ -6,6 +6,7 @@ NMoEError
 ├── ReplyError        one client's reply is unusable (never fatal by itself: the reply is dropped)
 ├── RoundError        too few usable replies, or nodes that never came: the run cannot go on
 ├── CheckpointError   nothing to resume from, or the folder belongs to another configuration
+├── LockedError       another process works in the run folder
 ├── EngineError       a SuperLink, a simulation or a worker process failed
 ├── BudgetError       a client has spent its privacy budget: nothing more is released
 ├── CertificateError  a certificate or key is missing, wrong, out of date or of another federation
@@ -38,6 +39,10 @@ class RoundError(NMoEError, RuntimeError):
 
 class CheckpointError(NMoEError, RuntimeError):
     """A run folder cannot be resumed."""
+
+
+class LockedError(NMoEError, RuntimeError):
+    """Another process works in the run folder."""
 
 
 class EngineError(NMoEError, RuntimeError):

@@ -3,7 +3,7 @@
 ::
 
     <out>/<name>/ config.toml (resolved)  provenance.json  rounds.jsonl  results.json
-                  checkpoints/  clients/  weights/  figures/
+                  checkpoints/  clients/  weights/  figures/  run.lock (while it runs)
 """
 
 import logging
@@ -36,6 +36,8 @@ FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
 _OWN_FILES = ("rounds.jsonl", "results.json", "provenance.json", "config.toml")
 _OWN_FOLDERS = ("checkpoints", "clients", "weights", "figures")
+_WORK = ("checkpoints", "rounds.jsonl", "results.json")
+_BEFORE_TRAINING = ("describe", "initial")
 # These change where a run happens or how long it waits, never what it computes.
 FREE_KEYS = frozenset(
     {
@@ -80,7 +82,8 @@ class RunFolder:
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> Self:
         """Begin a new run: write its configuration and where it comes from.
 
-        A run that stopped before its first exchange, because a setting did not fit, is begun anew.
+        A run that never trained, because a setting did not fit or no client came, is begun anew.
+        Whoever calls holds the folder (`lock.locked`).
 
         Args:
             path: The folder; made if missing.
@@ -92,13 +95,12 @@ class RunFolder:
             NMoEError: The folder cannot be written.
         """
         is_run = (path / "config.toml").is_file()
-        begun = any((path / name).exists() for name in ("checkpoints", "rounds.jsonl"))
-        if is_run and (overwrite or not begun):
+        if is_run and (overwrite or not cls.has_trained(path)):
             _delete_run(path)
-        elif begun:
+        elif is_run or any((path / name).exists() for name in _WORK):
             raise ConfigError(
-                f"{path} already holds a run: continue it with --resume {path}, "
-                "or choose another run.name or --out"
+                f"{path} already holds a run: continue it with --resume {path}, delete it with "
+                "--overwrite, or choose another run.name (--name) or --out"
             )
         folder = cls(path, config)
         write_json(
@@ -107,6 +109,22 @@ class RunFolder:
         )
         write_text(path / "config.toml", config.to_toml())
         return folder
+
+    @staticmethod
+    def has_trained(path: Path) -> bool:
+        """Whether the run in a folder has something to lose: a round, a release, a checkpoint.
+
+        What was asked of the clients before training (what they hold, initial weights) is no loss.
+        """
+        if any((path / "checkpoints").glob("step-*")) or any(path.glob("clients/*/*.json")):
+            return True
+        if (path / "results.json").exists():
+            return True
+        rounds = path / "rounds.jsonl"
+        return rounds.exists() and any(
+            record.get("stage") not in _BEFORE_TRAINING and record.get("clients") != []
+            for record in RunFolder(path, Config()).rounds()
+        )
 
     @classmethod
     def resume(cls, path: Path) -> Self:

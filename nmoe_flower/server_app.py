@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -13,11 +14,13 @@ from flwr.serverapp import Grid, ServerApp
 from nmoe_flower.config import Config
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import RoundError
+from nmoe_flower.lock import locked
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline
+from nmoe_flower.rehearsal import check_files, rehearse_apart
 from nmoe_flower.results import RunFolder
 from nmoe_flower.summary import draw, summary_lines
 
-__all__ = ["CALLER_TELLS", "app", "cost_in_words", "execute", "settle"]
+__all__ = ["CALLER_TELLS", "app", "check_start", "cost_in_words", "execute", "settle"]
 
 app = ServerApp()
 
@@ -33,21 +36,52 @@ def main(grid: Grid, context: Context) -> None:
     started = time.monotonic()
     config = Config.parse(context.run_config)
     path = config.run.folder(context.run_id)
+    with locked(path):
+        folder = _folder(grid, path, config)
+        flower.log(logging.INFO, "results go to %s", path)
+        for note in folder.config.advice():
+            flower.log(logging.INFO, "note: %s", note)
+        cost = cost_in_words(folder.config, simulated=flower.is_simulated(grid))
+        flower.log(logging.INFO, "%s", cost)
+        execute(grid, folder, on_round=_Teller())
+        if os.environ.get(CALLER_TELLS) != "1":
+            figures = draw(folder, lambda text: flower.log(logging.WARNING, "%s", text))
+            for line in summary_lines(folder, figures, time.monotonic() - started):
+                flower.log(logging.INFO, "%s", line)
+
+
+def _folder(grid: Grid, path: Path, config: Config) -> RunFolder:
+    """The run that stands in ``path``, or a new one for as many clients as there are.
+
+    Raises:
+        CheckpointError: It has other settings, and has trained with them.
+        ConfigError: A setting cannot be; nothing is written then.
+    """
     if (path / "config.toml").exists():
         folder = RunFolder.resume(path)
-        config = folder.config
+        trained = RunFolder.has_trained(path)
+        if trained or folder.config == config:
+            if trained:  # with as many clients as had connected
+                clients = {"data.num-clients": folder.config.data.num_clients}
+                folder.check_config(Config.parse({**config.flat(), **clients}))
+            return folder
+    config = settle(grid, config, tell=lambda text: flower.log(logging.INFO, text))
+    check_start(grid, config)
+    return RunFolder.create(path, config)
+
+
+def check_start(grid: Grid, config: Config) -> None:
+    """Refuse what cannot be, before any message: all of it where the clients run here.
+
+    On a federation the images are the devices' own, and only the server's files can be looked at.
+
+    Raises:
+        ConfigError: The text names the key, its value and what is allowed.
+    """
+    if flower.is_simulated(grid):
+        rehearse_apart(config)
     else:
-        config = settle(grid, config, tell=lambda text: flower.log(logging.INFO, text))
-        folder = RunFolder.create(path, config)
-    flower.log(logging.INFO, "results go to %s", path)
-    for note in config.advice():
-        flower.log(logging.INFO, "note: %s", note)
-    flower.log(logging.INFO, "%s", cost_in_words(config, simulated=flower.is_simulated(grid)))
-    execute(grid, folder, on_round=_Teller())
-    if os.environ.get(CALLER_TELLS) != "1":
-        figures = draw(folder, lambda text: flower.log(logging.WARNING, "%s", text))
-        for line in summary_lines(folder, figures, time.monotonic() - started):
-            flower.log(logging.INFO, "%s", line)
+        check_files(config)
 
 
 def cost_in_words(config: Config, *, simulated: bool) -> str:

@@ -265,10 +265,30 @@ def test_a_run_without_results_is_a_failure(
 def test_a_run_is_not_overwritten_unasked(
     pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run() == 0
-    assert run() == 1
-    assert "already holds a run" in capsys.readouterr().err
-    assert run("--overwrite") == 0
+    assert run("--name", "mine") == 0
+    assert run("--name", "mine") == 1
+    told = capsys.readouterr().err
+    assert all(
+        word in told for word in ("already holds a run", "--overwrite", "--resume", "--name")
+    )
+    assert run("--set", "run.name=mine") == 1
+    assert run("--name", "mine", "--overwrite") == 0
+
+
+def test_a_name_nobody_chose_never_collides(pipeline: Pipeline, tmp_path: Path) -> None:
+    """The default, then with numbers; a recipe's run is called like the recipe."""
+    recipe = tmp_path / "My recipe (1).toml"
+    recipe.write_text("[gate]\nrounds = 3\n", encoding="utf-8")
+    for _ in range(3):
+        assert run() == 0
+    for _ in range(2):
+        assert run(str(recipe)) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "My-recipe-1", "My-recipe-1-2", "nmoe", "nmoe-2", "nmoe-3",
+    ]  # fmt: skip
+    assert pipeline.grids[-1]["run_config"]["run.name"] == "My-recipe-1-2"
+    assert run("--overwrite") == 0  # of the first
+    assert not (tmp_path / "runs" / "nmoe-4").exists()
 
 
 def test_resume_takes_equal_settings_only(

@@ -59,7 +59,7 @@ def test_a_path_of_any_characters_reads_back_as_it_was(name: str, tmp_path: Path
     recipe.write_text(config.to_toml(), encoding="utf-8")
     assert Config.load(recipe).data.dataset == name
     app = tomllib.loads((write_app(tmp_path, config.flat()) / "pyproject.toml").read_text("utf-8"))
-    assert app["tool"]["flwr"]["app"]["config"]["data.dataset"] == name
+    assert app["tool"]["flwr"]["app"]["config"]["data"]["dataset"] == name
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
@@ -184,8 +184,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"expert.hidden": False}, "expert.hidden: a value is wanted, not a switch, got False"),
     ({"gate.top-k": 11}, "gate.top-k is 11 but there are only 10 experts (data.num-clients)"),
     ({"gate.top-k": 0}, "gate.top-k: input should be greater than or equal to 1, got 0"),
-    ({"gate.methods": ""}, "gate: name at least one gate of random, rolling, federated, local"),
-    ({"gate.methods": []}, "gate: name at least one gate of"),
+    (
+        {"gate.methods": ""},
+        "gate.methods: name at least one gate of random, rolling, federated, local",
+    ),
+    ({"gate.methods": []}, "gate.methods: name at least one gate of"),
     ({"gate.methods": "random,federatd"}, "got 'federatd'"),
     ({"gate.distribution": "0.5,0.5"}, "gate.distribution has 2 entries for 10 experts"),
     ({"gate.keep": 1.5}, "gate.keep: input should be less than or equal to 1, got 1.5"),

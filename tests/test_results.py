@@ -40,11 +40,18 @@ def test_provenance_grows(run):
     assert run.provenance()["seed"] == 7
 
 
-@pytest.mark.parametrize("present", ["rounds.jsonl", "checkpoints"])
+@pytest.mark.parametrize(
+    "present",
+    [
+        "rounds.jsonl", "results.json", "checkpoints/step-000001.safetensors",
+        "clients/3/privacy.json",
+    ],
+)  # fmt: skip
 def test_create_refuses_a_folder_with_a_run(tmp_path, present):
     (tmp_path / "config.toml").write_text("")
-    (tmp_path / present).mkdir()
-    with pytest.raises(ConfigError, match=r"already holds a run.*--resume.*run\.name or --out"):
+    (tmp_path / present).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / present).write_text('{"stage": "extractor", "clients": [0]}\n')
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume.*--overwrite.*--name"):
         RunFolder.create(tmp_path, Config.parse({}))
     assert (tmp_path / "config.toml").read_text() == ""
 
@@ -53,6 +60,20 @@ def test_create_begins_a_run_anew_that_never_came_to_an_exchange(tmp_path):
     RunFolder.create(tmp_path, Config.parse({"run.seed": 1}))
     RunFolder.create(tmp_path, Config.parse({"run.seed": 2}))
     assert RunFolder.resume(tmp_path).config.run.seed == 2
+
+
+def test_create_begins_a_run_anew_that_never_trained(tmp_path):
+    """Clients said what they hold, and then all of them failed in the first round."""
+    run = RunFolder.create(tmp_path, Config.parse({"run.seed": 1}))
+    run.append_round({"stage": "describe", "round": 1, "clients": [0, 1]})
+    run.append_round({"stage": "initial", "round": 1, "clients": [0]})
+    run.append_round({"stage": "extractor", "round": 1, "clients": []})
+    run.checkpoints.folder.mkdir()
+    assert not RunFolder.has_trained(tmp_path)
+    run = RunFolder.create(tmp_path, Config.parse({"run.seed": 2}))
+    assert run.rounds() == []
+    run.append_round({"stage": "extractor", "round": 1, "clients": [0]})
+    assert RunFolder.has_trained(tmp_path)
 
 
 def test_create_takes_up_after_a_create_that_was_killed(tmp_path):
@@ -108,7 +129,7 @@ def damage_config(path):
     ("damage", "message"),
     [
         (damage_version, "format version 99; this nmoe-flower reads 1"),
-        (damage_json, r"cannot read .*provenance\.json"),
+        (damage_json, r"provenance\.json is not valid JSON"),
         (damage_shape, "does not hold a JSON object"),
         (damage_config, "top-q"),
         (lambda path: (path / "provenance.json").unlink(), r"provenance\.json"),

@@ -3,9 +3,12 @@
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
 from nmoe_flower.cli.data import open_data
@@ -13,14 +16,22 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import usage
 from nmoe_flower.engine import InProcessGrid, run_simulation, write_app
 from nmoe_flower.engine.signals import interruptible
-from nmoe_flower.errors import EngineError
+from nmoe_flower.errors import EngineError, LockedError
+from nmoe_flower.lock import locked
 from nmoe_flower.progress import Follower, Progress, make_progress
+from nmoe_flower.rehearsal import rehearse
 from nmoe_flower.results import RunFolder
 from nmoe_flower.summary import draw, summary_json, summary_lines
 
 __all__ = ["run"]
 
 _CLIENT_APP = "nmoe_flower.client_app:app"
+_PATHS = (
+    ("data", "dataset"),
+    ("data", "cache-dir"),
+    ("extractor", "start"),
+    ("alignment", "trace"),
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,32 +41,25 @@ def run(args: argparse.Namespace) -> int:
         NMoEError: The configuration, the data, the folder or the engine failed.
     """
     started = time.monotonic()
-    path, config = _configure(args)
     progress = make_progress(args.format, sys.stdout)
-    begun = bool(args.resume)
-    try:
-        with interruptible():
-            data, clients = open_data(config, progress)
-            for part in usage(config, data, clients):
-                if part.used < part.total:
-                    progress.message(f"note: {part}")
-            if not args.resume:
-                RunFolder.create(path, config, overwrite=args.overwrite)
-                begun = True
-            if args.tensorboard:
-                progress = _tracked(path, progress)
-            _train(args, RunFolder(path, config), progress)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        progress.close()
-        hint = f"; resume with: nmoe run --resume {path}" if begun else ""
-        print(f"nmoe: interrupted{hint}", file=sys.stderr)
-        return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
-    finally:
-        progress.close()
-    folder = RunFolder(path, config)
-    if not folder.results_path.is_file():
-        raise EngineError(f"the run ended without results: {folder.results_path} is missing")
-    figures = [] if args.no_figures else draw(folder, _complain)
+    folder = None
+    with ExitStack() as held:
+        try:
+            with interruptible():
+                folder = (_resumed if args.resume else _begun)(held, args, progress)
+                if args.tensorboard:
+                    progress = _tracked(folder.path, progress)
+                _train(args, folder, progress)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            progress.close()
+            hint = f"; resume with: nmoe run --resume {folder.path}" if folder else ""
+            print(f"nmoe: interrupted{hint}", file=sys.stderr)
+            return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
+        finally:
+            progress.close()
+        if not folder.results_path.is_file():
+            raise EngineError(f"the run ended without results: {folder.results_path} is missing")
+        figures = [] if args.no_figures else draw(folder, _complain)
     seconds = time.monotonic() - started
     if args.format == "json":
         print(summary_json(folder, seconds))
@@ -74,32 +78,93 @@ def _tracked(path: Path, progress: Progress) -> Progress:
     return TensorBoard(path / "tensorboard", progress)
 
 
-def _configure(args: argparse.Namespace) -> tuple[Path, Config]:
-    """The run folder and its configuration, which names that folder with absolute paths."""
-    overrides = list(args.overrides)
-    if args.seed is not None:
-        overrides.append(f"run.seed={args.seed}")
-    if args.resume:
-        folder = RunFolder.resume(args.resume)
-        config = Config.load(folder.path / "config.toml", overrides)
-        folder.check_config(config)
-        path = args.resume.expanduser().resolve()
-    else:
-        if args.name:
-            overrides.append(f"run.name={json.dumps(args.name)}")
-        config = Config.load(args.recipe, overrides)
-        path = Path(args.out or config.run.out or "runs").expanduser().resolve() / config.run.name
+def _resumed(held: ExitStack, args: argparse.Namespace, progress: Progress) -> RunFolder:
+    """A run that is there, held until ``held`` closes; it may have been moved."""
+    path = args.resume.expanduser()
+    RunFolder.resume(path)  # a folder without a run is refused before anything is written there
+    path = path.resolve()
+    held.enter_context(locked(path))
+    folder = RunFolder.resume(path)
+    config = Config.load(path / "config.toml", _overrides(args))
+    folder.check_config(config)
+    config = _placed(config, path)
+    if not folder.results_path.is_file():
+        _rehearsed(config, progress)
+    return RunFolder(path, config)
+
+
+def _begun(held: ExitStack, args: argparse.Namespace, progress: Progress) -> RunFolder:
+    """A new run, held until ``held`` closes; all that can be known is checked before."""
+    overrides = _overrides(args)
+    if args.name:
+        overrides.append(f"run.name={json.dumps(args.name)}")
+    config = Config.load(args.recipe, overrides)
+    root = Path(args.out or config.run.out or "runs").expanduser().resolve()
+    chosen = "name" in config.run.model_fields_set
+    name = config.run.name if chosen else _name_of(args.recipe)
+    config = _placed(config, root / name)
+    _rehearsed(config, progress)
+    path = _claimed(held, root, name, fixed=chosen or args.overwrite)
+    return RunFolder.create(path, _placed(config, path), overwrite=args.overwrite)
+
+
+def _rehearsed(config: Config, progress: Progress) -> None:
+    """Open the data, tell what of it is left out, and try all that can be tried without a run."""
+    data, clients = open_data(config, progress)
+    for part in usage(config, data, clients):
+        if part.used < part.total:
+            progress.message(f"note: {part}")
+    rehearse(config, data, clients)
+
+
+def _claimed(held: ExitStack, root: Path, name: str, *, fixed: bool) -> Path:
+    """The folder ``name``, or the first free one of ``name``, ``name-2``, ... unless it is fixed.
+
+    Raises:
+        LockedError: The name is fixed, and another process works there.
+    """
+    if fixed:
+        held.enter_context(locked(root / name))
+        return root / name
+    for number in count(1):
+        path = root / (name if number == 1 else f"{name}-{number}")
+        if _is_free(path):
+            with ExitStack() as attempt, suppress(LockedError):
+                attempt.enter_context(locked(path))
+                if _is_free(path):
+                    held.push(attempt.pop_all())
+                    return path
+    raise AssertionError("numbers do not end")
+
+
+def _is_free(path: Path) -> bool:
+    return (path.is_dir() or not path.exists()) and not RunFolder.has_trained(path)
+
+
+def _name_of(recipe: Path | None) -> str:
+    """A run's name if nobody chose one: the recipe's, in letters that any file system takes."""
+    words = re.findall(r"[A-Za-z0-9._]+", recipe.stem) if recipe is not None else []
+    return "-".join(words).strip("-._")[:64] or Config().run.name
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    seed = [] if args.seed is None else [f"run.seed={args.seed}"]
+    return [*args.overrides, *seed]
+
+
+def _placed(config: Config, path: Path) -> Config:
+    """The configuration of a run in ``path``, which names all it reads with absolute paths."""
     values = config.model_dump(by_alias=True)
     values["run"] |= {"out": str(path.parent), "name": path.name}
-    for key in ("dataset", "cache-dir"):
-        values["data"][key] = _absolute(values["data"][key])
-    return path, Config.parse(values)
+    for section, key in _PATHS:
+        values[section][key] = _absolute(values[section][key])
+    return Config.parse(values)
 
 
 def _absolute(name: str) -> str:
-    """An existing folder by its full path, because workers may start elsewhere."""
+    """An existing file or folder by its full path, because workers may start elsewhere."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if name not in ("", "digits") and path.is_dir() else name
+    return str(path.resolve()) if name not in ("", "digits") and path.exists() else name
 
 
 def _train(args: argparse.Namespace, folder: RunFolder, progress: Progress) -> None:

@@ -21,7 +21,7 @@ from nmoe_flower.models.filters import FilterBank
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import generator, seeded, sgd
 
-__all__ = ["MixtureClient", "experts_of", "fresh_mixture"]
+__all__ = ["MixtureClient", "experts_of", "fresh_body", "fresh_mixture"]
 
 LATENTS = "aligned-latents"
 EXTRACTOR = "aligned-extractor"
@@ -38,21 +38,8 @@ def fresh_mixture(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> AlignedMixture:
     """The mixture at its initial weights: the same for a seed, wherever it is built."""
-    alignment = config.alignment
-    seed = initial_seed(config, "aligned")
-    with seeded(seed):
-        body: Extractor
-        if alignment.extractor == "filters":
-            body = FilterBank(
-                alignment.filters,
-                generator=generator(seed),
-                in_channels=image_shape[0],
-                image_size=(image_shape[1], image_shape[2]),
-                size=alignment.filter_size,
-                stride=alignment.filter_stride,
-            )
-        else:
-            body = configured_extractor(config, image_shape)
+    with seeded(initial_seed(config, "aligned")):
+        body = fresh_body(config, image_shape)
         count = experts_of(config)
         experts = [
             Expert(body.latent_dim, num_classes, hidden=config.expert.hidden) for _ in range(count)
@@ -60,6 +47,25 @@ def fresh_mixture(
         gate = Gate(body.latent_dim, count, hidden=config.gate.hidden)
     network = AlignedMixture(body, gate, experts)
     return network.to(memory_format=torch.channels_last).eval()
+
+
+def fresh_body(config: Config, image_shape: tuple[int, int, int]) -> Extractor:
+    """The mixture's extractor at its initial weights.
+
+    Raises:
+        ConfigError: An option of it does not fit the images.
+    """
+    alignment = config.alignment
+    if alignment.extractor != "filters":
+        return configured_extractor(config, image_shape)
+    return FilterBank(
+        alignment.filters,
+        generator=generator(initial_seed(config, "aligned")),
+        in_channels=image_shape[0],
+        image_size=(image_shape[1], image_shape[2]),
+        size=alignment.filter_size,
+        stride=alignment.filter_stride,
+    )
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,8 @@ from nmoe_flower.config.section import Ints, Section, split
 
 __all__ = ["AlignmentConfig"]
 
-Names = Annotated[tuple[str, ...], BeforeValidator(split)]
+DeviceName = Literal["server", "laptop", "phone", "board", "sensor"]
+Devices = Annotated[tuple[DeviceName, ...], BeforeValidator(split), Field(max_length=1024)]
 
 
 class AlignmentConfig(Section):
@@ -58,7 +59,7 @@ class AlignmentConfig(Section):
     scale: Literal["z", "rank", "none"] = Field("z", description="of the fitness, per client")
     lo: int = Field(-1, ge=-1, description="least clients per expert; -1: an even share")
     hi: int = Field(-1, ge=-1, description="most clients per expert; -1: an even share")
-    devices: Names = Field((), description="profiles to draw from; empty: all alike, no clock")
+    devices: Devices = Field((), description="profiles to draw from; empty: all alike, no clock")
     trace: str = Field("", description="JSON file of devices and events; goes before devices")
     estimate_capacity: bool = Field(False, description="from devices and deadline, up to capacity")
     deadline: float = Field(0.0, ge=0, description="simulated seconds of a round; 0: none")
@@ -67,8 +68,11 @@ class AlignmentConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if not self.capacity or min(self.capacity) < 0:
-            raise ValueError(f"alignment.capacity is {self.capacity}; allowed: 0 or more")
+        if not self.capacity or min(self.capacity) < 0 or max(self.capacity) == 0:
+            raise ValueError(
+                "alignment.capacity must be numbers of at least 0, not all of them 0, got "
+                f"{', '.join(map(str, self.capacity)) or 'none'}"
+            )
         if self.gate == "closed-form" and self.extractor == "trained":
             raise ValueError(
                 "alignment.gate = closed-form adds up latents over rounds: it needs an extractor "
@@ -76,14 +80,22 @@ class AlignmentConfig(Section):
             )
         if self.gate_server_rate and self.gate != "averaged":
             raise ValueError(
-                f"alignment.gate-server-rate is for alignment.gate = averaged, not {self.gate}"
+                f"alignment.gate-server-rate = {self.gate_server_rate} is for alignment.gate = "
+                f"averaged, not {self.gate}"
             )
         if 0 <= self.hi < self.lo:
             raise ValueError(f"alignment.lo is {self.lo}, above alignment.hi = {self.hi}")
         if (self.lo >= 0 or self.hi >= 0) and self.policy not in ("joint", "oracle"):
-            raise ValueError(f"alignment.lo and hi are for joint and oracle, not {self.policy}")
+            raise ValueError(
+                f"alignment.lo = {self.lo} and hi = {self.hi} are for joint and oracle, not "
+                f"{self.policy}: use -1"
+            )
+        if self.hi == 0:
+            raise ValueError(
+                "alignment.hi = 0 leaves all experts untrained; allowed: -1, 1 or more"
+            )
         if self.estimate_capacity and not (self.devices or self.trace):
-            raise ValueError("alignment.estimate-capacity needs alignment.devices or trace")
+            raise ValueError("alignment.estimate-capacity = true needs alignment.devices or trace")
         return self
 
     def advice(self, clients: int) -> list[str]:

@@ -35,7 +35,7 @@ class ContrastConfig(Section):
         0, ge=0, description="round of the first matrix; 0: 1, or after the warm-up if it is a pass"
     )
     refresh: int = Field(0, ge=0, description="rounds; 0: every round, or what the budget allows")
-    view_size: int = Field(0, ge=0, description="pixels; 0: the size of the images")
+    view_size: int = Field(0, ge=0, le=1024, description="pixels; 0: the size of the images")
     crop: float = Field(0.2, ge=1e-3, le=1, description="smallest share of the area; 1: no crop")
     jitter: float = Field(0.4, ge=0, le=1, description="of brightness, contrast, saturation")
     hue: float = Field(0.1, ge=0, le=0.5, description="largest turn, of the full circle")

@@ -22,11 +22,15 @@ def _text(value: Any) -> Any:
 class DataConfig(Section):
     """Which images, and who holds what."""
 
-    dataset: str = Field("digits", description="digits, a hub name, or a local folder")
+    dataset: str = Field(
+        "digits", min_length=1, description="digits, a hub name, or a local folder"
+    )
     cache_dir: str = Field("", description="decoded arrays; empty: ~/.cache/nmoe-flower")
     image_column: str = Field("", description="empty: found from the features")
     label_column: str = Field("", description="empty: found from the features")
-    train_split: str = Field("train", description="name of the split clients train on")
+    train_split: str = Field(
+        "train", min_length=1, description="name of the split clients train on"
+    )
     test_split: str = Field("test", description="of the test split; made from train if missing")
     size: Annotated[str, BeforeValidator(_text)] = Field(
         "", description="of images in pixels: 32, or 48x32 (width x height); empty: as they are"

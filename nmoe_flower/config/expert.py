@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nmoe_flower.config.section import Ints, Section
+from nmoe_flower.config.section import Section, Widths
 
 __all__ = ["ExpertConfig"]
 
@@ -15,7 +15,7 @@ class ExpertConfig(Section):
     init: Literal["head", "fine-tune", "scratch"] = Field(
         "fine-tune", description="reuse the stage-1 head as it is, fine-tune it, or start anew"
     )
-    hidden: Ints = Field((512, 256, 128), description="hidden widths; also those of the head")
+    hidden: Widths = Field((512, 256, 128), description="hidden widths; also those of the head")
     epochs: int = Field(10, ge=0, description="over the client's cached latents")
     batch_size: int = Field(64, ge=1, description="latents per step")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's peak, falling along a cosine")

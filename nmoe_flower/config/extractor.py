@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from nmoe_flower.config.section import Ints, Section
+from nmoe_flower.config.section import Section, Widths
 
 __all__ = ["ExtractorConfig"]
 
@@ -27,7 +27,7 @@ class ExtractorConfig(Section):
     norm: Literal["group", "group-ws", "batch", "frozen"] = Field(
         "group-ws", description="group-ws: GroupNorm with weight-standardised convolutions"
     )
-    widths: Ints = Field((), description="channels per stage; empty: the backbone's own")
+    widths: Widths = Field((), description="channels per stage; empty: the backbone's own")
     stem: str = Field("", description="resnet18: cifar, pool or patch; empty: the backbone's own")
     pool: Literal["last", "last-mean", "last-max", "multi"] = Field(
         "last", description="where the latent is cut; multi adds earlier stages, pooled 3 x 3"

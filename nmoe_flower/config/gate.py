@@ -2,15 +2,15 @@
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nmoe_flower.config.section import Floats, Section, split
+from nmoe_flower.config.section import Distinct, Floats, Section, split
 
 __all__ = ["GATES", "GateConfig"]
 
 GateName = Literal["random", "rolling", "federated", "local", "prototype", "global", "oracle"]
 GATES: tuple[GateName, ...] = get_args(GateName)
-Gates = Annotated[tuple[GateName, ...], BeforeValidator(split)]
+Gates = Annotated[tuple[GateName, ...], BeforeValidator(split), Distinct]
 
 
 class GateConfig(Section):
@@ -48,10 +48,27 @@ class GateConfig(Section):
         "chosen", description="the client-aware prior correction of the +prior rows"
     )
 
-    @model_validator(mode="after")
-    def _at_least_one_gate(self) -> Self:
-        if not self.methods:
+    @field_validator("methods")
+    @classmethod
+    def _at_least_one_gate(cls, methods: tuple[GateName, ...]) -> tuple[GateName, ...]:
+        if not methods:
             raise ValueError(f"name at least one gate of {', '.join(GATES)}")
+        return methods
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         if self.folds == 1:
             raise ValueError("folds must be 0 (use a hold-out) or at least 2, got 1")
+        if self.distribution:
+            positive = sum(share > 0 for share in self.distribution)
+            if (
+                min(self.distribution) < 0
+                or positive < self.top_k
+                or max(self.distribution) > 1e300
+            ):
+                raise ValueError(
+                    "distribution must hold numbers of at least 0, "
+                    f"{self.top_k} or more of them positive (gate.top-k), got "
+                    f"{', '.join(map(str, self.distribution))}"
+                )
         return self

@@ -5,19 +5,22 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from nmoe_flower.config.section import Section, split
+from nmoe_flower.config.section import Distinct, Seconds, Section, split
 
 __all__ = ["RunConfig"]
 
 ControlName = Literal["fedavg", "local-classifier", "centralized"]
-Controls = Annotated[tuple[ControlName, ...], BeforeValidator(split)]
+Controls = Annotated[tuple[ControlName, ...], BeforeValidator(split), Distinct]
 
 
 class RunConfig(Section):
     """The run itself: name, seed, device, deadlines, checkpoints."""
 
     name: str = Field(
-        "nmoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder"
+        "nmoe",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=128,
+        description="of the run folder",
     )
     system: Literal["networked", "aligned"] = Field(
         "networked", description="three stages (2511.01743), or experts on a server (2507.05685)"
@@ -40,8 +43,8 @@ class RunConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="the newest are kept")
     min_replies: int = Field(1, ge=1, description="usable replies a round needs")
     wait_for_all: bool = Field(False, description="never begin with fewer nodes than num-clients")
-    connect_timeout: float = Field(120.0, gt=0, description="seconds to wait for the nodes")
-    round_timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
+    connect_timeout: Seconds = Field(120.0, description="seconds to wait for the nodes")
+    round_timeout: Seconds = Field(3600.0, description="seconds a round may take")
 
     def folder(self, run_id: int) -> Path:
         """Where this run is kept: ``out/name``, or a folder of its own per Flower run."""

@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 LARGEST = 2**32 - 1  # of whole numbers: Flower carries 64 bits, and no count comes near this
-_LONGEST = 1024
+_LONGEST = 1024  # list
+_WIDEST, _MOST_LAYERS = 2**20, 64
 
 
 def kebab(name: str) -> str:
@@ -51,6 +52,15 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _widths(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse layers that no network has."""
+    if any(not 1 <= value <= _WIDEST for value in values) or len(values) > _MOST_LAYERS:
+        raise ValueError(
+            f"up to {_MOST_LAYERS} widths from 1 to {_WIDEST:,} are allowed, got {shown(values)}"
+        )
+    return values
+
+
 def shown(value: Any) -> str:
     """A value for an error: as Python writes it, and never longer than a line.
 
@@ -64,8 +74,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:76]}{text[-1]}..."
 
 
-_Width = Annotated[int, Field(ge=1, le=2**20)]
-Widths = Annotated[tuple[_Width, ...], BeforeValidator(split), Field(max_length=64)]
+Widths = Annotated[tuple[int, ...], BeforeValidator(split), AfterValidator(_widths)]
 Ints = Annotated[tuple[int, ...], BeforeValidator(split), Field(max_length=_LONGEST)]
 Floats = Annotated[tuple[float, ...], BeforeValidator(split)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]  # a year

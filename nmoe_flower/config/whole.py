@@ -49,7 +49,14 @@ class Config(Section):
             )
         if self.gate.distribution and len(self.gate.distribution) != clients:
             raise ValueError(
-                f"gate.distribution has {len(self.gate.distribution)} entries for {clients} experts"
+                f"gate.distribution has {len(self.gate.distribution)} entries for {clients} "
+                f"experts, got {', '.join(map(str, self.gate.distribution))}"
+            )
+        experts = self.alignment.experts or clients
+        if self.run.system == "aligned" and self.alignment.top_k > experts:
+            raise ValueError(
+                f"alignment.top-k is {self.alignment.top_k} but there are only {experts} experts "
+                "(alignment.experts, or data.num-clients)"
             )
         if self.expert.init != "scratch" and self.extractor.head == "linear" and self.expert.hidden:
             raise ValueError(

@@ -185,6 +185,22 @@ def _assigner(
     )
 
 
+def rehearse_assignment(config: Config, counts: npt.NDArray[np.int64], parameters: int) -> None:
+    """Assign once, with nothing learned yet: what cannot be assigned now never could.
+
+    Args:
+        config: Of the run.
+        counts: Training images per client and class, [clients, C].
+        parameters: Of one expert.
+
+    Raises:
+        ConfigError: Capacities and bounds leave no assignment.
+    """
+    assigner = _assigner(config, counts, parameters, _flops(parameters), _world(config))
+    assigner.assign(1, np.ones(config.data.num_clients, bool))
+    _gate(config)
+
+
 def restored(run: Run, counts: np.ndarray) -> Assigner:
     """What the server knew at the end of training; ``counts`` are class counts per client."""
     parameters = int(run.arrays["parameters/expert"])

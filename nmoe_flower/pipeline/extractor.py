@@ -21,7 +21,7 @@ from nmoe_flower.records import ARRAYS, HEAD, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOptions
 
-__all__ = ["train_extractor"]
+__all__ = ["STRATEGIES", "given_weights", "train_extractor"]
 
 LOCAL_RATE_UNDER_ADAMW = 0.1  # cancels in one-step rounds; large enough for float32 differences
 LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
@@ -135,7 +135,16 @@ def _share(kind: str, rounds: int) -> Callable[[int], float] | None:
 
 
 def _keep_given(run: Run, folder: Path, like: Mapping[str, np.ndarray]) -> None:
-    """Take the extractor (and head) of a finished run in place of training one.
+    """Take the extractor (and head) of a finished run in place of training one."""
+    keep(run, "classifier", records.from_numpy(given_weights(folder, like)))
+
+
+def given_weights(folder: Path, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The extractor (and head) of a finished run, of those names in ``like`` that are theirs.
+
+    Args:
+        folder: Of the run.
+        like: Arrays of the configured network, for their names and shapes.
 
     Raises:
         ConfigError: There is none, or it is not that of the configured network.
@@ -154,7 +163,7 @@ def _keep_given(run: Run, folder: Path, like: Mapping[str, np.ndarray]) -> None:
         kept = records.restored(kept, wanted)
     except ReplyError as error:
         raise ConfigError(f"extractor.start = {folder}: {error}") from None
-    keep(run, "classifier", records.from_numpy(kept))
+    return kept
 
 
 def _keep_without_projector(run: Run, trained: ArrayRecord) -> None:

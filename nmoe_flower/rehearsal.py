@@ -1,0 +1,307 @@
+"""What a run would stumble over later, found before anything is written or sent.
+
+Networks are built for the shape of the data on torch's meta device, where nothing is allocated or
+computed; augmentations, noise, assignments and files are made and read as clients and server would.
+
+As a program (``python -m nmoe_flower.rehearsal``) it reads a run configuration in JSON from its
+input and prints what is wrong: so a server can rehearse without loading torch itself.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError, NMoEError
+
+if TYPE_CHECKING:
+    import torch
+
+    from nmoe_flower.clients.device import Device
+    from nmoe_flower.data import ClientIndices, ImageData
+    from nmoe_flower.models import Extractor
+
+__all__ = ["check_files", "rehearse", "rehearse_apart"]
+
+_BYTES_PER_PARAMETER = 4
+_REHEARSAL_SECONDS = 600.0  # decoding a large data set takes minutes, and is kept
+
+
+def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices]") -> None:
+    """Refuse what cannot work with this data, on this machine.
+
+    Args:
+        config: Of the run.
+        data: What its clients share.
+        clients: Who holds what.
+
+    Raises:
+        ConfigError: The text names the key, its value and what is allowed.
+    """
+    import torch
+
+    _check_device(config.run.device)
+    check_files(config)
+    if config.privacy.weights and importlib.util.find_spec("opacus") is None:
+        raise ConfigError("privacy.weights = true needs Opacus: pip install 'nmoe-flower[privacy]'")
+    _check_augmentation(config, data.image_shape)
+    batch = min(config.extractor.batch_size, min(len(client.train) for client in clients))
+    stage_1 = config.run.system == "networked" or config.alignment.extractor == "stage-1"
+    if stage_1:
+        with torch.device("meta"):
+            like = _rehearse_networks(config, data, rows=min(batch, 2))
+        if config.extractor.start:
+            _check_given(config, like)
+        _rehearse_strategy(config)
+    if config.run.system == "aligned":
+        _rehearse_alignment(config, data, clients)
+    _rehearse_privacy(config, clients)
+
+
+def check_files(config: Config) -> None:
+    """Refuse files that are missing or malformed, of those that the server reads.
+
+    Raises:
+        ConfigError: The text names the key, the file and what is wrong.
+    """
+    if config.extractor.start:
+        folder = Path(config.extractor.start).expanduser()
+        path = folder / "weights" / "extractor.safetensors"
+        if not path.is_file():
+            raise ConfigError(
+                f"extractor.start = {folder}: there is no {path}; allowed: the folder of a "
+                "finished run"
+            )
+    if config.run.system == "aligned" and config.alignment.trace:
+        from nmoe_flower.alignment import read_trace
+
+        path = Path(config.alignment.trace).expanduser()
+        with _under("alignment.trace"):
+            read_trace(path, config.data.num_clients, seed=config.run.seed)
+
+
+def rehearse_apart(config: Config) -> None:
+    """Rehearse in a process of its own, whose memory goes with it.
+
+    Raises:
+        NMoEError: As `rehearse`, or the data cannot be opened.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "nmoe_flower.rehearsal"],
+        input=json.dumps(config.flat()),
+        capture_output=True,
+        text=True,
+        timeout=_REHEARSAL_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise ConfigError(done.stdout.strip() or done.stderr.strip()[-2000:])
+
+
+@contextmanager
+def _under(keys: str) -> Iterator[None]:
+    """Name the keys in what is raised inside."""
+    try:
+        yield
+    except NMoEError as error:
+        raise ConfigError(f"{keys}: {error}") from None
+    except (RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"{keys}: {first[0]}") from error
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= there:
+            allowed = ["cpu", *(f"cuda:{index}" for index in range(there))]
+            raise ConfigError(
+                f"run.device = {name}: torch {torch.__version__} finds {there} CUDA devices here; "
+                f"allowed: {', '.join(allowed)}"
+            )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"run.device = {name}: torch finds no such device here; allowed: cpu")
+
+
+def _check_augmentation(config: Config, shape: Sequence[int]) -> None:
+    side, data = min(shape[1:]), config.data
+    if data.crop_padding >= side:
+        raise ConfigError(
+            f"data.crop-padding is {data.crop_padding}, the images have {side} pixels; "
+            f"allowed: 0 to {side - 1}"
+        )
+    if data.cutout > side:
+        raise ConfigError(
+            f"data.cutout is {data.cutout}, the images have {side} pixels; allowed: 0 to {side}"
+        )
+
+
+def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mapping[str, Any]:
+    """Run ``rows`` images through all networks; returns the arrays that stage 1 leaves."""
+    import torch
+
+    from nmoe_flower.clients import networks
+    from nmoe_flower.models import Gate, configured_extractor
+
+    shape, classes, contrast = data.image_shape, data.num_classes, config.contrast
+    device = torch.device("meta")
+    body = configured_extractor(config, shape)
+    _check_memory(body, "extractor.widths", config.extractor.widths)
+    with _under("expert.hidden"):
+        head = networks.fresh_head(config, body.latent_dim, classes)
+        expert = _expert(config, body, classes)
+    for network in (head, expert):
+        _check_memory(network, "expert.hidden", config.expert.hidden)
+    with _under("gate.hidden"):
+        gate = Gate(
+            body.latent_dim,
+            config.data.num_clients,
+            hidden=config.gate.hidden,
+            top_k=config.gate.top_k,
+            noisy=config.gate.noisy,
+        )
+    _check_memory(gate, "gate.hidden", config.gate.hidden)
+    like = {f"extractor.{name}": value for name, value in body.state_dict().items()}
+    if config.extractor.shares_head:
+        like |= {f"head.{name}": value for name, value in head.state_dict().items()}
+    if config.extractor.start:
+        return like
+    batch = torch.empty(rows, *shape)
+    if config.extractor.method == "fedsc":
+        with _under("contrast.hidden"):
+            contrastive = networks.fresh_contrastive(config, shape, device)
+        _check_memory(contrastive, "contrast.hidden", contrast.hidden)
+        sides = (contrast.view_size, contrast.view_size) if contrast.view_size else shape[1:]
+        with _under(f"contrast.view-size = {contrast.view_size}: views are too small"):
+            contrastive.train()(torch.empty(2 * rows, shape[0], *sides))
+    else:
+        with _under(f"extractor.norm = {config.extractor.norm} and batches of {rows} (batch-size)"):
+            networks.fresh_classifier(config, shape, classes, device).train()(batch)
+    return like
+
+
+def _expert(config: Config, body: "Extractor", classes: int) -> "torch.nn.Module":
+    from nmoe_flower.models import Expert
+
+    return Expert(body.latent_dim, classes, hidden=config.expert.hidden)
+
+
+def _check_memory(network: "torch.nn.Module", key: str, value: object, *, times: int = 1) -> None:
+    """Refuse a network that this machine could not hold once."""
+    size = times * _BYTES_PER_PARAMETER * sum(p.numel() for p in network.parameters())
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    if size > memory:
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        raise ConfigError(
+            f"{key} = {shown}: the network has {size / 2**30:,.0f} GiB of weights; allowed: what "
+            f"fits into the {memory / 2**30:,.0f} GiB of this machine"
+        )
+
+
+def _check_given(config: Config, like: Mapping[str, Any]) -> None:
+    """The extractor of another run must be that of the configured network."""
+    import numpy as np
+
+    from nmoe_flower.pipeline.extractor import given_weights
+
+    wanted = {
+        name: np.broadcast_to(np.zeros((), np.float32), tuple(value.shape))
+        for name, value in like.items()
+    }
+    given_weights(Path(config.extractor.start).expanduser(), wanted)
+
+
+def _rehearse_strategy(config: Config) -> None:
+    from nmoe_flower.pipeline.extractor import STRATEGIES
+
+    with _under(f"extractor.method = {config.extractor.method}"):
+        STRATEGIES[config.extractor.method](config)
+
+
+def _rehearse_alignment(
+    config: Config, data: "ImageData", clients: "Sequence[ClientIndices]"
+) -> None:
+    import torch
+
+    from nmoe_flower.clients.mixture import experts_of, fresh_body
+    from nmoe_flower.data import label_counts
+    from nmoe_flower.models import Gate
+    from nmoe_flower.pipeline.aligned import rehearse_assignment
+
+    settings, shape = config.alignment, data.image_shape
+    if settings.extractor == "filters":
+        size = settings.filters * settings.filter_size**2
+        if size > 2**28:
+            raise ConfigError(
+                f"alignment.filters = {settings.filters} of alignment.filter-size = "
+                f"{settings.filter_size} pixels are {size:,} numbers; allowed: {2**28:,}"
+            )
+        with _under(f"alignment.filter-size = {settings.filter_size}"):
+            body = fresh_body(config, shape)
+    else:
+        with torch.device("meta"):
+            body = fresh_body(config, shape)
+    with torch.device("meta"):
+        expert = _expert(config, body, data.num_classes)
+        _check_memory(expert, "expert.hidden", config.expert.hidden)
+        _check_memory(expert, "alignment.experts", experts_of(config), times=experts_of(config))
+        Gate(body.latent_dim, experts_of(config), hidden=config.gate.hidden)
+    counts = label_counts(data.train.labels, [c.train for c in clients], data.num_classes)
+    bounds = f"alignment.capacity, lo = {settings.lo}, hi = {settings.hi}"
+    with _under(bounds):
+        rehearse_assignment(config, counts, sum(p.numel() for p in expert.parameters()))
+
+
+def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> None:
+    """The noise of the clients with the most and the fewest images."""
+    if not (config.privacy.enabled or config.privacy.weights):
+        return
+    from nmoe_flower.clients.extractor import local_steps
+    from nmoe_flower.clients.private_steps import plan_of
+
+    order = sorted(range(len(clients)), key=lambda client: len(clients[client].train))
+    for client in {order[0], order[-1]}:
+        device = _device(config, client)
+        if config.privacy.enabled:
+            with _under("privacy.epsilon, delta, releases"):
+                _ = device.mechanism
+        if config.privacy.weights:
+            with _under("privacy.weights-epsilon, delta"):
+                plan_of(device, local_steps(device))
+
+
+def _device(config: Config, client: int) -> "Device":
+    from nmoe_flower.clients.device import Device
+    from nmoe_flower.clients.store import Store
+
+    return Device(config, client, config.data.num_clients, Store(Path(os.devnull)))
+
+
+def _main() -> int:
+    from nmoe_flower.data import configured_images, configured_partition
+
+    try:
+        config = Config.parse(json.load(sys.stdin))
+        data = configured_images(config)
+        shares = configured_partition(config, data, num_clients=config.data.num_clients)
+        rehearse(config, data, shares)
+    except NMoEError as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
