@@ -187,7 +187,7 @@ def silent_names() -> list[str]:
 
 def python_page(module_name: str) -> str:
     """A page of the reference, which mkdocstrings fills from the docstrings."""
-    lines = [f"# {module_name.removeprefix('nmoe_flower.')}", "", f"::: {module_name}"]
+    lines = [f"# {_short(module_name)}", "", f"::: {module_name}"]
     module = importlib.import_module(module_name)
     for name in _hidden_names(module_name):
         lines += ["", f"::: {getattr(module, name).__module__}.{name}", "    options:"]
@@ -199,6 +199,10 @@ def _hidden_names(module_name: str) -> list[str]:
     """Names that a file of the package has, too: who reads the files finds that instead."""
     files = {info.name for info in pkgutil.iter_modules(_path(module_name))}
     return [name for name in public_names(module_name) if name in files]
+
+
+def _short(module_name: str) -> str:
+    return module_name.removeprefix("nmoe_flower.")
 
 
 def _path(module_name: str) -> list[str]:
@@ -220,7 +224,7 @@ def assemble(target: Path) -> None:
     (reference / "errors.md").write_text(error_tree(), encoding="utf-8")
     (reference / "python").mkdir()
     for name in public_modules():
-        page = reference / "python" / f"{name.removeprefix('nmoe_flower.')}.md"
+        page = reference / "python" / f"{_short(name)}.md"
         page.write_text(python_page(name), encoding="utf-8")
 
 
@@ -231,6 +235,14 @@ def _bring_results(target: Path) -> None:
         up = "../" * len(page.relative_to(target).parts)
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace(f"]({up}results/", f"]({up[3:]}results/"), encoding="utf-8")
+
+
+def on_config(config: Any) -> Any:
+    """Give every module its place in the navigation; mkdocs calls this."""
+    pages = [{_short(name): f"reference/python/{_short(name)}.md"} for name in public_modules()]
+    reference = next(entry["Reference"] for entry in config["nav"] if "Reference" in entry)
+    next(entry for entry in reference if "Python" in entry)["Python"] = pages
+    return config
 
 
 def build() -> int:
