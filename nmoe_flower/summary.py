@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import read_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import duration
 from nmoe_flower.results import RunFolder
@@ -97,7 +98,7 @@ def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads(folder.results_path.read_bytes())
+    results: dict[str, Any] = read_json(folder.results_path, raises=NMoEError)
     return results
 
 

@@ -1,6 +1,7 @@
 """``nmoe partition``, ``nmoe report`` and ``nmoe config``: look at data, results and settings."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -63,7 +64,11 @@ def report(runs: Sequence[Path], out: Path) -> int:
     """Write tables and figures of finished runs."""
     from nmoe_flower.report import write_report
 
-    print(f"report  {write_report(runs, out)}")
+    path = write_report(runs, out)
+    for folder, times in Counter(run.resolve() for run in runs).items():
+        if times > 1:
+            print(f"note: {folder} is named {times} times and counts once", file=sys.stderr)
+    print(f"report  {path}")
     return 0
 
 

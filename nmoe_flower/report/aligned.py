@@ -9,7 +9,6 @@ import numpy as np
 
 from nmoe_flower.report.runs import FinishedRun
 from nmoe_flower.report.tables import grid
-from nmoe_flower.results import RunFolder
 
 __all__ = [
     "Curve",
@@ -61,8 +60,8 @@ def most_bytes(run: FinishedRun) -> float:
 
     NaN for a run of an earlier version, which did not measure it.
     """
-    rounds = [r for r in RunFolder(run.path, run.config).rounds() if r["stage"] == "alignment"]
-    return max((r["metrics"].get(PART, math.nan) for r in rounds), default=math.nan)
+    rounds = [record for record in run.rounds if record["stage"] == "alignment"]
+    return max((_number(r.get("metrics"), PART) for r in rounds), default=math.nan)
 
 
 def curve_of(run: FinishedRun) -> Curve:
@@ -75,17 +74,24 @@ def curve_of(run: FinishedRun) -> Curve:
     """
     rows, sent = [], 0.0
     found: Mapping[str, Any] = {}
-    for record in RunFolder(run.path, run.config).rounds():
-        metrics: Mapping[str, Any] = record["metrics"]
+    for record in run.rounds:
+        metrics: Mapping[str, Any] = record.get("metrics") or {}
         if record["stage"] == "alignment":
-            sent += (record["bytes_up"] + record["bytes_down"]) / run.config.data.num_clients
+            moved = record.get("bytes_up", 0) + record.get("bytes_down", 0)
+            sent += moved / run.config.data.num_clients
             found = metrics
         elif record["stage"] == "alignment-test" and metrics:
-            values = (record["round"], metrics["accuracy-iid"], sent / 1e6)
+            values = (record["round"], _number(metrics, "accuracy-iid"), sent / 1e6)
             rest = ("elapsed-seconds", "load-variation", "load-variation-total")
-            rows.append((*values, *(found[key] for key in rest)))
+            rows.append((*values, *(_number(found, key) for key in rest)))
     names = ("round", "accuracy", "megabytes", "seconds", "variation", "variation-total")
     return dict(zip(names, np.array(rows, dtype=float).reshape(-1, len(names)).T, strict=True))
+
+
+def _number(metrics: Mapping[str, Any] | None, name: str) -> float:
+    """A metric, or NaN where there is none."""
+    value = (metrics or {}).get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def reached(curve: Curve, target: float) -> float:
@@ -103,7 +109,12 @@ def reached(curve: Curve, target: float) -> float:
 
 def _plateau(curve: Curve) -> float:
     """First sustained round within a point of the mean of the last tests."""
-    return reached(curve, float(curve["accuracy"][-SUSTAINED:].mean()) - 0.01)
+    return reached(curve, _average(curve["accuracy"][-SUSTAINED:]) - 0.01)
+
+
+def _average(values: np.ndarray) -> float:
+    """The mean; NaN of nothing, without a warning."""
+    return float(values.mean()) if len(values) else math.nan
 
 
 def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (0.4, 0.59)) -> str:
@@ -118,12 +129,12 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
         seeds = [run for run in runs if run.configuration == configuration]
         curves = [curve_of(run) for run in seeds]
         cells = [name, _mean([_accuracy(run, "mixture", "iid") for run in seeds])]
-        cells.append(_mean([float(curve["accuracy"][-5:].mean()) for curve in curves]))
+        cells.append(_mean([_average(curve["accuracy"][-5:]) for curve in curves]))
         cells.append(_mean([_accuracy(run, "placed", "local") for run in seeds]))
         cells.append(_each([_plateau(curve) for curve in curves]))
         cells += [_each([reached(curve, target) for curve in curves]) for target in targets]
         cells.append(_mean([run.results["alignment"]["load_variation"] for run in seeds]))
-        cells.append(_mean([float(curve["variation"].mean()) for curve in curves]))
+        cells.append(_mean([_average(curve["variation"]) for curve in curves]))
         cells.append(_mean([_megabytes(run) for run in seeds], digits=1))
         most = max(most_bytes(run) for run in seeds)
         cells.append("-" if math.isnan(most) else f"{most:.4f}")
@@ -143,7 +154,8 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
 
 def _accuracy(run: FinishedRun, gate: str, test: str) -> float:
     rows = run.results["rows"]
-    return float(next(r["accuracy"] for r in rows if (r["gate"], r["test"]) == (gate, test)))
+    found = [row["accuracy"] for row in rows if (row["gate"], row["test"]) == (gate, test)]
+    return math.nan if not found or found[0] is None else float(found[0])
 
 
 def _megabytes(run: FinishedRun) -> float:
@@ -152,6 +164,8 @@ def _megabytes(run: FinishedRun) -> float:
 
 
 def _mean(values: Sequence[float], *, digits: int = 3) -> str:
+    if any(math.isnan(value) for value in values):
+        return "-"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 

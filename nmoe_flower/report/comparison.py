@@ -85,7 +85,7 @@ def _pivot(rows: Sequence[Row], metric: str) -> list[str]:
         header += [column, "paper"]
     body: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
-        name = {"fedce": "FedCE", "fedsc": "FedSC"}[row["extractor"]]
+        name = {"fedce": "FedCE", "fedsc": "FedSC"}.get(row["extractor"], row["extractor"])
         line = (name, row["method"], *([row["config"] or "-"] if many else []))
         body.setdefault(line, {})[row["setting"]] = row
     lines = []

@@ -33,7 +33,6 @@ from nmoe_flower.report.tables import (
     to_csv,
     to_markdown,
 )
-from nmoe_flower.results import RunFolder
 
 __all__ = ["draw_figures", "write_report"]
 
@@ -78,7 +77,7 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
         draw_partition(
             partition["train"], partition["test"], partition["classes"], drawn[-1], note=note
         )
-    rounds = RunFolder(run.path, run.config).rounds()
+    rounds = run.rounds
     if rounds:
         drawn.append(folder / "rounds.png")
         draw_rounds(rounds, drawn[-1], note=note)

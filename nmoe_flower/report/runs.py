@@ -7,12 +7,11 @@ from typing import Any
 
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import read_json
+from nmoe_flower.report.shape import read_provenance, read_results, read_rounds
 from nmoe_flower.results import FREE_KEYS, RunFolder
 
 __all__ = ["FinishedRun", "differing_settings", "label_runs", "load_runs", "seeds_in_words"]
 
-_ROW_KEYS = ("extractor", "gate", "test", "clients", "top_k", "accuracy")
 # Columns of the results table, so no label has to repeat them.
 _SHOWN_KEYS = frozenset(
     {"data.scheme", "data.tau", "data.num-clients", "extractor.method", "gate.top-k"}
@@ -37,6 +36,7 @@ class FinishedRun:
         config: Its configuration.
         results: What results.json holds.
         provenance: What provenance.json holds.
+        rounds: The records of rounds.jsonl.
         configuration: Number of its configuration in the report and name of its first run.
         label: What tells its configuration from others in the same tables: the settings that
             differ or, where they are many, ``configuration``. Settings that have a column of
@@ -47,6 +47,7 @@ class FinishedRun:
     config: Config
     results: dict[str, Any]
     provenance: dict[str, Any]
+    rounds: Sequence[dict[str, Any]] = ()
     configuration: str = ""
     label: str = ""
 
@@ -60,12 +61,22 @@ def load_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     """Read finished runs and label their configurations; a folder named twice counts once.
 
     Raises:
-        NMoEError: A folder is no run, its run is not finished, its results are not readable, or
-            two of them repeat the same configuration and seed.
+        NMoEError: A folder is no run, its run is not finished, its files are not readable or not
+            of the right shape, each by name; or two repeat the same configuration and seed.
     """
     if not folders:
         raise NMoEError("name at least one run folder")
-    runs = [_load(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    runs, faults = [], []
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        try:
+            runs.append(_load(folder))
+        except NMoEError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        told = "".join(f"\n  {error}" for error in faults)
+        raise NMoEError(f"{len(faults)} folders cannot be reported:{told}")
     seen: dict[Any, Path] = {}
     for run in runs:
         other = seen.setdefault((run.group, run.config.run.seed), run.path)
@@ -84,26 +95,23 @@ def _load(folder: Path) -> FinishedRun:
     if not folder.is_dir():
         raise NMoEError(f"{folder} is not a folder")
     if not (folder / "config.toml").is_file():
-        raise NMoEError(f"{folder} is not a run folder: it has no config.toml")
+        inner = sorted(path.parent.name for path in folder.glob("*/config.toml"))
+        hint = f"; name those in it: {', '.join(inner[:_MOST_NAMED])}" if inner else ""
+        more = ", ..." if len(inner) > _MOST_NAMED else ""
+        raise NMoEError(f"{folder} is not a run folder: it has no config.toml{hint}{more}")
     run = RunFolder.resume(folder)
     if not run.results_path.is_file():
         raise NMoEError(
             f"the run in {folder} is not finished: it has no results.json; "
             f"finish it with nmoe run --resume {folder}"
         )
-    results = read_json(run.results_path, what="the results", raises=NMoEError)
-    rows = results.get("rows") if isinstance(results, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise NMoEError(f"{run.results_path} has no rows")
-    for number, row in enumerate(rows):
-        missing = [key for key in _ROW_KEYS if not isinstance(row, dict) or key not in row]
-        if missing:
-            raise NMoEError(f"{run.results_path}: row {number} lacks {', '.join(missing)}")
-    cells = [tuple(row[key] for key in _ROW_KEYS[:-1]) for row in rows]
-    if len(set(cells)) < len(cells):
-        twice = next(cell for cell in cells if cells.count(cell) > 1)
-        raise NMoEError(f"{run.results_path} has two rows for {twice}")
-    return FinishedRun(folder, run.config, results, run.provenance())
+    return FinishedRun(
+        folder,
+        run.config,
+        read_results(run.results_path),
+        read_provenance(run.provenance_path),
+        read_rounds(run.rounds_path),
+    )
 
 
 def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, dict[str, str]]:

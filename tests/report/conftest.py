@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ from nmoe_flower.config import Config
 from nmoe_flower.report import canvas
 from nmoe_flower.results import RunFolder
 
+# Rounds 1 to 6: never three in a row at 0.59 for greedy; joint from round 3 on.
+ACCURACY = {"greedy": [0.2, 0.6, 0.6, 0.4, 0.6, 0.6], "joint": [0.3, 0.5, 0.6, 0.64, 0.65, 0.65]}
 GATES = ("random", "rolling", "federated", "local", "prototype", "global", "oracle")
+
+
+def write_rounds(run: RunFolder, rounds: list[dict[str, Any]]) -> None:
+    """All records at once: each alone waits for the disk."""
+    run.rounds_path.write_text("".join(json.dumps(record) + "\n" for record in rounds))
 
 
 def sample_results(config: Config) -> dict[str, Any]:
@@ -94,18 +102,76 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
         results = sample_results(config)
         if rows is not None:
             results["rows"] = [sample_row(config, *row) for row in rows]
+        rounds = []
         for number in range(1, 101):
-            run.append_round(
+            rounds.append(
                 {"stage": "extractor", "round": number, "metrics": {"loss": 2.3 / number**0.3}}
             )
             if number % 10 == 0:
                 metrics = {"accuracy-iid": 1 - 0.9 / number**0.3, "accuracy-local": 0.5}
-                run.append_round({"stage": "extractor-test", "round": number, "metrics": metrics})
+                rounds.append({"stage": "extractor-test", "round": number, "metrics": metrics})
         for number in range(1, 21):
-            record = {"stage": "gate/federated", "round": number, "metrics": {"loss": 1 / number}}
-            run.append_round(record)
-        run.append_round({"stage": "experts", "round": 1, "metrics": {}})
+            rounds.append(
+                {"stage": "gate/federated", "round": number, "metrics": {"loss": 1 / number}}
+            )
+        rounds.append({"stage": "experts", "round": 1, "metrics": {}})
+        write_rounds(run, rounds)
         run.write_results(results)
         return run.path
+
+    return make
+
+
+@pytest.fixture
+def aligned_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a finished run of the aligned system: its policy, seed and number of experts."""
+
+    def make(policy: str, seed: int, *, experts: int = 0) -> Path:
+        config = Config.parse(
+            {
+                "run.system": "aligned", "alignment.policy": policy, "run.seed": seed,
+                "data.num-clients": 2, "alignment.experts": experts, "gate.top-k": 1,
+            }
+        )  # fmt: skip
+        path = tmp_path / f"{policy}-{seed}-{experts}"
+        folder = RunFolder.create(path, config)
+        rounds = []
+        for number, accuracy in enumerate(ACCURACY[policy], start=1):
+            shared = {
+                "round": number,
+                "rounds": 6,
+                "clients": [0, 1],
+                "failures": [],
+                "seconds": 1.0,
+            }
+            metrics = {"loss": 1.0, "elapsed-seconds": 2.0 * number, "load-variation": 0.5,
+                       "bytes-to-part": 1.0 + 0.001 * number}  # fmt: skip
+            rounds.append(
+                {**shared, "stage": "alignment",
+                 "metrics": {**metrics, "load-variation-total": 0.25},
+                 "bytes_up": 1_000_000, "bytes_down": 3_000_000}
+            )  # fmt: skip
+            rounds.append(
+                {**shared, "stage": "alignment-test", "metrics": {"accuracy-iid": accuracy},
+                 "bytes_up": 0, "bytes_down": 9}
+            )  # fmt: skip
+        rows = [
+            {
+                "extractor": "trained", "gate": gate, "test": test, "clients": 2, "top_k": 1,
+                "accuracy": accuracy, "balanced_accuracy": 0.5, "macro_f1": 0.5,
+            }
+            for gate, test, accuracy in (
+                ("mixture", "iid", ACCURACY[policy][-1] + 0.02 * seed),
+                ("mixture", "local", 0.6), ("placed", "iid", 0.2), ("placed", "local", 0.9),
+            )
+        ]  # fmt: skip
+        alignment = {
+            "policy": policy, "rounds": 6, "load_variation": 0.25, "assignments": [[6, 0], [2, 4]],
+            "bytes_down": [18_000_000, 0], "bytes_up": [2_000_000, 4_000_000],
+            "simulated_seconds": 12.0,
+        }  # fmt: skip
+        write_rounds(folder, rounds)
+        folder.write_results({"rows": rows, "routing": {}, "alignment": alignment, "stages": {}})
+        return path
 
     return make

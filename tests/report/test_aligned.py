@@ -12,56 +12,13 @@ from nmoe_flower.report.aligned import alignment_table, curve_of, policy_names, 
 from nmoe_flower.report.aligned_figures import draw_alignment
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.runs import FinishedRun, load_runs
-from nmoe_flower.results import RunFolder
 
 PUBLISHED = Path(__file__).parents[2] / "results"
-# Rounds 1 to 6: never three in a row at 0.59 for greedy; joint from round 3 on.
-ACCURACY = {"greedy": [0.2, 0.6, 0.6, 0.4, 0.6, 0.6], "joint": [0.3, 0.5, 0.6, 0.64, 0.65, 0.65]}
-
-
-def make_run(parent: Path, policy: str, seed: int, *, experts: int = 0) -> Path:
-    config = Config.parse(
-        {
-            "run.system": "aligned", "alignment.policy": policy, "run.seed": seed,
-            "data.num-clients": 2, "alignment.experts": experts, "gate.top-k": 1,
-        }
-    )  # fmt: skip
-    path = parent / f"{policy}-{seed}-{experts}"
-    folder = RunFolder.create(path, config)
-    for number, accuracy in enumerate(ACCURACY[policy], start=1):
-        shared = {"round": number, "rounds": 6, "clients": [0, 1], "failures": [], "seconds": 1.0}
-        metrics = {"loss": 1.0, "elapsed-seconds": 2.0 * number, "load-variation": 0.5,
-                   "bytes-to-part": 1.0 + 0.001 * number}  # fmt: skip
-        folder.append_round(
-            {**shared, "stage": "alignment", "metrics": {**metrics, "load-variation-total": 0.25},
-             "bytes_up": 1_000_000, "bytes_down": 3_000_000}
-        )  # fmt: skip
-        folder.append_round(
-            {**shared, "stage": "alignment-test", "metrics": {"accuracy-iid": accuracy},
-             "bytes_up": 0, "bytes_down": 9}
-        )  # fmt: skip
-    rows = [
-        {
-            "extractor": "trained", "gate": gate, "test": test, "clients": 2, "top_k": 1,
-            "accuracy": accuracy, "balanced_accuracy": 0.5, "macro_f1": 0.5,
-        }
-        for gate, test, accuracy in (
-            ("mixture", "iid", ACCURACY[policy][-1] + 0.02 * seed),
-            ("mixture", "local", 0.6), ("placed", "iid", 0.2), ("placed", "local", 0.9),
-        )
-    ]  # fmt: skip
-    alignment = {
-        "policy": policy, "rounds": 6, "load_variation": 0.25, "assignments": [[6, 0], [2, 4]],
-        "bytes_down": [18_000_000, 0], "bytes_up": [2_000_000, 4_000_000],
-        "simulated_seconds": 12.0,
-    }  # fmt: skip
-    folder.write_results({"rows": rows, "routing": {}, "alignment": alignment, "stages": {}})
-    return path
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> list[Path]:
-    return [make_run(tmp_path, policy, seed) for policy in ("joint", "greedy") for seed in (0, 1)]
+def folders(aligned_run: Any) -> list[Path]:
+    return [aligned_run(policy, seed) for policy in ("joint", "greedy") for seed in (0, 1)]
 
 
 def cells(line: str) -> list[str]:
@@ -125,7 +82,7 @@ def test_curves_count_the_bytes_of_training_alone(folders: list[Path]) -> None:
     curve = curve_of(load_runs(folders[:1])[0])
     assert curve["megabytes"].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     assert curve["seconds"].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
-    assert curve["accuracy"].tolist() == ACCURACY["joint"]
+    assert curve["accuracy"].tolist() == [0.3, 0.5, 0.6, 0.64, 0.65, 0.65]
 
 
 def test_a_target_must_be_held() -> None:
@@ -134,10 +91,10 @@ def test_a_target_must_be_held() -> None:
     assert np.isnan(reached(curve, 0.6))
 
 
-def test_configurations_of_one_policy_are_told_apart(tmp_path: Path) -> None:
-    folders = [make_run(tmp_path, "joint", 0), make_run(tmp_path, "joint", 0, experts=1)]
+def test_configurations_of_one_policy_are_told_apart(aligned_run: Any) -> None:
+    folders = [aligned_run("joint", 0), aligned_run("joint", 0, experts=1)]
     assert list(policy_names(load_runs(folders)).values()) == ["single model", "joint"]
-    again = [*folders, make_run(tmp_path, "joint", 0, experts=2)]
+    again = [*folders, aligned_run("joint", 0, experts=2)]
     assert list(policy_names(load_runs(again)).values()) == [
         "single model", f"joint ({config(again[0])})", f"joint ({config(again[2], 3)})",
     ]  # fmt: skip

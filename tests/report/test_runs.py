@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import pytest
@@ -25,22 +24,6 @@ def lacks(name):
     return lambda path: (path / name).unlink()
 
 
-def writes(text):
-    return lambda path: (path / "results.json").write_text(text)
-
-
-def drops_a_key(path):
-    results = json.loads((path / "results.json").read_text())
-    del results["rows"][2]["gate"], results["rows"][2]["top_k"]
-    (path / "results.json").write_text(json.dumps(results))
-
-
-def repeats_a_row(path):
-    results = json.loads((path / "results.json").read_text())
-    results["rows"].append(results["rows"][0])
-    (path / "results.json").write_text(json.dumps(results))
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -51,12 +34,6 @@ def repeats_a_row(path):
         (lacks("config.toml"), r"one is not a run folder: it has no config\.toml"),
         (lacks("provenance.json"), r"cannot read .*provenance\.json"),
         (shutil.rmtree, "one is not a folder"),
-        (writes("{"), r"the results .*results\.json is not valid JSON"),
-        (writes("[]"), r"results\.json has no rows"),
-        (writes('{"rows": []}'), r"results\.json has no rows"),
-        (writes('{"rows": [3]}'), r"row 0 lacks extractor, gate, test, clients, top_k, accuracy"),
-        (drops_a_key, r"results\.json: row 2 lacks gate, top_k"),
-        (repeats_a_row, r"results\.json has two rows for \('fedce', 'random', 'local', 10, 1\)"),
     ],
 )
 def test_what_is_missing_is_named(finished_run, damage, message):

@@ -1,0 +1,219 @@
+"""What the files of a finished run must hold for its report, checked before anything is drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import parse_json, read_json
+
+__all__ = ["read_provenance", "read_results", "read_rounds"]
+
+_MOST = 1 << 30  # bytes; thousands of clients fill megabytes with their own values
+_SHOWN = 3
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Matrix = Annotated[list[Annotated[list[Number], Field(min_length=1)]], Field(min_length=1)]
+Counts = Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    """Other keys are let through: later versions write more."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _PerClient(_Part):
+    accuracy: list[Number | None] | None = None
+
+
+class _Row(_Part):
+    extractor: Text
+    gate: Text
+    test: Text
+    clients: Count
+    top_k: Count
+    accuracy: Number | None
+    balanced_accuracy: Number | None = None
+    macro_f1: Number | None = None
+    auc: Number | None = None
+    local_ratio: Number | None = None
+    bytes_per_sample: Number | None = None
+    scheme: Text | None = None
+    tau: Number | None = None
+    per_client: _PerClient | None = None
+
+
+class _Cost(_Part):
+    seconds: Number | None = None
+    bytes_up: Number | None = None
+    bytes_down: Number | None = None
+
+
+class _Partition(_Part):
+    train: Counts
+    test: Counts
+    classes: Annotated[list[str | int], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_column_per_class(self) -> Self:
+        if {len(row) for row in (*self.train, *self.test)} != {len(self.classes)}:
+            raise ValueError(f"train and test need a count for each of {len(self.classes)} classes")
+        return self
+
+
+class _Alignment(_Part):
+    assignments: Counts
+    load_variation: Number
+    simulated_seconds: Number
+    bytes_down: Annotated[list[Count], Field(min_length=1)]
+    bytes_up: Annotated[list[Count], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        _rectangular("assignments", self.assignments)
+        if len(self.bytes_down) != len(self.bytes_up):
+            raise ValueError(
+                f"bytes_down tells of {len(self.bytes_down)} clients, "
+                f"bytes_up of {len(self.bytes_up)}"
+            )
+        return self
+
+
+class _Representation(_Part):
+    collapse: str | None = None
+    effective_rank: Number | None = None
+    dimensions: Number | None = None
+    probe_accuracy: Number | None = None
+    knn_accuracy: Number | None = None
+
+
+class _Privacy(_Part):
+    statement: str
+
+
+class _Results(_Part):
+    rows: Annotated[list[_Row], Field(min_length=1)]
+    routing: dict[str, Matrix] | None = None
+    stages: dict[str, _Cost] | None = None
+    partition: _Partition | None = None
+    alignment: _Alignment | None = None
+    representation: _Representation | None = None
+    privacy: _Privacy | None = None
+    seconds: Number | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name, matrix in (self.routing or {}).items():
+            _rectangular(f"routing {name!r}", matrix)
+        cells = [(r.extractor, r.gate, r.test, r.clients, r.top_k) for r in self.rows]
+        if len(set(cells)) < len(cells):
+            twice = next(cell for cell in cells if cells.count(cell) > 1)
+            raise ValueError(f"two rows for {twice}")
+        return self
+
+
+class _Provenance(_Part):
+    git: dict[str, Any] | None = None
+    machine: dict[str, Any] | None = None
+
+
+class _Failure(_Part):
+    partition: int | str | None = None
+    reason: str | None = None
+
+
+class _Round(_Part):
+    stage: Text
+    round: Count
+    metrics: dict[str, Any] | None = None
+    failures: list[_Failure] | None = None
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of results.json, as far as a report needs it of the right shape.
+
+    Raises:
+        NMoEError: It cannot be read, or a value is missing or of another kind; names the file, the
+            key and what is allowed.
+    """
+    return _checked(path, _Results)
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The content of provenance.json.
+
+    Raises:
+        NMoEError: As `read_results`.
+    """
+    return _checked(path, _Provenance)
+
+
+def read_rounds(path: Path) -> list[dict[str, Any]]:
+    """The records of rounds.jsonl, as many as there are; a cut last line is left out.
+
+    Raises:
+        NMoEError: As `read_results`; names the line.
+    """
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise NMoEError(f"cannot read {path}: {error.strerror}") from None
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        if line.strip():
+            name = f"{path}, line {number}"
+            record = parse_json(line, name, NMoEError)
+            records.append(_fits(record, name, _Round))
+    return records
+
+
+def _checked(path: Path, model: type[_Part]) -> dict[str, Any]:
+    return _fits(read_json(path, raises=NMoEError, most=_MOST), str(path), model)
+
+
+def _fits(value: Any, name: str, model: type[_Part]) -> dict[str, Any]:
+    """The value as it came, if it fits the model."""
+    if not isinstance(value, dict):
+        raise NMoEError(f"{name} holds {_shown(value)}; allowed: a JSON object")
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        told = [_told(one["loc"], one["msg"], one["input"], one["type"]) for one in error.errors()]
+        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        raise NMoEError(f"{name}: {'; '.join(told[:_SHOWN])}{more}") from None
+    return value
+
+
+def _told(place: Sequence[int | str], message: str, value: Any, kind: str) -> str:
+    """One fault in words: where, what it is, what is allowed."""
+    where = ".".join(map(str, place))
+    if kind == "missing":
+        return f"{where} is missing"
+    if kind == "value_error":
+        return f"{where}: {message.removeprefix('Value error, ')}".removeprefix(": ")
+    wanted = message[0].lower() + message[1:]
+    return f"{where} = {_shown(value)}: {wanted}"
+
+
+def _shown(value: Any) -> str:
+    """A value for an error; of a large one its kind."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _rectangular(name: str, matrix: Sequence[Sequence[float]]) -> None:
+    if len({len(row) for row in matrix}) > 1:
+        raise ValueError(f"{name} has rows of different length")

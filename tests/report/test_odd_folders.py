@@ -1,0 +1,233 @@
+"""``nmoe report`` over folders that are no finished runs: a line by name each, no traceback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmoe_flower.cli import main
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.report import canvas, shape
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made up to the file."""
+    monkeypatch.setattr(canvas, "_write", lambda figure, path: None)
+
+
+def report(*folders: Path) -> int:
+    return main(["report", *map(str, folders), "--out", str(folders[0].parent / "report")])
+
+
+def rewrite(path: Path, change: Change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def put(*keys: str | int, value: Any) -> Change:
+    """Set what these keys lead to."""
+
+    def change(content: Any) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+def drop(*keys: str | int) -> Change:
+    def change(content: Any) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return change
+
+
+def again(content: dict[str, Any]) -> None:
+    content["rows"].append(content["rows"][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (drop("rows"), "rows is missing"),
+        (put("rows", value=[]), "rows = a list of 0: list should have at least 1 item"),
+        (put("rows", value="many"), "rows = 'many': input should be a valid list"),
+        (put("rows", 0, value=3), "rows.0 = 3: input should be a valid dictionary"),
+        (drop("rows", 2, "gate"), "rows.2.gate is missing"),
+        (put("rows", 2, "accuracy", value="high"), "rows.2.accuracy = 'high': input should be"),
+        (put("rows", 0, "clients", value=2.5), "rows.0.clients = 2.5: input should be a valid int"),
+        (put("rows", 0, "tau", value="x"), "rows.0.tau = 'x': input should be a valid number"),
+        (put("rows", 0, "per_client", value=[1]), "rows.0.per_client = a list of 1: input should"),
+        (put("rows", 0, "per_client", "accuracy", value=["a"]), "per_client.accuracy.0 = 'a'"),
+        (again, "two rows for ('fedce', 'random', 'local', 10, 1)"),
+        (put("routing", value=[]), "routing = a list of 0: input should be a valid dict"),
+        (put("routing", value={"a/iid": []}), "routing.a/iid = a list of 0: list should have"),
+        (put("routing", value={"a/iid": [[1], [1, 2]]}), "routing 'a/iid' has rows of different"),
+        (put("routing", value={"a/iid": [["x"]]}), "routing.a/iid.0.0 = 'x': input should be"),
+        (put("partition", value={}), "partition.train is missing; partition.test is missing; "),
+        (put("partition", "classes", value=["a"]), "partition: train and test need a count for"),
+        (put("partition", "train", 0, 0, value=-1), "partition.train.0.0 = -1: input should be gr"),
+        (put("stages", value={"a": 3}), "stages.a = 3: input should be a valid dictionary"),
+        (put("stages", value={"a": {"seconds": "x"}}), "stages.a.seconds = 'x': input should be"),
+        (put("seconds", value="long"), "seconds = 'long': input should be a valid number"),
+        (put("representation", value=3), "representation = 3: input should be a valid dict"),
+        (put("privacy", value={}), "privacy.statement is missing"),
+        (put("alignment", value={"policy": "joint"}), "alignment.assignments is missing; "),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(
+    finished_run: Any, capsys: pytest.CaptureFixture[str], change: Change, told: str
+) -> None:
+    run = finished_run("one")
+    rewrite(run / "results.json", change)
+    assert report(run) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"nmoe: error: {run}/results.json: {told}"[:72])
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ("[]", "JSON object"),
+        ("null", "JSON object"),
+        ('"' + 90 * "x" + '"', "JSON object"),
+        ("[" * 100_000, "nested"),
+        ('{"rows": ' + "[" * 2000 + "]" * 2000 + "}", "nested"),
+        ('{"rows": [NaN]}', "NaN is no number of JSON"),
+        ('{"rows": [1], "rows": [2]}', "the key 'rows' stands there twice"),
+        ("\x00", "is not UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("name", ["results.json", "provenance.json"])
+def test_a_file_that_is_no_object_is_named(
+    finished_run: Any, capsys: pytest.CaptureFixture[str], name: str, text: str, told: str
+) -> None:
+    run = finished_run("one")
+    (run / name).write_text(text)
+    assert report(run) == 1
+    error = capsys.readouterr().err
+    assert f"{run}/{name}" in error
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{}", "stage is missing; round is missing"),
+        ("7", "holds 7; allowed: a JSON object"),
+        ("{", "is not valid JSON"),
+        ('{"stage": 1, "round": 1}', "stage = 1: input should be a valid string"),
+        ('{"stage": "a", "round": "x"}', "round = 'x': input should be a valid integer"),
+        ('{"stage": "a", "round": 1, "metrics": 3}', "metrics = 3: input should be a valid dict"),
+        ('{"stage": "a", "round": 1, "failures": [3]}', "failures.0 = 3: input should be a valid"),
+        ('{"stage": "a", "round": 1, "bytes_up": null}', "bytes_up = None: input should be a val"),
+        ("[" * 5000, "nested"),
+    ],
+)
+def test_a_record_of_the_wrong_kind_is_named_with_its_line(
+    finished_run: Any, capsys: pytest.CaptureFixture[str], line: str, told: str
+) -> None:
+    run = finished_run("one")
+    good = '{"stage": "a", "round": 1}\n'
+    (run / "rounds.jsonl").write_text(good + line + "\n" + good + '{"stage": "cut by a cra')
+    assert report(run) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"nmoe: error: {run}/rounds.jsonl, line 2")
+    assert told in error
+
+
+def test_every_odd_folder_has_its_line(
+    finished_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, unfinished = finished_run("finished"), finished_run("unfinished", {"run.seed": 1})
+    (unfinished / "results.json").unlink()
+    damaged = finished_run("damaged", {"run.seed": 2})
+    (damaged / "config.toml").write_text("[run")
+    empty, file = tmp_path / "empty", tmp_path / "notes.txt"
+    empty.mkdir()
+    file.write_text("")
+    assert report(finished, unfinished, damaged, empty, file, tmp_path / "gone", tmp_path) == 1
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "nmoe: error: 6 folders cannot be reported:"
+    assert lines[0].startswith(f"  the run in {unfinished} is not finished")
+    assert str(damaged / "config.toml") in lines[1]
+    assert lines[2:] == [
+        f"  {empty} is not a run folder: it has no config.toml",
+        f"  {file} is not a folder",
+        f"  {tmp_path / 'gone'} is not a folder",
+        f"  {tmp_path} is not a run folder: it has no config.toml; "
+        "name those in it: damaged, finished, unfinished",
+    ]
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_named_twice_counts_once_and_says_so(
+    finished_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run("one")
+    assert report(run, run, run / ".." / "one") == 0
+    assert capsys.readouterr().err == f"note: {run} is named 3 times and counts once\n"
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "seed 0)" in text
+    assert (
+        text.count("| one |") == text.count("| one | extractor |") == 1 or "| 1-one | one |" in text
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_two_systems_stand_in_one_report(
+    finished_run: Any, aligned_run: Any, tmp_path: Path
+) -> None:
+    assert report(finished_run("networked"), aligned_run("joint", 0)) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| run.system | networked | aligned |" in text
+    assert "## Alignment" in text
+    assert "| random |" in text
+    assert "| mixture |" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_aligned_run_that_was_never_tested_has_dashes(aligned_run: Any, tmp_path: Path) -> None:
+    run = aligned_run("joint", 0)
+    (run / "rounds.jsonl").write_text("")
+    rewrite(run / "results.json", lambda content: content["rows"].pop(0))
+    assert report(run) == 0
+    (line,) = [
+        line
+        for line in (tmp_path / "report" / "report.md").read_text().splitlines()
+        if line.startswith("| joint |")
+    ]
+    assert line.startswith("| joint | - | - | 0.900 | - | - | - |")
+
+
+KEYS = ("rows", "routing", "stages", "partition", "alignment", "representation", "privacy")
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), ANYTHING), ANYTHING)
+def test_no_content_at_all_is_a_traceback(content: dict[str, Any], row: Any) -> None:
+    content.setdefault("rows", [row])
+    with pytest.raises(NMoEError) as raised:  # no row of these has a gate
+        shape._fits(content, "results.json", shape._Results)
+    assert str(raised.value).startswith("results.json: rows")
+    assert "\n" not in str(raised.value)
