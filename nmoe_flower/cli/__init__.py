@@ -9,8 +9,9 @@ from pathlib import Path
 
 from nmoe_flower import __version__
 from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
-from nmoe_flower.cli import bundle, deploy, infer, peers, privacy, serve, short_forms
+from nmoe_flower.cli import bundle, deploy, infer, peers, privacy, recipes, serve, short_forms
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.recipes import recipe_argument
 
 __all__ = ["main"]
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_partition(commands.add_parser("partition", help="show which client holds what"))
     _add_report(commands.add_parser("report", help="tables and figures from finished runs"))
     _add_config(commands.add_parser("config", help="print the resolved configuration"))
+    recipes.add_arguments(commands.add_parser("recipes", help="list what comes along to run"))
     _add_align(commands.add_parser("align", help="assign experts to clients, no training"))
     privacy.add_arguments(commands.add_parser("privacy", help="what a privacy budget leaves"))
     bundle.add_arguments(commands.add_parser("bundle", help="a finished run as devices serve it"))
@@ -78,7 +80,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml")
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        type=recipe_argument,
+        metavar="RECIPE",
+        help="a TOML file, or the name of one that comes along (nmoe recipes)",
+    )
     parser.add_argument(
         "--set",
         nargs="+",
