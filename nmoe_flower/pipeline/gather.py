@@ -107,9 +107,9 @@ def alike(
     found = {}
     for client, arrays in parts.items():
         like = {
-            name: np.empty((len(arrays.get(name, ())) if rows else shape[0], *shape[1:]), dtype)
-            if shape
-            else np.empty((), dtype)
+            name: np.empty(
+                (_rows(arrays.get(name)), *shape[1:]) if rows and shape else shape, dtype
+            )
             for name, dtype, shape in common
         }
         try:
@@ -117,6 +117,10 @@ def alike(
         except ReplyError as error:
             raise RoundError(f"{stage}: client {client} differs from most: {error}") from None
     return found
+
+
+def _rows(value: np.ndarray | None) -> int:
+    return len(value) if value is not None and value.ndim else 0
 
 
 def _form(arrays: Mapping[str, np.ndarray], rows: bool) -> tuple[tuple[str, str, Any], ...]:

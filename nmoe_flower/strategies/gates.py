@@ -215,10 +215,11 @@ class StatisticsGate(GateSharing):
             wanted = (len(experts), self._width)
             raise ReplyError(f"gate sums of shape {sums.shape}; wanted {wanted}")
         self.solver.check(packed, sums, len(experts))
-        added = {
-            expert: self._round.get(expert, 0.0) + row
-            for expert, row in zip(experts.tolist(), sums.astype(np.float64), strict=True)
-        }
+        with np.errstate(over="ignore"):
+            added = {
+                expert: self._round.get(expert, 0.0) + row
+                for expert, row in zip(experts.tolist(), sums.astype(np.float64), strict=True)
+            }
         if not all(map(records.is_finite, added.values())):
             raise ReplyError("its gate sums are too large to be added to those of others")
         if packed is not None:

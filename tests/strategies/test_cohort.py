@@ -10,6 +10,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.clients.identity import identify as tell
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import RoundError
+from nmoe_flower.records import reply
 from nmoe_flower.strategies import Partitions, identify, wait_for_nodes
 
 
@@ -64,6 +65,26 @@ def test_a_node_that_died_before_the_start_does_not_stand_in_the_way() -> None:
     grid.dead = {2}
     identify(grid, [1, 2, 3], known, 5.0)
     assert known == {1: 0, 3: 1}
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"partition-id": "one"}, {"partition-id": -1}, {"partition-id": 0.5}], ids=str
+)
+def test_a_node_that_tells_no_partition_is_left_out(
+    config: dict[str, int | str | float], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = ClientApp()
+
+    @client.query("identity")
+    def identity(message: Message, context: Context) -> Message:
+        if context.node_id == 2:
+            return reply(message, metrics={"num-examples": 0}, config=config)
+        return tell(message, context)
+
+    known = Partitions()
+    identify(InProcessGrid(client, 3), [1, 2, 3], known, 5.0)
+    assert known == {1: 0, 3: 2}
+    assert "node 2 told no partition id of at least 0" in caplog.text
 
 
 def test_two_newcomers_with_one_partition_are_a_mistake() -> None:
