@@ -76,7 +76,8 @@ def _allowed(field: FieldInfo) -> str:
         inner = get_args(kind)[0]
         if get_args(inner):
             return "any of " + ", ".join(f"`{choice}`" for choice in get_args(inner))
-        return f"{'whole numbers' if inner is int else 'numbers'}, with commas"
+        kinds = {int: "whole numbers", str: "names"}
+        return f"{kinds.get(inner, 'numbers')}, with commas"
     if get_args(kind):
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if kind is bool:

@@ -1,5 +1,6 @@
 """The nmoe command: arguments, exit codes, messages. The pipeline itself is replaced."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import nmoe_flower.server_app
 from nmoe_flower import cli
@@ -385,3 +387,57 @@ def test_partition_prints_and_draws_who_holds_what(
     assert row[-2:] == ["100", "80.0%"]
     assert train[-1].split()[-1] == "500"
     assert (tmp_path / "who.png").read_bytes().startswith(b"\x89PNG")
+
+
+def change_nothing(folder: Path) -> None:
+    """The same bytes in new files: not another data set."""
+    for path in sorted(folder.rglob("*.png")):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+
+
+def delete(folder: Path) -> None:
+    for number in range(4):
+        (folder / "train" / "a" / f"{number}.png").unlink()
+
+
+def add(folder: Path) -> None:
+    Image.new("L", (8, 8), 250).save(folder / "train" / "b" / "new.png")
+
+
+def replace(folder: Path) -> None:
+    Image.new("L", (8, 8), 250).save(folder / "train" / "b" / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (change_nothing, ""),
+        (delete, "train had 24 samples and has 20 (class 'a': 12 then, 8 now)"),
+        (add, "train had 24 samples and has 25 (class 'b': 12 then, 13 now)"),
+        (replace, "as many samples of every class as before, but not the same ones"),
+    ],
+)
+def test_a_run_goes_on_with_the_data_it_began_with(
+    pipeline: Pipeline,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    told: str,
+) -> None:
+    folder = tmp_path / "photos"
+    for split, label in itertools.product(("train", "test"), "ab"):
+        (folder / split / label).mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (8, 8), 20 * number).save(folder / split / label / f"{number}.png")
+    pipeline.fail = EngineError("stopped")
+    assert run("--name", "one", "--set", "data.dataset=photos", "data.num-clients=2") == 1
+    change(folder)
+    pipeline.fail = None
+    assert run("--resume", "runs/one") == (1 if told else 0)
+    error = capsys.readouterr().err
+    if told:
+        assert f"was begun with other data in '{folder}': {told}; put back" in error
+    else:
+        assert run("--resume", "runs/one") == 0  # finished: nothing is trained

@@ -4,11 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nmoe_flower.config import Config
-from nmoe_flower.data import ClientIndices, ImageData, configured_images, configured_partition
-from nmoe_flower.errors import ConfigError, DataError
+from nmoe_flower.data import (
+    ClientIndices,
+    ImageData,
+    configured_images,
+    configured_partition,
+    counted,
+    what_changed,
+)
+from nmoe_flower.errors import CheckpointError, ConfigError, DataError
 from nmoe_flower.progress import Progress
+from nmoe_flower.results import RunFolder
 
-__all__ = ["open_data"]
+__all__ = ["open_data", "remember_data", "with_features"]
 
 _OF_THE_PARTITION = (
     "num-clients",
@@ -21,11 +29,19 @@ _OF_THE_PARTITION = (
 )
 
 
-def open_data(config: Config, progress: Progress) -> tuple[ImageData, list[ClientIndices]]:
+def open_data(
+    config: Config, progress: Progress, *, began: RunFolder | None = None
+) -> tuple[ImageData, list[ClientIndices]]:
     """Decode the data set and share it out, so that no worker does and bad data stops here.
+
+    Args:
+        config: Says which data.
+        progress: Told while decoding.
+        began: A run that is to go on; it must have begun with the same data.
 
     Raises:
         DataError: The data cannot be read, or not be split as asked.
+        CheckpointError: ``began`` began with other data.
     """
     section = config.data
     shown = -1
@@ -35,11 +51,14 @@ def open_data(config: Config, progress: Progress) -> tuple[ImageData, list[Clien
         tenth = 10 * done // max(total, 1)
         if tenth > shown:
             shown = tenth
-            progress.message(f"decoding {section.dataset}: {done:,} of {total:,} images")
+            what = "images" if section.kind == "images" else "rows"
+            progress.message(f"decoding {section.dataset}: {done:,} of {total:,} {what}")
 
     natural = ", data.scheme = natural" if section.scheme == "natural" else ""
     with _under(f"data.dataset = {section.dataset}{natural}"):
         data = configured_images(config, progress=decoded)
+    if began is not None:
+        _check_unchanged(began, data)
     asked = ", ".join(
         f"{key} = {value}"
         for key, value in section.model_dump(by_alias=True).items()
@@ -56,3 +75,39 @@ def _under(keys: str) -> Iterator[None]:
         yield
     except (ConfigError, DataError) as error:
         raise type(error)(f"{keys}: {error}") from error
+
+
+def with_features(config: Config, data: ImageData) -> Config:
+    """The configuration with the columns and statistics that the data turned out to have.
+
+    They go where the configuration goes, into every bundle for one: whoever asks later standardises
+    the same columns in the same way.
+    """
+    if data.features is None:
+        return config
+    return Config.parse(
+        config.flat()
+        | {
+            "data.feature-columns": data.features.names,
+            "data.feature-means": data.features.means,
+            "data.feature-deviations": data.features.deviations,
+        }
+    )
+
+
+def remember_data(folder: RunFolder, data: ImageData) -> None:
+    """Note in provenance.json what a run begins with."""
+    folder.set_provenance(data=data.fingerprint, samples=counted(data))
+
+
+def _check_unchanged(folder: RunFolder, data: ImageData) -> None:
+    """Refuse to go on with other data, telling which classes have more or fewer samples."""
+    before = folder.provenance()
+    then = before.get("data")
+    if then in (None, data.fingerprint):  # a run of an older version did not note it
+        return
+    raise CheckpointError(
+        f"{folder.path} was begun with other data in {data.name!r}: "
+        f"{what_changed(before.get('samples', {}), counted(data))}; put back what it was, or begin "
+        "a new run"
+    )

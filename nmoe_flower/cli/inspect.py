@@ -107,7 +107,8 @@ def _allowed(field: FieldInfo) -> str:
         inner = get_args(kind)[0]
         if get_origin(inner) is Literal:
             return f"list of {', '.join(map(str, get_args(inner)))}"
-        return "list of whole numbers" if inner is int else "list of numbers"
+        kinds = {int: "whole numbers", str: "names"}
+        return f"list of {kinds.get(inner, 'numbers')}"
     if kind is bool:
         return "true or false"
     if kind is str:

@@ -11,9 +11,9 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
-from nmoe_flower.cli.data import open_data
+from nmoe_flower.cli.data import open_data, remember_data, with_features
 from nmoe_flower.config import Config
-from nmoe_flower.data import usage
+from nmoe_flower.data import ImageData, usage
 from nmoe_flower.engine import InProcessGrid, run_simulation, write_app
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError, LockedError
@@ -89,7 +89,7 @@ def _resumed(held: ExitStack, args: argparse.Namespace, progress: Progress) -> R
     folder.check_config(config)
     config = _placed(config, path)
     if not folder.results_path.is_file():
-        _rehearsed(config, progress)
+        _rehearsed(config, progress, began=folder)
     return RunFolder(path, config)
 
 
@@ -103,18 +103,22 @@ def _begun(held: ExitStack, args: argparse.Namespace, progress: Progress) -> Run
     chosen = "name" in config.run.model_fields_set
     name = config.run.name if chosen else _name_of(args.recipe)
     config = _placed(config, root / name)
-    _rehearsed(config, progress)
+    data = _rehearsed(config, progress)
     path = _claimed(held, root, name, fixed=chosen or args.overwrite)
-    return RunFolder.create(path, _placed(config, path), overwrite=args.overwrite)
+    config = with_features(_placed(config, path), data)
+    folder = RunFolder.create(path, config, overwrite=args.overwrite)
+    remember_data(folder, data)
+    return folder
 
 
-def _rehearsed(config: Config, progress: Progress) -> None:
+def _rehearsed(config: Config, progress: Progress, *, began: RunFolder | None = None) -> ImageData:
     """Open the data, tell what of it is left out, and try all that can be tried without a run."""
-    data, clients = open_data(config, progress)
+    data, clients = open_data(config, progress, began=began)
     for part in usage(config, data, clients):
         if part.used < part.total:
             progress.message(f"note: {part}")
     rehearse(config, data, clients)
+    return data
 
 
 def _claimed(held: ExitStack, root: Path, name: str, *, fixed: bool) -> Path:

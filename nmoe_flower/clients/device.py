@@ -17,6 +17,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import (
     Augment,
     ClientIndices,
+    FeatureViews,
     ImageData,
     Views,
     configured_images,
@@ -113,14 +114,18 @@ class Device:
 
     @cached_property
     def augment(self) -> Augment:
-        """The augmentation of training batches."""
+        """The augmentation of training batches; rows of features have none."""
         data = self.config.data
+        if data.kind == "features":
+            return Augment()
         return Augment(crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout)
 
     @cached_property
-    def views(self) -> Views:
+    def views(self) -> Views | FeatureViews:
         """The two views of contrastive training."""
         contrast = self.config.contrast
+        if self.config.data.kind == "features":
+            return FeatureViews(noise=contrast.noise, mask=contrast.mask)
         return Views(
             size=contrast.view_size,
             smallest=contrast.crop,

@@ -40,6 +40,10 @@ class ContrastConfig(Section):
     jitter: float = Field(0.4, ge=0, le=1, description="of brightness, contrast, saturation")
     hue: float = Field(0.1, ge=0, le=0.5, description="largest turn, of the full circle")
     grey: float = Field(0.2, ge=0, le=1, description="share of views without colour")
+    noise: float = Field(
+        0.2, ge=0, le=100, description="on features, in deviations; views of data.kind = features"
+    )
+    mask: float = Field(0.3, ge=0, lt=1, description="share of the features a view does not see")
     probe: Literal["pooled", "local", "none"] = Field(
         "pooled", description="watch by probes on everybody's images (simulation) or on own ones"
     )

@@ -1,22 +1,16 @@
 """Which images, and who holds what."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from nmoe_flower.config.section import Section
+from nmoe_flower.config.section import Floats, Names, Section
 
 __all__ = ["DataConfig"]
 
 
 LARGEST_SIDE = 4096
-
-
-def _text(value: Any) -> Any:
-    """``32`` may be written without quotes."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if whole else value
 
 
 class DataConfig(Section):
@@ -32,7 +26,19 @@ class DataConfig(Section):
         "train", min_length=1, description="name of the split clients train on"
     )
     test_split: str = Field("test", description="of the test split; made from train if missing")
-    size: Annotated[str, BeforeValidator(_text)] = Field(
+    kind: Literal["images", "features"] = Field(
+        "images", description="features: tables of numbers (csv, parquet, npz, npy)"
+    )
+    feature_columns: Names = Field(
+        (), description="of a table; empty: all but label and partition column"
+    )
+    feature_means: Floats = Field(
+        (), description="subtracted from the columns; empty: of the training samples"
+    )
+    feature_deviations: Floats = Field(
+        (), description="what columns are divided by; empty: of the training samples"
+    )
+    size: str = Field(
         "", description="of images in pixels: 32, or 48x32 (width x height); empty: as they are"
     )
     fit: Literal["crop", "pad", "stretch"] = Field(
@@ -67,6 +73,32 @@ class DataConfig(Section):
                 f"pixels as 32, or 48x32 (width x height), 1 to {LARGEST_SIDE} each, got {size!r}"
             )
         return size
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        table = self.kind == "features"
+        counts = [len(self.feature_columns), len(self.feature_means), len(self.feature_deviations)]
+        if not table and any(counts):
+            raise ValueError("feature-columns, -means and -deviations need kind = features")
+        if any(counts[1:]) and len(set(counts)) > 1:
+            raise ValueError(
+                "feature-means and feature-deviations need as many numbers as feature-columns has "
+                f"names, got {counts[0]} names, {counts[1]} means and {counts[2]} deviations"
+            )
+        if any(value <= 0 for value in self.feature_deviations):
+            raise ValueError(
+                f"feature-deviations must be above 0, got {min(self.feature_deviations)}"
+            )
+        odd = {"size": self.size, "flip": self.flip, "cutout": self.cutout}
+        if table and any(odd.values()):
+            key = next(key for key, value in odd.items() if value)
+            raise ValueError(f"{key} = {odd[key]} is for images; kind = features has none")
+        if table and self.dataset == "digits":
+            raise ValueError(
+                "kind = features needs a table or a folder of tables in dataset, got the images "
+                "digits"
+            )
+        return self
 
     @property
     def pixels(self) -> tuple[int, int] | None:

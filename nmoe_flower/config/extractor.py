@@ -21,8 +21,8 @@ class ExtractorConfig(Section):
     reading: Literal["shared-head", "private-heads"] = Field(
         "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
     )
-    backbone: Literal["digits", "narrow", "resnet18", "linear"] = Field(
-        "digits", description="the network; linear only flattens"
+    backbone: Literal["digits", "narrow", "resnet18", "mlp", "linear"] = Field(
+        "digits", description="the network; mlp for features, linear only flattens"
     )
     norm: Literal["group", "group-ws", "batch", "frozen"] = Field(
         "group-ws", description="group-ws: GroupNorm with weight-standardised convolutions"

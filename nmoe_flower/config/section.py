@@ -17,6 +17,7 @@ __all__ = [
     "Distinct",
     "Floats",
     "Ints",
+    "Names",
     "Seconds",
     "Section",
     "Widths",
@@ -79,6 +80,7 @@ Ints = Annotated[tuple[int, ...], BeforeValidator(split), Field(max_length=_LONG
 Floats = Annotated[tuple[float, ...], BeforeValidator(split)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]  # a year
 Distinct = AfterValidator(_distinct)
+Names = Annotated[tuple[str, ...], BeforeValidator(split), Distinct]
 
 
 class Section(BaseModel):

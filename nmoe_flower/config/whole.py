@@ -120,6 +120,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _networks_can_read_the_data(self) -> Self:
+        if self.data.kind == "images":
+            return self
+        if self.extractor.backbone in ("digits", "narrow", "resnet18"):
+            raise ValueError(
+                f"extractor.backbone = {self.extractor.backbone} reads images, and data.kind is "
+                "features: use mlp or linear"
+            )
+        if self.run.system == "aligned" and self.alignment.extractor == "filters":
+            raise ValueError(
+                "alignment.extractor = filters reads images, and data.kind is features: use trained"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_can_be_private(self) -> Self:
         if self.privacy.weights and (reason := refusal(self.extractor, self.contrast)):
             raise ValueError(f"privacy.weights {reason}")

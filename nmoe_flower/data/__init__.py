@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.data.cache import cache_root
+from nmoe_flower.data.changes import counted, what_changed
 from nmoe_flower.data.configured import (
     configured_images,
     configured_partition,
@@ -14,31 +15,39 @@ from nmoe_flower.data.configured import (
     own_share,
 )
 from nmoe_flower.data.datasets import load_images
-from nmoe_flower.data.images import ImageData, Split
+from nmoe_flower.data.features import standardise
+from nmoe_flower.data.images import Features, ImageData, Split
 from nmoe_flower.data.indices import ClientIndices, label_counts
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
 from nmoe_flower.data.skew import dominant_share_from_tau
+from nmoe_flower.data.tables import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.data.usage import Usage, usage
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise, two_views
     from nmoe_flower.data.dominant import DominantClassPartitioner
+    from nmoe_flower.data.feature_views import FeatureViews
     from nmoe_flower.data.views import Views
 
 __all__ = [
     "SUFFIXES",
+    "TABLE_SUFFIXES",
     "Augment",
     "ClientIndices",
     "DominantClassPartitioner",
+    "FeatureViews",
+    "Features",
     "Fit",
     "ImageData",
     "Split",
+    "Table",
     "Usage",
     "Views",
     "cache_root",
     "configured_images",
     "configured_partition",
+    "counted",
     "dominant_share_from_tau",
     "fit_pixels",
     "label_counts",
@@ -48,9 +57,12 @@ __all__ = [
     "own_images",
     "own_share",
     "partition_clients",
+    "read_table",
+    "standardise",
     "to_pixels",
     "two_views",
     "usage",
+    "what_changed",
 ]
 
 
@@ -62,6 +74,8 @@ def __getattr__(name: str) -> Any:
         return import_module("nmoe_flower.data.dominant").DominantClassPartitioner
     if name in ("Augment", "normalise", "two_views"):
         return getattr(import_module("nmoe_flower.data.augment"), name)
+    if name == "FeatureViews":
+        return import_module("nmoe_flower.data.feature_views").FeatureViews
     if name == "Views":
         return import_module("nmoe_flower.data.views").Views
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,13 +15,14 @@ CENTRE = 0.5
 SPREAD = 0.25
 
 
-def normalise(images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+def normalise(images: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | Tensor) -> Tensor:
     """Bytes [B, H, W, C] -> float32 [B, C, H, W] as (x / 255 - 0.5) / 0.25, channels last.
 
-    The constants are fixed, so no statistics of a client's data leave it.
+    The constants are fixed, so no statistics of a client's data leave it. Features are standardised
+    already: float32 [B, 1, 1, F] -> [B, F, 1, 1].
 
     Raises:
-        DataError: The images are not uint8 or do not have four dimensions.
+        DataError: The images are neither, or do not have four dimensions.
 
     >>> normalise(np.array([[[[0], [255]]]], dtype=np.uint8)).flatten().tolist()
     [-2.0, 2.0]
@@ -31,10 +32,12 @@ def normalise(images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         if isinstance(images, np.ndarray)
         else images
     )
+    if pixels.dtype == torch.float32 and pixels.ndim == 4 and pixels.shape[1:3] == (1, 1):
+        return pixels.permute(0, 3, 1, 2)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise DataError(
             f"images are {pixels.dtype} of shape {tuple(pixels.shape)}; "
-            "allowed: uint8 of shape [B, H, W, C]"
+            "allowed: uint8 of shape [B, H, W, C], or float32 of shape [B, 1, 1, F] for features"
         )
     scaled = pixels.to(torch.float32).mul_(1 / (255 * SPREAD)).sub_(CENTRE / SPREAD)
     return scaled.permute(0, 3, 1, 2)

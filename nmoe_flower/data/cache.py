@@ -5,12 +5,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from nmoe_flower.data.images import ImageData, Split
+from nmoe_flower.data.images import Features, ImageData, Split
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_json
 
@@ -35,7 +36,8 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
         for split in ("train", "test"):
             images = np.load(entry / f"{split}-images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(entry / f"{split}-labels.npy", allow_pickle=False)
-            if list(images.shape) != meta["shapes"][split] or images.dtype != np.uint8:
+            dtype = np.float32 if "features" in meta else np.uint8
+            if list(images.shape) != meta["shapes"][split] or images.dtype != dtype:
                 return None
             if labels.shape != images.shape[:1] or labels.dtype != np.int64:
                 return None
@@ -53,9 +55,14 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
             class_names=tuple(meta["class_names"]),
             fingerprint=meta["fingerprint"],
             client_names=tuple(meta["client_names"]),
+            features=_features(meta["features"]) if "features" in meta else None,
         )
     except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None
+
+
+def _features(values: Mapping[str, Any]) -> Features:
+    return Features(**{key: tuple(values[key]) for key in ("names", "means", "deviations")})
 
 
 def build_entry(entry: Path, name: str, write: Callable[[Path], None]) -> ImageData:

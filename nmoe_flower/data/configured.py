@@ -36,6 +36,11 @@ def own_images(config: "Config", folder: str, *, classes: Sequence[str] = ()) ->
     Raises:
         DataError: As ``load_images``; or the folder has a class the federation does not know.
     """
+    if config.data.kind == "features" and not config.data.feature_means:
+        raise DataError(
+            f"a device standardises its own table {folder!r} as all others do: set "
+            "data.feature-columns, data.feature-means and data.feature-deviations"
+        )
     data = _load(config, folder, own=True)
     names = tuple(classes) or data.class_names
     if unknown := sorted(set(data.class_names) - set(names)):
@@ -72,6 +77,10 @@ def _load(
         fit=section.fit,
         by_client=section.scheme == "natural" and not own,
         client_column=section.partition_column,
+        kind=section.kind,
+        feature_columns=section.feature_columns,
+        feature_means=section.feature_means,
+        feature_deviations=section.feature_deviations,
         progress=progress,
     )
 

@@ -3,7 +3,9 @@
 A warm cache opens in milliseconds, without importing ``datasets``, scikit-learn or torch.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from nmoe_flower.data.cache import build_entry, cache_root, open_entry
 from nmoe_flower.data.decode import Progress, decode
@@ -27,6 +29,10 @@ def load_images(
     fit: Fit = "crop",
     by_client: bool = False,
     client_column: str = "",
+    kind: Literal["images", "features"] = "images",
+    feature_columns: Sequence[str] = (),
+    feature_means: Sequence[float] = (),
+    feature_deviations: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> ImageData:
     """Open a data set, decoding it into the cache on first use.
@@ -52,6 +58,12 @@ def load_images(
             framed in black (``pad``), or each side on its own (``stretch``).
         by_client: Keep who each row belongs to, for the scheme ``natural``.
         client_column: The column that says so; "" takes the folder above the class.
+        kind: ``features`` reads a table of numbers instead, see ``read_table`` for the files; its
+            rows are standardised, and look like images of one pixel with a channel per column.
+        feature_columns: Columns of a table; () takes all beside label and client, which must be
+            numbers.
+        feature_means: Subtracted from the columns; () takes the means of the train split.
+        feature_deviations: What columns are divided by; likewise.
         progress: Called with (images decoded, images in all) while decoding.
 
     Raises:
@@ -68,7 +80,11 @@ def load_images(
         size,
         fit,
         by_client,
-        client_column if by_client else "",
+        client_column if by_client or kind == "features" else "",
+        kind,
+        tuple(feature_columns),
+        tuple(feature_means),
+        tuple(feature_deviations),
     )
     entry = cache_root(cache_dir) / "images" / request.key()
     report = progress or (lambda done, total: None)

@@ -1,16 +1,19 @@
-"""Decode a data set's images, once, into arrays that can be mapped into memory."""
+"""Decode a data set, once, into arrays that can be mapped into memory."""
 
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.data.class_folders import read_class_folders
+from nmoe_flower.data.features import describe_features, read_features, standardise
 from nmoe_flower.data.hugging_face import read_hugging_face
 from nmoe_flower.data.images import Split
 from nmoe_flower.data.pixels import fit_pixels
@@ -29,16 +32,12 @@ _TEST_SHARE = 0.2
 
 def decode(request: Request, building: Path, progress: Progress) -> None:
     """Write the arrays and, last, their description into ``building``."""
-    raws, class_names = _read(request, building)
-    if len(class_names) < 2 or len(np.unique(raws[0].labels)) < 2:
-        raise DataError(f"data set {request.dataset!r} has fewer than 2 classes in its train split")
-    clients, client_names = _encode_clients(raws)
-    try:
-        splits = _write_images(building, request, raws, clients, "L", progress)
-    except ColourFoundError:
-        splits = _write_images(building, request, raws, clients, "RGB", progress)
-    if len(splits) == 1:
-        splits = _divide(building, splits[0], numpy_stream(request.seed, "test-split"))
+    about: dict[str, Any]
+    if request.kind == "features":
+        splits, about = _decode_table(request, building)
+        progress(sum(map(len, splits)), sum(map(len, splits)))
+    else:
+        splits, about = _decode_images(request, building, progress)
     digest = hashlib.sha256()
     for name, split in zip(("train", "test"), splits, strict=True):
         np.save(building / f"{name}-labels.npy", split.labels)
@@ -49,8 +48,7 @@ def decode(request: Request, building: Path, progress: Progress) -> None:
             digest.update(split.clients.data)
     meta = {
         "shapes": {"train": splits[0].images.shape, "test": splits[1].images.shape},
-        "class_names": class_names,
-        "client_names": client_names,
+        **about,
         "fingerprint": digest.hexdigest(),
     }
     (building / "meta.json").write_text(json.dumps(meta, indent=1))
@@ -58,6 +56,52 @@ def decode(request: Request, building: Path, progress: Progress) -> None:
     for path in building.glob("*.*"):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
+
+
+def _decode_images(
+    request: Request, building: Path, progress: Progress
+) -> tuple[list[Split], dict[str, Any]]:
+    raws, class_names = _read(request, building)
+    _check_classes(request, class_names, raws[0].labels)
+    clients, client_names = _encode_clients([raw.clients for raw in raws])
+    try:
+        splits = _write_images(building, request, raws, clients, "L", progress)
+    except ColourFoundError:
+        splits = _write_images(building, request, raws, clients, "RGB", progress)
+    if len(splits) == 1:
+        splits = _divide(building, splits[0], numpy_stream(request.seed, "test-split"))
+    return splits, {"class_names": class_names, "client_names": client_names}
+
+
+def _decode_table(request: Request, building: Path) -> tuple[list[Split], dict[str, Any]]:
+    """The same for a table, standardised by its train split once that is known."""
+    rows, class_names, names = read_features(request)
+    _check_classes(request, class_names, rows[0].labels)
+    clients, client_names = _encode_clients([split.clients for split in rows])
+    splits = []
+    for name, split, owners in zip(("train", "test"), rows, clients, strict=False):
+        target = _create(building / f"{name}-images.npy", split.values.shape, np.float64)
+        target[:] = split.values
+        splits.append(Split(target, split.labels, owners))
+    if len(splits) == 1:
+        splits = _divide(building, splits[0], numpy_stream(request.seed, "test-split"))
+    features = describe_features(names, np.asarray(splits[0].images, np.float64), request)
+    for place, name in enumerate(("train", "test")):
+        scaled = standardise(np.array(splits[place].images, np.float64), features)
+        path = building / f"{name}-images.npy"
+        path.unlink()  # another file: the old one is still mapped
+        np.save(path, scaled)
+        splits[place] = replace(splits[place], images=scaled)
+    return splits, {
+        "class_names": class_names,
+        "client_names": client_names,
+        "features": asdict(features),
+    }
+
+
+def _check_classes(request: Request, class_names: Sequence[str], train: Codes) -> None:
+    if len(class_names) < 2 or len(np.unique(train)) < 2:
+        raise DataError(f"data set {request.dataset!r} has fewer than 2 classes in its train split")
 
 
 def _read(request: Request, building: Path) -> tuple[list[RawSplit], list[str]]:
@@ -76,13 +120,16 @@ def _read(request: Request, building: Path) -> tuple[list[RawSplit], list[str]]:
     return read_hugging_face(request, building / "arrow")
 
 
-def _encode_clients(raws: Sequence[RawSplit]) -> tuple[list[Codes | None], list[str]]:
+def _encode_clients(
+    owners: Sequence[Sequence[str] | None],
+) -> tuple[list[Codes | None], list[str]]:
     """The number of each row's client, by split, and the sorted names of all clients."""
-    if any(raw.clients is None for raw in raws):
-        return [None] * len(raws), []
-    names = sorted(set().union(*(raw.clients or () for raw in raws)))
+    known = [split for split in owners if split is not None]
+    if len(known) < len(owners):
+        return [None] * len(owners), []
+    names = sorted(set().union(*known))
     codes = {name: code for code, name in enumerate(names)}
-    return [np.array([codes[c] for c in raw.clients or ()], np.int64) for raw in raws], names
+    return [np.array([codes[name] for name in split], np.int64) for split in known], names
 
 
 def _write_images(
@@ -120,8 +167,8 @@ def _write_images(
     return splits
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+def _create(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8) -> Any:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
 def _divide(building: Path, whole: Split, rng: np.random.Generator) -> list[Split]:
@@ -142,12 +189,13 @@ def _divide(building: Path, whole: Split, rng: np.random.Generator) -> list[Spli
             places = (np.arange(count) + 0.5) * len(members) / max(count, 1)
             in_test[members[places.astype(np.int64)]] = True
     if not in_test.any():
-        raise DataError(f"{len(whole)} images are too few to set a test split of 20 % aside")
+        raise DataError(f"{len(whole)} samples are too few to set a test split of 20 % aside")
     (building / "train-images.npy").rename(building / "all-images.npy")
     splits = []
     for name, chosen in (("train", ~in_test), ("test", in_test)):
         rows = np.flatnonzero(chosen)
-        images = _create(building / f"{name}-images.npy", (len(rows), *whole.images.shape[1:]))
+        path, shape = building / f"{name}-images.npy", (len(rows), *whole.images.shape[1:])
+        images = _create(path, shape, whole.images.dtype)
         for start in range(0, len(rows), 4096):
             images[start : start + 4096] = whole.images[rows[start : start + 4096]]
         owners = None if whole.clients is None else whole.clients[rows]

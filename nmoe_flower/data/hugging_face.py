@@ -12,14 +12,13 @@ import numpy.typing as npt
 
 from nmoe_flower.data.extra import import_extra
 from nmoe_flower.data.pixels import has_colour, open_picture, to_pixels
-from nmoe_flower.data.request import Request
+from nmoe_flower.data.request import LABEL_NAMES, Request
 from nmoe_flower.data.sources import ColourFoundError, RawSplit
 from nmoe_flower.errors import DataError
 
 __all__ = ["read_hugging_face"]
 
 _IMAGE_NAMES = ("img", "image", "images", "picture")
-_LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 
 
 def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit], list[str]]:
@@ -162,7 +161,7 @@ def _find_column(dataset: str, features: Any, wanted: str, kind: str) -> str:
         return wanted
     feature = datasets.Image if kind == "image" else datasets.ClassLabel
     typed = [name for name in columns if isinstance(features[name], feature)]
-    for name in _IMAGE_NAMES if kind == "image" else _LABEL_NAMES:
+    for name in _IMAGE_NAMES if kind == "image" else LABEL_NAMES:
         if name in (typed or columns):
             return name
     if len(typed) > 1:

@@ -5,7 +5,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ImageData", "Split"]
+__all__ = ["Features", "ImageData", "Split"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the columns of a table are called, and how they were standardised.
+
+    Attributes:
+        names: Of the F columns.
+        means: Subtracted, F numbers.
+        deviations: Divided by, F numbers above 0.
+    """
+
+    names: tuple[str, ...]
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,13 +28,14 @@ class Split:
     """One split, row by row.
 
     Attributes:
-        images: uint8 [N, H, W, channels], a read-only memory map.
+        images: uint8 [N, H, W, channels], a read-only memory map; of a table, its standardised
+            features, float32 [N, 1, 1, F].
         labels: int64 [N].
         clients: Who each row belongs to, int64 [N], places in ``ImageData.client_names``; None if
             nobody asked.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     clients: npt.NDArray[np.int64] | None = None
 
@@ -38,6 +54,7 @@ class ImageData:
         class_names: Of the C classes, in the order of the labels.
         fingerprint: SHA-256 of labels and images.
         client_names: Whom the rows belong to, if that was asked for.
+        features: Of a table; None for images.
     """
 
     name: str
@@ -46,6 +63,7 @@ class ImageData:
     class_names: tuple[str, ...]
     fingerprint: str
     client_names: tuple[str, ...] = ()
+    features: Features | None = None
 
     @property
     def num_classes(self) -> int:

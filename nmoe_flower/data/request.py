@@ -10,8 +10,9 @@ from typing import Any
 from nmoe_flower.data.folders import walk_files
 from nmoe_flower.errors import DataError
 
-__all__ = ["Request"]
+__all__ = ["LABEL_NAMES", "Request"]
 
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 _FORMAT = 2
 
 
@@ -30,6 +31,10 @@ class Request:
         fit: How: ``crop``, ``pad`` or ``stretch``.
         by_client: Whether it matters who each row belongs to.
         client_column: Column that says so; "": the folder above the class does.
+        kind: ``images``, or ``features`` for tables.
+        feature_columns: Of a table; () takes all beside label and client.
+        feature_means: To standardise with; () takes those of the train split.
+        feature_deviations: Likewise.
     """
 
     dataset: str
@@ -42,6 +47,10 @@ class Request:
     fit: str = "crop"
     by_client: bool = False
     client_column: str = ""
+    kind: str = "images"
+    feature_columns: tuple[str, ...] = ()
+    feature_means: tuple[float, ...] = ()
+    feature_deviations: tuple[float, ...] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -52,7 +61,10 @@ class Request:
         if path.is_dir():
             return path
         if path.exists():
-            raise DataError(f"data set {self.dataset!r} is a file; a folder is needed")
+            raise DataError(
+                f"data set {self.dataset!r} is a file; a folder is needed (a table of numbers: "
+                "data.kind = features)"
+            )
         looks_local = self.dataset.startswith((".", "/", "~")) or self.dataset.count("/") > 1
         if looks_local or path.is_absolute():
             raise DataError(f"data folder {self.dataset!r} does not exist")
@@ -62,7 +74,11 @@ class Request:
         """Name of the cache entry: a readable stem and a hash of all that decides its content."""
         identity: list[Any] = [_FORMAT, *vars(self).values()]
         stem = self.dataset
-        if self.dataset != "digits" and (folder := self.folder) is not None:
+        path = Path(self.dataset).expanduser()
+        if self.kind == "features" and path.is_file():
+            stem = path.resolve().stem
+            identity[1] = [_identify(path.name, path)]
+        elif self.dataset != "digits" and (folder := self.folder) is not None:
             stem = folder.resolve().name
             identity[1] = _list_files(folder)
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
@@ -71,18 +87,23 @@ class Request:
 
 
 def _list_files(folder: Path) -> list[tuple[str | int, ...]]:
-    """What tells every file below a folder from another one, sorted by path; links are followed.
-
-    Another file of the same size and time has another number (inode), and one that was written in
-    place another change time, which no program can set.
-    """
+    """What tells every file below a folder from another one, sorted by path."""
     files: list[tuple[str | int, ...]] = []
     try:
         for name in walk_files(folder):
-            stat = os.stat(f"{folder}/{name}")  # noqa: PTH116 (5 times faster)
-            files.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+            files.append(_identify(name, f"{folder}/{name}"))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     if not files:
         raise DataError(f"data folder {str(folder)!r} is empty")
     return sorted(files)
+
+
+def _identify(name: str, path: Path | str) -> tuple[str | int, ...]:
+    """What tells a file from another one of its name; links are followed.
+
+    Another file of the same size and time has another number (inode), and one that was written in
+    place another change time, which no program can set.
+    """
+    stat = os.stat(path)  # noqa: PTH116 (large image folders: 5 times faster)
+    return name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

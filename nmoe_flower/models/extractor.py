@@ -46,6 +46,29 @@ class FlattenExtractor(Extractor):
         return images.flatten(1).float()
 
 
+class MLPExtractor(Extractor):
+    """Linear layers, each with GELU: rows of features, or flattened pixels, to latents.
+
+    Latents are centred and scaled as those of the staged extractors are: one rate suits all.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise((inputs, *widths)):
+            linear = nn.Linear(fan_in, fan_out)
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.GELU()]
+        self.layers = nn.Sequential(*layers)
+        self.latent_dim = widths[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Latents [B, D] of features [B, F, 1, 1] or images [B, C, H, W]."""
+        found = self.layers(images.flatten(1)).float()
+        return F.layer_norm(found, found.shape[1:]) * LATENT_SCALE
+
+
 class StagedExtractor(Extractor):
     """A stem, then stages of shrinking maps, then a cut: which maps are pooled to the latents.
 
@@ -136,7 +159,8 @@ _FAMILIES: Final = {
     "narrow": _Family(_narrow_stages, nn.GELU, (32, 128, 256), 3, ("cosine", *_STEMS), "last-max"),
     "resnet18": _Family(_resnet_stages, nn.ReLU, (64, 128, 256, 512), 3, _STEMS, "last-mean"),
 }
-EXTRACTORS: Final = (*_FAMILIES, "linear")
+_MLP_WIDTHS: Final = (128, 128)
+EXTRACTORS: Final = (*_FAMILIES, "mlp", "linear")
 
 
 def build_extractor(
@@ -153,11 +177,13 @@ def build_extractor(
 
     Args:
         name: ``resnet18`` (He et al. 2015), ``narrow`` (a fast residual net for CPUs), ``digits``
-            (tiny, for grey images of 8 to 28 pixels) or ``linear`` (the pixels themselves).
+            (tiny, for grey images of 8 to 28 pixels), ``mlp`` (linear layers, for rows of features)
+            or ``linear`` (the pixels or features themselves).
         in_channels: Channels of the images.
         image_size: Side of square images, or (height, width), in pixels.
         norm: ``group``, ``group-ws`` (weight-standardised convolutions), ``batch`` or ``frozen``.
-        widths: Channels of the stages; None for the defaults of the name.
+        widths: Channels of the stages, or widths of the layers of ``mlp``; None for the defaults
+            of the name.
         stem: ``cifar`` (3x3), ``pool`` (3x3, then halved: cheaper), ``patch`` (2x2 with stride 2:
             cheapest) or, not for resnet18, ``cosine`` (fixed 2x2 cosines). None: the name's own.
         pool: The cut: ``last`` (what trains best for the name), ``last-max``, ``last-mean`` or
@@ -174,9 +200,12 @@ def build_extractor(
     check_choice("extractor", name, EXTRACTORS)
     check_choice("norm", norm, NORMS)
     check_choice("pool", pool, POOLS)
+    height, width = sides(image_size)
+    inputs = in_channels * height * width
     if name == "linear":
-        height, width = sides(image_size)
-        return FlattenExtractor(in_channels * height * width)
+        return FlattenExtractor(inputs)
+    if name == "mlp":
+        return _build_mlp(inputs, _MLP_WIDTHS if widths is None else tuple(widths), stem, pool)
     family = _FAMILIES[name]
     stem = family.stems[0] if stem is None else stem
     check_choice(f"stem of {name}", stem, family.stems)
@@ -187,6 +216,15 @@ def build_extractor(
         )
     _check_size(name, image_size, stem=stem, halvings=family.halvings)
     return family.build(in_channels, norm=norm, widths=widths, stem=stem, pool=pool)
+
+
+def _build_mlp(inputs: int, widths: tuple[int, ...], stem: str | None, pool: str) -> MLPExtractor:
+    if not widths or min(widths) < 1:
+        raise ConfigError(f"widths of mlp are {widths}; allowed: one or more positive numbers")
+    if stem is not None or pool != "last":
+        given = f"stem {stem!r}" if stem is not None else f"pool {pool!r}"
+        raise ConfigError(f"mlp has no maps for {given}; allowed: no stem, and pool 'last'")
+    return MLPExtractor(inputs, widths)
 
 
 def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from nmoe_flower.pipeline.experts import train_experts
 from nmoe_flower.pipeline.extractor import train_extractor
 from nmoe_flower.pipeline.gates import train_gates
 from nmoe_flower.pipeline.head import train_head
-from nmoe_flower.pipeline.holdings import Holding, holdings
+from nmoe_flower.pipeline.holdings import Holding, check_unchanged, holdings
 from nmoe_flower.pipeline.placement import evaluate_aligned
 from nmoe_flower.pipeline.run import Answered, Journal, Run
 from nmoe_flower.pipeline.stages import ALIGNED_STAGES, STAGES
@@ -28,6 +28,7 @@ __all__ = [
     "Holding",
     "Journal",
     "Run",
+    "check_unchanged",
     "evaluate",
     "evaluate_aligned",
     "exchanges",
@@ -46,9 +47,12 @@ def run_pipeline(run: Run, *, announce: Callable[[str], None] = lambda _: None) 
     """Run every stage that is not finished yet; return the content of ``results.json``.
 
     Raises:
+        CheckpointError: The run is resumed, and a client holds other data than before.
         RoundError: A stage did not gather what it needs.
     """
     run.connect()
+    if run.resumed is not None:
+        check_unchanged(run)
     aligned = run.config.run.system == "aligned"
     for name, stage in (ALIGNED_STAGES if aligned else STAGES).items():
         if name in run.stages:

@@ -7,15 +7,16 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.errors import RoundError
+from nmoe_flower.data.changes import what_changed
+from nmoe_flower.errors import CheckpointError, RoundError
 from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action
 
-__all__ = ["Holding", "holdings", "train_counts"]
+__all__ = ["Holding", "check_unchanged", "holdings", "train_counts"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Holding:
     classes: list[str]
     fingerprint: str
 
+    def counted(self) -> dict[str, dict[str, int]]:
+        """Samples of every class, by the names of test and class."""
+        return {
+            name: dict(zip(self.classes, counts, strict=True))
+            for name, counts in (("train", self.train), ("test", self.test))
+        }
+
 
 def holdings(run: Run) -> dict[int, Holding]:
     """By partition id, in order. The run and its checkpoints remember the answers.
@@ -49,6 +57,29 @@ def holdings(run: Run) -> dict[int, Holding]:
         _compare({partition: holding.classes for partition, holding in told.items()})
         run.described = {partition: asdict(holding) for partition, holding in told.items()}
     return {partition: Holding(**values) for partition, values in run.described.items()}
+
+
+def check_unchanged(run: Run) -> None:
+    """Refuse to go on with clients that hold other data than when the run began.
+
+    Clients that do not answer are left to the stage that needs them.
+
+    Raises:
+        CheckpointError: A client's data differs; tells which classes have more or fewer.
+    """
+    before = {partition: Holding(**values) for partition, values in run.described.items()}
+    messages = [Message(RecordDict(), node, Action.DESCRIBE) for node in run.nodes]
+    for reply in run.exchange(messages if before else []):
+        partition = run.partitions[reply.metadata.src_node_id]
+        if reply.has_error() or partition not in before:
+            continue
+        now = _read(reply.content)
+        if now.fingerprint != before[partition].fingerprint:
+            raise CheckpointError(
+                f"client {partition} holds other data than when the run began: "
+                f"{what_changed(before[partition].counted(), now.counted())}; put back what it "
+                "was, or begin a new run"
+            )
 
 
 def train_counts(held: Mapping[int, Holding]) -> npt.NDArray[np.int64]:

@@ -6,7 +6,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from nmoe_flower import client_app
-from nmoe_flower.errors import RoundError
+from nmoe_flower.errors import CheckpointError, RoundError
 from nmoe_flower.pipeline import Holding, holdings
 from nmoe_flower.records import CONFIG, Action
 
@@ -67,3 +67,33 @@ def test_clients_whose_classes_differ_are_refused_by_name(new_pipeline: New) -> 
     assert f"client 0 has {swapped}; client 3 has ['cat', 'dog']" in said
     assert f"but client 1 has {digits}" in said
     assert [line["stage"] for line in pipeline.lines] == ["describe"]
+
+
+class OtherData(ClientApp):
+    """The real app, but client 2 lost four images of class 5 when it came back."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app.app(message, context)
+        mine = int(str(context.node_config["partition-id"])) == 2
+        if message.metadata.message_type == Action.DESCRIBE and mine:
+            reply.content.config_records[CONFIG]["fingerprint"] = "another"
+            metrics = reply.content.metric_records["metrics"]
+            counts = list(metrics["train-counts"])
+            counts[2] -= 4
+            metrics["train-counts"] = counts
+        return reply
+
+
+def test_a_client_whose_data_changed_is_refused_by_name(
+    new_pipeline: New, interrupted: type
+) -> None:
+    pipeline = new_pipeline("changed")
+    with pytest.raises(interrupted):
+        pipeline(stop=lambda line: line["stage"] == "gate/federated")
+    with pytest.raises(CheckpointError) as refusal:
+        pipeline(client_app=OtherData())
+    assert str(refusal.value) == (
+        "client 2 holds other data than when the run began: train had 60 samples and has 56 "
+        "(class '2': 46 then, 42 now); put back what it was, or begin a new run"
+    )
+    assert pipeline()["rows"]  # with what it was, it goes on
