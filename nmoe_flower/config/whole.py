@@ -128,6 +128,11 @@ class Config(Section):
                 f"extractor.backbone = {self.extractor.backbone} reads images, and data.kind is "
                 "features: use mlp or linear"
             )
+        if self.contrast.view_size:
+            raise ValueError(
+                f"contrast.view-size = {self.contrast.view_size} is for images, and data.kind is "
+                "features: use 0"
+            )
         if self.run.system == "aligned" and self.alignment.extractor == "filters":
             raise ValueError(
                 "alignment.extractor = filters reads images, and data.kind is features: use trained"

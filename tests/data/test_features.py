@@ -292,6 +292,7 @@ def test_users_of_a_table_are_a_natural_split(tmp_path: Path) -> None:
             },
             "feature-deviations must be above 0, got 0.0",
         ),
+        ({"contrast.view-size": 4}, "contrast.view-size = 4 is for images"),
         ({"data.feature-columns": "a,a"}, "a stands there twice"),
         (
             {"run.system": "aligned", "alignment.extractor": "filters"},
