@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from nmoe_flower.config.section import Floats, Names, Section
+from nmoe_flower.config.section import Floats, Names, Section, shown
 
 __all__ = ["DataConfig"]
 
@@ -77,9 +77,16 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
         table = self.kind == "features"
-        counts = [len(self.feature_columns), len(self.feature_means), len(self.feature_deviations)]
-        if not table and any(counts):
-            raise ValueError("feature-columns, -means and -deviations need kind = features")
+        of_tables = {
+            "feature-columns": self.feature_columns,
+            "feature-means": self.feature_means,
+            "feature-deviations": self.feature_deviations,
+        }
+        counts = [len(values) for values in of_tables.values()]
+        for key, values in of_tables.items():
+            if values and not table:
+                told = ", ".join(map(str, values))
+                raise ValueError(f"{key} = {shown(told)} needs kind = features")
         if any(counts[1:]) and len(set(counts)) > 1:
             raise ValueError(
                 "feature-means and feature-deviations need as many numbers as feature-columns has "

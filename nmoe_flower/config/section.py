@@ -45,6 +45,14 @@ def split(value: Any) -> Any:
     return value
 
 
+def _names(value: Any) -> Any:
+    """As ``split``; a whole number is a name too."""
+    found = split(value)
+    if not isinstance(found, tuple | list):
+        return found
+    return tuple(str(part) if type(part) is int else part for part in found)
+
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Refuse a list that names something twice."""
     for value in values:
@@ -80,7 +88,7 @@ Ints = Annotated[tuple[int, ...], BeforeValidator(split), Field(max_length=_LONG
 Floats = Annotated[tuple[float, ...], BeforeValidator(split)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]  # a year
 Distinct = AfterValidator(_distinct)
-Names = Annotated[tuple[str, ...], BeforeValidator(split), Distinct]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Distinct]
 
 
 class Section(BaseModel):

@@ -282,7 +282,10 @@ def test_users_of_a_table_are_a_natural_split(tmp_path: Path) -> None:
         ({"data.size": 32}, "size = 32 is for images; kind = features has none"),
         ({"data.flip": True}, "flip = True is for images"),
         ({"data.dataset": "digits"}, "kind = features needs a table .* got the images digits"),
-        ({"data.kind": "images", "data.feature-columns": "a"}, "need kind = features"),
+        (
+            {"data.kind": "images", "data.feature-columns": "a"},
+            "feature-columns = 'a' needs kind = features",
+        ),
         ({"data.feature-means": "1"}, "got 0 names, 1 means and 0 deviations"),
         (
             {
