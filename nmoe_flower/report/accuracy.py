@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_accuracy"]
 
+_NEAR = 0.3  # an axis that would start below this starts at 0
 _PILE = 0.12  # how far, of a line of the figure, equal dots go to either side
 _TESTS = {"local": "Local test", "iid": "IID test"}
 _LOOKS = (
@@ -38,6 +39,8 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
         path: The PNG to write.
         note: What the figure stands for, as the seeds.
     """
+    from matplotlib.ticker import MaxNLocator
+
     rows = [row for result in results for row in result["rows"] if row["accuracy"] is not None]
     tests = [test for test in _TESTS if any(row["test"] == test for row in rows)]
     bases = sorted({_base(row["gate"]) for row in rows}, key=gate_order)
@@ -53,7 +56,8 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
         axis.set_title(_TESTS[test], fontsize=8.5)
         light_grid(axis, which="both")
         start = math.floor(max(lowest - 0.02, 0) * 10) / 10
-        axis.set_xlim(start, 1.0)
+        axis.set_xlim(start if start > _NEAR else 0.0, 1.0)
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_xlabel("Accuracy")
     axes[0].set_yticks(list(places.values()), [GATE_NAMES.get(base, base) for base in bases])
     axes[0].set_ylim(max(places.values(), default=0) + 0.6, -0.6)

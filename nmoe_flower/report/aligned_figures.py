@@ -53,6 +53,8 @@ def draw_assignments(
         path: The PNG to write.
         note: What the figure stands for, as the seed.
     """
+    from matplotlib.ticker import MaxNLocator
+
     maps = {name: np.asarray(counts, dtype=float) for name, counts in times.items()}
     columns = min(len(maps), _MAPS_IN_A_LINE)
     lines = -(-len(maps) // columns)
@@ -76,6 +78,8 @@ def draw_assignments(
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
+    bar.locator = MaxNLocator("auto", integer=True)
+    bar.update_ticks()
     bar.set_label("Rounds in which the client\ntrained the expert")
     bar.outline.set_linewidth(0.4)
     save(figure, path, note=note)

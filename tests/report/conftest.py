@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nmoe_flower.config import Config
+from nmoe_flower.files import write_bytes
 from nmoe_flower.report import canvas
 from nmoe_flower.results import RunFolder
 
@@ -85,6 +86,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     kept: list[Any] = []
     monkeypatch.setattr(canvas, "_write", lambda figure, path: kept.append(figure))
     return kept
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and files stand where they go: to render them costs most of the time."""
+    monkeypatch.setattr(canvas, "_write", lambda figure, path: write_bytes(path, b"a sketch"))
 
 
 @pytest.fixture

@@ -28,12 +28,14 @@ def test_every_figure_of_a_run(finished_run):
     assert all(path.stat().st_size > 5_000 for path in drawn)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_figures_go_where_asked(finished_run, tmp_path):
     run = finished_run("one")
     assert {path.parent for path in draw_figures(run, tmp_path / "else")} == {tmp_path / "else"}
     assert not (run / "figures").exists()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_routing_known_only_with_the_correction_is_drawn(finished_run):
     run = finished_run("one")
     results = json.loads((run / "results.json").read_text())
@@ -44,6 +46,7 @@ def test_routing_known_only_with_the_correction_is_drawn(finished_run):
     assert [path.stem for path in draw_figures(run)] == ["accuracy", "routing-a-b-prior-iid"]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_report_of_one_run(finished_run, tmp_path):
     report = write_report([finished_run("one")], tmp_path / "out")
     text = report.read_text(encoding="utf-8")
@@ -59,6 +62,7 @@ def test_report_of_one_run(finished_run, tmp_path):
         assert len(list(csv.DictReader(file))) == 34
 
 
+@pytest.mark.usefixtures("sketched")
 def test_report_of_several_configurations_and_seeds(finished_run, tmp_path):
     cifar = {"data.dataset": "uoft-cs/cifar10", "data.tau": 0.2}
     runs = [
@@ -80,6 +84,7 @@ def test_report_of_several_configurations_and_seeds(finished_run, tmp_path):
     assert not [path for path in files if re.search(r'[:+<>"|?*\\]', path.name)]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_every_table_is_whole(finished_run, tmp_path):
     runs = [finished_run("one", {"data.dataset": "a|b/cifar10"}), finished_run("two")]
     text = write_report(runs, tmp_path / "out").read_text(encoding="utf-8")
@@ -87,6 +92,16 @@ def test_every_table_is_whole(finished_run, tmp_path):
     assert len(tables) == 2 + 2 * 2 + 6 + 1
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_figures_of_several_seeds_say_so(finished_run, tmp_path, drawn):
+    runs = [finished_run("a", {"run.seed": 3}), finished_run("b", {"run.seed": 1})]
+    write_report(runs, tmp_path / "out")
+    notes = [figure.get_suptitle() for figure in drawn]
+    assert notes[0] == "mean of 2 seeds: 1, 3"
+    assert notes[1:] == ["seed 1, the first of 2 seeds"] * (len(FIGURES) - 1)
+    draw_figures(runs[0])
+    assert {figure.get_suptitle() for figure in drawn[len(notes) :]} == {"seed 3"}
 
 
 def test_an_unfinished_run_leaves_no_report(finished_run, tmp_path):
