@@ -15,6 +15,8 @@ from nmoe_flower.errors import EngineError
 sys.path.insert(0, str(Path(__file__).parent))
 from flower_app import ROOT, clean_copy
 
+pytestmark = pytest.mark.flower
+
 MEGABYTE = 1_000_000
 SUFFIXES = {".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"}
 

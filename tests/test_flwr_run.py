@@ -18,7 +18,7 @@ from nmoe_flower.engine.superlink import free_port
 sys.path.insert(0, str(Path(__file__).parent))
 from flower_app import clean_copy
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.flower]
 
 # Every stage and every gate, as little of each as there can be.
 TINY = {

@@ -21,6 +21,8 @@ from flwr.serverapp.strategy import (
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.strategies import FedCE, FedGate, RollGate
 
+pytestmark = pytest.mark.flower
+
 CLIENTS = 4
 TRUTH = np.array([1.0, -2.0, 0.5])
 

@@ -19,6 +19,8 @@ from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import Action
 
+pytestmark = pytest.mark.flower
+
 DTYPES = st.one_of(
     hnp.boolean_dtypes(),
     hnp.integer_dtypes(endianness="="),

@@ -13,6 +13,8 @@ from nmoe_flower.files import load_arrays
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute, settle
 
+pytestmark = pytest.mark.flower
+
 TINY = {
     "data.num-clients": 3,
     "data.train-per-client": 40,

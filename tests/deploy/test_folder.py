@@ -16,6 +16,8 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference import PeerList
 from nmoe_flower.inference.signing import verify
 
+pytestmark = pytest.mark.flower
+
 NODE_FILES = {
     "ca.pem", "node-1.pem", "node-1.key", "supernode.key", "supernode.pub", "settings.toml",
     "node.toml", "peers.json", "supernode.sh", "start.sh", "serve.sh", "nmoe-supernode.service",

@@ -18,6 +18,8 @@ from nmoe_flower.deploy import Party
 from nmoe_flower.engine import flower
 from nmoe_flower.inference import PeerList
 
+pytestmark = pytest.mark.flower
+
 PROGRAMS = ("nmoe", "flower-superlink", "flower-supernode")
 # Of all options: what must be there before the start, what the programs write themselves.
 FILES = (

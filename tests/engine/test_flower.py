@@ -11,6 +11,13 @@ import pytest
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import EngineError
 
+pytestmark = pytest.mark.flower
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(flower.ANY_VERSION, raising=False)
+
 
 @pytest.mark.parametrize("version", ["1.41.0", "1.42.0", "1.42.7", "1.42.0rc1"])
 def test_known_versions_are_taken(version: str) -> None:
@@ -47,6 +54,14 @@ def test_pip_is_told_the_same_versions() -> None:
     assert flwr == [flower.requirement()] * 2
     oldest = f"{flower.KNOWN_VERSIONS[0]}.0"
     assert project["tool"]["flwr"]["app"]["flwr-version-target"] == oldest
+
+
+def test_the_page_says_the_same() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/flower-versions.md").read_text("utf-8")
+    with pytest.raises(EngineError) as caught:
+        flower.check_version("1.43.0")
+    assert str(caught.value) in page
+    assert f"| {', '.join(flower.KNOWN_VERSIONS)} | known" in page
 
 
 def test_the_installed_version_is_known() -> None:

@@ -11,6 +11,8 @@ from nmoe_flower.engine import InProcessGrid, StreamingGrid, flower
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError
 
+pytestmark = pytest.mark.flower
+
 
 def new_app(calls: list[int] | None = None) -> ClientApp:
     app = ClientApp()

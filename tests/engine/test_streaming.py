@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from nmoe_flower.engine import InProcessGrid, StreamingGrid, answering, exchange, flower, streaming
 from nmoe_flower.engine.flower import NodeInfo, Run
 
+pytestmark = pytest.mark.flower
+
 
 class FakeGrid(Grid):
     """Answers whenever ``choose(under way)`` says so; node ids above 1000 are refused."""

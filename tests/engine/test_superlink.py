@@ -12,6 +12,8 @@ from nmoe_flower.engine import processes, superlink, write_app
 from nmoe_flower.engine.programs import excerpt, read_json
 from nmoe_flower.errors import EngineError
 
+pytestmark = pytest.mark.flower
+
 SERVER = """
 import time
 from pathlib import Path
@@ -127,7 +129,7 @@ def test_missing_programs_are_named(tmp_path: Path) -> None:
     broken.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(broken / "python"))
-        with pytest.raises(EngineError, match=r"flower-superlink.*nmoe-flower\[simulation\]"):
+        with pytest.raises(EngineError, match=r"flower-superlink.*\[simulation\]"):
             superlink.run_simulation(tmp_path, num_supernodes=2, log=lambda _: None)
 
 

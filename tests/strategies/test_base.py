@@ -19,6 +19,8 @@ from nmoe_flower.records import Action
 from nmoe_flower.strategies import FedCE, StreamingFedAvg, cohort_size, wait_for_nodes
 from nmoe_flower.strategies.base import FedAvgOptions, StreamingOptions
 
+pytestmark = pytest.mark.flower
+
 Change = Callable[[RecordDict], None]
 START = {"w": np.float32([[1, 2]]), "n": np.array(0)}
 
