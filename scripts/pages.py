@@ -208,17 +208,16 @@ def _cuts(command: Sequence[str]) -> Iterator[str]:
 # --- running ---
 
 
-def scratch(folder: Path, *, copy: bool = False, root: Path = ROOT) -> None:
-    """Make a folder look like a checkout: links to what is tracked, or copies, to be edited."""
+def scratch(folder: Path, root: Path = ROOT) -> None:
+    """Make a folder look like a checkout. What is only read is a link; the rest may be edited."""
     command = ["git", "ls-files", "-z"]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    caches = shutil.ignore_patterns("__pycache__")
     for name in sorted({Path(path).parts[0] for path in listed.split("\0") if path}):
-        if not copy:
+        if name in ("docs", "results", "tests"):
             (folder / name).symlink_to(root / name)
         elif (root / name).is_dir():
-            shutil.copytree(
-                root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(root / name, folder / name, ignore=caches)
         else:
             shutil.copy(root / name, folder / name)
 
