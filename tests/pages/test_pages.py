@@ -73,6 +73,7 @@ def test_what_a_page_may_not_say(text: str, told: str, tmp_path: Path) -> None:
     [
         ("```bash\necho said; false\ntrue\n```\n", "page.md:1: exit code 1"),
         ("```bash\nfalse | true\n```\n", "exit code 1"),
+        ("<!-- exit: 1 -->\n```bash\ntrue\n```\n", "exit code 0"),
         ("```bash\necho $missing\n```\n", "unbound variable"),
         ("```bash\nnmoe run --set data.taw=1\n```\n", "unknown key"),
         ("```python\nassert 1 == 2\n```\n", 'File "page.md:1", line 1'),
