@@ -11,6 +11,7 @@ import numpy as np
 
 from nmoe_flower.cli.images import Loaded, read_images
 from nmoe_flower.cli.metrics_port import serve_metrics
+from nmoe_flower.cli.rows import read_rows
 from nmoe_flower.files import append_line, to_json
 from nmoe_flower.inference.call import SILENT
 from nmoe_flower.inference.client import Answer, Client
@@ -46,16 +47,7 @@ def run(args: argparse.Namespace) -> int:
             metrics=metrics,
         ) as client,
     ):
-        channels, height, width = client.bundle.manifest.image_shape
-        section = client.bundle.config.data
-        images = read_images(
-            args.images,
-            (channels, height, width),
-            stdin=sys.stdin.buffer,
-            resize=args.resize,
-            fit=section.fit if section.size else None,
-        )
-        for batch in _batches(images, args.batch_size):
+        for batch in _batches(_inputs(args, client), args.batch_size):
             good = [loaded.pixels for loaded in batch if loaded.pixels is not None]
             answer = client.predict(np.stack(good)) if good else None
             if answer is not None and args.records is not None:
@@ -64,6 +56,21 @@ def run(args: argparse.Namespace) -> int:
                 print(to_json(line), flush=True)
             failed += len(batch) - len(good)
     return 1 if failed else 0
+
+
+def _inputs(args: argparse.Namespace, client: Client) -> Iterator[Loaded]:
+    """What the sources hold, read as the bundle's training data were."""
+    section = client.bundle.config.data
+    if section.kind == "features":
+        return read_rows(args.images, section.feature_columns)
+    channels, height, width = client.bundle.manifest.image_shape
+    return read_images(
+        args.images,
+        (channels, height, width),
+        stdin=sys.stdin.buffer,
+        resize=args.resize,
+        fit=section.fit if section.size else None,
+    )
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

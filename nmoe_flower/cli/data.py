@@ -16,7 +16,7 @@ from nmoe_flower.errors import CheckpointError, ConfigError, DataError
 from nmoe_flower.progress import Progress
 from nmoe_flower.results import RunFolder
 
-__all__ = ["open_data", "remember_data", "with_features"]
+__all__ = ["open_data", "remember_data"]
 
 _OF_THE_PARTITION = (
     "num-clients",
@@ -75,24 +75,6 @@ def _under(keys: str) -> Iterator[None]:
         yield
     except (ConfigError, DataError) as error:
         raise type(error)(f"{keys}: {error}") from error
-
-
-def with_features(config: Config, data: ImageData) -> Config:
-    """The configuration with the columns and statistics that the data turned out to have.
-
-    They go where the configuration goes, into every bundle for one: whoever asks later standardises
-    the same columns in the same way.
-    """
-    if data.features is None:
-        return config
-    return Config.parse(
-        config.flat()
-        | {
-            "data.feature-columns": data.features.names,
-            "data.feature-means": data.features.means,
-            "data.feature-deviations": data.features.deviations,
-        }
-    )
 
 
 def remember_data(folder: RunFolder, data: ImageData) -> None:

@@ -24,12 +24,13 @@ class Loaded(NamedTuple):
 
     Attributes:
         name: The file, with the place in it for an array: ``digits.npy[3]``.
-        pixels: uint8 [H, W, channels]; None if it cannot be used.
+        pixels: uint8 [H, W, channels], or a row of features, float64 [F]; None if it cannot be
+            used.
         error: What is wrong with it, in words.
     """
 
     name: str
-    pixels: Pixels | None
+    pixels: Pixels | npt.NDArray[np.float64] | None
     error: str = ""
 
 

@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bundle", type=Path, metavar="BUNDLE", help="this device's folder; left out with --node"
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="image files, folders, .npy arrays, - for stdin"
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="image files, folders, .npy arrays, - for stdin; tables, if it was trained on one",
     )
     parser.add_argument(
         "--peers", type=Path, metavar="FILE", help="peers.json; without, nobody else is asked"

@@ -11,9 +11,9 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
-from nmoe_flower.cli.data import open_data, remember_data, with_features
+from nmoe_flower.cli.data import open_data, remember_data
 from nmoe_flower.config import Config
-from nmoe_flower.data import ImageData, usage
+from nmoe_flower.data import ImageData, usage, with_features
 from nmoe_flower.engine import InProcessGrid, run_simulation, write_app
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError, LockedError

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from nmoe_flower.clients.device import Device
+from nmoe_flower.data import with_features
 from nmoe_flower.records import part_of
 
 __all__ = ["keep_extractor", "keep_gates"]
@@ -28,7 +29,7 @@ def keep_extractor(device: Device, classifier: Arrays) -> None:
             "num_clients": device.num_clients,
             "classes": list(device.data.class_names),
             "image_shape": list(device.data.image_shape),
-            "config": device.config.flat(),
+            "config": with_features(device.config, device.data).flat(),
         },
     )
 

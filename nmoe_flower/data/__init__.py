@@ -11,8 +11,10 @@ from nmoe_flower.data.changes import counted, what_changed
 from nmoe_flower.data.configured import (
     configured_images,
     configured_partition,
+    features_of,
     own_images,
     own_share,
+    with_features,
 )
 from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.features import standardise
@@ -49,6 +51,7 @@ __all__ = [
     "configured_partition",
     "counted",
     "dominant_share_from_tau",
+    "features_of",
     "fit_pixels",
     "label_counts",
     "load_images",
@@ -63,6 +66,7 @@ __all__ = [
     "two_views",
     "usage",
     "what_changed",
+    "with_features",
 ]
 
 

@@ -8,20 +8,57 @@ import numpy as np
 
 from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.decode import Progress
-from nmoe_flower.data.images import ImageData
+from nmoe_flower.data.images import Features, ImageData
 from nmoe_flower.data.indices import ClientIndices
 from nmoe_flower.data.partition import partition_clients
-from nmoe_flower.errors import DataError
+from nmoe_flower.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from nmoe_flower.config import Config
+    from nmoe_flower.config import Config, DataConfig
 
-__all__ = ["configured_images", "configured_partition", "own_images", "own_share"]
+__all__ = [
+    "configured_images",
+    "configured_partition",
+    "features_of",
+    "own_images",
+    "own_share",
+    "with_features",
+]
 
 
 def configured_images(config: "Config", *, progress: Progress | None = None) -> ImageData:
     """Open the data set of ``config``. See ``load_images``, also for what it raises."""
     return _load(config, config.data.dataset, progress)
+
+
+def with_features(config: "Config", data: ImageData) -> "Config":
+    """The configuration with the columns and statistics that a table turned out to have.
+
+    They go where the configuration goes, into every bundle for one: whoever asks later standardises
+    the same columns in the same way.
+    """
+    if data.features is None:
+        return config
+    found = {
+        "data.feature-columns": data.features.names,
+        "data.feature-means": data.features.means,
+        "data.feature-deviations": data.features.deviations,
+    }
+    return config.parse(config.flat() | found)
+
+
+def features_of(section: "DataConfig") -> Features:
+    """The columns and statistics of a resolved ``[data]``.
+
+    Raises:
+        ConfigError: They are not in it.
+    """
+    if not section.feature_means:
+        raise ConfigError(
+            "the configuration does not say which columns were trained on and how they were "
+            "standardised: data.feature-columns, -means and -deviations are empty"
+        )
+    return Features(section.feature_columns, section.feature_means, section.feature_deviations)
 
 
 def own_images(config: "Config", folder: str, *, classes: Sequence[str] = ()) -> ImageData:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nmoe_flower.certificates import Identity
-from nmoe_flower.data import normalise
+from nmoe_flower.data import features_of, normalise, standardise
 from nmoe_flower.errors import ConfigError, DataError, WireError
 from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.peers import PeerList
@@ -124,8 +124,11 @@ class Client:
         return cls(Bundle.load(Path(bundle)), PeerList.load(path), identity=identity, **settings)
 
     @torch.inference_mode()
-    def predict(self, images: npt.NDArray[np.uint8]) -> Answer:
+    def predict(self, images: npt.NDArray[Any]) -> Answer:
         """Classify images, uint8 [B, H, W, channels]; [B, H, W] will do for one channel.
+
+        A bundle that was trained on a table takes rows of it, [B, F], with the features as they
+        stand there, in the order of ``data.feature-columns``.
 
         Raises:
             DataError: The images have another type or shape.
@@ -146,9 +149,16 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _checked(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def _checked(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
         channels, height, width = self.bundle.manifest.image_shape
-        given = np.asarray(images)
+        given, section = np.asarray(images), self.bundle.config.data
+        if section.kind == "features":
+            if given.dtype.kind not in "fiu" or given.shape[1:] != (channels,):
+                raise DataError(
+                    f"features are {given.dtype} of shape {given.shape}; allowed: numbers of shape "
+                    f"[B, {channels}], the columns {', '.join(section.feature_columns)}"
+                )
+            return standardise(given.astype(np.float64), features_of(section))
         batch = given[..., None] if given.ndim == 3 and channels == 1 else given
         if batch.dtype != np.uint8 or batch.shape[1:] != (height, width, channels):
             raise DataError(

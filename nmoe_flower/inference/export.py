@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.config import Config
-from nmoe_flower.data import configured_images
+from nmoe_flower.data import configured_images, with_features
 from nmoe_flower.errors import BundleError, CheckpointError
 from nmoe_flower.files import load_arrays, read_json, safe_child
 from nmoe_flower.inference.bundle import Bundle
@@ -34,6 +34,7 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
             + (f"it has: {', '.join(trained)}" if trained else "did the run finish?")
         )
     data = configured_images(config)
+    config = with_features(config, data)
     try:
         extractor = load_arrays(weights / "extractor.safetensors")
         gate_state = load_arrays(safe_child(weights, f"gate-{gate}.safetensors"))
