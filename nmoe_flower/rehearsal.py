@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, NMoEError
+from nmoe_flower.installation import install_hint
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     _check_device(config.run.device)
     check_files(config)
     if config.privacy.weights and importlib.util.find_spec("opacus") is None:
-        raise ConfigError("privacy.weights = true needs Opacus: pip install 'nmoe-flower[privacy]'")
+        raise ConfigError(f"privacy.weights = true needs Opacus: {install_hint('privacy')}")
     _check_augmentation(config, data.image_shape)
     batch = min(config.extractor.batch_size, min(len(client.train) for client in clients))
     stage_1 = config.run.system == "networked" or config.alignment.extractor == "stage-1"

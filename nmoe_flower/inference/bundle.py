@@ -28,9 +28,10 @@ from nmoe_flower.files import pack_arrays, safe_child, write_bytes, write_json
 from nmoe_flower.inference.manifest import FORMAT, Manifest, read_manifest
 from nmoe_flower.models import Expert, Gate, configured_extractor
 
-__all__ = ["PARTS", "Bundle"]
+__all__ = ["MANIFEST", "PARTS", "Bundle"]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+MANIFEST = "bundle.json"
 PARTS = ("extractor", "gate", "expert")
 
 
@@ -92,7 +93,7 @@ class Bundle:
             BundleError: A file is missing, damaged, leads out of the folder, or is not what
                 ``bundle.json`` says.
         """
-        bundle = cls(folder, *read_manifest(folder / "bundle.json"))
+        bundle = cls(folder, *read_manifest(folder / MANIFEST))
         for part in PARTS:
             bundle._bytes(part)
         return bundle
@@ -140,12 +141,12 @@ class Bundle:
             **{f"{part}_version": _version(data) for part, data in packed.items()},
             "config": config.flat(),
         }
-        bundle = cls(folder, *Manifest.parse(folder / "bundle.json", values))
+        bundle = cls(folder, *Manifest.parse(folder / MANIFEST, values))
         for part, data in packed.items():
             bundle._build(part, data)
         for part, data in packed.items():
             write_bytes(folder / f"{part}.safetensors", data)
-        write_json(folder / "bundle.json", values)
+        write_json(folder / MANIFEST, values)
         return bundle
 
     def extractor(self) -> nn.Module:

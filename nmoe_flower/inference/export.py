@@ -6,14 +6,14 @@ from typing import Any
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images, with_features
 from nmoe_flower.errors import BundleError, CheckpointError
-from nmoe_flower.files import load_arrays, read_json, safe_child
-from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.files import all_or_none, load_arrays, read_json, safe_child
+from nmoe_flower.inference.bundle import MANIFEST, Bundle
 
 __all__ = ["export_run", "export_store"]
 
 
 def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[Bundle]:
-    """Write ``<out>/<i>`` for every client i of a finished `nmoe run` folder.
+    """Write ``<out>/<i>`` for every client i of a finished `nmoe run` folder; all, or none.
 
     The class names and the image shape come from the run's data set.
 
@@ -23,9 +23,10 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
         gate: Which of the run's gates the devices route with.
 
     Raises:
-        BundleError: The run is not finished, or has no such gate.
+        BundleError: The run is not finished, is of the aligned system, or has no such gate.
     """
     config = Config.load(run_folder / "config.toml")
+    _check_system(run_folder, config)
     weights = run_folder / "weights"
     trained = sorted(path.stem.removeprefix("gate-") for path in weights.glob("gate-*"))
     if gate not in trained:
@@ -44,19 +45,19 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
         ]
     except CheckpointError as error:
         raise BundleError(f"{run_folder} cannot be exported: {error}") from None
-    return [
-        Bundle.write(
-            out / str(client),
-            partition=client,
-            config=config,
-            classes=list(data.class_names),
-            image_shape=data.image_shape,
-            extractor=extractor,
-            gate=gate_state,
-            expert=expert,
-        )
-        for client, expert in enumerate(experts)
-    ]
+    with all_or_none(out, last=MANIFEST) as new:
+        for client, expert in enumerate(experts):
+            Bundle.write(
+                new / str(client),
+                partition=client,
+                config=config,
+                classes=list(data.class_names),
+                image_shape=data.image_shape,
+                extractor=extractor,
+                gate=gate_state,
+                expert=expert,
+            )
+    return [Bundle.load(out / str(client)) for client in range(len(experts))]
 
 
 def export_store(store: Path, out: Path, *, gate: str = "federated") -> Bundle:
@@ -87,17 +88,31 @@ def export_store(store: Path, out: Path, *, gate: str = "federated") -> Bundle:
         raise BundleError(f"{store} cannot be exported: {error}") from None
     try:
         channels, height, width = about["image_shape"]
-        return Bundle.write(
-            out,
-            partition=about["partition"],
-            num_clients=about["num_clients"],
-            config=Config.parse(about["config"]),
-            classes=about["classes"],
-            image_shape=(channels, height, width),
-            **parts,
-        )
+        with all_or_none(out, last=MANIFEST) as new:
+            Bundle.write(
+                new,
+                partition=about["partition"],
+                num_clients=about["num_clients"],
+                config=Config.parse(about["config"]),
+                classes=about["classes"],
+                image_shape=(channels, height, width),
+                **parts,
+            )
+        return Bundle.load(out)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{store / 'device.json'} is damaged: {error}") from None
+
+
+def _check_system(run_folder: Path, config: Config) -> None:
+    """Refuse runs whose clients have no expert of their own."""
+    if config.run.system == "aligned":
+        raise BundleError(
+            f"{run_folder} is a run of the aligned system (run.system = 'aligned'), which has no "
+            "bundles: its mixture is the server's, clients only borrow experts, and no device has "
+            "one of its own to serve. The whole mixture is "
+            f"{run_folder / 'weights' / 'mixture.safetensors'}; allowed: runs with "
+            "run.system = 'networked'"
+        )
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.files import write_text
+from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.report.accuracy import draw_accuracy
 from nmoe_flower.report.aligned import alignment_table, is_aligned
 from nmoe_flower.report.aligned_figures import draw_alignment
@@ -107,7 +107,7 @@ def _file_name(text: str) -> str:
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write tables and figures of finished runs into one folder.
+    """Write tables and figures of finished runs into one folder; all of them, or none.
 
     Runs that differ in the seed alone are averaged, also in the figure of accuracy; the other
     figures show the first seed of each configuration.
@@ -126,16 +126,16 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     table, paper = results_table(runs), paper_to_markdown(paper_table(runs))
     parts = ["# Results", "", "## Runs", "", *_runs(runs), "", *_differing(runs)]
     parts += ["## Per gate", "", to_markdown(table)]
-    parts += _alignment([run for run in runs if is_aligned(run)], out)
-    if paper:
-        parts += ["## Beside the paper", "", paper]
-    parts += [*representation_lines(runs), *privacy_lines(runs)]
-    parts += ["## Cost of the stages", "", *_stages(runs), "", "## Figures", ""]
-    parts += _figures(runs, out)
-    write_text(out / "results.csv", to_csv(table))
-    report = out / "report.md"
-    write_text(report, "\n".join(parts).rstrip() + "\n")
-    return report
+    with all_or_none(out) as new:
+        parts += _alignment([run for run in runs if is_aligned(run)], new)
+        if paper:
+            parts += ["## Beside the paper", "", paper]
+        parts += [*representation_lines(runs), *privacy_lines(runs)]
+        parts += ["## Cost of the stages", "", *_stages(runs), "", "## Figures", ""]
+        parts += _figures(runs, new)
+        write_text(new / "results.csv", to_csv(table))
+        write_text(new / "report.md", "\n".join(parts).rstrip() + "\n")
+    return out / "report.md"
 
 
 def _alignment(runs: Sequence[FinishedRun], out: Path) -> list[str]:

@@ -1,15 +1,16 @@
 """A federation changes: certificates and keys are renewed, nodes are added."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nmoe_flower.certificates import Identity
+from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
-from nmoe_flower.deploy import Party, add_nodes, check, renew
-from nmoe_flower.deploy.party import read_toml
-from nmoe_flower.errors import CertificateError, ConfigError
+from nmoe_flower.deploy import Party, add_nodes, check, renew, sign_peers
+from nmoe_flower.errors import CertificateError, ConfigError, WireError
+from nmoe_flower.files import read_toml
 from nmoe_flower.inference import PeerList
 
 
@@ -80,9 +81,108 @@ def test_a_taken_place_is_refused(federation: Path) -> None:
     assert no_problem(federation)
 
 
+def lists(folder: Path) -> list[PeerList]:
+    return [PeerList.load(path) for path in sorted(folder.glob("nodes/*/peers.json"))]
+
+
+def signed_for(folder: Path) -> float:
+    """Days."""
+    (listed,) = {(one.issued_unix, one.expires_unix) for one in lists(folder)}
+    return (listed[1] - listed[0]) / 86_400
+
+
+def test_a_list_is_signed_into_every_folder_with_one_serial_for_ever_after(
+    federation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Written, signed, signed elsewhere from an old draft, a node added: 1, 2, 3, 4."""
+    assert signed_for(federation) == 365
+    draft = tmp_path / "draft.json"
+    lists(federation)[0].write(draft)
+    assert main(["deploy", "sign", str(federation)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [str(federation / f"nodes/node-{i}/peers.json") for i in range(2)]
+    assert [one.serial for one in lists(federation)] == [2, 2]
+    assert signed_for(federation) == 365
+    out = ["--out", str(tmp_path / "out.json")]
+    words = ["peers", "--peers", str(draft), "--sign", str(federation / "authority"), *out]
+    assert main(words) == 0
+    assert PeerList.load(tmp_path / "out.json").serial == 3
+    assert (
+        main(["deploy", "add", str(federation), "--hosts", "127.0.0.1:1026", "--days", "30"]) == 0
+    )
+    assert [one.serial for one in lists(federation)] == [4, 4, 4]
+    assert signed_for(federation) == 30
+    assert no_problem(federation)
+
+
+def test_a_folder_without_the_number_goes_on_from_its_lists(federation: Path) -> None:
+    """As written before the number was kept beside the key."""
+    (federation / "authority" / "peers-serial").unlink()
+    sign_peers(federation)
+    assert [one.serial for one in lists(federation)] == [2, 2]
+    (federation / "authority" / "peers-serial").write_text("many\n")
+    with pytest.raises(WireError, match="peers-serial holds 'many'; allowed: a whole number"):
+        sign_peers(federation)
+
+
+def test_a_node_moves(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port = Party.load(federation / "nodes/node-1").peer.rpartition(":")[2]
+    words = ["deploy", "sign", str(federation), "--move", "node-1=[::1]"]
+    assert main(words) == 0
+    told = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert {"peers.json", "settings.toml", "node-1.pem", "node-1.key", "serve.sh"} <= set(told)
+    assert Party.load(federation / "nodes/node-1").peer == f"[::1]:{port}"
+    assert [one.by_partition[1].address for one in lists(federation)] == [f"[::1]:{port}"] * 2
+    assert f"[::1]:{port}" in (federation / "nodes/node-1/serve.sh").read_text()
+    assert no_problem(federation)
+    for move, message in (
+        ("node-7=host", "has no node 'node-7'"),
+        ("node-1", "allowed: NAME=HOST"),
+        ("node-1=ho st", "the address 'ho st'"),
+        (f"node-0=[::1]:{port}", "two programs cannot listen at"),
+    ):
+        assert main([*words[:-1], move]) == 1
+        assert message in capsys.readouterr().err
+    assert [one.serial for one in lists(federation)] == [2, 2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("change", ["add", "renew", "sign"])
+def test_a_change_is_made_whole_or_not_at_all(
+    federation: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the last file but one."""
+    before = contents(federation)
+    made, issue = [], Authority.issue
+
+    def fail(self: Authority, folder: Path, name: str, **options: Any) -> Identity:
+        made.append(name)
+        if len(made) == 2:
+            raise CertificateError("cannot write: no space left")
+        return issue(self, folder, name, **options)
+
+    monkeypatch.setattr(Authority, "issue", fail)
+    changes = {
+        "add": lambda: add_nodes(federation, ["127.0.0.1:1026", "127.0.0.1:1027"]),
+        "renew": lambda: renew(federation, "node-0", "superlink", node_key=True),
+        "sign": lambda: sign_peers(federation, moves={"node-0": "[::1]", "node-1": "[::1]"}),
+    }
+    with pytest.raises(CertificateError, match="no space left"):
+        changes[change]()
+    assert contents(federation) == before
+    monkeypatch.undo()
+    assert changes[change]()
+    assert no_problem(federation)
+
+
 @pytest.mark.parametrize(
     "words", [["lab"], ["check"], ["renew", "lab"], ["add", "lab"], ["a", "b", "--nodes", "3"],
-              ["--demo", "3", "--nodes", "3"], ["check", "lab", "--demo", "3"]],
+              ["--demo", "3", "--nodes", "3"], ["check", "lab", "--demo", "3"],
+              ["write", "lab"], ["sign"], ["check", "lab", "--days", "3"]],
 )  # fmt: skip
 def test_wrong_usage_leaves_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as left:

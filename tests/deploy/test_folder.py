@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
 from nmoe_flower.deploy import Party, Plan, for_deployment, places, write_federation
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.inference import PeerList
 from nmoe_flower.inference.signing import verify
 
@@ -171,3 +172,65 @@ def test_a_recipe_stands_as_it_is(tmp_path: Path) -> None:
     assert main(["deploy", str(tmp_path / "lab"), "--nodes", "2", "--recipe", str(recipe)]) == 0
     config = app_config(tmp_path / "lab")
     assert (config.extractor.rounds, config.extractor.local_steps) == (9, 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--hosts", "a", "b", "b:99999"], ["--name", "Upper"], ["--data", "d"], ["--set", "run.x=1"],
+     ["--wheel", "gone.whl"], ["--recipe", "gone.toml"], ["--set", "extractor.rounds=-1"],
+     ["--hosts", "a", "b_c", "d"]],
+)  # fmt: skip
+def test_nothing_is_written_before_all_is_checked(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = tmp_path / "lab"
+    assert main(["deploy", str(lab), "--nodes", "2", *words]) == 1
+    assert "nmoe: error: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_in_the_middle_leaves_nothing(
+    new_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise NMoEError("no space left")
+
+    monkeypatch.setattr("nmoe_flower.deploy.folder.dockerfile", fail)  # one of the last files
+    with pytest.raises(NMoEError, match="no space left"):
+        write_federation(tmp_path / "lab", new_plan())
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    write_federation(tmp_path / "lab", new_plan())  # the same command works now
+
+
+def test_machines_may_have_ipv6_addresses(tmp_path: Path) -> None:
+    lab = tmp_path / "lab"
+    hosts = ["[2001:db8::1]", "[2001:db8::2]", "[2001:db8::2]"]
+    assert main(["deploy", str(lab), "--nodes", "2", "--hosts", *hosts]) == 0
+    assert Party.load(lab / "server").superlink == "[2001:db8::1]:8000"
+    peers = [Party.load(lab / f"nodes/node-{i}").peer for i in range(2)]
+    assert peers == ["[2001:db8::2]:7600", "[2001:db8::2]:7601"]
+    assert "[::]:7601" in (lab / "nodes/node-1/serve.sh").read_text()
+    assert "--host ::" in (lab / "server/superlink.sh").read_text()
+    own = lab / "nodes" / "node-1"
+    identity = Identity.load(own / "node-1.pem", own / "node-1.key", own / "ca.pem")
+    names = identity.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert [str(one) for one in names.value.get_values_for_type(x509.IPAddress)] == ["2001:db8::2"]
+
+
+def test_the_verbs_have_options_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, own, others in (
+        ("check", "FOLDER", ("--nodes", "--days", "--hosts")),
+        ("renew", "--node-key", ("--nodes", "--hosts")),
+        ("add", "--hosts", ("--nodes", "--recipe")),
+        ("sign", "--move", ("--nodes", "--hosts")),
+        ("write", "--hosts", ("--demo",)),
+        ("demo", "--demo", ("--hosts", "--days")),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["deploy", verb, "--help"])
+        assert left.value.code == 0
+        told = capsys.readouterr().out
+        assert f"usage: nmoe deploy {verb}" in told
+        assert own in told
+        assert not [option for option in others if option in told]

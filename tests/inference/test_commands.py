@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
 from nmoe_flower.cli.images import read_images
+from nmoe_flower.data import normalise
 from nmoe_flower.inference.client import Client
 from nmoe_flower.inference.peers import PeerList
 from nmoe_flower.inference.signing import DIRECTORY, verify
@@ -200,6 +203,47 @@ def test_records_are_kept_and_drawn(
     assert main(["peers", "--heat-map", str(picture), str(records)]) == 0
     with Image.open(picture) as image:
         assert image.width > 500
+
+
+def test_a_device_alone_asks_its_own_expert(
+    around: Any, bundle_of: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No peers, no certificate: whoever the gate wants, the own expert answers."""
+    np.save(tmp_path / "images.npy", IMAGES)
+    bundle = bundle_of(around)
+    assert main(["infer", str(bundle.folder), str(tmp_path / "images.npy")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    with torch.inference_mode():
+        logits = bundle.expert()(bundle.extractor()(normalise(IMAGES[..., None])))
+    names = [bundle.classes[number] for number in logits.argmax(dim=1).tolist()]
+    assert [line["class"] for line in lines] == names
+    for line in lines:
+        assert (line["answered_by"], line["peers"]) == ([0], ["self"])
+        assert line["fallback"] == (None if line["experts"] == [0] else "local")
+    assert {line["fallback"] for line in lines} == {None, "local"}
+
+
+def test_a_nodes_folder_holds_all_that_asking_needs(
+    tmp_path: Path, bundle_of: Make, around: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab, images = tmp_path / "lab", tmp_path / "images.npy"
+    np.save(images, IMAGES)
+    assert main(["deploy", str(lab), "--nodes", "4"]) == 0
+    node = lab / "nodes" / "node-0"
+    words = ["infer", str(images), "--node", str(node), "--deadline", "0.2"]
+    assert main(words) == 1
+    assert f"{node} has no bundle yet: after the training, sh serve.sh" in capsys.readouterr().err
+    shutil.copytree(bundle_of(around).folder, node / "bundle")
+    assert main(words) == 0  # nobody else serves: all is answered here
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["answered_by"] for line in lines] == [[0]] * len(IMAGES)
+    assert main(["peers", "--node", str(node), "--once", "--timeout", "0.2"]) == 1
+    assert capsys.readouterr().out.count("unavailable") == 4
+    (node / "ca.pem").unlink()
+    assert main(words) == 1
+    assert "ca.pem" in capsys.readouterr().err
+    assert main([*words[:3], str(lab / "server")]) == 1
+    assert "is the folder of the server; allowed: that of a node" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

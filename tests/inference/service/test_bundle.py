@@ -200,6 +200,32 @@ def test_a_gate_the_run_does_not_have(run_folder: Path, tmp_path: Path, gate: st
         export_run(run_folder, tmp_path / "out", gate=gate)
 
 
+def test_bundles_are_written_all_or_none(run_folder: Path, tmp_path: Path) -> None:
+    """The second client's expert does not fit: the first has no new bundle either."""
+    export_run(run_folder, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    for client, classes in ((0, 10), (1, 9)):
+        state = {key: value.numpy() for key, value in Expert(64, classes).state_dict().items()}
+        save_arrays(run_folder / f"clients/{client}/expert.safetensors", state)
+    for out in (tmp_path / "out", tmp_path / "new"):
+        with pytest.raises(BundleError, match="does not fit its config"):
+            export_run(run_folder, out)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_of_the_aligned_system_has_no_bundles(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config.parse({"data.num-clients": 2, "run.system": "aligned"})
+    write_text(run_folder / "config.toml", config.to_toml())
+    assert cli.main(["bundle", str(run_folder), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err
+    assert "is a run of the aligned system (run.system = 'aligned'), which has no bundles" in told
+    assert str(run_folder / "weights" / "mixture.safetensors") in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_did_not_finish(run_folder: Path, tmp_path: Path) -> None:
     (run_folder / "clients" / "1" / "expert.safetensors").unlink()
     with pytest.raises(BundleError, match=r"cannot be exported: .* does not exist"):
