@@ -12,7 +12,11 @@ TOML block with the tables of a recipe has to be one. A comment before a block s
     <!-- needs: WORD, ... -->   not in a test: it takes a gpu, the network, minutes, ...
     <!-- file: NAME -->         the block is the file NAME; the text above names it, too
     <!-- serves: PORT -->       it goes on until the page ends; the next block waits for PORT
+    <!-- edit: NAME -->         a diff: in the file NAME, which the text above names, too, the lines
+                                without + stand once, and become those without -
     <!-- exit: CODE -->         it ends with this exit code, as the page says
+
+A page that edits the package, or adds to it, works with its own copy.
 
 `nmoe run` is cut short anyway: no worker processes, no figures, few rounds of few images, small
 experts, and the digits instead of a data set from the hub.
@@ -46,7 +50,7 @@ from nmoe_flower.errors import NMoEError
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "last-run.json"
 FENCE = re.compile(
-    r"(?P<marks>(?:^<!-- (?:run|needs|file|serves|exit): [^\n]*-->\n+)*)"
+    r"(?P<marks>(?:^<!-- (?:run|needs|file|edit|serves|exit): [^\n]*-->\n+)*)"
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -96,6 +100,7 @@ class Block:
     run: str = ""
     needs: tuple[str, ...] = ()
     file: str = ""
+    edit: str = ""
     serves: int = 0
     exit: int = 0
 
@@ -150,11 +155,13 @@ def blocks(page: str, root: Path = ROOT) -> list[Block]:
             run=marks.get("run", ""),
             needs=needs,
             file=marks.get("file", ""),
+            edit=marks.get("edit", ""),
             serves=int(marks.get("serves", 0)),
             exit=int(marks.get("exit", 0)),
         )
-        if block.file and Path(block.file).name not in above:
-            raise BlockError(f"{place}: the text above does not name the file {block.file}")
+        named = block.file or block.edit
+        if Path(named).name not in above:
+            raise BlockError(f"{place}: the text above does not name the file {named}")
         found.append(block)
     stray = re.findall(r"^<!-- \w+: .*$", FENCE.sub("", content), re.MULTILINE)
     if stray:
@@ -200,13 +207,13 @@ def _cuts(command: Sequence[str]) -> Iterator[str]:
 # --- running ---
 
 
-def scratch(folder: Path, root: Path = ROOT) -> None:
-    """Make a folder look like a checkout. What is only read is a link; the rest may be edited."""
+def scratch(folder: Path, root: Path = ROOT, *, whole: bool = False) -> None:
+    """Make a folder look like a checkout: a copy, but for results, and unless ``whole`` docs."""
     command = ["git", "ls-files", "-z"]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     caches = shutil.ignore_patterns("__pycache__")
     for name in sorted({Path(path).parts[0] for path in listed.split("\0") if path}):
-        if name in ("docs", "results", "tests"):
+        if name == "results" or (name in ("docs", "tests") and not whole):
             (folder / name).symlink_to(root / name)
         elif (root / name).is_dir():
             shutil.copytree(root / name, folder / name, ignore=caches)
@@ -221,14 +228,24 @@ class Reader:
         folder: Where the reader works; see `scratch`.
         programs: Goes first on the PATH, before the environment's programs.
         short: Cut `nmoe run` short, and stop a block after `SECONDS`.
+        edits: The package in the folder is the one to work with.
     """
 
-    def __init__(self, folder: Path, programs: Path | None = None, *, short: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        programs: Path | None = None,
+        *,
+        short: bool = True,
+        edits: bool = False,
+    ) -> None:
         self.folder = folder
         self.short = short
         path = [str(Path(sys.executable).parent), os.environ["PATH"]]
         self.environment = {
             **os.environ,
+            **({"PYTHONPATH": str(folder)} if edits else {}),
+            "PYTHON": sys.executable,
             "PATH": os.pathsep.join([str(programs), *path] if programs else path),
             "FLWR_HOME": str(folder / ".flwr"),
             "COLUMNS": "100",
@@ -253,6 +270,9 @@ class Reader:
             target = self.folder / block.file
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(block.text, encoding="utf-8")
+        elif block.edit:
+            target = self.folder / block.edit
+            target.write_text(edited(block, target.read_text(encoding="utf-8")), encoding="utf-8")
         elif block.language == SHELL:
             self._shell(block)
         elif block.language == PYTHON:
@@ -331,6 +351,7 @@ os.dup2(0, 1)
 os.dup2(0, 2)
 sys.path.insert(0, "")
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "'click", DeprecationWarning)  # as for the tests
 names = {"__name__": "__page__"}
 for line in lines:
     place, text = json.loads(line)
@@ -341,6 +362,28 @@ for line in lines:
         trouble = traceback.format_exc()
     print(json.dumps(trouble), file=answers, flush=True)
 """
+
+
+def edited(block: Block, text: str) -> str:
+    """What a diff makes of a file; without any old line it is added at the end.
+
+    Raises:
+        BlockError: The old lines do not stand in the file, or more than once.
+    """
+    lines = [line or " " for line in block.text.splitlines()]
+    old = "".join(f"{line[1:]}\n" for line in lines if line[0] in " -")
+    new = "".join(f"{line[1:]}\n" for line in lines if line[0] in " +")
+    if not old:
+        return text + new
+    if text.count(old) != 1:
+        told = f"{block.edit} has these lines {text.count(old)} times"
+        raise BlockError(f"{block.place}: {told}:\n{old}")
+    return text.replace(old, new)
+
+
+def edits(page: Sequence[Block]) -> bool:
+    """Whether a page changes the package."""
+    return any(block.edit or block.file.startswith("nmoe_flower/") for block in page)
 
 
 def recipe(text: str) -> None:
@@ -414,10 +457,12 @@ def table() -> str:
 def follow(page: str, *, full: bool, programs: Path | None) -> list[Block]:
     """Run a page; returns the blocks that need something and ran."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        scratch(Path(folder))
-        reader = stack.enter_context(Reader(Path(folder), programs, short=not full))
+        found = blocks(page)
+        scratch(Path(folder), whole=edits(found))
+        reader = Reader(Path(folder), programs, short=not full, edits=edits(found))
+        stack.enter_context(reader)
         ran = []
-        for block in blocks(page):
+        for block in found:
             if full or not block.needs:
                 print(f"{block.place}  {block.text.splitlines()[0]}", flush=True)
                 reader.follow(block)

@@ -162,6 +162,15 @@ def _load() -> None:
             importlib.import_module(module.name)
 
 
+def cold(folder: Path) -> None:
+    """Write a program `nmoe` that does the same in a process of its own, to use other code."""
+    program = folder / "nmoe"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} nmoe "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "nmoe":
+        sys.exit(_run("nmoe", sys.argv[2:]))
     _load()
     _serve(socket.socket(fileno=int(sys.argv[1])))

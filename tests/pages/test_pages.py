@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import pages as tool  # noqa: E402
-from warm import Warm  # noqa: E402
+from warm import Warm, cold  # noqa: E402
 
 PAGES = [page for page in tool.pages() if tool.blocks(page)]
 
@@ -24,10 +24,17 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page_runs(page: str, programs: Path, tmp_path: Path) -> None:
-    tool.scratch(tmp_path)
-    with tool.Reader(tmp_path, programs) as reader:
-        for block in tool.blocks(page):
+def test_page_runs(
+    page: str, programs: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    blocks = tool.blocks(page)
+    edits = tool.edits(blocks)
+    tool.scratch(tmp_path, whole=edits)
+    if edits:  # a warm process has the package as it is
+        programs = tmp_path_factory.mktemp("cold")
+        cold(programs)
+    with tool.Reader(tmp_path, programs, edits=edits) as reader:
+        for block in blocks:
             if not block.needs:
                 reader.follow(block)
 
@@ -59,6 +66,7 @@ def test_marks_belong_to_the_block_after_them(tmp_path: Path) -> None:
         ("```ruby\n```\n", "language 'ruby'; allowed: bash, python"),
         ("<!-- needs: gpu -->\n\nwords\n\n```bash\n```\n", "a mark with no block after it"),
         ("<!-- wants: gpu -->\n```bash\n```\n", "an unknown one: <!-- wants: gpu -->"),
+        ("In a.py:\n\n<!-- edit: b.py -->\n```diff\n```\n", "does not name the file b.py"),
         ("In a.csv:\n\n<!-- file: b.csv -->\n```csv\n```\n", "does not name the file b.csv"),
     ],
 )
@@ -122,6 +130,33 @@ def test_a_scratch_folder_is_not_the_checkout(tmp_path: Path) -> None:
     assert errors.read_bytes() == (ROOT / "nmoe_flower" / "errors.py").read_bytes()
     assert not errors.resolve().is_relative_to(ROOT)
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("diff", "result"),
+    [
+        (" b\n-c\n+d\n+e\n", "a\n\nb\nd\ne\na\n"),
+        (" a\n\n+x\n b\n", "a\n\nx\nb\nc\na\n"),
+        ("+end\n", "a\n\nb\nc\na\nend\n"),
+    ],
+)
+def test_a_diff_is_applied_where_its_old_lines_stand(
+    diff: str, result: str, programs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "b.py").write_text("a\n\nb\nc\na\n")
+    (block,) = page(tmp_path, f"In b.py:\n\n<!-- edit: b.py -->\n```diff\n{diff}```\n")
+    with tool.Reader(tmp_path, programs) as reader:
+        reader.follow(block)
+    assert (tmp_path / "b.py").read_text() == result
+
+
+@pytest.mark.parametrize(("line", "times"), [("a", 2), ("gone", 0)])
+def test_a_diff_is_refused_where_its_old_lines_do_not_stand_once(
+    line: str, times: int, tmp_path: Path
+) -> None:
+    (block,) = page(tmp_path, f"In b.py:\n\n<!-- edit: b.py -->\n```diff\n-{line}\n```\n")
+    with pytest.raises(tool.BlockError, match=f"b.py has these lines {times} times:\n{line}\n"):
+        tool.edited(block, "a\nb\na\n")
 
 
 # --- commands, cut short ---
