@@ -9,7 +9,17 @@ from pathlib import Path
 
 from nmoe_flower import __version__
 from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
-from nmoe_flower.cli import bundle, deploy, infer, peers, privacy, recipes, serve, short_forms
+from nmoe_flower.cli import (
+    bundle,
+    deploy,
+    doctor,
+    infer,
+    peers,
+    privacy,
+    recipes,
+    serve,
+    short_forms,
+)
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.recipes import recipe_argument
 
@@ -75,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_arguments(commands.add_parser("infer", help="classify images with the peers' help"))
     peers.add_arguments(commands.add_parser("peers", help="how the peers are; sign their list"))
     deploy.add_arguments(commands.add_parser("deploy", help="prepare, check, try a federation"))
+    doctor.add_arguments(commands.add_parser("doctor", help="what is here, and what would fail"))
     _add_bench(commands.add_parser("bench", help="measure engines, assignment and peers"))
     return parser
 

@@ -23,7 +23,7 @@ from nmoe_flower.rehearsal import rehearse
 from nmoe_flower.results import RunFolder
 from nmoe_flower.summary import draw, summary_json, summary_lines
 
-__all__ = ["run"]
+__all__ = ["run", "usable_cores"]
 
 _CLIENT_APP = "nmoe_flower.client_app:app"
 _PATHS = (
@@ -178,7 +178,7 @@ def _train(args: argparse.Namespace, folder: RunFolder, progress: Progress) -> N
     if folder.results_path.is_file():
         progress.message("this run is finished already")
         return
-    workers = _cores() if args.workers is None else args.workers
+    workers = usable_cores() if args.workers is None else args.workers
     if args.engine == "ray":
         _train_with_ray(folder, progress, workers, resumed=bool(args.resume))
     else:
@@ -225,7 +225,7 @@ def _gpu_share(device: str, workers: int) -> float:
     return min(1.0, int(10_000 * max(torch.cuda.device_count(), 1) / workers) / 10_000)
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -5,9 +5,15 @@ are used. The rest changes from release to release without notice, so it stands 
 the versions it was tried with; with any other version, importing this file says what to install.
 """
 
+import contextlib
+import http.client
 import importlib.metadata
+import itertools
 import json
 import os
+import re
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +21,8 @@ from typing import Any, NamedTuple
 from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
+from nmoe_flower.addresses import MAX_PORT
+from nmoe_flower.engine import processes
 from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
 from nmoe_flower.errors import EngineError
 
@@ -34,6 +42,7 @@ __all__ = [
     "HOME",
     "KNOWN_VERSIONS",
     "LOCAL_PORT",
+    "NO_INSTALLATION",
     "SCRIPT_CONNECTION",
     "SCRIPT_EXPORTS",
     "SCRIPT_REGISTER",
@@ -47,17 +56,21 @@ __all__ = [
     "ErrorCode",
     "NodeInfo",
     "Run",
+    "RunningSuperLink",
     "argument_parsers",
     "array_record",
     "build_fab",
     "check_version",
     "connection",
+    "health",
+    "home",
     "hub_files",
     "identify",
     "identity",
     "installed_version",
     "is_known",
     "is_simulated",
+    "local_port",
     "log",
     "log_command",
     "mark",
@@ -71,6 +84,7 @@ __all__ = [
     "run_command",
     "simulation_superlink",
     "status_command",
+    "superlink_process",
 ]
 
 KNOWN_VERSIONS = ("1.41", "1.42")
@@ -217,11 +231,14 @@ HOME = "FLWR_HOME"
 LOCAL_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 """The variable that moves the SuperLink which ``flwr run`` starts on this machine."""
 
+NO_INSTALLATION = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+"""The variable that keeps a SuperLink from installing an app's dependencies for every run."""
+
 ENVIRONMENT = {
     **WORKER_ENVIRONMENT,
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    NO_INSTALLATION: "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -260,6 +277,63 @@ def connection(name: str, address: str) -> str:
         f"[superlink]\ndefault = {json.dumps(name)}\n[superlink.{name}]\n"
         f"address = {json.dumps(address)}\ninsecure = true\n"
     )
+
+
+def home() -> Path:
+    """Flower's folder on this machine."""
+    return Path(os.environ.get(HOME) or Path.home() / ".flwr")
+
+
+def local_port() -> int:
+    """Where the SuperLink listens that ``flwr run`` starts on this machine, or finds there.
+
+    Raises:
+        EngineError: The variable holds no port.
+    """
+    text = os.environ.get(LOCAL_PORT, "39091")
+    if not (re.fullmatch(r"[0-9]{1,5}", text) and 0 < int(text) <= MAX_PORT):
+        raise EngineError(
+            f"{LOCAL_PORT} is {text[:20]!r}, which is no port; allowed: 1 to {MAX_PORT}"
+        )
+    return int(text)
+
+
+def health(port: int) -> str:
+    """Who listens on a port of this machine: ``superlink``, ``nothing`` or ``other``."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0) as answer:
+            return "superlink" if answer.status == 200 else "other"
+    except urllib.error.URLError as error:
+        refused = isinstance(error.reason, ConnectionRefusedError)
+        return "nothing" if refused else "other"
+    except (OSError, http.client.HTTPException):
+        return "other"
+
+
+class RunningSuperLink(NamedTuple):
+    """A SuperLink of this machine and the environment it was born with."""
+
+    pid: int
+    programs: Path
+    """The folder of its programs, which is its Python environment."""
+    cwd: Path
+    """The folder in which apps run."""
+    installs: bool
+    """Whether it installs an app's dependencies for every run."""
+
+
+def superlink_process(port: int) -> RunningSuperLink | None:
+    """The process of the SuperLink that listens on a port; None if it cannot be seen."""
+    for pid, words, environment in processes.visible():
+        named = [Path(word) for word in words[:2] if Path(word).name == programs.superlink]
+        if not named or ("--port", str(port)) not in itertools.pairwise(words):
+            continue
+        off = "--disable-runtime-dependency-installation" in words
+        installs = not off and environment.get(NO_INSTALLATION, "").lower() not in ("1", "true")
+        with contextlib.suppress(OSError):
+            cwd = Path(f"/proc/{pid}/cwd").readlink()
+            return RunningSuperLink(pid, named[0].parent, cwd, installs)
+    return None
 
 
 def simulation_superlink(port: int) -> Command:

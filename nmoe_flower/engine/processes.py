@@ -15,11 +15,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["end", "family", "guard"]
+__all__ = ["end", "family", "guard", "visible"]
 
 Process = tuple[int, str]
 """A process id and the time it started, so that a recycled id is never mistaken."""
@@ -63,6 +63,16 @@ def end(
         _send(late, number)
         known = late | {process for process in known if process in parents}
     return known
+
+
+def visible() -> Iterator[tuple[int, list[str], dict[str, str]]]:
+    """Pid, command line and environment of every process that may be looked at (Linux only)."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            held = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+            pairs = (entry.partition("=") for entry in held if "=" in entry)
+            yield int(folder.name), words, {name: value for name, _, value in pairs}
 
 
 def _send(processes: Iterable[Process], number: int) -> None:

@@ -15,8 +15,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -120,7 +118,7 @@ class _SuperLink:
             out = file.fileno()
             self._server = self._spawn(flower.simulation_superlink(port), out=out, err=out)
         deadline = time.monotonic() + self._start_timeout
-        while not _healthy(port):
+        while flower.health(port) != "superlink":
             if self._server.poll() is not None:
                 raise EngineError(f"flower-superlink ended at once:\n{self._tail()}")
             if time.monotonic() > deadline:
@@ -212,11 +210,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
