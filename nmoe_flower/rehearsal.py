@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.installation import install_hint
+from nmoe_flower.own_code import is_own
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +46,6 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     Raises:
         ConfigError: The text names the key, its value and what is allowed.
     """
-    import torch
-
     _check_device(config.run.device)
     check_files(config)
     if config.privacy.weights and importlib.util.find_spec("opacus") is None:
@@ -55,8 +54,7 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     batch = min(config.extractor.batch_size, min(len(client.train) for client in clients))
     stage_1 = config.run.system == "networked" or config.alignment.extractor == "stage-1"
     if stage_1:
-        with torch.device("meta"):
-            like = _rehearse_networks(config, data, rows=min(batch, 2))
+        like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:
             _check_given(config, like)
         _rehearse_strategy(config)
@@ -93,11 +91,12 @@ def rehearse_apart(config: Config) -> None:
     Raises:
         NMoEError: As `rehearse`, or the data cannot be opened.
     """
-    done = subprocess.run(
+    done = subprocess.run(  # with this process's path, on which an app's own code lies
         [sys.executable, "-m", "nmoe_flower.rehearsal"],
         input=json.dumps(config.flat()),
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         timeout=_REHEARSAL_SECONDS,
         check=False,
     )
@@ -153,43 +152,67 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     import torch
 
     from nmoe_flower.clients import networks
-    from nmoe_flower.models import Gate, configured_extractor
+    from nmoe_flower.models import check_backbone, configured_extractor
 
-    shape, classes, contrast = data.image_shape, data.num_classes, config.contrast
-    device = torch.device("meta")
-    body = configured_extractor(config, shape)
-    _check_memory(body, "extractor.widths", config.extractor.widths)
-    with _under("expert.hidden"):
+    shape, classes, meta = data.image_shape, data.num_classes, torch.device("meta")
+    own = is_own(config.extractor.backbone)
+    with torch.device("cpu") if own else meta:  # own code may do what the meta device cannot
+        body = configured_extractor(config, shape)
+    if own:
+        check_backbone(config, body, torch.zeros(rows, *shape))
+    else:
+        _check_memory(body, "extractor.widths", config.extractor.widths)
+    with meta:
         head = networks.fresh_head(config, body.latent_dim, classes)
-        expert = _expert(config, body, classes)
-    for network in (head, expert):
-        _check_memory(network, "expert.hidden", config.expert.hidden)
-    with _under("gate.hidden"):
-        gate = Gate(
-            body.latent_dim,
-            config.data.num_clients,
-            hidden=config.gate.hidden,
-            top_k=config.gate.top_k,
-            noisy=config.gate.noisy,
-        )
-    _check_memory(gate, "gate.hidden", config.gate.hidden)
+        for network in (head, _expert(config, body, classes)):
+            _check_memory(network, "expert.hidden", config.expert.hidden)
+        _rehearse_gates(config, body.latent_dim)
+        if not own and not config.extractor.start:
+            _rehearse_stage_1(config, data, rows=rows)
     like = {f"extractor.{name}": value for name, value in body.state_dict().items()}
     if config.extractor.shares_head:
         like |= {f"head.{name}": value for name, value in head.state_dict().items()}
-    if config.extractor.start:
-        return like
-    batch = torch.empty(rows, *shape)
+    return like
+
+
+def _rehearse_stage_1(config: Config, data: "ImageData", *, rows: int) -> None:
+    """Run what stage 1 trains, in training mode, on a batch as small as the smallest client's."""
+    import torch
+
+    from nmoe_flower.clients import networks
+
+    shape, contrast, meta = data.image_shape, config.contrast, torch.device("meta")
     if config.extractor.method == "fedsc":
-        with _under("contrast.hidden"):
-            contrastive = networks.fresh_contrastive(config, shape, device)
+        contrastive = networks.fresh_contrastive(config, shape, meta)
         _check_memory(contrastive, "contrast.hidden", contrast.hidden)
         sides = (contrast.view_size, contrast.view_size) if contrast.view_size else shape[1:]
         with _under(f"contrast.view-size = {contrast.view_size}: views are too small"):
             contrastive.train()(torch.empty(2 * rows, shape[0], *sides))
     else:
+        classifier = networks.fresh_classifier(config, shape, data.num_classes, meta)
         with _under(f"extractor.norm = {config.extractor.norm} and batches of {rows} (batch-size)"):
-            networks.fresh_classifier(config, shape, classes, device).train()(batch)
-    return like
+            classifier.train()(torch.empty(rows, *shape))
+
+
+def _rehearse_gates(config: Config, latent_dim: int) -> None:
+    import torch
+
+    from nmoe_flower.losses import check_objective
+    from nmoe_flower.models import Gate, check_gate, own_gate
+
+    settings, experts = config.gate, config.data.num_clients
+    gate = Gate(
+        latent_dim, experts, hidden=settings.hidden, top_k=settings.top_k, noisy=settings.noisy
+    )
+    _check_memory(gate, "gate.hidden", settings.hidden)
+    with torch.device("cpu"):
+        if is_own(settings.objective):
+            check_objective(settings.objective)
+        for name in filter(is_own, settings.methods):
+            own = own_gate(
+                name, own_id=0, num_experts=experts, latent_dim=latent_dim, top_k=settings.top_k
+            )
+            check_gate(name, own, torch.zeros(2, latent_dim), num_experts=experts)
 
 
 def _expert(config: Config, body: "Extractor", classes: int) -> "torch.nn.Module":

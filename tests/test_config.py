@@ -177,7 +177,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data.tau": float("nan")}, "data.tau: "),
     ({"data.num-clients": 1}, "data.num-clients: input should be greater than or equal to 2"),
     ({"data.num-clients": 2.5}, "got 2.5"),
-    ({"data.scheme": "x"}, "'dominant', 'iid', 'dirichlet', 'pathological' or 'natural', got 'x'"),
+    ({"data.scheme": "x"}, "'pathological', 'natural' or package.module:Name, got 'x'"),
     ({"data.flip": "perhaps"}, "data.flip: input should be a valid boolean"),
     ({"data": 3}, "data: input should be a valid dictionary"),
     ({"gate.top-k": True}, "gate.top-k: a value is wanted, not a switch, got True"),

@@ -4,15 +4,17 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
 from pydantic.fields import FieldInfo
 
 from nmoe_flower.config import Config
+from nmoe_flower.config.section import NamesOrOwn
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import to_toml
+from nmoe_flower.own_code import FORM
 from nmoe_flower.progress import make_progress
 from nmoe_flower.summary import aligned
 
@@ -101,12 +103,17 @@ def _comment(field: FieldInfo) -> str:
 
 def _allowed(field: FieldInfo) -> str:
     kind = field.annotation
+    own = next((m for m in field.metadata if isinstance(m, NamesOrOwn)), None)
+    if own is not None:
+        return f"one of {', '.join(own.names)}, or {FORM}"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
         if get_origin(inner) is Literal:
             return f"list of {', '.join(map(str, get_args(inner)))}"
+        if get_origin(inner) is Annotated:
+            return f"list of {', '.join(get_args(inner)[1].names)}, or {FORM}"
         kinds = {int: "whole numbers", str: "names"}
         return f"list of {kinds.get(inner, 'numbers')}"
     if kind is bool:

@@ -212,8 +212,13 @@ def _train_with_ray(folder: RunFolder, progress: Progress, workers: int, *, resu
             gpus_per_client=_gpu_share(folder.config.run.device, workers),
             log=lambda line: print(line, file=log),
             on_tick=Follower(folder.rounds_path, progress, from_end=resumed),
-            environment={CALLER_TELLS: "1"},
+            environment={CALLER_TELLS: "1", "PYTHONPATH": _path()},
         )
+
+
+def _path() -> str:
+    """Where programs that start elsewhere find code of one's own: as here."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))
 
 
 def _gpu_share(device: str, workers: int) -> float:

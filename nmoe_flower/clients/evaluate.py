@@ -23,7 +23,9 @@ from nmoe_flower.models import (
     choose_prior,
     correct,
     em_prior,
+    own_gate,
 )
+from nmoe_flower.own_code import is_own
 from nmoe_flower.records import ANSWERS, ARRAYS, LATENTS, NUM_EXAMPLES
 from nmoe_flower.training import generator
 
@@ -106,6 +108,14 @@ def _router(device: Device, method: str, received: Arrays) -> Router:
     if method == "prototype":
         means = torch.from_numpy(np.array(received["prototypes"]))
         return PrototypeGate(means, top_k=settings.top_k)
+    if is_own(method):
+        return own_gate(
+            method,
+            own_id=device.partition,
+            num_experts=device.num_clients,
+            latent_dim=device.store.load(LATENTS)["train"].shape[1],
+            top_k=settings.top_k,
+        )
     state = records.part_of(received, f"gate/{method}/")
     if not state:
         raise ReplyError(f"the weights of the gate {method!r} did not come with the message")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.losses import OBJECTIVES, load_balance, pseudo_client_targets
+from nmoe_flower.losses import load_balance, objective_of, pseudo_client_targets
 from nmoe_flower.models import Gate
 from nmoe_flower.records import ANSWERS, ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
@@ -140,7 +140,7 @@ def _objective(
         options["temperature"] = settings.temperature
     elif settings.objective == "straight-through":
         options["top_k"] = settings.top_k
-    objective = OBJECTIVES[settings.objective]
+    objective = objective_of(settings.objective)
     noise = _noise(device, message)
 
     def loss(chosen: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Stage 1: how the shared feature extractor is trained."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nmoe_flower.config.section import Section, Widths
+from nmoe_flower.config.section import NamesOrOwn, Section, Widths
+from nmoe_flower.own_code import is_own
 
 __all__ = ["ExtractorConfig"]
 
@@ -21,7 +22,7 @@ class ExtractorConfig(Section):
     reading: Literal["shared-head", "private-heads"] = Field(
         "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
     )
-    backbone: Literal["digits", "narrow", "resnet18", "mlp", "linear"] = Field(
+    backbone: Annotated[str, NamesOrOwn(("digits", "narrow", "resnet18", "mlp", "linear"))] = Field(
         "digits", description="the network; mlp for features, linear only flattens"
     )
     norm: Literal["group", "group-ws", "batch", "frozen"] = Field(
@@ -69,6 +70,14 @@ class ExtractorConfig(Section):
                 "set exactly one of local-steps and local-epochs above 0, got "
                 f"{self.local_steps} and {self.local_epochs}"
             )
+        if is_own(self.backbone):
+            for key in ("norm", "widths", "stem", "pool"):
+                value = getattr(self, key)
+                if value != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key} = {value} is for the backbones that come along; leave it out with "
+                        f"backbone = {self.backbone}"
+                    )
         if self.server_optimizer == "adamw" and self.momentum_at != "server":
             raise ValueError(
                 "server-optimizer = adamw has moments of its own: momentum-at must be server, got "

@@ -1,16 +1,15 @@
 """Stage 3: the shared gate, and how its answers are read."""
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nmoe_flower.config.section import Distinct, Floats, Section, split
+from nmoe_flower.config.section import Distinct, Floats, NamesOrOwn, Section, split
 
 __all__ = ["GATES", "GateConfig"]
 
-GateName = Literal["random", "rolling", "federated", "local", "prototype", "global", "oracle"]
-GATES: tuple[GateName, ...] = get_args(GateName)
-Gates = Annotated[tuple[GateName, ...], BeforeValidator(split), Distinct]
+GATES = ("random", "rolling", "federated", "local", "prototype", "global", "oracle")
+Gates = Annotated[tuple[Annotated[str, NamesOrOwn(GATES)], ...], BeforeValidator(split), Distinct]
 
 
 class GateConfig(Section):
@@ -28,8 +27,8 @@ class GateConfig(Section):
         "sgd", description="adamw: at the server for FedGate, at the client for the other gates"
     )
     fraction_train: float = Field(0.7, gt=0, le=1, description="exactly round(f N) clients")
-    objective: Literal["dense", "distill", "switch", "straight-through"] = Field(
-        "dense", description="what FedGate minimises on the hold-out"
+    objective: Annotated[str, NamesOrOwn(("dense", "distill", "switch", "straight-through"))] = (
+        Field("dense", description="what FedGate minimises on the hold-out")
     )
     temperature: float = Field(1.0, gt=0, description="of the distilled targets")
     balance: float = Field(0.0, ge=0, description="weight of the load-balance loss")
@@ -50,7 +49,7 @@ class GateConfig(Section):
 
     @field_validator("methods")
     @classmethod
-    def _at_least_one_gate(cls, methods: tuple[GateName, ...]) -> tuple[GateName, ...]:
+    def _at_least_one_gate(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
         if not methods:
             raise ValueError(f"name at least one gate of {', '.join(GATES)}")
         return methods

@@ -1,5 +1,6 @@
 """What all sections of the configuration share: kebab-case keys, lists from text, no surprises."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
@@ -8,9 +9,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import core_schema
+
+from nmoe_flower.own_code import FORM, is_own
 
 __all__ = [
     "LARGEST",
@@ -18,6 +23,7 @@ __all__ = [
     "Floats",
     "Ints",
     "Names",
+    "NamesOrOwn",
     "Seconds",
     "Section",
     "Widths",
@@ -89,6 +95,25 @@ Floats = Annotated[tuple[float, ...], BeforeValidator(split)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]  # a year
 Distinct = AfterValidator(_distinct)
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Distinct]
+
+
+@dataclass(frozen=True)
+class NamesOrOwn:
+    """Text that is one of ``names``, or names somebody's own code: ``package.module:Name``."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Checked after it is known to be text."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: str) -> str:
+        if value in self.names or is_own(value):
+            return value
+        allowed = ", ".join(map(repr, self.names))
+        raise ValueError(f"input should be {allowed} or {FORM}, got {shown(value)}")
 
 
 class Section(BaseModel):

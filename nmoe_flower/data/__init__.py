@@ -20,6 +20,7 @@ from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.features import standardise
 from nmoe_flower.data.images import Features, ImageData, Split
 from nmoe_flower.data.indices import ClientIndices, label_counts
+from nmoe_flower.data.own import Partition
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
 from nmoe_flower.data.skew import dominant_share_from_tau
@@ -42,6 +43,7 @@ __all__ = [
     "Features",
     "Fit",
     "ImageData",
+    "Partition",
     "Split",
     "Table",
     "Usage",

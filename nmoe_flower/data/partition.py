@@ -17,9 +17,11 @@ from nmoe_flower.data.extra import import_extra
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices, label_counts, open_indices, save_indices
 from nmoe_flower.data.natural import largest_clients, rows_of
+from nmoe_flower.data.own import own_indices
 from nmoe_flower.data.quotas import Indices, check_clients, draw_alike, draw_balanced
 from nmoe_flower.data.skew import check_share, deal_dominant, dominant_share_from_tau
 from nmoe_flower.errors import ConfigError, DataError
+from nmoe_flower.own_code import FORM, is_own
 from nmoe_flower.seeds import derive_seed, numpy_stream
 
 __all__ = ["Scheme", "partition_clients"]
@@ -32,7 +34,7 @@ _FORMAT = 2
 def partition_clients(
     data: ImageData,
     *,
-    scheme: Scheme,
+    scheme: Scheme | str,
     num_clients: int,
     tau: float = 0.3,
     alpha: float = 0.5,
@@ -49,6 +51,9 @@ def partition_clients(
     classes from class i mod C on; few clients may leave classes out) and ``natural`` (a client is
     somebody who is in the data; those with most training samples are taken). ``iid``,
     ``dirichlet`` and ``pathological`` are those of flwr-datasets.
+
+    ``package.module:Name`` is somebody's own function or partitioner of flwr-datasets, see
+    `Partition`; ``train_per_client`` and ``test_per_client`` are upper limits.
 
     C counts the classes with training samples. Test samples of any other class are left out.
 
@@ -81,6 +86,8 @@ def partition_clients(
         "seed": seed,
     }
     _check_arguments(data, arguments)
+    if is_own(scheme):  # code changes, and nothing tells the cache
+        return _split(data, arguments)
     identity = json.dumps([_FORMAT, data.fingerprint, data.num_classes, arguments], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     path = cache_root(cache_dir) / "partitions" / f"{key}.npz"
@@ -92,8 +99,8 @@ def partition_clients(
 
 
 def _check_arguments(data: ImageData, arguments: dict[str, Any]) -> None:
-    if arguments["scheme"] not in get_args(Scheme):
-        allowed = ", ".join(get_args(Scheme))
+    if arguments["scheme"] not in get_args(Scheme) and not is_own(arguments["scheme"]):
+        allowed = ", ".join((*get_args(Scheme), FORM))
         raise ConfigError(f"unknown scheme {arguments['scheme']!r}; allowed: {allowed}")
     for key in ("train_per_client", "test_per_client"):
         if arguments[key] < 0:
@@ -127,6 +134,16 @@ def _split(data: ImageData, arguments: dict[str, Any]) -> list[ClientIndices]:
     elif scheme in ("dirichlet", "pathological"):
         train = _flower_indices(labels, arguments, split="train")
         local = _alike(data, train, test, arguments)
+    elif is_own(scheme):
+        train, local = (
+            own_indices(
+                scheme, held, clients, numpy_stream(seed, "partition", scheme, split), split=split
+            )
+            for split, held in (("train", labels), ("test", test))
+        )
+        for split, shares in (("train", train), ("test", local)):
+            if size := arguments[f"{split}_per_client"]:
+                shares[:] = [share[:size] for share in shares]
     elif scheme == "iid":
         train = _flower_indices(labels, arguments, split="train")
         local = _flower_indices(test, arguments, split="test")

@@ -3,7 +3,10 @@
 from nmoe_flower.losses.balance import load_balance, load_balance_global, load_fractions
 from nmoe_flower.losses.gating import (
     OBJECTIVES,
+    Objective,
+    check_objective,
     dense_mixture,
+    objective_of,
     oracle_distillation,
     pseudo_client_targets,
     straight_through,
@@ -21,13 +24,16 @@ from nmoe_flower.losses.spectral import (
 
 __all__ = [
     "OBJECTIVES",
+    "Objective",
     "RunningCorrelation",
+    "check_objective",
     "correlation",
     "dense_mixture",
     "load_balance",
     "load_balance_global",
     "load_fractions",
     "local_spectral",
+    "objective_of",
     "oracle_distillation",
     "others_mean",
     "pseudo_client_targets",

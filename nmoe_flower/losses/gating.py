@@ -6,16 +6,21 @@ here is a way around that; at inference the gate routes to its top-k all the sam
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.own_code import call_own, is_own, load_own
 
 __all__ = [
     "OBJECTIVES",
+    "Objective",
+    "check_objective",
     "dense_mixture",
+    "objective_of",
     "oracle_distillation",
     "pseudo_client_targets",
     "straight_through",
@@ -95,6 +100,51 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "switch": switch_top1,
     "straight-through": straight_through,
 }
+
+
+class Objective(Protocol):
+    """What trains a gate: one of `OBJECTIVES`, or ``gate.objective = "package.module:name"``."""
+
+    def __call__(self, scores: Tensor, expert_logits: Tensor, labels: Tensor) -> Tensor:
+        """The batch mean, a scalar with a gradient on the scores.
+
+        Args:
+            scores: Of the gate, [B, E].
+            expert_logits: What the frozen experts say, [B, E, C].
+            labels: The true classes, [B].
+        """
+
+
+def objective_of(name: str) -> Callable[..., Tensor]:
+    """The objective that ``gate.objective`` names; one of somebody's own is imported.
+
+    Raises:
+        ConfigError: It cannot be imported, or cannot be called.
+    """
+    if not is_own(name):
+        return OBJECTIVES[name]
+    found = load_own("gate.objective", name)
+    if not callable(found):
+        raise ConfigError(f"gate.objective = {name} is {type(found).__name__}; allowed: a function")
+    objective: Callable[..., Tensor] = found
+    return objective
+
+
+def check_objective(name: str) -> None:
+    """Try an objective of one's own on two samples, three experts and two classes.
+
+    Raises:
+        ConfigError: It raises something, is no finite scalar, or gives the gate no gradient.
+    """
+    scores = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]], requires_grad=True)
+    answers = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]]] * 2)
+    key = "gate.objective"
+    loss = call_own(key, name, objective_of(name), scores, answers, torch.tensor([0, 1]))
+    if not isinstance(loss, Tensor) or loss.ndim or not bool(loss.isfinite()):
+        raise ConfigError(f"{key} = {name} must give a finite scalar, got {loss!r}")
+    found = torch.autograd.grad(loss, scores, allow_unused=True)[0] if loss.requires_grad else None
+    if found is None or not bool(found.isfinite().all()):
+        raise ConfigError(f"{key} = {name} gives the gate's scores no finite gradient")
 
 
 def pseudo_client_targets(

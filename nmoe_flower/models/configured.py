@@ -1,24 +1,52 @@
-"""The extractor that a configuration describes: one place for everyone who builds it."""
+"""What a configuration describes: extractor and gates, one place for everyone who builds them."""
 
 from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.extractor import Extractor, build_extractor
+from nmoe_flower.models.routing import Router, Routing
+from nmoe_flower.own_code import call_own, is_own, load_own
 
-__all__ = ["configured_extractor"]
+__all__ = ["Backbone", "check_backbone", "check_gate", "configured_extractor", "own_gate"]
 
 _KEYS = {"image": "backbone", "norm": "norm", "stem": "stem", "width": "widths", "widths": "widths"}
 """The key that an error of `build_extractor` is about, by the error's first word."""
+
+
+class Backbone(Protocol):
+    """What ``extractor.backbone = "package.module:Name"`` must name: such a ``torch.nn.Module``.
+
+    It is built with torch's global stream at the run's seed, the same on every client, so what is
+    drawn while it is built may come from there. Its state travels: floating-point tensors.
+
+    Attributes:
+        latent_dim: D, the length of a latent.
+    """
+
+    latent_dim: int
+
+    def __init__(self, *, in_channels: int, image_size: tuple[int, int]) -> None:
+        """Build it for images [B, in_channels, *image_size]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Latents [B, D] in float32 of images [B, C, H, W], normalised to about -2..2."""
 
 
 def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extractor:
     """Build ``extractor.*`` for images of ``image_shape`` (C, H, W), at fresh weights.
 
     Raises:
-        ConfigError: An option is unknown, the images are too small, or a width has no 8 groups.
+        ConfigError: An option is unknown, the images are too small, a width has no 8 groups, or a
+            backbone of one's own cannot be built.
     """
     extractor = config.extractor
+    if is_own(extractor.backbone):
+        return _own_extractor(extractor.backbone, image_shape)
     try:
         return build_extractor(
             extractor.backbone,
@@ -32,3 +60,79 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
     except ConfigError as error:
         key = _KEYS.get(str(error).split()[0], "backbone")
         raise ConfigError(f"extractor.{key}: {error}") from None
+
+
+def _own_extractor(name: str, image_shape: Sequence[int]) -> Extractor:
+    key = "extractor.backbone"
+    kind = load_own(key, name)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ConfigError(f"{key} = {name} is no subclass of torch.nn.Module; see models.Backbone")
+    size = (image_shape[1], image_shape[2])
+    module = call_own(key, name, kind, in_channels=image_shape[0], image_size=size)
+    width = getattr(module, "latent_dim", None)
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise ConfigError(
+            f"{key} = {name}: latent_dim is {width!r}; allowed: the length of a latent, 1 or more"
+        )
+    return module  # type: ignore[no-any-return]
+
+
+def check_backbone(config: Config, body: nn.Module, images: Tensor) -> None:
+    """Run images [B, C, H, W] through a backbone, and refuse what is no latent.
+
+    Raises:
+        ConfigError: It raises something, or its answer has another shape, dtype, or is not finite.
+    """
+    key, name = "extractor.backbone", config.extractor.backbone
+    latents = call_own(key, name, body.train(), images)
+    wanted = (len(images), int(body.latent_dim))  # type: ignore[arg-type]
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != wanted:
+        got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise ConfigError(f"{key} = {name}: images {tuple(images.shape)} give {got}, not {wanted}")
+    if latents.dtype != torch.float32 or not bool(latents.isfinite().all()):
+        raise ConfigError(f"{key} = {name}: latents must be finite float32, got {latents.dtype}")
+    for part, tensor in body.state_dict().items():
+        if tensor.is_complex() or tensor.is_quantized:
+            raise ConfigError(f"{key} = {name}: {part} is {tensor.dtype}, which cannot travel")
+
+
+def own_gate(name: str, *, own_id: int, num_experts: int, latent_dim: int, top_k: int) -> Router:
+    """Build a gate of one's own: ``Name(own_id=, num_experts=, latent_dim=, top_k=)``.
+
+    Raises:
+        ConfigError: It cannot be imported or built, or cannot route.
+    """
+    key = "gate.methods"
+    gate = call_own(
+        key,
+        name,
+        load_own(key, name),
+        own_id=own_id,
+        num_experts=num_experts,
+        latent_dim=latent_dim,
+        top_k=top_k,
+    )
+    if not isinstance(gate, Router):
+        raise ConfigError(f"{key} = {name} has no method route; see models.Router")
+    return gate
+
+
+def check_gate(name: str, gate: Router, latents: Tensor, *, num_experts: int) -> None:
+    """Route latents [B, D] by a gate of one's own, and refuse what is no routing.
+
+    Raises:
+        ConfigError: It raises something, or its ids or weights are not what they must be.
+    """
+    key = "gate.methods"
+    generator = torch.Generator().manual_seed(0)
+    routing = call_own(key, name, gate.route, latents, generator=generator)
+    if not isinstance(routing, Routing):
+        raise ConfigError(f"{key} = {name}: route gave {type(routing).__name__}, not a Routing")
+    ids, weights = routing.expert_ids, routing.weights
+    if ids.shape != weights.shape or ids.ndim != 2 or len(ids) != len(latents) or not ids.numel():
+        raise ConfigError(
+            f"{key} = {name}: expert_ids {tuple(ids.shape)} and weights {tuple(weights.shape)} "
+            f"must both be [{len(latents)}, K]"
+        )
+    if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= num_experts:
+        raise ConfigError(f"{key} = {name}: expert_ids must be int64 from 0 to {num_experts - 1}")
