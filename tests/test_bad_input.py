@@ -375,7 +375,6 @@ def assert_sound(folder: RunFolder) -> None:
         ("names", "array names differ: missing .* unknown .*-of-mine"),
         ("missing", "the weight 'num-examples' is missing"),
         ("negative", "the weight 'num-examples' is negative: -5"),
-        ("nan-metric", "metric 'loss' is nan"),
     ],
 )
 def test_a_bad_reply_in_stage_1_is_dropped_and_named(
@@ -388,6 +387,18 @@ def test_a_bad_reply_in_stage_1_is_dropped_and_named(
     assert re.search(reason, found)
     (record,) = (r for r in folder.rounds() if (r["stage"], r["round"]) == ("extractor", 2))
     assert record["clients"] == [0, 1, 3]
+    assert_sound(folder)
+
+
+def test_a_loss_that_is_nan_is_left_out_and_costs_the_client_nothing_else(
+    plant: Callable[..., None], tmp_path: Path, warm_cache: Path
+) -> None:
+    plant("nan-metric", EXTRACTOR, partition=2, round=2)
+    folder = run(tmp_path, warm_cache)
+    assert failures(folder) == []
+    rounds = {r["round"]: r for r in folder.rounds() if r["stage"] == "extractor"}
+    assert rounds[2]["clients"] == [0, 1, 2, 3]
+    assert ["loss" in rounds[number]["metrics"] for number in (1, 2, 3)] == [True, False, True]
     assert_sound(folder)
 
 
