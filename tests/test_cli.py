@@ -441,3 +441,19 @@ def test_a_run_goes_on_with_the_data_it_began_with(
         assert f"was begun with other data in '{folder}': {told}; put back" in error
     else:
         assert run("--resume", "runs/one") == 0  # finished: nothing is trained
+
+
+def test_partition_names_the_clients_that_are_in_the_data(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{row},{row % 2},user-{row % 3}" for row in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["x,label,user", *lines]))
+    settings = ["data.kind=features", "data.dataset=rows.csv", "extractor.backbone=mlp",
+                "data.scheme=natural", "data.partition-column=user", "data.num-clients=2",
+                "data.cache-dir=cache"]  # fmt: skip
+    assert cli.main(["partition", "--set", *settings]) == 0
+    out = capsys.readouterr().out
+    table = [line.split()[:2] for line in out.split("\n\n")[0].splitlines()]
+    assert table[2:4] == [["0", "user-0"], ["1", "user-1"]]
+    assert "train: 32 of 48 samples are used; 16 are not: 2 of the 3 in the data are clients" in out

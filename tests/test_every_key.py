@@ -37,7 +37,7 @@ ROWS: dict[str, list[str]] = {
     "data.image-column": NUL,
     "data.label-column": NUL,
     "data.train-split": ["", *NUL],
-    "data.test-split": NUL,
+    "data.test-split": [*NUL, "train"],
     "data.kind": [*CHOICE, "features"],
     "data.feature-columns": ["a", "a,b", "a,a"],
     "data.feature-means": ["1"],

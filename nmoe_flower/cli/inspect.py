@@ -26,7 +26,7 @@ Counts = npt.NDArray[np.int64]
 def partition(recipe: Path | None, overrides: Sequence[str], out: Path | None) -> int:
     """Print who holds what, train and test, and draw it into ``out`` (``partition.png``)."""
     from nmoe_flower.cli.data import open_data
-    from nmoe_flower.data import label_counts, usage
+    from nmoe_flower.data import label_counts, names_of_clients, usage
     from nmoe_flower.report import draw_partition
 
     settings = Config.load(recipe, overrides)
@@ -39,7 +39,7 @@ def partition(recipe: Path | None, overrides: Sequence[str], out: Path | None) -
     test = label_counts(data.test.labels, [c.test_local for c in clients], data.num_classes)
     for title, counts in (("train", train), ("local test", test)):
         print(f"{title} samples of {data.name}")
-        print(_table(counts, data.class_names), end="\n\n")
+        print(_table(counts, data.class_names, names_of_clients(settings, data)), end="\n\n")
     for part in usage(settings, data, clients):
         print(part)
     try:
@@ -53,11 +53,12 @@ def partition(recipe: Path | None, overrides: Sequence[str], out: Path | None) -
     return 0
 
 
-def _table(counts: Counts, class_names: Sequence[str]) -> str:
+def _table(counts: Counts, class_names: Sequence[str], clients: Sequence[str]) -> str:
     rows = [["client", *(name[:10] for name in class_names), "total", "dominant"]]
     for client, row in enumerate(counts):
         share = row.max() / max(row.sum(), 1)
-        rows.append([str(client), *map(str, row), str(row.sum()), f"{share:.1%}"])
+        name = clients[client] if clients[client] == str(client) else f"{client} {clients[client]}"
+        rows.append([name[:24], *map(str, row), str(row.sum()), f"{share:.1%}"])
     rows.append(["all", *map(str, counts.sum(axis=0)), str(counts.sum()), ""])
     return aligned(rows)
 

@@ -75,6 +75,15 @@ class DataConfig(Section):
         return size
 
     @model_validator(mode="after")
+    def _tests_on_other_samples(self) -> Self:
+        if self.test_split == self.train_split:
+            raise ValueError(
+                f"test-split = {self.test_split} is the split that clients train on (train-split); "
+                "empty makes a test split of it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
         table = self.kind == "features"
         of_tables = {

@@ -10,6 +10,7 @@ from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.decode import Progress
 from nmoe_flower.data.images import Features, ImageData
 from nmoe_flower.data.indices import ClientIndices
+from nmoe_flower.data.natural import largest_clients
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.errors import ConfigError, DataError
 
@@ -20,6 +21,7 @@ __all__ = [
     "configured_images",
     "configured_partition",
     "features_of",
+    "names_of_clients",
     "own_images",
     "own_share",
     "with_features",
@@ -87,6 +89,14 @@ def own_images(config: "Config", folder: str, *, classes: Sequence[str] = ()) ->
     codes = np.array([names.index(name) for name in data.class_names], np.int64)
     splits = [replace(split, labels=codes[split.labels]) for split in (data.train, data.test)]
     return replace(data, train=splits[0], test=splits[1], class_names=names)
+
+
+def names_of_clients(config: "Config", data: ImageData) -> list[str]:
+    """What the data calls the clients of the scheme ``natural``; their numbers under any other."""
+    count = config.data.num_clients
+    if config.data.scheme != "natural":
+        return [str(client) for client in range(count)]
+    return [data.client_names[code] for code in largest_clients(data, count)]
 
 
 def own_share(data: ImageData) -> ClientIndices:

@@ -56,6 +56,8 @@ def read_features(request: Request) -> tuple[list[Rows], list[str], tuple[str, .
     chosen = request.feature_columns or tuple(
         name for name in first.columns if name not in (label, request.client_column)
     )
+    if request.client_column:
+        first.column(request.client_column, "data.partition-column")
     if not chosen:
         raise DataError(f"{first.name} has no feature columns beside {label!r}")
     if odd := [name for name in chosen if "," in name or name != name.strip() or not name]:

@@ -90,7 +90,7 @@ def test_every_format_reads_alike(tmp_path: Path, name: str) -> None:
 def test_a_matrix_without_names_counts_its_columns(tmp_path: Path) -> None:
     matrix = np.array([COLUMNS["speed"], COLUMNS["level"], COLUMNS["label"]], np.float64).T
     np.save(tmp_path / "a.npy", matrix)
-    data = load(tmp_path / "a.npy", tmp_path / "cache", label_column="2")
+    data = load(tmp_path / "a.npy", tmp_path / "cache", label_column="2", client_column="")
     assert data.features.names == ("0", "1")
     assert data.class_names == ("0", "1")
 
@@ -165,10 +165,11 @@ BAD: list[tuple[dict[str, list[Any]], dict[str, Any], str]] = [
     (changed(), {"feature_columns": ("x",)}, "no column 'x' .data.feature-columns."),
     (changed(), {"feature_columns": ("label",)}, "column 'label' is the label: leave it out"),
     (changed(), {"by_client": True, "client_column": "who"}, "no column 'who' .data.partition"),
+    (changed(), {"client_column": "who"}, "no column 'who' .data.partition-column"),
     (at(5, "", "user"), {"by_client": True}, "row 5 of a.csv has '' in column 'user'"),
     ({"x": [1, 2], "y2": [0, 1]}, {}, "no label column found; set data.label-column .* x, y2"),
     ({"label": [0, 1], "user": [0, 1]}, {}, "a.csv has no feature columns beside 'label'"),
-    ({"x": [1, 2, 3], "label": [7, 7, 7]}, {}, "fewer than 2 classes"),
+    ({"x": [1, 2, 3], "label": [7, 7, 7]}, {"client_column": ""}, "fewer than 2 classes"),
     ({"x": [], "label": []}, {}, "a.csv has no rows"),
 ]
 

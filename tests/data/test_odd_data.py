@@ -27,6 +27,7 @@ from nmoe_flower.data import (
     configured_images,
     configured_partition,
     load_images,
+    names_of_clients,
     partition_clients,
     usage,
 )
@@ -260,6 +261,7 @@ def test_a_folder_per_client_is_a_natural_split(tmp_path: Path, layout: str) -> 
     assert data.client_names == ("ann", "bob", "eve", "kim")
     assert data.class_names == ("cat", "dog")
     clients = configured_partition(config, data, num_clients=3)
+    assert names_of_clients(config, data) == ["ann", "bob", "eve"]
     for client, name in enumerate(("ann", "bob", "eve")):  # kim has fewest
         for split, held in ((data.train, "train"), (data.test, "test_local")):
             chosen = getattr(clients[client], held)
