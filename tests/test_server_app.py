@@ -8,10 +8,10 @@ import pytest
 
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError, RoundError
+from nmoe_flower.errors import CheckpointError, ConfigError, RoundError
 from nmoe_flower.files import load_arrays
 from nmoe_flower.results import RunFolder
-from nmoe_flower.server_app import execute, settle
+from nmoe_flower.server_app import _folder, check_start, execute, settle
 
 pytestmark = pytest.mark.flower
 
@@ -126,3 +126,66 @@ def test_a_run_leaves_its_folder_and_a_killed_one_ends_the_same(tmp_path: Path) 
             np.testing.assert_array_equal(one[key], other[key])
     rounds = [r["round"] for r in cut.rounds() if r["stage"] == "extractor"]
     assert rounds == [1, 2, 3, 4]  # the interrupted third round is written once
+
+
+# --- the folder of a run under ``flwr run`` ---
+
+
+class Connected:
+    """A grid whose nodes are there; virtual ones, if it pulls from the same process."""
+
+    def __init__(self, nodes: int, *, simulated: bool) -> None:
+        self.nodes = nodes
+        if simulated:
+            self.pull_interval = 0.1
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(self.nodes))
+
+
+def begun(path: Path, **values: Any) -> RunFolder:
+    config = Config.parse({**TINY, **values, "run.out": str(path.parent), "run.name": path.name})
+    grid: Any = Connected(config.data.num_clients, simulated=False)
+    return _folder(grid, path, config)
+
+
+def test_a_run_that_never_trained_is_begun_anew_and_another_is_not_gone_on_with(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run"
+    assert begun(path).config.gate.rounds == 2
+    folder = begun(path, **{"gate.rounds": 3})
+    assert folder.config.gate.rounds == RunFolder.resume(path).config.gate.rounds == 3
+    folder.append_round({"stage": "extractor", "round": 1, "clients": [0]})
+    assert begun(path, **{"gate.rounds": 3}).config == folder.config
+    with pytest.raises(CheckpointError, match=r"gate\.rounds: 3 in the folder, 2 asked for"):
+        begun(path)
+
+
+def test_a_run_that_settled_for_fewer_nodes_goes_on_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    begun(path).append_round({"stage": "extractor", "round": 1, "clients": [0]})
+    assert begun(path, **{"data.num-clients": 10}).config.data.num_clients == 3
+
+
+def test_a_simulation_is_rehearsed_before_any_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own: the server stays without torch."""
+    monkeypatch.setenv("NMOE_CACHE", str(tmp_path / "cache"))
+    config = Config.parse({**TINY, "data.crop-padding": 8})
+    grid: Any = Connected(3, simulated=True)
+    with pytest.raises(ConfigError, match=r"^data\.crop-padding is 8, the images have 8 pixels"):
+        check_start(grid, config)
+    check_start(grid, Config.parse(TINY))
+
+
+def test_on_a_federation_only_the_files_of_the_server_are_looked_at(tmp_path: Path) -> None:
+    grid: Any = Connected(3, simulated=False)
+    check_start(grid, Config.parse({**TINY, "data.crop-padding": 8, "run.device": "cuda:7"}))
+    gone = str(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"extractor\.start = .*gone: there is no"):
+        check_start(grid, Config.parse({**TINY, "extractor.start": gone}))
+    aligned = Config.parse({**TINY, "run.system": "aligned", "alignment.trace": gone})
+    with pytest.raises(ConfigError, match=r"alignment\.trace: cannot read the trace .*gone"):
+        check_start(grid, aligned)

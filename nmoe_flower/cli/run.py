@@ -117,6 +117,8 @@ def _rehearsed(config: Config, progress: Progress, *, began: RunFolder | None = 
     for part in usage(config, data, clients):
         if part.used < part.total:
             progress.message(f"note: {part}")
+    if began is not None and RunFolder.has_trained(began.path):  # what it started from may be gone
+        config = Config.parse({**config.flat(), "extractor.start": ""})
     rehearse(config, data, clients)
     return data
 
