@@ -40,7 +40,13 @@ FEW_EXCHANGES = (
     "run.connect-timeout=300",
     "run.round-timeout=900",
 )
-DEMO = ("extractor.rounds=3", "extractor.local-steps=200", "gate.rounds=3", "run.name=demo")
+DEMO = (
+    "extractor.rounds=2",
+    "extractor.local-steps=200",
+    "gate.rounds=1",
+    "gate.local-steps=60",
+    "run.name=demo",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
