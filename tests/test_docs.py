@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -231,3 +232,48 @@ def test_citation_and_version_agree() -> None:
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {project['version']}\n" in citation
     assert f'\ntitle: "{project["name"]}: ' in citation
+
+
+# --- claims of the first pages ---
+
+
+def gigabytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB"
+
+
+def test_sizes_on_the_first_pages_are_those_measured() -> None:
+    results = ROOT / "results" / "benchmarks"
+    sizes = json.loads((results / "device-sizes.json").read_text(encoding="utf-8"))
+    serve, report = (sizes["installed_bytes"][extra] for extra in ("serve", "report"))
+    service = json.loads((results / "infer-soak.json").read_text(encoding="utf-8"))["soak"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (installed, .*?|memory to .*?) \| (.*?) \|", readme, re.MULTILINE))
+    cuda = f"{gigabytes(serve['all'])}, {gigabytes(serve['cuda'])} of it CUDA"
+    assert rows == {
+        "installed, torch of PyPI": cuda,
+        "installed, CPU build of torch": f"below {gigabytes(serve['all'] - serve['cuda'])}",
+        "memory to train the digits": gigabytes(sizes["training_peak_bytes"]),
+        "memory to serve an expert": gigabytes(service["last_bytes"]),
+    }
+    for page in (readme, (ROOT / "docs" / "index.md").read_text(encoding="utf-8")):
+        assert f"{gigabytes(report['all'])} in all" in page.replace("\n", " ")
+
+
+def test_accuracies_on_the_first_pages_are_those_measured() -> None:
+    path = ROOT / "results" / "fedce" / "long" / "seed-0" / "results.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    iid = {row["gate"]: f"{row['accuracy']:.2f}" for row in rows if row["test"] == "iid"}
+    assert iid["federated"] == iid["control:fedavg"]  # "an averaged model reaches ... too"
+    for page in ("README.md", "docs/index.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert f"{iid['control:local-classifier']} of a balanced test" in text
+        assert f"Together they reach {iid['federated']}" in text
+
+
+def test_extras_named_in_the_pages_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = re.findall(r"(?:'\.|nmoe-flower)\[([\w,]+)\]", text)
+    assert len(named) > 5
+    for extras in named:
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
