@@ -159,6 +159,11 @@ class Config(Section):
                 "privacy.secure = false: noise comes from run.seed, and whoever knows it can take "
                 "it out again; fine for a simulation, not for a deployment"
             )
+        if (self.privacy.enabled or self.privacy.weights) and self.data.kind == "features":
+            notes.append(
+                "data.kind = features: no privacy budget covers data.feature-means and "
+                "data.feature-deviations; give them from what is public"
+            )
         if "global" in self.gate.methods or "centralized" in self.run.controls:
             notes.append(
                 "the global gate and the centralized control pool the clients' data: upper bounds "

@@ -147,7 +147,10 @@ def _scarcest(data: ImageData, split: Split, held: Sequence[Indices]) -> str:
     known = np.bincount(data.train.labels, minlength=data.num_classes) > 0
     left = np.where(known, there - used, there.max() + 1)
     cls = int(left.argmin())
-    return f"that takes {used[cls]:,} of the {there[cls]:,} of class {data.class_names[cls]!r}"
+    rest, name = int(there[cls] - used[cls]), data.class_names[cls]
+    return (
+        f"of class {name!r} {rest or 'none'} of {there[cls]:,} {'is' if rest == 1 else 'are'} left"
+    )
 
 
 def _classes_left(data: ImageData, split: Split, held: Sequence[Indices]) -> str:

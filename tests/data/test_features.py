@@ -310,6 +310,15 @@ def test_what_does_not_fit_a_table_is_refused(values: dict[str, Any], message: s
         Config.parse(table | values)
 
 
+def test_statistics_outside_the_budget_are_told() -> None:
+    table = {"data.kind": "features", "data.dataset": "a.csv", "extractor.backbone": "mlp"}
+    notes = [Config.parse(table | more).advice() for more in ({}, {"privacy.weights": True})]
+    assert [any("no privacy budget covers" in note for note in told) for told in notes] == [
+        False,
+        True,
+    ]
+
+
 @given(st.integers(1, 6), st.floats(0, 3), st.floats(0, 0.9), st.integers(0, 99))
 def test_views_touch_no_other_row(size: int, noise: float, mask: float, seed: int) -> None:
     def drawn(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
