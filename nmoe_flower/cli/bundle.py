@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nmoe_flower.cli.keys import needs_serve
+
 __all__ = ["add_arguments"]
 
 
@@ -26,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def command(args: argparse.Namespace) -> int:
         if (args.run is None) == (args.store is None):
             parser.error("give RUN_DIR, or --store alone")
-        from nmoe_flower.inference import export_run, export_store
+        with needs_serve("nmoe bundle"):
+            from nmoe_flower.inference import export_run, export_store
 
         if args.store is not None:
             bundles = [export_store(args.store, args.out, gate=args.gate)]

@@ -39,13 +39,13 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
         path: The PNG to write.
         note: What the figure stands for, as the seeds.
     """
-    from matplotlib.ticker import MaxNLocator
-
     rows = [row for result in results for row in result["rows"] if row["accuracy"] is not None]
     tests = [test for test in _TESTS if any(row["test"] == test for row in rows)]
     bases = sorted({_base(row["gate"]) for row in rows}, key=gate_order)
     places = _places(bases)
     figure = new(max(3.6 * len(tests), 3.6), 0.9 + 0.27 * (max(places.values(), default=0) + 1))
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.subplots(1, max(len(tests), 1), sharey=True, squeeze=False)[0]
     for axis, test in zip(axes, tests, strict=False):
         lowest = 1.0

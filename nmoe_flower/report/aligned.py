@@ -41,10 +41,15 @@ def is_aligned(run: FinishedRun) -> bool:
 
 
 def policy_names(runs: Sequence[FinishedRun]) -> dict[str, str]:
-    """By configuration: its policy, and its own name where two share a policy."""
+    """By configuration: its policy; where two share it, their rounds or else their own names."""
     plain = {run.configuration: _plain_name(run) for run in runs}
-    often = [name for name in plain.values() if list(plain.values()).count(name) > 1]
-    named = {c: f"{name} ({c})" if name in often else name for c, name in plain.items()}
+    rounds = {run.configuration: run.config.alignment.rounds for run in runs}
+    named = dict(plain)
+    for name in plain.values():
+        of = [c for c in plain if plain[c] == name]
+        if len(of) > 1:
+            told = len({rounds[c] for c in of}) == len(of)
+            named |= {c: f"{name}, {rounds[c]} rounds" if told else f"{name} ({c})" for c in of}
     return dict(sorted(named.items(), key=lambda item: _ORDER.index(plain[item[0]])))
 
 

@@ -53,12 +53,12 @@ def draw_assignments(
         path: The PNG to write.
         note: What the figure stands for, as the seed.
     """
-    from matplotlib.ticker import MaxNLocator
-
     maps = {name: np.asarray(counts, dtype=float) for name, counts in times.items()}
     columns = min(len(maps), _MAPS_IN_A_LINE)
     lines = -(-len(maps) // columns)
     figure = new(max(2.1 * columns + 0.9, 3.4), 2.4 * lines + 0.2)
+    from matplotlib.ticker import MaxNLocator
+
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     most = max(1.0, *(counts.max() for counts in maps.values()))
     for place, (axis, (name, counts)) in enumerate(zip(axes, maps.items(), strict=False)):

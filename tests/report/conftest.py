@@ -133,16 +133,17 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
 def aligned_run(tmp_path: Path) -> Callable[..., Path]:
     """Write a finished run of the aligned system: its policy, seed and number of experts."""
 
-    def make(policy: str, seed: int, *, experts: int = 0) -> Path:
+    def make(policy: str, seed: int, *, experts: int = 0, rounds: int = 30) -> Path:
         config = Config.parse(
             {
                 "run.system": "aligned", "alignment.policy": policy, "run.seed": seed,
                 "data.num-clients": 2, "alignment.experts": experts, "gate.top-k": 1,
+                "alignment.rounds": rounds,
             }
         )  # fmt: skip
-        path = tmp_path / f"{policy}-{seed}-{experts}"
+        path = tmp_path / f"{policy}-{seed}-{experts}-{rounds}"
         folder = RunFolder.create(path, config)
-        rounds = []
+        told = []
         for number, accuracy in enumerate(ACCURACY[policy], start=1):
             shared = {
                 "round": number,
@@ -153,12 +154,12 @@ def aligned_run(tmp_path: Path) -> Callable[..., Path]:
             }
             metrics = {"loss": 1.0, "elapsed-seconds": 2.0 * number, "load-variation": 0.5,
                        "bytes-to-part": 1.0 + 0.001 * number}  # fmt: skip
-            rounds.append(
+            told.append(
                 {**shared, "stage": "alignment",
                  "metrics": {**metrics, "load-variation-total": 0.25},
                  "bytes_up": 1_000_000, "bytes_down": 3_000_000}
             )  # fmt: skip
-            rounds.append(
+            told.append(
                 {**shared, "stage": "alignment-test", "metrics": {"accuracy-iid": accuracy},
                  "bytes_up": 0, "bytes_down": 9}
             )  # fmt: skip
@@ -177,7 +178,7 @@ def aligned_run(tmp_path: Path) -> Callable[..., Path]:
             "bytes_down": [18_000_000, 0], "bytes_up": [2_000_000, 4_000_000],
             "simulated_seconds": 12.0,
         }  # fmt: skip
-        write_rounds(folder, rounds)
+        write_rounds(folder, told)
         folder.write_results({"rows": rows, "routing": {}, "alignment": alignment, "stages": {}})
         return path
 

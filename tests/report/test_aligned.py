@@ -94,6 +94,10 @@ def test_a_target_must_be_held() -> None:
 def test_configurations_of_one_policy_are_told_apart(aligned_run: Any) -> None:
     folders = [aligned_run("joint", 0), aligned_run("joint", 0, experts=1)]
     assert list(policy_names(load_runs(folders)).values()) == ["single model", "joint"]
+    longer = [*folders, aligned_run("joint", 0, experts=1, rounds=44)]
+    assert sorted(policy_names(load_runs(longer)).values()) == [
+        "joint", "single model, 30 rounds", "single model, 44 rounds",
+    ]  # fmt: skip
     again = [*folders, aligned_run("joint", 0, experts=2)]
     assert list(policy_names(load_runs(again)).values()) == [
         "single model", f"joint ({config(again[0])})", f"joint ({config(again[2], 3)})",
