@@ -115,7 +115,7 @@ def test_what_needs_the_extra_says_so(
     write(tmp_path / "own", FLAT)
     (tmp_path / "own" / "labels.csv").write_text("")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"needs datasets: pip install 'nmoe-flower\[data\]'"):
+    with pytest.raises(DataError, match=r"needs datasets: pip install .*\[data\]"):
         load_images(name, cache_dir=tmp_path / "cache")
 
 

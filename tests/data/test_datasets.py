@@ -361,7 +361,7 @@ DEEP = [*pixels(3), np.zeros((6, 5), np.uint16)]
         (parquet(labels=[0, None, 0, 1]), {}, "row 1 of the train split has no label"),
         (parquet(labels=[4, 4, 4, 4]), {}, "fewer than 2 classes"),
         (parquet(images=[], labels=[]), {}, "data folder '.*set' cannot be read: "),
-        (parquet(splits=("train",)), {}, "4 images are too few"),
+        (parquet(splits=("train",)), {}, "4 samples are too few"),
         (lambda root: "nobody/knows-this", {}, "'nobody/knows-this' is not a local folder and"),
         (lambda root: "", {}, "the data set has no name"),
     ],

@@ -157,7 +157,7 @@ def test_linear_is_the_pixels() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet", {}, "extractor is 'resnet'; allowed: digits, narrow, resnet18, linear"),
+        ("resnet", {}, "extractor is 'resnet'; allowed: digits, narrow, resnet18, mlp, linear"),
         ("narrow", {"norm": "layer"}, "norm is 'layer'; allowed: batch, frozen, group, group-ws"),
         ("narrow", {"pool": "mean"}, "pool is 'mean'; allowed: last, last-max, last-mean, multi"),
         ("resnet18", {"stem": "cosine"}, "stem of resnet18 is 'cosine'; allowed: cifar, patch"),
