@@ -263,10 +263,11 @@ def _rehearse_alignment(
 
     from nmoe_flower.clients.mixture import experts_of, fresh_body
     from nmoe_flower.data import label_counts
-    from nmoe_flower.models import Gate
+    from nmoe_flower.models import Gate, check_backbone
     from nmoe_flower.pipeline.aligned import rehearse_assignment
 
     settings, shape = config.alignment, data.image_shape
+    rows = min(2, settings.batch_size, min(len(client.train) for client in clients))
     if settings.extractor == "filters":
         size = settings.filters * settings.filter_size**2
         if size > 2**28:
@@ -276,9 +277,17 @@ def _rehearse_alignment(
             )
         with _under(f"alignment.filter-size = {settings.filter_size}"):
             body = fresh_body(config, shape)
+        with _under(f"alignment.filter-stride = {settings.filter_stride}"):
+            body(torch.zeros(1, *shape))
+    elif is_own(config.extractor.backbone):
+        body = fresh_body(config, shape)
+        check_backbone(config, body, torch.zeros(rows, *shape))
     else:
         with torch.device("meta"):
-            body = fresh_body(config, shape)
+            body = fresh_body(config, shape).train(settings.extractor == "trained")
+            norm = f"extractor.norm = {config.extractor.norm}"
+            with _under(f"{norm} and alignment.batch-size = {settings.batch_size}"):
+                body(torch.empty(rows, *shape))
     with torch.device("meta"):
         expert = _expert(config, body, data.num_classes)
         _check_memory(expert, "expert.hidden", config.expert.hidden)

@@ -154,7 +154,9 @@ ROWS: dict[str, list[str]] = {
     "alignment.capacity": ["-1", "0", "0,0", "1,-1", ""],
     "alignment.rounds": BELOW_1,
     "alignment.local-steps": BELOW_1,
-    "alignment.batch-size": BELOW_1,
+    "alignment.batch-size": [
+        *BELOW_1, f"1|{ALIGNED} extractor.norm=batch extractor.stem=pool",
+    ],
     "alignment.learning-rate": NOT_ABOVE_0,
     "alignment.momentum": SHARE_BELOW_1,
     "alignment.weight-decay": BELOW_0,
@@ -162,7 +164,9 @@ ROWS: dict[str, list[str]] = {
     "alignment.extractor": CHOICE,
     "alignment.filters": [*BELOW_1, f"4000000000|{ALIGNED} alignment.extractor=filters"],
     "alignment.filter-size": ["1", "-1", f"8|{ALIGNED} alignment.extractor=filters"],
-    "alignment.filter-stride": BELOW_1,
+    "alignment.filter-stride": [
+        *BELOW_1, f"4294967295|{ALIGNED} alignment.extractor=filters",
+    ],
     "alignment.gate": [*CHOICE, "closed-form"],
     "alignment.gate-learning-rate": BELOW_0,
     "alignment.gate-server-rate": [*BELOW_0, "0.1|alignment.gate=local"],

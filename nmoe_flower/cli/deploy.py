@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nmoe_flower.arguments import Whole
+from nmoe_flower.recipes import recipe_argument
 
 __all__ = ["VERBS", "add_arguments"]
 
@@ -140,7 +141,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="federation", help="of the federation (%(default)s)")
     parser.add_argument("--data", default="", metavar="DIR", help="a node's images, in its folder")
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all there are")
-    parser.add_argument("--recipe", type=Path, metavar="RECIPE.toml")
+    parser.add_argument("--recipe", type=recipe_argument, metavar="RECIPE")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=VALUE"
     )
