@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from nmoe_flower.config import Config
 from nmoe_flower.engine import flower
-from nmoe_flower.errors import RoundError
+from nmoe_flower.engine.signals import uninterrupted
+from nmoe_flower.errors import NMoEError, RoundError
 from nmoe_flower.lock import locked
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline
 from nmoe_flower.rehearsal import check_files, rehearse_apart
@@ -43,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
             flower.log(logging.INFO, "note: %s", note)
         cost = cost_in_words(folder.config, simulated=flower.is_simulated(grid))
         flower.log(logging.INFO, "%s", cost)
-        execute(grid, folder, on_round=_Teller())
+        execute(grid, folder, on_round=_Teller(), at_exit=flower.at_exit)
         if os.environ.get(CALLER_TELLS) != "1":
             figures = draw(folder, lambda text: flower.log(logging.WARNING, "%s", text))
             for line in summary_lines(folder, figures, time.monotonic() - started):
@@ -151,6 +152,7 @@ def execute(
     *,
     on_round: Callable[[Mapping[str, Any]], None] = lambda _: None,
     on_answer: Answered = lambda stage, count, clients: None,
+    at_exit: Callable[[Callable[[], None]], None] = lambda save: None,
 ) -> None:
     """Run the pipeline from where the folder's checkpoints left it, and write its results.
 
@@ -160,6 +162,8 @@ def execute(
         on_round: Called with every record as it is written.
         on_answer: Called with a stage that waits for each client, how many have answered, and of
             how many.
+        at_exit: Takes the function that saves the last finished round, for a process that may be
+            ended without unwinding this call. Whatever unwinds it, Ctrl-C included, saves too.
 
     Raises:
         RoundError: The run cannot go on.
@@ -175,10 +179,24 @@ def execute(
         run.restore(checkpoint)
     kept = iter(range(run.written))
     folder.truncate_rounds(lambda _: next(kept, None) is not None)
-    results = run_pipeline(run)
+    at_exit(run.save_noted)
+    try:
+        results = run_pipeline(run)
+    except BaseException:
+        with uninterrupted():
+            _save_noted(run)
+        raise
     _save_weights(folder, run)
     folder.set_provenance(data=results.pop("fingerprint"))
     folder.write_results(results)
+
+
+def _save_noted(run: Run) -> None:
+    """A disk that refuses must not hide why the run ended."""
+    try:
+        run.save_noted()
+    except NMoEError as error:
+        flower.log(logging.WARNING, "no checkpoint of the last round: %s", error)
 
 
 def _save_weights(folder: RunFolder, run: Run) -> None:

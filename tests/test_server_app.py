@@ -1,10 +1,11 @@
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
@@ -189,3 +190,49 @@ def test_on_a_federation_only_the_files_of_the_server_are_looked_at(tmp_path: Pa
     aligned = Config.parse({**TINY, "run.system": "aligned", "alignment.trace": gone})
     with pytest.raises(ConfigError, match=r"alignment\.trace: cannot read the trace .*gone"):
         check_start(grid, aligned)
+
+
+class Interrupting(InProcessGrid):
+    """Ctrl-C comes when so many replies have been read: in the middle of a round."""
+
+    left = 10**9
+
+    def pull_messages(
+        self, message_ids: Iterable[str], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().pull_messages(message_ids, timeout=timeout)
+
+
+@pytest.mark.parametrize("reading", ["shared-head", "private-heads"])
+def test_ctrl_c_saves_the_last_finished_round(tmp_path: Path, reading: str) -> None:
+    """No checkpoint is due yet; after identity and description two rounds, each trains and tests
+    three clients, and one reply of the third.
+
+    The client that answered has stored the third round already, and must not have lost the second.
+    """
+    values = {**TINY, "extractor.reading": reading, "run.checkpoint-every": 0,
+              "gate.methods": "local", "data.cache-dir": str(tmp_path / "cache")}  # fmt: skip
+    saved = {}
+    for name, left in (("whole", 10**9), ("cut", 3 + 3 + 2 * 6 + 1), ("cut", 10**9)):
+        config = Config.parse({**values, "run.out": str(tmp_path), "run.name": name})
+        path = tmp_path / name
+        folder = RunFolder(path, config) if path.exists() else RunFolder.create(path, config)
+        with Interrupting("nmoe_flower.client_app:app", 3, run_config=config.flat()) as grid:
+            grid.left = left
+            try:
+                execute(grid, folder)
+            except KeyboardInterrupt:
+                found = folder.checkpoints.latest()
+                assert found is not None
+                assert (found.state["stage"], found.state["round"]) == ("extractor", 2)
+        saved[name] = folder
+    for weights in sorted(saved["whole"].weights_path.iterdir()):
+        one, other = (load_arrays(f.weights_path / weights.name) for f in saved.values())
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+    assert [r["stage"] for r in saved["cut"].rounds()] == [
+        r["stage"] for r in saved["whole"].rounds()
+    ]

@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
                 _train(args, folder, progress)
         except (KeyboardInterrupt, SystemExit) as stop:
             progress.close()
-            hint = f"; resume with: nmoe run --resume {folder.path}" if folder else ""
-            print(f"nmoe: interrupted{hint}", file=sys.stderr)
+            print(f"nmoe: interrupted{_saved(folder) if folder else ''}", file=sys.stderr)
             return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
         finally:
             progress.close()
@@ -66,6 +65,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("", *summary_lines(folder, figures, seconds), sep="\n")
     return 0
+
+
+def _saved(folder: RunFolder) -> str:
+    """Where the run will go on, and how."""
+    hint = f"; resume with: nmoe run --resume {folder.path}"
+    saved = folder.checkpoints.latest()
+    if saved is None:
+        return hint
+    stage, current = saved.state["stage"], saved.state["round"]
+    done = f"round {current} of {stage}" if current else str(stage).removesuffix("/done")
+    return f"; saved after {done}{hint}"
 
 
 def _complain(text: str) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ __all__ = [
     "RunningSuperLink",
     "argument_parsers",
     "array_record",
+    "at_exit",
     "build_fab",
     "check_version",
     "connection",
@@ -162,6 +163,13 @@ def identity() -> int:
         except RuntimeError:
             setattr(TaskIdentity, name, value)
     return TaskIdentity.run_id
+
+
+def at_exit(callback: Callable[[], None]) -> None:
+    """Have Flower call this before it ends the process of a ServerApp: ``flwr stop``, SIGTERM."""
+    from flwr.supercore.exit import add_exit_handler
+
+    add_exit_handler(callback)
 
 
 def pull_interval(grid: Grid) -> float | None:

@@ -47,7 +47,8 @@ def federate(
         if getattr(strategy, "converged", False):
             break
         started = time.monotonic()
-        told = ConfigRecord({**settings(current), records.KEPT_ROUNDS: kept})
+        resumable = sorted({*kept, current - 1} - {0})  # the last one is noted, not saved yet
+        told = ConfigRecord({**settings(current), records.KEPT_ROUNDS: resumable})
         messages = strategy.configure_train(current, arrays, told, run.grid)
         replies = run.exchange(messages)
         metrics: Mapping[str, Any] | None = None
@@ -60,9 +61,11 @@ def federate(
         converged = bool(getattr(strategy, "converged", False))
         if test_every and (current % test_every == 0 or current == rounds):
             _test(run, stage, strategy, tested(arrays), current, rounds)
+        saved = [*kept, current][-run.config.run.keep_checkpoints :]
+        run.note(stage, current, arrays, strategy, kept=saved)
         if run.save_due(current) or converged:
-            kept = [*kept, current][-run.config.run.keep_checkpoints :]
-            run.save(stage, current, arrays, strategy, kept=kept)
+            kept = saved
+            run.save_noted()
     return arrays
 
 

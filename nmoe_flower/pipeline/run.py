@@ -1,5 +1,7 @@
 """A run in progress: its grid, its clients, its arrays, and how it survives being killed."""
 
+import copy
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +68,8 @@ class Run:
     written: int = 0
     _step: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
+    _noted: tuple[Arrays, dict[str, Any]] | None = None
+    _saving: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.grid = StreamingGrid.around(self.grid)
@@ -156,13 +160,28 @@ class Run:
 
         ``kept`` names the rounds of this stage whose checkpoints are then on the disk.
         """
+        self.note(stage, current, arrays, strategy, kept=kept)
+        self.save_noted()
+
+    def note(
+        self,
+        stage: str,
+        current: int = 0,
+        arrays: ArrayRecord | None = None,
+        strategy: StreamingFedAvg | None = None,
+        *,
+        kept: Sequence[int] = (),
+    ) -> None:
+        """Remember what `save` would save, without a copy of the arrays.
+
+        A run that ends before its next checkpoint is due loses no finished round: whoever ends it
+        calls `save_noted`. No strategy changes arrays in place that its ``state`` has given out.
+        """
         if self.checkpoints is None:
             return
-        self._step += 1
         current_arrays = records.to_numpy(arrays) if arrays is not None else {}
         carried = strategy.state() if strategy is not None else {}
-        self.checkpoints.save(
-            self._step,
+        self._noted = (
             {
                 **{f"done/{name}": value for name, value in self.arrays.items()},
                 **{f"current/{name}": value for name, value in current_arrays.items()},
@@ -172,14 +191,23 @@ class Run:
                 "stage": stage,
                 "round": current,
                 "kept": list(kept),
-                "costs": self.costs,
-                "latest": self.latest,
+                "costs": copy.deepcopy(self.costs),
+                "latest": dict(self.latest),
                 "written": self.written,
-                "stages": self.stages,
+                "stages": list(self.stages),
                 "described": {str(p): told for p, told in self.described.items()},
             },
         )
-        self._saved_at = time.monotonic()
+
+    def save_noted(self) -> None:
+        """Save what was noted last, unless it is saved already; safe to call from any thread."""
+        with self._saving:
+            noted, self._noted = self._noted, None
+            if noted is None or self.checkpoints is None:
+                return
+            self._step += 1
+            self.checkpoints.save(self._step, *noted)
+            self._saved_at = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
