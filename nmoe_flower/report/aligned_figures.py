@@ -54,8 +54,8 @@ def draw_assignments(
         note: What the figure stands for, as the seed.
     """
     maps = {name: np.asarray(counts, dtype=float) for name, counts in times.items()}
-    columns = min(len(maps), _MAPS_IN_A_LINE)
-    lines = -(-len(maps) // columns)
+    lines = -(-len(maps) // _MAPS_IN_A_LINE)
+    columns = -(-len(maps) // lines)
     figure = new(max(2.1 * columns + 0.9, 3.4), 2.4 * lines + 0.2)
     from matplotlib.ticker import MaxNLocator
 
@@ -78,7 +78,7 @@ def draw_assignments(
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
-    bar.locator = MaxNLocator("auto", integer=True)
+    bar.locator = MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
     bar.update_ticks()
     bar.set_label("Rounds in which the client\ntrained the expert")
     bar.outline.set_linewidth(0.4)

@@ -135,7 +135,7 @@ def count_rounds(axis: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_xlabel("Round")
-    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlim(left=0)
 
 
