@@ -43,7 +43,7 @@ FEW_EXCHANGES = (
 )
 DEMO = (
     "extractor.rounds=2",
-    "extractor.local-steps=200",
+    "extractor.local-steps=300",
     "gate.rounds=1",
     "gate.local-steps=60",
     "run.name=demo",

@@ -70,6 +70,10 @@ class Plan:
         check_name(self.name)
         if len(self.peers) < 2:
             raise ConfigError(f"{len(self.peers)} nodes; allowed: 2 or more")
+        if odd := [name for name in self.classes if not name.strip() or "," in name]:
+            raise ConfigError(f"the class {odd[0]!r}; allowed: names without a comma")
+        if len(set(self.classes)) < len(self.classes):
+            raise ConfigError(f"a class is named twice: {', '.join(self.classes)}")
         if self.data and len(self.classes) < 2:
             raise ConfigError(
                 "nodes with their own images must agree on the classes: name all of them"

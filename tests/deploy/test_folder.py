@@ -178,7 +178,7 @@ def test_a_recipe_stands_as_it_is(tmp_path: Path) -> None:
     "words",
     [["--hosts", "a", "b", "b:99999"], ["--name", "Upper"], ["--data", "d"], ["--set", "run.x=1"],
      ["--wheel", "gone.whl"], ["--recipe", "gone.toml"], ["--set", "extractor.rounds=-1"],
-     ["--hosts", "a", "b_c", "d"]],
+     ["--hosts", "a", "b_c", "d"], ["--classes", "cat", "cat"], ["--classes", "cat,dog", "fox"]],
 )  # fmt: skip
 def test_nothing_is_written_before_all_is_checked(
     tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]

@@ -106,6 +106,9 @@ def test_a_peer_from_start_to_end(
         ["bundle", "--certificate", "c", "--key", "k", "--authority", "a", "--insecure"],
         ["bundle", "--key", "k", "--insecure"],
         ["--insecure"],
+        ["bundle", "--node", "node-0"],
+        ["--node", "node-0", "--insecure"],
+        ["--node", "node-0", "--peers", "peers.json"],
     ],
 )
 def test_keys_or_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
