@@ -171,7 +171,7 @@ def test_estimated_capacity_keeps_weak_devices_out(new_pipeline: New, tmp_path: 
             "is for alignment.gate = averaged, not travelling",
         ),
         ({"alignment.policy": "best"}, "alignment.policy"),
-        ({"alignment.capacity": "-1"}, "allowed: 0 or more"),
+        ({"alignment.capacity": "-1"}, "numbers of at least 0"),
         ({"alignment.lo": 3, "alignment.hi": 2}, "above alignment.hi"),
         ({"alignment.lo": 1, "alignment.policy": "greedy"}, "for joint and oracle"),
         ({"alignment.estimate-capacity": "true"}, "needs alignment.devices"),
