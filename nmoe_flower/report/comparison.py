@@ -71,7 +71,12 @@ def paper_to_markdown(table: Sequence[Row]) -> str:
             lines += [f"### Table {name}, {title} ({_TESTS[name]})", ""]
             lines += [*_pivot([row for row in table if row["table"] == name], metric), ""]
     if lines:
-        lines += [f"Fractions. Paper: {CITATION}; its numbers come from one seed.", ""]
+        seeds = " or ".join(str(n) for n in sorted({row["n"] for row in table}))
+        lines += [
+            f"Fractions. Ours: {seeds} seed{'s' if seeds != '1' else ''}, mean ± standard "
+            f"deviation where there are several. Paper: {CITATION}; its numbers come from one seed.",
+            "",
+        ]
     return "\n".join(lines)
 
 

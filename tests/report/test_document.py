@@ -73,6 +73,7 @@ def test_report_of_several_configurations_and_seeds(finished_run, tmp_path):
     text = write_report(runs, tmp_path / "out").read_text(encoding="utf-8")
     assert "| data.tau | 0.2 | 0.5 |" in text
     assert "### Table II, accuracy" in text
+    assert "Fractions. Ours: 1 or 2 seeds, mean ± standard deviation" in text
     assert re.findall(r"^### (.* \(seed .*)$", text, re.M) == [
         "1-second (seed 0, 1)", "2-tau-0.5 (seed 0)",
     ]  # fmt: skip
