@@ -85,8 +85,11 @@ def check_files(config: Config) -> None:
             read_trace(path, config.data.num_clients, seed=config.run.seed)
 
 
-def rehearse_apart(config: Config) -> None:
+def rehearse_apart(config: Config) -> list[str]:
     """Rehearse in a process of its own, whose memory goes with it.
+
+    Returns:
+        What of the data goes to nobody, a line for each part; see `nmoe_flower.data.usage`.
 
     Raises:
         NMoEError: As `rehearse`, or the data cannot be opened.
@@ -102,6 +105,7 @@ def rehearse_apart(config: Config) -> None:
     )
     if done.returncode:
         raise ConfigError(done.stdout.strip() or done.stderr.strip()[-2000:])
+    return done.stdout.splitlines()
 
 
 @contextmanager
@@ -325,13 +329,16 @@ def _device(config: Config, client: int) -> "Device":
 
 
 def _main() -> int:
-    from nmoe_flower.data import configured_images, configured_partition
+    from nmoe_flower.data import configured_images, configured_partition, usage
 
     try:
         config = Config.parse(json.load(sys.stdin))
         data = configured_images(config)
         shares = configured_partition(config, data, num_clients=config.data.num_clients)
         rehearse(config, data, shares)
+        for part in usage(config, data, shares):
+            if part.used < part.total:
+                print(part)
     except NMoEError as error:
         print(error)
         return 1

@@ -67,22 +67,26 @@ def _folder(grid: Grid, path: Path, config: Config) -> RunFolder:
                 folder.check_config(Config.parse({**config.flat(), **clients}))
             return folder
     config = settle(grid, config, tell=lambda text: flower.log(logging.INFO, text))
-    check_start(grid, config)
+    for note in check_start(grid, config):
+        flower.log(logging.INFO, "note: %s", note)
     return RunFolder.create(path, config)
 
 
-def check_start(grid: Grid, config: Config) -> None:
+def check_start(grid: Grid, config: Config) -> list[str]:
     """Refuse what cannot be, before any message: all of it where the clients run here.
 
     On a federation the images are the devices' own, and only the server's files can be looked at.
+
+    Returns:
+        What of the data goes to nobody, in words.
 
     Raises:
         ConfigError: The text names the key, its value and what is allowed.
     """
     if flower.is_simulated(grid):
-        rehearse_apart(config)
-    else:
-        check_files(config)
+        return rehearse_apart(config)
+    check_files(config)
+    return []
 
 
 def cost_in_words(config: Config, *, simulated: bool) -> str:

@@ -178,7 +178,9 @@ def test_a_simulation_is_rehearsed_before_any_message(
     grid: Any = Connected(3, simulated=True)
     with pytest.raises(ConfigError, match=r"^data\.crop-padding is 8, the images have 8 pixels"):
         check_start(grid, config)
-    check_start(grid, Config.parse(TINY))
+    train, *_ = check_start(grid, Config.parse(TINY))
+    # 3 clients of 40: the rest goes to nobody, and it is told.
+    assert train.startswith("train: 120 of 1,438 samples are used; 1,318 are not: data.train-per-")
 
 
 def test_on_a_federation_only_the_files_of_the_server_are_looked_at(tmp_path: Path) -> None:
