@@ -11,6 +11,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import CheckpointError, ConfigError, RoundError
 from nmoe_flower.files import load_arrays
+from nmoe_flower.pipeline import Run
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import _folder, check_start, execute, settle
 
@@ -238,3 +239,21 @@ def test_ctrl_c_saves_the_last_finished_round(tmp_path: Path, reading: str) -> N
     assert [r["stage"] for r in saved["cut"].rounds()] == [
         r["stage"] for r in saved["whole"].rounds()
     ]
+
+
+@pytest.mark.parametrize(
+    ("cost", "wait"), [(0.0, 5.0), (0.1, 5.0), (0.2, 10.0), (0.6, 30.0), (9.0, 30.0)]
+)
+def test_saving_takes_two_per_cent_of_the_time_at_most(
+    monkeypatch: pytest.MonkeyPatch, cost: float, wait: float
+) -> None:
+    """50 times what the last save took, between 5 and 30 seconds."""
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic", clock)
+    grid: Any = Connected(3, simulated=True)
+    run = Run(grid, Config.parse(TINY | {"run.checkpoint-every": 0}), lambda record: None)
+    run._cost, run._saved_at = cost, clock.now
+    clock.now = wait - 0.01
+    assert not run.save_due(7)
+    clock.now = wait
+    assert run.save_due(7)

@@ -39,7 +39,7 @@ class RunConfig(Section):
     control_epochs: int = Field(0, ge=0, description="0: as many steps as stage 1 took")
     control_learning_rate: float = Field(3e-3, gt=0, description="AdamW's peak for the controls")
     evaluate_every: int = Field(0, ge=0, description="rounds; 0: about ten times in stage 1")
-    checkpoint_every: int = Field(0, ge=0, description="rounds; 0: about every half minute")
+    checkpoint_every: int = Field(0, ge=0, description="rounds; 0: every 5 s, or 30 if slow")
     keep_checkpoints: int = Field(2, ge=1, description="the newest are kept")
     min_replies: int = Field(1, ge=1, description="usable replies a round needs")
     wait_for_all: bool = Field(False, description="never begin with fewer nodes than num-clients")

@@ -29,7 +29,8 @@ __all__ = ["Answered", "Journal", "Run"]
 Journal = Callable[[Mapping[str, Any]], None]
 Answered = Callable[[str, int, int], None]
 Arrays = dict[str, np.ndarray]
-SECONDS_BETWEEN_CHECKPOINTS = 30.0
+# Seconds between two checkpoints; saving takes 2 % of the time at most, unless that is too long.
+SOONEST, LATEST, TIMES_THE_COST = 5.0, 30.0, 50.0
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Run:
     written: int = 0
     _step: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
+    _cost: float = 0.0  # seconds of the last save
     _noted: tuple[Arrays, dict[str, Any]] | None = None
     _saving: threading.Lock = field(default_factory=threading.Lock)
 
@@ -145,7 +147,8 @@ class Run:
         every = self.config.run.checkpoint_every
         if every:
             return current % every == 0
-        return time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS
+        wait = min(LATEST, max(SOONEST, TIMES_THE_COST * self._cost))
+        return time.monotonic() - self._saved_at >= wait
 
     def save(
         self,
@@ -206,8 +209,10 @@ class Run:
             if noted is None or self.checkpoints is None:
                 return
             self._step += 1
+            started = time.monotonic()
             self.checkpoints.save(self._step, *noted)
             self._saved_at = time.monotonic()
+            self._cost = self._saved_at - started
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
