@@ -2,7 +2,8 @@
 
 scripts/pages PAGE ...         run what a test runs: all blocks but those that need something
 scripts/pages --list           blocks that need something, with the date they last ran
-scripts/pages --run PAGE ...   run all blocks, at full length, and keep the date of those
+scripts/pages --run PAGE ... --has WORD ...
+                               at full length, those too that need WORDs, and keep their date
 
 Every page has a scratch folder that looks like a checkout. A shell block is a new terminal there,
 `bash -euo pipefail`; the Python blocks of a page are one session; TOML and JSON are parsed, and a
@@ -58,8 +59,6 @@ MARK = re.compile(r"<!-- (\w+): (.*?) -->")
 SHELL, PYTHON = "bash", "python"
 LANGUAGES = (SHELL, PYTHON, "toml", "json", "csv", "diff", "text")
 SECONDS = 120  # for a block of a test
-# Pages still to be mended; nothing else may be added.
-PENDING: set[str] = set()
 # At most this much of each in a test; 0 images means all of them.
 SHORT = {
     "data.train-per-client": 40,
@@ -126,7 +125,7 @@ def pages(root: Path = ROOT) -> list[str]:
     """The pages whose blocks run."""
     found = [*root.glob("*.md"), *(root / "docs").rglob("*.md"), root / "experiments/README.md"]
     names = sorted(path.relative_to(root).as_posix() for path in found)
-    return [name for name in names if name not in {"CHANGELOG.md", "docs/results.md", *PENDING}]
+    return [name for name in names if name not in ("CHANGELOG.md", "docs/results.md")]
 
 
 def blocks(page: str, root: Path = ROOT) -> list[Block]:
@@ -454,16 +453,16 @@ def table() -> str:
 # --- the command ---
 
 
-def follow(page: str, *, full: bool, programs: Path | None) -> list[Block]:
-    """Run a page; returns the blocks that need something and ran."""
+def follow(page: str, *, full: bool, has: Sequence[str]) -> list[Block]:
+    """Run the blocks of a page that need no more than there is; returns those that need some."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         found = blocks(page)
         scratch(Path(folder), whole=edits(found))
-        reader = Reader(Path(folder), programs, short=not full, edits=edits(found))
+        reader = Reader(Path(folder), short=not full, edits=edits(found))
         stack.enter_context(reader)
         ran = []
         for block in found:
-            if full or not block.needs:
+            if set(block.needs) <= set(has):
                 print(f"{block.place}  {block.text.splitlines()[0]}", flush=True)
                 reader.follow(block)
                 ran += [block] if block.needs else []
@@ -478,6 +477,7 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", metavar="PAGE")
     parser.add_argument("--list", action="store_true", help="what needs something, and when it ran")
     parser.add_argument("--run", action="store_true", help="at full length, and keep the date")
+    parser.add_argument("--has", nargs="+", default=[], metavar="WORD", help="as in needs")
     args = parser.parse_args()
     if args.list:
         print(table())
@@ -487,7 +487,7 @@ def main() -> int:
         parser.error(f"{', '.join(unknown)}; allowed: {', '.join(pages())}")
     for page in args.pages:
         try:
-            ran = follow(page, full=args.run, programs=None)
+            ran = follow(page, full=args.run, has=args.has)
         except BlockError as error:
             print(error, file=sys.stderr)
             return 1
