@@ -1,5 +1,6 @@
 """FedAvg with the round path a long run needs: streaming, named failures, seeded cohorts."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
@@ -12,10 +13,11 @@ from flwr.serverapp.strategy import FedAvg, Result
 from nmoe_flower import records
 from nmoe_flower.engine.answering import describe
 from nmoe_flower.engine.streaming import StreamingGrid
-from nmoe_flower.errors import ReplyError, RoundError
+from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies.aggregation import Largest, WeightedMean
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
+from nmoe_flower.strategies.limits import number, starting, whole
 from nmoe_flower.strategies.measured import Measured, agreeing, average, listed, only_finite
 from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 from nmoe_flower.strategies.told import ToldGrid
@@ -73,6 +75,9 @@ class StreamingFedAvg(FedAvg):
         min_replies: Usable replies a round needs.
         connect_timeout: Seconds to wait for ``min_available_nodes``.
         **fedavg: FedAvg's own arguments, with its names and defaults.
+
+    Raises:
+        ConfigError: An argument is out of range; it says which, and what is allowed.
     """
 
     purpose = "train"  # names the random stream of the cohorts
@@ -87,12 +92,21 @@ class StreamingFedAvg(FedAvg):
         connect_timeout: float = 120.0,
         **fedavg: Unpack[FedAvgOptions],
     ) -> None:
+        for name in ("fraction_train", "fraction_evaluate"):
+            number(name, fedavg.get(name, 1.0), most=1.0)
+        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            whole(name, fedavg.get(name, 2))
         super().__init__(**fedavg)
+        if self.arrayrecord_key == self.configrecord_key:
+            raise ConfigError(
+                "arrayrecord_key and configrecord_key must differ, "
+                f"both are {self.arrayrecord_key!r}"
+            )
         self.action = action
         self.evaluate_action = evaluate_action
         self.seed = seed
-        self.min_replies = min_replies
-        self.connect_timeout = connect_timeout
+        self.min_replies = whole("min_replies", min_replies)
+        self.connect_timeout = number("connect_timeout", connect_timeout)
         self.round_timeout = 3600.0
         self.partitions = Partitions()
         self.last_exchange = Exchange()
@@ -107,7 +121,17 @@ class StreamingFedAvg(FedAvg):
             grid: Any Flower grid.
             *args: Those of Flower's ``Strategy.start``.
             **kwargs: Likewise; what a later Flower adds is passed on as it is.
+
+        Raises:
+            ConfigError: The arrays are not numbers, or not finite, or an argument is out of range.
+            RoundError: A round cannot go on.
         """
+        given = inspect.signature(super().start).bind_partial(grid, *args, **kwargs).arguments
+        if "initial_arrays" in given:
+            starting(given["initial_arrays"])
+        whole("num_rounds", given.get("num_rounds", 1))
+        if given.get("timeout") is not None:  # None: for ever, as in Flower
+            number("timeout", given["timeout"])
         return super().start(ToldGrid(StreamingGrid.around(grid), self), *args, **kwargs)
 
     def carried(self) -> dict[str, np.ndarray]:
@@ -122,13 +146,23 @@ class StreamingFedAvg(FedAvg):
         """Restore what ``state`` gave."""
 
     def nodes(self, grid: Grid, minimum: int) -> list[int]:
-        """The nodes there are, in partition order, once there are ``minimum`` of them."""
+        """The nodes there are, in partition order, once there are ``minimum`` of them.
+
+        Raises:
+            RoundError: They did not come in time, or none of them tells its partition.
+        """
         gone = self.partitions.retired
         nodes = wait_for_nodes(grid, minimum, self.connect_timeout, without=gone)
         if self.action is None:
             return nodes
         identify(grid, nodes, self.partitions, self.connect_timeout)
-        return sorted((n for n in nodes if n in self.partitions), key=self.partitions.__getitem__)
+        known = sorted((n for n in nodes if n in self.partitions), key=self.partitions.__getitem__)
+        if nodes and not known:
+            raise RoundError(
+                f"none of {len(nodes)} nodes told its partition: with an action, clients must "
+                f"answer {records.Action.IDENTITY}; leave action out for a plain ClientApp"
+            )
+        return known
 
     def cohort(self, grid: Grid, server_round: int, fraction: float, minimum: int) -> list[int]:
         """Draw this round's nodes: uniformly, without replacement, from the seed."""
@@ -341,9 +375,10 @@ class StreamingFedAvg(FedAvg):
         reasons += [f"{len(failures) - 5} more"] if len(failures) > 5 else []
         if measured and empty:
             reasons.insert(0, self._without_examples(measured))
+        if not reasons:
+            reasons.append("no other client was asked" if count else "no client replied")
         raise RoundError(
-            f"round {server_round}: {count} usable replies, {needed} needed "
-            f"({'; '.join(reasons) or 'no client replied'})"
+            f"round {server_round}: {count} usable replies, {needed} needed ({'; '.join(reasons)})"
         )
 
     def _without_examples(self, measured: Sequence[Measured]) -> str:

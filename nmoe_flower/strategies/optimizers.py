@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from nmoe_flower.errors import CheckpointError
+
 __all__ = ["AdamW", "Nesterov", "ServerOptimizer", "stepped"]
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -68,7 +70,8 @@ class Nesterov:
         """Take one step."""
         if self.momentum > 0:
             mu = np.asarray(self.momentum, weights.dtype)
-            buffer = mu * self._buffers[name] + gradient if name in self._buffers else gradient
+            before = _carried(self._buffers, name, weights)
+            buffer = gradient if before is None else mu * before + gradient
             self._buffers[name] = buffer
             gradient = gradient + mu * buffer
         stepped: np.ndarray = weights - np.asarray(rate, weights.dtype) * gradient
@@ -107,9 +110,8 @@ class AdamW:
         kind = weights.dtype.type
         slow, fast = (kind(beta) for beta in self.betas)
         steps = self._steps[name] = self._steps.get(name, 0) + 1
-        zero = np.zeros_like(weights)
-        first = self._first.get(name, zero)
-        second = self._second.get(name, zero)
+        before = _carried(self._first, name, weights), _carried(self._second, name, weights)
+        first, second = (np.zeros_like(weights) if one is None else one for one in before)
         self._first[name] = first = first + (1 - slow) * (gradient - first)
         self._second[name] = second = second + (1 - fast) * (np.square(gradient) - second)
         denominator = np.sqrt(second / kind(1 - self.betas[1] ** steps)) + kind(self.epsilon)
@@ -134,3 +136,18 @@ class AdamW:
                 self._steps[name] = int(value)
             else:
                 (self._first if kind == "first" else self._second)[name] = value
+
+
+def _carried(arrays: Mapping[str, np.ndarray], name: str, weights: np.ndarray) -> np.ndarray | None:
+    """What is carried for an array; None before the first step. Never broadcast.
+
+    Raises:
+        CheckpointError: It is of an array of another shape.
+    """
+    found = arrays.get(name)
+    if found is not None and found.shape != weights.shape:
+        raise CheckpointError(
+            f"the optimizer's state of {name!r} has shape {found.shape}, its weights have "
+            f"{weights.shape}: it belongs to another model"
+        )
+    return found

@@ -12,7 +12,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
+from nmoe_flower.errors import CheckpointError
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+from nmoe_flower.strategies.limits import number
 
 __all__ = ["RollGate"]
 
@@ -34,7 +36,7 @@ class RollGate(StreamingFedAvg):
 
     def __init__(self, *, tolerance: float = 0.01, **options: Unpack[StreamingOptions]) -> None:
         super().__init__(**options)
-        self.tolerance = tolerance
+        self.tolerance = number("tolerance", tolerance)
         self.converged = False
         self._cycle = 1
         self._cycle_start: dict[str, np.ndarray] = {}
@@ -75,6 +77,9 @@ class RollGate(StreamingFedAvg):
 
 def _relative_change(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> float:
     """||new - old|| / ||new|| over all arrays together; 0 where nothing moved."""
-    moved = sum(float(np.square(new[name] - old[name]).sum()) for name in new)
-    size = sum(float(np.square(value).sum()) for value in new.values())
+    wide = np.float64  # whole numbers and flags have no differences of their own dtype
+    if {n: v.shape for n, v in new.items()} != {n: v.shape for n, v in old.items()}:
+        raise CheckpointError("the gate at the start of the cycle is another model's")
+    moved = sum(float(np.square(new[n].astype(wide) - old[n].astype(wide)).sum()) for n in new)
+    size = sum(float(np.square(value.astype(wide)).sum()) for value in new.values())
     return float(np.sqrt(moved / size)) if size > 0 else float(moved > 0)

@@ -7,7 +7,10 @@ from typing import Any, Unpack
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from nmoe_flower import records
+from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+from nmoe_flower.strategies.limits import number
 from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer, stepped
 from nmoe_flower.strategies.replies import Usable
 from nmoe_flower.strategies.step_reports import StepReports
@@ -65,12 +68,16 @@ class SteppedFedAvg(StreamingFedAvg):
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(**options)
+        number("server_learning_rate", server_learning_rate, below=True)
+        number("server_momentum", server_momentum, most=1.0, below=True)
+        if local_learning_rate is not None:
+            number("local_learning_rate", local_learning_rate, below=True)
         steps = server_momentum > 0 or server_learning_rate != 1.0
         self.server_learning_rate = server_learning_rate
         self.server_optimizer = server_optimizer or (Nesterov(server_momentum) if steps else None)
-        self.learning_rate = learning_rate
+        self.learning_rate = None if learning_rate is None else _checked(learning_rate)
         self.local_learning_rate = local_learning_rate
-        self.ema = ema
+        self.ema = number("ema", ema, most=1.0, below=True)
         self.ema_arrays: dict[str, np.ndarray] = {}
         self.private_steps = StepReports()
 
@@ -116,8 +123,13 @@ class SteppedFedAvg(StreamingFedAvg):
         """EMA whose decay warms up, min(decay, (1 + t) / (10 + t)), so that it starts unbiased."""
         decay = min(self.ema, (1 + server_round) / (10 + server_round))
         for name, value in arrays.items():
-            if name in self.ema_arrays and value.dtype.kind == "f":
-                old = self.ema_arrays[name]
+            old = self.ema_arrays.get(name)
+            if old is not None and old.shape != value.shape:
+                raise CheckpointError(
+                    f"the averaged weights {name!r} have shape {old.shape}, the weights have "
+                    f"{value.shape}: they belong to another model"
+                )
+            if old is not None and value.dtype.kind == "f":
                 self.ema_arrays[name] = old + np.asarray(1 - decay, old.dtype) * (value - old)
             else:
                 self.ema_arrays[name] = value
@@ -135,13 +147,30 @@ class SteppedFedAvg(StreamingFedAvg):
         }
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Restore all of it."""
+        """Restore all of it.
+
+        Raises:
+            CheckpointError: An array is not finite.
+        """
         groups: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "ema": {}, "steps": {}}
         for key, value in arrays.items():
             kind, _, name = key.partition("/")
             if kind in groups:
+                if not records.is_finite(value):
+                    raise CheckpointError(f"the strategy's state {key!r} is NaN or infinite")
                 groups[kind][name] = value
         if self.server_optimizer:
             self.server_optimizer.load_state(groups["optimizer"])
         self.ema_arrays = groups["ema"]
         self.private_steps.load_state(groups["steps"])
+
+
+def _checked(rate: Callable[[int], float]) -> Callable[[int], float]:
+    """The same schedule; it says so when what it gives is no rate."""
+    if not callable(rate):
+        raise ConfigError(f"learning_rate must be a function of the round, got {rate!r}")
+
+    def checked(server_round: int) -> float:
+        return number(f"learning_rate({server_round})", rate(server_round), below=True)
+
+    return checked

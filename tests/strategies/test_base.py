@@ -318,9 +318,15 @@ def test_two_nodes_cannot_hold_one_partition() -> None:
 
 
 def test_clients_that_know_no_identity_are_left_out() -> None:
-    app = ClientApp()
     strategy = StreamingFedAvg(action=Action.EXTRACTOR)
-    assert strategy.nodes(InProcessGrid(app, 2), 2) == []
+    strategy.partitions[2] = 0
+    assert strategy.nodes(InProcessGrid(ClientApp(), 2), 2) == [2]
+
+
+def test_nobody_that_knows_its_identity_is_told() -> None:
+    strategy = StreamingFedAvg(action=Action.EXTRACTOR)
+    with pytest.raises(RoundError, match="none of 2 nodes told its partition"):
+        strategy.nodes(InProcessGrid(ClientApp(), 2), 2)
 
 
 def test_minima_and_zero_fractions_are_fedavgs() -> None:

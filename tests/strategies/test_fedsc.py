@@ -352,8 +352,8 @@ def test_collapse_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     ("options", "text"),
     [
         ({"exchange": "three-phase"}, "merged or two-phase"),
-        ({"refresh": 0}, "must be at least 1, got 1 and 0"),
-        ({"first": 0}, "must be at least 1, got 0 and 1"),
+        ({"refresh": 0}, "refresh must be a whole number of at least 1, got 0"),
+        ({"first": 0}, "first must be a whole number of at least 1, got 0"),
         ({"accountant": Accountant()}, "noise_multiplier above 0"),
     ],
 )
