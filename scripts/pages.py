@@ -463,7 +463,8 @@ def follow(page: str, *, full: bool, has: Sequence[str]) -> list[Block]:
         ran = []
         for block in found:
             if set(block.needs) <= set(has):
-                print(f"{block.place}  {block.text.splitlines()[0]}", flush=True)
+                if block.language in (SHELL, PYTHON):
+                    print(f"{block.place}  {block.text.splitlines()[0]}", flush=True)
                 reader.follow(block)
                 ran += [block] if block.needs else []
         return ran
