@@ -46,6 +46,8 @@ from pathlib import Path
 
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.config import Config
+from nmoe_flower.engine import flower, processes
+from nmoe_flower.engine.superlink import free_port
 from nmoe_flower.errors import NMoEError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,7 +248,8 @@ class Reader:
             **({"PYTHONPATH": str(folder)} if edits else {}),
             "PYTHON": sys.executable,
             "PATH": os.pathsep.join([str(programs), *path] if programs else path),
-            "FLWR_HOME": str(folder / ".flwr"),
+            flower.HOME: str(folder / ".flwr"),
+            flower.LOCAL_PORT: str(free_port()),
             "COLUMNS": "100",
         }
         self._stack = contextlib.ExitStack()
@@ -258,6 +261,7 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        processes.end(flower.mark(self.folder / ".flwr"))  # the SuperLink that `flwr run` leaves
 
     def follow(self, block: Block) -> None:
         """Do what a block says.

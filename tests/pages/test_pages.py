@@ -124,6 +124,15 @@ def test_what_serves_goes_on_until_the_page_ends(programs: Path, tmp_path: Path)
         tool.socket.create_connection(("127.0.0.1", port))
 
 
+def test_what_a_block_leaves_running_ends_with_the_page(programs: Path, tmp_path: Path) -> None:
+    (block,) = page(tmp_path, "```bash\nsetsid sleep 987 > out 2>&1 &\n```\n")
+    mark = tool.flower.mark(tmp_path / ".flwr")
+    with tool.Reader(tmp_path, programs) as reader:
+        reader.follow(block)
+        assert tool.processes.family(mark)
+    assert not tool.processes.family(mark)
+
+
 def test_a_scratch_folder_is_not_the_checkout(tmp_path: Path) -> None:
     tool.scratch(tmp_path)
     errors = tmp_path / "nmoe_flower" / "errors.py"
