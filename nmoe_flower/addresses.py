@@ -14,6 +14,7 @@ MAX_PORT = (1 << 16) - 1
 _SPLIT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([^:]*))?")
 _LABEL = re.compile(r"[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?")
 _LONGEST_NAME = 253
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Address:
     """A host and a port.
 
     Attributes:
-        host: A name, an IPv4 address, or an IPv6 address (without brackets).
+        host: A name in small letters, an IPv4 address, or an IPv6 address (without brackets), each
+            in its one short form; IPv4 within IPv6 is IPv4.
         port: 1 to 65535; 0 where the system may choose.
     """
 
@@ -45,6 +47,8 @@ class Address:
 
         >>> Address.parse("camera-1.local", port=7600)
         Address(host='camera-1.local', port=7600)
+        >>> str(Address.parse("LAB.Example:80")), str(Address.parse("[::ffff:10.0.0.1]:80"))
+        ('lab.example:80', '10.0.0.1:80')
         >>> str(Address.parse("[::1]:7600"))
         '[::1]:7600'
         """
@@ -58,7 +62,8 @@ class Address:
         if not host or given is None or not _is_port(given, least):
             raise ConfigError(
                 f"the address {text[:80]!r} is not {form}; allowed: a name, an IPv4 address, or "
-                f"an IPv6 address in brackets, with a port in {least}..{MAX_PORT}"
+                f"an IPv6 address in brackets, with a port in {least}..{MAX_PORT}; a name has "
+                "letters, digits, '-' and, between its parts, '.'"
             )
         return cls(host, int(given))
 
@@ -75,6 +80,15 @@ class Address:
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether the host can be somebody's; others are for listening, or for many at once."""
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return True
+        return not (address.is_unspecified or address.is_multicast or address == _BROADCAST)
+
 
 def _is_port(text: str, least: int) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 5 and least <= int(text) <= MAX_PORT
@@ -84,9 +98,10 @@ def _host(text: str) -> str:
     """The host that ``text`` names, without brackets; empty if it names none."""
     if text.startswith("["):
         try:
-            return str(ipaddress.IPv6Address(text[1:-1])) if "%" not in text else ""
+            address = ipaddress.IPv6Address(text[1:-1])
         except ValueError:
             return ""
+        return "" if address.scope_id else str(address.ipv4_mapped or address)
     labels = text.split(".")
     if labels[-1].isdigit():  # a name's last part is never a number: this is an address, or wrong
         try:
@@ -94,4 +109,4 @@ def _host(text: str) -> str:
         except ValueError:
             return ""
     fits = len(text) <= _LONGEST_NAME and all(_LABEL.fullmatch(label) for label in labels)
-    return text if fits else ""
+    return text.lower() if fits else ""  # capitals make no other machine

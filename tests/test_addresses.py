@@ -18,6 +18,9 @@ from nmoe_flower.errors import ConfigError
         ("[::1]:65535", "::1", 65535),
         ("[2001:DB8:0:0::1]:8000", "2001:db8::1", 8000),  # the one short form
         ("x:80", "x", 80),
+        ("LAB.Example:80", "lab.example", 80),  # a name in capitals is the same name
+        ("[::ffff:10.0.0.1]:80", "10.0.0.1", 80),
+        ("[::FFFF:7f00:1]:80", "127.0.0.1", 80),
     ],
 )
 def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int) -> None:
@@ -59,6 +62,13 @@ def test_local_addresses_are_known() -> None:
         assert Address.parse(text).is_loopback
     for text in ("0.0.0.0:1", "[::]:1", "127.example:1", "10.0.0.1:1"):
         assert not Address.parse(text).is_loopback
+
+
+def test_what_one_machine_cannot_be_found_at_is_known() -> None:
+    for text in ("10.0.0.1:1", "lab:1", "[2001:db8::1]:1", "127.0.0.1:1"):
+        assert Address.parse(text).is_one_machine
+    for text in ("0.0.0.0:1", "[::]:1", "224.0.0.1:1", "[ff02::1]:1", "255.255.255.255:1"):
+        assert not Address.parse(text).is_one_machine
 
 
 @given(st.text(max_size=30))

@@ -58,6 +58,16 @@ def test_a_device_cannot_issue(authority: Authority, tmp_path: Path) -> None:
     assert constraints.value.ca is False
 
 
+def test_nothing_outlives_its_authority(tmp_path: Path) -> None:
+    """Made a moment later for as many days, a certificate ends with the authority."""
+    authority = create_authority(tmp_path / "ca", name="lab", days=30)
+    own = authority.issue(tmp_path / "cat", "cat", days=30)
+    assert own.expires <= authority.certificate.not_valid_after_utc
+    with pytest.raises(CertificateError, match=r"would outlive .* allowed: up to (29|30) days"):
+        authority.issue(tmp_path / "dog", "dog", days=32)
+    assert not (tmp_path / "dog").exists()
+
+
 def test_signatures(authority: Authority, tmp_path: Path) -> None:
     one, two = (authority.issue(tmp_path, name) for name in ("one", "two"))
     signature = one.sign(b"data")

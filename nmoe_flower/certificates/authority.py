@@ -74,8 +74,8 @@ class Authority(Signer):
             start: From when on; None: from now on.
 
         Raises:
-            CertificateError: The name, a host or ``days`` is not allowed, or a file cannot be
-                written.
+            CertificateError: The name, a host or ``days`` is not allowed, it would outlive the
+                authority, or a file cannot be written.
         """
         if check_name(name) == "ca":
             raise CertificateError("the name 'ca' is taken by the authority's own files")
@@ -84,7 +84,7 @@ class Authority(Signer):
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = (
-            _builder(name, self.certificate.subject, key, days=days, start=start)
+            _builder(name, self.certificate, key, days=days, start=start)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -122,7 +122,7 @@ def create_authority(folder: Path, *, name: str, days: int = 3650) -> Authority:
 
 def _builder(
     name: str,
-    issuer: x509.Name | None,
+    issuer: x509.Certificate | None,
     key: ec.EllipticCurvePrivateKey,
     *,
     days: int,
@@ -132,14 +132,21 @@ def _builder(
         raise CertificateError(f"a certificate for {days} days; allowed: 1 to {MAX_DAYS}")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     begin = start or datetime.now(UTC) - _CLOCK_SKEW
+    end = begin + timedelta(days=days)
+    last = issuer.not_valid_after_utc if issuer else end
+    if end - last > timedelta(days=1):
+        raise CertificateError(
+            f"a certificate for {days} days would outlive its authority, which expires on "
+            f"{last:%Y-%m-%d}; allowed: up to {max(0, (last - begin).days)} days"
+        )
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer or subject)
+        .issuer_name(issuer.subject if issuer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
-        .not_valid_after(begin + timedelta(days=days))
+        .not_valid_after(min(end, last))
     )
 
 

@@ -96,10 +96,16 @@ def _plan(args: argparse.Namespace, hosts: Sequence[str], settings: Sequence[str
     base = () if args.recipe else settings
     own = [*base, f"data.num-clients={args.nodes}", *args.overrides]
     server, peers = places(hosts, args.nodes)
+    config = Config.load(args.recipe, own)
+    if config.data.num_clients != args.nodes:
+        raise ConfigError(
+            f"data.num-clients is {config.data.num_clients}, but there are {args.nodes} nodes: "
+            "leave it out"
+        )
     return Plan(
         server=server,
         peers=peers,
-        config=Config.load(args.recipe, own),
+        config=config,
         name=args.name,
         data=args.data,
         classes=tuple(args.classes),

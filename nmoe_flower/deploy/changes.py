@@ -21,7 +21,7 @@ from nmoe_flower.deploy.folder import (
 )
 from nmoe_flower.deploy.keys import create_node_key
 from nmoe_flower.deploy.party import Party
-from nmoe_flower.deploy.places import peer_places
+from nmoe_flower.deploy.places import peer_places, runtime_ports
 from nmoe_flower.deploy.scripts import node_scripts
 from nmoe_flower.deploy.wheel import FOLDER as WHEEL
 from nmoe_flower.deploy.wheel import copy_wheel, write_wheel
@@ -139,6 +139,7 @@ def sign_peers(
         for node in nodes
     ]
     peers = peer_places([node.peer for node in nodes], taken=[before.server])
+    nodes = _with_free_ports(before.server, nodes, moved)
     changed: list[Path] = []
     with all_or_none(folder) as new:
         for node in nodes:
@@ -152,6 +153,16 @@ def sign_peers(
             server = Party.load(folder / "server")
             write_overview(new, server, nodes, replace(before, peers=peers), before.config)
     return changed
+
+
+def _with_free_ports(server: Address, nodes: Sequence[Party], moved: Iterable[str]) -> list[Party]:
+    """Nodes that moved leave the port of their client processes to who is there already."""
+    stay = [node for node in nodes if node.name not in moved]
+    came = [node for node in nodes if node.name in moved]
+    places = [Address.parse(node.peer) for node in (*stay, *came)]
+    ports = runtime_ports(server, places, [node.runtime_port for node in (*stay, *came)])
+    settled = [replace(n, runtime_port=p) for n, p in zip((*stay, *came), ports, strict=True)]
+    return sorted(settled, key=lambda node: [one.name for one in nodes].index(node.name))
 
 
 def _own(folder: Path, name: str) -> Path:
@@ -195,6 +206,7 @@ def _plan(folder: Path, days: int) -> Plan:
         config=Config.parse(app["tool"]["flwr"]["app"]["config"]),
         name=server.federation,
         data=str(told.get("data-path", "")),
+        runtime_ports=tuple(node.runtime_port for node in nodes),
         classes=tuple(name for name in str(told.get("classes", "")).split(",") if name),
         days=days,
     )

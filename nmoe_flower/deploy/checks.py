@@ -71,7 +71,7 @@ def _party(folder: Path, now: Callable[[], float], *, whole: bool) -> Iterator[F
         "certificate": lambda: identity(folder, party, now()),
         "secrets": lambda: private(folder, party),
     }
-    if (folder / WHEEL).is_dir():
+    if (folder / WHEEL).is_dir() or (folder / "install.sh").is_file():
         looks["wheel"] = lambda: wheel(folder)
     if party.kind == "server":
         looks |= server_checks.looks(folder, party, answer)
@@ -87,6 +87,8 @@ def _found(party: str, what: str, look: Callable[[], None]) -> Finding:
         look()
     except (Problem, NMoEError) as error:
         return Finding(party, what, problem=str(error))
+    except OSError as error:
+        return Finding(party, what, problem=f"cannot read {error.filename}: {error.strerror}")
     return Finding(party, what)
 
 

@@ -62,7 +62,7 @@ def identity(folder: Path, party: Party, now: float) -> None:
     place = party.superlink if party.kind == "server" else party.peer
     host = Address.parse(place).host
     extension = own.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    names = extension.value.get_values_for_type(x509.DNSName)
+    names = [name.lower() for name in extension.value.get_values_for_type(x509.DNSName)]
     addresses = [str(a) for a in extension.value.get_values_for_type(x509.IPAddress)]
     if host not in (*names, *addresses):
         raise Problem(

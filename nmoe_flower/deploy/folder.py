@@ -11,7 +11,7 @@ from nmoe_flower.certificates import Authority, check_name, create_authority
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.keys import create_node_key
 from nmoe_flower.deploy.party import Party, versions
-from nmoe_flower.deploy.places import RUNTIME_PORT
+from nmoe_flower.deploy.places import runtime_ports
 from nmoe_flower.deploy.readme import readme
 from nmoe_flower.deploy.scripts import install_script, node_scripts, server_scripts
 from nmoe_flower.deploy.units import compose, dockerfile, unit
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _SERVER = "superlink"
+_AUTHORITY_DAYS = 3650
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Plan:
         name: Of the federation; nodes are called ``node-0``, ``node-1``, ...
         data: Folder of a node's own images, as the node sees it; empty: a part of the data set.
         classes: Names of all classes, for nodes that hold only some of them.
-        runtime_ports: Of the SuperNodes, on loopback; empty: in a row.
+        runtime_ports: Of the first SuperNodes, on loopback; others get what is free.
         days: How long certificates and the list of peers are valid.
     """
 
@@ -70,8 +71,13 @@ class Plan:
         check_name(self.name)
         if len(self.peers) < 2:
             raise ConfigError(f"{len(self.peers)} nodes; allowed: 2 or more")
-        if odd := [name for name in self.classes if not name.strip() or "," in name]:
-            raise ConfigError(f"the class {odd[0]!r}; allowed: names without a comma")
+        if odd := [n for n in self.classes if n != n.strip() or not n.isprintable() or "," in n]:
+            raise ConfigError(
+                f"the class {odd[0]!r}; allowed: names without commas, line breaks, and spaces "
+                "around them"
+            )
+        if not all(self.classes):
+            raise ConfigError("a class has no name")
         if len(set(self.classes)) < len(self.classes):
             raise ConfigError(f"a class is named twice: {', '.join(self.classes)}")
         if self.data and len(self.classes) < 2:
@@ -101,7 +107,9 @@ def write_federation(folder: Path, plan: Plan, *, wheel: Path | None = None) -> 
     server, nodes = parties(plan, config)
     with all_or_none(folder) as new:
         write_wheel(new / WHEEL, given=wheel)
-        authority = create_authority(new / "authority", name=plan.name)
+        authority = create_authority(
+            new / "authority", name=plan.name, days=max(_AUTHORITY_DAYS, plan.days)
+        )
         _write_server(new / "server", server, authority, plan, config)
         for node in nodes:
             write_node(new, node, authority, plan)
@@ -139,10 +147,7 @@ def parties(plan: Plan, config: Config) -> tuple[Party, list[Party]]:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
     )
-    hosts = [place.host for place in plan.peers]
-    ports = plan.runtime_ports or tuple(
-        RUNTIME_PORT + hosts[:i].count(host) for i, host in enumerate(hosts)
-    )
+    ports = runtime_ports(plan.server, plan.peers, plan.runtime_ports)
     nodes = [
         replace(server, kind="node", name=f"node-{i}", peer=str(place), runtime_port=port)
         for i, (place, port) in enumerate(zip(plan.peers, ports, strict=True))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from nmoe_flower import __version__
+from nmoe_flower.addresses import MAX_PORT
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_toml, to_toml, write_text
 
@@ -66,6 +67,9 @@ class Party:
             wanted: type = {"runtime_port": int, "versions": dict}.get(name, str)
             if not isinstance(values[name], wanted):
                 raise ConfigError(f"{path}: {name.replace('_', '-')} is {values[name]!r}")
+        if not 0 <= values["runtime_port"] <= MAX_PORT:
+            port = values["runtime_port"]
+            raise ConfigError(f"{path}: runtime-port is {port}; allowed: 0 to {MAX_PORT}")
         if values["kind"] not in ("server", "node"):
             raise ConfigError(f"{path}: kind is {values['kind']!r}; allowed: server, node")
         return cls(**values)

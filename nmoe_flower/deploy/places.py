@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from nmoe_flower.addresses import MAX_PORT, Address
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["PEER_PORT", "RUNTIME_PORT", "SUPERLINK_PORT", "listening", "peer_places", "places"]
+__all__ = [
+    "PEER_PORT",
+    "RUNTIME_PORT",
+    "SUPERLINK_PORT",
+    "listening",
+    "peer_places",
+    "places",
+    "runtime_ports",
+]
 
 SUPERLINK_PORT = 8000
 PEER_PORT = 7600
@@ -44,7 +52,7 @@ def places(hosts: Sequence[str], nodes: int) -> tuple[Address, tuple[Address, ..
             f"{len(given)} hosts for a server and {nodes} nodes; allowed: {nodes + 1}, "
             "the server's first"
         )
-    server = Address.parse(given[0], port=SUPERLINK_PORT)
+    server = _found_at(Address.parse(given[0], port=SUPERLINK_PORT))
     return server, peer_places(given[1:], taken=[server])
 
 
@@ -59,17 +67,63 @@ def peer_places(hosts: Sequence[str], *, taken: Sequence[Address]) -> tuple[Addr
         ConfigError: A host that is none, or a place taken twice.
     """
     found: list[Address] = []
-    known, following = set(taken), dict.fromkeys((place.host for place in taken), PEER_PORT)
+    known, following = {_socket(place) for place in taken}, dict[str, int]()
     for text in hosts:
-        place = Address.parse(text, port=_NONE, any_port=True)
+        place = _found_at(Address.parse(text, port=_NONE, any_port=True))
         if place.port == _NONE:
-            port = following.get(place.host, PEER_PORT)
-            while Address(place.host, port) in known and port < MAX_PORT:
+            port = following.get(_machine(place), PEER_PORT)
+            while (_machine(place), port) in known and port < MAX_PORT:
                 port += 1
-            following[place.host] = port + 1
+            following[_machine(place)] = port + 1
             place = Address(place.host, port)
-        if place in known:
+        if _socket(place) in known:
             raise ConfigError(f"two programs cannot listen at {place}")
-        known.add(place)
+        known.add(_socket(place))
         found.append(place)
     return tuple(found)
+
+
+def runtime_ports(
+    server: Address, peers: Sequence[Address], wanted: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """A port for each node's own client processes; no two programs of a machine share one.
+
+    Args:
+        server: Where the SuperLink listens.
+        peers: Where each node answers its peers.
+        wanted: For the first of them; who comes later, or wants a port that is taken, gets the
+            next one that is free on its machine.
+
+    >>> here = Address("127.0.0.1", 7600)
+    >>> runtime_ports(here, [here, Address("localhost", 9095), Address("cam", 7600)], [9095])
+    (9096, 9094, 9094)
+    """
+    taken = {_socket(place) for place in (server, *peers)}
+    found = []
+    for place, port in zip(peers, [*wanted, *[_NONE] * len(peers)], strict=False):
+        chosen = port or RUNTIME_PORT
+        while (_machine(place), chosen) in taken and chosen < MAX_PORT:
+            chosen += 1
+        taken.add((_machine(place), chosen))
+        found.append(chosen)
+    return tuple(found)
+
+
+def _machine(place: Address) -> str:
+    """The host; all names that this machine has for itself are one."""
+    return "localhost" if place.is_loopback else place.host
+
+
+def _socket(place: Address) -> tuple[str, int]:
+    return _machine(place), place.port
+
+
+def _found_at(place: Address) -> Address:
+    """The same place, if others can find a machine there.
+
+    Raises:
+        ConfigError: It is for listening, or for many machines at once.
+    """
+    if not place.is_one_machine:
+        raise ConfigError(f"no machine is found at {place.host}; allowed: a machine's own address")
+    return place

@@ -146,6 +146,26 @@ def test_a_node_moves(federation: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [one.serial for one in lists(federation)] == [2, 2]
 
 
+def client_ports(folder: Path) -> list[int]:
+    nodes = sorted((folder / "nodes").glob("node-*"))
+    return [Party.load(node).runtime_port for node in nodes]
+
+
+def test_who_comes_to_a_machine_takes_no_port_there(tmp_path: Path) -> None:
+    """First by moving, then by being added, where one has left."""
+    lab = tmp_path / "lab"
+    hosts = ["server", "a", "a", "b"]
+    assert main(["deploy", str(lab), "--nodes", "3", "--hosts", *hosts]) == 0
+    assert client_ports(lab) == [9094, 9095, 9094]
+    sign_peers(lab, moves={"node-2": "a:7700"})
+    assert client_ports(lab) == [9094, 9095, 9096]
+    assert "9096" in (lab / "nodes/node-2/supernode.sh").read_text()
+    sign_peers(lab, moves={"node-0": "c"})
+    add_nodes(lab, ["A", "c"])
+    assert client_ports(lab) == [9094, 9095, 9096, 9094, 9095]
+    assert Party.load(lab / "nodes/node-3").peer == "a:7600"
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

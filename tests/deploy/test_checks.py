@@ -107,7 +107,30 @@ def other_address(folder: Path) -> None:
     edit(folder / NODE / "settings.toml", party.peer, "127.0.0.1:1025")
 
 
+def no_port(folder: Path) -> None:
+    port = f"runtime-port = {Party.load(folder / NODE).runtime_port}"
+    edit(folder / NODE / "settings.toml", port, "runtime-port = -5")
+
+
+def no_wheel(folder: Path) -> None:
+    shutil.rmtree(folder / NODE / "wheel")
+
+
+def no_authority(folder: Path) -> None:
+    (folder / NODE / "ca.pem").unlink()
+
+
+def no_server(folder: Path) -> None:
+    shutil.rmtree(folder / "server")
+
+
 FAULTS = [
+    (no_port, {"node-1 settings": "runtime-port is -5; allowed: 0 to 65535"}),
+    (no_wheel, {"node-1 wheel": "wheel holds 0 wheels; allowed: 1"}),
+    (no_authority, {"node-1 certificate": "ca.pem", "node-1 peers": "cannot read",
+                    "all authority": "cannot read"}),
+    (no_server, {"server settings": "cannot read", "all keys": "node-0.pub is missing",
+                 "all authority": "cannot read"}),
     (expired, {"node-1 certificate": "node-1.pem expired on"}),
     (not_yet_valid, {"node-1 certificate": "is this machine's clock right?"}),
     (expires_soon, {"node-1 certificate": "expires in 3.0 days: renew it now"}),

@@ -13,6 +13,7 @@ from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
 from nmoe_flower.deploy import Party, Plan, for_deployment, places, write_federation
+from nmoe_flower.deploy.places import runtime_ports
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.inference import PeerList
 from nmoe_flower.inference.signing import verify
@@ -138,6 +139,48 @@ def test_what_cannot_be_is_refused(new_plan: Callable[..., Plan], tmp_path: Path
         places(["server", "cam:7600", "cam:7600"], 2)
     with pytest.raises(ConfigError, match="the address 'a b' is not host or host:port"):
         places(["a b", "c", "d"], 2)
+    for own in (" cat", "cat\n", "cat,dog", "ca\tt"):
+        with pytest.raises(ConfigError, match="allowed: names without commas, line breaks, and"):
+            new_plan(data="images", classes=("dog", own))
+    with pytest.raises(ConfigError, match="a class has no name"):
+        new_plan(data="images", classes=("dog", ""))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "224.0.0.1", "255.255.255.255"])
+def test_a_machine_has_an_address_of_its_own(host: str) -> None:
+    for hosts in ([host, "a", "b"], ["server", "a", host]):
+        with pytest.raises(ConfigError, match="no machine is found at"):
+            places(hosts, 2)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "ports"),
+    [
+        (["s", "localhost", "127.0.0.1", "[::1]"], [7600, 7601, 7602]),
+        (["s", "cam.lab", "CAM.lab", "Cam.Lab"], [7600, 7601, 7602]),
+        (["s", "[::ffff:10.0.0.1]", "10.0.0.1", "10.0.0.2"], [7600, 7601, 7600]),
+    ],
+)
+def test_other_names_of_a_machine_are_the_same_machine(hosts: list[str], ports: list[int]) -> None:
+    assert [place.port for place in places(hosts, 3)[1]] == ports
+    with pytest.raises(ConfigError, match="two programs cannot listen at"):
+        places([hosts[0], *(f"{host}:7600" for host in hosts[1:])], 3)
+
+
+def test_client_processes_of_one_machine_have_ports_of_their_own() -> None:
+    """Of the second node, 9094 is its peers'; on another machine all is free again."""
+    server, peers = places(["s", "a", "A:9094", "a:9097", "b"], 4)
+    assert runtime_ports(server, peers) == (9095, 9096, 9098, 9094)
+    assert runtime_ports(server, peers, (9096, 9096)) == (9096, 9098, 9095, 9094)
+
+
+def test_the_number_of_clients_is_that_of_the_nodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["deploy", str(tmp_path / "lab"), "--nodes", "2", "--set", "data.num-clients=5"]
+    assert main(words) == 1
+    assert "data.num-clients is 5, but there are 2 nodes: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "lab").exists()
 
 
 def app_config(folder: Path) -> Config:
