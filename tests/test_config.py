@@ -28,6 +28,41 @@ UNUSUAL = Config.parse(
 )
 
 
+# --- one key, two spellings ---
+
+
+@pytest.mark.parametrize("spelling", ["num_clients", "num-clients"])
+@pytest.mark.parametrize("line", ["num_clients", "num-clients"])
+def test_the_command_line_goes_before_the_recipe_in_either_spelling(
+    spelling: str, line: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f"[data]\n{spelling} = 3\n")
+    assert Config.load(recipe, [f"data.{line}=4"]).data.num_clients == 4
+    assert Config.load(None, [f"data.{spelling}=3", f"data.{line}=4"]).data.num_clients == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[data]\nnum_clients = 3\nnum-clients = 4\n", '"data.num-clients" = 3\ndata.num_clients = 4'],
+)
+def test_a_recipe_with_two_answers_is_refused(text: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"recipe\.toml: the key .*num.clients stands there twice"
+    ):
+        Config.load(recipe)
+
+
+@pytest.mark.parametrize("value", ["{tau=0.5}", "3", "[1]", "x"])
+def test_a_section_is_no_value(value: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^data: is a section; set its keys, as in data\.KEY=VALUE"
+    ):
+        Config.load(None, [f"data={value}"])
+
+
 # --- round trips ---
 
 
@@ -165,7 +200,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 FEDSC: dict[str, Any] = {"extractor.method": "fedsc"}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"gate.top-kk": 1}, "gate.top-kk: unknown key; did you mean top-k?"),
-    ({"gate": {"top_kk": 1}}, "gate.top_kk: unknown key; did you mean top-k?"),
+    ({"gate": {"top_kk": 1}}, "gate.top-kk: unknown key; did you mean top-k?"),
     ({"gaet.top-k": 1}, "gaet: unknown key; did you mean gate?"),
     ({"zzz": 1}, "zzz: unknown key; known keys: alignment, contrast, data, expert, "),
     ({"run.zzz": 1}, "run.zzz: unknown key; known keys: checkpoint-every, "),
@@ -179,7 +214,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data.num-clients": 2.5}, "got 2.5"),
     ({"data.scheme": "x"}, "'pathological', 'natural' or package.module:Name, got 'x'"),
     ({"data.flip": "perhaps"}, "data.flip: input should be a valid boolean"),
-    ({"data": 3}, "data: input should be a valid dictionary"),
+    ({"data": 3}, "data: is a section; set its keys"),
     ({"gate.top-k": True}, "gate.top-k: a value is wanted, not a switch, got True"),
     ({"expert.hidden": False}, "expert.hidden: a value is wanted, not a switch, got False"),
     ({"gate.top-k": 11}, "gate.top-k is 11 but there are only 10 experts (data.num-clients)"),

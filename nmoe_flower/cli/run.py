@@ -106,7 +106,7 @@ def _resumed(held: ExitStack, args: argparse.Namespace, progress: Progress) -> R
 def _begun(held: ExitStack, args: argparse.Namespace, progress: Progress) -> RunFolder:
     """A new run, held until ``held`` closes; all that can be known is checked before."""
     overrides = _overrides(args)
-    if args.name:
+    if args.name is not None:
         overrides.append(f"run.name={json.dumps(args.name)}")
     config = Config.load(args.recipe, overrides)
     root = Path(args.out or config.run.out or "runs").expanduser().resolve()

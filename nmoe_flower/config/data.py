@@ -84,6 +84,15 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _asks_whose_for_a_reason(self) -> Self:
+        if self.partition_column and self.scheme != "natural" and self.kind == "images":
+            raise ValueError(
+                f"partition-column = {self.partition_column} says whose an image is, and scheme = "
+                f"{self.scheme} does not look at it: use scheme = natural, or leave it empty"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
         table = self.kind == "features"
         of_tables = {

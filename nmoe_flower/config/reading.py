@@ -13,9 +13,19 @@ from nmoe_flower.errors import ConfigError
 __all__ = ["explain", "kind_of", "literal", "merge"]
 
 
-def merge(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set ``tree[a][b]... = value``, entering tables on the way."""
-    *tables, leaf = path
+def merge(tree: dict[str, Any], path: list[str], value: Any, *, once: bool = False) -> None:
+    """Set ``tree[a][b]... = value``, entering tables on the way.
+
+    Args:
+        tree: Gets the value; its keys are in kebab-case, whichever way they are given.
+        path: The parts of the key.
+        value: What it is set to; a table is merged into the one that is there.
+        once: Refuse a key that is set already.
+
+    Raises:
+        ConfigError: A part of the path is a value; or the key is set, in another spelling.
+    """
+    *tables, leaf = [kebab(part) for part in path]
     for table in tables:
         branch = tree.setdefault(table, {})
         if not isinstance(branch, dict):
@@ -23,8 +33,10 @@ def merge(tree: dict[str, Any], path: list[str], value: Any) -> None:
         tree = branch
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            merge(tree, [leaf, *str(key).split(".")], inner)
+            merge(tree, [leaf, *str(key).split(".")], inner, once=once)
         tree.setdefault(leaf, {})
+    elif once and leaf in tree:
+        raise ConfigError(f"the key {'.'.join(path)} stands there twice, in two spellings")
     else:
         tree[leaf] = value
 
@@ -68,6 +80,10 @@ def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"unknown key{_suggest(problem['loc'], fields)}"
+        elif problem["type"] in {"model_type", "model_attributes_type"}:
+            message = (
+                f"is a section; set its keys, as in {key}.KEY=VALUE, got {shown(problem['input'])}"
+            )
         elif problem["type"] not in {"value_error", "missing"}:
             message = f"{message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
         lines.append(f"{key}: {message}")

@@ -164,6 +164,11 @@ class Config(Section):
                 "data.kind = features: no privacy budget covers data.feature-means and "
                 "data.feature-deviations; give them from what is public"
             )
+        if self.data.partition_column and self.data.scheme != "natural":
+            notes.append(
+                f"data.partition-column = {self.data.partition_column} is no feature, and "
+                f"data.scheme = {self.data.scheme} does not look at it; natural does"
+            )
         if "global" in self.gate.methods or "centralized" in self.run.controls:
             notes.append(
                 "the global gate and the centralized control pool the clients' data: upper bounds "
@@ -198,7 +203,11 @@ class Config(Section):
         """
         values: dict[str, Any] = {}
         if recipe is not None:
-            values = read_toml(recipe, what="the recipe")
+            for key, value in read_toml(recipe, what="the recipe").items():
+                try:
+                    merge(values, key.split("."), value, once=True)
+                except ConfigError as error:
+                    raise ConfigError(f"the recipe {recipe}: {error}") from None
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals or not key.strip():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nmoe_flower.data.images import Features, ImageData, Split
 from nmoe_flower.errors import DataError
@@ -39,12 +40,12 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
             dtype = np.float32 if "features" in meta else np.uint8
             if list(images.shape) != meta["shapes"][split] or images.dtype != dtype:
                 return None
-            if labels.shape != images.shape[:1] or labels.dtype != np.int64:
+            if not _are_codes(labels, images.shape[:1], len(meta["class_names"])):
                 return None
             clients = None
             if meta["client_names"]:
                 clients = np.load(entry / f"{split}-clients.npy", allow_pickle=False)
-                if clients.shape != labels.shape or clients.dtype != np.int64:
+                if not _are_codes(clients, labels.shape, len(meta["client_names"])):
                     return None
             splits.append(Split(images, labels, clients))
         train, test = splits
@@ -59,6 +60,13 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
         )
     except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None
+
+
+def _are_codes(values: npt.NDArray[Any], shape: tuple[int, ...], names: int) -> bool:
+    """Whether an array holds a place in a list of so many names for every sample."""
+    if values.shape != shape or values.dtype != np.int64:
+        return False
+    return not values.size or bool(values.min() >= 0 and values.max() < names)
 
 
 def _features(values: Mapping[str, Any]) -> Features:

@@ -19,7 +19,8 @@ from nmoe_flower.errors import DataError
 
 __all__ = ["Rows", "describe_features", "read_features", "standardise"]
 
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")  # as tables are often exported: 1.0
+_FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,26 @@ def _labels(table: Table, column: str) -> list[int | str]:
                 "numbers or text are needed"
             )
         labels.append(value)
+    return _numbered(labels, f"{table.name} has the label {{!r}} in column {column!r}")
+
+
+def _numbered(labels: list[int | str], told: str) -> list[int | str]:
+    """Texts that are all whole numbers, as numbers; numbers with fractions are no classes."""
     texts = [value for value in labels if isinstance(value, str)]
-    if texts and all(_WHOLE.fullmatch(value) for value in texts):
-        return [int(value) for value in labels]
+    whole = [_WHOLE.fullmatch(value) for value in texts]
+    if texts and all(whole):
+        numbers = iter([int(match[1]) for match in whole if match])
+        return [next(numbers) if isinstance(value, str) else value for value in labels]
+    if texts and all(_WHOLE.fullmatch(value) or _FRACTION.fullmatch(value) for value in texts):
+        row = next(row for row, value in enumerate(labels) if not _is_whole(value))
+        raise DataError(
+            f"row {row} of {told.format(labels[row])}; whole numbers or text are needed"
+        )
     return labels
+
+
+def _is_whole(label: int | str) -> bool:
+    return isinstance(label, int) or _WHOLE.fullmatch(label) is not None
 
 
 def _clients(table: Table, request: Request) -> list[str]:

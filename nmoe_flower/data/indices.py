@@ -48,14 +48,26 @@ def label_counts(
     return np.array(rows, dtype=np.int64).reshape(len(rows), num_classes)
 
 
-def open_indices(path: Path, num_clients: int) -> list[ClientIndices] | None:
-    """Read a cached split; None if it is absent or damaged."""
+def open_indices(
+    path: Path, num_clients: int, *, train: int, test: int
+) -> list[ClientIndices] | None:
+    """Read a cached split; None if it is absent or damaged.
+
+    Args:
+        path: The file.
+        num_clients: Clients it must be for.
+        train: Samples of the train split.
+        test: Samples of the test split.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             columns = []
             for part in _PARTS:
                 sizes, values = stored[f"{part}_sizes"], stored[part]
                 if len(sizes) != num_clients or sizes.sum() != len(values):
+                    return None
+                held = train if part == "train" else test
+                if values.size and not (values.min() >= 0 and values.max() < held):
                     return None
                 columns.append(np.split(values, np.cumsum(sizes)[:-1]))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):

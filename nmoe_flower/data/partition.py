@@ -91,7 +91,7 @@ def partition_clients(
     identity = json.dumps([_FORMAT, data.fingerprint, data.num_classes, arguments], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     path = cache_root(cache_dir) / "partitions" / f"{key}.npz"
-    clients = open_indices(path, num_clients)
+    clients = open_indices(path, num_clients, train=len(data.train), test=len(data.test))
     if clients is None:
         clients = _split(data, arguments)
         save_indices(path, clients)

@@ -17,6 +17,7 @@ from nmoe_flower.files import read_text
 __all__ = ["TABLE_SUFFIXES", "Table", "read_table"]
 
 MOST_BYTES = 1 << 32
+LARGEST = 1e100  # of a feature, either side of 0: its square can still be summed
 _NAMES = "columns"  # in an .npz with one matrix: the names of its columns
 
 Column = Sequence[Any] | npt.NDArray[Any]
@@ -58,7 +59,7 @@ class Table:
         """Columns as a matrix, float64 [N, len(names)].
 
         Raises:
-            DataError: A value is missing, no number, NaN or infinite: tells row and column.
+            DataError: A value is missing, no number, NaN or too large: tells row and column.
         """
         matrix = np.empty((len(self), len(names)))
         for place, name in enumerate(names):
@@ -69,22 +70,24 @@ class Table:
         column = self.column(name, "data.feature-columns")
         try:
             values = np.asarray(column, dtype=np.float64)
-            finite = np.isfinite(values)
-        except (TypeError, ValueError):
-            finite = np.array([_is_number(value) for value in column])
-        if not finite.all():
-            row = int(np.argmin(finite))
+            usable = np.abs(values) <= LARGEST
+        except (TypeError, ValueError, OverflowError):
+            usable = np.zeros((0, 0), bool)
+        if usable.ndim != 1:  # lists or texts among them: found one by one
+            usable = np.array([_is_number(value) for value in column])
+        if not usable.all():
+            row = int(np.argmin(usable))
             raise DataError(
-                f"row {row} of {self.name} has {column[row]!r} in column {name!r}; finite numbers "
-                "are needed (data.feature-columns chooses the columns)"
+                f"row {row} of {self.name} has {column[row]!r} in column {name!r}; finite "
+                f"numbers up to {LARGEST:g} are needed (data.feature-columns chooses the columns)"
             )
         return values
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return bool(np.isfinite(float(value)))
-    except (TypeError, ValueError):
+        return abs(float(value)) <= LARGEST
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -123,7 +126,11 @@ def _read_csv(path: Path, name: str) -> dict[str, Column]:
     text = read_text(path, what="the table", raises=DataError, most=MOST_BYTES)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if line]
+        lines = [
+            line
+            for line in csv.reader(io.StringIO(text, newline=None), delimiter=delimiter)
+            if line
+        ]
     except csv.Error as error:
         raise DataError(f"{name} is not a table of values with {delimiter!r}: {error}") from None
     if not lines:
@@ -190,6 +197,8 @@ def _load(path: Path, name: str) -> dict[str, npt.NDArray[Any]]:
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged archive raises anything
+        if "pickle" in str(error):  # what NumPy advises then would run code of the file
+            raise DataError(f"{name} holds Python objects, or is no file of arrays") from None
         raise DataError(f"{name} is no file of arrays: {error}") from None
 
 

@@ -224,6 +224,8 @@ def change_shape(path):
         ("test-labels.npy", truncate),
         ("test-labels.npy", lambda path: np.save(path, np.zeros(3, np.int64))),
         ("train-labels.npy", lambda path: path.write_bytes(b"")),
+        ("test-labels.npy", lambda path: np.save(path, np.full_like(np.load(path), 10))),
+        ("test-labels.npy", lambda path: np.save(path, np.full_like(np.load(path), -1))),
     ],
 )
 def test_a_damaged_entry_is_rebuilt(cache, name, damage):

@@ -155,11 +155,17 @@ def at(row: int, value: Any, name: str) -> dict[str, list[Any]]:
 
 
 BAD: list[tuple[dict[str, list[Any]], dict[str, Any], str]] = [
-    (at(3, "nan", "speed"), {}, "row 3 of a.csv has 'nan' in column 'speed'; finite numbers are"),
+    (
+        at(3, "nan", "speed"),
+        {},
+        "row 3 of a.csv has 'nan' in column 'speed'; finite numbers up to 1e.100",
+    ),
     (at(4, "-inf", "level"), {}, "row 4 of a.csv has '-inf' in column 'level'"),
     (at(0, "", "level"), {}, "row 0 of a.csv has '' in column 'level'"),
     (at(9, "fast", "speed"), {}, "row 9 of a.csv has 'fast' in column 'speed'"),
     (at(9, "1e999", "speed"), {}, "row 9 of a.csv has '1e999' in column 'speed'"),
+    (at(9, "1e101", "speed"), {}, "row 9 of a.csv has '1e101' in column 'speed'"),
+    (at(2, "0.5", "label"), {}, "row 2 of a.csv has the label '0.5' in column 'label'; whole"),
     (at(2, "", "label"), {}, "row 2 of a.csv has no label in column 'label'"),
     (changed(), {"label_column": "kind"}, "a.csv has no column 'kind' .data.label-column.; the"),
     (changed(), {"feature_columns": ("x",)}, "no column 'x' .data.feature-columns."),
@@ -190,6 +196,7 @@ def test_bad_values_are_named(
         (at(3, float("nan"), "speed"), "row 3 of a.parquet has nan in column 'speed'"),
         (at(3, None, "label"), "row 3 of a.parquet has no label"),
         (at(3, None, "user"), "row 3 of a.parquet has None in column 'user'"),
+        (changed(speed=[[1.0, 2.0]] * 10), r"row 0 of a.parquet has \[1.0, 2.0\] in column 'spe"),
         (changed(label=[0.5] * 10), "row 0 of a.parquet has the label 0.5 in column 'label'"),
     ],
 )
@@ -208,7 +215,7 @@ def test_missing_values_of_parquet_are_named(
         ("a.csv", b"x,label\n1,2,3\n", "row 0 of a.csv has 3 values for 2 columns"),
         ("a.csv", b"x,x\n1,2\n", "a.csv has the column 'x' twice"),
         ("a.csv", b"\xff\xfe\x00", "allowed: UTF-8"),
-        ("a.npz", b"junk", "a.npz is no file of arrays"),
+        ("a.npz", b"junk", "a.npz holds Python objects, or is no file of arrays"),
         ("a.npy", b"", "a.npy is no file of arrays"),
         ("a.parquet", b"junk", "a.parquet cannot be read"),
         ("a.txt", b"x", "a.txt is no table; allowed: .csv, .npy, .npz, .parquet, .tsv"),
@@ -218,6 +225,42 @@ def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, mes
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("labels", ["0 1 0.0 1.0 00 +1", "0. 1. 0 1 0 1"])
+def test_a_class_is_one_however_its_number_is_written(tmp_path: Path, labels: str) -> None:
+    values = labels.split()
+    write_csv(tmp_path / "a.csv", {"x": range(60), "label": values * 10})
+    data = load(tmp_path / "a.csv", tmp_path / "cache", client_column="")
+    assert data.class_names == ("0", "1")
+    assert np.bincount(data.train.labels).tolist() == [24, 24]
+
+
+def test_texts_that_only_begin_like_numbers_are_classes(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", {"x": range(60), "label": ["1.5", "1.x", "2"] * 20})
+    assert load(tmp_path / "a.csv", tmp_path / "cache", client_column="").class_names == (
+        "1.5", "1.x", "2",
+    )  # fmt: skip
+
+
+def test_lines_may_end_as_old_spreadsheets_end_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"x,label\r1,0\r2,1\r")
+    assert read_table(tmp_path / "a.csv").columns == {"x": ["1", "2"], "label": ["0", "1"]}
+
+
+def test_nobody_is_told_to_trust_a_file_with_objects(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(DataError, match=r"a\.npy holds Python objects, or is no file of arrays$"):
+        read_table(tmp_path / "a.npy")
+
+
+def test_a_column_that_no_scheme_looks_at_is_told_or_refused() -> None:
+    asked = {"data.partition-column": "user", "data.dataset": "somewhere"}
+    with pytest.raises(ConfigError, match=r"partition-column = user .* scheme = iid does not look"):
+        Config.parse({**asked, "data.scheme": "iid"})
+    Config.parse({**asked, "data.scheme": "natural"})
+    table = {**asked, "data.kind": "features", "extractor.backbone": "mlp", "data.scheme": "iid"}
+    assert any("partition-column = user is no feature" in n for n in Config.parse(table).advice())
 
 
 def test_arrays_that_are_no_tables(tmp_path: Path) -> None:
