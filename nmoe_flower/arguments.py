@@ -137,7 +137,7 @@ class OutputFile:
 
 
 PORT = Whole(1, MAX_PORT)
-SEED = Whole(0, (1 << 63) - 1)
+SEED = Whole(0, (1 << 32) - 1)  # as run.seed
 
 
 def _refused(text: str, allowed: str) -> argparse.ArgumentTypeError:

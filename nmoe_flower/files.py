@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ __all__ = [
 
 LARGEST_TEXT = 64 * 2**20  # bytes
 DEEPEST = 64  # levels of tables and lists
+_STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 _OTHER_ENCODINGS = {  # the longer marks first: UTF-32's begins like UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -58,6 +60,8 @@ _OTHER_ENCODINGS = {  # the longer marks first: UTF-32's begins like UTF-16's
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write ``data`` to ``path`` atomically; folders on the way are made.
+
+    A device or a pipe (``/dev/null``, ``/dev/stdout``) is written to, and never replaced.
 
     Args:
         path: The file. If it exists, readers see the old content or the new, nothing else.
@@ -70,6 +74,10 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        if _is_stream(path):
+            with path.open("wb", buffering=0) as stream:
+                stream.write(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
@@ -84,6 +92,15 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a name is that of a device, a pipe, or what a program of this process was given."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent in _STREAMS
 
 
 @contextlib.contextmanager

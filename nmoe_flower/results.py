@@ -168,6 +168,28 @@ class RunFolder:
                 f"{self.path} belongs to another configuration:\n" + "\n".join(different)
             )
 
+    def check_settings(self, trained: Mapping[str, Any]) -> None:
+        """Refuse to go on from a checkpoint if config.toml was edited since.
+
+        Args:
+            trained: The settings it was trained with, by dotted key; empty in checkpoints of older
+                versions. Keys that cannot change the outcome may differ.
+
+        Raises:
+            CheckpointError: A key differs; every one is named with both values.
+        """
+        ours = self.config.flat()
+        different = [
+            f"{key}: trained with {trained[key]!r}, now {ours[key]!r}"
+            for key in ours
+            if key in trained and key not in FREE_KEYS and trained[key] != ours[key]
+        ]
+        if different:
+            raise CheckpointError(
+                f"{self.path / 'config.toml'} was changed after the last checkpoint; put back what "
+                "it was, or begin a new run:\n" + "\n".join(different)
+            )
+
     def provenance(self) -> dict[str, Any]:
         """Versions, machine, seed and what `set_provenance` added."""
         return _read_object(self.provenance_path)

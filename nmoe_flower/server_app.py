@@ -180,6 +180,7 @@ def execute(
     run = Run(grid, folder.config, journal, answered=on_answer, checkpoints=folder.checkpoints)
     checkpoint = folder.checkpoints.latest()
     if checkpoint is not None:
+        folder.check_settings(checkpoint.state.get("settings", {}))
         run.restore(checkpoint)
     kept = iter(range(run.written))
     folder.truncate_rounds(lambda _: next(kept, None) is not None)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import read_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import duration
 from nmoe_flower.results import RunFolder
@@ -98,8 +97,9 @@ def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
-    results: dict[str, Any] = read_json(folder.results_path, raises=NMoEError)
-    return results
+    from nmoe_flower.report import read_results  # at the end only, as it takes its time to load
+
+    return read_results(folder.results_path)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """Round records as TensorBoard scalars, beside whatever else shows them."""
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,17 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import Progress
 
-__all__ = ["TensorBoard"]
+__all__ = ["TensorBoard", "require_tensorboard"]
+
+
+def require_tensorboard() -> None:
+    """Refuse to begin what could not be tracked.
+
+    Raises:
+        NMoEError: TensorBoard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise NMoEError(f"tracking needs TensorBoard: {install_hint('tracking')}")
 
 
 class TensorBoard:
@@ -23,10 +34,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, progress: Progress) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise NMoEError(f"tracking needs TensorBoard: {install_hint('tracking')}") from None
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder))
         self._progress = progress
 

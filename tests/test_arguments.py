@@ -129,7 +129,7 @@ def test_good_values_pass() -> None:
     assert ListenAddress()("[::1]:0") == "[::1]:0"
     assert NameList(("a", "b"))("b,a") == ["b", "a"]
     assert OutputFile((".png",))("a.PNG") == Path("a.PNG")
-    assert arguments.SEED(str(2**63 - 1)) == 2**63 - 1
+    assert arguments.SEED(str(2**32 - 1)) == 2**32 - 1
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,24 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch, broken)
     assert names(tmp_path) == ["a.json"]
 
 
+def test_a_device_is_written_to_and_stays_what_it_is():
+    assert Path("/dev/null").is_char_device()
+    files.write_text(Path("/dev/null"), "gone")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_pipe_gets_all_of_it_and_a_full_device_is_named(tmp_path):
+    reading, writing = os.pipe()
+    files.write_text(Path(f"/dev/fd/{writing}"), "through")
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b"through"
+    (tmp_path / "link").symlink_to("/dev/full")  # a link, so that nothing could harm the device
+    with pytest.raises(NMoEError, match=r"cannot write .*link: No space left"):
+        files.write_text(tmp_path / "link", "much")
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NMoEError, match=r"file/below\.txt"):

@@ -158,6 +158,14 @@ def test_check_config_names_every_key_that_differs(run):
     ]
 
 
+def test_an_edited_configuration_is_not_what_a_checkpoint_was_trained_with(run):
+    run.check_settings({})  # of an older version, which did not say
+    run.check_settings(run.config.flat() | {"run.name": "moved", "run.keep-checkpoints": 9})
+    with pytest.raises(CheckpointError) as caught:
+        run.check_settings(run.config.flat() | {"data.tau": 0.5, "gone.key": 1})
+    assert str(caught.value).splitlines()[1:] == ["data.tau: trained with 0.5, now 0.2"]
+
+
 def test_rounds_come_back_in_order_and_a_cut_line_is_left_out(run, caplog):
     assert run.rounds() == []
     run.append_round({"round": 1, "loss": float("nan")})

@@ -17,6 +17,7 @@ import pytest
 from nmoe_flower import files
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import CheckpointError
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
 
@@ -362,6 +363,16 @@ def test_a_secure_run_is_not_repeated_and_its_releases_are(cache: Path, tmp_path
     after = releases(stopped)
     assert {name: after[name] for name in before} == before
     assert_equal_releases(stopped, stopped, rounds=[1, 4, 7])
+
+
+def test_a_run_goes_on_with_no_other_settings(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        go_on(path, cache, at("extractor", 7))
+    text = (path / "config.toml").read_text()
+    (path / "config.toml").write_text(text.replace("tau = 0.3", "tau = 0.2"))
+    with pytest.raises(CheckpointError, match=r"config\.toml was changed(.|\n)*data\.tau: trained"):
+        go_on(path, cache, never)
 
 
 def test_without_a_whole_checkpoint_the_run_starts_anew(

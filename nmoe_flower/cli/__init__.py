@@ -14,6 +14,7 @@ from nmoe_flower.cli import (
     deploy,
     doctor,
     infer,
+    keys,
     peers,
     privacy,
     recipes,
@@ -204,7 +205,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
 
     def command(args: argparse.Namespace) -> int:
-        module = import_module(f"nmoe_flower.bench.{args.what}")
+        with keys.needs_serve(f"nmoe bench {args.what}"):
+            module = import_module(f"nmoe_flower.bench.{args.what}")
         return int(module.main(args.arguments))
 
     parser.set_defaults(command=command)

@@ -78,7 +78,8 @@ def _read_csv(path: Path) -> AlignTable:
 
 def _rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Row]]:
     """The header and the rows of a CSV file; cells without the space around them."""
-    reader = csv.reader(io.StringIO(read_text(path, raises=DataError)), strict=True)
+    text = io.StringIO(read_text(path, raises=DataError), newline=None)
+    reader = csv.reader(text, strict=True)
     rows = []
     try:
         head = [name.strip() for name in next(reader, [])]

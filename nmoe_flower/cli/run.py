@@ -14,7 +14,7 @@ from pathlib import Path
 from nmoe_flower.cli.data import open_data, remember_data
 from nmoe_flower.config import Config
 from nmoe_flower.data import ImageData, usage, with_features
-from nmoe_flower.engine import InProcessGrid, run_simulation, write_app
+from nmoe_flower.engine import InProcessGrid, require_ray, run_simulation, write_app
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import EngineError, LockedError
 from nmoe_flower.lock import locked
@@ -22,6 +22,7 @@ from nmoe_flower.progress import Follower, Progress, make_progress
 from nmoe_flower.rehearsal import rehearse
 from nmoe_flower.results import RunFolder
 from nmoe_flower.summary import draw, summary_json, summary_lines
+from nmoe_flower.tracking import TensorBoard, require_tensorboard
 
 __all__ = ["run", "usable_cores"]
 
@@ -41,6 +42,10 @@ def run(args: argparse.Namespace) -> int:
         NMoEError: The configuration, the data, the folder or the engine failed.
     """
     started = time.monotonic()
+    if args.engine == "ray":
+        require_ray()
+    if args.tensorboard:
+        require_tensorboard()
     progress = make_progress(args.format, sys.stdout)
     folder = None
     with ExitStack() as held:
@@ -83,8 +88,6 @@ def _complain(text: str) -> None:
 
 
 def _tracked(path: Path, progress: Progress) -> Progress:
-    from nmoe_flower.tracking import TensorBoard
-
     return TensorBoard(path / "tensorboard", progress)
 
 

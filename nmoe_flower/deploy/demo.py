@@ -14,7 +14,7 @@ from nmoe_flower.deploy.federation import LocalFederation, local_plan
 from nmoe_flower.deploy.folder import Plan, for_deployment
 from nmoe_flower.deploy.stage import Stage
 from nmoe_flower.engine.signals import interruptible
-from nmoe_flower.errors import EngineError
+from nmoe_flower.errors import ConfigError, EngineError
 from nmoe_flower.pipeline.exchanges import exchanges
 
 __all__ = ["demonstrate"]
@@ -42,8 +42,13 @@ def demonstrate(
 
     Raises:
         EngineError: A step failed or took too long; its log is in the text.
-        ConfigError: ``folder`` is not empty, or the plan cannot be.
+        ConfigError: ``folder`` is not empty, the plan cannot be, or its data are no images.
     """
+    if plan.config.data.kind != "images":
+        raise ConfigError(
+            f"data.kind = {plan.config.data.kind}: the demonstration asks about images; allowed: a "
+            "recipe with data.kind = images"
+        )
     plan = local_plan(replace(plan, config=for_deployment(plan.config, len(plan.peers))))
     with interruptible(), Stage(folder) as stage:
         federation = LocalFederation(stage, plan)

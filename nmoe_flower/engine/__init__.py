@@ -2,7 +2,15 @@
 
 from nmoe_flower.engine.app_folder import export_app, write_app
 from nmoe_flower.engine.inprocess import InProcessGrid
+from nmoe_flower.engine.programs import require_ray
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.superlink import run_simulation
 
-__all__ = ["InProcessGrid", "StreamingGrid", "export_app", "run_simulation", "write_app"]
+__all__ = [
+    "InProcessGrid",
+    "StreamingGrid",
+    "export_app",
+    "require_ray",
+    "run_simulation",
+    "write_app",
+]

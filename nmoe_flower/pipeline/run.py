@@ -193,6 +193,7 @@ class Run:
             {
                 "stage": stage,
                 "round": current,
+                "settings": self.config.flat(),
                 "kept": list(kept),
                 "costs": copy.deepcopy(self.costs),
                 "latest": dict(self.latest),

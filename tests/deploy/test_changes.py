@@ -208,3 +208,13 @@ def test_wrong_usage_leaves_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["deploy", *words])
     assert left.value.code == 2
+
+
+def test_a_table_is_no_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "table.toml"
+    recipe.write_text(
+        '[data]\nkind = "features"\ndataset = "a.csv"\n[extractor]\nbackbone = "mlp"\n'
+    )
+    assert main(["deploy", "--demo", "2", "--recipe", str(recipe)]) == 1
+    told = capsys.readouterr().err
+    assert "data.kind = features: the demonstration asks about images" in told
