@@ -146,7 +146,7 @@ def _is_of_our_parent(path: Path) -> bool:
 def _is_alive(holder: dict[str, Any]) -> bool:
     """Whether the process that is named still runs; one of another host is believed to."""
     pid = holder.get("pid")
-    if not isinstance(pid, int) or pid < 1:
+    if not isinstance(pid, int) or not 1 <= pid < 1 << 31:
         return False
     if holder.get("host") != socket.gethostname():
         return True

@@ -143,7 +143,9 @@ def test_without_locks_a_living_holder_is_believed(tmp_path):
 
 
 @pytest.mark.usefixtures("without_locks")
-@pytest.mark.parametrize("holder", [{"started": "an age ago"}, {"pid": "x"}, {"pid": -1}, "dead"])
+@pytest.mark.parametrize(
+    "holder", [{"started": "an age ago"}, {"pid": "x"}, {"pid": -1}, {"pid": 10**30}, "dead"]
+)
 def test_without_locks_a_dead_one_is_not(tmp_path, holder):
     """An id that is used again belongs to a process that began at another time."""
     if lock._started(os.getpid()) is None and "started" in holder:

@@ -57,6 +57,7 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
             fingerprint=meta["fingerprint"],
             client_names=tuple(meta["client_names"]),
             features=_features(meta["features"]) if "features" in meta else None,
+            beside=meta.get("beside", {}),  # an entry of an older version has none
         )
     except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None

@@ -70,7 +70,11 @@ def _decode_images(
         splits = _write_images(building, request, raws, clients, "RGB", progress)
     if len(splits) == 1:
         splits = _divide(building, splits[0], numpy_stream(request.seed, "test-split"))
-    return splits, {"class_names": class_names, "client_names": client_names}
+    return splits, {
+        "class_names": class_names,
+        "client_names": client_names,
+        "beside": dict(raws[0].beside),
+    }
 
 
 def _decode_table(request: Request, building: Path) -> tuple[list[Split], dict[str, Any]]:

@@ -53,6 +53,7 @@ def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit]
             _reader(tables[name], image_column, name),
             lambda row, name=name: f"row {row} of the {name} split",  # type: ignore[misc]
             _clients(tables[name], request, name),
+            {} if name != names[0] else {o: len(t) for o, t in tables.items() if o not in names},
         )
         for name, codes in zip(names, labels, strict=True)
     ]
@@ -166,6 +167,11 @@ def _find_column(dataset: str, features: Any, wanted: str, kind: str) -> str:
             return name
     if len(typed) > 1:
         raise DataError(f"{begin} several {kind} columns: {', '.join(typed)}; {hint} to one")
+    if not typed and kind == "label" and columns == ["image"]:
+        raise DataError(
+            f"{begin} the folders do not say the classes: train/CLASS/*.png and test/CLASS/*.png, "
+            "or CLASS/*.png, with no image elsewhere"
+        )
     if not typed:
         raise DataError(f"{begin} no {kind} column found; {hint} to one of {found}")
     return typed[0]

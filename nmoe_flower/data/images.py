@@ -1,6 +1,7 @@
 """Labelled images in memory maps: what every other module of this package works on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,7 @@ class ImageData:
         fingerprint: SHA-256 of labels and images.
         client_names: Whom the rows belong to, if that was asked for.
         features: Of a table; None for images.
+        beside: Samples of the splits that nobody asked for, by name.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ImageData:
     fingerprint: str
     client_names: tuple[str, ...] = ()
     features: Features | None = None
+    beside: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,7 @@
 """Splits before decoding, and the data set that ships inside scikit-learn."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ class RawSplit:
         read: ``read(mode)`` yields uint8 images [H, W, channels] in order.
         place: Names a row in errors: its number, the split, the file if there is one.
         clients: Who each row belongs to; None if nobody asked.
+        beside: Of the train split: samples of the splits that nobody asked for, by name.
     """
 
     name: str
@@ -26,6 +27,7 @@ class RawSplit:
     read: Callable[[str], Iterator[npt.NDArray[np.uint8]]]
     place: Callable[[int], str]
     clients: Sequence[str] | None = None
+    beside: Mapping[str, int] = field(default_factory=dict)
 
 
 class ColourFoundError(Exception):

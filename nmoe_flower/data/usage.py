@@ -23,7 +23,7 @@ class Usage:
     """How one part of the data is used.
 
     Attributes:
-        part: ``train``, ``local test`` or ``IID test``.
+        part: ``train``, ``local test``, ``IID test``, or ``split NAME`` that nobody asked for.
         used: Samples that at least one client holds.
         shared: Those of them that several clients hold.
         total: Samples there are.
@@ -47,7 +47,7 @@ class Usage:
 
 
 def usage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -> list[Usage]:
-    """How the train split, and the test split in both tests, are used.
+    """How the train split, and the test split in both tests, are used; and what other splits are.
 
     Args:
         config: Of the partition.
@@ -76,6 +76,19 @@ def usage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -
             data.test,
             iid,
             [*_unknown_classes(data), f"every class alike, {_sizes(iid)} per client"],
+        ),
+        *(
+            Usage(
+                f"split {name}",
+                0,
+                0,
+                count,
+                (
+                    f"data.train-split is {section.train_split}, and data.test-split is "
+                    f"{section.test_split or 'empty'}",
+                ),
+            )
+            for name, count in data.beside.items()
         ),
     ]
 

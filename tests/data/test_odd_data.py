@@ -507,3 +507,41 @@ def test_what_datasets_would_not_follow_is_refused(tmp_path: Path) -> None:
     (folder / "more").symlink_to(tmp_path / "more")
     with pytest.raises(DataError, match="set/more is a link to a folder, which `datasets` does n"):
         load_images(str(folder), cache_dir=tmp_path / "cache")
+
+
+def pictures(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_a_split_that_nobody_asked_for_is_told(tmp_path: Path, test: bool) -> None:
+    for split in ("train", "val", "test")[: 2 + test]:
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "set" / split / name, 10)
+    config = Config.parse(
+        {
+            "data.dataset": str(tmp_path / "set"), "data.cache-dir": str(tmp_path / "cache"),
+            "data.num-clients": 2, "data.scheme": "iid",
+        }
+    )  # fmt: skip
+    for _ in ("decoded", "from the cache"):
+        data = configured_images(config)
+        told = usage(config, data, configured_partition(config, data, num_clients=2))
+        assert [str(part) for part in told[3:]] == [
+            "split validation: 0 of 20 samples are used; 20 are not: data.train-split is train, "
+            "and data.test-split is test"
+        ]
+
+
+@pytest.mark.parametrize("place", ["train/0.png", "train/cat/more/0.png"])
+def test_an_image_outside_the_class_folders_is_told_as_that(tmp_path: Path, place: str) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "set" / split / name, 4)
+    odd = tmp_path / "set" / place
+    odd.parent.mkdir(exist_ok=True)
+    Image.new("L", (8, 8)).save(odd)
+    with pytest.raises(DataError, match="do not say the classes: train/CLASS"):
+        load_images(str(tmp_path / "set"), cache_dir=tmp_path / "cache")
