@@ -14,7 +14,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -365,6 +365,16 @@ def log_command(run_id: int, connection: str) -> Command:
 def status_command(run_id: int, connection: str) -> Command:
     """Print a JSON object with a run's ``status``."""
     return [programs.flwr, "ls", connection, "--run-id", str(run_id), "--format", "json"]
+
+
+def stop_command(run_id: int, connection: str) -> Command:
+    """Ask for a run to end; its ServerApp calls what ``at_exit`` took."""
+    return [programs.flwr, "stop", str(run_id), connection]
+
+
+def is_server_app(command: Sequence[str]) -> bool:
+    """Whether a command line is that of the process in which a simulation's ServerApp runs."""
+    return any(Path(word).name == "flwr-simulation" for word in command)
 
 
 def argument_parsers() -> dict[str, Any]:

@@ -21,13 +21,14 @@ from pathlib import Path
 
 from nmoe_flower.engine import flower, processes
 from nmoe_flower.engine.programs import excerpt, read_json, require_ray, start_program
-from nmoe_flower.engine.signals import interruptible, uninterrupted
+from nmoe_flower.engine.signals import StopSignal, interruptible, uninterrupted
 from nmoe_flower.errors import EngineError
 
 __all__ = ["free_port", "run_simulation"]
 
 _NAME = "nmoe"
 _TICK = 0.1
+_LAST_WORDS = 15.0  # seconds a ServerApp that was stopped has to save what it has
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -70,7 +71,11 @@ def run_simulation(
     }
     with interruptible(), _SuperLink(start_timeout, environment or {}) as link:
         run_id = link.submit(app, settings)
-        link.follow(run_id, log, on_tick)
+        try:
+            link.follow(run_id, log, on_tick)
+        except (KeyboardInterrupt, StopSignal):
+            link.stop(run_id)
+            raise
 
 
 class _SuperLink:
@@ -174,6 +179,25 @@ class _SuperLink:
             raise EngineError(
                 f"the run ended as {status}{f': {details}' if details else ''}\n{excerpt(recent)}"
             )
+
+    def stop(self, run_id: int) -> None:
+        """Let the ServerApp save what it has, which Ray would not let it do on a signal.
+
+        Another signal cuts this short.
+        """
+        with contextlib.suppress(EngineError):
+            self._flwr(flower.stop_command(run_id, _NAME))
+        deadline = time.monotonic() + _LAST_WORDS
+        while self._runs_server_app() and time.monotonic() < deadline:
+            time.sleep(_TICK)
+
+    def _runs_server_app(self) -> bool:
+        home = str(self.home)
+        return any(
+            flower.is_server_app(command)
+            for _, command, environment in processes.visible()
+            if environment.get(flower.HOME) == home
+        )
 
     def _status(self, run_id: int) -> tuple[str, str]:
         answer = read_json(self._flwr(flower.status_command(run_id, _NAME)))

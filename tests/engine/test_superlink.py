@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nmoe_flower.config import Config
-from nmoe_flower.engine import processes, superlink, write_app
+from nmoe_flower.engine import processes, run_simulation, superlink, write_app
 from nmoe_flower.engine.programs import excerpt, read_json
+from nmoe_flower.engine.signals import StopSignal
 from nmoe_flower.errors import EngineError
 
 pytestmark = pytest.mark.flower
@@ -168,3 +169,36 @@ def test_the_excerpt_starts_at_the_last_traceback() -> None:
 def test_an_answer_is_found_between_other_output() -> None:
     assert read_json('Loading...\n{"run-id": "7"}\n') == {"run-id": "7"}
     assert read_json("no object here") == {}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), StopSignal(143)])
+def test_a_run_is_asked_to_save_before_all_is_taken_down(
+    stop: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a signal Ray ends the ServerApp at once; Flower's own stop lets it save."""
+    done: list[object] = []
+
+    class Link:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> "Link":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            done.append("down")
+
+        def submit(self, *_: object) -> int:
+            return 7
+
+        def follow(self, *_: object) -> None:
+            raise stop
+
+        def stop(self, run_id: int) -> None:
+            done.append(run_id)
+
+    monkeypatch.setattr(superlink, "_SuperLink", Link)
+    monkeypatch.setattr(superlink, "require_ray", lambda: None)
+    with pytest.raises(type(stop)):
+        run_simulation(tmp_path, num_supernodes=2, log=print)
+    assert done == [7, "down"]

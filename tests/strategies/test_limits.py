@@ -153,7 +153,7 @@ def test_a_cycle_of_any_dtype_is_measured(dtype: type[np.generic]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"server_momentum": 0.9}, {"server_optimizer": AdamW()}, {"ema": 0.9}], ids=str
+    "options", [{"server_momentum": 0.9}, {"server_optimizer": AdamW()}, {"ema": 0.9}], ids="".join
 )
 def test_the_state_of_another_model_is_never_broadcast(options: dict[str, Any]) -> None:
     before, after = plain(**options), plain(**options)
