@@ -7,9 +7,10 @@ from nmoe_flower.errors import CheckpointError
 from nmoe_flower.files import read_json, write_bytes
 from nmoe_flower.privacy import Accountant, Budget
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "whole_number"]
 
 NAME = "privacy.json"
+_MOST = 1 << 53
 
 
 class Ledger:
@@ -21,8 +22,8 @@ class Ledger:
         budget: What all its releases may cost.
 
     Raises:
-        CheckpointError: There is a ledger and it cannot be read: better no release than one too
-            many.
+        CheckpointError: There is a ledger and it cannot be read, or it is another client's: better
+            no release than one too many.
     """
 
     def __init__(self, folder: Path, client: int, budget: Budget) -> None:
@@ -34,9 +35,16 @@ class Ledger:
             try:
                 state = read_json(self._path)
                 self._accountant.load_state(state)
-                self._paid_round = int(state.get("round", 0))
+                self._paid_round = whole_number("round", state.get("round", 0))
+                holders = sorted(map(int, state["spent"]))
             except (OSError, ValueError, TypeError, OverflowError) as error:
                 raise CheckpointError(f"cannot read the ledger {self._path}: {error}") from None
+            if holders != [client]:
+                raise CheckpointError(
+                    f"the ledger {self._path} is that of client "
+                    f"{', '.join(map(str, holders)) or 'nobody'}, this is client {client}: its "
+                    "budget would be forgotten"
+                )
 
     @property
     def is_new(self) -> bool:
@@ -70,3 +78,14 @@ class Ledger:
         self._paid_round = server_round
         text = json.dumps({**self._accountant.state(), "round": server_round})
         write_bytes(self._path, text.encode(), sync=True)
+
+
+def whole_number(name: str, value: object) -> int:
+    """A whole number of a ledger, 0 to 2^53.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
+        raise ValueError(f"{name} is {str(value)[:40]}; allowed: a whole number, 0 to 2^53")
+    return value

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.clients.ledger import whole_number
 from nmoe_flower.errors import BudgetError, CheckpointError
 from nmoe_flower.files import read_json, write_bytes
 from nmoe_flower.privacy import Budget, WeightsCost, steps_epsilon
@@ -40,8 +41,12 @@ class StepLedger:
         if self._path.exists():
             try:
                 state = read_json(self._path)
-                self._steps = {(float(n), float(q)): int(c) for n, q, c in state["steps"]}
-                self._rounds = {int(r): dict(entry) for r, entry in state["rounds"].items()}
+                for noise, rate, count in state["steps"]:
+                    key = float(noise), float(rate)
+                    self._steps[key] = self._steps.get(key, 0) + whole_number("steps", count)
+                self._rounds = {int(r): _entry(entry) for r, entry in state["rounds"].items()}
+                if self._rounds and not any(self._steps.values()):
+                    raise ValueError("rounds are paid for, but no steps")
                 steps_epsilon(self.history, budget.delta)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"cannot read the ledger {self._path}: {error!r}") from None
@@ -122,3 +127,16 @@ class StepLedger:
     def _write(self) -> None:
         state = {"steps": self.history, "rounds": {str(r): e for r, e in self._rounds.items()}}
         write_bytes(self._path, json.dumps(state).encode(), sync=True)
+
+
+def _entry(value: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a round.
+
+    Raises:
+        ValueError: A part is missing, or is not what it must be.
+    """
+    received, sent = value["received"], value["sent"]
+    if not isinstance(received, str) or not (sent is None or isinstance(sent, str)):
+        raise ValueError("a round has no digests")
+    attempt = whole_number("attempt", value["attempt"])
+    return {"received": received, "sent": sent, "attempt": attempt}

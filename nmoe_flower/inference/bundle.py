@@ -172,6 +172,8 @@ class Bundle:
     def _bytes(self, part: str) -> bytes:
         try:
             path = safe_child(self.folder, f"{part}.safetensors")
+            if path.exists() and not path.is_file():  # a pipe would never end
+                raise BundleError(f"cannot read {path}: it is no file")
             data = path.read_bytes()
         except OSError as error:
             raise BundleError(f"cannot read {path}: {error.strerror}") from None

@@ -32,6 +32,7 @@ __all__ = [
 Method = Literal["exact", "rdp", "prv"]
 Spending = Iterable[tuple[float, int]]
 
+_MOST_RELEASES = 1 << 53
 _ROUND_UP = 1 + 1e-12  # the T-th release of a noise fitted to T must not fail by rounding
 
 
@@ -232,10 +233,7 @@ class Accountant:
         if self._spent or self.weights:
             raise ConfigError("this accountant has counted releases: loading would forget them")
         try:
-            loaded = {
-                int(client): {float(noise): int(count) for noise, count in history}
-                for client, history in state["spent"].items()
-            }
+            loaded = {int(client): _by_noise(history) for client, history in state["spent"].items()}
             weights = {
                 int(client): WeightsCost(int(steps), float(epsilon), float(replaced))
                 for client, (steps, epsilon, replaced) in state.get("weights", {}).items()
@@ -251,7 +249,17 @@ class Accountant:
 
 
 def _total_mu(history: Spending) -> float:
-    return math.sqrt(math.fsum(count / noise**2 for noise, count in history))
+    return math.sqrt(math.fsum(count / noise / noise for noise, count in history))
+
+
+def _by_noise(history: Iterable[tuple[float, int]]) -> dict[float, int]:
+    """Releases by their noise; those of one noise are added up, none is forgotten."""
+    found: dict[float, int] = {}
+    for noise, count in history:
+        if not isinstance(count, int) or isinstance(count, bool) or count > _MOST_RELEASES:
+            raise ValueError(f"{count!r} releases; allowed: a whole number up to 2^53")
+        found[float(noise)] = found.get(float(noise), 0) + count
+    return found
 
 
 def _epsilon(history: Spending, delta: float, method: Method) -> float:

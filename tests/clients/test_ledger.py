@@ -85,6 +85,11 @@ def test_releases_outside_of_rounds_are_never_free(tmp_path: Path) -> None:
         b'{"spent": {"2": [[2.0, 1e999]]}}',
         b'{"spent": {"2": [[2.0, 1]]}, "round": "x"}',
         b'{"spent": {"2": [[2.0, 1]]}, "round": null}',
+        b'{"spent": {"2": [[2.0, 1.5]]}}',  # would be 1
+        b'{"spent": {"2": [[2.0, true]]}}',
+        b'{"spent": {"2": [[2.0, 1e30]]}}',
+        b'{"spent": {"2": [[2.0, 1]]}, "round": -1}',
+        b'{"spent": {"2": [[2.0, 1]]}, "round": 1e300}',
     ],
 )
 def test_a_damaged_ledger_is_refused_and_left_as_it_is(content: bytes, tmp_path: Path) -> None:
@@ -119,3 +124,24 @@ def test_it_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "write_bytes", write_bytes)
     opened(tmp_path).spend(NOISE, num_examples=100)
     assert synced == [True]
+
+
+@pytest.mark.parametrize("holders", ['{"3": [[2.0, 1]]}', '{"-1": [[2.0, 1]]}', "{}"])
+def test_the_ledger_of_another_client_is_refused(holders: str, tmp_path: Path) -> None:
+    """Else a device that is given another partition would have spent nothing."""
+    (tmp_path / "privacy.json").write_text(f'{{"spent": {holders}, "round": 1}}')
+    with pytest.raises(CheckpointError, match=r"that of client (3|-1|nobody), this is client 2"):
+        opened(tmp_path)
+
+
+def test_releases_of_one_noise_add_up_however_they_are_written(tmp_path: Path) -> None:
+    for spent in ("[[2.0, 3]]", "[[2.0, 1], [2.0, 2]]", "[[2, 2], [2.0, 1]]"):
+        (tmp_path / "privacy.json").write_text(f'{{"spent": {{"2": {spent}}}}}')
+        opened(tmp_path).spend(4.0, num_examples=100)
+        assert '"2": [[2.0, 3], [4.0, 1]]' in (tmp_path / "privacy.json").read_text()
+
+
+def test_noise_may_be_as_large_as_floats_are(tmp_path: Path) -> None:
+    """A release under noise of 1e300 costs 1e-600 of a mu: nothing."""
+    (tmp_path / "privacy.json").write_text('{"spent": {"2": [[1e300, 1]]}}')
+    assert opened(tmp_path).affords(NOISE)

@@ -78,9 +78,21 @@ def test_rounds_that_no_resumed_run_asks_for_are_dropped(ledger, tmp_path):
 
 @pytest.mark.parametrize(
     "text", ["", "{}", '{"steps": [[2.0, 0.1]], "rounds": {}}', '{"steps": 3, "rounds": {}}',
-             '{"steps": [[-2.0, 0.1, 3]], "rounds": {}}', '{"steps": [], "rounds": {"x": {}}}'],
+             '{"steps": [[-2.0, 0.1, 3]], "rounds": {}}', '{"steps": [], "rounds": {"x": {}}}',
+             '{"steps": [[2.0, 0.1, 2.5]], "rounds": {}}',
+             '{"steps": [[2.0, 0.1, true]], "rounds": {}}',
+             '{"steps": [], "rounds": {"1": {"received": "a", "sent": null, "attempt": 0}}}',
+             *(f'{{"steps": [[2.0, 0.1, 3]], "rounds": {{"1": {entry}}}}}' for entry in (
+                 "{}", "[]", '{"received": "a", "sent": null}', '{"received": "a", "attempt": 0}',
+                 '{"received": "a", "sent": null, "attempt": -1}',
+                 '{"received": "a", "sent": 3, "attempt": 0}'))],
 )  # fmt: skip
 def test_a_damaged_ledger_pays_nothing(ledger, tmp_path, text):
     (tmp_path / NAME).write_text(text)
     with pytest.raises(CheckpointError, match="cannot read the ledger"):
         ledger()
+
+
+def test_steps_of_one_kind_add_up_however_they_are_written(ledger, tmp_path):
+    (tmp_path / NAME).write_text('{"steps": [[2.0, 0.1, 5], [2, 0.1, 2]], "rounds": {}}')
+    assert ledger().history == [(2.0, 0.1, 7)]

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def test_damage_is_found(make_bundle: MakeBundle, part: str) -> None:
         getattr(bundle, part)()
     path.unlink()
     with pytest.raises(BundleError, match=rf"cannot read .*{part}\.safetensors: No such file"):
+        Bundle.load(bundle.folder)
+
+
+def test_a_pipe_is_no_part_of_a_bundle(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    (bundle.folder / "gate.safetensors").unlink()
+    os.mkfifo(bundle.folder / "gate.safetensors")
+    with pytest.raises(BundleError, match=r"gate\.safetensors: it is no file"):
         Bundle.load(bundle.folder)
 
 
