@@ -76,6 +76,14 @@ def assert_files_are_there(arguments: argparse.Namespace, folder: Path) -> int:
     return len(paths)
 
 
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is missing")
+def test_compose_itself_reads_the_services(lab: Path) -> None:
+    command = ["docker-compose", "-f", str(lab / "compose.yaml"), "config", "--services"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(services(lab)) >= set(done.stdout.split()) >= {"superlink", "node-0-train"}
+
+
 def test_compose_starts_what_the_programs_understand(lab: Path, stubs: Path) -> None:
     found = services(lab)
     assert set(found) == {"superlink", "node-0", "node-0-train", "node-1", "node-1-train"}
