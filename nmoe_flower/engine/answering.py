@@ -2,6 +2,8 @@
 
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -70,7 +72,7 @@ def answer(
         stops: What is let through: the signals to stop, which reach clients of this process first.
     """
     try:
-        reply: object = app(message, context)
+        reply = _called(app, message, context)
     except stops:
         raise
     except BaseException as error:
@@ -86,6 +88,16 @@ def answer(
             message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "returned a reply to another message"
         )
     return reply
+
+
+def _called(app: ClientApp, message: Message, context: Context) -> object:
+    """What the app returns, once: a copy that it forked ends here and answers nobody."""
+    own = os.getpid()
+    try:
+        return app(message, context)
+    finally:
+        if os.getpid() != own:
+            os._exit(0 if sys.exception() is None else 1)
 
 
 def refusal(message: Message, code: int, reason: str | None) -> Message:

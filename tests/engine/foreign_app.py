@@ -31,6 +31,20 @@ class LeavingError(Exception):
         raise SystemExit(3)
 
 
+@app.query("fork")
+def fork(message: Message, context: Context) -> Message:
+    """The copy comes back, too: it returns, raises or leaves."""
+    asked = message.content["config"]
+    if os.fork() == 0:
+        if asked["how"] == "raise":
+            raise ValueError("in the copy")
+        if asked["how"] == "leave":
+            sys.exit(3)
+        return Message(RecordDict({"metrics": MetricRecord({"copy": 1})}), reply_to=message)
+    os.wait()
+    return Message(RecordDict({"metrics": MetricRecord({"copy": 0})}), reply_to=message)
+
+
 class Colour(enum.IntEnum):
     """A number of a class of its own."""
 

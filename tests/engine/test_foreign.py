@@ -99,6 +99,17 @@ def test_clients_may_start_processes(grid: InProcessGrid) -> None:
         assert found["parent"] == found["pid"] != found["child"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("how", ["return", "raise", "leave"])
+def test_a_copy_that_a_client_forks_answers_nobody(grid: InProcessGrid, how: str) -> None:
+    """Two answers to one message would be taken for answers to two."""
+    own = os.getpid()
+    for _ in range(2):
+        answers = ask(grid, "fork", how=how)
+        assert os.getpid() == own
+        assert [records.metrics_of(one.content)["copy"] for one in answers] == [0] * NODES
+
+
 def test_a_client_that_edits_its_message_edits_nobody_elses(grid: InProcessGrid) -> None:
     content = RecordDict(
         {"arrays": ArrayRecord([np.ones(4, np.float32)]), "config": ConfigRecord({"list": [1, 2]})}
