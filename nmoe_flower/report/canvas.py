@@ -33,10 +33,12 @@ __all__ = [
     "line_colours",
     "new",
     "save",
+    "shortened",
 ]
 
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8C8C8C", "#333333"
 _NEAR = 0.4  # values that begin below this part of the highest leave 0 on the axis
+_LONGEST = 20  # letters of a name in a legend
 _YELLOW = "#F0E442"
 _COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
@@ -70,6 +72,8 @@ def save(figure: "Figure", path: Path, *, note: str = "") -> None:
         path: The PNG to write.
         note: What the whole figure stands for, as its seeds; small, above everything.
     """
+    from matplotlib.text import Text
+
     for axis in figure.axes:
         if not axis.images and axis.axison and axis.get_label() != "<colorbar>":
             _say_where_it_starts(axis)
@@ -82,7 +86,21 @@ def save(figure: "Figure", path: Path, *, note: str = "") -> None:
             spine.set_visible(side in {"left", "bottom"} or bool(axis.images))
     if note:
         figure.suptitle(note, fontsize=6.5, color=GREY, x=0.995, ha="right")
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)  # somebody's name, no formula
     _write(figure, path)
+
+
+def shortened(name: object) -> str:
+    """A name for a legend: not longer than it can be, and never one that matplotlib leaves out.
+
+    >>> shortened("a class with quite a name"), shortened("_background")
+    ('a class with quite …', ' _background')
+    """
+    text = " ".join(str(name).split())
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return f" {text}" if text.startswith("_") else text
 
 
 def _write(figure: "Figure", path: Path) -> None:

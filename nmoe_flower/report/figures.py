@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nmoe_flower.report.canvas import INK, colours, few_ticks, light_grid, new, save
+from nmoe_flower.report.canvas import INK, colours, few_ticks, light_grid, new, save, shortened
 
 __all__ = ["draw_partition", "draw_routing"]
 
@@ -66,15 +66,18 @@ def draw_partition(
     """
     parts = {"Training data": np.asarray(counts_train), "Local test data": np.asarray(counts_test)}
     figure = new(7.2, 2.6)
+    from matplotlib.patches import Patch
+
     axes = figure.subplots(1, 2)
     paint = colours(len(class_names))
     for axis, (title, counts) in zip(axes, parts.items(), strict=True):
         clients = np.arange(len(counts))
         below = np.zeros(len(counts))
-        for place, name in enumerate(class_names):
+        for place in range(len(class_names)):
+            held = np.flatnonzero(counts[:, place])  # hundreds of classes leave few at a client
             axis.bar(
-                clients, counts[:, place], 0.85, bottom=below, color=paint[place],
-                label=str(name), linewidth=0,
+                clients[held], counts[held, place], 0.85, bottom=below[held], color=paint[place],
+                linewidth=0,
             )  # fmt: skip
             below += counts[:, place]
         axis.set_title(title, fontsize=8.5)
@@ -84,9 +87,10 @@ def draw_partition(
         light_grid(axis)
     axes[0].set_ylabel("Samples")
     if len(class_names) <= 20:
-        handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside right center", title="Class", title_fontsize=7.5,
+            [Patch(color=colour, linewidth=0) for colour in paint],
+            [shortened(name) for name in class_names],
+            loc="outside right center", title="Class", title_fontsize=7.5,
             frameon=False, fontsize=7, ncols=math.ceil(len(class_names) / 12), reverse=True,
         )  # fmt: skip
     save(figure, path, note=note)

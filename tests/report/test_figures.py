@@ -134,7 +134,11 @@ def test_partition_bars_end_at_the_clients_totals(drawn, tmp_path):
     train, test = drawn[0].axes
     assert (train.get_title(), test.get_title()) == ("Training data", "Local test data")
     for axis, totals in ((train, [6, 5]), (test, [2, 2])):
-        tops = [bar.get_y() + bar.get_height() for bar in axis.containers[-1]]
+        tops = [0.0, 0.0]
+        for bar in axis.patches:
+            client = round(bar.get_x() + bar.get_width() / 2)
+            assert bar.get_y() == tops[client]  # on top of the one before, of which there is no gap
+            tops[client] += bar.get_height()
         assert tops == totals
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["c", "b", "a"]
 
@@ -146,6 +150,20 @@ def test_many_classes_have_colours_but_no_legend(drawn, tmp_path, classes, legen
     assert len(drawn[0].legends) == legends
     bars = {bar[0].get_facecolor() for bar in drawn[0].axes[0].containers}
     assert len(bars) == classes
+
+
+def test_names_are_names_and_no_formulas(drawn, tmp_path):
+    names = ["$\\frac$", "_left_out", "n" * 300, "a\nb", "none of it"]
+    draw_partition([[1, 2, 3, 1, 0]], [[3, 4, 1, 1, 0]], names, tmp_path / "p.png", note="$\\q$")
+    shown = [text.get_text() for text in drawn[0].legends[0].texts]
+    assert shown == ["none of it", "a b", "n" * 19 + "…", " _left_out", "$\\frac$"]
+    drawn[0].draw_without_rendering()  # a formula would be refused here
+
+
+def test_only_bars_that_are_there_are_drawn(drawn, tmp_path):
+    counts = np.eye(60, dtype=int).tolist()
+    draw_partition(counts, counts, [str(c) for c in range(60)], tmp_path / "p.png")
+    assert [len(axis.patches) for axis in drawn[0].axes] == [60, 60]
 
 
 def test_partition_is_a_file(tmp_path):
