@@ -117,23 +117,25 @@ class NameList:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file to write whose ending says its format.
+    """A file to write; where its ending says the format, one of those that are known.
 
     Attributes:
-        endings: Those that are known, with their dots.
+        endings: Those that are known, with their dots; empty: any will do.
 
     >>> OutputFile((".csv", ".json"))("assignment.csv").suffix
     '.csv'
     """
 
-    endings: tuple[str, ...]
+    endings: tuple[str, ...] = ()
 
     def __call__(self, text: str) -> Path:
-        """The path; ``ArgumentTypeError`` if it ends in something else."""
+        """The path; ``ArgumentTypeError`` if it ends in something else, or is a folder."""
         path = Path(text)
-        if path.suffix.lower() in self.endings:
-            return path
-        raise _refused(text, f"a name that ends in {' or '.join(self.endings)}")
+        if self.endings and path.suffix.lower() not in self.endings:
+            raise _refused(text, f"a name that ends in {' or '.join(self.endings)}")
+        if path.is_dir():
+            raise _refused(text, "a file; this is a folder")
+        return path
 
 
 PORT = Whole(1, MAX_PORT)

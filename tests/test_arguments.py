@@ -129,6 +129,7 @@ def test_good_values_pass() -> None:
     assert ListenAddress()("[::1]:0") == "[::1]:0"
     assert NameList(("a", "b"))("b,a") == ["b", "a"]
     assert OutputFile((".png",))("a.PNG") == Path("a.PNG")
+    assert OutputFile()("a") == Path("a")
     assert arguments.SEED(str(2**32 - 1)) == 2**32 - 1
 
 
@@ -139,6 +140,7 @@ def test_good_values_pass() -> None:
         (Whole(1, 9), "10"), (Whole(1, 9), "0"), (Whole(1, 9), "1.0"), (Whole(1, 9), "1e0"),
         (NameList(("a", "b")), "a,a"), (NameList(("a", "b")), ""), (NameList(("a", "b")), "c"),
         (OutputFile((".png",)), "a.txt"), (OutputFile((".png",)), ""),
+        (OutputFile(), "."), (OutputFile(), ""),
     ],
 )  # fmt: skip
 def test_bounds_are_bounds(kind: arguments.Whole, text: str) -> None:

@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--all", action="store_true", help="also sequential on large problems")
     parser.add_argument("--no-update", action="store_true", help="leave out the feedback update")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
     parser.add_argument(
         "--plot",
         type=OutputFile((".png", ".pdf", ".svg")),
@@ -211,5 +211,7 @@ def _sizes(text: str) -> list[tuple[int, int]]:
                 f"{part[:40]!r}; allowed: CLIENTSxEXPERTS, as in 1000x64, at least one client per "
                 "expert"
             )
+        if size in sizes:
+            raise argparse.ArgumentTypeError(f"{part!r} is there twice; allowed: each size once")
         sizes.append(size)
     return sizes

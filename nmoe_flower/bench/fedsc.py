@@ -9,7 +9,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.arguments import SEED, Whole
+from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.bench.measure import ratio
 from nmoe_flower.bench.table import machine_line
 from nmoe_flower.client_app import app
@@ -25,11 +24,12 @@ from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import EngineError
 from nmoe_flower.files import write_json
 from nmoe_flower.privacy import MAX_DIM, packed_size
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import AdamW, FedSC
+from nmoe_flower.strategies import AdamW, FedSC, reason_of
 from nmoe_flower.training import autocast, batch_indices, generator
 
 __all__ = ["main"]
@@ -185,6 +185,8 @@ def _flower(config: Config, clients: int, variant: str) -> Callable[[int], dict[
         local_learning_rate=LOCAL_RATE,
     )
     (answer,) = grid.send_and_receive([Message(RecordDict(), 1, Action.INITIAL)])
+    if answer.has_error():
+        raise EngineError(f"{clients} clients cannot start: {reason_of(answer)}")
     arrays: list[ArrayRecord] = [answer.content.array_records[records.ARRAYS]]
 
     def run(server_round: int) -> dict[str, np.ndarray]:
@@ -237,5 +239,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dim", type=Whole(1, MAX_DIM), default=128, help="width of the features")
     parser.add_argument("--rounds", type=Whole(1), default=12, help="measured rounds of each")
     parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
     return parser

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.arguments import Whole
+from nmoe_flower.arguments import OutputFile, Whole
 from nmoe_flower.bench.infer_encodings import EncodingCost, bytes_per_sample, encoding_costs
 from nmoe_flower.bench.infer_measure import KINDS, Figures, measure
 from nmoe_flower.bench.infer_soak import soak
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block", type=Whole(1), default=400, help="requests per turn")
     parser.add_argument("--soak", type=Whole(1), metavar="N", help="N queries instead; memory")
     parser.add_argument("--insecure", action="store_true", help="without TLS")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
     return parser
 
 

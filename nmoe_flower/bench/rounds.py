@@ -3,10 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from nmoe_flower.arguments import SEED, NameList, Whole
+from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
 from nmoe_flower.bench.kinds import KINDS
 from nmoe_flower.bench.measure import Figures, measure_kind, measure_memory
 from nmoe_flower.bench.remote import RUNNERS
@@ -67,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=Whole(1), help="measured rounds at least")
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--memory", action="store_true", help="also 100 clients x 45 MB")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
     return parser
 
 

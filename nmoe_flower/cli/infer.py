@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nmoe_flower.arguments import Number, Whole
+from nmoe_flower.arguments import Number, OutputFile, Whole
 from nmoe_flower.cli.keys import add_keys, check_keys, needs_serve, take_node
 from nmoe_flower.cli.metrics_port import add_metrics_port
 
@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--encoding", choices=("float32", "float16", "int8"), default="float32")
     add_metrics_port(parser)
-    parser.add_argument("--records", type=Path, metavar="FILE", help="append a line per batch")
+    parser.add_argument(
+        "--records", type=OutputFile(), metavar="FILE", help="append a line per batch"
+    )
 
     def command(args: argparse.Namespace) -> int:
         if args.node is not None:

@@ -31,3 +31,14 @@ def test_wrong_usage(wrong):
     with pytest.raises(SystemExit) as leaving:
         main(wrong)
     assert leaving.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [(["--size", "3x3,4x2,3x3"], "'3x3' is there twice"), (["--json", "."], "this is a folder")],
+)
+def test_what_could_be_told_after_minutes_is_told_at_once(words, text, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(words)
+    assert leaving.value.code == 2
+    assert text in capsys.readouterr().err

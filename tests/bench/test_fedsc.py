@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from nmoe_flower import cli
 from nmoe_flower.bench import fedsc
 from nmoe_flower.config import Config
 
@@ -42,3 +43,8 @@ def test_wrong_usage():
     with pytest.raises(SystemExit) as leaving:
         fedsc.main(["--clients", "many"])
     assert leaving.value.code == 2
+
+
+def test_more_clients_than_samples_are_told(capsys):
+    assert cli.main(["bench", "fedsc", "--clients", "1000", "--batch", "2", "--rounds", "1"]) == 1
+    assert "1000 clients cannot start: " in capsys.readouterr().err
