@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.data.class_folders import read_class_folders
-from nmoe_flower.data.features import describe_features, read_features, standardise
+from nmoe_flower.data.features import describe_features, read_features, standardise, tables_beside
 from nmoe_flower.data.hugging_face import read_hugging_face
 from nmoe_flower.data.images import Split
 from nmoe_flower.data.pixels import fit_pixels
@@ -100,6 +100,7 @@ def _decode_table(request: Request, building: Path) -> tuple[list[Split], dict[s
         "class_names": class_names,
         "client_names": client_names,
         "features": asdict(features),
+        "beside": tables_beside(request),
     }
 
 

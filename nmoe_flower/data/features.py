@@ -5,6 +5,7 @@ To everything that trains, a row of F features is an image of one pixel with F c
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nmoe_flower.data.request import LABEL_NAMES, Request
 from nmoe_flower.data.tables import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.errors import DataError
 
-__all__ = ["Rows", "describe_features", "read_features", "standardise"]
+__all__ = ["Rows", "describe_features", "read_features", "standardise", "tables_beside"]
 
 _WHOLE = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")  # as tables are often exported: 1.0
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -95,12 +96,7 @@ def _split_tables(request: Request) -> list[list[Table]]:
             f"data set {request.dataset!r} is no table and no folder of tables; allowed for "
             f"data.kind = features: {', '.join(TABLE_SUFFIXES)}"
         )
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
-    found = {
-        split: [file for file in files if re.fullmatch(rf"{re.escape(split)}(-.*)?", file.stem)]
-        for split in (request.train_split, request.test_split)
-        if split
-    }
+    files, found = _files(folder, request)
     if not found[request.train_split]:
         if len(files) == 1:
             return [[read_table(files[0])]]
@@ -110,6 +106,30 @@ def _split_tables(request: Request) -> list[list[Table]]:
     if not found.get(request.test_split) and request.test_split not in ("", "test"):
         raise DataError(f"data folder {request.dataset!r} has no table {request.test_split!r}")
     return [[read_table(file) for file in some] for some in found.values() if some]
+
+
+def _files(folder: Path, request: Request) -> tuple[list[Path], dict[str, list[Path]]]:
+    """All tables in a folder, and those of each split that is asked for."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
+    return files, {
+        split: [file for file in files if re.fullmatch(rf"{re.escape(split)}(-.*)?", file.stem)]
+        for split in (request.train_split, request.test_split)
+        if split
+    }
+
+
+def tables_beside(request: Request) -> dict[str, int]:
+    """Rows of the tables in the folder that belong to no split that is asked for, by file."""
+    if Path(request.dataset).expanduser().is_file() or (folder := request.folder) is None:
+        return {}
+    files, found = _files(folder, request)
+    if not found[request.train_split]:  # the only table is all there is
+        return {}
+    rows = {}
+    for file in sorted(set(files).difference(*found.values())):
+        with suppress(DataError):  # what nobody asked for may be anything
+            rows[file.name] = len(read_table(file))
+    return rows
 
 
 def _find_label(table: Table) -> str:

@@ -22,7 +22,8 @@ _SCHEME_KEYS = {
     "dirichlet": "data.alpha",
     "pathological": "data.classes-per-client",
 }
-
+# What a table is standardised with: another table has others, and its name says so.
+_OF_THE_DATA = frozenset({"data.feature-means", "data.feature-deviations"})
 
 _MOST_NAMED = 3  # more differing settings than this do not fit into a table
 
@@ -119,7 +120,8 @@ def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, dict[str, str]]
     groups = {run.configuration: _settings(run.config) for run in runs}
     keys = {key: None for settings in groups.values() for key in settings}
     table = {key: {name: _text(key, of.get(key)) for name, of in groups.items()} for key in keys}
-    return {key: values for key, values in table.items() if len(set(values.values())) > 1}
+    found = {key: values for key, values in table.items() if len(set(values.values())) > 1}
+    return {k: v for k, v in found.items() if k not in _OF_THE_DATA or "data.dataset" not in found}
 
 
 def _settings(config: Config) -> dict[str, Scalar]:

@@ -37,6 +37,7 @@ COLUMNS: dict[str, list[Any]] = {
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any]], *, start: str = "") -> None:
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(start)
         lines = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -293,6 +294,15 @@ def test_a_folder_of_tables(tmp_path: Path) -> None:
     write_csv(tmp_path / "test.csv", at(1, "nan", "speed"))  # a changed file is read again
     with pytest.raises(DataError, match=r"row 1 of test.csv has 'nan'"):
         load(tmp_path, tmp_path / "cache")
+
+
+def test_a_table_that_nobody_asked_for_is_told(tmp_path: Path) -> None:
+    for name in ("train-0", "train-1", "val", "training"):
+        write_csv(tmp_path / "set" / f"{name}.csv", COLUMNS)
+    (tmp_path / "set" / "codes.csv").write_text("")  # no table at all
+    data = load(tmp_path / "set", tmp_path / "cache")
+    assert data.beside == {"training.csv": 10, "val.csv": 10}
+    assert load(tmp_path / "set" / "val.csv", tmp_path / "cache").beside == {}
 
 
 def test_users_of_a_table_are_a_natural_split(tmp_path: Path) -> None:

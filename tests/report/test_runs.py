@@ -89,6 +89,24 @@ def test_labels_hold_what_tells_runs_of_one_table_apart(finished_run):
     }  # fmt: skip
 
 
+def test_tables_of_numbers_are_told_apart_by_name(finished_run):
+    def table(name, mean):
+        return {
+            "data.kind": "features", "extractor.backbone": "mlp", "data.dataset": f"/{name}.csv",
+            "data.feature-columns": "x", "data.feature-means": mean, "data.feature-deviations": 1,
+        }  # fmt: skip
+
+    runs = [
+        finished_run("a", table("a", 0.5)),
+        finished_run("b", table("b", 0.25)),
+        finished_run("c", table("b", 0)),
+    ]
+    assert [run.label for run in load_runs(runs[:2])] == [
+        "data.dataset = a.csv", "data.dataset = b.csv",
+    ]  # fmt: skip
+    assert set(differing_settings(load_runs(runs[1:]))) == {"data.feature-means"}
+
+
 def test_many_differences_are_replaced_by_the_name(finished_run):
     several = {"gate.rounds": 9, "gate.hidden": 8, "gate.keep": 0.5, "expert.epochs": 3}
     runs = load_runs([finished_run("a"), finished_run("b", several)])
