@@ -74,7 +74,11 @@ def _clients(table: Any, request: Request, split: str) -> list[str] | None:
     names = getattr(table.features[column], "names", None)
     codes = range(len(names or ()))
     for row, value in enumerate(values):
-        if not isinstance(value, int | str) or (names is not None and value not in codes):
+        if (
+            not isinstance(value, int | str)
+            or value == ""
+            or (names is not None and value not in codes)
+        ):
             raise DataError(
                 f"row {row} of the {split} split has {value!r} in column {column!r} "
                 "(data.partition-column); text or whole numbers are needed"
@@ -169,8 +173,8 @@ def _find_column(dataset: str, features: Any, wanted: str, kind: str) -> str:
         raise DataError(f"{begin} several {kind} columns: {', '.join(typed)}; {hint} to one")
     if not typed and kind == "label" and columns == ["image"]:
         raise DataError(
-            f"{begin} the folders do not say the classes: train/CLASS/*.png and test/CLASS/*.png, "
-            "or CLASS/*.png, with no image elsewhere"
+            f"{begin} there are images and no labels; of image files the folders say the class: "
+            "train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png, with no image elsewhere"
         )
     if not typed:
         raise DataError(f"{begin} no {kind} column found; {hint} to one of {found}")
@@ -202,12 +206,12 @@ def _encode_labels(
 
 def _wrong_label(value: Any, names: Sequence[str] | None) -> str:
     """What is wrong with a label, or nothing."""
-    if value is None or (names is not None and value == -1):
+    if value is None or value == "" or (names is not None and value == -1):
         return "no label"
     if not isinstance(value, int | str):
         return (
-            f"the label {value!r} of type {type(value).__name__}; whole numbers, text or class "
-            "labels are needed,"
+            f"the label {repr(value)[:60]} of type {type(value).__name__}; whole numbers, "
+            "text or class labels are needed,"
         )
     if names is not None and isinstance(value, int) and not 0 <= value < len(names):
         return (

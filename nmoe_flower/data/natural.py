@@ -26,7 +26,8 @@ def largest_clients(data: ImageData, num_clients: int) -> npt.NDArray[np.int64]:
     if num_clients > present:
         raise DataError(
             f"{num_clients} clients are wanted, but the training samples of {data.name!r} belong "
-            f"to {present}; allowed: data.num-clients = 2 to {present}"
+            f"to {present}; "
+            + (f"allowed: data.num-clients = 2 to {present}" if present > 1 else "2 are needed")
         )
     return np.sort(np.argsort(-counts, kind="stable")[:num_clients])
 

@@ -305,6 +305,8 @@ def test_a_column_is_a_natural_split(tmp_path: Path, kind: Callable[[int], objec
     ("users", "values", "message"),
     [
         (["a", None, "b"], {}, "row 1 of the train split has None in column 'user'"),
+        (["a", "b", ""], {}, "row 2 of the train split has '' in column 'user'"),
+        (["a", "a", "a"], {}, "2 clients are wanted, but .* belong to 1; 2 are needed"),
         ([0.5, 1.5, 0.5], {}, "row 0 of the train split has 0.5 in column 'user'"),
         (
             ["a", "a", "b"],
@@ -543,5 +545,5 @@ def test_an_image_outside_the_class_folders_is_told_as_that(tmp_path: Path, plac
     odd = tmp_path / "set" / place
     odd.parent.mkdir(exist_ok=True)
     Image.new("L", (8, 8)).save(odd)
-    with pytest.raises(DataError, match="do not say the classes: train/CLASS"):
+    with pytest.raises(DataError, match=r"images and no labels; .* train/CLASS"):
         load_images(str(tmp_path / "set"), cache_dir=tmp_path / "cache")
