@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import read_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import duration
 from nmoe_flower.results import RunFolder
@@ -97,9 +98,17 @@ def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
-    from nmoe_flower.report import read_results  # at the end only, as it takes its time to load
-
-    return read_results(folder.results_path)
+    """What results.json holds, if it has the rows that a summary shows."""
+    results = read_json(folder.results_path, raises=NMoEError)
+    rows = results.get("rows") if isinstance(results, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and {"gate", "test"} <= row.keys() for row in rows
+    ):
+        raise NMoEError(
+            f"{folder.results_path} does not hold a run's results: rows must be a list of objects "
+            "with gate and test"
+        )
+    return dict(results)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

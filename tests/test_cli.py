@@ -459,3 +459,13 @@ def test_partition_names_the_clients_that_are_in_the_data(
     table = [line.split()[:2] for line in out.split("\n\n")[0].splitlines()]
     assert table[2:4] == [["0", "user-0"], ["1", "user-1"]]
     assert "train: 32 of 48 samples are used; 16 are not: 2 of the 3 in the data are clients" in out
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"rows": 3}', '{"rows": [[]]}', '{"rows": [{}]}'])
+def test_results_of_no_run_are_told_as_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    path = tmp_path / "one"
+    RunFolder.create(path, Config()).results_path.write_text(content)
+    assert cli.main(["run", "--resume", str(path), "--no-figures"]) == 1
+    assert "results.json does not hold a run's results" in capsys.readouterr().err

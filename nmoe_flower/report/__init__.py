@@ -7,7 +7,6 @@ from nmoe_flower.report.figures import draw_partition, draw_routing
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.rounds import draw_rounds
 from nmoe_flower.report.runs import FinishedRun, load_runs
-from nmoe_flower.report.shape import read_results
 from nmoe_flower.report.tables import results_table, to_csv, to_markdown
 from nmoe_flower.report.traffic import Traffic, draw_traffic, read_traffic
 
@@ -24,7 +23,6 @@ __all__ = [
     "load_runs",
     "paper_table",
     "paper_to_markdown",
-    "read_results",
     "read_traffic",
     "results_table",
     "to_csv",
