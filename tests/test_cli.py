@@ -19,7 +19,15 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import EngineError
 from nmoe_flower.results import RunFolder
 
-ROW = {"gate": "local", "accuracy": 0.5, "balanced_accuracy": 0.25, "per_client": {"accuracy": []}}
+ROW = {
+    "extractor": "fedce",
+    "clients": 10,
+    "top_k": 1,
+    "gate": "local",
+    "accuracy": 0.5,
+    "balanced_accuracy": 0.25,
+    "per_client": {"accuracy": []},
+}
 RESULTS = {
     "rows": [
         {**ROW, "test": "local", "local_ratio": 1.0, "bytes_per_sample": 1234.0},

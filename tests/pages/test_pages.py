@@ -125,7 +125,8 @@ def test_what_serves_goes_on_until_the_page_ends(programs: Path, tmp_path: Path)
 
 
 def test_what_a_block_leaves_running_ends_with_the_page(programs: Path, tmp_path: Path) -> None:
-    (block,) = page(tmp_path, "```bash\nsetsid sleep 987 > out 2>&1 &\n```\n")
+    started = "setsid bash -c 'echo > ready; exec sleep 987' > out 2>&1 &"
+    (block,) = page(tmp_path, f"```bash\n{started}\nuntil test -e ready; do :; done\n```\n")
     mark = tool.flower.mark(tmp_path / ".flwr")
     with tool.Reader(tmp_path, programs) as reader:
         reader.follow(block)
