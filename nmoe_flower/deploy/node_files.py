@@ -7,6 +7,7 @@ from nmoe_flower.addresses import Address
 from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import read_json, read_toml
 
 __all__ = ["NodeFiles", "node_files"]
 
@@ -40,7 +41,7 @@ def node_files(folder: Path, *, trained: bool = True) -> NodeFiles:
         trained: Its bundle must be there.
 
     Raises:
-        ConfigError: It is not the folder of a node, or holds no bundle yet.
+        ConfigError: It is not the folder of a node, holds no bundle yet, or that of another node.
     """
     party = Party.load(folder)
     if party.kind != "node":
@@ -50,6 +51,8 @@ def node_files(folder: Path, *, trained: bool = True) -> NodeFiles:
             f"{folder} has no bundle yet: after the training, sh serve.sh makes it, or "
             f"nmoe bundle --store {folder / 'store' / party.run} --out {folder / 'bundle'}"
         )
+    if trained:
+        _check_own(folder)
     return NodeFiles(
         bundle=folder / "bundle",
         certificate=folder / f"{party.name}.pem",
@@ -58,3 +61,16 @@ def node_files(folder: Path, *, trained: bool = True) -> NodeFiles:
         peers=folder / "peers.json",
         listen=str(listening(Address.parse(party.peer))),
     )
+
+
+def _check_own(folder: Path) -> None:
+    """Peers ask this node for its own expert, and could not tell that another one answers."""
+    path = folder / "bundle" / "bundle.json"
+    bundle = read_json(path)
+    held = bundle.get("partition") if isinstance(bundle, dict) else None
+    own = read_toml(folder / "node.toml").get("partition-id")
+    if held != own:
+        raise ConfigError(
+            f"{path} is of partition {held}, {folder / 'node.toml'} says {own}: the bundle is "
+            "another node's"
+        )
