@@ -19,7 +19,7 @@ from nmoe_flower.files import load_arrays
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
 
-NODES = 4
+NODES = 3
 KILLED = 1
 
 
