@@ -1,7 +1,8 @@
 """Run the blocks of the pages, in order, as a reader would.
 
 scripts/pages PAGE ...         run what a test runs: all blocks but those that need something
-scripts/pages --list           blocks that need something, with the date they last ran
+scripts/pages --list           blocks that need something, with the date they last ran; and how many
+                               run in a test
 scripts/pages --run PAGE ... --has WORD ...
                                at full length, those too that need WORDs, and keep their date
 
@@ -40,6 +41,7 @@ import tempfile
 import textwrap
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -486,6 +488,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.list:
         print(table())
+        tested = [block for page in pages() for block in blocks(page) if not block.needs]
+        for kind, count in Counter(block.language for block in tested).most_common():
+            print(f"{'in a test':<10}  {kind:<18}  {count} blocks")
         return 0
     unknown = sorted(set(args.pages) - set(pages()))
     if unknown:
