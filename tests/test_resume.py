@@ -176,7 +176,6 @@ def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
     changed = {"extractor.rounds": 30, "gate.rounds": 30, "run.checkpoint-every": 3}
     recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
     straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
-    undisturbed = nmoe(tmp_path, "--workers", "0", "--name", "straight", "--set", *recipe)
     new = ["--workers", "0", "--name", "killed", "--set", *recipe]
     kill_at(killed, "extractor", 8, *new)
     resume = ["--resume", str(killed), "--workers"]
@@ -184,7 +183,7 @@ def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
     damaged = damage_newest(killed)
     kill_at(killed, "gate/federated", 10, *resume, "0")
     finish(nmoe(tmp_path, *resume, "0"))
-    finish(undisturbed)
+    go_on(straight, tmp_path / "cache", never, **changed)
 
     assert damaged.name not in {path.name for path in (killed / "checkpoints").iterdir()}
     assert_equal_runs(killed, straight)
@@ -201,13 +200,12 @@ def test_a_private_run_killed_in_stage_one_forgets_no_release(tmp_path: Path) ->
     }  # fmt: skip
     recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
     straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
-    undisturbed = nmoe(tmp_path, "--workers", "0", "--name", "straight", "--set", *recipe)
     new = ["--workers", "0", "--name", "killed", "--set", *recipe]
     kill_at(killed, "extractor", 8, *new)
     spent = json.loads((killed / "clients" / "0" / "privacy.json").read_text())["spent"]
     assert spent["0"][0][1] == 4  # rounds 1, 3, 5 and 7
     finish(nmoe(tmp_path, "--resume", str(killed), "--workers", "0"))
-    finish(undisturbed)
+    go_on(straight, tmp_path / "cache", never, **changed)
 
     assert_equal_runs(killed, straight)
     assert_equal_releases(killed, straight, rounds=list(range(1, 20, 2)))
@@ -224,11 +222,10 @@ def test_an_aligned_run_killed_in_training_goes_on_with_its_assignments(tmp_path
     }  # fmt: skip
     recipe = [f"{key}={value}" for key, value in (TINY | aligned).items()]
     straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
-    undisturbed = nmoe(tmp_path, "--workers", "0", "--name", "straight", "--set", *recipe)
     new = ["--workers", "0", "--name", "killed", "--set", *recipe]
     kill_at(killed, "alignment", 8, *new)
     finish(nmoe(tmp_path, "--resume", str(killed), "--workers", "0"))
-    finish(undisturbed)
+    go_on(straight, tmp_path / "cache", never, **aligned)
 
     assert_equal_runs(killed, straight)
     trained = [r for r in records(killed) if r["stage"] == "alignment"]
