@@ -150,20 +150,9 @@ class Run:
         wait = min(LATEST, max(SOONEST, TIMES_THE_COST * self._cost))
         return time.monotonic() - self._saved_at >= wait
 
-    def save(
-        self,
-        stage: str,
-        current: int = 0,
-        arrays: ArrayRecord | None = None,
-        strategy: StreamingFedAvg | None = None,
-        *,
-        kept: Sequence[int] = (),
-    ) -> None:
-        """Save everything a resumed run needs, after round ``current`` of a stage.
-
-        ``kept`` names the rounds of this stage whose checkpoints are then on the disk.
-        """
-        self.note(stage, current, arrays, strategy, kept=kept)
+    def save(self, stage: str) -> None:
+        """Save everything a resumed run needs, between two rounds: ``stage`` is over."""
+        self.note(stage)
         self.save_noted()
 
     def note(
@@ -175,7 +164,9 @@ class Run:
         *,
         kept: Sequence[int] = (),
     ) -> None:
-        """Remember what `save` would save, without a copy of the arrays.
+        """Remember everything a resumed run needs after a round, without a copy of the arrays.
+
+        ``kept`` names the rounds of this stage whose checkpoints will then be on the disk.
 
         A run that ends before its next checkpoint is due loses no finished round: whoever ends it
         calls `save_noted`. No strategy changes arrays in place that its ``state`` has given out.
