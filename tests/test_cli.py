@@ -477,3 +477,26 @@ def test_results_of_no_run_are_told_as_that(
     RunFolder.create(path, Config()).results_path.write_text(content)
     assert cli.main(["run", "--resume", str(path), "--no-figures"]) == 1
     assert "results.json does not hold a run's results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "--sed", "1"], "unknown option --sed; did you mean --seed?"),
+        (["run", "--work=2"], ""),
+        (["partition", "--ouput", "x.png"], "unknown option --ouput; did you mean --out?"),
+        (["deploy", "check", "lab", "--jason"], "unknown option --jason"),
+        (["infer", "bundle", "--qqq", "1"], "unknown option --qqq"),
+    ],
+)
+def test_a_misspelt_option_is_named(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its value must not be taken for a recipe, a folder or an image."""
+    if not told:
+        assert cli._parser().parse_args(words).workers == 2  # short for --workers
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli._parser().parse_args(words)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """The ``nmoe`` command. Heavy imports wait until a command needs them."""
 
 import argparse
+import difflib
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -55,6 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
+class _Command(argparse.ArgumentParser):
+    """One command, which names a misspelt option before its value is taken for something else."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(sys.argv[1:] if args is None else args)
+        passes_on = any(a.nargs in (argparse.REMAINDER, argparse.PARSER) for a in self._actions)
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in [] if passes_on else itertools.takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.error(f"unknown option {name}{hint}")
+        return super().parse_known_args(words, namespace)
+
+
 class _Parser(argparse.ArgumentParser):
     """The whole command line, whose short forms are spelled out before they are read."""
 
@@ -71,9 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Federated learning of Networked Mixture-of-Experts on Flower.",
     )
     parser.add_argument("--version", action="version", version=f"nmoe-flower {__version__}")
-    commands = parser.add_subparsers(
-        required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
-    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
     _add_run(commands.add_parser("run", help="train and evaluate: all stages of a recipe"))
     _add_partition(commands.add_parser("partition", help="show which client holds what"))
     _add_report(commands.add_parser("report", help="tables and figures from finished runs"))
