@@ -1,13 +1,17 @@
 """Shared by all tests: one thread each, the same examples in every run, no deadlines."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 # As in the workers. Two threads crash oneDNN's backward pass of an 8-to-16 channel 1x1
 # convolution with stride 2 on some AVX-512 machines (torch 2.14), and two tests slow each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
+
+from nmoe_flower.data import load_images
 
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
@@ -16,3 +20,11 @@ settings.load_profile("steady")
 def pytest_make_parametrize_id(val: Any) -> str | None:
     """Two test processes must give a test one name: no addresses of objects in it."""
     return type(val).__name__ if " at 0x" in repr(val) else None
+
+
+@pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data cache with the digits in it, so that no test says or waits that it decodes them."""
+    cache = tmp_path_factory.mktemp("warm") / "cache"
+    load_images("digits", cache_dir=cache)
+    return cache

@@ -241,11 +241,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(scope="module")
-def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("warm") / "cache"
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_message_and_nothing_is_left(
     case: str,

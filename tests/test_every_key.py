@@ -255,23 +255,18 @@ def not_refused(*_: object) -> None:
     raise AssertionError("the run would have begun")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.parametrize(("key", "value", "beside"), list(cases()))
 def test_a_value_outside_the_range_is_refused_before_anything_is_written(
     key: str,
     value: str,
     beside: list[str],
     tmp_path: Path,
-    cache: Path,
+    warm_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NMOE_CACHE", str(cache))
+    monkeypatch.setenv("NMOE_CACHE", str(warm_cache))
     monkeypatch.setattr(run_module, "_train", not_refused)
     said = ["run", "--no-figures", "--workers", "0", "--set", *FEW, *beside, f"{key}={value}"]
     assert cli.main(said) == 1
