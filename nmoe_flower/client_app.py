@@ -7,29 +7,29 @@ from nmoe_flower.clients import (
     control,
     evaluate,
     expert,
-    extractor,
+    fedce,
+    fedsc,
+    fedsc_watch,
     gate,
     head,
-    identity,
+    identify,
     initial,
-    latents,
-    spectral,
-    watch,
 )
+from nmoe_flower.clients.device import latents
 from nmoe_flower.records import Action
 
 __all__ = ["app"]
 
 app = ClientApp()
 
-app.query(Action.IDENTITY.verb)(identity.identify)
-app.query(Action.DESCRIBE.verb)(identity.describe)
+app.query(Action.IDENTITY.verb)(identify.identify)
+app.query(Action.DESCRIBE.verb)(identify.describe)
 app.query(Action.INITIAL.verb)(initial.initial)
-app.train(Action.EXTRACTOR.verb)(extractor.train)
-app.evaluate(Action.EXTRACTOR_TEST.verb)(extractor.test)
-app.train(Action.CONTRAST.verb)(spectral.train)
-app.query(Action.CORRELATION.verb)(spectral.correlate)
-app.evaluate(Action.CONTRAST_TEST.verb)(watch.test)
+app.train(Action.EXTRACTOR.verb)(fedce.train)
+app.evaluate(Action.EXTRACTOR_TEST.verb)(fedce.test)
+app.train(Action.CONTRAST.verb)(fedsc.train)
+app.query(Action.CORRELATION.verb)(fedsc.correlate)
+app.evaluate(Action.CONTRAST_TEST.verb)(fedsc_watch.test)
 app.query(Action.LATENTS.verb)(latents.cache)
 app.train(Action.HEAD.verb)(head.train)
 app.train(Action.EXPERT.verb)(expert.train)

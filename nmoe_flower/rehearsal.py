@@ -25,7 +25,7 @@ from nmoe_flower.own_code import is_own
 if TYPE_CHECKING:
     import torch
 
-    from nmoe_flower.clients.device import Device
+    from nmoe_flower.clients.device.device import Device
     from nmoe_flower.data import ClientIndices, ImageData
     from nmoe_flower.models import Extractor
 
@@ -155,7 +155,7 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     """Run ``rows`` images through all networks; returns the arrays that stage 1 leaves."""
     import torch
 
-    from nmoe_flower.clients import networks
+    from nmoe_flower.clients.device import networks
     from nmoe_flower.models import check_backbone, configured_extractor
 
     shape, classes, meta = data.image_shape, data.num_classes, torch.device("meta")
@@ -183,7 +183,7 @@ def _rehearse_stage_1(config: Config, data: "ImageData", *, rows: int) -> None:
     """Run what stage 1 trains, in training mode, on a batch as small as the smallest client's."""
     import torch
 
-    from nmoe_flower.clients import networks
+    from nmoe_flower.clients.device import networks
 
     shape, contrast, meta = data.image_shape, config.contrast, torch.device("meta")
     if config.extractor.method == "fedsc":
@@ -244,7 +244,7 @@ def _check_given(config: Config, like: Mapping[str, Any]) -> None:
     """The extractor of another run must be that of the configured network."""
     import numpy as np
 
-    from nmoe_flower.pipeline.extractor import given_weights
+    from nmoe_flower.pipeline.networked.extractor import given_weights
 
     wanted = {
         name: np.broadcast_to(np.zeros((), np.float32), tuple(value.shape))
@@ -254,7 +254,7 @@ def _check_given(config: Config, like: Mapping[str, Any]) -> None:
 
 
 def _rehearse_strategy(config: Config) -> None:
-    from nmoe_flower.pipeline.extractor import STRATEGIES
+    from nmoe_flower.pipeline.networked.extractor import STRATEGIES
 
     with _under(f"extractor.method = {config.extractor.method}"):
         STRATEGIES[config.extractor.method](config)
@@ -265,10 +265,10 @@ def _rehearse_alignment(
 ) -> None:
     import torch
 
-    from nmoe_flower.clients.mixture import experts_of, fresh_body
+    from nmoe_flower.clients.device.mixture import experts_of, fresh_body
     from nmoe_flower.data import label_counts
     from nmoe_flower.models import Gate, check_backbone
-    from nmoe_flower.pipeline.aligned import rehearse_assignment
+    from nmoe_flower.pipeline.alignment.train import rehearse_assignment
 
     settings, shape = config.alignment, data.image_shape
     rows = min(2, settings.batch_size, min(len(client.train) for client in clients))
@@ -307,8 +307,8 @@ def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> Non
     """The noise of the clients with the most and the fewest images."""
     if not (config.privacy.enabled or config.privacy.weights):
         return
-    from nmoe_flower.clients.extractor import local_steps
-    from nmoe_flower.clients.private_steps import plan_of
+    from nmoe_flower.clients.fedce import local_steps
+    from nmoe_flower.clients.private.private_steps import plan_of
 
     order = sorted(range(len(clients)), key=lambda client: len(clients[client].train))
     for client in {order[0], order[-1]}:
@@ -322,8 +322,8 @@ def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> Non
 
 
 def _device(config: Config, client: int) -> "Device":
-    from nmoe_flower.clients.device import Device
-    from nmoe_flower.clients.store import Store
+    from nmoe_flower.clients.device.device import Device
+    from nmoe_flower.clients.device.store import Store
 
     return Device(config, client, config.data.num_clients, Store(Path(os.devnull)))
 

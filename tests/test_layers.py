@@ -135,7 +135,7 @@ def test_the_walk_sees_imports() -> None:
     }
     assert len([text for text in literals(known) if FLAGS.search(text)]) > 10
     assert {"engine", "records", "errors"} <= parts_seen(PACKAGE / "strategies" / "base.py")
-    assert "data" in parts_seen(PACKAGE / "clients" / "device.py")
+    assert "data" in parts_seen(PACKAGE / "clients" / "device" / "device.py")
     assert "flwr.serverapp.Grid" in imported(PACKAGE / "server_app.py")
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nmoe_flower.files import load_arrays
 from nmoe_flower.inference import Bundle, decode_tensor, encode_tensor
-from nmoe_flower.inference.peer_pb2 import PredictRequest
-from nmoe_flower.inference.wire import ENCODINGS, Encoding
+from nmoe_flower.inference.protocol.peer_pb2 import PredictRequest
+from nmoe_flower.inference.protocol.wire import ENCODINGS, Encoding
 from nmoe_flower.metrics import accuracy
 from nmoe_flower.models import LocalExperts, NMoE
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import EngineError
-from nmoe_flower.inference.rpc import SERVICE
+from nmoe_flower.inference.protocol.rpc import SERVICE
 
 __all__ = ["Child", "Load", "cpu_seconds"]
 

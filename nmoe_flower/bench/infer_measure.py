@@ -14,7 +14,7 @@ from nmoe_flower.bench.infer_load import Child, Load, cpu_seconds
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import EngineError
 from nmoe_flower.inference import Bundle, encode_tensor
-from nmoe_flower.inference.peer_pb2 import PredictRequest
+from nmoe_flower.inference.protocol.peer_pb2 import PredictRequest
 
 __all__ = ["KINDS", "Figures", "measure", "payload"]
 

@@ -20,10 +20,10 @@ from torch import nn
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.inference import Bundle, ExpertServer
-from nmoe_flower.inference.peer_pb2 import PredictReply, PredictRequest, Tensor
-from nmoe_flower.inference.rpc import SERVICE
-from nmoe_flower.inference.served import load_expert
-from nmoe_flower.inference.wire import MAX_MESSAGE_BYTES
+from nmoe_flower.inference.protocol.peer_pb2 import PredictReply, PredictRequest, Tensor
+from nmoe_flower.inference.protocol.rpc import SERVICE
+from nmoe_flower.inference.protocol.wire import MAX_MESSAGE_BYTES
+from nmoe_flower.inference.serve.served import load_expert
 
 __all__ = ["main"]
 

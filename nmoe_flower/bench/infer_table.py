@@ -7,7 +7,7 @@ from nmoe_flower.bench.infer_encodings import EncodingCost, bytes_per_sample
 from nmoe_flower.bench.infer_measure import KINDS, Figures
 from nmoe_flower.bench.infer_soak import Soak
 from nmoe_flower.inference import Bundle
-from nmoe_flower.inference.wire import ENCODINGS
+from nmoe_flower.inference.protocol.wire import ENCODINGS
 
 __all__ = ["LATENTS", "print_figures", "soak_line"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import to_json, write_text
-from nmoe_flower.inference import signing
-from nmoe_flower.inference.client import identity_of
-from nmoe_flower.inference.peers import PeerList
-from nmoe_flower.inference.survey import SERVING, PeerStatus, Survey
+from nmoe_flower.inference.ask.client import identity_of
+from nmoe_flower.inference.ask.survey import SERVING, PeerStatus, Survey
+from nmoe_flower.inference.protocol import signing
+from nmoe_flower.inference.protocol.peers import PeerList
 from nmoe_flower.summary import aligned
 
 if TYPE_CHECKING:

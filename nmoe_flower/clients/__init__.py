@@ -3,6 +3,6 @@
 ``Contrast`` and ``StateMemory`` are for other people's apps: the client's part of ``FedSC``.
 """
 
-from nmoe_flower.clients.contrast import Contrast, Memory, StateMemory
+from nmoe_flower.clients.plugin.fedsc_contrast import Contrast, Memory, StateMemory
 
 __all__ = ["Contrast", "Memory", "StateMemory"]

@@ -1,4 +1,4 @@
-"""The aligned system at the client: train the assigned experts (strategies/expert_alignment.py)."""
+"""The aligned system at the client: train the assigned experts (strategies/alignment.py)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from nmoe_flower import metrics, records
 from nmoe_flower.alignment.feedback import EXPERTS, SHARES
-from nmoe_flower.clients.assigned import Trained, answer_assigned
-from nmoe_flower.clients.device import device_of
-from nmoe_flower.clients.mixture import MixtureClient, fresh_mixture
+from nmoe_flower.clients.device.device import device_of
+from nmoe_flower.clients.device.mixture import MixtureClient, fresh_mixture
+from nmoe_flower.clients.plugin.alignment_answer import Trained, answer_assigned
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance_global
-from nmoe_flower.models.aligned import assigned_loss, mixed
+from nmoe_flower.models.alignment import assigned_loss, mixed
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import batch_indices, fit, generator
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nmoe_flower import metrics, records
 from nmoe_flower.clients.control import LOCAL_CLASSIFIER
-from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.clients.keeping import keep_gates
+from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device.keeping import keep_gates
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import (
     CachedExperts,

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.clients.keeping import keep_extractor
-from nmoe_flower.clients.latents import latents_of, received_classifier
+from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device.keeping import keep_extractor
+from nmoe_flower.clients.device.latents import latents_of, received_classifier
 from nmoe_flower.models import Classifier, Expert
 from nmoe_flower.records import ANSWERS, EXPERT, LATENTS, NUM_EXAMPLES, PROTOTYPE, SPLITS
 from nmoe_flower.seeds import numpy_stream

@@ -5,7 +5,7 @@ from flwr.app import Context, Message
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device import device_of
+from nmoe_flower.clients.device.device import device_of
 from nmoe_flower.records import ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import batch_indices, fit, sgd
 

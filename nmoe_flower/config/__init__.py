@@ -6,10 +6,10 @@ reads from comma-separated text (``"random,federated"``). Unknown keys are refus
 """
 
 from nmoe_flower.config.alignment import AlignmentConfig
-from nmoe_flower.config.contrast import ContrastConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
+from nmoe_flower.config.fedsc import ContrastConfig
 from nmoe_flower.config.gate import GATES, GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig

@@ -1,7 +1,7 @@
 """What DP-SGD cannot be combined with: all that lets one sample touch the gradient of another."""
 
-from nmoe_flower.config.contrast import ContrastConfig
 from nmoe_flower.config.extractor import ExtractorConfig
+from nmoe_flower.config.fedsc import ContrastConfig
 
 __all__ = ["refusal"]
 

@@ -7,10 +7,10 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from nmoe_flower.config.alignment import AlignmentConfig
-from nmoe_flower.config.contrast import ContrastConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
+from nmoe_flower.config.fedsc import ContrastConfig
 from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig

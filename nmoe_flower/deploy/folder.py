@@ -20,8 +20,8 @@ from nmoe_flower.deploy.wheel import copy_wheel, wheel_name, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, to_toml, write_text
-from nmoe_flower.inference.peers import PeerEntry, PeerList
-from nmoe_flower.inference.signing import SERIAL, sign
+from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
+from nmoe_flower.inference.protocol.signing import SERIAL, sign
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 
 __all__ = [

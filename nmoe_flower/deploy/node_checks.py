@@ -14,8 +14,8 @@ from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.deploy.probes import is_free
 from nmoe_flower.files import read_toml
-from nmoe_flower.inference.peers import PeerList
-from nmoe_flower.inference.signing import verify
+from nmoe_flower.inference.protocol.peers import PeerList
+from nmoe_flower.inference.protocol.signing import verify
 
 __all__ = ["looks", "partitions"]
 

@@ -7,16 +7,16 @@ run that was killed goes on inside the stage it was in.
 from collections.abc import Callable
 from typing import Any
 
-from nmoe_flower.pipeline.aligned import train_aligned
-from nmoe_flower.pipeline.controls import train_controls
-from nmoe_flower.pipeline.evaluation import evaluate
+from nmoe_flower.pipeline.alignment.evaluate import evaluate_aligned
+from nmoe_flower.pipeline.alignment.train import train_aligned
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
-from nmoe_flower.pipeline.experts import train_experts
-from nmoe_flower.pipeline.extractor import train_extractor
-from nmoe_flower.pipeline.gates import train_gates
-from nmoe_flower.pipeline.head import train_head
 from nmoe_flower.pipeline.holdings import Holding, check_unchanged, holdings
-from nmoe_flower.pipeline.placement import evaluate_aligned
+from nmoe_flower.pipeline.networked.control import train_controls
+from nmoe_flower.pipeline.networked.evaluate import evaluate
+from nmoe_flower.pipeline.networked.expert import train_experts
+from nmoe_flower.pipeline.networked.extractor import train_extractor
+from nmoe_flower.pipeline.networked.gate import train_gates
+from nmoe_flower.pipeline.networked.head import train_head
 from nmoe_flower.pipeline.run import Answered, Journal, Run
 from nmoe_flower.pipeline.stages import ALIGNED_STAGES, STAGES
 

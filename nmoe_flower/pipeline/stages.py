@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from nmoe_flower.pipeline.aligned import train_aligned, train_first
-from nmoe_flower.pipeline.controls import train_controls
-from nmoe_flower.pipeline.experts import train_experts
-from nmoe_flower.pipeline.extractor import train_extractor
-from nmoe_flower.pipeline.gates import train_gates
-from nmoe_flower.pipeline.head import train_head
+from nmoe_flower.pipeline.alignment.train import train_aligned, train_first
+from nmoe_flower.pipeline.networked.control import train_controls
+from nmoe_flower.pipeline.networked.expert import train_experts
+from nmoe_flower.pipeline.networked.extractor import train_extractor
+from nmoe_flower.pipeline.networked.gate import train_gates
+from nmoe_flower.pipeline.networked.head import train_head
 from nmoe_flower.pipeline.run import Run
 
 __all__ = ["ALIGNED_STAGES", "STAGES"]

@@ -1,20 +1,20 @@
 """Flower strategies: each one page, each a drop-in for FedAvg."""
 
-from nmoe_flower.strategies.base import StreamingFedAvg
-from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
-from nmoe_flower.strategies.expert_alignment import ExpertAlignment
-from nmoe_flower.strategies.fedce import FedCE
-from nmoe_flower.strategies.fedgate import FedGate
-from nmoe_flower.strategies.fedsc import FedSC
-from nmoe_flower.strategies.gates import (
+from nmoe_flower.strategies.alignment import ExpertAlignment
+from nmoe_flower.strategies.alignment_gate import (
     AveragedGate,
     GateSharing,
     LocalGate,
     StatisticsGate,
     TravellingGate,
 )
+from nmoe_flower.strategies.alignment_parcels import ExpertNames
+from nmoe_flower.strategies.base import StreamingFedAvg
+from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
+from nmoe_flower.strategies.fedce import FedCE
+from nmoe_flower.strategies.fedgate import FedGate
+from nmoe_flower.strategies.fedsc import FedSC
 from nmoe_flower.strategies.optimizers import AdamW
-from nmoe_flower.strategies.parcels import ExpertNames
 from nmoe_flower.strategies.replies import Exchange, reason_of
 from nmoe_flower.strategies.rollgate import RollGate
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions

@@ -26,7 +26,7 @@ from nmoe_flower.records import (
     CorrelationKey,
 )
 from nmoe_flower.representation import effective_rank, find_collapse
-from nmoe_flower.strategies.correlations import Correlations, Release, claimed
+from nmoe_flower.strategies.fedsc_correlations import Correlations, Release, claimed
 from nmoe_flower.strategies.limits import number, whole
 from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions

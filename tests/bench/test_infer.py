@@ -13,7 +13,7 @@ from nmoe_flower.bench.infer_table import soak_line
 from nmoe_flower.config import Config
 from nmoe_flower.files import load_arrays, save_arrays, write_text
 from nmoe_flower.inference import export_run
-from nmoe_flower.inference.peer_pb2 import PredictRequest
+from nmoe_flower.inference.protocol.peer_pb2 import PredictRequest
 from nmoe_flower.models import Expert, Gate, build_extractor
 
 

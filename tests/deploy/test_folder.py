@@ -16,7 +16,7 @@ from nmoe_flower.deploy import Party, Plan, for_deployment, places, write_federa
 from nmoe_flower.deploy.places import runtime_ports
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.inference import PeerList
-from nmoe_flower.inference.signing import verify
+from nmoe_flower.inference.protocol.signing import verify
 
 pytestmark = pytest.mark.flower
 

@@ -65,11 +65,13 @@ def contents(replies: list[Message]) -> list[dict[str, object]]:
     ]
 
 
-def test_replies_are_bit_equal_to_those_of_this_process(grid: InProcessGrid) -> None:
-    with InProcessGrid("echo_app:app", NODES) as here:
+@pytest.mark.usefixtures("_importable")
+def test_replies_are_bit_equal_to_those_of_this_process() -> None:
+    here = InProcessGrid("echo_app:app", NODES)
+    with here, InProcessGrid("echo_app:app", NODES, workers=2) as there:
         for _ in range(3):  # the third round has the state of the second
             expected = contents(exchange(here, "train"))
-            assert contents(exchange(grid, "train")) == expected
+            assert contents(exchange(there, "train")) == expected
         assert expected[4]["metrics"]["calls"] == 3
 
 

@@ -14,12 +14,12 @@ from grpc_health.v1 import health_pb2
 
 from nmoe_flower.certificates import Authority, Identity, create_authority
 from nmoe_flower.config import Config
-from nmoe_flower.inference import peer_pb2
-from nmoe_flower.inference.bundle import Bundle
-from nmoe_flower.inference.loop import LoopThread
-from nmoe_flower.inference.peers import PeerEntry, PeerList
-from nmoe_flower.inference.rpc import SERVICE
-from nmoe_flower.inference.wire import MAX_MESSAGE_BYTES, decode_tensor, encode_tensor
+from nmoe_flower.inference.ask.loop import LoopThread
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.protocol import peer_pb2
+from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
+from nmoe_flower.inference.protocol.rpc import SERVICE
+from nmoe_flower.inference.protocol.wire import MAX_MESSAGE_BYTES, decode_tensor, encode_tensor
 from nmoe_flower.models import Expert, Gate
 
 LATENT, CLASSES = 4, 3

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.certificates import Identity
-from nmoe_flower.inference.bundle import Bundle
-from nmoe_flower.inference.service import ExpertServer
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.serve.service import ExpertServer
 
 
 async def serve(peers: list[dict[str, Any]]) -> None:

@@ -18,9 +18,9 @@ from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
 from nmoe_flower.cli.images import read_images
 from nmoe_flower.data import normalise
-from nmoe_flower.inference.client import Client
-from nmoe_flower.inference.peers import PeerList
-from nmoe_flower.inference.signing import DIRECTORY, verify
+from nmoe_flower.inference.ask.client import Client
+from nmoe_flower.inference.protocol.peers import PeerList
+from nmoe_flower.inference.protocol.signing import DIRECTORY, verify
 from nmoe_flower.installation import install_hint
 from nmoe_flower.report import read_traffic
 

@@ -17,11 +17,11 @@ import torch
 
 from nmoe_flower.certificates import Authority
 from nmoe_flower.config import Config
-from nmoe_flower.inference.bundle import Bundle
-from nmoe_flower.inference.client import Client
-from nmoe_flower.inference.peers import PeerEntry, PeerList
-from nmoe_flower.inference.record import CallRecord
-from nmoe_flower.inference.signing import sign
+from nmoe_flower.inference.ask.client import Client
+from nmoe_flower.inference.ask.record import CallRecord
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
+from nmoe_flower.inference.protocol.signing import sign
 from nmoe_flower.models import Expert, Gate
 
 PEERS, CLASSES, LATENT = 10, 5, 16

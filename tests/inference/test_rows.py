@@ -14,9 +14,9 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import normalise, standardise
 from nmoe_flower.data.configured import features_of
 from nmoe_flower.errors import ConfigError, DataError
-from nmoe_flower.inference.bundle import Bundle
-from nmoe_flower.inference.client import Client
-from nmoe_flower.inference.peers import PeerList
+from nmoe_flower.inference.ask.client import Client
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.protocol.peers import PeerList
 from nmoe_flower.models import Expert, Gate, configured_extractor
 
 ROWS = np.array([[1.0, 1e6, -3.0], [2.0, 2e6, 5.0], [0.5, 0.0, 7.25]])

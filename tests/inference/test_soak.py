@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nmoe_flower.inference.breaker import Breaker
-from nmoe_flower.inference.call import SILENT
-from nmoe_flower.inference.router import RemoteExperts
+from nmoe_flower.inference.ask.breaker import Breaker
+from nmoe_flower.inference.ask.call import SILENT
+from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.seeds import numpy_stream
 
 MOODS = ["right", "right", "right", "nan", "garbage", "one-row-more", "busy", "raises", "gone"]

@@ -58,7 +58,7 @@ def test_every_stage_is_on_the_page(folders: list[Path]) -> None:
 
 def test_every_stage_of_the_pipeline_has_occurred(folders: list[Path]) -> None:
     """A stage that the runs above do not reach would be forgotten on the page, too."""
-    sources = (ROOT / "nmoe_flower" / "pipeline").glob("*.py")
+    sources = (ROOT / "nmoe_flower" / "pipeline").rglob("*.py")
     call = re.compile(r'\b(?:gather|federate)\(\s*run,\s*"([^"]+)"')
     named = {stage for path in sources for stage in call.findall(path.read_text(encoding="utf-8"))}
     assert len(named) >= 15

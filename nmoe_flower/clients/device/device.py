@@ -1,0 +1,259 @@
+"""One client's view of the run: its configuration, its images, its store, its networks."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import Context
+
+from nmoe_flower.clients.device import networks
+from nmoe_flower.clients.device.store import Store
+from nmoe_flower.config import Config
+from nmoe_flower.data import (
+    Augment,
+    ClientIndices,
+    FeatureViews,
+    ImageData,
+    Views,
+    configured_images,
+    configured_partition,
+    own_images,
+    own_share,
+)
+from nmoe_flower.errors import ConfigError, DataError
+from nmoe_flower.models import Classifier, Contrastive, Expert, Gate
+from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
+from nmoe_flower.seeds import derive_seed
+from nmoe_flower.training import log_prior, seeded, use_bf16
+
+__all__ = ["Device", "device_of"]
+
+_TOLD = ("data-path", "classes", "store")
+CLIP = 1.0  # features are projected into the unit ball
+
+
+@dataclass(frozen=True)
+class Device:
+    """A client of ``num_clients``, known by its partition id.
+
+    Attributes:
+        config: Of the run.
+        partition: Its id, 0..num_clients-1; also of its expert.
+        num_clients: E.
+        store: What it keeps on its own disk.
+        folder: Of its own images; empty: it takes its part of ``data.dataset``.
+        classes: Names of the federation's classes, for a folder that holds only some of them.
+        serves: Whether the store must hold all that the device later serves and asks with.
+    """
+
+    config: Config
+    partition: int
+    num_clients: int
+    store: Store
+    folder: str = ""
+    classes: tuple[str, ...] = ()
+    serves: bool = False
+
+    @cached_property
+    def data(self) -> ImageData:
+        """All images; this client may only touch its own ``indices``."""
+        if self.folder:
+            return own_images(self.config, self.folder, classes=self.classes)
+        return configured_images(self.config)
+
+    @cached_property
+    def indices(self) -> ClientIndices:
+        """Which training and test images are this client's."""
+        return own_share(self.data) if self.folder else self._partition[self.partition]
+
+    @property
+    def everyone(self) -> list[ClientIndices]:
+        """Every client's images, for what only a simulation can do: central controls and probes.
+
+        Raises:
+            DataError: This client has only its own images.
+        """
+        if self.folder:
+            raise DataError(
+                f"{self.folder} holds this device's images only: leave 'centralized' out of "
+                "run.controls, it pools everybody's"
+            )
+        return self._partition
+
+    @cached_property
+    def _partition(self) -> list[ClientIndices]:
+        return configured_partition(self.config, self.data, num_clients=self.num_clients)
+
+    @cached_property
+    def train_images(self) -> np.ndarray:
+        """This client's training images, uint8 [n, H, W, C]."""
+        return np.asarray(self.data.train.images[self.indices.train])
+
+    @cached_property
+    def train_labels(self) -> np.ndarray:
+        """Their labels, int64 [n]."""
+        return np.asarray(self.data.train.labels[self.indices.train])
+
+    @cached_property
+    def log_prior(self) -> torch.Tensor:
+        """Smoothed log class frequencies of the training labels, [C]."""
+        return log_prior(self.train_labels, self.data.num_classes).to(self.torch_device)
+
+    @cached_property
+    def torch_device(self) -> torch.device:
+        """Where this client computes."""
+        try:
+            return torch.device(self.config.run.device)
+        except RuntimeError:
+            raise ConfigError(f"run.device: {self.config.run.device!r} is no device") from None
+
+    @cached_property
+    def augment(self) -> Augment:
+        """The augmentation of training batches; rows of features have none."""
+        data = self.config.data
+        if data.kind == "features":
+            return Augment()
+        return Augment(crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout)
+
+    @cached_property
+    def views(self) -> Views | FeatureViews:
+        """The two views of contrastive training."""
+        contrast = self.config.contrast
+        if self.config.data.kind == "features":
+            return FeatureViews(noise=contrast.noise, mask=contrast.mask)
+        return Views(
+            size=contrast.view_size,
+            smallest=contrast.crop,
+            flip=self.config.data.flip,
+            jitter=contrast.jitter,
+            hue=contrast.hue,
+            grey=contrast.grey,
+        )
+
+    @property
+    def mechanism(self) -> GaussianMechanism:
+        """What makes this client's correlation matrices private.
+
+        Raises:
+            ConfigError: ``privacy.delta`` is not below 1 / images.
+        """
+        privacy, size = self.config.privacy, len(self.train_labels)
+        return GaussianMechanism(
+            noise_multiplier_for(
+                privacy.epsilon, privacy.delta, privacy.releases, num_examples=size
+            ),
+            CLIP,
+            size,
+            adjacency=privacy.adjacency,
+            secure=privacy.secure,
+        )
+
+    def empty_correlation(self) -> ClippedCorrelation:
+        """Adds up this client's correlation matrix, features clipped to the unit ball."""
+        return ClippedCorrelation(
+            CLIP, len(self.train_labels), adjacency=self.config.privacy.adjacency
+        )
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the extractor computes in bfloat16."""
+        heavy = self.config.extractor.backbone in {"narrow", "resnet18"}
+        return use_bf16(self.config.run.precision, self.torch_device, worthwhile=heavy)
+
+    def seed(self, *purpose: str | int) -> int:
+        """The seed of a stream of this client's own."""
+        return derive_seed(self.config.run.seed, *purpose, self.partition)
+
+    def classifier(self) -> Classifier:
+        """The stage-1 network; one per process, with the weights that were loaded last."""
+        return networks.shared_classifier(
+            self.config, self.data.image_shape, self.data.num_classes, self.torch_device
+        )
+
+    def fresh_classifier(self) -> Classifier:
+        """The stage-1 network at its initial weights, the same on every client."""
+        return networks.fresh_classifier(
+            self.config, self.data.image_shape, self.data.num_classes, self.torch_device
+        )
+
+    def contrastive(self) -> Contrastive:
+        """FedSC's network; one per process, with the weights that were loaded last."""
+        return networks.shared_contrastive(self.config, self.data.image_shape, self.torch_device)
+
+    def fresh_contrastive(self) -> Contrastive:
+        """FedSC's network at its initial weights, the same on every client."""
+        return networks.fresh_contrastive(self.config, self.data.image_shape, self.torch_device)
+
+    def head(self, latent_dim: int) -> Expert:
+        """A fresh head of stage 1."""
+        return networks.fresh_head(self.config, latent_dim, self.data.num_classes)
+
+    def expert(self, latent_dim: int) -> Expert:
+        """A fresh expert, the same on every client."""
+        with seeded(networks.initial_seed(self.config, "expert")):
+            expert = Expert(latent_dim, self.data.num_classes, hidden=self.config.expert.hidden)
+        return expert.to(self.torch_device)
+
+    def gate(self, latent_dim: int) -> Gate:
+        """A fresh gate over all clients' experts, the same on every client."""
+        gate = self.config.gate
+        with seeded(networks.initial_seed(self.config, "gate")):
+            fresh = Gate(
+                latent_dim,
+                self.num_clients,
+                hidden=gate.hidden,
+                top_k=gate.top_k,
+                noisy=gate.noisy,
+            )
+        return fresh.to(self.torch_device)
+
+
+def device_of(context: Context) -> Device:
+    """The device a message is for; cached, so images and partitions are opened once a process.
+
+    The node's config tells ``partition-id`` and ``num-partitions``. It may tell ``data-path``, a
+    folder with this device's own images; ``classes``, names separated by commas; and ``store``, a
+    folder that outlives the run and the process.
+
+    Raises:
+        ConfigError: The node has no partition id, or the run configuration is not valid.
+    """
+    node = context.node_config
+    if "partition-id" not in node or "num-partitions" not in node:
+        raise ConfigError(
+            "this node has no partition-id and num-partitions; start it with "
+            "--node-config 'partition-id=0 num-partitions=10'"
+        )
+    told = {key: str(node[key]) for key in _TOLD if key in node}
+    return _device(
+        json.dumps(dict(context.run_config), sort_keys=True),
+        context.run_id,
+        int(cast(int, node["partition-id"])),
+        int(cast(int, node["num-partitions"])),
+        tuple(told.get(key, "") for key in _TOLD),
+    )
+
+
+@lru_cache(maxsize=512)
+def _device(
+    run_config: str, run_id: int, partition: int, num_clients: int, told: tuple[str, ...]
+) -> Device:
+    values: Mapping[str, object] = json.loads(run_config)
+    config = Config.parse({**values, "data.num-clients": num_clients})
+    folder, classes, store = told
+    run = config.run.folder(run_id)
+    kept = Path(store).expanduser() / run.name if store else run / "clients" / str(partition)
+    return Device(
+        config,
+        partition,
+        num_clients,
+        Store(kept),
+        folder=folder,
+        classes=tuple(name.strip() for name in classes.split(",") if name.strip()),
+        serves=bool(store),
+    )

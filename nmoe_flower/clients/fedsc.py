@@ -1,0 +1,225 @@
+"""Stage 1 at the client, without labels: FedSC on own images (strategies/fedsc.py)."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
+
+from nmoe_flower import records
+from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device.versions import Versions
+from nmoe_flower.clients.fedce import local_steps
+from nmoe_flower.clients.plugin.fedsc_contrast import Contrast
+from nmoe_flower.clients.private.ledger import Ledger
+from nmoe_flower.clients.private.private_steps import private_train, report
+from nmoe_flower.data import normalise
+from nmoe_flower.errors import CheckpointError
+from nmoe_flower.losses import sample_spectral, unit_ball
+from nmoe_flower.models import Contrastive
+from nmoe_flower.privacy import Budget, smat
+from nmoe_flower.records import (
+    ARRAYS,
+    CORRELATION,
+    KEPT_ROUNDS,
+    NOISE_MULTIPLIER,
+    NOISE_STD,
+    NUM_EXAMPLES,
+    CorrelationKey,
+)
+from nmoe_flower.training import autocast, batch_indices, fit, generator, sgd
+
+__all__ = ["correlate", "initial", "train"]
+
+PASS_BATCH = 250
+
+
+class _StoreMemory:
+    """A memory on the client's disk, with as many versions as a resumed run can ask for."""
+
+    def __init__(self, device: Device, kept: object) -> None:
+        self._versions = Versions(device.store, CORRELATION)
+        self._private = device.config.privacy.enabled
+        self._kept: list[int] = list(kept or ())  # type: ignore[call-overload]
+
+    def load(self, server_round: int) -> Mapping[str, np.ndarray] | None:
+        self._kept.append(server_round)  # what the server has, even if it drops the next reply
+        return self._versions.load(server_round)
+
+    def save(self, server_round: int, arrays: dict[str, np.ndarray]) -> None:
+        self._versions.save(server_round, arrays, sync=self._private)
+        if not self._private:  # what has cost privacy is never thrown away
+            self._versions.prune(server_round, self._kept)
+
+
+def initial(device: Device) -> dict[str, np.ndarray]:
+    """The initial encoder and projector: the same on every client of a seed."""
+    network = device.fresh_contrastive()
+    return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train the received weights against the others' correlation; return them and the own one."""
+    device, network, side = _begin(message, context)
+    extractor = device.config.extractor
+    sent, metrics = _release(device, network, side, message) if side.wanted else (None, {})
+    optimizer = sgd(
+        network,
+        learning_rate=float(records.config_of(message)["learning-rate"]),
+        momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
+        weight_decay=0.0 if extractor.steps_with_adamw else extractor.weight_decay,
+    )
+    if device.config.privacy.weights:
+        metrics |= _train_privately(device, network, optimizer, message)
+    else:
+        result = fit(
+            network,
+            _batches(device, side.server_round),
+            lambda views: side.loss(*network(torch.cat(views)).chunk(2)),
+            optimizer=optimizer,
+            max_grad_norm=extractor.max_grad_norm,
+            bf16=device.bf16,
+        )
+        metrics["loss"] = result.loss
+    if side.wanted and sent is None and not device.config.makes_passes:
+        matrix = side.matrix()
+        sent = None if matrix is None else side.keep(matrix)
+    side.wanted = sent is not None
+    return side.reply(message, network.state_dict(), metrics, correlation=sent)
+
+
+def _train_privately(
+    device: Device, network: Contrastive, optimizer: torch.optim.Optimizer, message: Message
+) -> dict[str, float]:
+    """The same with DP-SGD and the loss of single samples, which stays at home.
+
+    Without a mean matrix nothing would hold the features apart: such a round takes no step, and
+    costs nothing.
+    """
+    record = message.content.get(CORRELATION)
+    if not isinstance(record, ArrayRecord):
+        return report(device)
+    mean = smat(torch.from_numpy(records.to_numpy(record)[CorrelationKey.MEAN].copy()))
+    weight = device.config.contrast.weight
+
+    def draw(chosen: np.ndarray, noise: torch.Generator) -> tuple[Tensor, ...]:
+        views = device.views(normalise(device.train_images[chosen]), noise)
+        return tuple(view.to(device.torch_device) for view in views)
+
+    def losses(views: tuple[Tensor, ...]) -> Tensor:
+        z1, z2 = unit_ball(network(torch.cat(views))).chunk(2)
+        return sample_spectral(z1, z2, mean, weight=weight)
+
+    return private_train(
+        device,
+        network,
+        optimizer,
+        message,
+        steps=local_steps(device),
+        draw=draw,
+        losses=losses,
+        views=2,
+    )
+
+
+def correlate(message: Message, context: Context) -> Message:
+    """The first phase of a two-phase round: the own matrix at the received weights."""
+    device, network, side = _begin(message, context)
+    sent, metrics = _release(device, network, side, message)
+    if sent is None and not device.config.makes_passes:
+        network.train()
+        with torch.no_grad(), autocast(device.bf16, device.torch_device):
+            for views in _batches(device, side.server_round):
+                side.see(unit_ball(network(torch.cat(views))))
+        network.eval()
+        matrix = side.matrix()
+        sent = None if matrix is None else side.keep(matrix)
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: side.num_examples, **metrics},
+        arrays={} if sent is None else {CORRELATION: sent},
+    )
+
+
+def _begin(message: Message, context: Context) -> tuple[Device, Contrastive, Contrast]:
+    device = device_of(context)
+    network = device.contrastive()
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    records.load_into(network.state_dict(), arrays)
+    contrast = device.config.contrast
+    side = Contrast(
+        message,
+        _StoreMemory(device, records.config_of(message).get(KEPT_ROUNDS)),
+        num_examples=len(device.train_labels),
+        weight=contrast.weight,
+        unbiased=contrast.unbiased,
+        running=contrast.running,
+    )
+    if contrast.share == "own":
+        side.share, side.others = 1.0, None
+    return device, network, side
+
+
+def _release(
+    device: Device, network: Contrastive, side: Contrast, message: Message
+) -> tuple[ArrayRecord | None, dict[str, float]]:
+    """The matrix of a pass over all own images, with noise if it is private, packed to be sent.
+
+    None if matrices are made from batches, or if the budget is spent. What was sent in this round
+    before (by a run that was killed and resumed) is sent again: the same bits cost nothing.
+    """
+    if not device.config.makes_passes:
+        return None, {}
+    privacy = device.config.privacy
+    if not privacy.enabled:
+        return side.keep(_pass(device, network, side.server_round)), {}
+    mechanism = device.mechanism
+    about = {NOISE_MULTIPLIER: mechanism.noise_multiplier, NOISE_STD: mechanism.noise_std}
+    before = side.memory.load(side.server_round)
+    if before is not None:
+        return records.from_numpy({"packed": before["released"]}), about
+    ledger = Ledger(device.store.folder, device.partition, Budget(privacy.epsilon, privacy.delta))
+    if ledger.is_new and Versions(device.store, CORRELATION).rounds():
+        raise CheckpointError(
+            f"{device.store.folder} holds matrices that were sent and no ledger of their cost: "
+            "no more are released"
+        )
+    current = side.server_round
+    if not ledger.affords(mechanism.noise_multiplier, server_round=current):
+        return None, {}
+    matrix = _pass(device, network, current)
+    ledger.spend(mechanism.noise_multiplier, num_examples=side.num_examples, server_round=current)
+    noise = None if privacy.secure else generator(device.seed("release", current))
+    return side.keep(mechanism.release(matrix, noise), matrix), about
+
+
+@torch.inference_mode()
+def _pass(device: Device, network: Contrastive, server_round: int) -> Tensor:
+    """Both views of every own image once, in evaluation mode: no sample touches another's."""
+    total = device.empty_correlation()
+    noise = generator(device.seed("views of the pass", server_round))
+    network.eval()
+    for start in range(0, len(device.train_images), PASS_BATCH):
+        images = normalise(device.train_images[start : start + PASS_BATCH])
+        views = torch.cat(device.views(images, noise)).to(device.torch_device)
+        with autocast(device.bf16, device.torch_device):
+            features = network(views).float()
+        total.add(*features.chunk(2))
+    return total.result()
+
+
+def _batches(device: Device, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This round's batches of two views each; a second call draws the same."""
+    steps = local_steps(device)
+    first = (server_round - 1) * steps
+    noise = generator(device.seed("views", first))
+    for chosen in batch_indices(
+        len(device.train_images),
+        device.config.extractor.batch_size,
+        first=first,
+        count=steps,
+        seed=device.seed("batches"),
+    ):
+        views = device.views(normalise(device.train_images[chosen]), noise)
+        yield views[0].to(device.torch_device), views[1].to(device.torch_device)

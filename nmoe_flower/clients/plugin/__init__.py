@@ -1,0 +1,1 @@
+"""Client halves for other people's apps: any encoder, any mixture, any reply."""

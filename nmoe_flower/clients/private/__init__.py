@@ -1,0 +1,1 @@
+"""DP-SGD at a client, and the ledgers that never forget what was spent."""

@@ -1,0 +1,215 @@
+"""A device that asks: images in, probabilities out, with the help of its peers."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nmoe_flower.certificates import Identity
+from nmoe_flower.data import features_of, normalise, standardise
+from nmoe_flower.errors import ConfigError, DataError, WireError
+from nmoe_flower.inference.ask.plan import Floats
+from nmoe_flower.inference.ask.record import CallRecord
+from nmoe_flower.inference.ask.router import RemoteExperts
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.protocol.peers import PeerList
+from nmoe_flower.models import NMoE
+from nmoe_flower.models.routing import check_top_k
+
+__all__ = ["Answer", "Client", "identity_of"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the mixture says of a batch of images.
+
+    Attributes:
+        probabilities: [B, C]; uniform where no expert answered.
+        classes: The name of the likeliest class of each image, B of them.
+        record: Who answered, and what it cost.
+    """
+
+    probabilities: Floats
+    classes: list[str]
+    record: CallRecord
+
+
+class Client:
+    """Extracts and routes here, asks the experts wherever they are. Safe in several threads.
+
+    Args:
+        bundle: What this device has: the shared extractor and gate, and its own expert.
+        peers: Who holds the other experts.
+        identity: This device's certificate and key; None: no encryption.
+        top_k: Experts per image; None: as the gate was trained.
+        settings: Further ones of `RemoteExperts`: ``deadline``, ``encoding``, ``metrics`` ...
+
+    Attributes:
+        bundle: What was given.
+        experts: The pool of experts.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        ConfigError: A setting is out of range.
+        WireError: The list of peers is not signed, not valid or has expired.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        peers: PeerList,
+        *,
+        identity: Identity | None = None,
+        top_k: int | None = None,
+        **settings: Any,
+    ) -> None:
+        self.bundle = bundle
+        self._extractor = bundle.extractor()
+        self._gate = bundle.gate()
+        if top_k is not None:
+            check_top_k(top_k, self._gate.num_experts)
+            self._gate.top_k = top_k
+        self.experts = RemoteExperts(
+            peers,
+            own=bundle.partition,
+            local=bundle.expert(),
+            identity=identity,
+            extractor_version=bundle.extractor_version,
+            ranking=self._gate,
+            **settings,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path | str,
+        *,
+        peers: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
+        authority: Path | str | None = None,
+        insecure: bool = False,
+        **settings: Any,
+    ) -> Self:
+        """Open a device's folder and files.
+
+        A newer list of peers that is learnt on the way is written over the file ``peers``.
+
+        Args:
+            bundle: The folder.
+            peers: ``peers.json``; must be signed, unless ``insecure``. None: nobody else is
+                asked, and no certificate is needed.
+            certificate: This device's, PEM.
+            key: Of the certificate, PEM.
+            authority: The federation's certificate, PEM.
+            insecure: Do without the three: no encryption, and anybody may answer.
+            settings: See `Client` and `RemoteExperts`.
+
+        Raises:
+            CertificateError: A certificate or key cannot be used.
+            ConfigError: Some of the three files are given and some not, or a setting is wrong.
+            BundleError: The bundle is damaged.
+            WireError: The list of peers cannot be used.
+        """
+        if peers is None:
+            return cls(Bundle.load(Path(bundle)), PeerList(()), **settings)
+        identity = identity_of(certificate, key, authority, insecure=insecure)
+        path = Path(peers)
+        settings = {"on_change": partial(_keep, path)} | settings
+        return cls(Bundle.load(Path(bundle)), PeerList.load(path), identity=identity, **settings)
+
+    @torch.inference_mode()
+    def predict(self, images: npt.NDArray[Any]) -> Answer:
+        """Classify images, uint8 [B, H, W, channels]; [B, H, W] will do for one channel.
+
+        A bundle that was trained on a table takes rows of it, [B, F], with the features as they
+        stand there, in the order of ``data.feature-columns``.
+
+        Raises:
+            DataError: The images have another type or shape.
+        """
+        pool = _Recording(self.experts)
+        found = NMoE(self._extractor, self._gate, pool)(normalise(self._checked(images)))
+        probabilities = found.probabilities.float().numpy(force=True)
+        names = self.bundle.classes
+        return Answer(probabilities, [names[c] for c in probabilities.argmax(axis=1)], pool.record)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.experts.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _checked(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
+        channels, height, width = self.bundle.manifest.image_shape
+        given, section = np.asarray(images), self.bundle.config.data
+        if section.kind == "features":
+            if given.dtype.kind not in "fiu" or given.shape[1:] != (channels,):
+                raise DataError(
+                    f"features are {given.dtype} of shape {given.shape}; allowed: numbers of shape "
+                    f"[B, {channels}], the columns {', '.join(section.feature_columns)}"
+                )
+            return standardise(given.astype(np.float64), features_of(section))
+        batch = given[..., None] if given.ndim == 3 and channels == 1 else given
+        if batch.dtype != np.uint8 or batch.shape[1:] != (height, width, channels):
+            raise DataError(
+                f"images are {given.dtype} of shape {given.shape}; "
+                f"allowed: uint8 of shape [B, {height}, {width}, {channels}]"
+            )
+        return batch
+
+
+def _keep(path: Path, newer: PeerList) -> None:
+    """Write a list over the file, unless another process was there with one as new."""
+    try:
+        known = PeerList.load(path).serial
+    except WireError:
+        known = -1
+    if newer.serial > known:
+        newer.write(path)
+
+
+class _Recording:
+    """The pool of one call: remembers the record of this call, whatever other threads do."""
+
+    record: CallRecord
+
+    def __init__(self, experts: RemoteExperts) -> None:
+        self._experts = experts
+
+    def __call__(self, latents: Tensor, expert_ids: Tensor) -> Tensor:
+        logits, self.record = self._experts.ask(latents, expert_ids)
+        return logits
+
+
+def identity_of(
+    certificate: Path | str | None,
+    key: Path | str | None,
+    authority: Path | str | None,
+    *,
+    insecure: bool,
+) -> Identity | None:
+    """The identity in three files, or None if ``insecure`` and none is given.
+
+    Raises:
+        CertificateError: A file cannot be used.
+        ConfigError: It is neither all three, nor none and ``insecure``.
+    """
+    files = [Path(one) for one in (certificate, key, authority) if one is not None]
+    if len(files) == 3 and not insecure:
+        return Identity.load(*files)
+    if files or not insecure:
+        raise ConfigError(
+            f"{len(files)} of certificate, key and authority are given"
+            f"{' together with insecure' if insecure else ''}; allowed: all three, or insecure"
+        )
+    return None

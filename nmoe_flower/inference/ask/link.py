@@ -1,0 +1,142 @@
+"""What the router has for each peer: its channel, its health, and the way back after a failure."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from nmoe_flower.errors import WireError
+from nmoe_flower.inference.ask.channel import Channel, Packed
+from nmoe_flower.inference.ask.health import Health
+from nmoe_flower.inference.ask.plan import Floats
+from nmoe_flower.inference.ask.record import ANSWERED
+from nmoe_flower.inference.protocol.logs import log_event
+from nmoe_flower.inference.protocol.peers import PeerEntry
+
+__all__ = ["Link", "Reply"]
+
+_log = logging.getLogger(__name__)
+
+
+class Reply(NamedTuple):
+    """What came of one request.
+
+    Attributes:
+        logits: [n, C]; None if the peer failed.
+        outcome: "answered", or one word on what went wrong.
+        ms: Milliseconds until then.
+        bytes_down: Of the message that came back.
+    """
+
+    logits: Floats | None
+    outcome: str
+    ms: float
+    bytes_down: int = 0
+
+
+class Link:
+    """One peer. All methods belong to one event loop.
+
+    When the breaker opens, a task of the link's own asks for the answer to one latent of zeros
+    until the peer gives a right one: no query has to find out that it is back.
+
+    Args:
+        peer: Who it is.
+        channel: How to reach it.
+        health: What is known of it.
+        shape: (D, C), of a latent and of its logits.
+        deadline: Seconds for one request.
+    """
+
+    def __init__(
+        self,
+        peer: PeerEntry,
+        channel: Channel,
+        health: Health,
+        *,
+        shape: tuple[int, int],
+        deadline: float,
+    ) -> None:
+        self.peer = peer
+        self.channel = channel
+        self.health = health
+        self._shape = shape
+        self._deadline = deadline
+        self._recovery: asyncio.Task[None] | None = None
+
+    @property
+    def open_to_requests(self) -> bool:
+        """Whether the breaker lets requests through."""
+        return self.health.breaker.closed
+
+    async def ask(self, question: Packed) -> Reply:
+        """Ask, and learn from how it goes. Whatever the peer does, this raises nothing."""
+        reply, text = await self._try(question)
+        if reply.logits is not None:
+            self.health.succeeded(reply.ms)
+        elif reply.outcome != "closed":
+            self._failed(reply, text)
+        return reply
+
+    async def close(self) -> None:
+        """Stop asking and probing."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+        await self.channel.close()
+
+    async def _try(self, question: Packed) -> tuple[Reply, str]:
+        started = time.perf_counter()
+        try:
+            answer = await self.channel.predict(
+                question, num_classes=self._shape[1], timeout=self._deadline
+            )
+        except WireError as error:
+            return Reply(None, error.reason, _since(started)), str(error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return Reply(None, "closed", _since(started)), "the channel was closed"
+        except Exception as error:
+            _log.exception("asking %s failed", self.peer.name)
+            return Reply(None, "internal", _since(started)), str(error)
+        return Reply(answer.logits, ANSWERED, _since(started), answer.bytes_down), ""
+
+    def _failed(self, reply: Reply, text: str) -> None:
+        if reply.outcome == "deadline":
+            self.health.took(reply.ms)
+        self.health.failed(reply.outcome)
+        times = self.health.failures[reply.outcome]
+        if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: a flood is not written down
+            self._tell(logging.WARNING, "peer-failed", reply.outcome, text, times=times)
+        if not self.open_to_requests and self._recovery is None:
+            self._tell(logging.WARNING, "peer-not-asked", reply.outcome, text)
+            self._recovery = asyncio.create_task(self._recover())
+
+    async def _recover(self) -> None:
+        breaker = self.health.breaker
+        question = self.channel.pack(np.zeros((1, self._shape[0]), np.float32))
+        while not breaker.closed:
+            await asyncio.sleep(breaker.probe_in())
+            if not breaker.begin_probe():
+                continue
+            with contextlib.suppress(OSError, RuntimeError):  # of an old connection
+                await self.channel.renew()
+            reply, _ = await self._try(question)
+            if reply.logits is None:
+                breaker.probe_failed()
+            else:
+                breaker.probe_succeeded()
+        self._recovery = None
+        self._tell(logging.INFO, "peer-back", ANSWERED, "")
+
+    def _tell(self, level: int, event: str, reason: str, text: str, **facts: int) -> None:
+        who = {"peer": self.peer.name, "partition": self.peer.partition}
+        log_event(_log, level, event, **who, reason=reason, detail=text, **facts)
+
+
+def _since(started: float) -> float:
+    return 1000 * (time.perf_counter() - started)

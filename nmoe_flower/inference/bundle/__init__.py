@@ -1,0 +1,1 @@
+"""The folder that a device serves and asks with."""

@@ -1,0 +1,220 @@
+"""A bundle: everything a device serves and asks with, in one folder.
+
+::
+
+    bundle.json             who it is of, and the versions of the three files
+    extractor.safetensors   shared by all devices
+    gate.safetensors        shared by all devices
+    expert.safetensors      this device's own
+
+A version is the beginning of the SHA-256 of a file: two devices that name the same version hold
+the same bytes, and a damaged file is found when it is read.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from torch import nn
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import BundleError, NMoEError
+from nmoe_flower.files import pack_arrays, safe_child, write_bytes, write_json
+from nmoe_flower.inference.bundle.manifest import FORMAT, Manifest, read_manifest
+from nmoe_flower.models import Expert, Gate, configured_extractor
+
+__all__ = ["MANIFEST", "PARTS", "Bundle"]
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+MANIFEST = "bundle.json"
+PARTS = ("extractor", "gate", "expert")
+
+
+class Bundle:
+    """A checked bundle. The networks are built when they are asked for.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What ``bundle.json`` says.
+        config: The run that made it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, config: Config) -> None:
+        """Use `load` or `write`."""
+        self.folder = folder
+        self.manifest = manifest
+        self.config = config
+
+    @property
+    def partition(self) -> int:
+        """Which expert this is, 0..num_clients-1."""
+        return self.manifest.partition
+
+    @property
+    def num_clients(self) -> int:
+        """E, the experts the gate knows."""
+        return self.manifest.num_clients
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the C classes."""
+        return self.manifest.classes
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the length of a latent."""
+        return self.manifest.latent_dim
+
+    @property
+    def extractor_version(self) -> str:
+        """Latents of one extractor must never meet an expert of another."""
+        return self.manifest.extractor_version
+
+    @property
+    def gate_version(self) -> str:
+        """Of the shared gate."""
+        return self.manifest.gate_version
+
+    @property
+    def expert_version(self) -> str:
+        """Of the device's expert."""
+        return self.manifest.expert_version
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``bundle.json`` and check the three files against it.
+
+        Raises:
+            BundleError: A file is missing, damaged, leads out of the folder, or is not what
+                ``bundle.json`` says.
+        """
+        bundle = cls(folder, *read_manifest(folder / MANIFEST))
+        for part in PARTS:
+            bundle._bytes(part)
+        return bundle
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        *,
+        partition: int,
+        config: Config,
+        classes: list[str],
+        image_shape: tuple[int, int, int],
+        extractor: Arrays,
+        gate: Arrays,
+        expert: Arrays,
+        num_clients: int | None = None,
+    ) -> Self:
+        """Write a bundle, over an older one if there is one; ``bundle.json`` comes last.
+
+        Args:
+            folder: Where; made if missing.
+            partition: Which expert this is.
+            config: The run that made it.
+            classes: Names of the C classes.
+            image_shape: (channels, height, width).
+            extractor: State of the extractor.
+            gate: State of the gate.
+            expert: State of the device's expert.
+            num_clients: E; None: as in ``config``.
+
+        Raises:
+            BundleError: The parts do not fit together.
+            NMoEError: A file cannot be written.
+        """
+        states = (extractor, gate, expert)
+        packed = {part: pack_arrays(state) for part, state in zip(PARTS, states, strict=True)}
+        values = {
+            "format": FORMAT,
+            "partition": partition,
+            "num_clients": config.data.num_clients if num_clients is None else num_clients,
+            "classes": list(classes),
+            "image_shape": list(image_shape),
+            "latent_dim": _latent_dim(config, image_shape),
+            **{f"{part}_version": _version(data) for part, data in packed.items()},
+            "config": config.flat(),
+        }
+        bundle = cls(folder, *Manifest.parse(folder / MANIFEST, values))
+        for part, data in packed.items():
+            bundle._build(part, data)
+        for part, data in packed.items():
+            write_bytes(folder / f"{part}.safetensors", data)
+        write_json(folder / MANIFEST, values)
+        return bundle
+
+    def extractor(self) -> nn.Module:
+        """The shared extractor: images [B, channels, H, W] -> latents [B, D].
+
+        Raises:
+            BundleError: The file has changed since the bundle was loaded, or does not fit.
+        """
+        return self._build("extractor", self._bytes("extractor"))
+
+    def gate(self) -> Gate:
+        """The shared gate: latents [B, D] -> scores [B, E]. Raises as `extractor`."""
+        gate = self._build("gate", self._bytes("gate"))
+        assert isinstance(gate, Gate)
+        return gate
+
+    def expert(self) -> Expert:
+        """This device's expert: latents [B, D] -> logits [B, C]. Raises as `extractor`."""
+        expert = self._build("expert", self._bytes("expert"))
+        assert isinstance(expert, Expert)
+        return expert
+
+    def _bytes(self, part: str) -> bytes:
+        try:
+            path = safe_child(self.folder, f"{part}.safetensors")
+            if path.exists() and not path.is_file():  # a pipe would never end
+                raise BundleError(f"cannot read {path}: it is no file")
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror}") from None
+        except NMoEError as error:
+            raise BundleError(str(error)) from None
+        wanted = getattr(self.manifest, f"{part}_version")
+        if _version(data) != wanted:
+            raise BundleError(
+                f"{path} has version {_version(data)}, bundle.json says {wanted}: "
+                "it is damaged, or a new bundle was written only in part"
+            )
+        return data
+
+    def _build(self, part: str, data: bytes) -> nn.Module:
+        manifest, gate = self.manifest, self.config.gate
+        module: nn.Module
+        if part == "extractor":
+            module = configured_extractor(self.config, manifest.image_shape)
+        elif part == "gate":
+            module = Gate(
+                manifest.latent_dim,
+                manifest.num_clients,
+                hidden=gate.hidden,
+                top_k=gate.top_k,
+                noisy=gate.noisy,
+            )
+        else:
+            hidden = self.config.expert.hidden
+            module = Expert(manifest.latent_dim, len(manifest.classes), hidden=hidden)
+        try:
+            arrays = safetensors.numpy.load(data)
+            state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+            module.load_state_dict(state)
+        except (RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise BundleError(f"{part} in {self.folder} does not fit its config: {error}") from None
+        return module.eval().requires_grad_(False)
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _latent_dim(config: Config, image_shape: tuple[int, int, int]) -> int:
+    return int(configured_extractor(config, image_shape).latent_dim)

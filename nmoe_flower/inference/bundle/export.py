@@ -1,0 +1,127 @@
+"""From a finished run to one bundle per client, and from a device's store to its own bundle."""
+
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.config import Config
+from nmoe_flower.data import configured_images, with_features
+from nmoe_flower.errors import BundleError, CheckpointError
+from nmoe_flower.files import all_or_none, load_arrays, read_json, safe_child
+from nmoe_flower.inference.bundle.bundle import MANIFEST, Bundle
+
+__all__ = ["export_run", "export_store"]
+
+
+def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[Bundle]:
+    """Write ``<out>/<i>`` for every client i of a finished `nmoe run` folder; all, or none.
+
+    The class names and the image shape come from the run's data set.
+
+    Args:
+        run_folder: With ``config.toml``, ``weights/`` and ``clients/<i>/expert.safetensors``.
+        out: Where the bundles go.
+        gate: Which of the run's gates the devices route with.
+
+    Raises:
+        BundleError: The run is not finished, is of the aligned system, or has no such gate.
+    """
+    config = Config.load(run_folder / "config.toml")
+    _check_system(run_folder, config)
+    weights = run_folder / "weights"
+    trained = sorted(path.stem.removeprefix("gate-") for path in weights.glob("gate-*"))
+    if gate not in trained:
+        raise BundleError(
+            f"{run_folder} has no weights of the gate {gate!r}; "
+            + (f"it has: {', '.join(trained)}" if trained else "did the run finish?")
+        )
+    data = configured_images(config)
+    config = with_features(config, data)
+    try:
+        extractor = load_arrays(weights / "extractor.safetensors")
+        gate_state = load_arrays(safe_child(weights, f"gate-{gate}.safetensors"))
+        experts = [
+            load_arrays(run_folder / "clients" / str(client) / "expert.safetensors")
+            for client in range(config.data.num_clients)
+        ]
+    except CheckpointError as error:
+        raise BundleError(f"{run_folder} cannot be exported: {error}") from None
+    with all_or_none(out, last=MANIFEST) as new:
+        for client, expert in enumerate(experts):
+            Bundle.write(
+                new / str(client),
+                partition=client,
+                config=config,
+                classes=list(data.class_names),
+                image_shape=data.image_shape,
+                extractor=extractor,
+                gate=gate_state,
+                expert=expert,
+            )
+    return [Bundle.load(out / str(client)) for client in range(len(experts))]
+
+
+def export_store(store: Path, out: Path, *, gate: str = "federated") -> Bundle:
+    """Write the bundle of one device from what it kept of a finished run on its own disk.
+
+    Args:
+        store: The run's folder in the ``store`` of the node config.
+        out: The bundle's folder; a bundle that is there is replaced, and what serves it notices.
+        gate: Which of the run's gates the device routes with.
+
+    Raises:
+        BundleError: The run did not finish on this device, or had no such gate.
+    """
+    about = _about(store / "device.json")
+    gates = sorted(path.stem.removeprefix("gate-") for path in store.glob("gate-*.safetensors"))
+    if gate not in gates:
+        raise BundleError(
+            f"{store} has no gate {gate!r}; "
+            + (f"it has: {', '.join(gates)}" if gates else "did the run finish?")
+        )
+    try:
+        parts = {
+            "extractor": load_arrays(store / "extractor.safetensors"),
+            "gate": load_arrays(safe_child(store, f"gate-{gate}.safetensors")),
+            "expert": load_arrays(store / "expert.safetensors"),
+        }
+    except CheckpointError as error:
+        raise BundleError(f"{store} cannot be exported: {error}") from None
+    try:
+        channels, height, width = about["image_shape"]
+        with all_or_none(out, last=MANIFEST) as new:
+            Bundle.write(
+                new,
+                partition=about["partition"],
+                num_clients=about["num_clients"],
+                config=Config.parse(about["config"]),
+                classes=about["classes"],
+                image_shape=(channels, height, width),
+                **parts,
+            )
+        return Bundle.load(out)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{store / 'device.json'} is damaged: {error}") from None
+
+
+def _check_system(run_folder: Path, config: Config) -> None:
+    """Refuse runs whose clients have no expert of their own."""
+    if config.run.system == "aligned":
+        raise BundleError(
+            f"{run_folder} is a run of the aligned system (run.system = 'aligned'), which has no "
+            "bundles: its mixture is the server's, clients only borrow experts, and no device has "
+            "one of its own to serve. The whole mixture is "
+            f"{run_folder / 'weights' / 'mixture.safetensors'}; allowed: runs with "
+            "run.system = 'networked'"
+        )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(
+            f"{path.parent} is no store of a device: device.json is missing; did stage 2 run, with "
+            "'store' in the node config?"
+        )
+    about = read_json(path, what="the store's", raises=BundleError)
+    if not isinstance(about, dict):
+        raise BundleError(f"{path} holds no object")
+    return about

@@ -1,0 +1,1 @@
+"""What peers say to each other: messages, tensors as bytes, signed lists of who is there."""

@@ -1,0 +1,228 @@
+"""The list of peers: who holds which expert, and at which address.
+
+A list travels as a protobuf message and rests as JSON. Whatever comes from outside is checked by
+`PeerEntry` and `PeerList` themselves: an object that exists is well formed. Who signed it is the
+business of ``signing``.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Self
+
+from nmoe_flower.addresses import Address
+from nmoe_flower.errors import ConfigError, WireError
+from nmoe_flower.files import read_json, write_json
+from nmoe_flower.inference.protocol import peer_pb2
+
+__all__ = ["MAX_PEERS", "PeerEntry", "PeerList", "target"]
+
+MAX_PEERS = 10_000
+_FORMAT = 1
+_MOST_BYTES = 16 << 20
+_LAST = (1 << 63) - 1
+_LIST_FIELDS = ("peers", "serial", "issued_unix", "expires_unix", "signature", "format")
+_ENTRY_FIELDS = ("name", "partition", "address", "expert_version", "extractor_version")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_VERSION = re.compile(r"[0-9A-Za-z._-]{0,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEntry:
+    """One device.
+
+    Attributes:
+        name: In its certificate.
+        partition: The id of its expert in the gate.
+        address: ``host:port``; host is a name, an IPv4 address or an IPv6 address in brackets.
+        expert_version: Of its expert; empty: any.
+        extractor_version: Of the latents its expert understands; empty: not known.
+
+    Raises:
+        WireError: A field is not allowed.
+    """
+
+    name: str
+    partition: int
+    address: str
+    expert_version: str = ""
+    extractor_version: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise _bad(f"a peer's name is {self.name!r}; allowed: 1 to 63 of a-z, 0-9 and '-'")
+        _check_number(f"partition of {self.name}", self.partition, (1 << 31) - 1)
+        target(self.address)
+        for version in (self.expert_version, self.extractor_version):
+            if not isinstance(version, str) or not _VERSION.fullmatch(version):
+                raise _bad(
+                    f"a version of {self.name} is {version!r}; allowed: 64 letters or digits"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class PeerList:
+    """Everybody who answers, as one signer stated it at one moment.
+
+    Attributes:
+        peers: Sorted by partition; no name, partition or address occurs twice.
+        serial: Grows with every list of a federation: the higher one holds.
+        issued_unix: When it was signed, in seconds since 1970.
+        expires_unix: From when on it is worth nothing.
+        signature: See ``signing``; empty: nobody signed it.
+
+    Raises:
+        WireError: A field is not allowed.
+
+    >>> PeerList((PeerEntry("fox", 1, "10.0.0.2:7001"),)).by_partition[1].name
+    'fox'
+    """
+
+    peers: tuple[PeerEntry, ...]
+    serial: int = 0
+    issued_unix: int = 0
+    expires_unix: int = _LAST
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        if len(self.peers) > MAX_PEERS:
+            raise _bad(f"the list holds {len(self.peers)} peers; allowed: up to {MAX_PEERS}")
+        for field in ("name", "partition", "address"):
+            values = [getattr(peer, field) for peer in self.peers]
+            if len(set(values)) != len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                raise _bad(f"two peers have the {field} {twice!r}")
+        for name in ("serial", "issued_unix", "expires_unix"):
+            _check_number(name, getattr(self, name), _LAST)
+        if self.expires_unix <= self.issued_unix:
+            raise _bad(f"the list expires at {self.expires_unix}, issued at {self.issued_unix}")
+        ordered = tuple(sorted(self.peers, key=lambda peer: peer.partition))
+        object.__setattr__(self, "peers", ordered)
+
+    @property
+    def by_partition(self) -> dict[int, PeerEntry]:
+        """The peers by the id of their expert."""
+        return {peer.partition: peer for peer in self.peers}
+
+    @classmethod
+    def from_message(cls, message: peer_pb2.PeerList) -> Self:
+        """Read what a peer sent.
+
+        Raises:
+            WireError: A field is not allowed.
+        """
+        if len(message.peers) > MAX_PEERS:
+            raise _bad(f"the list holds {len(message.peers)} peers; allowed: up to {MAX_PEERS}")
+        peers = tuple(
+            PeerEntry(p.name, p.partition, p.address, p.expert_version, p.extractor_version)
+            for p in message.peers
+        )
+        return cls(
+            peers, message.serial, message.issued_unix, message.expires_unix, message.signature
+        )
+
+    def to_message(self) -> peer_pb2.PeerList:
+        """What travels."""
+        return peer_pb2.PeerList(
+            peers=[peer_pb2.PeerEntry(**asdict(peer)) for peer in self.peers],
+            serial=self.serial,
+            issued_unix=self.issued_unix,
+            expires_unix=self.expires_unix,
+            signature=self.signature,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read ``peers.json``. Only ``peers`` with name, partition and address must be there.
+
+        Raises:
+            WireError: The file is missing, cut, too large, or a field is not allowed.
+        """
+        try:
+            value = read_json(path, what="the list of peers", most=_MOST_BYTES)
+        except ConfigError as error:
+            raise _bad(str(error)) from None
+        try:
+            return cls._from_json(value)
+        except WireError as error:
+            raise _bad(f"{path} is no list of peers: {error}") from None
+
+    def write(self, path: Path) -> None:
+        """Write ``peers.json``, atomically.
+
+        Raises:
+            NMoEError: The file cannot be written.
+        """
+        signature = base64.b64encode(self.signature).decode("ascii")
+        write_json(path, {"format": _FORMAT, **self.facts(), "signature": signature})
+
+    def facts(self) -> dict[str, Any]:
+        """All but the signature, as plain values: what is signed and what the file holds."""
+        return {
+            "serial": self.serial,
+            "issued_unix": self.issued_unix,
+            "expires_unix": self.expires_unix,
+            "peers": [asdict(peer) for peer in self.peers],
+        }
+
+    @classmethod
+    def _from_json(cls, value: Any) -> Self:
+        given = _fields(value, _LIST_FIELDS, least=1)
+        if given.pop("format", _FORMAT) != _FORMAT:
+            raise _bad(f"its format is {value['format']!r}; allowed: {_FORMAT}")
+        if not isinstance(given["peers"], list):
+            raise _bad(f"'peers' is {type(given['peers']).__name__}; allowed: a list")
+        entries = (_fields(entry, _ENTRY_FIELDS, least=3) for entry in given["peers"])
+        given["peers"] = tuple(PeerEntry(**entry) for entry in entries)
+        try:
+            given["signature"] = base64.b64decode(given.get("signature", ""), validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            raise _bad("its signature is not base64") from None
+        return cls(**given)
+
+
+def target(address: str) -> str:
+    """The gRPC target of an address. No other scheme of gRPC's can be smuggled in.
+
+    Raises:
+        WireError: It is not ``host:port`` with a port in 1..65535.
+
+    >>> target("camera-3.local:7001"), target("[::1]:7001")
+    ('dns:///camera-3.local:7001', 'ipv6:[::1]:7001')
+    >>> target("unix:7001")
+    'dns:///unix:7001'
+    """
+    try:
+        host = Address.parse(address if isinstance(address, str) else repr(address)).host
+    except ConfigError as error:
+        raise _bad(f"a peer's address: {error}") from None
+    try:
+        return f"ipv{ip_address(host).version}:{address}"
+    except ValueError:
+        return f"dns:///{address}"
+
+
+def _fields(value: Any, allowed: tuple[str, ...], *, least: int = 0) -> dict[str, Any]:
+    """A JSON object that has the first ``least`` of the ``allowed`` keys, and no others."""
+    if not isinstance(value, Mapping):
+        raise _bad(f"an object is expected, got {type(value).__name__}")
+    unknown = sorted(value.keys() - set(allowed))
+    if unknown:
+        raise _bad(f"unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    missing = [name for name in allowed[:least] if name not in value]
+    if missing:
+        raise _bad(f"{missing[0]!r} is missing")
+    return dict(value)
+
+
+def _check_number(name: str, value: Any, last: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= last:
+        raise _bad(f"{name} is {value!r}; allowed: a whole number in 0..{last}")
+
+
+def _bad(text: str) -> WireError:
+    return WireError("peers", text)

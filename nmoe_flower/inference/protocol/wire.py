@@ -1,0 +1,131 @@
+"""Matrices as bytes: float32, float16 or int8 with a scale per row, checked before they are used.
+
+Nothing a peer sent is trusted: its claims about size are compared with the bytes that are there
+and with what is allowed, before any array is made. A float32 matrix is read without a copy.
+"""
+
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError, Message
+
+from nmoe_flower.errors import WireError
+from nmoe_flower.inference.protocol.peer_pb2 import Tensor
+
+__all__ = [
+    "ENCODINGS",
+    "MAX_ID",
+    "MAX_MESSAGE_BYTES",
+    "PROTOCOL",
+    "Encoding",
+    "decode_tensor",
+    "encode_tensor",
+    "parse",
+]
+
+PROTOCOL = 1
+MAX_MESSAGE_BYTES = 4 << 20
+MAX_ID = 128
+
+Encoding = Literal["float32", "float16", "int8"]
+Floats = npt.NDArray[np.float32]
+M = TypeVar("M", bound=Message)
+
+ENCODINGS: tuple[Encoding, ...] = ("float32", "float16", "int8")
+_CODES = {"float32": Tensor.FLOAT32, "float16": Tensor.FLOAT16, "int8": Tensor.INT8}
+_TYPES: dict[int, np.dtype[Any]] = {
+    Tensor.FLOAT32: np.dtype("<f4"),
+    Tensor.FLOAT16: np.dtype("<f2"),
+    Tensor.INT8: np.dtype("i1"),
+}
+_LARGEST_BYTE = 127
+
+
+def encode_tensor(array: npt.NDArray[Any], dtype: Encoding = "float32") -> Tensor:
+    """Pack a matrix [rows, columns] of numbers.
+
+    ``int8`` is symmetric: value = scale of its row x byte, the largest magnitude of a row is 127.
+
+    Raises:
+        WireError: It is no matrix, or a value is not finite (``float16`` ends at 65504).
+
+    >>> tensor = encode_tensor(np.array([[1.0, -0.5]]), "int8")
+    >>> decode_tensor(tensor, max_rows=1, columns=2).round(2).tolist()
+    [[1.0, -0.5]]
+    """
+    if array.ndim != 2:
+        raise WireError("shape", f"only matrices travel, got shape {array.shape}")
+    code = _CODES[dtype]
+    scales: list[float] = []
+    if dtype == "int8":
+        rows = np.asarray(array, np.float32)
+        peaks = np.abs(rows).max(axis=1, initial=0.0) / _LARGEST_BYTE
+        _check_finite(peaks)
+        # A row of zeros, or one too small for a scale, becomes zeros.
+        divisors = np.where(peaks >= np.finfo(np.float32).tiny, peaks, np.inf)
+        packed = np.rint(rows / divisors[:, None].astype(np.float32)).astype(np.int8)
+        scales = peaks.tolist()
+    else:
+        with np.errstate(over="ignore"):
+            packed = np.asarray(array, _TYPES[code], order="C")
+        _check_finite(packed)
+    rows, columns = array.shape
+    return Tensor(dtype=code, rows=rows, columns=columns, data=packed.tobytes(), scales=scales)
+
+
+def decode_tensor(tensor: Tensor, *, max_rows: int, columns: int) -> Floats:
+    """Unpack a matrix [rows, columns] as float32; of FLOAT32 it is a read-only view.
+
+    Args:
+        tensor: What a peer sent.
+        max_rows: The most rows that are allowed; one is the least.
+        columns: The columns it must have.
+
+    Raises:
+        WireError: The type is unknown, the shape is not allowed, the bytes or the scales do not
+            fit the shape, or a value is not finite.
+    """
+    kind = _TYPES.get(tensor.dtype)
+    if kind is None:
+        raise WireError("dtype", f"unknown tensor type {tensor.dtype}; allowed: 1, 2, 3")
+    rows = tensor.rows
+    if not 1 <= rows <= max_rows or tensor.columns != columns:
+        raise WireError(
+            "shape",
+            f"a tensor of {rows} x {tensor.columns}; allowed: 1 to {max_rows} rows x {columns}",
+        )
+    if len(tensor.data) != rows * columns * kind.itemsize:
+        raise WireError(
+            "size",
+            f"{len(tensor.data)} bytes for {rows} x {columns} of {kind.itemsize} bytes each",
+        )
+    if len(tensor.scales) != (rows if tensor.dtype == Tensor.INT8 else 0):
+        raise WireError("scales", f"{len(tensor.scales)} scales for {rows} rows of {kind.name}")
+    values: npt.NDArray[Any] = np.frombuffer(tensor.data, kind).reshape(rows, columns)
+    if tensor.dtype == Tensor.INT8:
+        scales = np.fromiter(tensor.scales, np.float32, rows)
+        _check_finite(scales)
+        with np.errstate(over="ignore"):
+            values = values * scales[:, None]
+    result: Floats = values.astype(np.float32, copy=False)
+    _check_finite(result)
+    return result
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """Read a message.
+
+    Raises:
+        WireError: The bytes are no such message.
+    """
+    try:
+        message: M = kind.FromString(data)
+    except (DecodeError, UnicodeDecodeError):
+        raise WireError("garbage", f"{len(data)} bytes are no {kind.DESCRIPTOR.name}") from None
+    return message
+
+
+def _check_finite(values: npt.NDArray[Any]) -> None:
+    if not np.isfinite(values).all():
+        raise WireError("not-finite", "a value is NaN, infinite or too large for its type")

@@ -1,0 +1,1 @@
+"""The device that answers: its service, its queue, its limits."""

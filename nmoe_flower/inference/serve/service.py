@@ -1,0 +1,244 @@
+"""The peer service: one device's expert, for the other devices of its federation."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from typing import Any, Self
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from torch import nn
+
+from nmoe_flower.addresses import Address
+from nmoe_flower.certificates import Identity
+from nmoe_flower.errors import BundleError, CertificateError, ConfigError
+from nmoe_flower.inference.ask.checks import check_not_negative
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.protocol.logs import log_event
+from nmoe_flower.inference.protocol.peer_pb2 import PeerList
+from nmoe_flower.inference.protocol.rpc import SERVICE, peer_handlers
+from nmoe_flower.inference.serve.limits import check_size, server_options
+from nmoe_flower.inference.serve.metrics import ServiceMetrics
+from nmoe_flower.inference.serve.requests import Requests
+from nmoe_flower.inference.serve.served import Served, expert_thread, load_expert
+
+__all__ = ["ExpertServer"]
+
+_log = logging.getLogger(__name__)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_HEALTH_NAMES = ("", SERVICE)
+_FAREWELL_SECONDS = 0.5  # for replies that are on their way, and health watchers
+
+
+class ExpertServer:
+    """Serves one bundle over gRPC. Made inside a running event loop.
+
+    Args:
+        bundle: What to serve.
+        identity: Certificate and key. Only devices of the same authority get in, each known by
+            the name in its certificate. None: no encryption and no names, for trials.
+        address: Where to listen, ``host:port``; port 0 lets the system choose.
+        max_batch: The most rows of a request, and of one pass of the network.
+        max_wait_ms: How long an idle network waits for company before it starts a pass.
+        max_queue: The most rows that may wait; with names, a caller may hold half of them.
+        peer_list: The signed list that ``Peers`` answers with.
+        deny: Names that are refused although their certificate is good.
+        keep_seconds: How long the last version still answers those who ask for it after a swap.
+        load: Makes the network of a bundle, latents [B, D] -> logits [B, C]: another precision,
+            or another runtime.
+
+    Attributes:
+        bundle: What is served now.
+        metrics: What was counted so far.
+        port: Where it listens, once it does.
+
+    Raises:
+        ConfigError: A limit or the address is not allowed, or a request of ``max_batch`` rows
+            would be larger than the largest message.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        identity: Identity | None,
+        *,
+        address: str = "127.0.0.1:0",
+        max_batch: int = 256,
+        max_wait_ms: float = 0.0,
+        max_queue: int = 4096,
+        peer_list: PeerList | None = None,
+        deny: Collection[str] = (),
+        keep_seconds: float = 60.0,
+        load: Callable[[Bundle], nn.Module] = load_expert,
+    ) -> None:
+        if min(max_batch, max_queue) < 1:
+            raise ConfigError(
+                f"max_batch = {max_batch}, max_queue = {max_queue}; allowed: 1 or more"
+            )
+        check_not_negative(max_wait_ms=max_wait_ms, keep_seconds=keep_seconds)
+        check_size(bundle, max_batch)
+        self.metrics = ServiceMetrics()
+        self.bundle = bundle
+        self.port = 0
+        self._identity = identity
+        self._address = str(Address.parse(address, any_port=True))
+        self._limits = {"max_batch": max_batch, "max_queue": max_queue}
+        self._max_wait = max_wait_ms / 1000
+        self._keep_seconds = keep_seconds
+        self._load = load
+        self._executor = expert_thread()
+        self._swapping = asyncio.Lock()
+        self._health = health.aio.HealthServicer()
+        self._server: Any = None
+        self._requests = Requests(
+            name=identity.name if identity else "",
+            metrics=self.metrics,
+            max_rows=max_batch,
+            max_queue=max_queue,
+            deny=deny,
+            peer_list=peer_list,
+        )
+        self.metrics.queue.set_function(self._requests.waiting_rows)
+
+    @property
+    def peer_list(self) -> PeerList | None:
+        """The signed list that ``Peers`` answers with; set it when there is a newer one."""
+        return self._requests.peer_list
+
+    @peer_list.setter
+    def peer_list(self, peer_list: PeerList | None) -> None:
+        self._requests.peer_list = peer_list
+
+    def renew(self, identity: Identity) -> None:
+        """Show another certificate from the next handshake on; open connections stay.
+
+        Raises:
+            CertificateError: It has another name, or this server shows none.
+        """
+        if self._identity is None or identity.name != self._identity.name:
+            old = self._identity.name if self._identity else "no certificate"
+            raise CertificateError(f"this server shows {old}, cannot go on as {identity.name}")
+        self._identity = identity
+        log_event(_log, logging.INFO, "renewed", expires=str(identity.expires))
+
+    async def start(self) -> int:
+        """Load the expert and listen.
+
+        Returns:
+            The port.
+
+        Raises:
+            BundleError: The expert cannot be loaded.
+            ConfigError: The address cannot be listened on.
+        """
+        await self._take_up(self.bundle)
+        self._server = grpc.aio.server(
+            options=server_options(), maximum_concurrent_rpcs=sum(self._limits.values())
+        )
+        requests = self._requests
+        handlers = peer_handlers(
+            describe=requests.describe, predict=requests.predict, peers=requests.peers
+        )
+        self._server.add_generic_rpc_handlers((handlers,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.port = self._listen()
+        await self._server.start()
+        await self._set_health(_SERVING)
+        log_event(_log, logging.INFO, "serving", port=self.port, **self._facts())
+        if self._identity is None:
+            log_event(_log, logging.WARNING, "insecure", detail="anybody may ask, and listen")
+        return self.port
+
+    async def swap(self, bundle: Bundle) -> None:
+        """Serve ``bundle`` from now on. No request is lost.
+
+        Requests that wait are answered by the version they were accepted for.
+
+        Raises:
+            BundleError: It is another device's, or its expert cannot be loaded. The old one goes
+                on serving.
+        """
+        async with self._swapping:
+            old = self.bundle
+            if bundle.partition != old.partition:
+                raise BundleError(
+                    f"{bundle.folder} is the bundle of partition {bundle.partition}; "
+                    f"this server is partition {old.partition}"
+                )
+            check_size(bundle, self._limits["max_batch"])
+            await self._take_up(bundle)
+            self.metrics.swaps.inc()
+            log_event(_log, logging.INFO, "swapped", before=old.expert_version, **self._facts())
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuse new requests, finish those that are open, stop.
+
+        Returns:
+            Whether all were finished within ``seconds``.
+        """
+        self._requests.draining = True
+        await self._set_health(_NOT_SERVING)
+        log_event(_log, logging.INFO, "draining", open=self._requests.open)
+        try:
+            await asyncio.wait_for(self._requests.finished(), seconds)
+            finished = True
+        except TimeoutError:
+            finished = False
+        await self._server.stop(_FAREWELL_SECONDS)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        answered = self._requests.answered
+        log_event(_log, logging.INFO, "stopped", finished=finished, answered=answered)
+        return finished
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drain(5.0)
+
+    def _listen(self) -> int:
+        try:
+            if self._identity is None:
+                return int(self._server.add_insecure_port(self._address))
+            credentials = self._identity.server_credentials(on_handshake=self._handshake)
+            return int(self._server.add_secure_port(self._address, credentials))
+        except RuntimeError:
+            raise ConfigError(f"cannot listen on {self._address}: is it in use?") from None
+
+    def _handshake(self) -> Identity:
+        """Called by gRPC's own threads."""
+        assert self._identity is not None
+        self.metrics.handshakes.inc()
+        return self._identity
+
+    async def _take_up(self, bundle: Bundle) -> None:
+        """Load beside the old version, then switch between two requests."""
+        expert = await asyncio.to_thread(self._load, bundle)
+        served = Served(
+            bundle, expert, self._executor, self.metrics, max_wait=self._max_wait, **self._limits
+        )
+        requests = self._requests
+        requests.served = [served, *requests.served[:1]]
+        self.bundle = bundle
+        self.metrics.serves(bundle)
+        asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, served)
+
+    def _forget(self, served: Served) -> None:
+        """Drop what came before ``served``; requests that wait there are still answered."""
+        if self._requests.served[0] is served:
+            self._requests.served = [served]
+
+    async def _set_health(self, status: int) -> None:
+        for name in _HEALTH_NAMES:
+            await self._health.set(name, status)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "peer": self._identity.name if self._identity else "",
+            "partition": self.bundle.partition,
+            "expert": self.bundle.expert_version,
+            "gate": self.bundle.gate_version,
+            "extractor": self.bundle.extractor_version,
+        }

@@ -1,0 +1,121 @@
+"""The files a peer lives on, and what to do when they change: nobody is restarted."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nmoe_flower.certificates import Identity
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.protocol import signing
+from nmoe_flower.inference.protocol.logs import log_event
+from nmoe_flower.inference.protocol.peers import PeerList
+from nmoe_flower.inference.serve.service import ExpertServer
+
+__all__ = ["SourceWatch", "Sources"]
+
+_log = logging.getLogger(__name__)
+_Stamp = tuple[int, int, int] | None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a peer's parts come from.
+
+    Attributes:
+        bundle: The bundle's folder.
+        keys: Certificate, key, and the authority's certificate; None: no encryption.
+        peers: The list of peers to hand on, ``peers.json``; with certificates it must be signed.
+    """
+
+    bundle: Path
+    keys: tuple[Path, Path, Path] | None = None
+    peers: Path | None = None
+
+    def load_bundle(self) -> Bundle:
+        """Read the bundle. Raises as `Bundle.load`."""
+        return Bundle.load(self.bundle)
+
+    def load_identity(self) -> Identity | None:
+        """Read certificate and key. Raises as `Identity.load`."""
+        return Identity.load(*self.keys) if self.keys else None
+
+    def load_peers(self, identity: Identity | None) -> PeerList | None:
+        """Read the list of peers.
+
+        Raises:
+            WireError: It cannot be read, is out of date, or is not signed by the authority.
+        """
+        if self.peers is None:
+            return None
+        peers = PeerList.load(self.peers)
+        if identity is not None:
+            signing.verify(peers, identity.authority_pem, now=time.time())
+        return peers
+
+
+class SourceWatch:
+    """Notices that a source has changed, and has the server take it up.
+
+    What cannot be read is logged and changes nothing; it is tried again when it changes again.
+
+    Args:
+        server: Whose sources they are; it has taken them up as they are now.
+        sources: What to look at.
+    """
+
+    def __init__(self, server: ExpertServer, sources: Sources) -> None:
+        self._server = server
+        self._sources = sources
+        self._seen = self._stamps()
+
+    async def look(self, *, again: bool = False) -> None:
+        """Take up what has changed since the last look; with ``again``, everything."""
+        stamps = self._stamps()
+        changed = {name for name in stamps if again or stamps[name] != self._seen[name]}
+        self._seen = stamps
+        for name, take_up in (
+            ("bundle", self._bundle),
+            ("identity", self._identity),
+            ("peers", self._peers),
+        ):
+            if name in changed:
+                try:
+                    await take_up()
+                except NMoEError as error:
+                    log_event(_log, logging.ERROR, "not-taken-up", what=name, detail=str(error))
+
+    async def _bundle(self) -> None:
+        bundle = await asyncio.to_thread(self._sources.load_bundle)
+        if bundle.manifest != self._server.bundle.manifest:
+            await self._server.swap(bundle)
+
+    async def _identity(self) -> None:
+        identity = self._sources.load_identity()
+        if identity is not None:
+            self._server.renew(identity)
+
+    async def _peers(self) -> None:
+        peers = self._sources.load_peers(self._sources.load_identity())
+        if peers is not None:
+            self._server.peer_list = peers.to_message()
+            log_event(_log, logging.INFO, "peer-list", serial=peers.serial, peers=len(peers.peers))
+
+    def _stamps(self) -> dict[str, list[_Stamp]]:
+        sources = self._sources
+        return {
+            "bundle": [_stamp(sources.bundle / "bundle.json")],
+            "identity": [_stamp(path) for path in sources.keys or ()],
+            "peers": [_stamp(sources.peers)] if sources.peers else [],
+        }
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Changes whenever a file is replaced; None if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

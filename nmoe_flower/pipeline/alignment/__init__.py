@@ -1,0 +1,1 @@
+"""The second system: a mixture on the server whose experts are aligned with clients."""

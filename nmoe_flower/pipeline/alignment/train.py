@@ -1,0 +1,215 @@
+"""The second system: a mixture on the server whose experts are aligned with clients.
+
+Chen et al. 2025, arXiv:2507.05685, section III.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.alignment import (
+    Assigner,
+    Capacity,
+    Clock,
+    ClosedFormGate,
+    DeficitQueue,
+    ExpertCost,
+    Fitness,
+    Usage,
+    World,
+    draw_devices,
+    read_trace,
+)
+from nmoe_flower.config import Config
+from nmoe_flower.pipeline.artifacts import has, keep, message
+from nmoe_flower.pipeline.gather import gather
+from nmoe_flower.pipeline.holdings import holdings, train_counts
+from nmoe_flower.pipeline.networked.extractor import train_extractor
+from nmoe_flower.pipeline.rounds import federate
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import ARRAYS, Action
+from nmoe_flower.strategies import (
+    AdamW,
+    AveragedGate,
+    ExpertAlignment,
+    GateSharing,
+    LocalGate,
+    StatisticsGate,
+    TravellingGate,
+)
+
+__all__ = ["restored", "train_aligned", "train_first"]
+
+STAGE = "alignment"
+QUANTITIES = ("compute", "memory", "download", "upload", "latency")
+_TRAINING_COPIES = 4  # weights, gradients, momentum, activations
+
+
+def train_first(run: Run) -> None:
+    """Stage 1, if the mixture is to stand on its extractor; see ``networked/extractor.py``."""
+    if run.config.alignment.extractor == "stage-1":
+        train_extractor(run)
+
+
+def train_aligned(run: Run) -> None:
+    """Rounds of ExpertAlignment. Leaves the mixture under ``mixture/``, and what was learned."""
+    counts = train_counts(holdings(run))
+    if run.config.alignment.extractor == "stage-1":
+        body = records.from_numpy(run.part("classifier/extractor."))
+        gather(run, "extractor/given", Action.GIVEN, message(body))
+    initial = ArrayRecord()
+    if not has(run, "parameters"):
+        node = min(run.partitions.values())
+        fresh = gather(run, "initial", Action.MIXTURE, RecordDict(), only=[node])[node]
+        initial = fresh.array_records[ARRAYS]
+        size = records.metrics_of(fresh)["expert-parameters"]
+        run.arrays["parameters/expert"] = np.array(size)
+    strategy = _strategy(run, counts)
+    write, run.journal = run.journal, _audited(run, strategy)
+    try:
+        trained = federate(
+            run,
+            STAGE,
+            strategy,
+            initial,
+            rounds=run.config.alignment.rounds,
+            test_every=run.config.alignment.evaluate_every,
+        )
+    finally:
+        run.journal = write
+    keep(run, "mixture", trained)
+    state = strategy.state()
+    run.arrays |= {f"aligned/{name}": value for name, value in state.items()}
+
+
+def _audited(run: Run, strategy: ExpertAlignment) -> Any:
+    """A journal whose lines of rounds also say who got what and why."""
+    write = run.journal
+
+    def journal(record: Mapping[str, Any]) -> None:
+        if record["stage"] == STAGE:
+            record = {**record, "audit": strategy.audit}
+        write(record)
+
+    return journal
+
+
+def _strategy(run: Run, counts: npt.NDArray[np.int64]) -> ExpertAlignment:
+    config, settings = run.config, run.config.alignment
+    parameters = int(run.arrays["parameters/expert"])
+    flops = _flops(parameters)
+    world = _world(config)
+    return ExpertAlignment(
+        _assigner(config, counts, parameters, flops, world),
+        gate=_gate(config),
+        world=world,
+        clock=Clock(settings.deadline or np.inf),
+        flops=flops,
+        action=Action.ALIGNED,
+        evaluate_action=Action.ALIGNED_TEST,
+        fraction_train=settings.fraction_train,
+        min_available_nodes=max(2, config.run.min_replies),  # clients may leave and come back
+    )
+
+
+def _flops(parameters: int) -> float:
+    """Of training one sample with one expert: one product forward, two back, 2 FLOPs each."""
+    return 6.0 * parameters
+
+
+def _world(config: Config) -> World | None:
+    settings, clients = config.alignment, config.data.num_clients
+    if settings.trace:
+        return read_trace(Path(settings.trace), clients, seed=config.run.seed)
+    if settings.devices:
+        drawn = draw_devices(settings.devices, clients, seed=config.run.seed)
+        return World(drawn, seed=config.run.seed)
+    return None
+
+
+def _gate(config: Config) -> GateSharing:
+    settings = config.alignment
+    if settings.gate == "closed-form":
+        experts = settings.experts or config.data.num_clients
+        solver = ClosedFormGate(experts, decay=settings.gate_decay, ridge=settings.gate_ridge)
+        return StatisticsGate(solver)
+    if settings.gate == "averaged":
+        rate = settings.gate_server_rate
+        return AveragedGate(AdamW() if rate else None, rate=rate)
+    return LocalGate() if settings.gate == "local" else TravellingGate()
+
+
+def _assigner(
+    config: Config, counts: np.ndarray, parameters: int, flops: float, world: World | None
+) -> Assigner:
+    settings, clients = config.alignment, config.data.num_clients
+    experts = settings.experts or clients
+    samples = settings.local_steps * settings.batch_size
+    capacity: Capacity | tuple[int, ...] = settings.capacity
+    if settings.estimate_capacity and world is not None:
+        size = 4.0 * parameters
+        cost = ExpertCost(size=size, memory=_TRAINING_COPIES * size, flops=flops)
+        deadline, most = settings.deadline or np.inf, max(settings.capacity)
+        capacity = Capacity(clients, cost, deadline=deadline, most=min(most, experts))
+        reported = {q: [getattr(d, q) for d in world.at(1)] for q in QUANTITIES}
+        capacity.report(np.arange(clients), **reported)
+    return Assigner(
+        clients,
+        experts,
+        policy=settings.policy,
+        capacity=capacity,
+        fitness=Fitness(
+            clients,
+            experts,
+            rate=settings.rate,
+            decay=settings.decay,
+            prior=settings.prior,
+            centred=settings.centred,
+            exploration=settings.exploration,
+        ),
+        usage=Usage(experts, decay=settings.usage_decay),
+        deficits=DeficitQueue(experts),
+        truth=_truth(counts, experts),
+        lo=None if settings.lo < 0 else settings.lo,
+        hi=None if settings.hi < 0 else settings.hi,
+        loss_weight=settings.loss_weight,
+        weights=(settings.fitness_weight, settings.usage_weight, settings.deficit_weight),
+        scale=settings.scale,
+        samples=samples,
+        seed=config.run.seed,
+    )
+
+
+def rehearse_assignment(config: Config, counts: npt.NDArray[np.int64], parameters: int) -> None:
+    """Assign once, with nothing learned yet: what cannot be assigned now never could.
+
+    Args:
+        config: Of the run.
+        counts: Training images per client and class, [clients, C].
+        parameters: Of one expert.
+
+    Raises:
+        ConfigError: Capacities and bounds leave no assignment.
+    """
+    assigner = _assigner(config, counts, parameters, _flops(parameters), _world(config))
+    assigner.assign(1, np.ones(config.data.num_clients, bool))
+    _gate(config)
+
+
+def restored(run: Run, counts: np.ndarray) -> Assigner:
+    """What the server knew at the end of training; ``counts`` are class counts per client."""
+    parameters = int(run.arrays["parameters/expert"])
+    assigner = _assigner(run.config, counts, parameters, _flops(parameters), _world(run.config))
+    assigner.load_state(run.part("aligned/assigner/"))
+    return assigner
+
+
+def _truth(counts: np.ndarray, experts: int) -> np.ndarray:
+    """The oracle's affinities: expert e is meant for the classes c with c mod E = e."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return np.stack([shares[:, e::experts].sum(axis=1) for e in range(experts)], axis=1)

@@ -1,0 +1,86 @@
+"""Stage 3: the gates that have weights to train."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.config import Config
+from nmoe_flower.pipeline.artifacts import has, keep, kept, message
+from nmoe_flower.pipeline.gather import alike, gather
+from nmoe_flower.pipeline.rounds import federate
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import ARRAYS, SERVER_ROUND, Action
+from nmoe_flower.schedules import schedule
+from nmoe_flower.strategies import AdamW, FedGate, RollGate, StreamingFedAvg
+
+__all__ = ["train_gates"]
+
+
+def train_gates(run: Run) -> None:
+    """Stage 3: every configured gate that has weights to train."""
+    trainers: dict[str, Callable[[Run], ArrayRecord]] = {
+        "federated": _federated_gate,
+        "rolling": _rolling_gate,
+        "global": _global_gate,
+    }
+    for method in run.config.gate.methods:
+        if method in trainers and not has(run, f"gate/{method}"):
+            keep(run, f"gate/{method}", trainers[method](run))
+            run.save(f"gate/{method}/done")
+
+
+def _federated_gate(run: Run) -> ArrayRecord:
+    gate = run.config.gate
+    adamw = gate.optimizer == "adamw"
+    strategy = FedGate(
+        action=Action.GATE,
+        fraction_train=gate.fraction_train,
+        min_train_nodes=1,
+        server_optimizer=AdamW() if adamw else None,
+        learning_rate=schedule("cosine", peak=gate.learning_rate, steps=gate.rounds),
+        local_learning_rate=1.0 if adamw else None,
+    )
+    return federate(run, "gate/federated", strategy, kept(run, "gate/initial"), rounds=gate.rounds)
+
+
+def _rolling_gate(run: Run) -> ArrayRecord:
+    gate = run.config.gate
+    strategy: StreamingFedAvg
+    if gate.rolling == "cyclic":
+        strategy = RollGate(action=Action.ROLLING)
+        rounds = gate.cycles * run.config.data.num_clients
+    else:
+        strategy = FedGate(action=Action.ROLLING, fraction_train=gate.fraction_train)
+        rounds = gate.rounds
+    return federate(
+        run,
+        "gate/rolling",
+        strategy,
+        kept(run, "gate/initial"),
+        rounds=rounds,
+        settings=_gate_rate(run.config, rounds),
+    )
+
+
+def _global_gate(run: Run) -> ArrayRecord:
+    """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
+    pooled = gather(run, "gate/global", Action.POOL, RecordDict(), wanted=["pooled"])
+    told = {p: records.to_numpy(content.array_records["pooled"]) for p, content in pooled.items()}
+    parts = list(alike("gate/global", told, rows=True).values())
+    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    question = message(
+        kept(run, "gate/initial"),
+        {SERVER_ROUND: 1, "learning-rate": run.config.gate.learning_rate},
+    )
+    question["pooled"] = records.from_numpy(together)
+    node = min(pooled)
+    trained = gather(run, "gate/global", Action.POOLED, question, only=[node])
+    return trained[node].array_records[ARRAYS]
+
+
+def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]]:
+    rate = schedule("cosine", peak=config.gate.learning_rate, steps=rounds)
+    return lambda current: {"learning-rate": rate(current)}

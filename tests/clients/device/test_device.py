@@ -1,0 +1,60 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+
+from nmoe_flower.clients.device.device import device_of
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError
+
+
+def context(partition: int, tmp_path: Path, **values: Any) -> Context:
+    config = Config.parse(
+        {
+            "run.out": str(tmp_path), "data.cache-dir": str(tmp_path / "cache"),
+            "extractor.backbone": "linear", **values,
+        }
+    )  # fmt: skip
+    node = {"partition-id": partition, "num-partitions": 3}
+    return Context(1, 1, node, RecordDict(), config.flat())
+
+
+def test_a_node_without_a_partition_is_told_how_to_get_one() -> None:
+    with pytest.raises(ConfigError, match="no partition-id and num-partitions; start it with"):
+        device_of(Context(1, 1, {}, RecordDict(), {}))
+
+
+def test_the_nodes_decide_how_many_clients_there_are(tmp_path: Path) -> None:
+    device = device_of(context(2, tmp_path))
+    assert (device.partition, device.num_clients, device.config.data.num_clients) == (2, 3, 3)
+    assert device.store.folder == tmp_path / "nmoe" / "clients" / "2"
+    assert device_of(context(2, tmp_path)) is device
+
+
+def test_clients_share_their_start_but_not_their_streams_or_images(tmp_path: Path) -> None:
+    one, other = (device_of(context(partition, tmp_path)) for partition in (0, 1))
+    state = torch.random.get_rng_state()
+    first, second = one.fresh_classifier().state_dict(), other.fresh_classifier().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    gates = [device.gate(4).state_dict() for device in (one, other)]
+    assert all(torch.equal(gates[0][name], gates[1][name]) for name in gates[0])
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert one.seed("batches") != other.seed("batches")
+    assert not np.intersect1d(one.indices.train, other.indices.train).size
+
+
+def test_another_seed_starts_elsewhere(tmp_path: Path) -> None:
+    one, other = (device_of(context(0, tmp_path, **{"run.seed": seed})) for seed in (0, 1))
+    first, second = one.fresh_classifier().state_dict(), other.fresh_classifier().state_dict()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_prior_is_that_of_the_own_labels(tmp_path: Path) -> None:
+    """Smoothed by half a sample per class."""
+    device = device_of(context(1, tmp_path))
+    counts = np.bincount(device.train_labels, minlength=10) + 0.5
+    np.testing.assert_allclose(device.log_prior.exp(), counts / counts.sum(), rtol=1e-5)
+    assert counts.argmax() == 1

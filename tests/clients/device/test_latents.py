@@ -1,0 +1,82 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from torch import Tensor
+
+from nmoe_flower.clients.device import latents
+from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device.latents import latents_of
+from nmoe_flower.clients.fedce import predict
+from nmoe_flower.config import Config
+
+
+def device(folder: Path, **values: Any) -> Device:
+    config = Config.parse(
+        {
+            "run.out": str(folder), "data.cache-dir": str(folder / "cache"),
+            "extractor.backbone": "digits", **values,
+        }
+    )  # fmt: skip
+    node = {"partition-id": 1, "num-partitions": 3}
+    return device_of(Context(1, 1, node, RecordDict(), config.flat()))
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images of every pass over images so far."""
+    counted: list[int] = []
+
+    def count(device: Device, network: Any, images: np.ndarray, indices: np.ndarray) -> Tensor:
+        counted.append(len(indices))
+        return predict(device, network, images, indices)
+
+    monkeypatch.setattr(latents, "predict", count)
+    return counted
+
+
+def test_they_are_computed_once_for_an_extractor(tmp_path: Path, passes: list[int]) -> None:
+    one = device(tmp_path)
+    network = one.fresh_classifier()
+    first = latents_of(one, network.extractor)
+    images = [len(i) for i in (one.indices.train, one.indices.test_local, one.indices.test_iid)]
+    assert passes == images
+    again = latents_of(one, one.fresh_classifier().extractor)
+    assert passes == images
+    assert first.keys() == again.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value)
+
+
+def test_another_extractor_has_others(tmp_path: Path, passes: list[int]) -> None:
+    one = device(tmp_path)
+    network = one.fresh_classifier()
+    before = latents_of(one, network.extractor)["train"]
+    for parameter in network.extractor.parameters():
+        parameter.data.mul_(2)
+    after = latents_of(one, network.extractor)["train"]
+    assert len(passes) == 6
+    assert not np.array_equal(before, after)
+    np.testing.assert_array_equal(one.store.load("latents")["train"], after)
+
+
+def test_another_split_of_the_same_images_has_others(tmp_path: Path, passes: list[int]) -> None:
+    """A store may outlive a run's settings: with folds nothing is held out."""
+    held, folded = device(tmp_path), device(tmp_path, **{"gate.folds": 2})
+    assert held.store.folder == folded.store.folder
+    network = held.fresh_classifier()
+    some = latents_of(held, network.extractor)["holdout"]
+    every = latents_of(folded, network.extractor)["holdout"]
+    assert len(passes) == 6
+    assert len(some) < len(every) == len(folded.indices.train)
+
+
+def test_a_damaged_file_is_computed_again(tmp_path: Path, passes: list[int]) -> None:
+    one = device(tmp_path)
+    network = one.fresh_classifier()
+    first = latents_of(one, network.extractor)["train"]
+    (one.store.folder / "latents.safetensors").write_bytes(b"cut")
+    np.testing.assert_array_equal(latents_of(one, network.extractor)["train"], first)
+    assert len(passes) == 6
