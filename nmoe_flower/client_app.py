@@ -9,28 +9,25 @@ from nmoe_flower.clients import (
     expert,
     fedce,
     fedsc,
-    fedsc_watch,
     gate,
     head,
-    identify,
-    initial,
+    joining,
 )
-from nmoe_flower.clients.device import latents
 from nmoe_flower.records import Action
 
 __all__ = ["app"]
 
 app = ClientApp()
 
-app.query(Action.IDENTITY.verb)(identify.identify)
-app.query(Action.DESCRIBE.verb)(identify.describe)
-app.query(Action.INITIAL.verb)(initial.initial)
+app.query(Action.IDENTITY.verb)(joining.tell_partition)
+app.query(Action.DESCRIBE.verb)(joining.tell_holdings)
+app.query(Action.INITIAL.verb)(joining.tell_initial)
 app.train(Action.EXTRACTOR.verb)(fedce.train)
 app.evaluate(Action.EXTRACTOR_TEST.verb)(fedce.test)
 app.train(Action.CONTRAST.verb)(fedsc.train)
 app.query(Action.CORRELATION.verb)(fedsc.correlate)
-app.evaluate(Action.CONTRAST_TEST.verb)(fedsc_watch.test)
-app.query(Action.LATENTS.verb)(latents.cache)
+app.evaluate(Action.CONTRAST_TEST.verb)(fedsc.test)
+app.query(Action.LATENTS.verb)(head.cache_latents)
 app.train(Action.HEAD.verb)(head.train)
 app.train(Action.EXPERT.verb)(expert.train)
 app.query(Action.ANSWER.verb)(expert.answer)

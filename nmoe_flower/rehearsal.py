@@ -25,7 +25,7 @@ from nmoe_flower.own_code import is_own
 if TYPE_CHECKING:
     import torch
 
-    from nmoe_flower.clients.device.device import Device
+    from nmoe_flower.clients.device import Device
     from nmoe_flower.data import ClientIndices, ImageData
     from nmoe_flower.models import Extractor
 
@@ -155,7 +155,7 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     """Run ``rows`` images through all networks; returns the arrays that stage 1 leaves."""
     import torch
 
-    from nmoe_flower.clients.device import networks
+    from nmoe_flower.clients.device import fresh_head
     from nmoe_flower.models import check_backbone, configured_extractor
 
     shape, classes, meta = data.image_shape, data.num_classes, torch.device("meta")
@@ -167,7 +167,7 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     else:
         _check_memory(body, "extractor.widths", config.extractor.widths)
     with meta:
-        head = networks.fresh_head(config, body.latent_dim, classes)
+        head = fresh_head(config, body.latent_dim, classes)
         for network in (head, _expert(config, body, classes)):
             _check_memory(network, "expert.hidden", config.expert.hidden)
         _rehearse_gates(config, body.latent_dim)
@@ -183,17 +183,17 @@ def _rehearse_stage_1(config: Config, data: "ImageData", *, rows: int) -> None:
     """Run what stage 1 trains, in training mode, on a batch as small as the smallest client's."""
     import torch
 
-    from nmoe_flower.clients.device import networks
+    from nmoe_flower.clients.device import fresh_classifier, fresh_contrastive
 
     shape, contrast, meta = data.image_shape, config.contrast, torch.device("meta")
     if config.extractor.method == "fedsc":
-        contrastive = networks.fresh_contrastive(config, shape, meta)
+        contrastive = fresh_contrastive(config, shape, meta)
         _check_memory(contrastive, "contrast.hidden", contrast.hidden)
         sides = (contrast.view_size, contrast.view_size) if contrast.view_size else shape[1:]
         with _under(f"contrast.view-size = {contrast.view_size}: views are too small"):
             contrastive.train()(torch.empty(2 * rows, shape[0], *sides))
     else:
-        classifier = networks.fresh_classifier(config, shape, data.num_classes, meta)
+        classifier = fresh_classifier(config, shape, data.num_classes, meta)
         with _under(f"extractor.norm = {config.extractor.norm} and batches of {rows} (batch-size)"):
             classifier.train()(torch.empty(rows, *shape))
 
@@ -265,7 +265,7 @@ def _rehearse_alignment(
 ) -> None:
     import torch
 
-    from nmoe_flower.clients.device.mixture import experts_of, fresh_body
+    from nmoe_flower.clients.device import experts_of, fresh_body
     from nmoe_flower.data import label_counts
     from nmoe_flower.models import Gate, check_backbone
     from nmoe_flower.pipeline.alignment.train import rehearse_assignment
@@ -322,8 +322,7 @@ def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> Non
 
 
 def _device(config: Config, client: int) -> "Device":
-    from nmoe_flower.clients.device.device import Device
-    from nmoe_flower.clients.device.store import Store
+    from nmoe_flower.clients.device import Device, Store
 
     return Device(config, client, config.data.num_clients, Store(Path(os.devnull)))
 

@@ -20,7 +20,7 @@ from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.bench.measure import ratio
 from nmoe_flower.bench.table import machine_line
 from nmoe_flower.client_app import app
-from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from nmoe_flower import metrics, records
 from nmoe_flower.alignment.feedback import EXPERTS, SHARES
-from nmoe_flower.clients.device.device import device_of
-from nmoe_flower.clients.device.mixture import MixtureClient, fresh_mixture
-from nmoe_flower.clients.plugin.alignment_answer import Trained, answer_assigned
+from nmoe_flower.clients.device import MixtureClient, device_of, fresh_mixture
+from nmoe_flower.clients.plugin import Trained, answer_assigned
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance_global
 from nmoe_flower.models.alignment import assigned_loss, mixed

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import Device, device_of
-from nmoe_flower.clients.fedce import TEST_BATCH, predict, train_classifier
+from nmoe_flower.clients.device import TEST_BATCH, Device, device_of, predict
+from nmoe_flower.clients.fedce import train_classifier
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance
 from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts

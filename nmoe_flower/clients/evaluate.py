@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from nmoe_flower import metrics, records
 from nmoe_flower.clients.control import LOCAL_CLASSIFIER
-from nmoe_flower.clients.device.device import Device, device_of
-from nmoe_flower.clients.device.keeping import keep_gates
+from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import (
     CachedExperts,
@@ -56,7 +55,7 @@ def route(message: Message, context: Context) -> Message:
     """Evaluate all methods; metrics are named ``<method>/<test>/<metric>``."""
     device = device_of(context)
     received = records.to_numpy(message.content.array_records[ARRAYS])
-    keep_gates(device, received)
+    device.keep_gates(received)
     controls = str(records.config_of(message).get("controls", "")).split(",")
     results: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
     for test in TESTS:

@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import Device, device_of
-from nmoe_flower.clients.device.keeping import keep_extractor
-from nmoe_flower.clients.device.latents import latents_of, received_classifier
+from nmoe_flower.clients.device import Device, device_of, latents_of, received_classifier
 from nmoe_flower.models import Classifier, Expert
 from nmoe_flower.records import ANSWERS, EXPERT, LATENTS, NUM_EXAMPLES, PROTOTYPE, SPLITS
 from nmoe_flower.seeds import numpy_stream
@@ -37,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     device.store.save(EXPERT_GROUP, state, sync=device.serves)
     if device.config.gate.folds:
         device.store.save(OUT_OF_FOLD, {"logits": _out_of_fold(device, network, latents)})
-    keep_extractor(device, received)
+    device.keep_extractor(received)
     arrays: dict[str, ArrayRecord] = {}
     config = device.config
     if config.expert.sharing == "weights":

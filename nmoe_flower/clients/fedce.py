@@ -1,35 +1,31 @@
 """Stage 1 at the client: train the classifier on own images (strategies/fedce.py)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import Device, device_of
-from nmoe_flower.clients.device.versions import Versions
+from nmoe_flower.clients.device import Device, device_of, keep_head, load_classifier, predict
 from nmoe_flower.clients.private.private_steps import private_train
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import Classifier
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
-from nmoe_flower.training import FitResult, autocast, batch_indices, fit, generator, sgd
+from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
 
 __all__ = [
     "initial",
-    "load_classifier",
     "local_steps",
-    "predict",
     "test",
     "train",
     "train_classifier",
 ]
 
 MOMENTUM = "momentum/"
-TEST_BATCH = 500
 
 
 def initial(device: Device) -> dict[str, np.ndarray]:
@@ -74,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
         result = train_classifier(device, network, optimizer, first=first, steps=steps)
         metrics = {"loss": result.loss}
     if not device.config.extractor.shares_head:
-        _save_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
+        keep_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
     packed = records.pack(network.parts(with_head=device.config.extractor.shares_head))
     if averaged:
         packed = ArrayRecord({**packed, **_momentum(network, optimizer, packed)})
@@ -161,33 +157,6 @@ def _train_privately(
     return private_train(device, network, optimizer, message, steps=steps, draw=draw, losses=losses)
 
 
-@torch.inference_mode()
-def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.ndarray) -> Tensor:
-    """Run a network over images without augmentation: float32 on the CPU, rows as ``indices``."""
-    network.eval()
-    outputs = []
-    for start in range(0, len(indices), TEST_BATCH):
-        batch = normalise(images[indices[start : start + TEST_BATCH]]).to(device.torch_device)
-        with autocast(device.bf16, device.torch_device):
-            outputs.append(network(batch).float().cpu())
-    return torch.cat(outputs)
-
-
-def load_classifier(
-    device: Device, network: Classifier, arrays: Mapping[str, np.ndarray], *, before: int
-) -> None:
-    """Load received weights; a private head comes from the store, as it was before a round."""
-    shared = device.config.extractor.shares_head or any(n.startswith("head.") for n in arrays)
-    records.load_into(network.parts(with_head=shared), arrays)
-    if shared:
-        return
-    rounds = [r for r in _heads(device).rounds() if r < before]
-    head = _heads(device).load(max(rounds)) if rounds else None
-    if head is None:
-        head = {n: t.numpy() for n, t in device.fresh_classifier().head.state_dict().items()}
-    records.load_into(network.head.state_dict(), head)
-
-
 def local_steps(device: Device) -> int:
     """Steps a client takes in a round."""
     extractor = device.config.extractor
@@ -195,17 +164,6 @@ def local_steps(device: Device) -> int:
         return extractor.local_steps
     batches = max(1, len(device.train_labels) // extractor.batch_size)
     return extractor.local_epochs * batches
-
-
-def _heads(device: Device) -> Versions:
-    return Versions(device.store, "head")
-
-
-def _save_head(device: Device, network: Classifier, server_round: int, kept: Sequence[int]) -> None:
-    """Keep the head after this round, and as it was after each round in ``kept``."""
-    head = {name: tensor.cpu().numpy() for name, tensor in network.head.state_dict().items()}
-    _heads(device).save(server_round, head)
-    _heads(device).prune(server_round, kept)
 
 
 def _load_momentum(

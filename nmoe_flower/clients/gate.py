@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.losses import load_balance, objective_of, pseudo_client_targets
 from nmoe_flower.models import Gate
 from nmoe_flower.records import ANSWERS, ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND

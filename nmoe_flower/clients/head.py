@@ -1,15 +1,23 @@
-"""Between stages 1 and 2 at the client: one step of a shared head on cached latents."""
+"""Between stages 1 and 2 at the client: latents to keep, and a step of a shared head on them."""
 
 import torch
 from flwr.app import Context, Message
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import device_of
+from nmoe_flower.clients.device import device_of, latents_of, received_classifier
 from nmoe_flower.records import ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import batch_indices, fit, sgd
 
-__all__ = ["train"]
+__all__ = ["cache_latents", "train"]
+
+
+def cache_latents(message: Message, context: Context) -> Message:
+    """Keep the latents of the received extractor, for what trains on them."""
+    device = device_of(context)
+    network, _ = received_classifier(device, message)
+    latents_of(device, network.extractor)
+    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 
 
 def train(message: Message, context: Context) -> Message:

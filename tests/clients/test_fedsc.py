@@ -13,9 +13,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.client_app import app
-from nmoe_flower.clients import fedsc, fedsc_watch
-from nmoe_flower.clients.device.device import Device, device_of
-from nmoe_flower.clients.device.store import Store
+from nmoe_flower.clients import fedsc
+from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
@@ -598,7 +597,7 @@ def test_a_round_of_nothing_else_says_who_and_why(client: New) -> None:
 def test_what_is_watched(probe: str, client: New) -> None:
     context = client({"contrast.probe": probe})
     device = device_of(context)
-    answer = fedsc_watch.test(sent(device), context)
+    answer = fedsc.test(sent(device), context)
     metrics = dict(answer.content[records.METRICS])
     named = {"num-examples", "alignment", "uniformity"}
     probes = set() if probe == "none" else {"knn-accuracy", "probe-accuracy"}
@@ -607,7 +606,7 @@ def test_what_is_watched(probe: str, client: New) -> None:
     assert -4.1 < metrics["uniformity"] < 0
     for name in probes:
         assert 0.2 < metrics[name] <= 1
-    assert metrics == dict(fedsc_watch.test(sent(device), context).content[records.METRICS])
+    assert metrics == dict(fedsc.test(sent(device), context).content[records.METRICS])
 
 
 def test_the_initial_weights_are_the_same_everywhere(client: New) -> None:

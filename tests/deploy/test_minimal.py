@@ -29,7 +29,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.client_app import app
-from nmoe_flower.clients.device.device import device_of
+from nmoe_flower.clients.device import device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.pipeline import Run, run_pipeline

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nmoe_flower.cli import main
 from nmoe_flower.client_app import app
-from nmoe_flower.clients.device.device import device_of
+from nmoe_flower.clients.device import device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import BundleError, DataError

@@ -7,7 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from nmoe_flower.client_app import app
-from nmoe_flower.clients.identify import identify as tell
+from nmoe_flower.clients.joining import tell_partition as tell
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import reply

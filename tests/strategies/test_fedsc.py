@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from nmoe_flower import records
-from nmoe_flower.clients.plugin.fedsc_contrast import Contrast, StateMemory
+from nmoe_flower.clients import Contrast, StateMemory
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.losses import correlation, spectral_contrastive, unit_ball

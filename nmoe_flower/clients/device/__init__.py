@@ -1,1 +1,45 @@
 """What a device has of its own: its configuration, its images, its networks, its disk."""
+
+from nmoe_flower.clients.device.alignment_mixture import (
+    MixtureClient,
+    experts_of,
+    fresh_body,
+    fresh_mixture,
+)
+from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device.latents import (
+    TEST_BATCH,
+    keep_head,
+    latents_of,
+    load_classifier,
+    predict,
+    received_classifier,
+)
+from nmoe_flower.clients.device.networks import (
+    fresh_classifier,
+    fresh_contrastive,
+    fresh_head,
+    initial_seed,
+)
+from nmoe_flower.clients.device.store import Store, Versions
+
+__all__ = [
+    "TEST_BATCH",
+    "Device",
+    "MixtureClient",
+    "Store",
+    "Versions",
+    "device_of",
+    "experts_of",
+    "fresh_body",
+    "fresh_classifier",
+    "fresh_contrastive",
+    "fresh_head",
+    "fresh_mixture",
+    "initial_seed",
+    "keep_head",
+    "latents_of",
+    "load_classifier",
+    "predict",
+    "received_classifier",
+]

@@ -24,10 +24,12 @@ from nmoe_flower.data import (
     configured_partition,
     own_images,
     own_share,
+    with_features,
 )
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.models import Classifier, Contrastive, Expert, Gate
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
+from nmoe_flower.records import part_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, seeded, use_bf16
 
@@ -211,6 +213,34 @@ class Device:
                 noisy=gate.noisy,
             )
         return fresh.to(self.torch_device)
+
+    def keep_extractor(self, classifier: Mapping[str, np.ndarray]) -> None:
+        """Keep the extractor of ``classifier``, and what describes this device, if it `serves`.
+
+        A simulated client would fill the disk with copies of what the run folder holds once.
+        ``nmoe bundle --store`` makes a bundle of what is kept.
+        """
+        if not self.serves:
+            return
+        self.store.save("extractor", part_of(classifier, "extractor."), sync=True)
+        self.store.note(
+            "device",
+            {
+                "partition": self.partition,
+                "num_clients": self.num_clients,
+                "classes": list(self.data.class_names),
+                "image_shape": list(self.data.image_shape),
+                "config": with_features(self.config, self.data).flat(),
+            },
+        )
+
+    def keep_gates(self, received: Mapping[str, np.ndarray]) -> None:
+        """Keep every trained gate, ``gate/<method>/...``, as ``gate-<method>``, if it `serves`."""
+        if not self.serves:
+            return
+        named = {name.split("/")[1] for name in received if name.startswith("gate/")}
+        for method in sorted(named - {"initial"}):
+            self.store.save(f"gate-{method}", part_of(received, f"gate/{method}/"), sync=True)
 
 
 def device_of(context: Context) -> Device:

@@ -1,31 +1,62 @@
-"""The latents of a client's images under the frozen extractor: computed once, kept in the store."""
+"""The classifier a client is sent, its private head, and the latents of its images under it."""
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
-from flwr.app import Context, Message
+import torch
+from flwr.app import Message
+from torch import Tensor, nn
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import Device, device_of
-from nmoe_flower.clients.fedce import load_classifier, predict
+from nmoe_flower.clients.device.device import Device
+from nmoe_flower.clients.device.store import Versions
+from nmoe_flower.data import normalise
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.models import Classifier, Extractor
-from nmoe_flower.records import ARRAYS, LATENTS, NUM_EXAMPLES
+from nmoe_flower.records import ARRAYS, LATENTS
 from nmoe_flower.seeds import numpy_stream
+from nmoe_flower.training import autocast
 
-__all__ = ["cache", "latents_of", "received_classifier"]
+__all__ = [
+    "TEST_BATCH",
+    "keep_head",
+    "latents_of",
+    "load_classifier",
+    "predict",
+    "received_classifier",
+]
 
+TEST_BATCH = 500
 SOURCE = "source"
 
 
-def cache(message: Message, context: Context) -> Message:
-    """Keep the latents of the received extractor, for what trains on them."""
-    device = device_of(context)
-    network, _ = received_classifier(device, message)
-    latents_of(device, network.extractor)
-    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
+def load_classifier(
+    device: Device, network: Classifier, arrays: Mapping[str, np.ndarray], *, before: int
+) -> None:
+    """Load received weights; a private head comes from the store, as it was before a round."""
+    shared = device.config.extractor.shares_head or any(n.startswith("head.") for n in arrays)
+    records.load_into(network.parts(with_head=shared), arrays)
+    if shared:
+        return
+    rounds = [r for r in _heads(device).rounds() if r < before]
+    head = _heads(device).load(max(rounds)) if rounds else None
+    if head is None:
+        head = {n: t.numpy() for n, t in device.fresh_classifier().head.state_dict().items()}
+    records.load_into(network.head.state_dict(), head)
+
+
+def keep_head(device: Device, network: Classifier, server_round: int, kept: Sequence[int]) -> None:
+    """Keep the head after this round, and as it was after each round in ``kept``."""
+    head = {name: tensor.cpu().numpy() for name, tensor in network.head.state_dict().items()}
+    _heads(device).save(server_round, head)
+    _heads(device).prune(server_round, kept)
+
+
+def _heads(device: Device) -> Versions:
+    return Versions(device.store, "head")
 
 
 def received_classifier(
@@ -36,6 +67,18 @@ def received_classifier(
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     load_classifier(device, network, arrays, before=1 << 31)
     return network, arrays
+
+
+@torch.inference_mode()
+def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.ndarray) -> Tensor:
+    """Run a network over images without augmentation: float32 on the CPU, rows as ``indices``."""
+    network.eval()
+    outputs = []
+    for start in range(0, len(indices), TEST_BATCH):
+        batch = normalise(images[indices[start : start + TEST_BATCH]]).to(device.torch_device)
+        with autocast(device.bf16, device.torch_device):
+            outputs.append(network(batch).float().cpu())
+    return torch.cat(outputs)
 
 
 def latents_of(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:

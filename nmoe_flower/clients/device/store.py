@@ -1,6 +1,9 @@
-"""What a client keeps on its own disk: its expert, its latents, the answers of its peers."""
+"""What a client keeps on its own disk: its expert, its latents, the answers of its peers.
 
-from collections.abc import Mapping
+Some of it round by round, as a resumed run wants it back.
+"""
+
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.files import load_arrays, pack_arrays, safe_child, write_bytes, write_json
 
-__all__ = ["Store"]
+__all__ = ["Store", "Versions"]
 
 
 class Store:
@@ -52,6 +55,44 @@ class Store:
     def drop(self, name: str) -> None:
         """Forget the group ``name``."""
         safe_child(self.folder, f"{name}.safetensors").unlink(missing_ok=True)
+
+
+class Versions:
+    """The group ``name`` of a store after each of certain rounds: a resumed run finds its own.
+
+    Args:
+        store: Holds them.
+        name: The group; a version of it is ``<name>-<round>``, the round in six digits.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+
+    def rounds(self) -> list[int]:
+        """The rounds there is a version of, in order."""
+        files = self.store.folder.glob(f"{self.name}-*.safetensors")
+        return sorted(int(path.stem.removeprefix(f"{self.name}-")) for path in files)
+
+    def save(self, server_round: int, arrays: dict[str, np.ndarray], *, sync: bool = False) -> None:
+        """Keep arrays as the version of this round; with ``sync``, in spite of a power cut."""
+        self.store.save(self._file(server_round), arrays, sync=sync)
+
+    def load(self, server_round: int) -> dict[str, np.ndarray] | None:
+        """The version of this round; None if there is none."""
+        if not self.store.has(self._file(server_round)):
+            return None
+        return self.store.load(self._file(server_round))
+
+    def prune(self, server_round: int, kept: Iterable[int]) -> None:
+        """Drop versions older than this round, but those a run resumed after ``kept`` needs."""
+        older = [r for r in self.rounds() if r < server_round]
+        needed = {max((r for r in older if r <= last), default=0) for last in kept}
+        for old in older:
+            if old not in needed:
+                self.store.drop(self._file(old))
+
+    def _file(self, server_round: int) -> str:
+        return f"{self.name}-{server_round:06d}"
 
 
 @lru_cache(maxsize=128)

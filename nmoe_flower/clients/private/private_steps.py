@@ -9,7 +9,7 @@ from flwr.app import Message
 from torch import Tensor, nn
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import Device
+from nmoe_flower.clients.device import Device
 from nmoe_flower.clients.private.private_fit import Losses, Plan, Sampler, private_fit
 from nmoe_flower.clients.private.step_ledger import StepLedger
 from nmoe_flower.errors import BudgetError

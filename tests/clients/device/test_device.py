@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from nmoe_flower.clients.device.device import device_of
+from nmoe_flower.clients.device import device_of
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 

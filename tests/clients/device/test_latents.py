@@ -6,10 +6,7 @@ import pytest
 from flwr.app import Context, RecordDict
 from torch import Tensor
 
-from nmoe_flower.clients.device import latents
-from nmoe_flower.clients.device.device import Device, device_of
-from nmoe_flower.clients.device.latents import latents_of
-from nmoe_flower.clients.fedce import predict
+from nmoe_flower.clients.device import Device, device_of, latents, latents_of, predict
 from nmoe_flower.config import Config
 
 

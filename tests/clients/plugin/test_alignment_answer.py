@@ -10,7 +10,7 @@ from torch import nn
 
 from nmoe_flower import records
 from nmoe_flower.alignment.feedback import read_feedback
-from nmoe_flower.clients.plugin.alignment_answer import Trained, answer_assigned
+from nmoe_flower.clients import Trained, answer_assigned
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import ReplyError
 

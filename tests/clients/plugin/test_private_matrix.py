@@ -14,8 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from nmoe_flower import records
-from nmoe_flower.clients.plugin.fedsc_contrast import Contrast, StateMemory
-from nmoe_flower.clients.plugin.private_matrix import PrivateMatrix
+from nmoe_flower.clients import Contrast, PrivateMatrix, StateMemory
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.privacy import Budget, mean_noise_std, noise_multiplier_for, packed_size, smat

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from nmoe_flower import records
 from nmoe_flower.clients.device.device import Device
+from nmoe_flower.clients.device.latents import predict
 from nmoe_flower.clients.device.networks import initial_seed
-from nmoe_flower.clients.device.store import Store
-from nmoe_flower.clients.device.versions import Versions
-from nmoe_flower.clients.fedce import predict
+from nmoe_flower.clients.device.store import Store, Versions
 from nmoe_flower.config import Config
 from nmoe_flower.models import Expert, Extractor, Gate, configured_extractor
 from nmoe_flower.models.alignment import AlignedMixture

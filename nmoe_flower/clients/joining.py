@@ -1,0 +1,55 @@
+"""What a node tells before anything is trained: who it is, what it holds, where training starts."""
+
+from flwr.app import Context, Message
+
+from nmoe_flower import records
+from nmoe_flower.clients import fedce, fedsc
+from nmoe_flower.clients.device import device_of
+from nmoe_flower.data import label_counts
+from nmoe_flower.records import ARRAYS, HEAD, NUM_EXAMPLES
+
+__all__ = ["tell_holdings", "tell_initial", "tell_partition"]
+
+
+def tell_partition(message: Message, context: Context) -> Message:
+    """Tell the partition id, whatever Flower calls the node this time; opens no data."""
+    partition = int(str(context.node_config.get("partition-id", context.node_id)))
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: 0},
+        config={records.PARTITION_ID: partition},
+    )
+
+
+def tell_holdings(message: Message, context: Context) -> Message:
+    """Tell what this client holds: class counts, class names, the data's fingerprint."""
+    device = device_of(context)
+    data, indices = device.data, device.indices
+    train = label_counts(data.train.labels, [indices.train], data.num_classes)[0]
+    tests = label_counts(data.test.labels, [indices.test_local], data.num_classes)[0]
+    return records.reply(
+        message,
+        metrics={
+            NUM_EXAMPLES: len(indices.train),
+            "train-counts": [int(count) for count in train],
+            "test-counts": [int(count) for count in tests],
+        },
+        config={"classes": list(data.class_names), "fingerprint": data.fingerprint},
+    )
+
+
+def tell_initial(message: Message, context: Context) -> Message:
+    """Tell the initial weights of what stage 1 trains, those of a head, and those of the gate."""
+    device = device_of(context)
+    half = fedsc if device.config.extractor.method == "fedsc" else fedce
+    network = device.fresh_classifier()
+    gate = device.gate(network.extractor.latent_dim)
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(device.train_labels)},
+        arrays={
+            ARRAYS: records.from_numpy(half.initial(device)),
+            HEAD: records.pack(network.head.state_dict()),
+            "gate": records.pack(gate.state_dict()),
+        },
+    )
