@@ -12,12 +12,12 @@ from nmoe_flower.losses.gating import (
     straight_through,
     switch_top1,
 )
-from nmoe_flower.losses.sample_spectral import sample_spectral
 from nmoe_flower.losses.spectral import (
     RunningCorrelation,
     correlation,
     local_spectral,
     others_mean,
+    sample_spectral,
     spectral_contrastive,
     unit_ball,
 )

@@ -109,7 +109,7 @@ class Objective(Protocol):
         """The batch mean, a scalar with a gradient on the scores.
 
         Args:
-            scores: Of the gate, [B, E].
+            scores: Scores of the gate, [B, E].
             expert_logits: What the frozen experts say, [B, E, C].
             labels: The true classes, [B].
         """

@@ -1,5 +1,7 @@
 """The spectral contrastive loss (NMoE paper, Eq. 3) and a FedSC client's part of it (Eq. 4).
 
+A client's part is of a batch, or of one sample, which DP-SGD can clip.
+
 Eq. 3 pulls two views of a sample together and pushes different samples apart:
 
     L = -E z . z+  +  weight / 2 * E (z . z-)^2
@@ -26,6 +28,7 @@ __all__ = [
     "correlation",
     "local_spectral",
     "others_mean",
+    "sample_spectral",
     "spectral_contrastive",
     "unit_ball",
 ]
@@ -111,8 +114,9 @@ def local_spectral(
         others: Rbar_{-i}, [D, D], a constant (see ``others_mean``). None only when ``share`` is 1.
         share: q_i, this client's part of all samples, in (0, 1].
         weight: Weight of the uniformity term.
-        unbiased: See ``spectral_contrastive``.
-        running: For small batches: an estimate of the own R from earlier batches, [D, D], a
+        unbiased: Whether negatives are taken from different samples only, as in
+            ``spectral_contrastive``.
+        running: An estimate, for small batches, of the own R from earlier batches, [D, D], a
             constant (see ``RunningCorrelation``). The own term becomes <R_B, running> -
             ||running||^2 / 2, with the gradient of ||R||^2 / 2 where the two agree. It is free of
             own terms if ``running`` never saw these samples at these weights, so ``unbiased``
@@ -139,6 +143,47 @@ def local_spectral(
     if not bool(loss.isfinite()):
         raise ConfigError(_blame(z1=z1, z2=z2, others=others, running=running))
     return loss
+
+
+def sample_spectral(z1: Tensor, z2: Tensor, mean: Tensor, *, weight: float = 1.0) -> Tensor:
+    """Eq. 4 of single samples, [B], which DP-SGD can clip: the loss of each, given the mean R.
+
+    DP-SGD bounds what each sample adds to a gradient, so the loss must be a sum over samples.
+    Eq. 4 is not: its own term ``share / 2 * ||R_i||^2`` couples all samples of the batch. But at
+    the weights where Rbar = sum_i q_i R_i was taken,
+
+        grad (weight / 2 * ||R||^2)  =  weight * <Rbar, grad R>  =  grad (weight * <Rbar, R>)
+
+    with Rbar a constant on the right, and R is a mean over samples x and their two views v. So
+
+        L_x = -z_x1 . z_x2  +  weight * mean_v z_xv^T Rbar z_xv
+
+    has, averaged over all samples of all clients, the gradient of Eq. 3 in the form that counts a
+    sample's own terms (``unbiased=False``). Rbar keeps the client's own part in: it is a constant
+    that arrived with noise and is paid for, so no sample touches the loss of another.
+
+    Args:
+        z1: Features of the first view, [B, D], in the unit ball.
+        z2: Features of the second view, [B, D], in the unit ball.
+        mean: Rbar, [D, D], a constant: the mean of all clients' matrices, this one's included.
+        weight: Weight of the uniformity term.
+
+    Raises:
+        ConfigError: The shapes do not fit.
+
+    >>> z = torch.eye(2)
+    >>> sample_spectral(z, z, torch.diag(torch.tensor([0.5, 0.25])), weight=2.0)
+    tensor([ 0.0000, -0.5000])
+    """
+    if z1.ndim != 2 or z1.shape != z2.shape or mean.shape != (z1.shape[1], z1.shape[1]):
+        raise ConfigError(
+            "views must be [B, D] and alike and the mean [D, D], got "
+            f"{tuple(z1.shape)}, {tuple(z2.shape)} and {tuple(mean.shape)}"
+        )
+    constant = mean.detach().to(z1)
+    attract = (z1 * z2).sum(dim=1)
+    repel = ((z1 @ constant) * z1).sum(dim=1) + ((z2 @ constant) * z2).sum(dim=1)
+    return weight * repel / 2 - attract
 
 
 def others_mean(mean: Tensor, own: Tensor, *, share: float) -> Tensor:
