@@ -1,17 +1,23 @@
 """Client-expert alignment: fitness, usage, capacity, and who trains which expert (2507.05685)."""
 
-from nmoe_flower.alignment.assigner import Assigner
+from nmoe_flower.alignment.assigner import Assigner, Decision
 from nmoe_flower.alignment.capacity import Capacity, ExpertCost
-from nmoe_flower.alignment.clock import Clock, seconds_of
 from nmoe_flower.alignment.closed_form import ClosedFormGate
-from nmoe_flower.alignment.decision import Decision
 from nmoe_flower.alignment.desirability import desirability
-from nmoe_flower.alignment.devices import PROFILES, Device, Event, World, draw_devices
+from nmoe_flower.alignment.devices import (
+    PROFILES,
+    Clock,
+    DeviceProfile,
+    Event,
+    World,
+    draw_devices,
+    read_trace,
+    seconds_of,
+)
 from nmoe_flower.alignment.feedback import Feedback, read_feedback
 from nmoe_flower.alignment.fitness import Fitness, reward
 from nmoe_flower.alignment.policies import POLICIES, align
 from nmoe_flower.alignment.solver import InfeasibleBoundsError
-from nmoe_flower.alignment.trace import read_trace
 from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 
 __all__ = [
@@ -23,7 +29,7 @@ __all__ = [
     "ClosedFormGate",
     "Decision",
     "DeficitQueue",
-    "Device",
+    "DeviceProfile",
     "Event",
     "ExpertCost",
     "Feedback",

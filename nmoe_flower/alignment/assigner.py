@@ -1,13 +1,13 @@
-"""The server's memory of clients and experts, and what it decides every round. No Flower here."""
+"""The server's memory of clients and experts, and its decision of every round. No Flower here."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.alignment.capacity import Capacity
-from nmoe_flower.alignment.decision import Decision
 from nmoe_flower.alignment.desirability import desirability
 from nmoe_flower.alignment.feedback import Feedback
 from nmoe_flower.alignment.fitness import Fitness, reward
@@ -17,33 +17,79 @@ from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.seeds import numpy_stream
 
-__all__ = ["Assigner"]
+__all__ = ["Assigner", "Decision"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Who trains what in a round, and why.
+
+    Attributes:
+        round: Number of the round.
+        chosen: Which client trains which expert, bool [clients, experts].
+        online: Who could be reached, bool [clients].
+        capacity: How many experts each could take, int [clients].
+        fitness: Fitness as it was, [clients, experts].
+        usage: Relative usage, [experts].
+        deficits: What each expert lacked, in mean loads, [experts].
+        desirability: What each pair was worth, [clients, experts].
+    """
+
+    round: int
+    chosen: Bools
+    online: Bools
+    capacity: Ints
+    fitness: Floats
+    usage: Floats
+    deficits: Floats
+    desirability: Floats
+
+    def why(self, client: int) -> dict[str, Any]:
+        """One client's line of the audit log."""
+        held = self.chosen[client]
+        line: dict[str, Any] = {
+            "client": client,
+            "experts": np.flatnonzero(held).tolist(),
+            "capacity": int(self.capacity[client]),
+        }
+        if not held.any():
+            idle = "capacity 0" if self.online[client] else "offline"
+            return line | {"why": "no load left" if self.capacity[client] else idle}
+        terms = {"fitness": self.fitness[client], "desirability": self.desirability[client]}
+        terms |= {"usage": self.usage, "deficit": self.deficits}
+        rank = (self.desirability[client] > self.desirability[client][held].min()).sum()
+        passed = int(rank) - int(held.sum()) + 1  # better experts that went to others
+        return line | {
+            **{name: values[held].round(4).tolist() for name, values in terms.items()},
+            "passed-over": max(passed, 0),
+        }
+
+
 class Assigner:
     """Fitness, usage, deficits and capacity of a federation; `assign`, then `learn`.
 
     Args:
-        clients: Their number at the start; `meet` adds more.
-        experts: Their number.
-        policy: See `align`.
+        clients: Number of clients at the start; `meet` adds more.
+        experts: Number of experts.
+        policy: One of `POLICIES`, see `align`.
         capacity: Experts per client: one number, one per client, or a `Capacity` that estimates
             it. Clients that come later take the sequence from its start.
-        fitness: A `Fitness`; the library's defaults if left out.
-        usage: A `Usage`; likewise.
-        deficits: A `DeficitQueue`; likewise.
-        truth: [clients, experts] for the oracle.
+        fitness: Fitness of the pairs; one with the library's defaults if left out.
+        usage: Usage of the experts; one with the library's defaults if left out.
+        deficits: What experts lack; one with the library's defaults if left out.
+        truth: The true affinities, [clients, experts], which policy ``oracle`` needs.
         lo: Least clients per expert, for joint and oracle.
         hi: Most clients per expert, for joint and oracle.
-        loss_weight: Of the held-out loss in the reward; the selection share has the rest.
+        loss_weight: Weight of the held-out loss in the reward, 0 to 1; the selection share has the
+            rest.
         weights: wF, wU and wQ of the desirability.
-        scale: Of the fitness in it.
-        samples: Of a client's round, to estimate its seconds.
-        seed: Of lots and ties; each round has a stream of its own.
+        scale: Common scale of fitness in the desirability: ``z``, ``rank`` or ``none``.
+        samples: Samples of a client's round, to estimate its seconds.
+        seed: Seed of lots and ties; each round has a stream of its own.
 
     Raises:
         ConfigError: The policy is unknown, or a capacity is not usable.

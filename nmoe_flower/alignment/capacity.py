@@ -43,7 +43,7 @@ class ExpertCost:
 
 
 class Capacity:
-    """Profiles of clients, from reports, from configuration and from measured rounds.
+    """Profiles of clients, from reports and from measured rounds.
 
     Seconds of a round with k experts and n samples:
     ``t = base + latency + k (flops n / compute + size / download + size / upload)``.
@@ -51,8 +51,8 @@ class Capacity:
     believed what it shows.
 
     Args:
-        clients: Their number.
-        cost: Of an expert.
+        clients: Number of clients.
+        cost: What one expert costs a client.
         deadline: Seconds for a round.
         most: The greatest number of experts for any client.
         rate: Weight of the newest measurement, in the logarithm.
@@ -79,13 +79,12 @@ class Capacity:
         self.profile: Floats = np.zeros((clients, len(_QUANTITIES)))
         self.slowdown: Floats = np.ones(clients)  # measured over predicted seconds
         self.measured: Ints = np.zeros(clients, dtype=np.int64)
-        self.fixed: Ints = np.full(clients, -1, dtype=np.int64)
 
     def report(self, clients: npt.ArrayLike, **quantities: npt.ArrayLike) -> dict[int, str]:
         """Take in what clients say of themselves.
 
         Args:
-            clients: int [reports].
+            clients: Numbers of the clients that report, int [reports].
             **quantities: ``compute`` (FLOP/s), ``memory`` (bytes), ``download``, ``upload``
                 (bytes/s), ``latency`` (s): [reports] each.
 
@@ -110,23 +109,6 @@ class Capacity:
         good = ~np.isin(who, list(dropped))
         self.profile[who[good]] = values[good]
         return dropped
-
-    def configure(self, clients: npt.ArrayLike, experts: npt.ArrayLike) -> None:
-        """Fix the number of experts of some clients, whatever they report or show.
-
-        Raises:
-            ConfigError: A number is negative or NaN; the client is named.
-        """
-        who, counts = np.asarray(clients, dtype=np.int64), np.asarray(experts)
-        for text in self._strangers(who).values():
-            raise ConfigError(text)
-        bad = np.flatnonzero(~(counts >= 0) | (counts != np.floor(counts)))
-        if len(bad):
-            raise ConfigError(
-                f"capacity of client {who[bad[0]]} is {counts[bad[0]]}; "
-                "allowed: whole numbers, 0 or more"
-            )
-        self.fixed[who] = np.minimum(counts, self.most).astype(np.int64)
 
     def observe(
         self,
@@ -163,7 +145,7 @@ class Capacity:
         """How many experts each client can train, int [clients]; 0: do not select it.
 
         Args:
-            samples: [clients], or one number.
+            samples: Samples of a round, [clients], or one number for all.
         """
         everyone = np.arange(len(self.profile))
         count = np.broadcast_to(np.asarray(samples, dtype=float), everyone.shape)
@@ -178,7 +160,7 @@ class Capacity:
             in_time = np.where(np.isfinite(each), np.inf, 0.0)
         in_time = np.where(np.isnan(in_time), 0.0, in_time)
         found = np.clip(np.floor(np.minimum(in_memory, in_time) + 1e-9), 0, self.most)
-        return np.where(self.fixed >= 0, self.fixed, found.astype(np.int64))
+        return found.astype(np.int64)
 
     def _seconds(self, samples: Floats, clients: Ints) -> tuple[Floats, Floats]:
         """Predicted seconds: those of every round, and those per expert."""
@@ -204,7 +186,7 @@ class Capacity:
             "profile": self.profile.copy(),
             "slowdown": self.slowdown.copy(),
             "measured": self.measured.copy(),
-            "fixed": self.fixed.copy(),
+            "fixed": np.full(len(self.profile), -1, dtype=np.int64),  # checkpoints have had it
         }
 
     def load_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -217,4 +199,4 @@ class Capacity:
         if set(state) != set(own) or any(state[key].shape != own[key].shape for key in own):
             raise CheckpointError(f"capacity state does not fit: keys {sorted(state)}")
         self.profile, self.slowdown = np.array(state["profile"]), np.array(state["slowdown"])
-        self.measured, self.fixed = np.array(state["measured"]), np.array(state["fixed"])
+        self.measured = np.array(state["measured"])

@@ -23,10 +23,10 @@ class ClosedFormGate:
     """Second moment of frozen latents, and decayed sums per expert.
 
     Args:
-        experts: Their number.
-        decay: Of an expert's sums, in rounds in which it is trained: an expert that moves on to
-            other data takes its row with it.
-        ridge: Relative to the mean diagonal of the second moment.
+        experts: Number of experts.
+        decay: What stays of an expert's sums in a round in which it is trained, 0 to 1: an expert
+            that moves on to other data takes its row with it.
+        ridge: Damping, relative to the mean diagonal of the second moment.
         sharpness: Scores are near 0 and 1; this times them are the gate's logits.
     """
 
@@ -43,7 +43,7 @@ class ClosedFormGate:
         """Refuse statistics of wrong shapes; ``sums`` is [rows, D + 2], the count last.
 
         Raises:
-            ReplyError: With what is wrong.
+            ReplyError: A shape is wrong, or a number impossible; the text says which.
         """
         width = sums.shape[1] - 1 if sums.ndim == 2 else 0
         if sums.ndim != 2 or len(sums) != rows or (len(self.moment) or width) != width:

@@ -30,9 +30,9 @@ def desirability(
         fitness: A `Fitness` (whose exploration bonus is added) or scores [clients, experts].
         usage: A `Usage` or relative usage [experts], 0 for an even share.
         deficits: What each expert lacks: the joint policy's memory of past rounds.
-        fitness_weight: wF.
-        usage_weight: wU.
-        deficit_weight: wQ.
+        fitness_weight: wF, the weight of fitness.
+        usage_weight: wU, the weight of usage.
+        deficit_weight: wQ, the weight of the deficits.
         scale: How fitness is brought to a common scale per client: ``z`` (mean 0, deviation 1),
             ``rank`` (0 to 1) or ``none``.
 

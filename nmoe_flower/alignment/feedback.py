@@ -22,11 +22,11 @@ class Feedback:
     """One client's feedback of one round.
 
     Attributes:
-        client: Its number.
+        client: Number of the client.
         experts: The k experts it trained.
-        losses: [k]: mean loss of each on held-out samples.
-        samples: [k]: how many samples trained each.
-        shares: [experts]: of its held-out samples, the share its gate sends to every expert.
+        losses: Mean loss of each on held-out samples, [k].
+        samples: How many samples trained each, [k].
+        shares: Share of its held-out samples that its gate sends to every expert, [experts].
         seconds: How long the training took.
     """
 
@@ -49,11 +49,11 @@ def read_feedback(
     """Check and read the metrics of a reply.
 
     Args:
-        client: Its number.
-        metrics: ``expert-ids``, ``expert-losses``, ``expert-samples`` and ``seconds``; and
-            ``expert-shares``, one per expert of the mixture (all 0 if left out).
-        held: bool [experts]: what the client was assigned.
-        flops: Of training one sample with one expert: to check the seconds against.
+        client: Number of the client.
+        metrics: What it said: ``expert-ids``, ``expert-losses``, ``expert-samples`` and
+            ``seconds``; and ``expert-shares``, one per expert of the mixture (all 0 if left out).
+        held: What the client was assigned, bool [experts].
+        flops: FLOPs of training one sample with one expert, to check the seconds against.
         fastest: FLOP/s no client can have.
 
     Raises:

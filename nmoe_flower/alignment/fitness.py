@@ -22,7 +22,7 @@ def reward(losses: npt.ArrayLike, shares: npt.ArrayLike, *, loss_weight: float =
     Args:
         losses: [..., experts]: mean loss of each candidate on the client's held-out samples.
         shares: [..., experts]: share of its samples the gate sent to each.
-        loss_weight: Of ``exp(-(loss - least loss))``; the share has the rest.
+        loss_weight: Weight of ``exp(-(loss - least loss))``, 0 to 1; the share has the rest.
 
     >>> reward([0.5, 0.5], [1.0, 0.0]).tolist()
     [1.0, 0.5]
@@ -38,11 +38,11 @@ class Fitness:
     Clients are row numbers (partition ids); `grow` adds rows for new ones, at the prior.
 
     Args:
-        clients: Their number.
-        experts: Their number.
+        clients: Number of clients.
+        experts: Number of experts.
         rate: a, weight of the newest reward.
-        decay: g, per round without interaction: towards the prior, not to zero, so that a pair
-            never tried stays as attractive as at the start.
+        decay: g, what stays of the distance to the prior per round without interaction. The
+            prior is not zero, so that a pair never tried stays as attractive as at the start.
         prior: F0.
         centred: `scores` are relative to the column's mean over clients that know the expert:
             experts trained longer are better for everybody, which is not affinity.
@@ -119,9 +119,9 @@ class Fitness:
         """Take in a round's feedback; several rewards for a pair are averaged.
 
         Args:
-            clients: int [feedback].
-            experts: int [feedback].
-            rewards: [feedback].
+            clients: Who reports, int [feedback].
+            experts: On which expert, int [feedback].
+            rewards: The rewards, [feedback].
             assigned: bool [clients, experts]: the pairs that may report; all if left out.
 
         Returns:

@@ -46,8 +46,9 @@ def align(
     """Assign experts to clients, bool [clients, experts]; never over capacity.
 
     Args:
-        desirability: [clients, experts], larger is better; minus infinity: the pair is not allowed.
-        capacity: int [clients]: how many experts each client can train; 0: none.
+        desirability: What each pair is worth, [clients, experts], larger is better; minus infinity:
+            the pair is not allowed.
+        capacity: How many experts each client can train, int [clients]; 0: none.
         policy: One of `POLICIES`. ``random``; ``greedy``: the fittest experts; ``balanced``: the
             paper's independent top-k of desirability; ``sequential``: the same in random order,
             every assignment making its expert less desirable for the next client, no expert left
@@ -55,12 +56,12 @@ def align(
             true affinities.
         rng: One number is drawn from it. The rest follows from the clients' names, so the order of
             the rows does not matter.
-        clients: Their names; row numbers by default.
-        fitness: [clients, experts], for ``greedy``; ``desirability`` by default.
-        truth: [clients, experts], for ``oracle``.
-        lo: For ``joint`` and ``oracle``: least clients per expert (default: an even share).
-        hi: For ``joint`` and ``oracle``: most clients per expert (default: an even share).
-        load_weight: For ``sequential``: what the mean load of this round costs.
+        clients: Names of the clients; row numbers by default.
+        fitness: Scores [clients, experts] for ``greedy``; ``desirability`` by default.
+        truth: The true affinities [clients, experts], which ``oracle`` needs.
+        lo: Least clients per expert under ``joint`` and ``oracle``; an even share by default.
+        hi: Most clients per expert under ``joint`` and ``oracle``; an even share by default.
+        load_weight: What the mean load of this round costs under ``sequential``.
 
     Raises:
         ConfigError: A value is not usable; its client is named.

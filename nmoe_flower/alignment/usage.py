@@ -47,7 +47,7 @@ class Usage:
     The unit (samples, FLOPs, updates) is the caller's; one unit throughout.
 
     Args:
-        experts: Their number.
+        experts: Number of experts.
         decay: b; the window is about ``1 / (1 - b)`` rounds.
     """
 
@@ -62,8 +62,8 @@ class Usage:
         """Take in a round.
 
         Args:
-            loads: [experts]: for example ``samples @ assignment``, with samples [clients], or that
-                times the FLOPs per sample.
+            loads: Load of every expert, [experts]: for example ``samples @ assignment``, with
+                samples [clients], or that times the FLOPs per sample.
 
         Raises:
             ConfigError: A load is negative or NaN; nothing was changed.
@@ -98,8 +98,8 @@ class DeficitQueue:
     The total target of a round is the total load; only its distribution is held to the targets.
 
     Args:
-        experts: Their number.
-        shares: [experts]: target share of the load; even by default.
+        experts: Number of experts.
+        shares: Target share of the load of every expert, [experts]; even by default.
     """
 
     def __init__(self, experts: int, *, shares: npt.ArrayLike | None = None) -> None:

@@ -43,8 +43,8 @@ def epsilon_spent(
 
     Args:
         noise_multiplier: Noise over sensitivity.
-        releases: How many; 0 costs 0.
-        delta: In (0, 1); below 1/n to mean anything.
+        releases: How many releases; 0 cost 0.
+        delta: A number in (0, 1); below 1/n to mean anything.
         method: "exact" (Gaussian differential privacy), or Opacus's "rdp" or "prv", upper bounds.
 
     Raises:
@@ -65,9 +65,9 @@ def noise_multiplier_for(
     """Smallest equal noise for which ``releases`` releases stay within (epsilon, delta).
 
     Args:
-        epsilon: Positive.
-        delta: In (0, 1), and below 1/``num_examples`` where that is given.
-        releases: At least 1.
+        epsilon: What all of them may cost together, positive.
+        delta: A number in (0, 1), and below 1/``num_examples`` where that is given.
+        releases: How many, at least 1.
         num_examples: Samples of the smallest client.
 
     Raises:

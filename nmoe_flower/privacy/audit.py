@@ -30,9 +30,9 @@ class Finding:
 
     Attributes:
         pair: Name of the pair.
-        epsilon: At the audit's delta, without any assumption on the noise.
-        mu: Under the claim of Gaussian differential privacy, which is what the accountant composes;
-            much sharper.
+        epsilon: Bound at the audit's delta, without any assumption on the noise.
+        mu: Bound under the claim of Gaussian differential privacy, which is what the accountant
+            composes; much sharper.
     """
 
     pair: str
@@ -89,11 +89,11 @@ def audit_releases(
             with clipping and fresh noise as in real use.
         noise_multiplier: What the mechanism claims.
         clip: Norm bound it claims.
-        num_examples: n.
-        delta: For the epsilon of claim and findings.
+        num_examples: n, the number of samples.
+        delta: The delta of the epsilons of claim and findings, in (0, 1).
         adjacency: "add-remove" takes the sample away (a row of zeros) instead of replacing it.
         trials: Releases per data set.
-        confidence: Of all bounds together.
+        confidence: Probability, in (0, 1), that all bounds hold together.
         rng: Source of the data sets.
 
     Raises:

@@ -48,8 +48,8 @@ class WeightsCost:
 
     Attributes:
         steps: Steps paid for.
-        epsilon: For one sample added or removed.
-        replaced: For one sample replaced by another, at the same delta.
+        epsilon: Epsilon for one sample added or removed.
+        replaced: Epsilon for one sample replaced by another, at the same delta.
     """
 
     steps: int

@@ -188,16 +188,6 @@ def test_bad_measurements_are_dropped_by_name():
     assert capacity.slowdown.tolist() == [1, 1]
 
 
-def test_configured_capacity_wins():
-    capacity = world(2)
-    capacity.configure([1], [5])
-    assert capacity.experts(100).tolist() == [3, 5]
-    with pytest.raises(ConfigError, match="client 0 is -1"):
-        capacity.configure([0], [-1])
-    with pytest.raises(ConfigError, match="client 0 is nan"):
-        capacity.configure([0], [np.nan])
-
-
 def books():
     fitness, usage, queue, capacity = Fitness(2, 2), Usage(2), DeficitQueue(2), world(2)
     fitness.update([0], [1], [1 / 3])

@@ -10,7 +10,7 @@ import pytest
 from nmoe_flower.alignment import (
     PROFILES,
     Clock,
-    Device,
+    DeviceProfile,
     Event,
     World,
     draw_devices,
@@ -61,7 +61,7 @@ def test_devices_are_drawn_from_all_profiles_by_the_seed() -> None:
 def test_impossible_devices_are_refused(wrong: dict[str, float]) -> None:
     values = {"compute": 1.0, "memory": 1.0, "download": 1.0, "upload": 1.0, **wrong}
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} of a device"):
-        Device(**values)
+        DeviceProfile(**values)
 
 
 def test_availability_is_chance_that_a_trace_overrules() -> None:

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from nmoe_flower import records
-from nmoe_flower.alignment import Assigner, Capacity, Clock, Device, Event, ExpertCost, World
+from nmoe_flower.alignment import Assigner, Capacity, Clock, DeviceProfile, Event, ExpertCost, World
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import CheckpointError, ConfigError, RoundError
 from nmoe_flower.records import Action
@@ -27,7 +27,7 @@ START = {
     "gate.head.weight": np.zeros((EXPERTS, 2), np.float32),
     **{f"experts.{e}.w": np.full(100, 10.0 * e, np.float32) for e in range(EXPERTS)},
 }
-DEVICE = Device(compute=1e6, memory=1e6, download=1e6, upload=1e6)
+DEVICE = DeviceProfile(compute=1e6, memory=1e6, download=1e6, upload=1e6)
 Change = Callable[[RecordDict], None]
 
 
@@ -307,7 +307,7 @@ def test_offline_clients_are_not_asked_and_come_back() -> None:
 
 def test_who_is_late_is_dropped_and_the_clock_stops_at_the_deadline() -> None:
     """1e6 FLOP/s and 1 FLOP/sample would do; device 2 has 1 byte/s and needs 500 s and more."""
-    slow = Device(compute=1e6, memory=1e6, download=1.0, upload=1.0)
+    slow = DeviceProfile(compute=1e6, memory=1e6, download=1.0, upload=1.0)
     with InProcessGrid(app_of(), 3) as grid:
         strategy = strategy_of(world=World([DEVICE, DEVICE, slow]), clock=Clock(deadline=5.0))
         play(strategy, grid, 1, START)
@@ -323,7 +323,7 @@ def test_a_client_that_shows_less_speed_than_it_claims_gets_fewer_experts() -> N
     capacity = Capacity(3, cost, deadline=10.0, most=3)
     claim = {"compute": 1e6, "memory": 1e6, "download": 1e6, "upload": 1e6, "latency": 0.0}
     capacity.report([0, 1, 2], **{key: [value] * 3 for key, value in claim.items()})
-    real = Device(compute=1e4, memory=1e6, download=1e6, upload=1e6)
+    real = DeviceProfile(compute=1e4, memory=1e6, download=1e6, upload=1e6)
     with InProcessGrid(app_of(), 3) as grid:
         strategy = strategy_of(
             assigner={"capacity": capacity, "samples": 3.0},
