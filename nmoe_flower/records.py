@@ -32,6 +32,7 @@ __all__ = [
     "SPLITS",
     "Action",
     "CorrelationKey",
+    "FeedbackKey",
     "StepKey",
     "array_bytes",
     "config_of",
@@ -101,7 +102,14 @@ class Action(StrEnum):
         return self.value.partition(".")[2]
 
 
-class CorrelationKey(StrEnum):
+class _Key(StrEnum):
+    """A key of the wire; wherever it is shown it is the plain text it stands for."""
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+class CorrelationKey(_Key):
     """How a round of FedSC speaks of correlation matrices, in arrays and settings."""
 
     MEAN = "mean"  # down: svec of the mean of all clients
@@ -113,7 +121,17 @@ class CorrelationKey(StrEnum):
     SHARE = "correlation-share"  # weight of the own matrix in the loss; absent: share of samples
 
 
-class StepKey(StrEnum):
+class FeedbackKey(_Key):
+    """What a client tells of the experts it trained, in the metrics of a reply."""
+
+    EXPERTS = "expert-ids"  # both ways: the k experts of this client, each 0..E-1
+    LOSSES = "expert-losses"  # mean loss of each on held-out samples
+    SAMPLES = "expert-samples"  # how many samples trained each
+    SHARES = "expert-shares"  # of the held-out samples, sent by the gate to each of all E experts
+    SECONDS = "seconds"  # that the training took
+
+
+class StepKey(_Key):
     """What a client that trains with DP-SGD tells of its account, in the metrics of a reply."""
 
     STEPS = "weights-steps"  # paid for so far

@@ -1,6 +1,6 @@
 """Client-expert alignment: fitness, usage, capacity, and who trains which expert (2507.05685)."""
 
-from nmoe_flower.alignment.assigner import Assigner, Decision
+from nmoe_flower.alignment.assigner import Assigner, Decision, Feedback
 from nmoe_flower.alignment.capacity import Capacity, ExpertCost
 from nmoe_flower.alignment.closed_form import ClosedFormGate
 from nmoe_flower.alignment.desirability import desirability
@@ -14,7 +14,6 @@ from nmoe_flower.alignment.devices import (
     read_trace,
     seconds_of,
 )
-from nmoe_flower.alignment.feedback import Feedback, read_feedback
 from nmoe_flower.alignment.fitness import Fitness, reward
 from nmoe_flower.alignment.policies import POLICIES, align
 from nmoe_flower.alignment.solver import InfeasibleBoundsError
@@ -41,7 +40,6 @@ __all__ = [
     "desirability",
     "draw_devices",
     "load_variation",
-    "read_feedback",
     "read_trace",
     "reward",
     "seconds_of",

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from nmoe_flower.alignment.capacity import Capacity
 from nmoe_flower.alignment.desirability import desirability
-from nmoe_flower.alignment.feedback import Feedback
 from nmoe_flower.alignment.fitness import Fitness, reward
 from nmoe_flower.alignment.policies import POLICIES, align
 from nmoe_flower.alignment.solver import Bound
@@ -17,7 +16,7 @@ from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.seeds import numpy_stream
 
-__all__ = ["Assigner", "Decision"]
+__all__ = ["Assigner", "Decision", "Feedback"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -67,6 +66,27 @@ class Decision:
             **{name: values[held].round(4).tolist() for name, values in terms.items()},
             "passed-over": max(passed, 0),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """One client's feedback of one round.
+
+    Attributes:
+        client: Number of the client.
+        experts: The k experts it trained.
+        losses: Mean loss of each on held-out samples, [k].
+        samples: How many samples trained each, [k].
+        shares: Share of its held-out samples that its gate sends to every expert, [experts].
+        seconds: How long the training took.
+    """
+
+    client: int
+    experts: npt.NDArray[np.int64]
+    losses: Floats
+    samples: Floats
+    shares: Floats
+    seconds: float
 
 
 class Assigner:
@@ -194,7 +214,7 @@ class Assigner:
         )
 
     def learn(self, decision: Decision, feedback: Sequence[Feedback]) -> None:
-        """Take in a round's feedback, each checked by `read_feedback`; order does not matter."""
+        """Take in a round's feedback, each checked by the server; order does not matter."""
         known = sorted(feedback, key=lambda one: one.client)
         rewards = [
             reward(one.losses, one.shares[one.experts], loss_weight=self.loss_weight)

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import metrics, records
-from nmoe_flower.alignment.feedback import EXPERTS, SHARES
 from nmoe_flower.clients.device import MixtureClient, device_of, fresh_mixture
 from nmoe_flower.clients.plugin import Trained, answer_assigned
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance_global
 from nmoe_flower.models.alignment import assigned_loss, mixed
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, FeedbackKey
 from nmoe_flower.training import batch_indices, fit, generator
 
 __all__ = ["initial", "keep_given", "probe", "test", "train"]
@@ -49,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the assigned experts, with the gate limited to them; tell how they did."""
     client = MixtureClient(device_of(context))
     told = records.config_of(message)
-    server_round, held = int(told[SERVER_ROUND]), [int(e) for e in told[EXPERTS]]
+    server_round, held = int(told[SERVER_ROUND]), [int(e) for e in told[FeedbackKey.EXPERTS]]
     own_gate = client.device.config.alignment.gate == "local"
     if own_gate:
         client.load_gate(before=server_round)
@@ -172,7 +171,9 @@ def probe(message: Message, context: Context) -> Message:
     rows = client.split[1]
     whole = client.extracted("train") if client.is_trained else client.latents("train")
     scores = client.network.gate(whole.to(client.device.torch_device)[rows])
-    return records.reply(message, metrics={NUM_EXAMPLES: len(rows), SHARES: _shares(scores)})
+    return records.reply(
+        message, metrics={NUM_EXAMPLES: len(rows), FeedbackKey.SHARES: _shares(scores)}
+    )
 
 
 @torch.inference_mode()
@@ -184,7 +185,7 @@ def test(message: Message, context: Context) -> Message:
     told = records.config_of(message)
     if device.config.alignment.gate == "local":
         client.load_gate(before=int(told[SERVER_ROUND]) + 1)
-    held = [int(e) for e in told.get(EXPERTS, range(len(network.experts)))]
+    held = [int(e) for e in told.get(FeedbackKey.EXPERTS, range(len(network.experts)))]
     found: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
     for name in TESTS:
         labels = device.data.test.labels[getattr(device.indices, f"test_{name}")]

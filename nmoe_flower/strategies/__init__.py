@@ -4,9 +4,9 @@ from nmoe_flower.strategies.alignment import ExpertAlignment
 from nmoe_flower.strategies.alignment_gate import (
     AveragedGate,
     GateSharing,
-    LocalGate,
     StatisticsGate,
     TravellingGate,
+    UnsharedGate,
 )
 from nmoe_flower.strategies.alignment_parcels import ExpertNames
 from nmoe_flower.strategies.base import StreamingFedAvg
@@ -29,7 +29,6 @@ __all__ = [
     "FedGate",
     "FedSC",
     "GateSharing",
-    "LocalGate",
     "Partitions",
     "RollGate",
     "StatisticsGate",
@@ -37,6 +36,7 @@ __all__ = [
     "SteppedOptions",
     "StreamingFedAvg",
     "TravellingGate",
+    "UnsharedGate",
     "cohort_size",
     "identify",
     "reason_of",

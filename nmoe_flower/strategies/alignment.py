@@ -14,15 +14,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
-from nmoe_flower.alignment import Assigner, Clock, Feedback, World, read_feedback, seconds_of
-from nmoe_flower.alignment.feedback import EXPERTS, SECONDS
+from nmoe_flower.alignment import Assigner, Clock, Feedback, World, seconds_of
 from nmoe_flower.errors import ConfigError, ReplyError, RoundError
-from nmoe_flower.strategies.aggregation import WeightedMean
+from nmoe_flower.records import FeedbackKey
+from nmoe_flower.strategies.aggregation import Measured, WeightedMean
 from nmoe_flower.strategies.alignment_gate import AveragedGate, GateSharing
-from nmoe_flower.strategies.alignment_parcels import ExpertNames, parcel, probed
-from nmoe_flower.strategies.alignment_traffic import Traffic
+from nmoe_flower.strategies.alignment_parcels import (
+    ClientBytes,
+    ExpertNames,
+    parcel,
+    probed,
+    read_feedback,
+)
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
-from nmoe_flower.strategies.measured import Measured
 from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 
 __all__ = ["ExpertAlignment"]
@@ -66,7 +70,7 @@ class ExpertAlignment(StreamingFedAvg):
         self.world, self.clock, self.flops = world, clock or Clock(), flops
         self.audit: dict[str, Any] = {}
         self.rows: dict[int, int] = {}  # partition to row of the assigner
-        self.traffic = Traffic(assigner.clients)
+        self.traffic = ClientBytes(assigner.clients)
         self._parcels: dict[int, Arrays] = {}  # what each partition was sent
         self._feedback: list[Feedback] = []
         self._seconds: dict[int, float] = {}
@@ -94,7 +98,7 @@ class ExpertAlignment(StreamingFedAvg):
             if not len(held):
                 continue
             mine = self.gate.outgoing(self.names.subset(self.sent, held), held)
-            own = {**told, EXPERTS: held.tolist(), **self.gate.question(row)}
+            own = {**told, FeedbackKey.EXPERTS: held.tolist(), **self.gate.question(row)}
             message = parcel(self, node, mine, {**own, "experts": self.names.named(held)})
             self._parcels[self.partitions.get(node, node)] = mine
             sizes[row] = records.array_bytes(message.content)
@@ -211,7 +215,7 @@ class ExpertAlignment(StreamingFedAvg):
         lines = [self.decision.why(row) for row in range(self.assigner.clients)]
         for line in lines:
             if line["client"] in self._seconds:
-                line[SECONDS] = round(self._seconds[line["client"]], 6)
+                line[FeedbackKey.SECONDS] = round(self._seconds[line["client"]], 6)
             line["bytes-down"] = self.traffic.down.get(line["client"], 0)
             line["bytes-up"] = self.traffic.up.get(line["client"], 0)
             if line["client"] in dropped:

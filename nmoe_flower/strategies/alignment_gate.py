@@ -12,7 +12,7 @@ from nmoe_flower.alignment import ClosedFormGate
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.strategies.optimizers import ServerOptimizer, stepped
 
-__all__ = ["AveragedGate", "GateSharing", "LocalGate", "StatisticsGate", "TravellingGate"]
+__all__ = ["AveragedGate", "GateSharing", "StatisticsGate", "TravellingGate", "UnsharedGate"]
 
 STATISTICS = "statistics"
 WANTED = "want-moment"
@@ -113,7 +113,7 @@ class AveragedGate(GateSharing):
             self.optimizer.load_state(state)
 
 
-class LocalGate(GateSharing):
+class UnsharedGate(GateSharing):
     """The gate never leaves a client (FLEX-MoE, arXiv:2512.23070): it is not sent either."""
 
     is_shared = False

@@ -1,4 +1,4 @@
-"""What one client gets of a mixture: the shared arrays and those of its experts."""
+"""What each client of a federated mixture is sent, what it says, and how many bytes both are."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,15 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
-from nmoe_flower.alignment.feedback import SHARES
+from nmoe_flower.alignment import Feedback
 from nmoe_flower.errors import ReplyError, RoundError
+from nmoe_flower.records import FeedbackKey
 from nmoe_flower.strategies.base import StreamingFedAvg
 from nmoe_flower.strategies.replies import read_reply
 
-__all__ = ["ExpertNames", "parcel", "probed"]
+__all__ = ["ClientBytes", "ExpertNames", "parcel", "probed", "read_feedback"]
 
+Floats = npt.NDArray[np.float64]
 Arrays = Mapping[str, np.ndarray]
 Which = Sequence[int] | npt.NDArray[np.int64]
 
@@ -113,8 +115,135 @@ def probed(
             answer = read_reply(
                 reply, weighted_by_key=strategy.weighted_by_key, arrayrecord_key=None, like={}
             )
-            shares = np.asarray(answer.metrics.get(SHARES, ()), dtype=np.float64)
+            shares = np.asarray(answer.metrics.get(FeedbackKey.SHARES, ()), dtype=np.float64)
         except (ReplyError, OverflowError) as error:  # the latter: an integer that no float holds
             strategy.last_exchange.fail(partition, f"probe: {error}")
             continue
         yield partition, np.atleast_1d(shares).tolist(), size
+
+
+def read_feedback(
+    client: int,
+    metrics: Mapping[str, Any],
+    *,
+    held: npt.NDArray[np.bool_],
+    flops: float = 0.0,
+    fastest: float = 1e16,
+) -> Feedback:
+    """Check and read the metrics of a reply.
+
+    Args:
+        client: Its number.
+        metrics: ``expert-ids``, ``expert-losses``, ``expert-samples`` and ``seconds``; and
+            ``expert-shares``, one per expert of the mixture (all 0 if left out).
+        held: bool [experts]: what the client was assigned.
+        flops: Of training one sample with one expert: to check the seconds against.
+        fastest: FLOP/s no client can have.
+
+    Raises:
+        ReplyError: Something is missing, not finite, for an expert never assigned, or impossible.
+
+    >>> said = {"expert-ids": [1], "expert-losses": [0.5], "expert-samples": [8], "seconds": 1.0}
+    >>> read_feedback(0, said, held=np.array([False, True])).losses.tolist()
+    [0.5]
+    """
+    ids = _numbers(metrics, FeedbackKey.EXPERTS)
+    losses, samples = _numbers(metrics, FeedbackKey.LOSSES), _numbers(metrics, FeedbackKey.SAMPLES)
+    shares = (
+        _numbers(metrics, FeedbackKey.SHARES)
+        if FeedbackKey.SHARES in metrics
+        else np.zeros(len(held))
+    )
+    if not len(ids) == len(losses) == len(samples):
+        raise ReplyError(f"{len(ids)} experts, {len(losses)} losses and {len(samples)} samples")
+    whole = ids.astype(np.int64)
+    strange = (whole != ids) | (whole < 0) | (whole >= len(held))
+    if strange.any():
+        raise ReplyError(f"feedback for expert {ids[strange][0]:g}; there are {len(held)}")
+    if not held[whole].all():
+        expert = int(whole[~held[whole]][0])
+        raise ReplyError(f"feedback for expert {expert}, which it was not assigned")
+    if len(set(whole.tolist())) < len(whole) or len(whole) < held.sum():
+        raise ReplyError(f"feedback for experts {whole.tolist()}; assigned {held.nonzero()[0]}")
+    if len(shares) != len(held) or (shares < 0).any() or shares.sum() > 1.001:
+        raise ReplyError(
+            f"{FeedbackKey.SHARES} are {shares.tolist()}; allowed: {len(held)} parts of 1"
+        )
+    if (samples < 0).any():
+        raise ReplyError(f"{FeedbackKey.SAMPLES} are {samples.tolist()}; allowed: 0 or more")
+    took = _numbers(metrics, FeedbackKey.SECONDS)
+    if len(took) != 1:
+        raise ReplyError(
+            f"the feedback {FeedbackKey.SECONDS!r} is {took.tolist()}; allowed: one number"
+        )
+    seconds = float(took[0])
+    work = flops * float(samples.sum())
+    if seconds <= 0 or work / seconds > fastest:
+        raise ReplyError(
+            f"{seconds:g} s for {work:g} FLOPs is impossible; allowed: up to {fastest:g} FLOP/s"
+        )
+    return Feedback(client, whole, losses, samples, shares, seconds)
+
+
+def _numbers(metrics: Mapping[str, Any], name: str) -> Floats:
+    if name not in metrics:
+        raise ReplyError(f"the feedback {name!r} is missing")
+    try:
+        values = np.atleast_1d(np.asarray(metrics[name], dtype=np.float64))
+    except OverflowError:
+        raise ReplyError(f"the feedback {name!r} has an integer that no float holds") from None
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ReplyError(f"the feedback {name!r} is {metrics[name]}; allowed: finite numbers")
+    return values
+
+
+class ClientBytes:
+    """Bytes between the server and each client, in a round and in all.
+
+    Args:
+        clients: Their number at the start; `meet` adds more.
+
+    Attributes:
+        total: int [clients, 2]: bytes down and up, of all rounds.
+        down: By client: bytes it got this round.
+        up: By client: bytes of its usable reply this round.
+
+    >>> counted = ClientBytes(2)
+    >>> counted.begin({1: 100})
+    >>> counted.take(1, 120)
+    >>> counted.total.tolist(), counted.over({1: 80})
+    ([[0, 0], [100, 120]], 1.5)
+    """
+
+    def __init__(self, clients: int) -> None:
+        self.total: npt.NDArray[np.int64] = np.zeros((clients, 2), dtype=np.int64)
+        self.down: dict[int, int] = {}
+        self.up: dict[int, int] = {}
+
+    def meet(self, clients: int) -> None:
+        """Make room for clients up to number ``clients - 1``."""
+        more = max(clients - len(self.total), 0)
+        self.total = np.vstack([self.total, np.zeros((more, 2), dtype=np.int64)])
+
+    def begin(self, down: Mapping[int, int]) -> None:
+        """A round starts with so many bytes to each client."""
+        self.down, self.up = dict(down), {}
+        for client, size in down.items():
+            self.total[client, 0] += size
+
+    def ask(self, client: int, size: int) -> None:
+        """A question beside the round."""
+        self.total[client, 0] += size
+
+    def take(self, client: int, size: int) -> None:
+        """A usable reply."""
+        self.up[client] = size
+        self.total[client, 1] += size
+
+    def over(self, allowed: Mapping[int, int]) -> float:
+        """The most that a client got or sent this round, in its ``allowed`` bytes."""
+        shares = [
+            max(size, self.up.get(client, 0)) / allowed[client]
+            for client, size in self.down.items()
+        ]
+        return max(shares, default=0.0)

@@ -15,12 +15,18 @@ from nmoe_flower.engine.answering import describe
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.seeds import numpy_stream
-from nmoe_flower.strategies.aggregation import Largest, WeightedMean
+from nmoe_flower.strategies.aggregation import (
+    Largest,
+    Measured,
+    WeightedMean,
+    agreeing,
+    average,
+    listed,
+    only_finite,
+)
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
 from nmoe_flower.strategies.limits import number, starting, whole
-from nmoe_flower.strategies.measured import Measured, agreeing, average, listed, only_finite
-from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
-from nmoe_flower.strategies.told import ToldGrid
+from nmoe_flower.strategies.replies import Exchange, LoggedGrid, Usable, read_reply
 
 __all__ = ["FedAvgOptions", "StreamingFedAvg", "StreamingOptions"]
 
@@ -132,7 +138,9 @@ class StreamingFedAvg(FedAvg):
         whole("num_rounds", given.get("num_rounds", 1))
         if given.get("timeout") is not None:  # None: for ever, as in Flower
             number("timeout", given["timeout"])
-        return super().start(ToldGrid(StreamingGrid.around(grid), self), *args, **kwargs)
+        kinds = {self.action or "train": "train", self.evaluate_action or "evaluate": "evaluate"}
+        logged = LoggedGrid(StreamingGrid.around(grid), kinds, lambda: self.last_exchange)
+        return super().start(logged, *args, **kwargs)
 
     def carried(self) -> dict[str, np.ndarray]:
         """Arrays that the server's step carries from round to round; empty for plain averaging."""

@@ -1,8 +1,8 @@
-"""Which replies can be aggregated, which cannot, and why."""
+"""What an exchange brought: which replies can be aggregated, which cannot, and why."""
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.engine import flower
+from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ReplyError
 
-__all__ = ["Exchange", "Usable", "read_reply", "reason_of"]
+__all__ = ["Exchange", "LoggedGrid", "Usable", "read_reply", "reason_of"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,46 @@ class Exchange:
         self.failures += other.failures
         self.bytes_down += other.bytes_down
         self.bytes_up += other.bytes_up
+
+
+class LoggedGrid(StreamingGrid):
+    """A streaming grid that logs how many nodes were asked, and how many replies were of use.
+
+    The words are FedAvg's. It counts error replies as failures; here whatever was dropped counts.
+
+    Args:
+        grid: Carries the messages.
+        kinds: What a message type is called in the log; exchanges of others are not told.
+        found: Gives what came of the exchange, once its last reply was taken.
+    """
+
+    def __init__(
+        self, grid: StreamingGrid, kinds: Mapping[str, str], found: Callable[[], Exchange]
+    ) -> None:
+        super().__init__(grid)
+        self._kinds, self._found = kinds, found
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Exchange messages; what came of them is logged when the last reply was taken."""
+        messages = list(messages)
+        kind = self._kinds.get(messages[0].metadata.message_type) if messages else None
+        if kind is not None:
+            total = len(list(self.get_node_ids()))
+            _log("configure_%s: Sampled %s nodes (out of %s)", kind, len(messages), total)
+        replies = iter(self._grid.send_and_receive(messages, timeout=timeout))
+        return replies if kind is None else self._followed(kind, replies)
+
+    def _followed(self, kind: str, replies: Iterator[Message]) -> Iterator[Message]:
+        yield from replies
+        found = self._found()
+        results, failures = len(found.clients), len(found.failures)
+        _log("aggregate_%s: Received %s results and %s failures", kind, results, failures)
+
+
+def _log(text: str, *values: object) -> None:
+    flower.log(logging.INFO, text, *values)
 
 
 @dataclass(frozen=True, slots=True)

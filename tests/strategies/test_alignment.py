@@ -17,8 +17,8 @@ from nmoe_flower.strategies import (
     AdamW,
     AveragedGate,
     ExpertAlignment,
-    LocalGate,
     TravellingGate,
+    UnsharedGate,
 )
 
 EXPERTS = 3
@@ -173,7 +173,7 @@ def test_the_server_steps_along_the_mean_change_of_the_gate() -> None:
 def test_a_local_gate_is_never_sent() -> None:
     seen: list[Any] = []
     with InProcessGrid(app_of(seen=seen), 3) as grid:
-        updated = play(strategy_of(gate=LocalGate()), grid, 1, START)
+        updated = play(strategy_of(gate=UnsharedGate()), grid, 1, START)
     assert all("gate.head.weight" not in names for _, names, _ in seen)
     assert not updated["gate.head.weight"].any()
 

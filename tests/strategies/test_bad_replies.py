@@ -22,11 +22,11 @@ from nmoe_flower.strategies import (
     FedCE,
     FedGate,
     FedSC,
-    LocalGate,
     RollGate,
     StatisticsGate,
     StreamingFedAvg,
     TravellingGate,
+    UnsharedGate,
 )
 from nmoe_flower.strategies.replies import read_reply
 
@@ -60,7 +60,7 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
     "fedsc two-phase": lambda: FedSC(exchange="two-phase"),
     "averaged gate": lambda: aligned(AveragedGate()),
     "stepped gate": lambda: aligned(AveragedGate(AdamW(), rate=0.1)),
-    "local gate": lambda: aligned(LocalGate()),
+    "local gate": lambda: aligned(UnsharedGate()),
     "travelling gate": lambda: aligned(TravellingGate()),
     "statistics gate": lambda: aligned(StatisticsGate(ClosedFormGate(EXPERTS))),
 }

@@ -8,9 +8,8 @@ from flwr.app import Message
 from torch import nn
 
 from nmoe_flower import records
-from nmoe_flower.alignment.feedback import EXPERTS, LOSSES, SAMPLES, SECONDS, SHARES
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, FeedbackKey
 
 __all__ = ["Trained", "answer_assigned"]
 
@@ -57,7 +56,7 @@ def answer_assigned(
         raise ReplyError(f"array {strange[0]!r} has no place in the module")
     records.load_into({name: state[name] for name in arrays}, arrays)
     told = records.config_of(message)
-    names, ids = list(told["experts"]), list(told[EXPERTS])
+    names, ids = list(told["experts"]), list(told[FeedbackKey.EXPERTS])
     started = time.perf_counter()
     done = train(names)
     seconds = time.perf_counter() - started
@@ -65,12 +64,12 @@ def answer_assigned(
     feedback: dict[str, float | int | list[float] | list[int]] = {
         NUM_EXAMPLES: done.num_examples,
         "loss": done.loss,
-        EXPERTS: ids,
-        LOSSES: [float(done.losses[name]) for name in names],
-        SAMPLES: [float(samples[name]) for name in names],
-        SECONDS: max(seconds, 1e-9),
+        FeedbackKey.EXPERTS: ids,
+        FeedbackKey.LOSSES: [float(done.losses[name]) for name in names],
+        FeedbackKey.SAMPLES: [float(samples[name]) for name in names],
+        FeedbackKey.SECONDS: max(seconds, 1e-9),
     }
     if done.shares:
-        feedback[SHARES] = [float(share) for share in done.shares]
+        feedback[FeedbackKey.SHARES] = [float(share) for share in done.shares]
     trained = records.pack({name: module.state_dict()[name] for name in arrays})
     return records.reply(message, metrics=feedback, arrays={ARRAYS: trained})

@@ -12,14 +12,13 @@ from flwr.app import RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.alignment import Assigner
-from nmoe_flower.alignment.feedback import EXPERTS
 from nmoe_flower.pipeline.alignment.train import restored
 from nmoe_flower.pipeline.artifacts import message
 from nmoe_flower.pipeline.findings import privacy, representation
 from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import holdings, train_counts
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import SERVER_ROUND, Action
+from nmoe_flower.records import SERVER_ROUND, Action, FeedbackKey
 from nmoe_flower.strategies import ExpertNames
 
 __all__ = ["evaluate_aligned"]
@@ -41,7 +40,7 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
     questions = {
         row: message(
             records.from_numpy(names.subset(mixture, np.flatnonzero(placed[row]))),
-            {**told, EXPERTS: np.flatnonzero(placed[row]).tolist()},
+            {**told, FeedbackKey.EXPERTS: np.flatnonzero(placed[row]).tolist()},
         )
         for row in everyone
         if placed[row].any()

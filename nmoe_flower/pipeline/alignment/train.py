@@ -38,9 +38,9 @@ from nmoe_flower.strategies import (
     AveragedGate,
     ExpertAlignment,
     GateSharing,
-    LocalGate,
     StatisticsGate,
     TravellingGate,
+    UnsharedGate,
 )
 
 __all__ = ["restored", "train_aligned", "train_first"]
@@ -141,7 +141,7 @@ def _gate(config: Config) -> GateSharing:
     if settings.gate == "averaged":
         rate = settings.gate_server_rate
         return AveragedGate(AdamW() if rate else None, rate=rate)
-    return LocalGate() if settings.gate == "local" else TravellingGate()
+    return UnsharedGate() if settings.gate == "local" else TravellingGate()
 
 
 def _assigner(

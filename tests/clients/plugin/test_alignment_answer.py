@@ -9,10 +9,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
 from nmoe_flower import records
-from nmoe_flower.alignment.feedback import read_feedback
 from nmoe_flower.clients import Trained, answer_assigned
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import ReplyError
+from nmoe_flower.strategies.alignment_parcels import read_feedback
 
 
 def module() -> nn.Module:

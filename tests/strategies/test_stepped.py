@@ -4,7 +4,7 @@ import pytest
 
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import StepKey
-from nmoe_flower.strategies.step_reports import StepReports
+from nmoe_flower.strategies.stepped import StepReports
 
 
 def account(steps: int, epsilon: float = 1.0) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from nmoe_flower import records
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.strategies import FedCE, FedGate, RollGate, StreamingFedAvg
-from nmoe_flower.strategies.measured import Measured, average
+from nmoe_flower.strategies.aggregation import Measured, average
 
 Metrics = Callable[[int], dict[str, Any]]
 
