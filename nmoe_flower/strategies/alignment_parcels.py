@@ -133,11 +133,11 @@ def read_feedback(
     """Check and read the metrics of a reply.
 
     Args:
-        client: Its number.
-        metrics: ``expert-ids``, ``expert-losses``, ``expert-samples`` and ``seconds``; and
-            ``expert-shares``, one per expert of the mixture (all 0 if left out).
-        held: bool [experts]: what the client was assigned.
-        flops: Of training one sample with one expert: to check the seconds against.
+        client: Number of the client.
+        metrics: What it said: ``expert-ids``, ``expert-losses``, ``expert-samples`` and
+            ``seconds``; and ``expert-shares``, one per expert of the mixture (all 0 if left out).
+        held: What the client was assigned, bool [experts].
+        flops: FLOPs of training one sample with one expert, to check the seconds against.
         fastest: FLOP/s no client can have.
 
     Raises:
