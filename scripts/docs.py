@@ -34,7 +34,6 @@ DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "docs-source"
 SITE = ROOT / "build" / "site"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
-SKIPPED = {"nmoe_flower.bench"}  # measured code, not an interface; see how-to/benchmarks.md
 
 
 # --- configuration ---
@@ -98,20 +97,13 @@ def _allowed(field: FieldInfo) -> str:
 
 
 def commands(parser: argparse.ArgumentParser | None = None, *words: str) -> Iterator[list[str]]:
-    """Every command of a parser, the parser's own first; that of ``nmoe`` if none is given.
-
-    Where the arguments are left to another parser, as in ``nmoe bench WHAT ...``, the word before
-    them names it.
-    """
+    """Every command of a parser, the parser's own first; that of ``nmoe`` if none is given."""
     parser = parser or nmoe_parser()
     yield [*words]
-    rest = any(action.nargs == argparse.REMAINDER for action in parser._actions)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
                 yield from commands(inner, *words, name)
-        elif rest and action.choices and not action.option_strings:
-            yield from ([*words, str(name)] for name in action.choices)
 
 
 def command_line() -> str:
@@ -160,7 +152,7 @@ def error_tree() -> str:
 def public_modules() -> list[str]:
     """Packages and modules that are an interface: at the top level, not inside a package."""
     found = [f"nmoe_flower.{info.name}" for info in pkgutil.iter_modules(nmoe_flower.__path__)]
-    return [name for name in found if name not in SKIPPED and public_names(name)]
+    return [name for name in found if public_names(name)]
 
 
 def public_names(module_name: str) -> list[str]:

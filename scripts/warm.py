@@ -158,8 +158,7 @@ def _load() -> None:
     for name in ("torch._dynamo", "torch.optim", "matplotlib.pyplot", "opacus", "sklearn.datasets"):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(nmoe_flower.__path__, "nmoe_flower."):
-        if not module.name.startswith("nmoe_flower.bench"):
-            importlib.import_module(module.name)
+        importlib.import_module(module.name)
 
 
 def cold(folder: Path) -> None:

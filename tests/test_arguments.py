@@ -11,7 +11,7 @@ from nmoe_flower import arguments
 from nmoe_flower.arguments import ListenAddress, NameList, Number, OutputFile, Whole
 from nmoe_flower.cli import _parser, main
 
-BENCHES = ("align", "fedsc", "infer", "rounds")
+BENCHMARKS = ("align", "fedsc", "infer.command", "rounds.command")
 OURS = (Whole, Number, ListenAddress, NameList, OutputFile)
 # Options that take any text; what it may be is checked where it is used.
 TEXTS = {
@@ -36,9 +36,9 @@ def walk(
 
 def everything() -> list[tuple[tuple[str, ...], argparse.ArgumentParser, argparse.Action]]:
     found = list(walk(_parser()))
-    for name in BENCHES:
-        module = import_module(f"nmoe_flower.bench.{name}")
-        found += walk(module._parser(), ("bench", name))
+    for name in BENCHMARKS:
+        module = import_module(f"benchmarks.{name}")
+        found += walk(module._parser(), ("benchmarks", name.partition(".")[0]))
     return found
 
 
@@ -60,10 +60,10 @@ def test_every_option_says_what_it_may_be() -> None:
         if action.nargs == 0 or action.choices is not None or called(action) in TEXTS:
             continue
         kind = action.type
-        own = getattr(kind, "__module__", "").startswith("nmoe_flower.")
+        own = getattr(kind, "__module__", "").startswith(("nmoe_flower.", "benchmarks."))
         assert kind is Path or isinstance(kind, OURS) or own, (*words, called(action), kind)
     commands = {words for words, _, _ in ALL}
-    assert {("deploy", "check"), ("bench", "rounds"), ("serve",), ("align",)} <= commands
+    assert {("deploy", "check"), ("benchmarks", "rounds"), ("serve",), ("align",)} <= commands
     assert len(NUMBERS) >= 45
 
 
@@ -103,9 +103,9 @@ def test_what_is_no_number_is_refused_with_option_and_value(
         ["deploy", "lab", "--nodes", "2", "--days", "99999999"],
         ["deploy", "lab", "--nodes", "1"],
         ["deploy", "--demo", "nan"],
-        ["bench", "rounds", "--kind", "tiny,tiny"],
-        ["bench", "align", "--size", "10x999999999999999999999"],
-        ["bench", "infer", "run", "--load", "1x"],
+        ["benchmarks.rounds.command", "--kind", "tiny,tiny"],
+        ["benchmarks.align", "--size", "10x999999999999999999999"],
+        ["benchmarks.infer.command", "run", "--load", "1x"],
     ],
 )
 def test_commands_leave_with_2_and_write_nothing(
@@ -113,8 +113,9 @@ def test_commands_leave_with_2_and_write_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    benchmark = words[0].startswith("benchmarks.")
     with pytest.raises(SystemExit) as left:
-        main(words)
+        import_module(words[0]).main(words[1:]) if benchmark else main(words)
     assert left.value.code == 2
     option = next(word for word in reversed(words) if word.startswith("--"))
     assert f"argument {option}" in capsys.readouterr().err.replace("--nodes/--demo", "--demo")

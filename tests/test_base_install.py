@@ -36,8 +36,6 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
          "privacy.secure=false", "extractor.method=fedsc", "head.rounds=1", "contrast.first=1",
          "contrast.projector-norm=none"], 1,
         "privacy.weights = true needs Opacus: pip install", "privacy"),
-    "bench infer": (["bench", "infer"], 1,
-                    "nmoe bench infer needs grpc_health.v1: pip install", "serve"),
     "dirichlet": (["run", "--name", "d", "--set", "data.scheme=dirichlet"], 1,
                   "needs flwr_datasets: pip install", "data"),
     "bundle": (["bundle", "one"], 1, "nmoe bundle needs grpc_health.v1: pip install", "serve"),

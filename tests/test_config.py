@@ -97,6 +97,12 @@ def test_a_path_of_any_characters_reads_back_as_it_was(name: str, tmp_path: Path
     assert app["tool"]["flwr"]["app"]["config"]["data"]["dataset"] == name
 
 
+def test_an_app_of_ones_own_has_keys_without_a_table(tmp_path: Path) -> None:
+    told = (write_app(tmp_path, {"kind": "tiny", "data.tau": 0.5}) / "pyproject.toml").read_text()
+    config = tomllib.loads(told)["tool"]["flwr"]["app"]["config"]
+    assert config == {"kind": "tiny", "data": {"tau": 0.5}}
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
 def test_any_text_reads_back_as_it_was(name: str) -> None:
     config = Config.parse({"data.dataset": name, "run.out": name})

@@ -26,13 +26,12 @@ ROWS = [
     {"client_app", "report", "tracking"},
     {"summary"},
     {"server_app"},
-    {"bench", "deploy"},
+    {"deploy"},
     {"cli"},
 ]
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
 FLOWER = {
     "codec", "records", "engine", "strategies", "clients", "pipeline", "server_app", "client_app",
-    "bench",
 }  # fmt: skip
 # What a server must not load: it aggregates with NumPy.
 NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "results",

@@ -6,17 +6,16 @@ import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 from nmoe_flower import __version__
 from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
 from nmoe_flower.cli import (
+    bench,
     bundle,
     deploy,
     doctor,
     infer,
-    keys,
     peers,
     privacy,
     recipes,
@@ -105,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     peers.add_arguments(commands.add_parser("peers", help="how the peers are; sign their list"))
     deploy.add_arguments(commands.add_parser("deploy", help="prepare, check, try a federation"))
     doctor.add_arguments(commands.add_parser("doctor", help="what is here, and what would fail"))
-    _add_bench(commands.add_parser("bench", help="measure engines, assignment and peers"))
+    bench.add_arguments(commands.add_parser("bench", help="where the benchmarks are"))
     return parser
 
 
@@ -214,17 +213,5 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
         from nmoe_flower.cli.align import run
 
         return run(args)
-
-    parser.set_defaults(command=command)
-
-
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("align", "fedsc", "infer", "rounds"))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
-
-    def command(args: argparse.Namespace) -> int:
-        with keys.needs_serve(f"nmoe bench {args.what}"):
-            module = import_module(f"nmoe_flower.bench.{args.what}")
-        return int(module.main(args.arguments))
 
     parser.set_defaults(command=command)

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from nmoe_flower.engine import flower
 from nmoe_flower.errors import EngineError
@@ -23,17 +24,20 @@ def write_app(
 
     Args:
         folder: Made if missing.
-        run_config: Every key the app knows, ``table.name``, and its value.
+        run_config: Every key the app knows, ``table.name`` or ``name``, and its value.
         serverapp: ``package.module:attribute``.
         clientapp: Likewise.
 
     Returns:
         The folder, ready for :func:`run_simulation` or ``flwr run``.
     """
-    tables: dict[str, dict[str, object]] = {}
+    tables: dict[str, Any] = {}
     for key, value in run_config.items():
-        table, _, name = key.partition(".")
-        tables.setdefault(table, {})[name] = value
+        table, dot, name = key.partition(".")
+        if dot:
+            tables.setdefault(table, {})[name] = value
+        else:
+            tables[key] = value
     told = {
         "project": {
             "name": "nmoe-run",

@@ -11,11 +11,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.bench.kinds import Kind
+from benchmarks.rounds.kinds import Kind
+from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing
 from nmoe_flower.engine import processes, run_simulation, write_app
 from nmoe_flower.errors import EngineError
 
@@ -28,7 +29,6 @@ _START_SECONDS = 180.0
 _ANSWER_SECONDS = 600.0
 _END_SECONDS = 10.0
 _APPS = {"ray": "ours", "stock": "stock"}
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 _YARDSTICK = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -57,16 +57,14 @@ class Remote:
         address = f"127.0.0.1:{self._server.getsockname()[1]}:{self._token}"
         start = _Simulation if runner in _APPS else _Process
         begin = time.perf_counter()
-        os.environ[_MARK] = self._token  # all that this runner starts inherits it
         try:
-            self._body = start(runner, kind, seed, workers, address)
-            self._stream = self._accept()
-            self.ask("rounds", 1)
+            with _inherited({_MARK: self._token}):
+                self._body = start(runner, kind, seed, workers, address)
+                self._stream = self._accept()
+                self.ask("rounds", 1)
         except BaseException:
             self.close()
             raise
-        finally:
-            del os.environ[_MARK]
         self.start_seconds = time.perf_counter() - begin
         """From nothing to the end of round 1, interpreter and imports included."""
         self._family = sorted(pid for pid, _ in processes.family(f"{_MARK}={self._token}"))
@@ -98,7 +96,7 @@ class Remote:
     def cpu_seconds(self) -> float:
         """Seconds of CPU time that this runner's processes have used; NaN without ``/proc``."""
         try:
-            return sum(map(_cpu_seconds, self._family)) or math.nan
+            return sum(map(cpu_seconds, self._family)) or math.nan
         except OSError:
             return math.nan
 
@@ -128,9 +126,20 @@ class Remote:
         raise EngineError(f"the {self.runner} runner did not start:\n{self._body.last_words()}")
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+@contextlib.contextmanager
+def _inherited(marks: dict[str, str]) -> Iterator[None]:
+    """What is started meanwhile, by whomever, finds this package and has the marks."""
+    wanted = importing(os.environ) | marks
+    before = {name: os.environ.get(name) for name in wanted if wanted[name] != os.environ.get(name)}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _Process:
@@ -138,9 +147,9 @@ class _Process:
 
     def __init__(self, runner: str, kind: Kind, seed: int, workers: int, address: str) -> None:
         settings = [f"--seed={seed}", f"--workers={workers}", f"--address={address}"]
-        command = [sys.executable, "-m", "nmoe_flower.bench.server", runner, kind.name, *settings]
+        command = [sys.executable, "-m", "benchmarks.rounds.runner", runner, kind.name, *settings]
         # The yardstick gets every advantage; ours must set for itself what it needs.
-        extra = _ONE_THREAD | _YARDSTICK if runner == "bare" else _ONE_THREAD
+        extra = ONE_THREAD | _YARDSTICK if runner == "bare" else ONE_THREAD
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
@@ -181,8 +190,8 @@ class _Simulation:
         folder = write_app(
             Path(self._folder.name) / "app",
             {"kind": kind.name, "seed": seed, "address": address},
-            serverapp=f"nmoe_flower.bench.server:{app}",
-            clientapp=f"nmoe_flower.bench.client:{app}",
+            serverapp=f"benchmarks.rounds.runner:{app}",
+            clientapp=f"benchmarks.rounds.client:{app}",
         )
         self._failure = ""
         self._closing = threading.Event()

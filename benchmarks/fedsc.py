@@ -1,4 +1,4 @@
-"""``nmoe bench fedsc``: a round of FedSC beside spectral contrastive learning written by hand.
+"""A round of FedSC beside spectral contrastive learning written by hand.
 
 Everything runs in this process and on one thread: the same network, views, steps and server
 optimizer. The variants differ in what they do about correlation matrices.
@@ -6,6 +6,7 @@ optimizer. The variants differ in what they do about correlation matrices.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +16,9 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from benchmarks.yardstick import machine_line, ratio, told
 from nmoe_flower import records
 from nmoe_flower.arguments import SEED, OutputFile, Whole
-from nmoe_flower.bench.measure import ratio
-from nmoe_flower.bench.table import machine_line
 from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.config import Config
@@ -230,7 +230,7 @@ def _against(value: float, goal: float) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="nmoe bench fedsc",
+        prog="python -m benchmarks.fedsc",
         description="Seconds of a FedSC round, as multiples of a bare PyTorch loop.",
     )
     parser.add_argument("--dataset", default="digits", help="digits, a hub name, or a folder")
@@ -241,3 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(told(main))

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from nmoe_flower import cli
-from nmoe_flower.bench import fedsc
+from benchmarks import fedsc
+from benchmarks.yardstick import told
 from nmoe_flower.config import Config
 
 
@@ -46,5 +46,6 @@ def test_wrong_usage():
 
 
 def test_more_clients_than_samples_are_told(capsys):
-    assert cli.main(["bench", "fedsc", "--clients", "1000", "--batch", "2", "--rounds", "1"]) == 1
+    words = ["--clients", "1000", "--batch", "2", "--rounds", "1"]
+    assert told(lambda: fedsc.main(words)) == 1
     assert "1000 clients cannot start: " in capsys.readouterr().err

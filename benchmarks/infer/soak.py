@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nmoe_flower.bench.infer_load import Child, Load
-from nmoe_flower.bench.infer_measure import payload
+from benchmarks.infer.load import Child, Load, payload
 from nmoe_flower.certificates import Identity
 from nmoe_flower.inference import Bundle
 

@@ -5,19 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nmoe_flower.bench.kinds import FLOOR_GOALS, LARGE, Kind
-from nmoe_flower.bench.remote import Remote
+from benchmarks.rounds.kinds import FLOOR_GOALS, LARGE, Kind
+from benchmarks.rounds.remote import Remote
+from benchmarks.yardstick import Blocks, ratio
 
-__all__ = ["Blocks", "Figures", "measure_kind", "measure_memory", "ratio"]
+__all__ = ["RoundFigures", "measure_kind", "measure_memory"]
 
 _LEAST_SECONDS = 3.0
 _ECHOES = 20
 
-Blocks = list[list[float]]
-
 
 @dataclass
-class Figures:
+class RoundFigures:
     """One runner on one kind of work.
 
     Args:
@@ -73,21 +72,9 @@ class Figures:
         }
 
 
-def ratio(blocks: Blocks, bare: Blocks) -> float:
-    """Median over pairs of neighbouring blocks of the quotient of their median rounds.
-
-    Both blocks of a pair ran within moments, so what else the machine did hit both.
-
-    >>> ratio([[3.0, 3.0], [60.0, 60.0], [3.3, 3.3]], [[2.0, 2.0], [40.0, 40.0], [2.0, 2.0]])
-    1.5
-    """
-    pairs = zip(blocks, bare, strict=True)
-    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
-
-
 def measure_kind(
     kind: Kind, runners: Sequence[str], *, rounds: int | None, seed: int, workers: int
-) -> list[Figures]:
+) -> list[RoundFigures]:
     """Measure the runners one after the other, each taking turns with the same bare loop.
 
     Args:
@@ -99,11 +86,11 @@ def measure_kind(
     """
     figures = []
     with Remote("bare", kind, seed=seed, workers=workers) as bare:
-        own = Figures(kind.name, "bare", bare.start_seconds)
+        own = RoundFigures(kind.name, "bare", bare.start_seconds)
         _warm_up(bare, kind)
         for name in runners:
             with Remote(name, kind, seed=seed, workers=workers) as remote:
-                found = Figures(kind.name, name, remote.start_seconds)
+                found = RoundFigures(kind.name, name, remote.start_seconds)
                 _warm_up(remote, kind)
                 _take_turns(found, remote, bare, kind, rounds or kind.rounds)
                 if name in FLOOR_GOALS:
@@ -120,7 +107,7 @@ def _warm_up(remote: Remote, kind: Kind) -> None:
         remote.ask("rounds", kind.warm_up - 1)  # round 1 is part of the start-up
 
 
-def _take_turns(found: Figures, remote: Remote, bare: Remote, kind: Kind, rounds: int) -> None:
+def _take_turns(found: RoundFigures, remote: Remote, bare: Remote, kind: Kind, rounds: int) -> None:
     """Blocks in the order A B, B A, A B: a drift of the machine's speed favours neither."""
     measured, seconds = 0, 0.0
     while measured < rounds or seconds < _LEAST_SECONDS:

@@ -15,8 +15,8 @@ import torch
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from nmoe_flower.bench.kinds import Kind, kind_of
-from nmoe_flower.bench.model import batches, build_model, images_of, optimizer_for, take_steps
+from benchmarks.rounds.kinds import Kind, kind_of
+from benchmarks.rounds.model import batches, build_model, images_of, optimizer_for, take_steps
 
 __all__ = ["BareLoop"]
 

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -12,15 +15,17 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from torch.nn import functional as F
 
-from nmoe_flower import records
-from nmoe_flower.bench import client, measure, rounds, server
-from nmoe_flower.bench.bare import BareLoop
-from nmoe_flower.bench.kinds import KINDS, Kind
-from nmoe_flower.bench.measure import Figures, ratio
-from nmoe_flower.bench.model import LEARNING_RATE, batches, build_model
-from nmoe_flower.bench.remote import RUNNERS
-from nmoe_flower.bench.table import machine_line, other_lines, table
+from benchmarks.rounds import client, command, measure, runner
+from benchmarks.rounds.bare import BareLoop
+from benchmarks.rounds.command import other_lines, table
+from benchmarks.rounds.kinds import KINDS, Kind
+from benchmarks.rounds.measure import RoundFigures
+from benchmarks.rounds.model import LEARNING_RATE, batches, build_model
+from benchmarks.rounds.remote import RUNNERS
+from benchmarks.yardstick import importing, machine_line, ratio, told
+from nmoe_flower import cli, records
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import EngineError
 from nmoe_flower.strategies import FedCE
 
 SOURCE = {
@@ -85,7 +90,7 @@ def test_rounds_go_on_from_the_weights_of_the_last_call() -> None:
     strategy = FedCE(fraction_evaluate=0.0, min_train_nodes=10, min_available_nodes=10)
     sent: list[np.ndarray] = []
     with InProcessGrid(client.ours, 10, run_config={"kind": "tiny", "seed": 0}) as grid:
-        run = server.rounds_of(strategy, grid, server._initial(strategy, grid))
+        run = runner.rounds_of(strategy, grid, runner._initial(strategy, grid))
         for _ in range(2):
             seconds = run(1)
             assert len(seconds) == 1
@@ -168,9 +173,9 @@ def test_measuring_goes_on_until_enough_time_was_measured(clock: type[_Clock]) -
 def test_table_names_goals_and_whether_they_are_met() -> None:
     lines = table(
         [
-            Figures("tiny", "bare", 2.0, [[0.1]]),
-            Figures("tiny", "inprocess", 9.0, [[0.11]], [[0.1]], [[0.3]], [[0.2]]),
-            Figures("short", "ray", 20.0, [[0.4]], [[0.25]], [[math.nan]], [[math.nan]]),
+            RoundFigures("tiny", "bare", 2.0, [[0.1]]),
+            RoundFigures("tiny", "inprocess", 9.0, [[0.11]], [[0.1]], [[0.3]], [[0.2]]),
+            RoundFigures("short", "ray", 20.0, [[0.4]], [[0.25]], [[math.nan]], [[math.nan]]),
         ]
     ).splitlines()
     assert " ".join(lines[0].split()) == "kind runner to round 1 per round x bare x cpu goals"
@@ -181,9 +186,9 @@ def test_table_names_goals_and_whether_they_are_met() -> None:
 
 def test_other_lines() -> None:
     figures = [
-        Figures("tiny", "bare", 1.0),
-        Figures("tiny", "inprocess", 1.0, floor=12.0),
-        Figures("tiny", "ray", 1.0, floor=99.0),
+        RoundFigures("tiny", "bare", 1.0),
+        RoundFigures("tiny", "inprocess", 1.0, floor=12.0),
+        RoundFigures("tiny", "ray", 1.0, floor=99.0),
     ]
     assert other_lines(figures, {"fedavg": 5.4e9}) == [
         "exchange of 1 kB with 10 nodes, tiny inprocess: 12.0 ms (<= 10 ms missed)",
@@ -202,7 +207,7 @@ def test_the_command_prints_and_writes_the_same_figures(
     clock: type[_Clock], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bench.json"
-    assert rounds.main(["--kind", "short", "--json", str(path), "--seed", "7"]) == 0
+    assert command.main(["--kind", "short", "--json", str(path), "--seed", "7"]) == 0
     out = capsys.readouterr().out
     found = json.loads(path.read_text())
     assert [row["runner"] for row in found["rows"]] == list(RUNNERS)
@@ -228,7 +233,7 @@ def test_bad_arguments_are_refused_by_name(
     argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        rounds.main(argv)
+        command.main(argv)
     assert left.value.code == 2
     assert named in capsys.readouterr().err
 
@@ -243,3 +248,40 @@ def test_model_sizes_are_those_that_are_claimed(
     count = sum(p.numel() for p in build_model(KINDS[name], 0).parameters())
     assert count == parameters
     assert 4e-6 * count == pytest.approx(megabytes, rel=0.05)
+
+
+def test_nmoe_bench_says_where_the_benchmarks_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["bench", "rounds", "--kind", "tiny"])
+    assert leaving.value.code == 2
+    assert "in a checkout: python -m benchmarks.rounds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (EngineError("no server"), 1, "benchmarks: error: no server"),
+        (ModuleNotFoundError(name="grpc_health"), 1, "error: needs grpc_health: pip install -e"),
+        (KeyboardInterrupt(), 130, "benchmarks: interrupted"),
+    ],
+)
+def test_what_goes_wrong_is_told_in_a_line(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise error
+
+    assert told(main) == code
+    told_lines = capsys.readouterr().err.splitlines()
+    assert len(told_lines) == 1
+    assert said in told_lines[0]
+
+
+@pytest.mark.parametrize("name", ["align", "fedsc", "infer", "rounds"])
+def test_a_benchmark_starts_from_any_folder_that_finds_it(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"],
+        cwd=tmp_path, env=importing(os.environ), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m benchmarks.{name} ")

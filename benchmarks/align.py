@@ -1,7 +1,8 @@
-"""``nmoe bench align``: how fast the policies assign, how good the result is, how both grow."""
+"""How fast the policies assign, how good the result is, how both grow."""
 
 import argparse
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.yardstick import told
 from nmoe_flower.alignment import POLICIES, Fitness, align, load_variation
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
 from nmoe_flower.errors import NMoEError
@@ -172,7 +174,7 @@ def _draw(rows: Sequence[_Row], path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="nmoe bench align",
+        prog="python -m benchmarks.align",
         description="Seconds per assignment, value against the linear program, growth.",
     )
     parser.add_argument(
@@ -215,3 +217,7 @@ def _sizes(text: str) -> list[tuple[int, int]]:
             raise argparse.ArgumentTypeError(f"{part!r} is there twice; allowed: each size once")
         sizes.append(size)
     return sizes
+
+
+if __name__ == "__main__":
+    sys.exit(told(main))

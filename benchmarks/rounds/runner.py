@@ -18,15 +18,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from benchmarks.rounds.kinds import Kind, kind_of
 from nmoe_flower.arguments import SEED, Whole
-from nmoe_flower.bench.kinds import Kind, kind_of
 from nmoe_flower.engine import InProcessGrid, StreamingGrid
 from nmoe_flower.records import ARRAYS
 from nmoe_flower.strategies import FedCE
 
 __all__ = ["OURS", "answer", "main", "ours", "rounds_of", "stock"]
 
-OURS = "nmoe_flower.bench.client:ours"
+OURS = "benchmarks.rounds.client:ours"
 Rounds = Callable[[int], list[float]]
 
 ours = ServerApp()
@@ -46,7 +46,7 @@ def serve_ours(grid: Grid, context: Context) -> None:
 @stock.main()
 def serve_stock(grid: Grid, context: Context) -> None:
     """FedAvg with the client of Flower's quick start."""
-    from nmoe_flower.bench.model import build_model
+    from benchmarks.rounds.model import build_model
 
     _quiet()
     kind = kind_of(str(context.run_config["kind"]))
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     kind = kind_of(args.kind)
     if args.runner == "bare":
-        from nmoe_flower.bench.bare import BareLoop
+        from benchmarks.rounds.bare import BareLoop
 
         with closing(BareLoop(kind, args.seed, args.workers)) as loop:
             answer(args.address, {"rounds": loop.rounds})

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from benchmarks.rounds.kinds import kind_of
+from benchmarks.rounds.model import batches, build_model, optimizer_for
 from nmoe_flower import records
-from nmoe_flower.bench.kinds import kind_of
-from nmoe_flower.bench.model import batches, build_model, optimizer_for
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import fit
 

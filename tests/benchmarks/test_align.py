@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nmoe_flower.bench.align import main
+from benchmarks.align import main
 
 SMALL = ["--size", "40x4", "--kind", "classes"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmoe_flower.bench.kinds import Kind, kind_of
+from benchmarks.rounds.kinds import Kind, kind_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import seeded
 
@@ -20,7 +20,7 @@ _CLASSES = 10
 def build_model(kind: Kind, seed: int) -> nn.Module:
     """The model of this kind; the same weights for the same seed.
 
-    >>> from nmoe_flower.bench.kinds import KINDS
+    >>> from benchmarks.rounds.kinds import KINDS
     >>> [sum(p.numel() for p in build_model(kind, 0).parameters()) for kind in KINDS.values()]
     [7850, 299158, 1616918]
     """

@@ -1,6 +1,6 @@
-"""The server's side of ``nmoe bench infer``: a peer or a yardstick, in a process of its own.
+"""The server's side: a peer or a yardstick, in a process of its own.
 
-``python -m nmoe_flower.bench.infer_server KIND BUNDLE [CERTIFICATES]`` prints its port
+``python -m benchmarks.infer.server KIND BUNDLE [CERTIFICATES]`` prints its port
 and serves until its standard input ends.
 """
 

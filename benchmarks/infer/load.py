@@ -1,29 +1,142 @@
-"""Let a peer and its yardsticks take turns under the same load."""
+"""The caller's side: a peer and its yardsticks take turns under the same load of requests."""
 
 import asyncio
+import os
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import grpc.aio
 import numpy as np
+import numpy.typing as npt
 
-from nmoe_flower.bench.infer_load import Child, Load, cpu_seconds
+from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import EngineError
 from nmoe_flower.inference import Bundle, encode_tensor
 from nmoe_flower.inference.protocol.peer_pb2 import PredictRequest
+from nmoe_flower.inference.protocol.rpc import SERVICE
 
-__all__ = ["KINDS", "Figures", "measure", "payload"]
+__all__ = ["KINDS", "Child", "Load", "LoadFigures", "measure", "payload"]
 
 KINDS = ("echo", "service", "bare", "peer")
+
+_END_SECONDS = 10.0
 _WARM_UP = 200
 
 
+class Child:
+    """One server in a process of its own; a context manager that ends it.
+
+    Attributes:
+        port: Where it listens, on loopback.
+
+    Raises:
+        EngineError: It did not start; its own words are on standard error.
+    """
+
+    def __init__(self, what: str, bundle: Path, certificates: Path | None) -> None:
+        command = [sys.executable, "-m", "benchmarks.infer.server", what, str(bundle)]
+        self._process = subprocess.Popen(
+            command + ([str(certificates)] if certificates else []),
+            env=importing(os.environ) | ONE_THREAD,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.strip().isdigit():
+            self._process.wait(_END_SECONDS)
+            raise EngineError(f"the {what} server did not start")
+        self.port = int(line)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def resident_bytes(self) -> int:
+        """Its resident memory now."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+class Load:
+    """Sends the same bytes over and over, several requests at a time; bytes in, bytes out.
+
+    Args:
+        child: Whom to ask.
+        identity: To show; None without encryption.
+        payload: The request.
+        concurrency: Requests that are open at any moment.
+
+    Attributes:
+        errors: Requests that got no answer.
+    """
+
+    def __init__(
+        self, child: Child, identity: Identity | None, payload: bytes, *, concurrency: int
+    ) -> None:
+        self.errors = 0
+        self._payload = payload
+        self._concurrency = concurrency
+        address = f"127.0.0.1:{child.port}"
+        if identity is None:
+            self._channel: Any = grpc.aio.insecure_channel(address)
+        else:
+            self._channel = grpc.aio.secure_channel(
+                address,
+                identity.channel_credentials(),
+                options=[("grpc.ssl_target_name_override", "server")],
+            )
+        self._call = self._channel.unary_unary(f"/{SERVICE}/Predict")
+
+    async def block(self, count: int) -> tuple[float, npt.NDArray[np.float64]]:
+        """Send ``count`` requests: seconds for all, and seconds of each."""
+        left = iter(range(count))
+        latencies = np.zeros(count)
+
+        async def worker() -> None:
+            for index in left:
+                begin = time.perf_counter()
+                try:
+                    await self._call(self._payload, timeout=30)
+                except grpc.aio.AioRpcError:
+                    self.errors += 1
+                latencies[index] = time.perf_counter() - begin
+
+        begin = time.perf_counter()
+        await asyncio.gather(*(worker() for _ in range(self._concurrency)))
+        return time.perf_counter() - begin, latencies
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close()
+
+
 @dataclass
-class Figures:
+class LoadFigures:
     """One server under one load.
 
     Args:
@@ -58,12 +171,12 @@ class Figures:
         """Microseconds of the server's CPU time per latent."""
         return 1e6 * sum(self.cpu) / (len(self.cpu) * self.block * self.rows)
 
-    def ratio_to(self, yardstick: "Figures") -> float:
+    def ratio_to(self, yardstick: "LoadFigures") -> float:
         """Throughput against ``yardstick``: the median quotient of blocks of the same turn."""
         quotients = (b / a for a, b in zip(self.seconds, yardstick.seconds, strict=True))
         return statistics.median(quotients)
 
-    def as_json(self, yardsticks: Mapping[str, "Figures"]) -> dict[str, Any]:
+    def as_json(self, yardsticks: Mapping[str, "LoadFigures"]) -> dict[str, Any]:
         """Everything measured, and what was made of it."""
         return {
             "kind": self.kind,
@@ -99,8 +212,8 @@ def measure(
     loads: Sequence[tuple[int, int]],
     blocks: int,
     block: int,
-) -> list[dict[str, Figures]]:
-    """Figures by kind, for every load (rows, concurrency).
+) -> list[dict[str, LoadFigures]]:
+    """LoadFigures by kind, for every load (rows, concurrency).
 
     Args:
         bundle: What is served.
@@ -118,13 +231,13 @@ def measure(
             kind: stack.enter_context(Child(kind, bundle.folder, certificates)) for kind in KINDS
         }
 
-        async def all_loads() -> list[dict[str, Figures]]:
+        async def all_loads() -> list[dict[str, LoadFigures]]:
             return [
                 await _take_turns(
                     children,
                     identity,
                     payload(bundle, rows),
-                    {kind: Figures(kind, rows, concurrency, block) for kind in KINDS},
+                    {kind: LoadFigures(kind, rows, concurrency, block) for kind in KINDS},
                     blocks,
                 )
                 for rows, concurrency in loads
@@ -137,9 +250,9 @@ async def _take_turns(
     children: Mapping[str, Child],
     identity: Identity | None,
     request: bytes,
-    figures: dict[str, Figures],
+    figures: dict[str, LoadFigures],
     blocks: int,
-) -> dict[str, Figures]:
+) -> dict[str, LoadFigures]:
     """Blocks in the order A B C D, D C B A, ...: a drift of the machine's speed favours nobody."""
     concurrency = next(iter(figures.values())).concurrency
     loads = {

@@ -1,20 +1,23 @@
-"""``nmoe bench rounds``: what a round costs, beside a bare loop and a stock Flower app."""
+"""Measure what a round costs, print and write it."""
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.rounds.kinds import FLOOR_GOALS, KINDS, START_GOALS
+from benchmarks.rounds.measure import RoundFigures, measure_kind, measure_memory
+from benchmarks.rounds.remote import RUNNERS
+from benchmarks.yardstick import columns, machine_line
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
-from nmoe_flower.bench.kinds import KINDS
-from nmoe_flower.bench.measure import Figures, measure_kind, measure_memory
-from nmoe_flower.bench.remote import RUNNERS
-from nmoe_flower.bench.table import machine_line, other_lines, table
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.files import write_json
 from nmoe_flower.provenance import provenance
 
-__all__ = ["main"]
+__all__ = ["main", "other_lines", "table"]
+
+_HEAD = ("kind", "runner", "to round 1", "per round", "x bare", "x cpu", "goals")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = provenance(args.seed)
     options = {"seed": args.seed, "workers": args.workers}
     with interruptible():
-        figures: list[Figures] = []
+        figures: list[RoundFigures] = []
         for name in args.kind:
             runners = [runner for runner in RUNNERS if runner in args.runner and runner != "bare"]
             _tell(f"measuring {name}: {', '.join(['bare', *runners])}")
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _as_json(
     source: dict[str, Any],
     args: argparse.Namespace,
-    figures: list[Figures],
+    figures: list[RoundFigures],
     memory: dict[str, float],
 ) -> dict[str, Any]:
     return {
@@ -55,9 +58,51 @@ def _as_json(
     }
 
 
+def table(figures: Iterable[RoundFigures]) -> str:
+    """One line per kind and runner."""
+    return columns([_HEAD, *(_row(one) for one in figures)], left=(0, 1, 6))
+
+
+def _row(one: RoundFigures) -> tuple[str, ...]:
+    goal = KINDS[one.kind].goals.get(one.runner)
+    goals = []
+    if goal is not None:
+        goals.append(f"x bare {_against(one.ratio, goal, '')}")
+    if one.runner in START_GOALS:
+        goals.append(f"round 1 {_against(one.start_seconds, START_GOALS[one.runner], ' s')}")
+    return (
+        one.kind,
+        one.runner,
+        f"{one.start_seconds:.1f} s",
+        f"{one.round_seconds:.4f} s",
+        f"{one.ratio:.3f}",
+        "-" if math.isnan(one.cpu_ratio) else f"{one.cpu_ratio:.3f}",
+        "; ".join(goals),
+    )
+
+
+def _against(value: float, goal: float, unit: str) -> str:
+    return f"<= {goal:g}{unit} {'met' if value <= goal else 'missed'}"
+
+
+def other_lines(figures: Iterable[RoundFigures], memory: Mapping[str, float]) -> list[str]:
+    """The exchange floors, and the peak memory in bytes if it was measured."""
+    lines = [
+        f"exchange of 1 kB with 10 nodes, {one.kind} {one.runner}: {one.floor:.1f} ms"
+        f" ({_against(one.floor, FLOOR_GOALS[one.runner], ' ms')})"
+        for one in figures
+        if one.floor is not None
+    ]
+    lines += [
+        f"peak memory of the server, 100 clients x 45 MB, {strategy}: {size / 1e9:.2f} GB"
+        for strategy, size in memory.items()
+    ]
+    return lines
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="nmoe bench rounds",
+        prog="python -m benchmarks.rounds",
         description="Seconds per round of the engines, as multiples of a bare PyTorch loop.",
     )
     parser.add_argument("--kind", type=NameList(tuple(KINDS)), default=list(KINDS), metavar="A,B")

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from nmoe_flower.bench import infer
-from nmoe_flower.bench.infer_encodings import bytes_per_sample, encoding_costs
-from nmoe_flower.bench.infer_measure import Figures, payload
-from nmoe_flower.bench.infer_soak import Soak
-from nmoe_flower.bench.infer_table import soak_line
+from benchmarks.infer import command
+from benchmarks.infer.command import soak_line
+from benchmarks.infer.encodings import bytes_per_sample, encoding_costs
+from benchmarks.infer.load import LoadFigures, payload
+from benchmarks.infer.soak import Soak
 from nmoe_flower.config import Config
 from nmoe_flower.files import load_arrays, save_arrays, write_text
 from nmoe_flower.inference import export_run
@@ -48,8 +48,8 @@ def run_folder(tmp_path: Path) -> Path:
 
 def test_figures_by_hand() -> None:
     """Blocks of 10 requests in 1, 2 and 4 s against 2, 2 and 2 s: quotients 2, 1 and 0.5."""
-    ours = Figures("peer", 5, 1, 10, [1.0, 2.0, 4.0], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
-    raw = Figures("echo", 5, 1, 10, [2.0, 2.0, 2.0], [0.1] * 3, [0.1])
+    ours = LoadFigures("peer", 5, 1, 10, [1.0, 2.0, 4.0], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+    raw = LoadFigures("echo", 5, 1, 10, [2.0, 2.0, 2.0], [0.1] * 3, [0.1])
     assert ours.requests_per_second == 5
     assert ours.ratio_to(raw) == 1
     assert raw.ratio_to(ours) == 1
@@ -103,7 +103,7 @@ def test_a_soak_from_start_to_end(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "soak.json"
-    assert infer.main([str(run_folder), "--soak", "150", "--json", str(out)]) == 0
+    assert command.main([str(run_folder), "--soak", "150", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["encrypted"] is True
     assert found["soak"]["queries"] == 150
@@ -123,6 +123,6 @@ def test_the_line_of_a_soak() -> None:
 @pytest.mark.parametrize("load", ["64", "x8", "0x8", "64x0", "300x1"])
 def test_loads_that_are_not_allowed(load: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
-        infer.main(["run", "--load", load])
+        command.main(["run", "--load", load])
     assert leaving.value.code == 2
-    assert "usage: nmoe bench infer" in capsys.readouterr().err
+    assert "usage: python -m benchmarks.infer" in capsys.readouterr().err

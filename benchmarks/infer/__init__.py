@@ -1,0 +1,1 @@
+"""What a peer's answer costs, beside a raw gRPC echo of the same bytes."""

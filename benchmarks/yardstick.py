@@ -1,0 +1,110 @@
+"""What all benchmarks share: the quotient to a yardstick, plain tables, child processes, errors."""
+
+import os
+import statistics
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.installation import install_hint
+
+__all__ = [
+    "ONE_THREAD",
+    "Blocks",
+    "columns",
+    "cpu_seconds",
+    "importing",
+    "machine_line",
+    "ratio",
+    "told",
+]
+
+Blocks = list[list[float]]
+"""Seconds of rounds, those of one turn in a row."""
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Environment of a process that computes on one thread and does not spin while it waits."""
+
+_ROOT = str(Path(__file__).resolve().parent.parent)
+_INTERRUPTED = 130
+
+
+def ratio(blocks: Blocks, bare: Blocks) -> float:
+    """Median over pairs of neighbouring blocks of the quotient of their median rounds.
+
+    Both blocks of a pair ran within moments, so what else the machine did hit both.
+
+    >>> ratio([[3.0, 3.0], [60.0, 60.0], [3.3, 3.3]], [[2.0, 2.0], [40.0, 40.0], [2.0, 2.0]])
+    1.5
+    """
+    pairs = zip(blocks, bare, strict=True)
+    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
+
+
+def columns(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
+    """A table in plain text, two blanks between columns, numbers to the right.
+
+    Args:
+        rows: Cells, the headings first; all rows of one length.
+        left: Numbers of the columns that are set to the left.
+
+    >>> print(columns([("name", "s"), ("a", "10")], left=(0,)))
+    name   s
+    a     10
+    """
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def machine_line(source: Mapping[str, Any], workers: int) -> str:
+    """Where, when and with what this was measured; ``source`` is a provenance."""
+    machine = source["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {workers} workers; {versions}; "
+        f"{source['started']}; seed {source['seed']}"
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds of CPU time of a process so far, from ``/proc``.
+
+    Raises:
+        OSError: There is no such process, or no ``/proc``.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def importing(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, in which a Python finds this package wherever it starts: none installs it.
+
+    >>> importing({"PYTHONPATH": "/own", "HOME": "/root"})["PYTHONPATH"].endswith(":/own")
+    True
+    """
+    path = [_ROOT, *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def told(main: Callable[[], int]) -> int:
+    """Run a benchmark; returns its exit code, or 1 after a line that says what went wrong."""
+    try:
+        return main()
+    except NMoEError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        needed = f"needs {error.name}: {install_hint('dev')}"
+        print(f"benchmarks: error: {needed}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("benchmarks: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    return 1

@@ -1,1 +1,0 @@
-"""Measure the engines: ``nmoe bench rounds``."""
