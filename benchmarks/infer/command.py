@@ -16,7 +16,7 @@ from nmoe_flower.arguments import OutputFile, Whole
 from nmoe_flower.certificates import Identity, create_authority
 from nmoe_flower.files import write_json
 from nmoe_flower.inference import Bundle, export_run
-from nmoe_flower.inference.protocol.wire import ENCODINGS
+from nmoe_flower.inference.protocol import ENCODINGS
 from nmoe_flower.provenance import provenance
 
 __all__ = ["main", "soak_line"]

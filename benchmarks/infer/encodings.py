@@ -11,8 +11,7 @@ from torch import Tensor
 
 from nmoe_flower.files import load_arrays
 from nmoe_flower.inference import Bundle, decode_tensor, encode_tensor
-from nmoe_flower.inference.protocol.peer_pb2 import PredictRequest
-from nmoe_flower.inference.protocol.wire import ENCODINGS, Encoding
+from nmoe_flower.inference.protocol import ENCODINGS, Encoding, peer_pb2
 from nmoe_flower.metrics import accuracy
 from nmoe_flower.models import LocalExperts, NMoE
 
@@ -52,7 +51,7 @@ def bytes_per_sample(latent_dim: int, encoding: Encoding, *, rows: int = 64) -> 
     >>> bytes_per_sample(64, "float32")  # 4 x 64, and 68 bytes of other fields for 64 rows
     257.0625
     """
-    request = PredictRequest(
+    request = peer_pb2.PredictRequest(
         request_id="0" * 16,
         extractor_version="0" * 16,
         expert_version="0" * 16,

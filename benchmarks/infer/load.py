@@ -20,8 +20,7 @@ from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import EngineError
 from nmoe_flower.inference import Bundle, encode_tensor
-from nmoe_flower.inference.protocol.peer_pb2 import PredictRequest
-from nmoe_flower.inference.protocol.rpc import SERVICE
+from nmoe_flower.inference.protocol import SERVICE, peer_pb2
 
 __all__ = ["KINDS", "Child", "Load", "LoadFigures", "measure", "payload"]
 
@@ -196,7 +195,7 @@ class LoadFigures:
 def payload(bundle: Bundle, rows: int) -> bytes:
     """A request of ``rows`` latents of the size real ones have."""
     latents = 0.25 * np.random.default_rng(0).normal(size=(rows, bundle.latent_dim))
-    request = PredictRequest(
+    request = peer_pb2.PredictRequest(
         request_id="0123456789abcdef",
         extractor_version=bundle.extractor_version,
         latents=encode_tensor(latents),

@@ -20,10 +20,8 @@ from torch import nn
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.inference import Bundle, ExpertServer
-from nmoe_flower.inference.protocol.peer_pb2 import PredictReply, PredictRequest, Tensor
-from nmoe_flower.inference.protocol.rpc import SERVICE
-from nmoe_flower.inference.protocol.wire import MAX_MESSAGE_BYTES
-from nmoe_flower.inference.serve.served import load_expert
+from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, SERVICE, peer_pb2
+from nmoe_flower.inference.serve import load_expert
 
 __all__ = ["main"]
 
@@ -80,14 +78,16 @@ def bare(bundle: Bundle) -> Handler:
     expert = load_expert(bundle)
 
     async def answer(data: bytes, context: Any) -> bytes:
-        request = PredictRequest.FromString(data)
+        request = peer_pb2.PredictRequest.FromString(data)
         rows = request.latents.rows
         latents = np.frombuffer(bytearray(request.latents.data), np.float32).reshape(rows, -1)
         with torch.inference_mode():
             logits = expert(torch.from_numpy(latents)).numpy()
         columns, packed = logits.shape[1], logits.tobytes()
-        tensor = Tensor(dtype=Tensor.FLOAT32, rows=rows, columns=columns, data=packed)
-        return bytes(PredictReply(logits=tensor).SerializeToString())
+        tensor = peer_pb2.Tensor(
+            dtype=peer_pb2.Tensor.FLOAT32, rows=rows, columns=columns, data=packed
+        )
+        return bytes(peer_pb2.PredictReply(logits=tensor).SerializeToString())
 
     return answer
 

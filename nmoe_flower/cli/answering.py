@@ -13,9 +13,7 @@ from nmoe_flower.cli.images import Loaded, read_images
 from nmoe_flower.cli.metrics_port import serve_metrics
 from nmoe_flower.cli.rows import read_rows
 from nmoe_flower.files import append_line, to_json
-from nmoe_flower.inference.ask.call import SILENT
-from nmoe_flower.inference.ask.client import Answer, Client
-from nmoe_flower.inference.ask.router_metrics import RouterMetrics
+from nmoe_flower.inference.ask import SILENT, Answer, Client, RouterMetrics
 
 __all__ = ["run"]
 

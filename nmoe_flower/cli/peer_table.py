@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import to_json, write_text
-from nmoe_flower.inference.ask.client import identity_of
-from nmoe_flower.inference.ask.survey import SERVING, PeerStatus, Survey
-from nmoe_flower.inference.protocol import signing
-from nmoe_flower.inference.protocol.peers import PeerList
+from nmoe_flower.inference.ask import SERVING, PeerStatus, Survey, identity_of
+from nmoe_flower.inference.protocol import (
+    DIRECTORY,
+    SERIAL,
+    PeerList,
+    next_serial,
+    sign_list,
+    verify_list,
+)
 from nmoe_flower.summary import aligned
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ def show(args: argparse.Namespace) -> int:
     identity = identity_of(args.certificate, args.key, args.authority, insecure=args.insecure)
     peers = PeerList.load(args.peers)
     if identity is not None:
-        signing.verify(peers, identity.authority_pem, now=time.time())
+        verify_list(peers, identity.authority_pem, now=time.time())
     with Survey(peers, identity, timeout=args.timeout) as survey:
         if args.once:
             found = survey.take()
@@ -118,14 +123,14 @@ def sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
     if (folder / "ca.key").exists():
         signer = Authority.load(folder)
     else:
-        certificate, key = (folder / f"{signing.DIRECTORY}{end}" for end in (".pem", ".key"))
+        certificate, key = (folder / f"{DIRECTORY}{end}" for end in (".pem", ".key"))
         signer = Identity.load(certificate, key, folder / "ca.pem")
     end = now + max(1, round(86_400 * days))
-    serial = signing.next_serial(folder, draft.serial, *_serials(folder.parent))
+    serial = next_serial(folder, draft.serial, *_serials(folder.parent))
     renewed = replace(draft, serial=serial, issued_unix=now, expires_unix=end)
-    signed = signing.sign(renewed, signer)
+    signed = sign_list(renewed, signer)
     target = peers if out is None else out
-    write_text(folder / signing.SERIAL, f"{serial}\n")
+    write_text(folder / SERIAL, f"{serial}\n")
     signed.write(target)
     print(f"{target}: {len(signed.peers)} peers, serial {signed.serial}, for {days:g} days")
     return 0

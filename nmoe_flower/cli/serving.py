@@ -15,8 +15,7 @@ import torch
 
 from nmoe_flower.addresses import Address
 from nmoe_flower.cli.metrics_port import serve_metrics
-from nmoe_flower.inference import ExpertServer, Sources, SourceWatch
-from nmoe_flower.inference.protocol.logs import JsonFormatter
+from nmoe_flower.inference import ExpertServer, JsonFormatter, Sources, SourceWatch
 
 __all__ = ["run"]
 

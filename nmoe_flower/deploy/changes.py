@@ -28,8 +28,7 @@ from nmoe_flower.deploy.wheel import copy_wheel, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, read_toml
-from nmoe_flower.inference.protocol.peers import PeerList
-from nmoe_flower.inference.protocol.signing import next_serial
+from nmoe_flower.inference.protocol import PeerList, next_serial
 
 __all__ = ["add_nodes", "renew", "sign_peers"]
 

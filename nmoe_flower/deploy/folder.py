@@ -20,8 +20,7 @@ from nmoe_flower.deploy.wheel import copy_wheel, wheel_name, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, to_toml, write_text
-from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.signing import SERIAL, sign
+from nmoe_flower.inference.protocol import SERIAL, PeerEntry, PeerList, sign_list
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 
 __all__ = [
@@ -159,7 +158,7 @@ def write_peers(
     folder: Path, peers: PeerList, authority: Authority, nodes: Sequence[Party]
 ) -> None:
     """Sign the list and give it to every node; write its serial number down beside the key."""
-    listed = sign(peers, authority)
+    listed = sign_list(peers, authority)
     write_text(folder / "authority" / SERIAL, f"{peers.serial}\n")
     for node in nodes:
         listed.write(folder / "nodes" / node.name / "peers.json")

@@ -14,8 +14,7 @@ from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.deploy.probes import is_free
 from nmoe_flower.files import read_toml
-from nmoe_flower.inference.protocol.peers import PeerList
-from nmoe_flower.inference.protocol.signing import verify
+from nmoe_flower.inference.protocol import PeerList, verify_list
 
 __all__ = ["looks", "partitions"]
 
@@ -99,7 +98,7 @@ def _ports(party: Party) -> None:
 
 def _peers(folder: Path, party: Party, now: float) -> None:
     listed = PeerList.load(folder / "peers.json")
-    verify(listed, (folder / "ca.pem").read_bytes(), now=now)
+    verify_list(listed, (folder / "ca.pem").read_bytes(), now=now)
     own = {entry.name: entry for entry in listed.peers}.get(party.name)
     if own is None:
         raise Problem(f"peers.json does not list {party.name}")

@@ -1,18 +1,30 @@
-"""Experts that answer each other over the network: the peer service and its router."""
+"""Experts that answer each other over the network: the peer service and its router.
 
-from nmoe_flower.inference.ask.client import Answer, Client
-from nmoe_flower.inference.ask.record import CallRecord, Sent
-from nmoe_flower.inference.ask.router import RemoteExperts
-from nmoe_flower.inference.ask.router_metrics import RouterMetrics
-from nmoe_flower.inference.ask.survey import PeerStatus, Survey
-from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.bundle.export import export_run, export_store
-from nmoe_flower.inference.bundle.manifest import Manifest
-from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.rpc import PeerStub, RefusedError, peer_handlers
-from nmoe_flower.inference.protocol.wire import decode_tensor, encode_tensor, parse
-from nmoe_flower.inference.serve.service import ExpertServer
-from nmoe_flower.inference.serve.sources import Sources, SourceWatch
+Rooms, each of which sees only those before it: ``protocol`` (what peers say to each other),
+``bundle`` (what a device keeps), then ``ask`` and ``serve``, which do not see each other.
+"""
+
+from nmoe_flower.inference.ask import (
+    Answer,
+    CallRecord,
+    Client,
+    PeerStatus,
+    RemoteExperts,
+    RouterMetrics,
+    Sent,
+    Survey,
+)
+from nmoe_flower.inference.bundle import Bundle, Manifest, export_run, export_store
+from nmoe_flower.inference.protocol import (
+    PeerEntry,
+    PeerList,
+    decode_tensor,
+    encode_tensor,
+    parse,
+    peer_handlers,
+)
+from nmoe_flower.inference.serve import ExpertServer, RefusedError, Sources, SourceWatch
+from nmoe_flower.inference.telemetry import JsonFormatter
 
 __all__ = [
     "Answer",
@@ -20,11 +32,11 @@ __all__ = [
     "CallRecord",
     "Client",
     "ExpertServer",
+    "JsonFormatter",
     "Manifest",
     "PeerEntry",
     "PeerList",
     "PeerStatus",
-    "PeerStub",
     "RefusedError",
     "RemoteExperts",
     "RouterMetrics",

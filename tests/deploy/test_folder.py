@@ -16,7 +16,7 @@ from nmoe_flower.deploy import Party, Plan, for_deployment, places, write_federa
 from nmoe_flower.deploy.places import runtime_ports
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.inference import PeerList
-from nmoe_flower.inference.protocol.signing import verify
+from nmoe_flower.inference.protocol.signing import verify_list
 
 pytestmark = pytest.mark.flower
 
@@ -56,7 +56,7 @@ def test_identities_are_of_one_authority_and_peers_are_listed(federation: Path) 
         identity = Identity.load(own / f"{name}.pem", own / f"{name}.key", own / "ca.pem")
         assert identity.name == name
         listed = PeerList.load(own / "peers.json")
-        verify(listed, authority.certificate_pem, now=listed.issued_unix)
+        verify_list(listed, authority.certificate_pem, now=listed.issued_unix)
         assert listed.by_partition[int(name[-1])].address == Party.load(own).peer
 
 

@@ -1,4 +1,4 @@
-"""Peers that misbehave on command, on loopback: real gRPC, answers of the test's choice."""
+"""Small bundles, and peers that misbehave on command: real gRPC on loopback, answers as wanted."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -18,11 +18,16 @@ from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.bundle.bundle import Bundle
 from nmoe_flower.inference.protocol import peer_pb2
 from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.rpc import SERVICE
-from nmoe_flower.inference.protocol.wire import MAX_MESSAGE_BYTES, decode_tensor, encode_tensor
+from nmoe_flower.inference.protocol.wire import (
+    MAX_MESSAGE_BYTES,
+    SERVICE,
+    decode_tensor,
+    encode_tensor,
+)
 from nmoe_flower.models import Expert, Gate
 
 LATENT, CLASSES = 4, 3
+SMALL = {"extractor.backbone": "linear", "expert.hidden": (8,)}
 
 
 class MoodyPeer:
@@ -231,12 +236,33 @@ def member(
 
 
 @pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """Write the bundle of one of two clients; ``seed`` decides the expert's weights."""
+
+    def make(folder: str = "bundle", *, seed: int = 0, partition: int = 0) -> Bundle:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            expert = Expert(LATENT, CLASSES, hidden=(8,))
+        return Bundle.write(
+            tmp_path / folder,
+            partition=partition,
+            config=Config.parse({**SMALL, "data.num-clients": 2}),
+            classes=["a", "b", "c"],
+            image_shape=(1, 2, 2),
+            extractor={},
+            gate=arrays(Gate(LATENT, 2)),
+            expert=arrays(expert),
+        )
+
+    return make
+
+
+@pytest.fixture
 def bundle_of(tmp_path: Path) -> Callable[[Neighbourhood], Bundle]:
     """The bundle of partition 0: pixels of 2x2 images are the latents, the gate is drawn."""
 
     def make(around: Neighbourhood) -> Bundle:
         clients = len(around.experts)
-        settings = {"extractor.backbone": "linear", "expert.hidden": (8,)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             gate = Gate(LATENT, clients)
@@ -244,7 +270,7 @@ def bundle_of(tmp_path: Path) -> Callable[[Neighbourhood], Bundle]:
         return Bundle.write(
             tmp_path / "bundle",
             partition=0,
-            config=Config.parse({**settings, "data.num-clients": clients}),
+            config=Config.parse({**SMALL, "data.num-clients": clients}),
             classes=["ant", "bee", "cow"],
             image_shape=(1, 2, 2),
             extractor={},

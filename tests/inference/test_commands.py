@@ -20,7 +20,7 @@ from nmoe_flower.cli.images import read_images
 from nmoe_flower.data import normalise
 from nmoe_flower.inference.ask.client import Client
 from nmoe_flower.inference.protocol.peers import PeerList
-from nmoe_flower.inference.protocol.signing import DIRECTORY, verify
+from nmoe_flower.inference.protocol.signing import DIRECTORY, verify_list
 from nmoe_flower.installation import install_hint
 from nmoe_flower.report import read_traffic
 
@@ -383,7 +383,7 @@ def test_a_list_is_signed_and_its_serial_grows(
     assert capsys.readouterr().out == f"{out}: 3 peers, serial 1, for 2 days\n"
     signed = PeerList.load(out)
     assert signed.expires_unix - signed.issued_unix == 2 * 86_400
-    assert verify(signed, authority_pem, now=signed.issued_unix).peers == around.list.peers
+    assert verify_list(signed, authority_pem, now=signed.issued_unix).peers == around.list.peers
     assert main(["peers", "--peers", str(out), "--sign", str(keys)]) == 0
     assert PeerList.load(out).serial == 2
 

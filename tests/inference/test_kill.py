@@ -21,7 +21,7 @@ from nmoe_flower.inference.ask.client import Client
 from nmoe_flower.inference.ask.record import CallRecord
 from nmoe_flower.inference.bundle.bundle import Bundle
 from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.signing import sign
+from nmoe_flower.inference.protocol.signing import sign_list
 from nmoe_flower.models import Expert, Gate
 
 PEERS, CLASSES, LATENT = 10, 5, 16
@@ -144,7 +144,7 @@ def open_client(
 ) -> Iterator[Callable[[float], Client]]:
     """Opens a client with a deadline; closed at the end."""
     now, path = int(time.time()), tmp_path / "peers.json"
-    sign(PeerList(farm.entries, 1, now, now + 86_400), forest).write(path)
+    sign_list(PeerList(farm.entries, 1, now, now + 86_400), forest).write(path)
     made: list[Client] = []
 
     def make(deadline: float) -> Client:

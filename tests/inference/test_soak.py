@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nmoe_flower.inference.ask.breaker import Breaker
-from nmoe_flower.inference.ask.call import SILENT
+from nmoe_flower.inference.ask.query import SILENT
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.seeds import numpy_stream
 

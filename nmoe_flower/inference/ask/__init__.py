@@ -1,1 +1,35 @@
-"""The device that asks: whom, for what, how long, and what it cost."""
+"""The device that asks: whom, for what, how long, and what it cost.
+
+From the outside in: `Client` routes images, `RemoteExperts` is its pool of experts, ``send``
+carries a query over the links, ``query`` decides without a clock or a network who is asked for
+which rows, a ``link`` knows one peer, a ``channel`` is the connection to it.
+"""
+
+from nmoe_flower.inference.ask.breaker import Breaker
+from nmoe_flower.inference.ask.channel import Channel, PackedQuery, PeerChannel, Received
+from nmoe_flower.inference.ask.client import Answer, Client, identity_of
+from nmoe_flower.inference.ask.links import PeerState
+from nmoe_flower.inference.ask.query import SILENT
+from nmoe_flower.inference.ask.record import CallRecord, RouterMetrics, Sent
+from nmoe_flower.inference.ask.router import RemoteExperts
+from nmoe_flower.inference.ask.survey import SERVING, PeerStatus, Survey
+
+__all__ = [
+    "SERVING",
+    "SILENT",
+    "Answer",
+    "Breaker",
+    "CallRecord",
+    "Channel",
+    "Client",
+    "PackedQuery",
+    "PeerChannel",
+    "PeerState",
+    "PeerStatus",
+    "Received",
+    "RemoteExperts",
+    "RouterMetrics",
+    "Sent",
+    "Survey",
+    "identity_of",
+]

@@ -10,9 +10,9 @@ from typing import Literal
 
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["Breaker", "State"]
+__all__ = ["Breaker", "BreakerState"]
 
-State = Literal["closed", "open", "half-open"]
+BreakerState = Literal["closed", "open", "half-open"]
 
 
 class Breaker:
@@ -57,14 +57,14 @@ class Breaker:
         self._shortest = cooldown
         self._longest = longest
         self._clock = clock
-        self._state: State = "closed"
+        self._state: BreakerState = "closed"
         self._cooldown = self._next = cooldown
         self._failures = 0
         self._successes = 0
         self._opened = 0.0
 
     @property
-    def state(self) -> State:
+    def state(self) -> BreakerState:
         """What it lets through: all, nothing, or one probe."""
         return self._state
 

@@ -10,19 +10,21 @@ from grpc_health.v1 import health_pb2
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.ask.plan import Floats
-from nmoe_flower.inference.protocol import peer_pb2
-from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList, target
-from nmoe_flower.inference.protocol.rpc import SERVICE
-from nmoe_flower.inference.protocol.wire import (
+from nmoe_flower.inference.ask.query import Floats
+from nmoe_flower.inference.protocol import (
     MAX_MESSAGE_BYTES,
+    SERVICE,
     Encoding,
+    PeerEntry,
+    PeerList,
     decode_tensor,
     encode_tensor,
     parse,
+    peer_pb2,
+    target,
 )
 
-__all__ = ["Channel", "Packed", "PeerChannel", "Received"]
+__all__ = ["Channel", "PackedQuery", "PeerChannel", "Received"]
 
 M = TypeVar("M")
 
@@ -43,7 +45,7 @@ _CERTIFICATE_SIGNS = ("handshake", "certificate", "Hostname Verification")
 _TOO_LARGE = "larger than max"
 
 
-class Packed(NamedTuple):
+class PackedQuery(NamedTuple):
     """A question, ready to be sent: ``rows`` latents."""
 
     request_id: str
@@ -61,11 +63,11 @@ class Received(NamedTuple):
 class Channel(Protocol):
     """What the router needs of a connection."""
 
-    def pack(self, latents: Floats) -> Packed:
+    def pack(self, latents: Floats) -> PackedQuery:
         """A question for the logits of latents [n, D], all finite."""
         ...
 
-    async def predict(self, question: Packed, *, num_classes: int, timeout: float) -> Received:
+    async def predict(self, question: PackedQuery, *, num_classes: int, timeout: float) -> Received:
         """The logits, or a `WireError`."""
         ...
 
@@ -110,7 +112,7 @@ class PeerChannel:
         self._calls: Counter[Any] = Counter()  # on their way, per gRPC channel
         self._closed = False
 
-    def pack(self, latents: Floats) -> Packed:
+    def pack(self, latents: Floats) -> PackedQuery:
         """A question for the logits of latents [n, D].
 
         Raises:
@@ -121,9 +123,9 @@ class PeerChannel:
             extractor_version=self._extractor_version,
             latents=encode_tensor(latents, self._encoding),
         )
-        return Packed(request.request_id, len(latents), request.SerializeToString())
+        return PackedQuery(request.request_id, len(latents), request.SerializeToString())
 
-    async def predict(self, question: Packed, *, num_classes: int, timeout: float) -> Received:
+    async def predict(self, question: PackedQuery, *, num_classes: int, timeout: float) -> Received:
         """The logits [n, C] of n latents.
 
         Raises:

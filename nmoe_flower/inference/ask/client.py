@@ -13,11 +13,11 @@ from torch import Tensor
 from nmoe_flower.certificates import Identity
 from nmoe_flower.data import features_of, normalise, standardise
 from nmoe_flower.errors import ConfigError, DataError, WireError
-from nmoe_flower.inference.ask.plan import Floats
+from nmoe_flower.inference.ask.query import Floats
 from nmoe_flower.inference.ask.record import CallRecord
 from nmoe_flower.inference.ask.router import RemoteExperts
-from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.protocol.peers import PeerList
+from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.protocol import PeerList
 from nmoe_flower.models import NMoE
 from nmoe_flower.models.routing import check_top_k
 

@@ -4,21 +4,80 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.ask.channel import Channel, Packed
-from nmoe_flower.inference.ask.health import Health
-from nmoe_flower.inference.ask.plan import Floats
+from nmoe_flower.inference.ask.breaker import Breaker
+from nmoe_flower.inference.ask.channel import Channel, PackedQuery
+from nmoe_flower.inference.ask.query import Floats
 from nmoe_flower.inference.ask.record import ANSWERED
-from nmoe_flower.inference.protocol.logs import log_event
-from nmoe_flower.inference.protocol.peers import PeerEntry
+from nmoe_flower.inference.protocol import PeerEntry
+from nmoe_flower.inference.telemetry import log_event
 
-__all__ = ["Link", "Reply"]
+__all__ = [
+    "Health",
+    "Link",
+    "Reply",
+]
+
+_WEIGHT = 0.2
 
 _log = logging.getLogger(__name__)
+
+
+class Health:
+    """Learnt from every request. Not for several threads.
+
+    Attributes:
+        breaker: Whether it is asked.
+        latency_ms: Exponential moving mean of the time to an answer; None before the first.
+        failure: Exponential moving share of requests that failed, in 0..1.
+        answered: Requests answered well.
+        failures: Requests that failed, by reason.
+
+    >>> health = Health(Breaker())
+    >>> health.succeeded(10.0)
+    >>> health.succeeded(20.0)
+    >>> health.latency_ms, health.penalty(120.0)
+    (12.0, 0.1)
+    """
+
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
+        self.latency_ms: float | None = None
+        self.failure = 0.0
+        self.answered = 0
+        self.failures: Counter[str] = Counter()
+
+    def succeeded(self, ms: float) -> None:
+        """A request was answered well after ``ms`` milliseconds."""
+        self.answered += 1
+        self.failure -= _WEIGHT * self.failure
+        self.took(ms)
+        self.breaker.succeeded()
+
+    def failed(self, reason: str) -> None:
+        """A request failed; ``reason`` is one word."""
+        self.failures[reason] += 1
+        self.failure += _WEIGHT * (1 - self.failure)
+        self.breaker.failed()
+
+    def took(self, ms: float) -> None:
+        """An answer, or a wait in vain, took ``ms`` milliseconds."""
+        before = ms if self.latency_ms is None else self.latency_ms
+        self.latency_ms = before + _WEIGHT * (ms - before)
+
+    def penalty(self, deadline_ms: float) -> float:
+        """How unwell it is, 0..1: 1 if it is not asked, else its failures or its slowness.
+
+        Slowness is the part of the deadline that its answers take.
+        """
+        if not self.breaker.closed:
+            return 1.0
+        return max(self.failure, min(1.0, (self.latency_ms or 0.0) / deadline_ms))
 
 
 class Reply(NamedTuple):
@@ -72,7 +131,7 @@ class Link:
         """Whether the breaker lets requests through."""
         return self.health.breaker.closed
 
-    async def ask(self, question: Packed) -> Reply:
+    async def ask(self, question: PackedQuery) -> Reply:
         """Ask, and learn from how it goes. Whatever the peer does, this raises nothing."""
         reply, text = await self._try(question)
         if reply.logits is not None:
@@ -87,7 +146,7 @@ class Link:
             self._recovery.cancel()
         await self.channel.close()
 
-    async def _try(self, question: Packed) -> tuple[Reply, str]:
+    async def _try(self, question: PackedQuery) -> tuple[Reply, str]:
         started = time.perf_counter()
         try:
             answer = await self.channel.predict(

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from nmoe_flower.errors import WireError
 from nmoe_flower.inference.ask.link import Link
-from nmoe_flower.inference.protocol.logs import log_event
-from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.signing import newest, verify
+from nmoe_flower.inference.protocol import PeerEntry, PeerList, newest_list, verify_list
+from nmoe_flower.inference.telemetry import log_event
 
 __all__ = ["Links", "PeerState"]
 
@@ -140,7 +139,7 @@ class Links:
         Raises:
             WireError: The list is not signed, not valid, has expired, or is older.
         """
-        held = newest(self.peers, self._checked(offered))
+        held = newest_list(self.peers, self._checked(offered))
         if held is self.peers:
             return False
         self.peers = held
@@ -202,7 +201,7 @@ class Links:
 
     def _checked(self, peers: PeerList) -> PeerList:
         if self._authority_pem:
-            return verify(peers, self._authority_pem, now=self._now())
+            return verify_list(peers, self._authority_pem, now=self._now())
         return peers
 
     def _follow(self, peers: PeerList) -> list[Link]:

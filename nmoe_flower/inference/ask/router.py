@@ -14,26 +14,15 @@ from torch import Tensor
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference.ask.breaker import Breaker
-from nmoe_flower.inference.ask.call import Call
 from nmoe_flower.inference.ask.channel import Channel, PeerChannel
-from nmoe_flower.inference.ask.checks import (
-    check_not_negative,
-    check_query,
-    check_scores,
-    check_seconds,
-    floats,
-    unfit,
-)
-from nmoe_flower.inference.ask.health import Health
-from nmoe_flower.inference.ask.link import Link
+from nmoe_flower.inference.ask.link import Health, Link
 from nmoe_flower.inference.ask.links import Links, PeerState
 from nmoe_flower.inference.ask.loop import LoopThread
-from nmoe_flower.inference.ask.plan import Bools, Floats, Ints, prefer_healthy
-from nmoe_flower.inference.ask.record import CallRecord
-from nmoe_flower.inference.ask.router_metrics import RouterMetrics
-from nmoe_flower.inference.ask.send import Exchange
-from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.wire import MAX_MESSAGE_BYTES, Encoding
+from nmoe_flower.inference.ask.query import Bools, Call, Floats, Ints, prefer_healthy
+from nmoe_flower.inference.ask.record import CallRecord, RouterMetrics
+from nmoe_flower.inference.ask.send import QuerySending
+from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, Encoding, PeerEntry, PeerList, unfit
+from nmoe_flower.inference.settings import check_not_negative, check_seconds
 from nmoe_flower.models import Expert
 
 __all__ = ["RemoteExperts"]
@@ -140,7 +129,7 @@ class RemoteExperts:
         self._metrics = metrics
         if metrics is not None:
             metrics.watch(self._links.breakers)
-        self._exchange = Exchange(self._links, deadline=deadline, hedge_after=hedge_after)
+        self._sending = QuerySending(self._links, deadline=deadline, hedge_after=hedge_after)
         self._loop = LoopThread("nmoe-router")
         if refresh_seconds is not None:
             self._loop.submit(self._links.keep_fresh(refresh_seconds, timeout=deadline))
@@ -158,15 +147,15 @@ class RemoteExperts:
     def ask(self, latents: Tensor, expert_ids: Tensor) -> tuple[Tensor, CallRecord]:
         """As a call, with the record of this very call."""
         started = time.perf_counter()
-        check_query(latents, expert_ids, width=self._shape[0])
+        _check_query(latents, expert_ids, width=self._shape[0])
         scores = None
         if self._ranking is not None:
-            scores = floats(self._ranking(latents))
-            check_scores(scores, expert_ids)
-        ids, rows = expert_ids.long().numpy(force=True), floats(latents)
+            scores = _floats(self._ranking(latents))
+            _check_scores(scores, expert_ids)
+        ids, rows = expert_ids.long().numpy(force=True), _floats(latents)
         chosen = ids if scores is None else self._preferred(ids, scores)
         call = self._call(chosen, scores, keep=unfit(rows, self._encoding))
-        work = self._submit(self._exchange.run(call, rows, started))
+        work = self._submit(self._sending.run(call, rows, started))
         own_logits = self._local(latents, call.own_cells.rows)
         try:
             sent = work.result(_LATE * self._deadline)
@@ -264,4 +253,48 @@ class RemoteExperts:
         if not len(rows):
             return np.empty((0, self.local.num_classes), np.float32)
         logits: Tensor = self.local(latents[torch.from_numpy(rows).to(latents.device)])
-        return floats(logits)
+        return _floats(logits)
+
+
+def _check_query(latents: Tensor, expert_ids: Tensor, *, width: int) -> None:
+    """Refuse shapes and ids that cannot be.
+
+    Args:
+        latents: [B, D].
+        expert_ids: [B, K].
+        width: D.
+
+    Raises:
+        ConfigError: A shape is wrong, or an id is negative.
+    """
+    batch = len(latents)
+    if latents.shape != (batch, width) or expert_ids.ndim != 2 or len(expert_ids) != batch:
+        raise ConfigError(
+            f"latents must be [B, {width}] and expert_ids [B, K], got shapes "
+            f"{tuple(latents.shape)} and {tuple(expert_ids.shape)}"
+        )
+    if expert_ids.numel() and int(expert_ids.min()) < 0:
+        raise ConfigError(f"expert ids must be 0 or more, got {int(expert_ids.min())}")
+
+
+def _check_scores(scores: Floats, expert_ids: Tensor) -> None:
+    """Refuse a ranking that does not fit the query.
+
+    Args:
+        scores: [B, E].
+        expert_ids: [B, K], of `_check_query`.
+
+    Raises:
+        ConfigError: The shape is wrong, or an id is not below E.
+    """
+    if scores.ndim != 2 or len(scores) != len(expert_ids):
+        raise ConfigError(f"ranking must give [{len(expert_ids)}, E], got shape {scores.shape}")
+    if expert_ids.numel() and int(expert_ids.max()) >= scores.shape[1]:
+        raise ConfigError(
+            f"expert ids must be in 0..{scores.shape[1] - 1}, got {int(expert_ids.max())}"
+        )
+
+
+def _floats(tensor: Tensor) -> Floats:
+    """A tensor as a float32 array, wherever it lies."""
+    return np.asarray(tensor.float().numpy(force=True))

@@ -5,16 +5,15 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nmoe_flower.inference.ask.call import Call, Request
 from nmoe_flower.inference.ask.link import Reply
 from nmoe_flower.inference.ask.links import Links
-from nmoe_flower.inference.ask.plan import Floats
+from nmoe_flower.inference.ask.query import Call, ExpertRequest, Floats
 from nmoe_flower.inference.ask.record import UNFINISHED, Sent
 
-__all__ = ["Exchange"]
+__all__ = ["QuerySending"]
 
 
-class Exchange:
+class QuerySending:
     """Carries out queries over the links of a router. Belongs to their event loop.
 
     Args:
@@ -75,7 +74,7 @@ class Exchange:
 
     def _send(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[ExpertRequest],
         latents: Floats,
         pending: dict[asyncio.Task[Reply], "_OnItsWay"],
     ) -> None:
@@ -97,7 +96,7 @@ class Exchange:
 class _OnItsWay(NamedTuple):
     """A request that was sent, and when."""
 
-    request: Request
+    request: ExpertRequest
     peer: str
     size: int
     begun: float

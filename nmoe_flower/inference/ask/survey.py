@@ -8,9 +8,9 @@ from typing import Self
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import WireError
 from nmoe_flower.inference.ask.channel import PeerChannel
-from nmoe_flower.inference.ask.checks import check_seconds
 from nmoe_flower.inference.ask.loop import LoopThread
-from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
+from nmoe_flower.inference.protocol import PeerEntry, PeerList
+from nmoe_flower.inference.settings import check_seconds
 
 __all__ = ["PeerStatus", "Survey"]
 

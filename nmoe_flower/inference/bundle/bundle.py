@@ -14,25 +14,102 @@ the same bytes, and a damaged file is found when it is read.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
-from nmoe_flower.config import Config
-from nmoe_flower.errors import BundleError, NMoEError
-from nmoe_flower.files import pack_arrays, safe_child, write_bytes, write_json
-from nmoe_flower.inference.bundle.manifest import FORMAT, Manifest, read_manifest
+from nmoe_flower.config import Config, Scalar
+from nmoe_flower.errors import BundleError, ConfigError, NMoEError
+from nmoe_flower.files import pack_arrays, read_json, safe_child, write_bytes, write_json
 from nmoe_flower.models import Expert, Gate, configured_extractor
 
-__all__ = ["MANIFEST", "PARTS", "Bundle"]
+__all__ = [
+    "BUNDLE_PARTS",
+    "FORMAT",
+    "MANIFEST",
+    "Bundle",
+    "Manifest",
+    "read_manifest",
+]
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+FORMAT = 1
+
+_Count = Annotated[int, Field(ge=1)]
+_Version = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+_Arrays = Mapping[str, np.ndarray[Any, Any]]
 MANIFEST = "bundle.json"
-PARTS = ("extractor", "gate", "expert")
+BUNDLE_PARTS = ("extractor", "gate", "expert")
+
+
+class Manifest(BaseModel):
+    """The content of ``bundle.json``.
+
+    Attributes:
+        format: Of the bundle.
+        partition: Which expert of the federation this is; the gate calls it by this number.
+        num_clients: E, the experts the gate knows.
+        classes: The names of the C classes.
+        latent_dim: D.
+        image_shape: (channels, height, width) of an image.
+        extractor_version: Of ``extractor.safetensors``.
+        gate_version: Of ``gate.safetensors``.
+        expert_version: Of ``expert.safetensors``.
+        config: The run that made it, dotted keys.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    format: Literal[1]
+    partition: Annotated[int, Field(ge=0)]
+    num_clients: _Count
+    classes: Annotated[list[str], Field(min_length=1)]
+    latent_dim: _Count
+    image_shape: Annotated[list[_Count], Field(min_length=3, max_length=3)]
+    extractor_version: _Version
+    gate_version: _Version
+    expert_version: _Version
+    config: dict[str, Scalar]
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if self.partition >= self.num_clients:
+            raise ValueError(f"partition {self.partition} of {self.num_clients} clients")
+        return self
+
+    @classmethod
+    def parse(cls, path: Path, values: Any) -> tuple[Self, Config]:
+        """Check the values of the file at ``path``, and the configuration in it.
+
+        Raises:
+            BundleError: A value is missing, unknown or not allowed; every one is named.
+        """
+        try:
+            manifest = cls.model_validate(values)
+            config = Config.parse({**manifest.config, "data.num-clients": manifest.num_clients})
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, one['loc'])) or 'bundle'}: {one['msg']}"
+                for one in error.errors()
+            )
+            raise BundleError(f"{path}: {problems}") from None
+        except ConfigError as error:
+            raise BundleError(f"{path}: config: {error}") from None
+        return manifest, config
+
+
+def read_manifest(path: Path) -> tuple[Manifest, Config]:
+    """Read ``bundle.json``.
+
+    Raises:
+        BundleError: It is missing, no JSON, or holds what it may not.
+    """
+    return Manifest.parse(path, read_json(path, what="the bundle", raises=BundleError))
 
 
 class Bundle:
@@ -94,7 +171,7 @@ class Bundle:
                 ``bundle.json`` says.
         """
         bundle = cls(folder, *read_manifest(folder / MANIFEST))
-        for part in PARTS:
+        for part in BUNDLE_PARTS:
             bundle._bytes(part)
         return bundle
 
@@ -107,9 +184,9 @@ class Bundle:
         config: Config,
         classes: list[str],
         image_shape: tuple[int, int, int],
-        extractor: Arrays,
-        gate: Arrays,
-        expert: Arrays,
+        extractor: _Arrays,
+        gate: _Arrays,
+        expert: _Arrays,
         num_clients: int | None = None,
     ) -> Self:
         """Write a bundle, over an older one if there is one; ``bundle.json`` comes last.
@@ -130,7 +207,9 @@ class Bundle:
             NMoEError: A file cannot be written.
         """
         states = (extractor, gate, expert)
-        packed = {part: pack_arrays(state) for part, state in zip(PARTS, states, strict=True)}
+        packed = {
+            part: pack_arrays(state) for part, state in zip(BUNDLE_PARTS, states, strict=True)
+        }
         values = {
             "format": FORMAT,
             "partition": partition,

@@ -20,7 +20,15 @@ from nmoe_flower.errors import CertificateError, WireError
 from nmoe_flower.files import read_text
 from nmoe_flower.inference.protocol.peers import PeerList
 
-__all__ = ["DIRECTORY", "SERIAL", "canonical", "newest", "next_serial", "sign", "verify"]
+__all__ = [
+    "DIRECTORY",
+    "SERIAL",
+    "canonical",
+    "newest_list",
+    "next_serial",
+    "sign_list",
+    "verify_list",
+]
 
 DIRECTORY = "directory"
 SERIAL = "peers-serial"
@@ -42,7 +50,7 @@ def canonical(peers: PeerList) -> bytes:
     return _PURPOSE + text.encode("ascii")
 
 
-def sign(peers: PeerList, signer: Authority | Identity) -> PeerList:
+def sign_list(peers: PeerList, signer: Authority | Identity) -> PeerList:
     """The list with a signature.
 
     Raises:
@@ -79,7 +87,7 @@ def next_serial(folder: Path, *known: int) -> int:
     return 1 + max(int(text), *known)
 
 
-def verify(peers: PeerList, authority_pem: bytes, *, now: float) -> PeerList:
+def verify_list(peers: PeerList, authority_pem: bytes, *, now: float) -> PeerList:
     """Return the list if somebody who may do so signed it and it is valid at ``now``.
 
     Args:
@@ -107,7 +115,7 @@ def verify(peers: PeerList, authority_pem: bytes, *, now: float) -> PeerList:
     return peers
 
 
-def newest(known: PeerList, offered: PeerList) -> PeerList:
+def newest_list(known: PeerList, offered: PeerList) -> PeerList:
     """The list that holds: the one with the higher serial number.
 
     Raises:

@@ -1,29 +1,44 @@
-"""Matrices as bytes: float32, float16 or int8 with a scale per row, checked before they are used.
+"""The service ``nmoe.v1.Peer`` on the wire: its methods, and matrices as bytes.
 
-Nothing a peer sent is trusted: its claims about size are compared with the bytes that are there
-and with what is allowed, before any array is made. A float32 matrix is read without a copy.
+A matrix is float32, float16 or int8 with a scale per row. Nothing a peer sent is trusted: its
+claims about size are compared with the bytes that are there and with what is allowed, before any
+array is made. A float32 matrix is read without a copy.
+
+Requests reach the server as bytes: what cannot be read is then an error of ours, with a status and
+a counter, and not one of gRPC's.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.protocol.peer_pb2 import Tensor
+from nmoe_flower.inference.protocol.peer_pb2 import (
+    Description,
+    PeerList,
+    PredictReply,
+    Tensor,
+)
 
 __all__ = [
     "ENCODINGS",
     "MAX_ID",
     "MAX_MESSAGE_BYTES",
     "PROTOCOL",
+    "SERVICE",
     "Encoding",
     "decode_tensor",
     "encode_tensor",
     "parse",
+    "peer_handlers",
+    "unfit",
 ]
 
+SERVICE = "nmoe.v1.Peer"
 PROTOCOL = 1
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_ID = 128
@@ -40,6 +55,8 @@ _TYPES: dict[int, np.dtype[Any]] = {
     Tensor.INT8: np.dtype("i1"),
 }
 _LARGEST_BYTE = 127
+
+PeerHandler = Callable[[bytes, Any], Awaitable[Any]]
 
 
 def encode_tensor(array: npt.NDArray[Any], dtype: Encoding = "float32") -> Tensor:
@@ -113,6 +130,17 @@ def decode_tensor(tensor: Tensor, *, max_rows: int, columns: int) -> Floats:
     return result
 
 
+def unfit(latents: Floats, encoding: Encoding) -> npt.NDArray[np.bool_]:
+    """Rows [B] of latents [B, D] that no message can hold: NaN, infinite, too large for float16.
+
+    >>> unfit(np.array([[1.0], [np.nan], [1e6]], np.float32), "float16").tolist()
+    [False, True, True]
+    """
+    with np.errstate(over="ignore"):
+        sent = latents.astype(np.float16) if encoding == "float16" else latents
+    return np.asarray(~np.isfinite(sent).all(axis=1))
+
+
 def parse(kind: type[M], data: bytes) -> M:
     """Read a message.
 
@@ -129,3 +157,18 @@ def parse(kind: type[M], data: bytes) -> M:
 def _check_finite(values: npt.NDArray[Any]) -> None:
     if not np.isfinite(values).all():
         raise WireError("not-finite", "a value is NaN, infinite or too large for its type")
+
+
+def peer_handlers(*, describe: PeerHandler, predict: PeerHandler, peers: PeerHandler) -> Any:
+    """The service for ``server.add_generic_rpc_handlers``; requests come as bytes."""
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            handler, response_serializer=reply.SerializeToString
+        )
+        for name, handler, reply in (
+            ("Describe", describe, Description),
+            ("Predict", predict, PredictReply),
+            ("Peers", peers, PeerList),
+        )
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)

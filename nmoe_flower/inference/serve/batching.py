@@ -9,20 +9,33 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
-__all__ = ["Answer", "Batcher"]
+from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.protocol import peer_pb2
+from nmoe_flower.models import Expert
+
+__all__ = [
+    "BatchResult",
+    "Batcher",
+    "Served",
+    "expert_thread",
+    "load_expert",
+]
 
 Floats = npt.NDArray[np.float32]
-Computed = tuple[Floats, float]  # logits of a batch, and the seconds they took
-Outcome = Computed | BaseException
+_Computed = tuple[Floats, float]  # logits of a batch, and the seconds they took
+
+_INLINE_SECONDS = 5e-4  # a pass that may hold up the loop; a thread would cost a fifth of it
 
 
-class Answer(NamedTuple):
+class BatchResult(NamedTuple):
     """The answer to one request.
 
     Attributes:
@@ -38,7 +51,7 @@ class Answer(NamedTuple):
 
 class _Waiting(NamedTuple):
     latents: Floats
-    answer: "asyncio.Future[Answer]"
+    answer: "asyncio.Future[BatchResult]"
     since: float
 
 
@@ -78,25 +91,18 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._working = False
         self._timer: asyncio.Handle | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
 
-    def submit(self, latents: Floats) -> "asyncio.Future[Answer] | None":
+    def submit(self, latents: Floats) -> "asyncio.Future[BatchResult] | None":
         """Queue latents [rows, D]; None if the queue is full. Cancel the future to withdraw."""
         rows = len(latents)
         if self.waiting_rows + rows > self._max_queue:
             return None
-        answer: asyncio.Future[Answer] = self._loop.create_future()
+        answer: asyncio.Future[BatchResult] = self._loop.create_future()
         self._queue.append(_Waiting(latents, answer, time.perf_counter()))
         self.waiting_rows += rows
-        self._idle.clear()
         if not self._working:
             self._schedule()
         return answer
-
-    async def drained(self) -> None:
-        """Wait until nothing waits and nothing is worked on."""
-        await self._idle.wait()
 
     def _schedule(self) -> None:
         """Start now if a batch is full, else after ``max_wait``.
@@ -117,7 +123,6 @@ class Batcher:
         self._timer = None
         batch = self._take()
         if not batch:
-            self._idle.set()
             return
         started = time.perf_counter()
         parts = [one.latents for one in batch]
@@ -127,14 +132,12 @@ class Batcher:
             work.add_done_callback(lambda done: self._finish(batch, started, done))
             return
         try:
-            outcome: Outcome = self._work(parts)
+            outcome: _Computed | BaseException = self._work(parts)
         except Exception as error:
             outcome = error
         self._answer(batch, started, outcome)
         if self._queue:
             self._schedule()  # others want their turn of the loop
-        else:
-            self._idle.set()
 
     def _take(self) -> list[_Waiting]:
         """The oldest requests that fit a batch, without those that were withdrawn."""
@@ -152,7 +155,7 @@ class Batcher:
                 rows += size
         return batch
 
-    def _work(self, parts: Sequence[Floats]) -> Computed:
+    def _work(self, parts: Sequence[Floats]) -> _Computed:
         started = time.perf_counter()
         logits = self._compute(np.concatenate(parts))
         return logits, time.perf_counter() - started
@@ -161,16 +164,16 @@ class Batcher:
         self,
         batch: Sequence[_Waiting],
         started: float,
-        done: "asyncio.Future[Computed]",
+        done: "asyncio.Future[_Computed]",
     ) -> None:
         self._working = False
         self._answer(batch, started, done.exception() or done.result())
         if self._queue:
             self._start()
-        else:
-            self._idle.set()
 
-    def _answer(self, batch: Sequence[_Waiting], started: float, outcome: Outcome) -> None:
+    def _answer(
+        self, batch: Sequence[_Waiting], started: float, outcome: _Computed | BaseException
+    ) -> None:
         if isinstance(outcome, BaseException):
             for one in batch:
                 if not one.answer.done():
@@ -181,6 +184,91 @@ class Batcher:
         for one in batch:
             last = first + len(one.latents)
             if not one.answer.done():
-                one.answer.set_result(Answer(logits[first:last], started - one.since, seconds))
+                one.answer.set_result(BatchResult(logits[first:last], started - one.since, seconds))
             first = last
         self._on_batch(first, seconds)
+
+
+def expert_thread() -> ThreadPoolExecutor:
+    """One thread that computes with as many threads as torch is set to now.
+
+    MKL keeps that number per thread and starts with all cores: without the initializer, one row
+    took ten times as long as with one thread, because the others spin.
+    """
+    return ThreadPoolExecutor(
+        1,
+        thread_name_prefix="nmoe-expert",
+        initializer=torch.set_num_threads,
+        initargs=(torch.get_num_threads(),),
+    )
+
+
+def load_expert(bundle: Bundle) -> Expert:
+    """The bundle's expert, after one pass that pays for first-time work."""
+    expert = bundle.expert()
+    with torch.inference_mode():
+        expert(torch.zeros(2, bundle.latent_dim))
+    return expert
+
+
+def inline_rows(compute: Callable[[Floats], Floats], columns: int, most: int) -> int:
+    """The most rows, a power of two up to ``most``, whose pass the event loop may do itself; or 0.
+
+    Takes some milliseconds: passes are timed.
+    """
+    rows = 1
+    while rows <= most:
+        latents = np.zeros((rows, columns), np.float32)
+        if min(_seconds(compute, latents) for _ in range(3)) > _INLINE_SECONDS:
+            break
+        rows *= 2
+    return rows // 2
+
+
+def _seconds(compute: Callable[[Floats], Floats], latents: Floats) -> float:
+    started = time.perf_counter()
+    compute(latents)
+    return time.perf_counter() - started
+
+
+class Served:
+    """An expert that answers. Every version has a queue of its own, so none is ever mixed up.
+
+    Attributes:
+        bundle: What it was loaded from.
+        batcher: Where requests wait.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        expert: nn.Module,
+        executor: Executor,
+        *,
+        max_batch: int,
+        max_wait: float,
+        max_queue: int,
+        on_batch: Callable[[int, float], None],
+    ) -> None:
+        self.bundle = bundle
+        self._expert = expert
+        self.batcher = Batcher(
+            self._compute,
+            executor,
+            max_batch=max_batch,
+            max_wait=max_wait,
+            max_queue=max_queue,
+            inline_rows=inline_rows(self._compute, bundle.latent_dim, max_batch),
+            on_batch=on_batch,
+        )
+
+    def fits(self, request: peer_pb2.PredictRequest) -> bool:
+        """Whether the latents are of this expert's extractor, and the expert is the one wanted."""
+        return request.extractor_version == self.bundle.extractor_version and (
+            request.expert_version in ("", self.bundle.expert_version)
+        )
+
+    def _compute(self, latents: Floats) -> Floats:
+        with torch.inference_mode():
+            logits: Floats = self._expert(torch.from_numpy(latents)).numpy()
+        return logits

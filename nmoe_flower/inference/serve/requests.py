@@ -1,45 +1,121 @@
 """What a peer does with a request: admit it or refuse it, queue it, answer it, count it."""
 
 import asyncio
+import collections
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.protocol.logs import RefusalLog
-from nmoe_flower.inference.protocol.peer_pb2 import (
-    Description,
-    PeerList,
-    PredictReply,
-    PredictRequest,
-)
-from nmoe_flower.inference.protocol.rpc import RefusedError
-from nmoe_flower.inference.protocol.wire import (
+from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.protocol import (
     MAX_ID,
     PROTOCOL,
     decode_tensor,
     encode_tensor,
     parse,
+    peer_pb2,
 )
-from nmoe_flower.inference.serve.batching import Answer
-from nmoe_flower.inference.serve.metrics import ServiceMetrics
-from nmoe_flower.inference.serve.served import Served
+from nmoe_flower.inference.serve.batching import BatchResult, Served
+from nmoe_flower.inference.telemetry import SECONDS, RefusalLog
 
-__all__ = ["ANONYMOUS", "Requests"]
+__all__ = ["ANONYMOUS", "RefusedError", "Requests", "ServiceMetrics"]
+
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 ANONYMOUS = "anonymous"  # whoever asks a server without certificates
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """A request that gets no answer, inside the server: becomes a status on the wire.
+
+    Attributes:
+        code: The gRPC status.
+        reason: One word for the counters and the log.
+    """
+
+    def __init__(self, code: grpc.StatusCode, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
+
+
+class ServiceMetrics:
+    """The counters of one peer service.
+
+    Attributes:
+        registry: What an exporter reads.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "nmoe_requests", "Predict requests by caller", ["peer"], registry=registry
+        )
+        self.refusals = Counter(
+            "nmoe_refusals", "Requests refused, by reason", ["reason"], registry=registry
+        )
+        self.cancelled = Counter("nmoe_cancelled", "Requests the caller gave up", registry=registry)
+        self.handshakes = Counter(
+            "nmoe_handshakes", "TLS handshakes begun, refused ones too", registry=registry
+        )
+        self.rows = Counter("nmoe_rows", "Latents answered", registry=registry)
+        self.received = Counter("nmoe_received_bytes", "Of requests", registry=registry)
+        self.sent = Counter("nmoe_sent_bytes", "Of logits", registry=registry)
+        self.swaps = Counter("nmoe_swaps", "New bundles taken", registry=registry)
+        self.seconds = Histogram(
+            "nmoe_request_seconds",
+            "From the request's arrival to its answer",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.compute = Histogram(
+            "nmoe_batch_seconds", "Of one pass", buckets=SECONDS, registry=registry
+        )
+        self.batch_rows = Histogram(
+            "nmoe_batch_rows", "Latents in one pass", buckets=_ROWS, registry=registry
+        )
+        self.queue = Gauge("nmoe_queue_rows", "Latents that wait", registry=registry)
+        self._bundle = Gauge(
+            "nmoe_bundle",
+            "1 for what is served",
+            ["partition", "expert", "gate", "extractor"],
+            registry=registry,
+        )
+
+    def answered(self, caller: str, *, rows: int, size: int, seconds: float) -> None:
+        """Count one answer of ``rows`` logits in ``size`` bytes."""
+        self.requests.labels(caller).inc()
+        self.rows.inc(rows)
+        self.sent.inc(size)
+        self.seconds.observe(seconds)
+
+    def batch(self, rows: int, seconds: float) -> None:
+        """Count one pass of the network."""
+        self.batch_rows.observe(rows)
+        self.compute.observe(seconds)
+
+    def serves(self, bundle: Bundle) -> None:
+        """Show the versions of ``bundle`` and no others."""
+        self._bundle.clear()
+        self._bundle.labels(
+            str(bundle.partition),
+            bundle.expert_version,
+            bundle.gate_version,
+            bundle.extractor_version,
+        ).set(1)
 
 
 class Requests:
@@ -67,7 +143,7 @@ class Requests:
         max_rows: int,
         max_queue: int,
         deny: Collection[str] = (),
-        peer_list: PeerList | None = None,
+        peer_list: peer_pb2.PeerList | None = None,
     ) -> None:
         self.served: list[Served] = []
         self.draining = False
@@ -78,7 +154,7 @@ class Requests:
         self._max_rows = max_rows
         self._most_held = max(max_queue // 2, max_rows) if name else math.inf
         self._deny = frozenset(deny)
-        self._held: Counter[str] = Counter()  # rows per caller
+        self._held: collections.Counter[str] = collections.Counter()  # rows per caller
         self._open = 0
         self._none_open = asyncio.Event()
         self._refused = RefusalLog(_log)
@@ -103,12 +179,12 @@ class Requests:
             self._none_open.clear()
             await self._none_open.wait()
 
-    async def describe(self, data: bytes, context: Any) -> Description:
+    async def describe(self, data: bytes, context: Any) -> peer_pb2.Description:
         """Who this is, which versions it serves, how busy it is."""
 
-        async def answer(caller: str) -> Description:
+        async def answer(caller: str) -> peer_pb2.Description:
             bundle = self.bundle
-            return Description(
+            return peer_pb2.Description(
                 name=self._name,
                 partition=bundle.partition,
                 expert_version=bundle.expert_version,
@@ -125,10 +201,10 @@ class Requests:
 
         return await self._guarded(answer, context)
 
-    async def peers(self, data: bytes, context: Any) -> PeerList:
+    async def peers(self, data: bytes, context: Any) -> peer_pb2.PeerList:
         """The newest signed list this device knows."""
 
-        async def answer(caller: str) -> PeerList:
+        async def answer(caller: str) -> peer_pb2.PeerList:
             if self.peer_list is None:
                 raise RefusedError(
                     grpc.StatusCode.NOT_FOUND, "no-list", "this peer knows no list of peers"
@@ -137,7 +213,7 @@ class Requests:
 
         return await self._guarded(answer, context)
 
-    async def predict(self, data: bytes, context: Any) -> PredictReply:
+    async def predict(self, data: bytes, context: Any) -> peer_pb2.PredictReply:
         """The logits of some latents."""
         return await self._guarded(lambda caller: self._predict(data, caller), context)
 
@@ -179,14 +255,14 @@ class Requests:
         names = context.auth_context().get("x509_common_name") or [b""]
         return str(names[0], "utf-8", "replace")
 
-    async def _predict(self, data: bytes, caller: str) -> PredictReply:
+    async def _predict(self, data: bytes, caller: str) -> peer_pb2.PredictReply:
         started = time.perf_counter()
         self._metrics.received.inc(len(data))
         if self.draining:
             raise RefusedError(
                 grpc.StatusCode.UNAVAILABLE, "draining", "draining: ask another peer"
             )
-        request = parse(PredictRequest, data)
+        request = parse(peer_pb2.PredictRequest, data)
         if len(request.request_id) > MAX_ID:
             raise WireError("request-id", f"a request id of {len(request.request_id)} characters")
         served = self._version_for(request)
@@ -202,7 +278,7 @@ class Requests:
             size=len(logits.data),
             seconds=time.perf_counter() - started,
         )
-        return PredictReply(
+        return peer_pb2.PredictReply(
             request_id=request.request_id,
             expert_version=served.bundle.expert_version,
             logits=logits,
@@ -210,7 +286,7 @@ class Requests:
             compute_ms=1000 * found.compute_seconds,
         )
 
-    def _version_for(self, request: PredictRequest) -> Served:
+    def _version_for(self, request: peer_pb2.PredictRequest) -> Served:
         for served in self.served:
             if served.fits(request):
                 return served
@@ -225,7 +301,7 @@ class Requests:
 
     async def _queued(
         self, served: Served, caller: str, latents: npt.NDArray[np.float32]
-    ) -> Answer:
+    ) -> BatchResult:
         rows, busy = len(latents), grpc.StatusCode.RESOURCE_EXHAUSTED
         if self._held[caller] + rows > self._most_held:
             raise RefusedError(busy, "busy", f"busy: {caller} fills its half of the queue")

@@ -12,23 +12,26 @@ from torch import nn
 from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import BundleError, CertificateError, ConfigError
-from nmoe_flower.inference.ask.checks import check_not_negative
-from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.protocol.logs import log_event
-from nmoe_flower.inference.protocol.peer_pb2 import PeerList
-from nmoe_flower.inference.protocol.rpc import SERVICE, peer_handlers
-from nmoe_flower.inference.serve.limits import check_size, server_options
-from nmoe_flower.inference.serve.metrics import ServiceMetrics
-from nmoe_flower.inference.serve.requests import Requests
-from nmoe_flower.inference.serve.served import Served, expert_thread, load_expert
+from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, SERVICE, peer_handlers, peer_pb2
+from nmoe_flower.inference.serve.batching import Served, expert_thread, load_expert
+from nmoe_flower.inference.serve.requests import Requests, ServiceMetrics
+from nmoe_flower.inference.settings import check_not_negative
+from nmoe_flower.inference.telemetry import log_event
 
-__all__ = ["ExpertServer"]
+__all__ = [
+    "ExpertServer",
+    "check_size",
+    "server_options",
+]
 
 _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEALTH_NAMES = ("", SERVICE)
 _FAREWELL_SECONDS = 0.5  # for replies that are on their way, and health watchers
+
+_OVERHEAD_BYTES = 4096  # of a request beside its latents
 
 
 class ExpertServer:
@@ -67,7 +70,7 @@ class ExpertServer:
         max_batch: int = 256,
         max_wait_ms: float = 0.0,
         max_queue: int = 4096,
-        peer_list: PeerList | None = None,
+        peer_list: peer_pb2.PeerList | None = None,
         deny: Collection[str] = (),
         keep_seconds: float = 60.0,
         load: Callable[[Bundle], nn.Module] = load_expert,
@@ -102,12 +105,12 @@ class ExpertServer:
         self.metrics.queue.set_function(self._requests.waiting_rows)
 
     @property
-    def peer_list(self) -> PeerList | None:
+    def peer_list(self) -> peer_pb2.PeerList | None:
         """The signed list that ``Peers`` answers with; set it when there is a newer one."""
         return self._requests.peer_list
 
     @peer_list.setter
-    def peer_list(self, peer_list: PeerList | None) -> None:
+    def peer_list(self, peer_list: peer_pb2.PeerList | None) -> None:
         self._requests.peer_list = peer_list
 
     def renew(self, identity: Identity) -> None:
@@ -217,7 +220,12 @@ class ExpertServer:
         """Load beside the old version, then switch between two requests."""
         expert = await asyncio.to_thread(self._load, bundle)
         served = Served(
-            bundle, expert, self._executor, self.metrics, max_wait=self._max_wait, **self._limits
+            bundle,
+            expert,
+            self._executor,
+            max_wait=self._max_wait,
+            on_batch=self.metrics.batch,
+            **self._limits,
         )
         requests = self._requests
         requests.served = [served, *requests.served[:1]]
@@ -242,3 +250,28 @@ class ExpertServer:
             "gate": self.bundle.gate_version,
             "extractor": self.bundle.extractor_version,
         }
+
+
+def check_size(bundle: Bundle, max_batch: int) -> None:
+    """Refuse a batch that no message could carry.
+
+    Raises:
+        ConfigError: ``max_batch`` float32 latents are larger than a message may be.
+    """
+    size = max_batch * bundle.latent_dim * 4 + _OVERHEAD_BYTES
+    if size > MAX_MESSAGE_BYTES:
+        raise ConfigError(
+            f"a request of max_batch = {max_batch} latents of {bundle.latent_dim} numbers has "
+            f"{size} bytes; a message may have {MAX_MESSAGE_BYTES}"
+        )
+
+
+def server_options() -> list[tuple[str, int]]:
+    """GRPC's options of a server."""
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_concurrent_streams", 1024),  # per connection; more are cut off by gRPC
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error
+    ]

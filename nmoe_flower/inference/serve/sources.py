@@ -8,11 +8,10 @@ from pathlib import Path
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.protocol import signing
-from nmoe_flower.inference.protocol.logs import log_event
-from nmoe_flower.inference.protocol.peers import PeerList
+from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.protocol import PeerList, verify_list
 from nmoe_flower.inference.serve.service import ExpertServer
+from nmoe_flower.inference.telemetry import log_event
 
 __all__ = ["SourceWatch", "Sources"]
 
@@ -52,7 +51,7 @@ class Sources:
             return None
         peers = PeerList.load(self.peers)
         if identity is not None:
-            signing.verify(peers, identity.authority_pem, now=time.time())
+            verify_list(peers, identity.authority_pem, now=time.time())
         return peers
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference.ask.breaker import Breaker
-from nmoe_flower.inference.ask.health import Health
+from nmoe_flower.inference.ask.link import Health
 
 
 class Clock:

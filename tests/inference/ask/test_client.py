@@ -14,7 +14,7 @@ from nmoe_flower.data import normalise
 from nmoe_flower.errors import ConfigError, DataError, WireError
 from nmoe_flower.inference.ask.client import Client
 from nmoe_flower.inference.protocol.peers import PeerList
-from nmoe_flower.inference.protocol.signing import sign
+from nmoe_flower.inference.protocol.signing import sign_list
 from nmoe_flower.models import LocalExperts, NMoE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 2, 2, 1), np.uint8)
@@ -133,15 +133,15 @@ def test_with_certificates_a_newer_list_is_kept_in_the_file(
     first.write(path)
     with pytest.raises(WireError, match="not signed"):
         Client.open(folder, peers=path, **keys)
-    sign(first, forest).write(path)
-    around[1].peer_list = sign(newer, forest)
+    sign_list(first, forest).write(path)
+    around[1].peer_list = sign_list(newer, forest)
     with Client.open(folder, peers=path, deadline=20.0, **keys) as client:
         assert client.experts.refresh()
         assert client.experts.peers == around[1].peer_list
     assert PeerList.load(path) == around[1].peer_list
-    latest = sign(PeerList(newer.peers, 4, now, now + 86_400), forest)
+    latest = sign_list(PeerList(newer.peers, 4, now, now + 86_400), forest)
     with Client.open(folder, peers=path, deadline=20.0, **keys) as client:
         latest.write(path)  # by another process
-        around[1].peer_list = sign(PeerList(newer.peers, 3, now, now + 86_400), forest)
+        around[1].peer_list = sign_list(PeerList(newer.peers, 3, now, now + 86_400), forest)
         assert client.experts.refresh()
     assert PeerList.load(path) == latest

@@ -11,7 +11,7 @@ import torch
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference.ask.breaker import Breaker
-from nmoe_flower.inference.ask.channel import Packed, PeerChannel
+from nmoe_flower.inference.ask.channel import PackedQuery, PeerChannel
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.record import CallRecord
 from nmoe_flower.inference.ask.router import RemoteExperts
@@ -363,7 +363,7 @@ def test_a_loop_that_is_stuck_holds_nobody_up(neighbourhood: Make, pool: Make) -
     free = threading.Event()
 
     class Stuck(PeerChannel):
-        def pack(self, latents: Any) -> Packed:
+        def pack(self, latents: Any) -> PackedQuery:
             assert free.wait(DEADLINE)
             return super().pack(latents)
 

@@ -17,7 +17,7 @@ from nmoe_flower.errors import ConfigError, WireError
 from nmoe_flower.inference.ask.breaker import Breaker
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.signing import DIRECTORY, sign
+from nmoe_flower.inference.protocol.signing import DIRECTORY, sign_list
 
 Make = Callable[..., Any]
 
@@ -41,7 +41,7 @@ def stated(forest: Authority) -> Callable[..., PeerList]:
 
     def make(*entries: PeerEntry, serial: int = 1, **times: int) -> PeerList:
         times = {"issued_unix": NOW, "expires_unix": NOW + 86_400} | times
-        return sign(PeerList(entries, serial, **times), forest)
+        return sign_list(PeerList(entries, serial, **times), forest)
 
     return make
 
@@ -90,7 +90,7 @@ def test_a_stranger_neither_answers_nor_asks(
 ) -> None:
     stranger = create_authority(tmp_path, name="forest")  # the same name, other keys
     spy = stranger.issue(tmp_path, "cat")
-    theirs = sign(PeerList(tuple(entries(around, 1)), 1, NOW, NOW + 86_400), stranger)
+    theirs = sign_list(PeerList(tuple(entries(around, 1)), 1, NOW, NOW + 86_400), stranger)
     router = pool(theirs, identity=spy)
     assert outcome(router, 1) == "certificate"  # it does not believe the fox
     believer = replace(spy, authority_pem=around[1]._identity.authority_pem)
@@ -180,7 +180,7 @@ def test_a_newer_list_is_learnt_from_a_peer(
     router = pool(stated(*entries(around, 1, 2)), on_change=told.append)
     assert not router.refresh()  # nobody has a list
     newer = PeerList(tuple(entries(around, 1, 2, 3)), 2, NOW, NOW + 86_400)
-    around[2].peer_list = sign(newer, member(DIRECTORY))
+    around[2].peer_list = sign_list(newer, member(DIRECTORY))
     assert router.refresh()
     assert outcome(router, 3) == "answered"
     assert told == [around[2].peer_list]

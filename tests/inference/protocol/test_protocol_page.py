@@ -9,10 +9,10 @@ import pytest
 
 import nmoe_flower.inference
 from nmoe_flower.inference import Manifest, encode_tensor
-from nmoe_flower.inference.bundle.bundle import PARTS
+from nmoe_flower.inference.bundle import BUNDLE_PARTS
 from nmoe_flower.inference.protocol.peer_pb2 import PredictReply, PredictRequest, Tensor
 from nmoe_flower.inference.protocol.wire import MAX_ID, MAX_MESSAGE_BYTES, PROTOCOL
-from nmoe_flower.inference.serve.metrics import ServiceMetrics
+from nmoe_flower.inference.serve import ServiceMetrics
 
 SOURCE = Path(nmoe_flower.inference.__file__).parent
 PAGE = (Path(__file__).parents[3] / "docs/reference/protocol.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def test_reasons_are_listed() -> None:
 def test_events_are_listed() -> None:
     events = {
         event
-        for module in ("service", "sources", "logs")
+        for module in ("service", "sources", "telemetry")
         for event in texts(module, "log_event", 2)
     }
     assert {"serving", "swapped", "refused", "not-taken-up"} <= events
@@ -80,4 +80,4 @@ def test_the_example_of_a_tensor() -> None:
 def test_the_bundle_is_described() -> None:
     for name in Manifest.model_fields:
         assert f"`{name}`" in PAGE or name.endswith("_version")
-    assert all(f"`{part}.safetensors`" in PAGE for part in PARTS)
+    assert all(f"`{part}.safetensors`" in PAGE for part in BUNDLE_PARTS)

@@ -9,7 +9,13 @@ import pytest
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.errors import CertificateError, WireError
 from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.signing import DIRECTORY, canonical, newest, sign, verify
+from nmoe_flower.inference.protocol.signing import (
+    DIRECTORY,
+    canonical,
+    newest_list,
+    sign_list,
+    verify_list,
+)
 
 NOW = 1_800_000_000
 PEERS = PeerList(
@@ -32,15 +38,15 @@ def authority(folder: Path) -> Authority:
 
 
 def test_the_authority_signs(authority: Authority) -> None:
-    signed = sign(PEERS, authority)
+    signed = sign_list(PEERS, authority)
     assert signed == replace(PEERS, signature=signed.signature)
-    assert verify(signed, authority.certificate_pem, now=NOW) is signed
+    assert verify_list(signed, authority.certificate_pem, now=NOW) is signed
 
 
 def test_the_directory_signs_for_the_authority(authority: Authority, folder: Path) -> None:
     directory = authority.issue(folder, DIRECTORY, start=START)
-    signed = sign(PEERS, directory)
-    assert verify(signed, authority.certificate_pem, now=NOW) is signed
+    signed = sign_list(PEERS, directory)
+    assert verify_list(signed, authority.certificate_pem, now=NOW) is signed
 
 
 def test_a_directory_with_an_old_certificate_signs_no_more(
@@ -49,16 +55,16 @@ def test_a_directory_with_an_old_certificate_signs_no_more(
     directory = authority.issue(folder / "old", DIRECTORY, start=START, days=2)
     later = replace(PEERS, expires_unix=NOW + 10**6)
     with pytest.raises(WireError, match="not valid now"):
-        verify(sign(later, directory), authority.certificate_pem, now=NOW + 3 * 86400)
+        verify_list(sign_list(later, directory), authority.certificate_pem, now=NOW + 3 * 86400)
 
 
 def test_another_member_may_not_sign(authority: Authority, folder: Path) -> None:
     fox = authority.issue(folder, "fox", start=START)
     with pytest.raises(CertificateError, match="'fox' may not sign peer lists"):
-        sign(PEERS, fox)
+        sign_list(PEERS, fox)
     forged = replace(PEERS, signature=fox.certificate_pem + fox.sign(canonical(PEERS)))
     with pytest.raises(WireError, match="may not sign") as refused:
-        verify(forged, authority.certificate_pem, now=NOW)
+        verify_list(forged, authority.certificate_pem, now=NOW)
     assert refused.value.reason == "signature"
 
 
@@ -68,12 +74,12 @@ def test_a_directory_of_another_federation_may_not_sign(
     stranger = create_authority(tmp_path, name="forest")  # the same name, another key
     for signer in (stranger, stranger.issue(tmp_path, DIRECTORY, start=START)):
         with pytest.raises(WireError, match=r"not signed by|not of this federation"):
-            verify(sign(PEERS, signer), authority.certificate_pem, now=NOW)
+            verify_list(sign_list(PEERS, signer), authority.certificate_pem, now=NOW)
 
 
 def test_every_fact_is_signed(authority: Authority) -> None:
     """Whatever is changed after the signature, the list is refused."""
-    signed = sign(PEERS, authority)
+    signed = sign_list(PEERS, authority)
     fox, owl = signed.peers
     changed = [
         replace(signed, serial=4),
@@ -93,7 +99,7 @@ def test_every_fact_is_signed(authority: Authority) -> None:
     ]
     for peers in changed:
         with pytest.raises(WireError, match="is not signed by"):
-            verify(peers, authority.certificate_pem, now=NOW)
+            verify_list(peers, authority.certificate_pem, now=NOW)
 
 
 @pytest.mark.parametrize(
@@ -107,17 +113,17 @@ def test_every_fact_is_signed(authority: Authority) -> None:
 )
 def test_what_is_no_signature_is_refused(authority: Authority, signature: bytes) -> None:
     with pytest.raises(WireError) as refused:
-        verify(replace(PEERS, signature=signature), authority.certificate_pem, now=NOW)
+        verify_list(replace(PEERS, signature=signature), authority.certificate_pem, now=NOW)
     assert refused.value.reason == "signature"
 
 
 def test_a_cut_signature_is_refused(authority: Authority, folder: Path) -> None:
     directory = authority.issue(folder / "cut", DIRECTORY, start=START)
-    for signed in (sign(PEERS, authority), sign(PEERS, directory)):
+    for signed in (sign_list(PEERS, authority), sign_list(PEERS, directory)):
         for end in (1, len(signed.signature) // 2, len(signed.signature) - 1):
             cut = replace(signed, signature=signed.signature[:end])
             with pytest.raises(WireError):
-                verify(cut, authority.certificate_pem, now=NOW)
+                verify_list(cut, authority.certificate_pem, now=NOW)
 
 
 @pytest.mark.parametrize(
@@ -125,22 +131,22 @@ def test_a_cut_signature_is_refused(authority: Authority, folder: Path) -> None:
     [(PEERS.expires_unix, "has expired"), (PEERS.issued_unix - 301, "from the future")],
 )
 def test_a_list_has_its_time(authority: Authority, now: int, text: str) -> None:
-    signed = sign(PEERS, authority)
+    signed = sign_list(PEERS, authority)
     with pytest.raises(WireError, match=text) as refused:
-        verify(signed, authority.certificate_pem, now=now)
+        verify_list(signed, authority.certificate_pem, now=now)
     assert refused.value.reason == "expired"
 
 
 @pytest.mark.parametrize("now", [PEERS.expires_unix - 1, PEERS.issued_unix - 299])
 def test_clocks_may_differ_a_little(authority: Authority, now: int) -> None:
-    assert verify(sign(PEERS, authority), authority.certificate_pem, now=now)
+    assert verify_list(sign_list(PEERS, authority), authority.certificate_pem, now=now)
 
 
 def test_the_higher_serial_holds() -> None:
     newer = replace(PEERS, serial=4)
-    assert newest(PEERS, newer) is newer
-    assert newest(PEERS, replace(PEERS, signature=b"by another signer")) is PEERS
+    assert newest_list(PEERS, newer) is newer
+    assert newest_list(PEERS, replace(PEERS, signature=b"by another signer")) is PEERS
     for old in (replace(PEERS, serial=2), replace(PEERS, peers=())):
         with pytest.raises(WireError, match="not newer than the known 3") as refused:
-            newest(PEERS, old)
+            newest_list(PEERS, old)
         assert refused.value.reason == "replayed"

@@ -1,50 +1,37 @@
-"""A small federation: bundles, certificates, and a real server on loopback."""
+"""A small federation: certificates, and a real server on loopback."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import numpy as np
 import pytest
-import torch
 
 from nmoe_flower.certificates import Authority, Identity, create_authority
-from nmoe_flower.config import Config
-from nmoe_flower.inference import Bundle, ExpertServer, PeerStub
-from nmoe_flower.models import Expert, Gate
-
-LATENT_DIM, CLASSES, CLIENTS = 4, 3, 2
-CONFIG = Config.parse(
-    {"extractor.backbone": "linear", "expert.hidden": (8,), "data.num-clients": CLIENTS}
-)
+from nmoe_flower.inference import Bundle, ExpertServer
+from nmoe_flower.inference.protocol import SERVICE, peer_pb2
 
 
-def state(module: torch.nn.Module) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+class PeerStub:
+    """Calls the methods of a peer over a channel, of ``grpc`` or of ``grpc.aio``."""
+
+    def __init__(self, channel: Any) -> None:
+        def method(name: str, request: Any, reply: Any) -> Any:
+            return channel.unary_unary(
+                f"/{SERVICE}/{name}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=reply.FromString,
+            )
+
+        self.channel = channel
+        self.Describe = method("Describe", peer_pb2.DescribeRequest, peer_pb2.Description)
+        self.Predict = method("Predict", peer_pb2.PredictRequest, peer_pb2.PredictReply)
+        self.Peers = method("Peers", peer_pb2.PeersRequest, peer_pb2.PeerList)
 
 
 @pytest.fixture
-def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
-    """Write the bundle of a client; ``seed`` decides the expert's weights."""
-
-    def make(folder: str = "bundle", *, seed: int = 0, partition: int = 0) -> Bundle:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            expert = Expert(LATENT_DIM, CLASSES, hidden=(8,))
-        return Bundle.write(
-            tmp_path / folder,
-            partition=partition,
-            config=CONFIG,
-            classes=["a", "b", "c"],
-            image_shape=(1, 2, 2),
-            extractor={},
-            gate=state(Gate(LATENT_DIM, CLIENTS)),
-            expert=state(expert),
-        )
-
-    return make
+def peer_stub() -> type[PeerStub]:
+    return PeerStub
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +61,7 @@ async def connected(
     else:
         channel = grpc.aio.secure_channel(address, credentials, options=options)
     async with channel:
-        stub = PeerStub(channel)
-        stub.channel = channel  # type: ignore[attr-defined]
-        yield stub
+        yield PeerStub(channel)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
@@ -8,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.inference.serve.batching import Answer, Batcher
+from nmoe_flower.inference.serve import batching
+from nmoe_flower.inference.serve.batching import Batcher, BatchResult
 
 
 class Worker(Executor):
@@ -56,7 +60,7 @@ def make(worker: Executor, **options: Any) -> Batcher:
     return Batcher(options.pop("compute", negate), worker, **settings | options)
 
 
-def logits(answer: "asyncio.Future[Answer] | None") -> list[float]:
+def logits(answer: "asyncio.Future[BatchResult] | None") -> list[float]:
     assert answer is not None
     return answer.result().logits[:, 0].tolist()
 
@@ -83,7 +87,7 @@ def test_a_lone_small_request_is_computed_by_the_loop_itself() -> None:
         await turns()
         assert logits(alone) == [-1, -2]
         assert batches == [2]
-        await batcher.drained()
+        assert batcher.waiting_rows == 0
         together = [batcher.submit(rows(3)), batcher.submit(rows(4))]
         await turns()
         assert worker.sizes == [2]  # two are the worker's
@@ -95,7 +99,7 @@ def test_a_lone_small_request_is_computed_by_the_loop_itself() -> None:
         assert [logits(answer) for answer in (*together, behind)] == [[-3], [-4], [-5]]
         assert worker.sizes == [2]
         assert batches == [2, 2, 1]
-        await batcher.drained()
+        assert batcher.waiting_rows == 0
 
     asyncio.run(scenario())
 
@@ -110,7 +114,7 @@ def test_an_error_of_the_loops_own_pass_reaches_who_asked() -> None:
         assert answer is not None
         await turns()
         assert isinstance(answer.exception(), ValueError)
-        await batcher.drained()
+        assert batcher.waiting_rows == 0
 
     asyncio.run(scenario())
 
@@ -172,7 +176,6 @@ def test_what_was_withdrawn_is_not_computed() -> None:
         await turns()
         assert worker.sizes == [1, 2]
         assert batcher.waiting_rows == 0
-        await batcher.drained()
 
     asyncio.run(scenario())
 
@@ -235,7 +238,7 @@ def test_company_that_does_not_come_is_not_waited_for() -> None:
             answer = batcher.submit(rows(1))
             assert answer is not None
             assert (await asyncio.wait_for(answer, 10)).logits.tolist() == [[-1]]
-            await asyncio.wait_for(batcher.drained(), 10)
+            assert batcher.waiting_rows == 0
 
     asyncio.run(scenario())
 
@@ -276,3 +279,50 @@ def test_everyone_gets_its_own_rows_whatever_the_order(sizes: list[int], random:
         assert all(size <= 4 or size in sizes for size in worker.sizes)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("base", "per_row", "most", "expected"),
+    [
+        (60e-6, 3e-6, 256, 128),  # 128 rows take 0.44 ms, 256 take 0.83: more than 0.5
+        (60e-6, 3e-6, 64, 64),
+        (60e-6, 3e-6, 100, 64),  # a power of two
+        (50e-6, 460e-6, 256, 0),  # one row alone is too long
+        (5e-6, 45e-6, 256, 8),  # 8 rows take 0.365 ms, 16 take 0.725
+    ],
+)
+def test_inline_rows_follow_from_what_passes_take(
+    base: float, per_row: float, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        batching, "_seconds", lambda _compute, latents: base + per_row * len(latents)
+    )
+    assert batching.inline_rows(lambda latents: latents, columns=3, most=most) == expected
+
+
+COUNT = """
+import os, torch
+from nmoe_flower.inference.serve.batching import expert_thread
+from nmoe_flower.models import Expert
+torch.set_num_threads(1)
+expert = Expert(64, 10)
+
+def threads_after_a_pass():
+    with torch.inference_mode():
+        expert(torch.zeros(1, 64))
+    return len(os.listdir("/proc/self/task"))
+
+before = threads_after_a_pass()
+print(expert_thread().submit(threads_after_a_pass).result() - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.cpu_count() == 1, reason="counts threads of several cores"
+)
+def test_the_experts_thread_starts_no_others() -> None:
+    """MKL would start one per core for it, which spin, whatever torch was told elsewhere."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", COUNT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "1\n"  # the executor's own

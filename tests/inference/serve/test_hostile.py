@@ -259,7 +259,7 @@ def test_text_of_a_peer_cannot_forge_a_log_line(
             assert await code_of(stub.Predict(bad)) is Code.FAILED_PRECONDITION
 
     asyncio.run(scenario())
-    from nmoe_flower.inference.protocol.logs import JsonFormatter
+    from nmoe_flower.inference.telemetry import JsonFormatter
 
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert all("\n" not in line for line in lines)

@@ -17,7 +17,7 @@ import pytest
 
 from nmoe_flower import cli
 from nmoe_flower.certificates import Authority, Identity
-from nmoe_flower.inference import Bundle, PeerStub, encode_tensor
+from nmoe_flower.inference import Bundle, encode_tensor
 from nmoe_flower.inference.protocol.peer_pb2 import DescribeRequest, PredictRequest
 from nmoe_flower.installation import install_hint
 
@@ -59,6 +59,7 @@ def test_a_peer_from_start_to_end(
     authority: Authority,
     identities: dict[str, Identity],
     tmp_path: Path,
+    peer_stub: Callable[[grpc.Channel], Any],
 ) -> None:
     bundle = make_bundle()
     authority.issue(tmp_path, "server")
@@ -76,7 +77,7 @@ def test_a_peer_from_start_to_end(
         identities["asker"].channel_credentials(),
         options=[("grpc.ssl_target_name_override", "server")],
     ) as channel:
-        stub = PeerStub(channel)
+        stub = peer_stub(channel)
         request = PredictRequest(
             extractor_version=bundle.extractor_version,
             latents=encode_tensor(np.ones((2, 4))),

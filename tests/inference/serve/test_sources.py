@@ -13,7 +13,7 @@ from nmoe_flower.errors import WireError
 from nmoe_flower.inference import Bundle, ExpertServer, Sources, SourceWatch
 from nmoe_flower.inference.protocol.peer_pb2 import PeersRequest
 from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.inference.protocol.signing import sign
+from nmoe_flower.inference.protocol.signing import sign_list
 
 MakeBundle = Callable[..., Bundle]
 Serving = Callable[..., Any]
@@ -30,7 +30,7 @@ def sources(tmp_path: Path, make_bundle: MakeBundle, authority: Authority) -> So
     """Bundle, keys and a signed list of a device named ``server``."""
     authority.issue(tmp_path, "server")
     (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
-    sign(listed(1), authority).write(tmp_path / "peers.json")
+    sign_list(listed(1), authority).write(tmp_path / "peers.json")
     keys = tmp_path / "server.pem", tmp_path / "server.key", tmp_path / "ca.pem"
     return Sources(make_bundle().folder, keys, tmp_path / "peers.json")
 
@@ -58,7 +58,7 @@ def test_what_has_changed_is_taken_up(
             await watch.look()
             assert server.bundle.expert_version == new.expert_version
             assert sources.peers is not None
-            sign(listed(2), authority).write(sources.peers)
+            sign_list(listed(2), authority).write(sources.peers)
             await watch.look()
             assert (await stub.Peers(PeersRequest())).serial == 2
             assert sources.keys is not None
@@ -119,7 +119,7 @@ def test_a_list_must_be_signed_and_in_date_when_there_is_an_authority(
     with pytest.raises(WireError, match="not signed by the authority"):
         sources.load_peers(identity)
     assert sources.load_peers(None) is not None  # a first try, without certificates
-    sign(listed(1, seconds_left=-1), authority).write(sources.peers)
+    sign_list(listed(1, seconds_left=-1), authority).write(sources.peers)
     with pytest.raises(WireError, match="has expired"):
         sources.load_peers(identity)
 

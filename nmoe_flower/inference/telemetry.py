@@ -1,4 +1,7 @@
-"""Logs for machines: one JSON object per line; a flood of the same event is told once."""
+"""What a device tells those who watch it: logs of one JSON object per line, times in buckets.
+
+A flood of the same event is told once.
+"""
 
 import json
 import logging
@@ -7,7 +10,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["JsonFormatter", "RefusalLog", "log_event"]
+__all__ = ["SECONDS", "JsonFormatter", "RefusalLog", "log_event"]
+
+# The buckets of every histogram of times: those of who asks and of who answers can be compared.
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 _MOST_KEYS = 1024
 

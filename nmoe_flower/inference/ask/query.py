@@ -5,31 +5,54 @@ The router tells a `Call` what came back, the call says what to ask next. A row 
 - where at least one of its chosen experts answers, the silent ones are left out, and the mixture
   spreads their weight over the others, which are the next-best experts by the gate's own ranking;
 - where none does, or too slowly, the next-best expert is asked, and at last the local one answers.
+
+Who is asked for which rows is decided by plain functions of ids, scores and health.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from nmoe_flower.inference.ask.plan import (
-    Bools,
-    Cells,
-    Floats,
-    Ints,
-    group_by_expert,
-    next_best,
-    split,
-)
-
-__all__ = ["SILENT", "Call", "Outcome", "Request", "Why"]
+__all__ = [
+    "SILENT",
+    "Bools",
+    "Call",
+    "Cells",
+    "ExpertRequest",
+    "Floats",
+    "Ints",
+    "Outcome",
+    "Why",
+    "group_by_expert",
+    "next_best",
+    "prefer_healthy",
+    "split_rows",
+]
 
 SILENT = -1
 
 Why = Literal["chosen", "next-best", "hedge"]
 
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
-class Request(NamedTuple):
+
+class Cells(NamedTuple):
+    """Places in a batch of choices [B, K].
+
+    Attributes:
+        rows: [n], in 0..B-1.
+        slots: [n], in 0..K-1.
+    """
+
+    rows: Ints
+    slots: Ints
+
+
+class ExpertRequest(NamedTuple):
     """Rows for one expert in one message.
 
     Attributes:
@@ -117,7 +140,7 @@ class Call:
         """Whether nothing that is still on its way is needed."""
         return bool(self._settled().all())
 
-    def begin(self) -> list[Request]:
+    def begin(self) -> list[ExpertRequest]:
         """The first requests."""
         ids = np.where(self._keep[:, None], self._own, self.expert_ids)
         groups = group_by_expert(ids, skip={self._own})
@@ -131,7 +154,7 @@ class Call:
             np.put_along_axis(self._tried, self.expert_ids, True, axis=1)
         return requests + self._follow(self._forsaken(), "next-best")
 
-    def answered(self, request: Request, logits: Floats) -> None:
+    def answered(self, request: ExpertRequest, logits: Floats) -> None:
         """Take the logits [n, C] of a request."""
         self._arrived(request)
         if request.why == "chosen":
@@ -142,14 +165,14 @@ class Call:
             self._spare[request.rows] = logits
             self._spare_by[request.rows] = request.expert
 
-    def failed(self, request: Request) -> list[Request]:
+    def failed(self, request: ExpertRequest) -> list[ExpertRequest]:
         """Give up a request: what is to be asked instead."""
         self._arrived(request)
         again = np.zeros_like(self._sure)
         again[request.rows] = True
         return self._follow(self._forsaken() & again, "next-best")
 
-    def hedge(self) -> list[Request]:
+    def hedge(self) -> list[ExpertRequest]:
         """What to ask besides, because rows have waited long and have no answer at all."""
         return self._follow(~self._settled() & ~self._sure & (self._spare_waiting == 0), "hedge")
 
@@ -182,11 +205,11 @@ class Call:
         idle = (self._waiting == 0) & (self._spare_waiting == 0)
         return np.asarray(idle & ~self._sure & (self._spare_by == SILENT))
 
-    def _arrived(self, request: Request) -> None:
+    def _arrived(self, request: ExpertRequest) -> None:
         waiting = self._waiting if request.why == "chosen" else self._spare_waiting
         np.subtract.at(waiting, request.rows, 1)
 
-    def _follow(self, wanted: Bools, why: Why) -> list[Request]:
+    def _follow(self, wanted: Bools, why: Why) -> list[ExpertRequest]:
         """Ask the next-best experts for the wanted rows, as far as there are any."""
         rows = np.flatnonzero(wanted & (self._left > 0))
         if self._scores is None or not len(rows):
@@ -201,9 +224,94 @@ class Call:
         groups = group_by_expert(chosen[:, None])
         return self._requests({e: Cells(rows[c.rows], c.slots) for e, c in groups.items()}, why)
 
-    def _requests(self, groups: dict[int, Cells], why: Why) -> list[Request]:
+    def _requests(self, groups: dict[int, Cells], why: Why) -> list[ExpertRequest]:
         return [
-            Request(expert, part.rows, part.slots, why)
+            ExpertRequest(expert, part.rows, part.slots, why)
             for expert, cells in groups.items()
-            for part in split(cells, self._max_rows)
+            for part in split_rows(cells, self._max_rows)
         ]
+
+
+def group_by_expert(expert_ids: Ints, *, skip: Collection[int] = ()) -> dict[int, Cells]:
+    """Where each expert of expert_ids [B, K] is chosen, without the experts in ``skip``.
+
+    >>> groups = group_by_expert(np.array([[2, 0], [2, 1]]), skip={1})
+    >>> {expert: cells.rows.tolist() for expert, cells in groups.items()}
+    {0: [0], 2: [0, 1]}
+    """
+    groups = {}
+    for expert in np.unique(expert_ids).tolist():
+        if expert not in skip:
+            rows, slots = np.nonzero(expert_ids == expert)
+            groups[expert] = Cells(rows.astype(np.int64), slots.astype(np.int64))
+    return groups
+
+
+def split_rows(cells: Cells, max_rows: int) -> Iterator[Cells]:
+    """Cut into parts of at most ``max_rows`` rows: more do not fit into one request."""
+    for start in range(0, len(cells.rows), max_rows):
+        part = slice(start, start + max_rows)
+        yield Cells(cells.rows[part], cells.slots[part])
+
+
+def next_best(scores: Floats, tried: Bools, available: Bools, *, own: int) -> Ints:
+    """The best expert of each row that was not tried and is available; ``own`` always is.
+
+    So a row whose own expert scores higher than every other one left stays at home.
+
+    Args:
+        scores: Of the gate, [B, E].
+        tried: Who was asked for this row already, [B, E].
+        available: Who may be asked, [E].
+        own: This device's expert.
+
+    Returns:
+        Expert ids [B].
+
+    >>> scores = np.array([[9.0, 5.0, 3.0], [9.0, 1.0, 3.0]], np.float32)
+    >>> tried = np.array([[True, False, False]] * 2)
+    >>> next_best(scores, tried, np.array([True, True, True]), own=2).tolist()
+    [1, 2]
+    """
+    left = ~tried & available
+    left[:, own] = True
+    return np.asarray(np.where(left, _comparable(scores), -np.inf).argmax(axis=1), np.int64)
+
+
+def prefer_healthy(
+    expert_ids: Ints, scores: Floats, penalty: npt.ArrayLike, *, margin: float
+) -> Ints:
+    """Replace experts by healthier ones that score almost as high.
+
+    An expert loses up to ``margin`` of its score: ``margin`` times its penalty. Each chosen expert
+    gives way to the one that then scores highest, if that is not chosen in its row already. So
+    nobody takes over whose score is lower by ``margin`` or more.
+
+    Args:
+        expert_ids: The gate's choice, [B, K].
+        scores: Of the gate, [B, E]; a difference of ``margin`` is a factor e^margin of probability.
+        penalty: How unwell each expert is, [E], 0..1.
+        margin: 0 or more.
+
+    Returns:
+        Expert ids [B, K].
+
+    >>> scores = np.array([[2.0, 1.9, 0.0], [2.0, 1.0, 0.0]], np.float32)
+    >>> prefer_healthy(np.array([[0], [0]]), scores, [1.0, 0.0, 0.0], margin=0.5).tolist()
+    [[1], [0]]
+    """
+    ids, rows = expert_ids.copy(), np.arange(len(expert_ids))
+    adjusted = _comparable(scores) - margin * np.asarray(penalty, np.float64)
+    taken = np.zeros(adjusted.shape, dtype=bool)
+    np.put_along_axis(taken, ids, True, axis=1)
+    for slot in range(ids.shape[1]):
+        best = np.where(taken, -np.inf, adjusted).argmax(axis=1)
+        gives_way = ~taken[rows, best] & (adjusted[rows, best] > adjusted[rows, ids[:, slot]])
+        ids[:, slot] = np.where(gives_way, best, ids[:, slot])
+        taken[rows, ids[:, slot]] = True
+    return ids
+
+
+def _comparable(scores: Floats) -> npt.NDArray[np.float64]:
+    """Scores as float64 with NaN below every number: argmax would take NaN for the highest."""
+    return np.nan_to_num(scores.astype(np.float64), nan=-np.finfo(np.float64).max)

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from nmoe_flower.inference.protocol.logs import JsonFormatter, RefusalLog, log_event
+from nmoe_flower.inference.telemetry import JsonFormatter, RefusalLog, log_event
 
 LOGGER = logging.getLogger("test-logs")
 
