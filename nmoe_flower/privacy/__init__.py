@@ -11,9 +11,10 @@ from nmoe_flower.privacy.accountant import (
     refresh_interval,
     releases_within,
 )
-from nmoe_flower.privacy.audit import Audit, Finding, audit_releases, membership_auc
+from nmoe_flower.privacy.audit import Audit, AuditFinding, audit_releases, membership_auc
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, delta_of, epsilon_of, mu_of
 from nmoe_flower.privacy.mechanism import (
+    Adjacency,
     ClippedCorrelation,
     GaussianMechanism,
     check_noise,
@@ -37,10 +38,11 @@ from nmoe_flower.privacy.steps import (
 __all__ = [
     "MAX_DIM",
     "Accountant",
+    "Adjacency",
     "Audit",
+    "AuditFinding",
     "Budget",
     "ClippedCorrelation",
-    "Finding",
     "GaussianMechanism",
     "WeightsCost",
     "audit_releases",

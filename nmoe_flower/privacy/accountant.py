@@ -1,4 +1,4 @@
-"""What releases cost together, and the accountant that refuses the next one when a budget is spent.
+"""What releases cost together, in numbers and words, and an accountant that refuses the next one.
 
 Costs are those of ``GaussianMechanism``: unit sample, its adjacency, no amplification. Against the
 server that is exact: it knows who took part, so client i pays for each of its own releases and
@@ -17,7 +17,6 @@ from nmoe_flower.errors import BudgetError, ConfigError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, epsilon_of, mu_of
 from nmoe_flower.privacy.mechanism import Adjacency, check_noise
-from nmoe_flower.privacy.statement import state_in_words
 from nmoe_flower.privacy.steps import WeightsCost
 
 __all__ = [
@@ -32,6 +31,10 @@ __all__ = [
 Method = Literal["exact", "rdp", "prv"]
 Spending = Iterable[tuple[float, int]]
 
+_ADJACENCY: dict[Adjacency, str] = {
+    "replace-one": "replace one sample, the number of samples is public",
+    "add-remove": "add or remove one sample, divisors are public constants",
+}
 _MOST_RELEASES = 1 << 53
 _ROUND_UP = 1 + 1e-12  # the T-th release of a noise fitted to T must not fail by rounding
 
@@ -211,7 +214,7 @@ class Accountant:
 
     def statement(self, *, delta: float, adjacency: Adjacency = "replace-one") -> str:
         """Say in words what has been spent and what that covers."""
-        return state_in_words(self, delta=delta, adjacency=adjacency)
+        return _in_words(self, delta, adjacency)
 
     def state(self) -> dict[str, Any]:
         """Everything spent, ready for JSON."""
@@ -246,6 +249,67 @@ class Accountant:
                 check_noise(noise)
                 _at_least_one("a count of releases", count)
         self._spent, self.weights, self.exposed = loaded, weights, exposed
+
+
+def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str:
+    """Costs, unit, adjacency, what is covered and what is not."""
+    parts = []
+    released = accountant.most_releases
+    if released or not accountant.weights:
+        parts.append(
+            f"Correlation matrices: epsilon {accountant.worst(delta=delta):.4g} at delta {delta:g} "
+            f"for the client that spent most (releases per client: at most {released})."
+        )
+    if accountant.weights:
+        parts.append(_weights_in_words(accountant, delta))
+    parts.append(
+        f"Unit: one sample with all its views, not one user. Adjacency: {_ADJACENCY[adjacency]}."
+    )
+    if accountant.weights:
+        parts.append(_together_in_words(accountant, delta, adjacency))
+    else:
+        parts.append(
+            "Covered: each released matrix, given the weights it was computed at. Not covered: the "
+            "weights, which leave without noise. The run as a whole is therefore not "
+            "differentially private. Sample counts and metrics are not covered either."
+        )
+    return " ".join(parts)
+
+
+def _weights_in_words(accountant: Accountant, delta: float) -> str:
+    costs = accountant.weights.values()
+    return (
+        f"Weights: DP-SGD with epsilon {max(cost.epsilon for cost in costs):.4g} at delta "
+        f"{delta:g} for one sample added or removed, Poisson sampling; for one sample replaced "
+        f"{max(cost.replaced for cost in costs):.4g} at delta {delta:g} (steps per client: at most "
+        f"{max(cost.steps for cost in costs)})."
+    )
+
+
+def _together_in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str:
+    epsilon, total_delta = accountant.together(delta=delta, adjacency=adjacency)
+    if accountant.most_releases:
+        how = "Both together, by basic composition"
+        if adjacency == "replace-one":
+            how += " (to replace is to remove and to add: the weights are charged for both)"
+    else:
+        how = "In this adjacency"
+    cost = f"{how}: epsilon {epsilon:.4g} at delta {total_delta:g}."
+    if accountant.exposed:
+        leaks = ", ".join(accountant.exposed)
+        covered = (
+            f"Covered: the weights, given what else left. Not covered, as they leave without "
+            f"noise: {leaks}. The training is therefore not private end to end."
+        )
+    else:
+        covered = (
+            "Covered: all that leaves a client while this model is trained, end to end, but its "
+            "number of samples, which is taken as public."
+        )
+    return (
+        f"{cost} {covered} Not covered: what is sent after this training (heads, experts, gates, "
+        "prototypes, class counts, test results)."
+    )
 
 
 def _total_mu(history: Spending) -> float:

@@ -19,13 +19,13 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.privacy.gdp import check_delta, epsilon_of
 from nmoe_flower.privacy.mechanism import Adjacency, check_noise, sensitivity
 
-__all__ = ["Audit", "Finding", "audit_releases", "membership_auc"]
+__all__ = ["Audit", "AuditFinding", "audit_releases", "membership_auc"]
 
 Release = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """Lower bounds from one pair of neighbouring data sets.
 
     Attributes:
@@ -48,7 +48,7 @@ class Audit:
     claimed_mu: float
     delta: float
     confidence: float
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
     @property
     def epsilon(self) -> float:
@@ -179,7 +179,7 @@ def _sample(release: Release, data: np.ndarray, trials: int) -> np.ndarray:
 
 def _attack(
     pair: str, first: np.ndarray, second: np.ndarray, *, delta: float, alpha: float
-) -> Finding:
+) -> AuditFinding:
     """Learn a test on one half of the releases [T, D*D], bound its errors on the other."""
     half = len(first) // 2
     weights = _direction(first[:half], second[:half])
@@ -193,7 +193,7 @@ def _attack(
         false_positives = _upper(int((null > threshold).sum()), total, alpha / 4)
         misses = _upper(int((other <= threshold).sum()), total, alpha / 4)
         bounds.append(goal(false_positives, 1 - misses))
-    return Finding(pair=pair, mu=bounds[0], epsilon=bounds[1])
+    return AuditFinding(pair=pair, mu=bounds[0], epsilon=bounds[1])
 
 
 def _direction(first: np.ndarray, second: np.ndarray) -> np.ndarray:

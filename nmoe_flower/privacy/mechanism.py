@@ -24,9 +24,17 @@ from nmoe_flower.privacy.packing import packed_size, smat, svec
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-__all__ = ["ClippedCorrelation", "GaussianMechanism", "check_noise", "secure_normal", "sensitivity"]
+__all__ = [
+    "Adjacency",
+    "ClippedCorrelation",
+    "GaussianMechanism",
+    "check_noise",
+    "secure_normal",
+    "sensitivity",
+]
 
 Adjacency = Literal["replace-one", "add-remove"]
+"""What two neighbouring data sets differ in: one sample replaced, or one more."""
 
 
 def sensitivity(clip: float, num_examples: int, *, adjacency: Adjacency = "replace-one") -> float:
