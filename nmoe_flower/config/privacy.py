@@ -1,12 +1,14 @@
-"""What is private, and how much of it is spent."""
+"""What is private, how much of it is spent, and what DP-SGD cannot be combined with."""
 
 from typing import Literal
 
 from pydantic import Field
 
+from nmoe_flower.config.extractor import ExtractorConfig
+from nmoe_flower.config.fedsc import ContrastConfig
 from nmoe_flower.config.section import Section
 
-__all__ = ["PrivacyConfig"]
+__all__ = ["PrivacyConfig", "weights_refusal"]
 
 
 class PrivacyConfig(Section):
@@ -31,3 +33,45 @@ class PrivacyConfig(Section):
     weights_noise: float = Field(
         0.0, ge=0, description="over weights-clip; 0: the least with which all rounds are paid for"
     )
+
+
+def weights_refusal(extractor: ExtractorConfig, contrast: ContrastConfig) -> str | None:
+    """Why these settings cannot be trained with DP-SGD, and what to set; None if they can.
+
+    Refused is all that lets one sample touch the gradient of another.
+    """
+    if extractor.norm == "batch":
+        return (
+            "needs gradients of single samples, and extractor.norm = batch mixes the samples of a "
+            "batch: use group-ws, group or frozen"
+        )
+    if extractor.max_grad_norm > 0:
+        return (
+            "clips the gradient of every sample (privacy.weights-clip): extractor.max-grad-norm "
+            f"must be 0, got {extractor.max_grad_norm:g}"
+        )
+    if extractor.logit_adjustment > 0:
+        return (
+            "must not see the client's class frequencies, which are of all its samples: "
+            f"extractor.logit-adjustment must be 0, got {extractor.logit_adjustment:g}"
+        )
+    if extractor.method != "fedsc":
+        return None
+    if contrast.projector_norm == "batch":
+        return (
+            "needs gradients of single samples, and contrast.projector-norm = batch mixes the "
+            "samples of a batch: use layer or none"
+        )
+    if contrast.source == "batches":
+        return (
+            "needs matrices of a pass over all own images, not of DP-SGD's batches: set "
+            "contrast.source = pass or auto, got batches"
+        )
+    if contrast.share != "samples":
+        return (
+            "uses the mean matrix of all clients as it is: contrast.share must be samples, got "
+            f"{contrast.share}"
+        )
+    if contrast.running > 0:
+        return f"has no own matrix of a batch: contrast.running must be 0, got {contrast.running:g}"
+    return None

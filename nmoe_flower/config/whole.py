@@ -13,8 +13,7 @@ from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.fedsc import ContrastConfig
 from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
-from nmoe_flower.config.privacy import PrivacyConfig
-from nmoe_flower.config.private_weights import refusal
+from nmoe_flower.config.privacy import PrivacyConfig, weights_refusal
 from nmoe_flower.config.reading import explain, kind_of, literal, merge
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section
@@ -141,7 +140,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _weights_can_be_private(self) -> Self:
-        if self.privacy.weights and (reason := refusal(self.extractor, self.contrast)):
+        if self.privacy.weights and (reason := weights_refusal(self.extractor, self.contrast)):
             raise ValueError(f"privacy.weights {reason}")
         return self
 

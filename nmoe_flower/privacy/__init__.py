@@ -12,6 +12,11 @@ from nmoe_flower.privacy.accountant import (
     releases_within,
 )
 from nmoe_flower.privacy.audit import Audit, AuditFinding, audit_releases, membership_auc
+from nmoe_flower.privacy.dp_sgd import (
+    WeightsCost,
+    noise_multiplier_for_steps,
+    steps_epsilon,
+)
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, delta_of, epsilon_of, mu_of
 from nmoe_flower.privacy.mechanism import (
     Adjacency,
@@ -28,11 +33,6 @@ from nmoe_flower.privacy.spectrum import (
     noise_edge,
     shrink_spectrum,
     symmetrise,
-)
-from nmoe_flower.privacy.steps import (
-    WeightsCost,
-    noise_multiplier_for_steps,
-    steps_epsilon,
 )
 
 __all__ = [

@@ -15,9 +15,9 @@ import numpy as np
 
 from nmoe_flower.errors import BudgetError, ConfigError
 from nmoe_flower.installation import install_hint
+from nmoe_flower.privacy.dp_sgd import WeightsCost
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, epsilon_of, mu_of
 from nmoe_flower.privacy.mechanism import Adjacency, check_noise
-from nmoe_flower.privacy.steps import WeightsCost
 
 __all__ = [
     "Accountant",
