@@ -308,7 +308,7 @@ def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> Non
     if not (config.privacy.enabled or config.privacy.weights):
         return
     from nmoe_flower.clients.fedce import local_steps
-    from nmoe_flower.clients.private.private_steps import plan_of
+    from nmoe_flower.clients.private import plan_of
 
     order = sorted(range(len(clients)), key=lambda client: len(clients[client].train))
     for client in {order[0], order[-1]}:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of, keep_head, load_classifier, predict
-from nmoe_flower.clients.private.private_steps import private_train
+from nmoe_flower.clients.private import private_train
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import Classifier

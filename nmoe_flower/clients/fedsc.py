@@ -11,8 +11,7 @@ from nmoe_flower import records, representation
 from nmoe_flower.clients.device import Device, Versions, device_of, predict
 from nmoe_flower.clients.fedce import local_steps
 from nmoe_flower.clients.plugin import Contrast
-from nmoe_flower.clients.private.ledger import Ledger
-from nmoe_flower.clients.private.private_steps import private_train, report
+from nmoe_flower.clients.private import Ledger, private_train, report
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.losses import sample_spectral, unit_ball

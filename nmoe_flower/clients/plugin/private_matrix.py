@@ -15,10 +15,16 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from nmoe_flower import records
-from nmoe_flower.clients.private.ledger import Ledger
+from nmoe_flower.clients.private import Ledger
 from nmoe_flower.errors import BudgetError, ConfigError
-from nmoe_flower.privacy import Budget, GaussianMechanism, noise_multiplier_for, smat, svec
-from nmoe_flower.privacy.mechanism import Adjacency
+from nmoe_flower.privacy import (
+    Adjacency,
+    Budget,
+    GaussianMechanism,
+    noise_multiplier_for,
+    smat,
+    svec,
+)
 from nmoe_flower.records import (
     CORRELATION,
     NOISE_MULTIPLIER,

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nmoe_flower.clients.private import private_fit as subject
+from nmoe_flower.clients.private import Sampler, StepPlan, private_fit
+from nmoe_flower.clients.private import dp_sgd as subject
 from nmoe_flower.clients.private.grad_samples import SampleGradients
-from nmoe_flower.clients.private.private_fit import Plan, Sampler, private_fit
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.losses import sample_spectral, unit_ball
 from nmoe_flower.models import Classifier, Contrastive, Expert, Projector, build_extractor
@@ -149,7 +149,7 @@ def step(network, images, labels, chosen, *, noise_multiplier=1e-9, momentum=0.0
         lambda part: (images[part], labels[part]),
         lambda batch: F.cross_entropy(network(batch[0]), batch[1], reduction="none"),
         optimizer=optimizer,
-        plan=Plan(len(chosen), BATCH, 0.5, CLIP, noise_multiplier),
+        plan=StepPlan(len(chosen), BATCH, 0.5, CLIP, noise_multiplier),
         noise=None if secure else torch.Generator().manual_seed(1),
     )
     assert taken == len(chosen)
