@@ -14,7 +14,6 @@ from nmoe_flower.errors import CheckpointError, ConfigError, ReplyError
 from nmoe_flower.privacy import WeightsCost
 from nmoe_flower.records import StepKey
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
-from nmoe_flower.strategies.dp_sgd import StepReports
 from nmoe_flower.strategies.limits import number
 from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer, stepped
 from nmoe_flower.strategies.replies import Usable
