@@ -16,24 +16,41 @@ if TYPE_CHECKING:
 __all__ = [
     "ANSWERS",
     "ARRAYS",
+    "CENTRALIZED",
     "CONFIG",
     "CORRELATION",
     "EXPERT",
+    "GATE",
     "HEAD",
     "KEPT_ROUNDS",
     "LATENTS",
+    "LEARNING_RATE",
+    "LOSS",
     "METRICS",
     "NOISE_MULTIPLIER",
     "NOISE_STD",
     "NUM_EXAMPLES",
+    "NUM_PARTITIONS",
     "PARTITION_ID",
+    "POOLED",
     "PROTOTYPE",
+    "PROTOTYPES",
     "SERVER_ROUND",
     "SPLITS",
+    "STATISTICS",
+    "TESTS",
     "Action",
+    "ControlKey",
     "CorrelationKey",
+    "ExpertKey",
     "FeedbackKey",
+    "HoldingKey",
+    "MixtureKey",
+    "PooledKey",
+    "Score",
+    "StatisticsKey",
     "StepKey",
+    "WatchKey",
     "array_bytes",
     "config_of",
     "decode",
@@ -50,22 +67,42 @@ __all__ = [
     "to_numpy",
 ]
 
-ANSWERS = "answers"
-ARRAYS = "arrays"
-CONFIG = "config"
-METRICS = "metrics"
-CORRELATION = "correlation"
-EXPERT = "expert"
-HEAD = "head"
-LATENTS = "latents"
-NOISE_MULTIPLIER = "noise-multiplier"
-NOISE_STD = "noise-std"
-NUM_EXAMPLES = "num-examples"
-PARTITION_ID = "partition-id"
-PROTOTYPE = "prototype"
-SERVER_ROUND = "server-round"
-SPLITS = ("holdout", "local", "iid")  # of a client's images, in latents and answers
+# Every message: its records.
+ARRAYS = "arrays"  # the weights that are trained, both ways
+CONFIG = "config"  # settings down, plain answers up
+METRICS = "metrics"  # up: what was measured
+
+# Every node, by its config and in its answer to who it is.
+PARTITION_ID = "partition-id"  # 0..N-1: which client it is
+NUM_PARTITIONS = "num-partitions"  # N: how many clients there are
+
+# Every round, down.
+SERVER_ROUND = "server-round"  # 1, 2, ...
+LEARNING_RATE = "learning-rate"  # of the clients' own steps, above 0
 KEPT_ROUNDS = "kept-rounds"  # a resumed run may go on after any of these
+
+# Every reply, up.
+NUM_EXAMPLES = "num-examples"  # samples behind it, which weigh it
+LOSS = "loss"  # mean over the steps taken
+
+# Further records of a message, and the groups of those names that a client keeps.
+ANSWERS = "answers"  # both ways: what experts say to latents, by split
+CENTRALIZED = "centralized"  # up: what the central mixture says to the test images; see ControlKey
+CORRELATION = "correlation"  # both ways: see CorrelationKey
+EXPERT = "expert"  # up: an expert's weights; down: everybody's, as <partition>/<name>
+GATE = "gate"  # up: the initial gate; down, in front of a name: gate/<method>/<name>
+HEAD = "head"  # up: the initial head; down, in front of a name: head/<name>
+LATENTS = "latents"  # both ways: latents of images, by split
+POOLED = "pooled"  # both ways: everybody's hold-out; see PooledKey
+PROTOTYPE = "prototype"  # up: a client's mean latent
+PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
+STATISTICS = "statistics"  # up: see StatisticsKey
+SPLITS = ("holdout", "local", "iid")  # of a client's images, in latents and answers
+TESTS = ("local", "iid")  # skewed like the client's own images, and not
+
+# What is said of a private matrix, up.
+NOISE_MULTIPLIER = "noise-multiplier"  # deviation of the noise over the sensitivity
+NOISE_STD = "noise-std"  # deviation of the noise in each entry of the matrix
 
 
 class Action(StrEnum):
@@ -107,6 +144,78 @@ class _Key(StrEnum):
 
     def __repr__(self) -> str:
         return repr(self.value)
+
+
+class HoldingKey(_Key):
+    """What a client tells of its data, up: counts in the metrics, the rest in the config."""
+
+    TRAIN_COUNTS = "train-counts"  # training images of each class, [C]
+    TEST_COUNTS = "test-counts"  # test images of each class, skewed likewise, [C]
+    CLASSES = "classes"  # names of the classes, in the order of the labels
+    FINGERPRINT = "fingerprint"  # a digest of the data
+
+
+class ExpertKey(_Key):
+    """Arrays of stage 2 in their records."""
+
+    MEAN = "mean"  # up, in PROTOTYPE: the mean latent of a client, [D]
+    LATENTS = "latents"  # down, in LATENTS: everybody's latents, [N, D]
+    LOGITS = "logits"  # up, in ANSWERS: what one expert says to them, [N, C]
+
+
+class PooledKey(_Key):
+    """Arrays of POOLED, both ways: N rows of one client, then of all."""
+
+    LATENTS = "latents"  # [N, D]
+    ANSWERS = "answers"  # logits of every expert, [N, E, C]
+    LABELS = "labels"  # [N]
+
+
+class ControlKey(_Key):
+    """How controls are trained and what comes of it."""
+
+    CONTROLS = "controls"  # down: names; a list for training, joined by commas for the evaluation
+    STEPS = "steps"  # down: of training, at least 1
+    PROBABILITIES = "probabilities"  # up, in CENTRALIZED: [N, C]
+    EXPERT_IDS = "expert-ids"  # up, in CENTRALIZED: who was asked, [N, K]
+
+
+class Score(_Key):
+    """What a test measures, up: after or before the names of gate and test."""
+
+    ACCURACY = "accuracy"  # fraction
+    BALANCED_ACCURACY = "balanced-accuracy"  # fraction
+    MACRO_F1 = "macro-f1"  # fraction
+    AUC = "auc"  # fraction; missing where all labels are one class
+    LOCAL_RATIO = "local-ratio"  # fraction of the samples that stay at home
+    BYTES_PER_SAMPLE = "bytes-per-sample"  # on the network, both ways
+    ROUTING = "routing"  # fractions of the samples that go to each expert, [E]
+
+
+class WatchKey(_Key):
+    """What a client sees in FedSC's features, up."""
+
+    ALIGNMENT = "alignment"  # mean squared distance of two views, 0..4
+    UNIFORMITY = "uniformity"  # log of a mean potential, at most 0
+    KNN_ACCURACY = "knn-accuracy"  # fraction
+    PROBE_ACCURACY = "probe-accuracy"  # fraction
+
+
+class MixtureKey(_Key):
+    """What is said of a federated mixture beside its arrays."""
+
+    EXPERTS = "experts"  # down: names of the assigned experts, in the order of their ids
+    LOADS = "loads"  # down: samples each expert was sent so far, by the gates' shares, [E]
+    FINAL = "final"  # down: training is over, measure everything
+    EXPERT_PARAMETERS = "expert-parameters"  # up: how many numbers an expert has
+
+
+class StatisticsKey(_Key):
+    """Sums of a gate's inputs, in STATISTICS, and how they are asked for."""
+
+    WANT_MOMENT = "want-moment"  # down: send the moment too
+    SUMS = "sums"  # up: of [latent, 1] and the count, per held expert, [k, D + 2]
+    MOMENT = "moment"  # up: upper triangle of the sum of outer products, [(D + 1)(D + 2) / 2]
 
 
 class CorrelationKey(_Key):

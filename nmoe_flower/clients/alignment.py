@@ -14,12 +14,20 @@ from nmoe_flower.clients.plugin import Trained, answer_assigned
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance_global
 from nmoe_flower.models.alignment import assigned_loss, mixed
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, FeedbackKey
+from nmoe_flower.records import (
+    ARRAYS,
+    NUM_EXAMPLES,
+    SERVER_ROUND,
+    STATISTICS,
+    TESTS,
+    FeedbackKey,
+    MixtureKey,
+    Score,
+    StatisticsKey,
+)
 from nmoe_flower.training import batch_indices, fit, generator
 
 __all__ = ["initial", "keep_given", "probe", "test", "train"]
-
-TESTS = ("local", "iid")
 
 
 def initial(message: Message, context: Context) -> Message:
@@ -32,7 +40,7 @@ def initial(message: Message, context: Context) -> Message:
     arrays = {n: t for n, t in fresh.state_dict().items() if n in client.travelling()}
     return records.reply(
         message,
-        metrics={NUM_EXAMPLES: len(device.train_labels), "expert-parameters": expert},
+        metrics={NUM_EXAMPLES: len(device.train_labels), MixtureKey.EXPERT_PARAMETERS: expert},
         arrays={ARRAYS: records.pack(arrays)},
     )
 
@@ -52,14 +60,15 @@ def train(message: Message, context: Context) -> Message:
     own_gate = client.device.config.alignment.gate == "local"
     if own_gate:
         client.load_gate(before=server_round)
-    loads = torch.tensor([float(share) for share in told.get("loads", ())])
+    loads = torch.tensor([float(share) for share in told.get(MixtureKey.LOADS, ())])
     answer = answer_assigned(
         message, client.network, lambda _: _train(client, held, server_round, loads)
     )
     if own_gate:
         client.save_gate(server_round, told.get(records.KEPT_ROUNDS, ()))
     if client.device.config.alignment.gate == "closed-form":
-        answer.content["statistics"] = _statistics(client, held, bool(told["want-moment"]))
+        wanted = bool(told[StatisticsKey.WANT_MOMENT])
+        answer.content[STATISTICS] = _statistics(client, held, wanted)
         answer.content[ARRAYS] = _without_gate(answer.content.array_records[ARRAYS])
     return answer
 
@@ -152,10 +161,10 @@ def _statistics(client: MixtureClient, held: Sequence[int], want_moment: bool) -
         gate = client.network.gate(latents)[:, list(held)].log_softmax(dim=1)
         parts = (gate + fits).softmax(dim=1)
     sums = torch.cat([parts.T @ inputs, parts.sum(dim=0)[:, None]], dim=1)
-    arrays = {"sums": sums}
+    arrays: dict[str, Tensor] = {StatisticsKey.SUMS: sums}
     if want_moment:
         upper = torch.triu_indices(inputs.shape[1], inputs.shape[1])
-        arrays["moment"] = (inputs.T @ inputs)[upper[0], upper[1]]
+        arrays[StatisticsKey.MOMENT] = (inputs.T @ inputs)[upper[0], upper[1]]
     return records.pack(arrays)
 
 
@@ -198,13 +207,13 @@ def test(message: Message, context: Context) -> Message:
             top_k=device.config.alignment.top_k,
         )
         probs = probabilities.cpu().numpy()
-        found[f"accuracy-{name}"] = metrics.accuracy(probs, labels)
-        if told.get("final"):
-            found[f"balanced-accuracy-{name}"] = metrics.balanced_accuracy(probs, labels)
-            found[f"macro-f1-{name}"] = metrics.macro_f1(probs, labels)
+        found[f"{Score.ACCURACY}-{name}"] = metrics.accuracy(probs, labels)
+        if told.get(MixtureKey.FINAL):
+            found[f"{Score.BALANCED_ACCURACY}-{name}"] = metrics.balanced_accuracy(probs, labels)
+            found[f"{Score.MACRO_F1}-{name}"] = metrics.macro_f1(probs, labels)
             ids = np.asarray(held)[asked.cpu().numpy()]
             counts = np.bincount(ids.ravel(), minlength=len(network.experts))
-            found[f"routing-{name}"] = [float(share) for share in counts / ids.size]
+            found[f"{Score.ROUTING}-{name}"] = [float(share) for share in counts / ids.size]
     return records.reply(message, metrics=found)
 
 

@@ -14,7 +14,7 @@ from nmoe_flower.clients.fedce import train_classifier
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance
 from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts
-from nmoe_flower.records import NUM_EXAMPLES
+from nmoe_flower.records import CENTRALIZED, NUM_EXAMPLES, ControlKey
 from nmoe_flower.schedules import schedule
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import autocast, batch_indices, fit, generator
@@ -30,15 +30,15 @@ def train(message: Message, context: Context) -> Message:
     """Train controls from scratch: this client's own classifier, the central mixture, or both."""
     device = device_of(context)
     settings = records.config_of(message)
-    steps = int(settings["steps"])
+    steps = int(settings[ControlKey.STEPS])
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
     arrays = {}
-    if "centralized" in settings["controls"]:
+    if CENTRALIZED in settings[ControlKey.CONTROLS]:
         probabilities, expert_ids, metrics["centralized-loss"] = _centralized(device, steps)
-        arrays["centralized"] = records.from_numpy(
-            {"probabilities": probabilities, "expert-ids": expert_ids}
+        arrays[CENTRALIZED] = records.from_numpy(
+            {ControlKey.PROBABILITIES: probabilities, ControlKey.EXPERT_IDS: expert_ids}
         )
-    if LOCAL_CLASSIFIER in settings["controls"]:
+    if LOCAL_CLASSIFIER in settings[ControlKey.CONTROLS]:
         metrics["local-loss"] = _local_classifier(device, steps)
     return records.reply(message, metrics=metrics, arrays=arrays)
 

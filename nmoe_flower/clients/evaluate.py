@@ -25,12 +25,24 @@ from nmoe_flower.models import (
     own_gate,
 )
 from nmoe_flower.own_code import is_own
-from nmoe_flower.records import ANSWERS, ARRAYS, LATENTS, NUM_EXAMPLES
+from nmoe_flower.records import (
+    ANSWERS,
+    ARRAYS,
+    CENTRALIZED,
+    EXPERT,
+    GATE,
+    HEAD,
+    LATENTS,
+    NUM_EXAMPLES,
+    PROTOTYPES,
+    TESTS,
+    ControlKey,
+    Score,
+)
 from nmoe_flower.training import generator
 
-__all__ = ["TESTS", "route"]
+__all__ = ["route"]
 
-TESTS = ("local", "iid")
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -56,7 +68,7 @@ def route(message: Message, context: Context) -> Message:
     device = device_of(context)
     received = records.to_numpy(message.content.array_records[ARRAYS])
     device.keep_gates(received)
-    controls = str(records.config_of(message).get("controls", "")).split(",")
+    controls = str(records.config_of(message).get(ControlKey.CONTROLS, "")).split(",")
     results: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
     for test in TESTS:
         labels = device.store.load(LATENTS)[f"{test}-labels"]
@@ -70,7 +82,7 @@ def route(message: Message, context: Context) -> Message:
                 }
             if answered.expert_ids is not None:
                 row = _routing_row(device, answered.expert_ids)
-                results[f"{answered.method}/{test}/routing"] = row
+                results[f"{answered.method}/{test}/{Score.ROUTING}"] = row
     return records.reply(message, metrics=results)
 
 
@@ -105,7 +117,7 @@ def _router(device: Device, method: str, received: Arrays) -> Router:
     if method == "local":
         return LocalGate(device.partition)
     if method == "prototype":
-        means = torch.from_numpy(np.array(received["prototypes"]))
+        means = torch.from_numpy(np.array(received[PROTOTYPES]))
         return PrototypeGate(means, top_k=settings.top_k)
     if is_own(method):
         return own_gate(
@@ -115,7 +127,7 @@ def _router(device: Device, method: str, received: Arrays) -> Router:
             latent_dim=device.store.load(LATENTS)["train"].shape[1],
             top_k=settings.top_k,
         )
-    state = records.part_of(received, f"gate/{method}/")
+    state = records.part_of(received, f"{GATE}/{method}/")
     if not state:
         raise ReplyError(f"the weights of the gate {method!r} did not come with the message")
     latent_dim = device.store.load(LATENTS)["train"].shape[1]
@@ -136,7 +148,7 @@ def _oracle(device: Device, answers: Tensor, test: str) -> Answered:
 
 def _own_expert(device: Device, latents: Tensor) -> Answered:
     expert = device.expert(latents.shape[1]).cpu().eval()
-    records.load_into(expert.state_dict(), device.store.load("expert"))
+    records.load_into(expert.state_dict(), device.store.load(EXPERT))
     with torch.inference_mode():
         probabilities = expert(latents).softmax(dim=1)
     return Answered("local", probabilities, np.full((len(latents), 1), device.partition))
@@ -145,19 +157,19 @@ def _own_expert(device: Device, latents: Tensor) -> Answered:
 def _controls(
     device: Device, received: Arrays, controls: list[str], test: str, latents: Tensor
 ) -> Iterator[Answered]:
-    if head := records.part_of(received, "head/"):
+    if head := records.part_of(received, f"{HEAD}/"):
         classifier = device.head(latents.shape[1]).eval()
         records.load_into(classifier.state_dict(), head)
         with torch.inference_mode():
             yield Answered("control:fedavg", classifier(latents).softmax(dim=1), None)
-    if "local-classifier" in controls:
+    if LOCAL_CLASSIFIER in controls:
         kept = device.store.load(LOCAL_CLASSIFIER)[test]
         probabilities = torch.from_numpy(np.array(kept))
         yield Answered("control:local-classifier", probabilities, None, balanced=False)
-    if "centralized/probabilities" in received:
+    if central := records.part_of(received, f"{CENTRALIZED}/"):
         chosen = getattr(device.indices, f"test_{test}")
-        probabilities = torch.from_numpy(received["centralized/probabilities"][chosen])
-        ids = received["centralized/expert-ids"][chosen]
+        probabilities = torch.from_numpy(central[ControlKey.PROBABILITIES][chosen])
+        ids = central[ControlKey.EXPERT_IDS][chosen]
         yield Answered("control:centralized", probabilities, ids)
 
 
@@ -177,13 +189,13 @@ def _with_prior(device: Device, answered: Answered) -> Iterator[tuple[str, Tenso
 
 def _scores(probabilities: Tensor, labels: np.ndarray) -> dict[str, float]:
     probs = probabilities.numpy()
-    scores = {
-        "accuracy": metrics.accuracy(probs, labels),
-        "balanced-accuracy": metrics.balanced_accuracy(probs, labels),
-        "macro-f1": metrics.macro_f1(probs, labels),
+    scores: dict[str, float] = {
+        Score.ACCURACY: metrics.accuracy(probs, labels),
+        Score.BALANCED_ACCURACY: metrics.balanced_accuracy(probs, labels),
+        Score.MACRO_F1: metrics.macro_f1(probs, labels),
     }
     if len(np.unique(labels)) > 1:  # one class alone has no ranking
-        scores["auc"] = metrics.auc(probs, labels)
+        scores[Score.AUC] = metrics.auc(probs, labels)
     return scores
 
 
@@ -192,8 +204,8 @@ def _routed(device: Device, expert_ids: np.ndarray | None) -> dict[str, float]:
     if expert_ids is None:
         return {}
     return {
-        "local-ratio": _routing_row(device, expert_ids)[device.partition],
-        "bytes-per-sample": metrics.bytes_per_sample(
+        Score.LOCAL_RATIO: _routing_row(device, expert_ids)[device.partition],
+        Score.BYTES_PER_SAMPLE: metrics.bytes_per_sample(
             expert_ids,
             np.full(len(expert_ids), device.partition),
             latent_dim=device.store.load(LATENTS)["train"].shape[1],

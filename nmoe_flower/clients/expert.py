@@ -11,13 +11,21 @@ from torch.nn import functional as F
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of, latents_of, received_classifier
 from nmoe_flower.models import Classifier, Expert
-from nmoe_flower.records import ANSWERS, EXPERT, LATENTS, NUM_EXAMPLES, PROTOTYPE, SPLITS
+from nmoe_flower.records import (
+    ANSWERS,
+    EXPERT,
+    LATENTS,
+    LOSS,
+    NUM_EXAMPLES,
+    PROTOTYPE,
+    SPLITS,
+    ExpertKey,
+)
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import batch_indices, fit
 
-__all__ = ["EXPERT_GROUP", "answer", "answers", "train"]
+__all__ = ["answer", "answers", "train"]
 
-EXPERT_GROUP = "expert"
 OUT_OF_FOLD = "out-of-fold"
 
 
@@ -32,9 +40,9 @@ def train(message: Message, context: Context) -> Message:
     latents = latents_of(device, network.extractor)
     expert, loss = _train_expert(device, network, latents, latents["kept"])
     state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
-    device.store.save(EXPERT_GROUP, state, sync=device.serves)
+    device.store.save(EXPERT, state, sync=device.serves)
     if device.config.gate.folds:
-        device.store.save(OUT_OF_FOLD, {"logits": _out_of_fold(device, network, latents)})
+        device.store.save(OUT_OF_FOLD, {ExpertKey.LOGITS: _out_of_fold(device, network, latents)})
     device.keep_extractor(received)
     arrays: dict[str, ArrayRecord] = {}
     config = device.config
@@ -43,23 +51,23 @@ def train(message: Message, context: Context) -> Message:
     elif config.expert.sharing == "latents":
         arrays[LATENTS] = records.from_numpy({name: latents[name] for name in SPLITS})
     if "prototype" in config.gate.methods:
-        arrays[PROTOTYPE] = records.from_numpy({"mean": latents["train"].mean(axis=0)})
+        arrays[PROTOTYPE] = records.from_numpy({ExpertKey.MEAN: latents["train"].mean(axis=0)})
     return records.reply(
-        message, metrics={NUM_EXAMPLES: len(device.train_labels), "loss": loss}, arrays=arrays
+        message, metrics={NUM_EXAMPLES: len(device.train_labels), LOSS: loss}, arrays=arrays
     )
 
 
 def answer(message: Message, context: Context) -> Message:
     """Answer latents [N, D] of any client with this client's expert: logits [N, C]."""
     device = device_of(context)
-    latents = records.to_numpy(message.content.array_records[LATENTS])["latents"]
+    latents = records.to_numpy(message.content.array_records[LATENTS])[ExpertKey.LATENTS]
     expert = device.expert(latents.shape[1])
-    records.load_into(expert.state_dict(), device.store.load(EXPERT_GROUP))
+    records.load_into(expert.state_dict(), device.store.load(EXPERT))
     logits = _run(device, expert, latents)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(latents)},
-        arrays={ANSWERS: records.from_numpy({"logits": logits})},
+        arrays={ANSWERS: records.from_numpy({ExpertKey.LOGITS: logits})},
     )
 
 
@@ -78,7 +86,7 @@ def answers(message: Message, context: Context) -> Message:
         kept = {name: np.stack([one[name] for one in logits], axis=1) for name in SPLITS}
     kept = {name: np.array(value) for name, value in kept.items()}
     if device.config.gate.folds:
-        kept["holdout"][:, device.partition] = device.store.load(OUT_OF_FOLD)["logits"]
+        kept["holdout"][:, device.partition] = device.store.load(OUT_OF_FOLD)[ExpertKey.LOGITS]
     device.store.save(ANSWERS, kept)
     return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 

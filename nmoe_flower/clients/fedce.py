@@ -14,7 +14,7 @@ from nmoe_flower.clients.private import private_train
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import Classifier
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.records import ARRAYS, LEARNING_RATE, LOSS, NUM_EXAMPLES, SERVER_ROUND, Score
 from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
 
 __all__ = [
@@ -56,7 +56,7 @@ def train(message: Message, context: Context) -> Message:
     averaged = extractor.momentum_at == "averaged"
     optimizer = sgd(
         network,
-        learning_rate=float(settings["learning-rate"]),
+        learning_rate=float(settings[LEARNING_RATE]),
         momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
         weight_decay=0.0 if extractor.steps_with_adamw else extractor.weight_decay,
     )
@@ -68,7 +68,7 @@ def train(message: Message, context: Context) -> Message:
     else:
         first = (server_round - 1) * steps
         result = train_classifier(device, network, optimizer, first=first, steps=steps)
-        metrics = {"loss": result.loss}
+        metrics = {LOSS: result.loss}
     if not device.config.extractor.shares_head:
         keep_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
     packed = records.pack(network.parts(with_head=device.config.extractor.shares_head))
@@ -92,7 +92,7 @@ def test(message: Message, context: Context) -> Message:
     for name, indices in (("iid", device.indices.test_iid), ("local", device.indices.test_local)):
         logits = predict(device, network, device.data.test.images, indices)
         hits = logits.argmax(dim=1).numpy() == device.data.test.labels[indices]
-        metrics[f"accuracy-{name}"] = float(hits.mean())
+        metrics[f"{Score.ACCURACY}-{name}"] = float(hits.mean())
     return records.reply(message, metrics=metrics)
 
 

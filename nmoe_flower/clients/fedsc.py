@@ -21,11 +21,14 @@ from nmoe_flower.records import (
     ARRAYS,
     CORRELATION,
     KEPT_ROUNDS,
+    LEARNING_RATE,
+    LOSS,
     NOISE_MULTIPLIER,
     NOISE_STD,
     NUM_EXAMPLES,
     SERVER_ROUND,
     CorrelationKey,
+    WatchKey,
 )
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast, batch_indices, fit, generator, sgd
@@ -67,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
     sent, metrics = _release(device, network, side, message) if side.wanted else (None, {})
     optimizer = sgd(
         network,
-        learning_rate=float(records.config_of(message)["learning-rate"]),
+        learning_rate=float(records.config_of(message)[LEARNING_RATE]),
         momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
         weight_decay=0.0 if extractor.steps_with_adamw else extractor.weight_decay,
     )
@@ -82,7 +85,7 @@ def train(message: Message, context: Context) -> Message:
             max_grad_norm=extractor.max_grad_norm,
             bf16=device.bf16,
         )
-        metrics["loss"] = result.loss
+        metrics[LOSS] = result.loss
     if side.wanted and sent is None and not device.config.makes_passes:
         matrix = side.matrix()
         sent = None if matrix is None else side.keep(matrix)
@@ -179,7 +182,7 @@ def _release(
     about = {NOISE_MULTIPLIER: mechanism.noise_multiplier, NOISE_STD: mechanism.noise_std}
     before = side.memory.load(side.server_round)
     if before is not None:
-        return records.from_numpy({"packed": before["released"]}), about
+        return records.from_numpy({CorrelationKey.PACKED: before["released"]}), about
     ledger = Ledger(device.store.folder, device.partition, Budget(privacy.epsilon, privacy.delta))
     if ledger.is_new and Versions(device.store, CORRELATION).rounds():
         raise CheckpointError(
@@ -254,8 +257,8 @@ def _without_labels(device: Device, network: Contrastive, server_round: int) -> 
         features = network(torch.cat(views).to(device.torch_device)).float().cpu().numpy()
     first, second = np.split(features, 2)
     return {
-        "alignment": representation.alignment(first, second),
-        "uniformity": representation.uniformity(first),
+        WatchKey.ALIGNMENT: representation.alignment(first, second),
+        WatchKey.UNIFORMITY: representation.uniformity(first),
     }
 
 
@@ -274,6 +277,6 @@ def _probes(device: Device, network: Contrastive) -> dict[str, float]:
     unseen = predict(device, network.extractor, data.test.images, test).numpy()
     known, truth = data.train.labels[train], data.test.labels[test]
     return {
-        "knn-accuracy": representation.knn_accuracy(latents, known, unseen, truth),
-        "probe-accuracy": representation.probe_accuracy(latents, known, unseen, truth),
+        WatchKey.KNN_ACCURACY: representation.knn_accuracy(latents, known, unseen, truth),
+        WatchKey.PROBE_ACCURACY: representation.probe_accuracy(latents, known, unseen, truth),
     }

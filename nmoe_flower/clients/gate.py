@@ -12,12 +12,21 @@ from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.losses import load_balance, objective_of, pseudo_client_targets
 from nmoe_flower.models import Gate
-from nmoe_flower.records import ANSWERS, ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.records import (
+    ANSWERS,
+    ARRAYS,
+    LATENTS,
+    LEARNING_RATE,
+    LOSS,
+    NUM_EXAMPLES,
+    POOLED,
+    SERVER_ROUND,
+    PooledKey,
+)
 from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
 
 __all__ = ["pool", "train", "train_pooled", "train_rolling"]
 
-POOLED = "pooled"
 Loss = Callable[[Tensor], Tensor]  # indices of a batch -> scalar
 
 
@@ -60,14 +69,14 @@ def pool(message: Message, context: Context) -> Message:
     """Hand over hold-out latents, answers and labels: for the global upper bound only."""
     device = device_of(context)
     latents, answers = device.store.load(LATENTS), device.store.load(ANSWERS)
-    pooled = {
-        "latents": latents["holdout"],
-        "answers": answers["holdout"],
-        "labels": latents["holdout-labels"],
+    pooled: dict[str, np.ndarray] = {
+        PooledKey.LATENTS: latents["holdout"],
+        PooledKey.ANSWERS: answers["holdout"],
+        PooledKey.LABELS: latents["holdout-labels"],
     }
     return records.reply(
         message,
-        metrics={NUM_EXAMPLES: len(pooled["labels"])},
+        metrics={NUM_EXAMPLES: len(pooled[PooledKey.LABELS])},
         arrays={POOLED: records.from_numpy(pooled)},
     )
 
@@ -77,20 +86,20 @@ def train_pooled(message: Message, context: Context) -> Message:
     device = device_of(context)
     pooled = records.to_numpy(message.content.array_records[POOLED])
     settings = device.config.gate
-    gate = _received(device, message, pooled["latents"].shape[1])
-    rows = (pooled["latents"], pooled["answers"], pooled["labels"])
+    gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1])
+    rows = (pooled[PooledKey.LATENTS], pooled[PooledKey.ANSWERS], pooled[PooledKey.LABELS])
     objective = _objective(device, gate, rows, message)
     result = _fit(
         device,
         gate,
         objective,
-        len(pooled["labels"]),
+        len(pooled[PooledKey.LABELS]),
         message,
         steps=settings.rounds * settings.local_steps,
         batch_size=settings.batch_size * device.num_clients,
         optimizer=_own_optimizer(device, gate, message),
     )
-    return _reply(message, gate, len(pooled["labels"]), result)
+    return _reply(message, gate, len(pooled[PooledKey.LABELS]), result)
 
 
 def _round(message: Message) -> int:
@@ -98,7 +107,7 @@ def _round(message: Message) -> int:
 
 
 def _rate(message: Message) -> float:
-    return float(records.config_of(message)["learning-rate"])
+    return float(records.config_of(message)[LEARNING_RATE])
 
 
 def _own_optimizer(device: Device, gate: Gate, message: Message) -> torch.optim.Optimizer:
@@ -122,7 +131,7 @@ def _received(device: Device, message: Message, latent_dim: int) -> Gate:
 def _reply(message: Message, gate: Gate, size: int, result: FitResult) -> Message:
     return records.reply(
         message,
-        metrics={NUM_EXAMPLES: size, "loss": result.loss},
+        metrics={NUM_EXAMPLES: size, LOSS: result.loss},
         arrays={ARRAYS: records.pack(gate.state_dict())},
     )
 

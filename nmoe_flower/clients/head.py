@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import device_of, latents_of, received_classifier
-from nmoe_flower.records import ARRAYS, LATENTS, NUM_EXAMPLES, SERVER_ROUND
+from nmoe_flower.records import ARRAYS, LATENTS, LEARNING_RATE, LOSS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import batch_indices, fit, sgd
 
 __all__ = ["cache_latents", "train"]
@@ -41,10 +41,10 @@ def train(message: Message, context: Context) -> Message:
         head,
         [(inputs, truth)],
         lambda batch: F.cross_entropy(head(batch[0]), batch[1]),
-        optimizer=sgd(head, learning_rate=float(settings["learning-rate"])),
+        optimizer=sgd(head, learning_rate=float(settings[LEARNING_RATE])),
     )
     return records.reply(
         message,
-        metrics={NUM_EXAMPLES: len(labels), "loss": result.loss},
+        metrics={NUM_EXAMPLES: len(labels), LOSS: result.loss},
         arrays={ARRAYS: records.pack(head.state_dict())},
     )

@@ -6,18 +6,18 @@ from nmoe_flower import records
 from nmoe_flower.clients import fedce, fedsc
 from nmoe_flower.clients.device import device_of
 from nmoe_flower.data import label_counts
-from nmoe_flower.records import ARRAYS, HEAD, NUM_EXAMPLES
+from nmoe_flower.records import ARRAYS, GATE, HEAD, NUM_EXAMPLES, PARTITION_ID, HoldingKey
 
 __all__ = ["tell_holdings", "tell_initial", "tell_partition"]
 
 
 def tell_partition(message: Message, context: Context) -> Message:
     """Tell the partition id, whatever Flower calls the node this time; opens no data."""
-    partition = int(str(context.node_config.get("partition-id", context.node_id)))
+    partition = int(str(context.node_config.get(PARTITION_ID, context.node_id)))
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: 0},
-        config={records.PARTITION_ID: partition},
+        config={PARTITION_ID: partition},
     )
 
 
@@ -31,10 +31,13 @@ def tell_holdings(message: Message, context: Context) -> Message:
         message,
         metrics={
             NUM_EXAMPLES: len(indices.train),
-            "train-counts": [int(count) for count in train],
-            "test-counts": [int(count) for count in tests],
+            HoldingKey.TRAIN_COUNTS: [int(count) for count in train],
+            HoldingKey.TEST_COUNTS: [int(count) for count in tests],
         },
-        config={"classes": list(data.class_names), "fingerprint": data.fingerprint},
+        config={
+            HoldingKey.CLASSES: list(data.class_names),
+            HoldingKey.FINGERPRINT: data.fingerprint,
+        },
     )
 
 
@@ -50,6 +53,6 @@ def tell_initial(message: Message, context: Context) -> Message:
         arrays={
             ARRAYS: records.from_numpy(half.initial(device)),
             HEAD: records.pack(network.head.state_dict()),
-            "gate": records.pack(gate.state_dict()),
+            GATE: records.pack(gate.state_dict()),
         },
     )

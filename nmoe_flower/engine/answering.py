@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from nmoe_flower.engine.flower import ErrorCode
 from nmoe_flower.engine.signals import StopSignal
 from nmoe_flower.errors import EngineError
+from nmoe_flower.records import NUM_PARTITIONS, PARTITION_ID
 
 __all__ = ["Nodes", "answer", "describe", "load_client_app", "refusal"]
 
@@ -32,7 +33,7 @@ class Nodes:
 
     def context(self, node_id: int, state: RecordDict) -> Context:
         """What the ClientApp of this node is given besides the message."""
-        config = {"partition-id": node_id - 1, "num-partitions": self.num_nodes, **self.node_config}
+        config = {PARTITION_ID: node_id - 1, NUM_PARTITIONS: self.num_nodes, **self.node_config}
         return Context(self.run_id, node_id, config, state, dict(self.run_config))
 
 
@@ -76,7 +77,7 @@ def answer(
     except stops:
         raise
     except BaseException as error:
-        _log.exception("partition %s failed", context.node_config.get("partition-id"))
+        _log.exception("partition %s failed", context.node_config.get(PARTITION_ID))
         return refusal(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe(error))
     if not isinstance(reply, Message):
         kind = type(reply).__name__

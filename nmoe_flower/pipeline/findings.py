@@ -8,11 +8,17 @@ import numpy as np
 
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, mean_noise_std, noise_edge, sensitivity
+from nmoe_flower.records import WatchKey
 from nmoe_flower.representation import effective_rank, find_collapse
 
 __all__ = ["privacy", "representation"]
 
-_PROBES = ("probe-accuracy", "knn-accuracy", "alignment", "uniformity")
+_PROBES = (
+    WatchKey.PROBE_ACCURACY,
+    WatchKey.KNN_ACCURACY,
+    WatchKey.ALIGNMENT,
+    WatchKey.UNIFORMITY,
+)
 
 
 def privacy(run: Run) -> dict[str, Any] | None:

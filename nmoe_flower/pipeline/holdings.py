@@ -14,7 +14,7 @@ from nmoe_flower.data.changes import what_changed
 from nmoe_flower.errors import CheckpointError, RoundError
 from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action
+from nmoe_flower.records import CONFIG, NUM_EXAMPLES, Action, HoldingKey
 
 __all__ = ["Holding", "check_unchanged", "holdings", "train_counts"]
 
@@ -91,10 +91,10 @@ def _read(content: RecordDict) -> Holding:
     metrics, config = records.metrics_of(content), content.config_records[CONFIG]
     return Holding(
         examples=int(metrics[NUM_EXAMPLES]),
-        train=[int(count) for count in metrics["train-counts"]],
-        test=[int(count) for count in metrics["test-counts"]],
-        classes=[str(name) for name in cast(list[str], config["classes"])],
-        fingerprint=str(config["fingerprint"]),
+        train=[int(count) for count in metrics[HoldingKey.TRAIN_COUNTS]],
+        test=[int(count) for count in metrics[HoldingKey.TEST_COUNTS]],
+        classes=[str(name) for name in cast(list[str], config[HoldingKey.CLASSES])],
+        fingerprint=str(config[HoldingKey.FINGERPRINT]),
     )
 
 

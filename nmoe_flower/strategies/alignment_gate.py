@@ -10,12 +10,11 @@ from flwr.app import ArrayRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.alignment import ClosedFormGate
 from nmoe_flower.errors import ReplyError
+from nmoe_flower.records import STATISTICS, StatisticsKey
 from nmoe_flower.strategies.optimizers import ServerOptimizer, stepped
 
 __all__ = ["AveragedGate", "GateSharing", "StatisticsGate", "TravellingGate", "UnsharedGate"]
 
-STATISTICS = "statistics"
-WANTED = "want-moment"
 Arrays = Mapping[str, np.ndarray]
 Held = Sequence[int] | npt.NDArray[np.int64]
 
@@ -194,7 +193,7 @@ class StatisticsGate(GateSharing):
 
     def question(self, client: int) -> dict[str, Any]:
         """Ask for the second moment once."""
-        return {WANTED: client not in self.solver.known}
+        return {StatisticsKey.WANT_MOMENT: client not in self.solver.known}
 
     def expected(self, sent: Arrays) -> Arrays:
         """The gate does not come back."""
@@ -208,7 +207,7 @@ class StatisticsGate(GateSharing):
             raise ReplyError(f"the ArrayRecord {STATISTICS!r} is missing")
         arrays, experts = records.to_numpy(record), np.flatnonzero(held)
         records.require_finite(arrays)
-        sums, packed = arrays.get("sums"), arrays.get("moment")
+        sums, packed = arrays.get(StatisticsKey.SUMS), arrays.get(StatisticsKey.MOMENT)
         if sums is None or (packed is None and client not in self.solver.known):
             raise ReplyError(f"{STATISTICS} have {sorted(arrays)}; wanted sums, and moment once")
         if sums.shape != (len(experts), self._width):

@@ -4,9 +4,9 @@ Gao et al. 2025, "Towards Efficient Federated Learning of Networked Mixture-of-E
 Edge Computing", arXiv:2511.01743, Eq. 2.
 """
 
-from nmoe_flower.strategies.stepped import LEARNING_RATE, SteppedFedAvg
+from nmoe_flower.strategies.stepped import SteppedFedAvg
 
-__all__ = ["LEARNING_RATE", "FedCE"]
+__all__ = ["FedCE"]
 
 
 class FedCE(SteppedFedAvg):

@@ -215,7 +215,9 @@ class FedSC(SteppedFedAvg):
     def _take(self, client: int, content: RecordDict, metrics: MetricRecord) -> None:
         record = content.get(CORRELATION)
         if not isinstance(record, ArrayRecord) or CorrelationKey.PACKED not in record:
-            raise ReplyError(f"the ArrayRecord {CORRELATION!r} with 'packed' is missing")
+            raise ReplyError(
+                f"the ArrayRecord {CORRELATION!r} with {CorrelationKey.PACKED!r} is missing"
+            )
         noise = claimed(metrics, NOISE_MULTIPLIER, 0.0)
         if noise < self.noise_multiplier * (1 - 1e-9):
             raise ReplyError(

@@ -17,6 +17,9 @@ from nmoe_flower.privacy import (
     smat,
     svec,
 )
+from nmoe_flower.records import CorrelationKey
+
+PACKED = CorrelationKey.PACKED
 
 __all__ = ["Correlations", "Release", "claimed"]
 
@@ -79,15 +82,15 @@ class Correlations:
         """
         if release.examples <= 0:
             raise ReplyError(f"num-examples must be above 0, got {release.examples:g}")
-        packed = {"packed": release.packed}
+        packed: dict[str, np.ndarray] = {PACKED: release.packed}
         records.require_finite(packed)
-        packed = records.restored(packed, {"packed": np.empty(release.packed.shape, np.float32)})
+        packed = records.restored(packed, {PACKED: np.empty(release.packed.shape, np.float32)})
         try:
-            matrix = smat(packed["packed"].astype(np.float64), dim=self.dim)
+            matrix = smat(packed[PACKED].astype(np.float64), dim=self.dim)
         except ConfigError as error:
             raise ReplyError(f"correlation: {error}") from None
         check_release(matrix, dim=len(matrix), clip=self.clip, noise_std=release.noise_std)
-        self._kept[client] = replace(release, packed=packed["packed"])
+        self._kept[client] = replace(release, packed=packed[PACKED])
         self._mean = None
 
     def settle(self) -> dict[int, str]:
@@ -173,7 +176,7 @@ class Correlations:
         """Every R and what is known about it."""
         arrays: dict[str, np.ndarray] = {}
         for client, release in self._kept.items():
-            arrays[f"{client}/packed"] = release.packed
+            arrays[f"{client}/{PACKED}"] = release.packed
             arrays[f"{client}/about"] = np.array(
                 [release.examples, release.round, release.noise_std], np.float64
             )
@@ -184,7 +187,7 @@ class Correlations:
         self._kept, self._mean = {}, None
         for key in arrays:
             client, _, kind = key.partition("/")
-            if kind == "packed":
+            if kind == PACKED:
                 examples, server_round, noise_std = arrays[f"{client}/about"].tolist()
                 self.keep(int(client), Release(arrays[key], examples, int(server_round), noise_std))
         self.settle()

@@ -12,17 +12,15 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.errors import CheckpointError, ConfigError, ReplyError
 from nmoe_flower.privacy import WeightsCost
-from nmoe_flower.records import StepKey
+from nmoe_flower.records import LEARNING_RATE, StepKey
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
 from nmoe_flower.strategies.limits import number
 from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer, stepped
 from nmoe_flower.strategies.replies import Usable
 
-__all__ = ["LEARNING_RATE", "StepReports", "SteppedFedAvg", "SteppedOptions"]
+__all__ = ["StepReports", "SteppedFedAvg", "SteppedOptions"]
 
 log = logging.getLogger(__name__)
-
-LEARNING_RATE = "learning-rate"
 
 
 class SteppedOptions(StreamingOptions, total=False):

@@ -29,7 +29,7 @@ from nmoe_flower.data import (
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.models import Classifier, Contrastive, Expert, Gate
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
-from nmoe_flower.records import part_of
+from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, part_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, seeded, use_bf16
 
@@ -238,9 +238,9 @@ class Device:
         """Keep every trained gate, ``gate/<method>/...``, as ``gate-<method>``, if it `serves`."""
         if not self.serves:
             return
-        named = {name.split("/")[1] for name in received if name.startswith("gate/")}
+        named = {name.split("/")[1] for name in received if name.startswith(f"{GATE}/")}
         for method in sorted(named - {"initial"}):
-            self.store.save(f"gate-{method}", part_of(received, f"gate/{method}/"), sync=True)
+            self.store.save(f"{GATE}-{method}", part_of(received, f"{GATE}/{method}/"), sync=True)
 
 
 def device_of(context: Context) -> Device:
@@ -254,7 +254,7 @@ def device_of(context: Context) -> Device:
         ConfigError: The node has no partition id, or the run configuration is not valid.
     """
     node = context.node_config
-    if "partition-id" not in node or "num-partitions" not in node:
+    if PARTITION_ID not in node or NUM_PARTITIONS not in node:
         raise ConfigError(
             "this node has no partition-id and num-partitions; start it with "
             "--node-config 'partition-id=0 num-partitions=10'"
@@ -263,8 +263,8 @@ def device_of(context: Context) -> Device:
     return _device(
         json.dumps(dict(context.run_config), sort_keys=True),
         context.run_id,
-        int(cast(int, node["partition-id"])),
-        int(cast(int, node["num-partitions"])),
+        int(cast(int, node[PARTITION_ID])),
+        int(cast(int, node[NUM_PARTITIONS])),
         tuple(told.get(key, "") for key in _TOLD),
     )
 

@@ -16,7 +16,7 @@ from nmoe_flower.clients.device.store import Versions
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.models import Classifier, Extractor
-from nmoe_flower.records import ARRAYS, LATENTS
+from nmoe_flower.records import ARRAYS, HEAD, LATENTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast
 
@@ -56,7 +56,7 @@ def keep_head(device: Device, network: Classifier, server_round: int, kept: Sequ
 
 
 def _heads(device: Device) -> Versions:
-    return Versions(device.store, "head")
+    return Versions(device.store, HEAD)
 
 
 def received_classifier(

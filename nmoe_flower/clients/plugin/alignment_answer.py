@@ -9,7 +9,7 @@ from torch import nn
 
 from nmoe_flower import records
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, FeedbackKey
+from nmoe_flower.records import ARRAYS, LOSS, NUM_EXAMPLES, FeedbackKey, MixtureKey
 
 __all__ = ["Trained", "answer_assigned"]
 
@@ -56,14 +56,14 @@ def answer_assigned(
         raise ReplyError(f"array {strange[0]!r} has no place in the module")
     records.load_into({name: state[name] for name in arrays}, arrays)
     told = records.config_of(message)
-    names, ids = list(told["experts"]), list(told[FeedbackKey.EXPERTS])
+    names, ids = list(told[MixtureKey.EXPERTS]), list(told[FeedbackKey.EXPERTS])
     started = time.perf_counter()
     done = train(names)
     seconds = time.perf_counter() - started
     samples = done.samples or dict.fromkeys(names, done.num_examples)
     feedback: dict[str, float | int | list[float] | list[int]] = {
         NUM_EXAMPLES: done.num_examples,
-        "loss": done.loss,
+        LOSS: done.loss,
         FeedbackKey.EXPERTS: ids,
         FeedbackKey.LOSSES: [float(done.losses[name]) for name in names],
         FeedbackKey.SAMPLES: [float(samples[name]) for name in names],

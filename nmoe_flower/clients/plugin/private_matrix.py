@@ -30,6 +30,7 @@ from nmoe_flower.records import (
     NOISE_MULTIPLIER,
     NOISE_STD,
     NUM_EXAMPLES,
+    PARTITION_ID,
     CorrelationKey,
 )
 
@@ -107,7 +108,7 @@ class PrivateMatrix:
         told = _metrics(content)
         counted = int(cast(int, told[NUM_EXAMPLES])) if self.nominal is None else self.nominal
         mechanism = self._mechanism(counted)
-        client = int(cast(int, context.node_config.get("partition-id", context.node_id)))
+        client = int(cast(int, context.node_config.get(PARTITION_ID, context.node_id)))
         ledger = Ledger(self.folder / str(client), client, self.budget)
         if not ledger.affords(self.noise_multiplier):
             return self._withhold(reply, client)

@@ -26,7 +26,7 @@ from nmoe_flower.clients.private.ledger import StepLedger
 from nmoe_flower.errors import BudgetError, ConfigError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.privacy import Budget, check_delta, noise_multiplier_for_steps, secure_normal
-from nmoe_flower.records import KEPT_ROUNDS, SERVER_ROUND, StepKey
+from nmoe_flower.records import KEPT_ROUNDS, LEARNING_RATE, SERVER_ROUND, StepKey
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import generator
 
@@ -206,7 +206,7 @@ def private_train(
     plan, settings = plan_of(device, steps), records.config_of(message)
     server_round, secure = int(settings[SERVER_ROUND]), device.config.privacy.secure
     ledger = _ledger(device)
-    received = _digest(message, network, str(settings.get("learning-rate")))
+    received = _digest(message, network, str(settings.get(LEARNING_RATE)))
     try:
         attempt = ledger.pay(
             server_round,

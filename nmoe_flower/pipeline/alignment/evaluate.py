@@ -18,12 +18,12 @@ from nmoe_flower.pipeline.findings import privacy, representation
 from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import holdings, train_counts
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import SERVER_ROUND, Action, FeedbackKey
+from nmoe_flower.records import SERVER_ROUND, TESTS, Action, FeedbackKey, MixtureKey, Score
 from nmoe_flower.strategies import ExpertNames
 
 __all__ = ["evaluate_aligned"]
 
-SCORES = ("accuracy", "balanced-accuracy", "macro-f1")
+SCORES = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)
 
 
 def evaluate_aligned(run: Run) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
     counts = train_counts(held)
     assigner = restored(run, counts)
     mixture, placed = run.part("mixture/"), assigner.place()
-    told = {"final": True, SERVER_ROUND: run.config.alignment.rounds}
+    told = {MixtureKey.FINAL: True, SERVER_ROUND: run.config.alignment.rounds}
     whole = gather(
         run, "whole", Action.ALIGNED_TEST, message(records.from_numpy(mixture), told), check=_scores
     )
@@ -70,10 +70,10 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
 def _scores(content: RecordDict) -> None:
     """Read what `_rows` will."""
     metrics = records.metrics_of(content)
-    for test in ("local", "iid"):
+    for test in TESTS:
         for name in SCORES:
             float(cast(float, metrics[f"{name}-{test}"]))
-        list(cast(list[float], metrics[f"routing-{test}"]))
+        list(cast(list[float], metrics[f"{Score.ROUTING}-{test}"]))
 
 
 def _rows(
@@ -82,7 +82,7 @@ def _rows(
     config, rows, routing = run.config, [], {}
     for gate, answers in tested.items():
         values = [records.metrics_of(content) for content in answers.values()]
-        for test in ("local", "iid"):
+        for test in TESTS:
             per_client = {
                 name.replace("-", "_"): [float(one[f"{name}-{test}"]) for one in values]
                 for name in SCORES
@@ -100,7 +100,7 @@ def _rows(
             row |= {name: float(np.mean(of)) for name, of in per_client.items()}
             rows.append({**row, "per_client": per_client})
             if len(values) == config.data.num_clients:
-                routing[f"{gate}/{test}"] = [list(one[f"routing-{test}"]) for one in values]
+                routing[f"{gate}/{test}"] = [list(one[f"{Score.ROUTING}-{test}"]) for one in values]
     return rows, routing
 
 

@@ -32,7 +32,7 @@ from nmoe_flower.pipeline.holdings import holdings, train_counts
 from nmoe_flower.pipeline.networked.extractor import train_extractor
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, Action
+from nmoe_flower.records import ARRAYS, Action, MixtureKey
 from nmoe_flower.strategies import (
     AdamW,
     AveragedGate,
@@ -67,7 +67,7 @@ def train_aligned(run: Run) -> None:
         node = min(run.partitions.values())
         fresh = gather(run, "initial", Action.MIXTURE, RecordDict(), only=[node])[node]
         initial = fresh.array_records[ARRAYS]
-        size = records.metrics_of(fresh)["expert-parameters"]
+        size = records.metrics_of(fresh)[MixtureKey.EXPERT_PARAMETERS]
         run.arrays["parameters/expert"] = np.array(size)
     strategy = _strategy(run, counts)
     write, run.journal = run.journal, _audited(run, strategy)

@@ -5,7 +5,7 @@ from nmoe_flower.pipeline.artifacts import keep, message
 from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import holdings
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import CONFIG, Action
+from nmoe_flower.records import CENTRALIZED, CONFIG, Action, ControlKey
 
 __all__ = ["train_controls"]
 
@@ -22,16 +22,20 @@ def train_controls(run: Run) -> None:
         partition: message(
             None,
             {
-                "controls": [n for n in wanted if n != "centralized" or partition == central],
-                "steps": steps,
+                ControlKey.CONTROLS: [
+                    n for n in wanted if n != CENTRALIZED or partition == central
+                ],
+                ControlKey.STEPS: steps,
             },
         )
         for partition in run.partitions.values()
     }
-    asked = [p for p, content in questions.items() if content.config_records[CONFIG]["controls"]]
+    asked = [
+        p for p, content in questions.items() if content.config_records[CONFIG][ControlKey.CONTROLS]
+    ]
     answers = gather(run, "controls", Action.CONTROL, questions, only=asked)
-    if "centralized" in wanted:
-        keep(run, "centralized", answers[central].array_records["centralized"])
+    if CENTRALIZED in wanted:
+        keep(run, CENTRALIZED, answers[central].array_records[CENTRALIZED])
 
 
 def _control_steps(config: Config, size: int) -> int:

@@ -13,12 +13,22 @@ from nmoe_flower.pipeline.findings import privacy, representation
 from nmoe_flower.pipeline.gather import gather
 from nmoe_flower.pipeline.holdings import Holding, holdings
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, CONFIG, Action
+from nmoe_flower.records import (
+    ARRAYS,
+    CENTRALIZED,
+    CONFIG,
+    GATE,
+    HEAD,
+    PROTOTYPES,
+    Action,
+    ControlKey,
+    Score,
+)
 
 __all__ = ["evaluate"]
 
-PER_CLIENT = ("accuracy", "balanced-accuracy", "macro-f1", "auc")
-ROUTED = ("local-ratio", "bytes-per-sample")
+PER_CLIENT = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1, Score.AUC)
+ROUTED = (Score.LOCAL_RATIO, Score.BYTES_PER_SAMPLE)
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -28,15 +38,17 @@ def evaluate(run: Run) -> dict[str, Any]:
     values = {p: records.metrics_of(content) for p, content in answers.items()}
     _compare(values)
     first = values[min(values)]
-    methods = sorted({key.rpartition("/")[0] for key in first if key.endswith("/accuracy")})
+    methods = sorted(
+        {key.rpartition("/")[0] for key in first if key.endswith(f"/{Score.ACCURACY}")}
+    )
     rows, routing = [], {}
     sizes = [sum(holding.train) for holding in held]
     found = {"privacy": privacy(run), "representation": representation(run, sizes=sizes)}
     for key in methods:
         method, _, test = key.rpartition("/")
         rows.append(_row(run, method, test, values))
-        if f"{key}/routing" in first:
-            routing[key] = [list(metric[f"{key}/routing"]) for metric in values.values()]
+        if f"{key}/{Score.ROUTING}" in first:
+            routing[key] = [list(metric[f"{key}/{Score.ROUTING}"]) for metric in values.values()]
     return {
         "rows": rows,
         "routing": routing,
@@ -55,7 +67,9 @@ def _compare(values: Mapping[int, Mapping[str, Any]]) -> None:
         RoundError: With the client and what differs.
     """
     told = {
-        p: frozenset(name for name in metrics if name.endswith(("/accuracy", "/routing")))
+        p: frozenset(
+            name for name in metrics if name.endswith((f"/{Score.ACCURACY}", f"/{Score.ROUTING}"))
+        )
         for p, metrics in values.items()
     }
     ((common, _),) = Counter(told.values()).most_common(1)
@@ -69,16 +83,16 @@ def _compare(values: Mapping[int, Mapping[str, Any]]) -> None:
 def _question(run: Run) -> RecordDict:
     """Gates, prototypes and controls: all that evaluation needs, in one message."""
     controls = run.config.run.controls
-    arrays = {k: v for k, v in run.arrays.items() if k.startswith(("gate/", "centralized/"))}
-    if "prototypes" in run.arrays:
-        arrays["prototypes"] = run.arrays["prototypes"]
+    arrays = {k: v for k, v in run.arrays.items() if k.startswith((f"{GATE}/", f"{CENTRALIZED}/"))}
+    if PROTOTYPES in run.arrays:
+        arrays[PROTOTYPES] = run.arrays[PROTOTYPES]
     head = run.part("classifier/head.")
     if "fedavg" in controls and head:
-        arrays |= {f"head/{name}": value for name, value in head.items()}
+        arrays |= {f"{HEAD}/{name}": value for name, value in head.items()}
     return RecordDict(
         {
             ARRAYS: records.from_numpy(arrays),
-            CONFIG: ConfigRecord({"controls": ",".join(controls)}),
+            CONFIG: ConfigRecord({ControlKey.CONTROLS: ",".join(controls)}),
         }
     )
 

@@ -10,7 +10,16 @@ from nmoe_flower.errors import ReplyError
 from nmoe_flower.pipeline.artifacts import kept, message
 from nmoe_flower.pipeline.gather import alike, gather
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ANSWERS, EXPERT, LATENTS, PROTOTYPE, SPLITS, Action
+from nmoe_flower.records import (
+    ANSWERS,
+    EXPERT,
+    LATENTS,
+    PROTOTYPE,
+    PROTOTYPES,
+    SPLITS,
+    Action,
+    ExpertKey,
+)
 
 __all__ = ["train_experts"]
 
@@ -26,11 +35,11 @@ def train_experts(run: Run) -> None:
     )
     if prototypes:
         means = {
-            partition: {"mean": records.to_numpy(content.array_records[PROTOTYPE])["mean"]}
+            partition: _only(ExpertKey.MEAN, content.array_records[PROTOTYPE])
             for partition, content in trained.items()
         }
         found = alike("prototypes", means).values()
-        run.arrays["prototypes"] = np.stack([arrays["mean"] for arrays in found])
+        run.arrays[PROTOTYPES] = np.stack([arrays[ExpertKey.MEAN] for arrays in found])
     if sharing == "weights":
         experts = ArrayRecord(
             {
@@ -56,15 +65,15 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     )
     rows = [(partition, split) for partition in latents for split in SPLITS]
     everyone = np.concatenate([latents[partition][split] for partition, split in rows])
-    question = RecordDict({LATENTS: records.from_numpy({"latents": everyone})})
+    question = RecordDict({LATENTS: records.from_numpy({ExpertKey.LATENTS: everyone})})
     answered = gather(
         run, "answer", Action.ANSWER, question, wanted=[ANSWERS], check=_has_named_arrays
     )
     found = {
-        partition: {"logits": records.to_numpy(content.array_records[ANSWERS])["logits"]}
+        partition: _only(ExpertKey.LOGITS, content.array_records[ANSWERS])
         for partition, content in answered.items()
     }
-    logits = np.stack([one["logits"] for one in alike("answers", found).values()], axis=1)
+    logits = np.stack([one[ExpertKey.LOGITS] for one in alike("answers", found).values()], axis=1)
     ends = np.cumsum([len(latents[partition][split]) for partition, split in rows])[:-1]
     split_logits = dict(zip(rows, np.split(logits, ends), strict=True))
     gather(
@@ -80,13 +89,23 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     )
 
 
+def _only(name: str, record: ArrayRecord) -> dict[str, np.ndarray]:
+    """One array of a record, under its name."""
+    return {name: records.to_numpy(record)[name]}
+
+
 def _has_named_arrays(content: RecordDict) -> None:
     """Refuse records without the arrays this stage reads.
 
     Raises:
         ReplyError: With what is missing.
     """
-    for record, names in ((PROTOTYPE, ("mean",)), (LATENTS, SPLITS), (ANSWERS, ("logits",))):
+    named = (
+        (PROTOTYPE, (ExpertKey.MEAN,)),
+        (LATENTS, SPLITS),
+        (ANSWERS, (ExpertKey.LOGITS,)),
+    )
+    for record, names in named:
         found = content.array_records.get(record)
         if found is not None and (missing := [name for name in names if name not in found]):
             raise ReplyError(f"the ArrayRecord {record!r} has no array {missing[0]!r}")

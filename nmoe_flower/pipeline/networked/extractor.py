@@ -17,7 +17,7 @@ from nmoe_flower.pipeline.holdings import holdings
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
-from nmoe_flower.records import ARRAYS, HEAD, Action
+from nmoe_flower.records import ARRAYS, GATE, HEAD, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOptions
 
@@ -34,7 +34,7 @@ def train_extractor(run: Run) -> None:
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
     if not has(run, "gate/initial"):
         fresh = gather(run, "initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
-        keep(run, "gate/initial", fresh.array_records["gate"])
+        keep(run, "gate/initial", fresh.array_records[GATE])
         keep(run, "head/initial", fresh.array_records[HEAD])
         initial = fresh.array_records[ARRAYS]
     if settings.start:

@@ -12,7 +12,7 @@ from nmoe_flower.pipeline.artifacts import has, keep, kept, message
 from nmoe_flower.pipeline.gather import alike, gather
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, SERVER_ROUND, Action
+from nmoe_flower.records import ARRAYS, LEARNING_RATE, POOLED, SERVER_ROUND, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedGate, RollGate, StreamingFedAvg
 
@@ -67,15 +67,15 @@ def _rolling_gate(run: Run) -> ArrayRecord:
 
 def _global_gate(run: Run) -> ArrayRecord:
     """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
-    pooled = gather(run, "gate/global", Action.POOL, RecordDict(), wanted=["pooled"])
-    told = {p: records.to_numpy(content.array_records["pooled"]) for p, content in pooled.items()}
+    pooled = gather(run, "gate/global", Action.POOL, RecordDict(), wanted=[POOLED])
+    told = {p: records.to_numpy(content.array_records[POOLED]) for p, content in pooled.items()}
     parts = list(alike("gate/global", told, rows=True).values())
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     question = message(
         kept(run, "gate/initial"),
-        {SERVER_ROUND: 1, "learning-rate": run.config.gate.learning_rate},
+        {SERVER_ROUND: 1, LEARNING_RATE: run.config.gate.learning_rate},
     )
-    question["pooled"] = records.from_numpy(together)
+    question[POOLED] = records.from_numpy(together)
     node = min(pooled)
     trained = gather(run, "gate/global", Action.POOLED, question, only=[node])
     return trained[node].array_records[ARRAYS]
@@ -83,4 +83,4 @@ def _global_gate(run: Run) -> ArrayRecord:
 
 def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]]:
     rate = schedule("cosine", peak=config.gate.learning_rate, steps=rounds)
-    return lambda current: {"learning-rate": rate(current)}
+    return lambda current: {LEARNING_RATE: rate(current)}
