@@ -11,7 +11,7 @@ from nmoe_flower import arguments
 from nmoe_flower.arguments import ListenAddress, NameList, Number, OutputFile, Whole
 from nmoe_flower.cli import _parser, main
 
-BENCHMARKS = ("align", "fedsc", "infer.command", "rounds.command")
+BENCHMARKS = ("align", "fedsc", "infer.command", "rounds.command", "sizes")
 OURS = (Whole, Number, ListenAddress, NameList, OutputFile)
 # Options that take any text; what it may be is checked where it is used.
 TEXTS = {

@@ -222,7 +222,7 @@ def test_the_reference_has_every_option_of_every_command(site: Path) -> None:
 
 
 def test_the_result_tables_are_what_the_result_files_say() -> None:
-    command = [sys.executable, "scripts/write-results", "--check"]
+    command = [sys.executable, "-m", "experiments.publish", "pages", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -1,9 +1,11 @@
 """Recipes that come with the package: found by name, complete on their page, in the wheel."""
 
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 from nmoe_flower import cli, recipes
 from nmoe_flower.cli import run as run_module
@@ -29,10 +31,15 @@ def test_the_page_of_the_recipes_has_their_titles() -> None:
     assert rows == {recipe.name: recipe.title for recipe in packaged_recipes()}
 
 
-def test_the_wheel_takes_them_from_one_place() -> None:
+def test_the_wheel_takes_them_and_nothing_else_from_beside_the_package(tmp_path: Path) -> None:
     """scripts/build holds that what is installed has them."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'force-include = { "experiments" = "nmoe_flower/experiments" }' in text
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as file:
+        taken = {name for name in file.namelist() if ".dist-info/" not in name}
+    assert {name for name in taken if name.startswith("nmoe_flower/experiments/")} == {
+        f"nmoe_flower/experiments/{name}.toml" for name in NAMES
+    }
+    assert {name.partition("/")[0] for name in taken} == {"nmoe_flower"}
     assert not (ROOT / "nmoe_flower" / "experiments").exists()
 
 

@@ -277,7 +277,7 @@ def test_what_goes_wrong_is_told_in_a_line(
     assert said in told_lines[0]
 
 
-@pytest.mark.parametrize("name", ["align", "fedsc", "infer", "rounds"])
+@pytest.mark.parametrize("name", ["align", "fedsc", "infer", "rounds", "sizes"])
 def test_a_benchmark_starts_from_any_folder_that_finds_it(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--help"],

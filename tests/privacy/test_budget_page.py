@@ -35,7 +35,7 @@ def test_the_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_measured_figures_are_those_of_the_results() -> None:
-    """``scripts/write-results`` fills the place from results/fedsc-privacy/table.txt."""
+    """``experiments.publish pages`` fills the place from results/fedsc-privacy/table.txt."""
     text = PAGE.read_text(encoding="utf-8")
     section = text.split("## Measured on CIFAR-10\n")[1].split("\n## ")[0]
     (inside,) = re.findall(

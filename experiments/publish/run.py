@@ -1,6 +1,6 @@
 """Copy what is kept of a finished run into the repository: small files, no paths of the machine.
 
-    scripts/publish runs/cifar10-quick fedce/quick [--figures accuracy rounds]
+    python -m experiments.publish run runs/cifar10-quick fedce/quick [--figures accuracy rounds]
 
 ``results/<study>/<variant>/seed-N/`` gets configuration and provenance; the results, per client
 with six significant digits; and of ``rounds.jsonl`` what a figure needs: metrics, bytes and seconds
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from tables import RESULTS
+
+from experiments.publish.published import RESULTS
 
 _KEPT = 50  # rounds of a stage
 _COLUMNS = ("stage", "round", "metrics", "bytes_up", "bytes_down", "seconds")
@@ -112,14 +113,14 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str]) -> int:
+    """Publish one run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.publish run", description=str(__doc__).splitlines()[0]
+    )
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
     parser.add_argument("variant", metavar="STUDY/VARIANT")
     parser.add_argument("--figures", nargs="*", default=[], metavar="NAME")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     print(publish(args.run, RESULTS / args.variant, figures=args.figures))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

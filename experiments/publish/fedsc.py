@@ -1,4 +1,4 @@
-"""The FedSC tables of docs/results.md, from the files in results/ (scripts/write-results)."""
+"""The FedSC tables of docs/results.md, from the files in results/."""
 
 import math
 import statistics
@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tables import markdown, place, read
-
+from experiments.publish.published import markdown, place, read
 from nmoe_flower.config import Config
 
 Rows = dict[str, Callable[[str], float | None]]
@@ -124,7 +123,7 @@ def sharing_table(alone: str, sharing: str, seeds: int, rows: Rows) -> list[str]
     header += [f"seed {_seed(*pair)}" for pair in pairs] + ["mean difference"]
     lines = []
     for label, value in rows.items():
-        columns = [[value(name) for name in pair] for pair in pairs]
+        columns = [[_known(value(name), name) for name in pair] for pair in pairs]
         means = [statistics.mean(column) for column in zip(*columns, strict=True)]
         differences = [after - before for before, after in columns]
         error = statistics.stdev(differences) / math.sqrt(len(differences))
@@ -148,12 +147,17 @@ def features_table(runs: dict[str, str]) -> list[str]:
     return markdown(header, rows)
 
 
+def _known(value: float | None, name: str) -> float:
+    assert value is not None, name
+    return value
+
+
 def _seed(alone: str, shared: str) -> int:
     """The seed of two runs that differ in nothing but what stage 1 shares: the first nothing."""
     pair = [settings(name) for name in (alone, shared)]
     stages = [trained(name) for name in (alone, shared)]
     assert stages[0].contrast.share == "own" != stages[1].contrast.share, (alone, shared)
-    beside = {"run": True, "contrast": True, "extractor": {"start"}, "gate": {"methods"}}
+    beside: Any = {"run": True, "contrast": True, "extractor": {"start"}, "gate": {"methods"}}
     for first, second in (pair, stages):
         one, two = (config.model_dump(exclude=beside) for config in (first, second))
         assert one == two, (alone, shared)
@@ -162,7 +166,7 @@ def _seed(alone: str, shared: str) -> int:
     return seeds.pop()
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], list[str]]] = {
     "fedsc-runs": runs_table,
     "fedsc-sharing": partial(
         sharing_table, "cifar10-fedsc-own", "cifar10-fedsc-quick", 4, GATES | PROBES

@@ -1,21 +1,21 @@
-#!/usr/bin/env python
 """Measure on synthetic data, or compute, what the pages on privacy and on FedSC's loss state.
 
-    scripts/synthetic-tables            # all, about a minute and a half on one core
-    scripts/synthetic-tables privacy-audit loss-of-batches
+    python -m experiments.publish synthetic    # all, about a minute and a half on one core
+    python -m experiments.publish synthetic privacy-audit loss-of-batches
 
-Each table goes to results/NAME/table.txt; scripts/write-results puts it into its page.
+Each table goes to results/NAME/table.txt; the command `pages` puts it into its page.
 """
 
 import math
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from tables import RESULTS, markdown
 
+from experiments.publish.published import RESULTS, markdown
 from nmoe_flower.files import write_text
 from nmoe_flower.losses import RunningCorrelation, local_spectral, unit_ball
 from nmoe_flower.privacy import (
@@ -32,27 +32,33 @@ from nmoe_flower.privacy import (
 )
 
 DELTA = 1e-5
+Floats = npt.NDArray[np.float64]
 Table = tuple[list[str], list[list[str]]]
 
 
 # --- features ---
 
 
-def clusters(rng: np.random.Generator, number: int, dim: int, spread: float = 0.4) -> np.ndarray:
+def clusters(rng: np.random.Generator, number: int, dim: int, spread: float = 0.4) -> Floats:
     """Samples [n, d] of length 1 around ten orthogonal centres; ``spread`` is the noise's variance
     over the centre's length."""
-    samples = rng.standard_normal((number, dim)) * math.sqrt(spread / dim)
+    samples: Floats = rng.standard_normal((number, dim)) * math.sqrt(spread / dim)
     samples[np.arange(number), rng.integers(10, size=number)] += 1
-    return samples / np.linalg.norm(samples, axis=1, keepdims=True)
+    return _of_length_1(samples)
 
 
-def slanted(rng: np.random.Generator, number: int, dim: int) -> np.ndarray:
+def slanted(rng: np.random.Generator, number: int, dim: int) -> Floats:
     """Samples [n, d] of length 1 whose directions matter less and less."""
     samples = rng.standard_normal((number, dim)) * np.linspace(1, 0.05, dim)
-    return samples / np.linalg.norm(samples, axis=1, keepdims=True)
+    return _of_length_1(samples)
 
 
-def matrix_of(samples: np.ndarray) -> np.ndarray:
+def _of_length_1(samples: Floats) -> Floats:
+    lengths: Floats = np.linalg.norm(samples, axis=1, keepdims=True)
+    return samples / lengths
+
+
+def matrix_of(samples: Floats) -> Floats:
     return samples.T @ samples / len(samples)
 
 
@@ -127,11 +133,11 @@ def shrinking() -> Table:
 SIZE, CLIP = 4, 2.0  # of the audited data set
 
 
-def ours() -> Callable[[np.ndarray, int], np.ndarray]:
+def ours() -> Callable[[Floats, int], Floats]:
     mechanism = GaussianMechanism(1.0, CLIP, SIZE)
     generator = torch.Generator().manual_seed(0)
 
-    def release(data: np.ndarray, number: int) -> np.ndarray:
+    def release(data: Floats, number: int) -> Floats:
         total = mechanism.correlation()
         total.add(torch.from_numpy(data))
         matrix = total.result()
@@ -141,12 +147,12 @@ def ours() -> Callable[[np.ndarray, int], np.ndarray]:
 
 
 def broken(
-    noise: Callable[[np.ndarray], np.ndarray], *, clips: bool = True
-) -> Callable[[np.ndarray, int], np.ndarray]:
+    noise: Callable[[Floats], Floats], *, clips: bool = True
+) -> Callable[[Floats, int], Floats]:
     """The mechanism with something wrong: ``noise`` maps symmetric noise to what is added."""
     rng = np.random.default_rng(1)
 
-    def release(data: np.ndarray, number: int) -> np.ndarray:
+    def release(data: Floats, number: int) -> Floats:
         length = np.linalg.norm(data, axis=1, keepdims=True)
         kept = data * np.minimum(1, CLIP / np.maximum(length, 1e-12)) if clips else data
         full = rng.standard_normal((number, 3, 3))
@@ -156,7 +162,7 @@ def broken(
     return release
 
 
-def symmetrised(noise: np.ndarray) -> np.ndarray:
+def symmetrised(noise: Floats) -> Floats:
     upper = np.triu(noise)
     return (upper + upper.transpose(0, 2, 1)) / 2
 
@@ -209,9 +215,9 @@ def membership() -> Table:
 # --- the loss of a batch ---
 
 
-def uniformity(z1: torch.Tensor, z2: torch.Tensor, **options: object) -> torch.Tensor:
+def uniformity(z1: torch.Tensor, z2: torch.Tensor, **options: Any) -> torch.Tensor:
     """The term of the loss that pushes samples apart."""
-    loss = local_spectral(z1, z2, None, share=1.0, **options)  # type: ignore[arg-type]
+    loss = local_spectral(z1, z2, None, share=1.0, **options)
     return loss + (z1 * z2).sum(dim=1).mean()
 
 
@@ -225,7 +231,7 @@ def batches() -> Table:
     ]
     layer = torch.eye(128, dtype=torch.float64, requires_grad=True)
 
-    def measured(chosen: np.ndarray, **options: object) -> tuple[float, torch.Tensor]:
+    def measured(chosen: npt.NDArray[np.intp], **options: Any) -> tuple[float, torch.Tensor]:
         features = [unit_ball(view[chosen] @ layer) for view in views]
         value = uniformity(*features, **options)
         return value.item(), torch.autograd.grad(value, layer)[0]
@@ -274,9 +280,9 @@ def text(name: str) -> str:
     return "\n".join(markdown(*TABLES[name]())) + "\n"
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Write the tables that are named, or all."""
-    names = sys.argv[1:] or list(TABLES)
+    names = list(argv) or list(TABLES)
     unknown = [name for name in names if name not in TABLES]
     if unknown:
         print(f"no table {', '.join(unknown)}; there are {', '.join(TABLES)}")
@@ -287,7 +293,3 @@ def main() -> int:
         write_text(RESULTS / name / "table.txt", table)
         print(table + f"{name}: {time.monotonic() - started:.1f} s\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,17 +1,16 @@
-#!/usr/bin/env python
 """Write the tables of docs/results.md and of other pages from the result files in results/.
 
 Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of the run NAME say: where
 it comes from, its table, what its stages cost; or the ``table.txt`` of the study NAME. A name of
-``fedsc_tables.TABLES`` is a table over several of them.
+``fedsc.TABLES`` is a table over several of them.
 ``--check`` only compares.
 """
 
 import re
-import sys
+from collections.abc import Sequence
 
-from fedsc_tables import TABLES
-from tables import RESULTS, place, read
+from experiments.publish.fedsc import TABLES
+from experiments.publish.published import RESULTS, place, read
 
 DOCS = RESULTS.parent / "docs"
 PAGES = [
@@ -98,18 +97,15 @@ def block(match: re.Match[str]) -> str:
     return match[1] + "\n".join(lines) + "\n" + match[4]
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
+    """Write the tables, or compare; 1 if one differs."""
     differ = 0
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         written = BLOCK.sub(block, page)
-        if "--check" not in sys.argv:
+        if "--check" not in argv:
             path.write_text(written, encoding="utf-8")
         elif written != page:
-            print(f"{path.name} differs from results/: run scripts/write-results")
+            print(f"{path.name} differs from results/: run python -m experiments.publish pages")
             differ = 1
     return differ
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """Run every policy over seeds and report them side by side: on CIFAR-10, or on the digits.
 
     nmoe run experiments/cifar10-fedsc-quick.toml    # stage 1: the extractor all runs stand on
-    scripts/alignment-table --start runs/cifar10-fedsc-quick --out runs/alignment
-    scripts/alignment-table ... --second    # two classes, capacities 1 to 4
-    scripts/alignment-table ... --publish results/alignment-one-class
-    scripts/alignment-table --digits --seeds 0 1 2 --out runs/digits \
+    python -m experiments.publish alignment --start runs/cifar10-fedsc-quick --out runs/alignment
+    python -m experiments.publish alignment ... --second    # two classes, capacities 1 to 4
+    python -m experiments.publish alignment ... --publish results/alignment-one-class
+    python -m experiments.publish alignment --digits --seeds 0 1 2 --out runs/digits \
       --policies joint balanced greedy random single single-same-bytes
 
 Those of CIFAR-10 are of experiments/cifar10-alignment.toml. On the digits every policy has the same
@@ -21,12 +20,11 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from publish import publish
-
+from experiments.publish.run import publish
 from nmoe_flower.client_app import app
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
@@ -36,7 +34,7 @@ from nmoe_flower.report.aligned_figures import draw_alignment
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "experiments" / "cifar10-alignment.toml"
 SINGLE = ["alignment.experts=1"]
 ONE_STEP = [
@@ -103,9 +101,12 @@ def publish_all(runs: list[Path], out: Path, target: Path) -> None:
         shutil.copy(out / name, target / name)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
+    """Train what is missing, tabulate, draw, publish."""
     kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.publish alignment", description=__doc__, formatter_class=kind
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--second", action="store_true", help="two classes, capacities 1-4")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--publish", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     if (args.start is None) != args.digits:
@@ -139,7 +140,4 @@ def main() -> None:
     draw_alignment(finished, args.out)
     if args.publish:
         publish_all(runs, args.out, args.publish)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,18 +1,17 @@
-#!/usr/bin/env python
 """Tabulate finished FedSC runs by what was private: epsilon, noise, features, accuracy.
 
-    scripts/privacy-table runs/plain runs/own runs/epsilon-8 runs/epsilon-2
+    python -m experiments.publish privacy runs/plain runs/own runs/epsilon-8 runs/epsilon-2
 
-Writes results/fedsc-privacy/runs.json and table.txt, which scripts/write-results puts into
+Writes results/fedsc-privacy/runs.json and table.txt, which the command `pages` puts into
 docs/how-to/privacy-budget.md. The rows stand in the order given.
 """
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fedsc_tables import first_stage
-from tables import RESULTS, read
-
+from experiments.publish.fedsc import first_stage
+from experiments.publish.published import RESULTS, read
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_json, write_text
 from nmoe_flower.privacy import noise_multiplier_for
@@ -26,7 +25,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def describe(folder: Path) -> dict:
+def describe(folder: Path) -> dict[str, Any]:
     """The row of one run."""
     config = Config.load(folder / "config.toml")
     results, stage1 = read(folder), first_stage(folder)
@@ -56,7 +55,7 @@ def describe(folder: Path) -> dict:
     }
 
 
-def cells(row: dict) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
     """One row as text; "-" where there is nothing."""
     numbers = {
         "epsilon": ".3g", "delta": "g", "releases": "d", "dim": "d", "noise_multiplier": ".2f",
@@ -69,9 +68,9 @@ def cells(row: dict) -> list[str]:
             row["revision"]]  # fmt: skip
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Write both files."""
-    folders = [Path(name) for name in sys.argv[1:]]
+    folders = [Path(name) for name in argv]
     if not folders:
         print(__doc__)
         return 2
@@ -81,7 +80,3 @@ def main() -> int:
     lines += [f"| {' | '.join(cells(row))} |" for row in rows]
     write_text(TARGET / "table.txt", "\n".join(lines) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the scripts that tabulate results share."""
+"""The published runs: where each is, what its files say, tables of that."""
 
 import json
 import tomllib
@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def read(folder: Path, file: str = "results.json") -> dict[str, Any]:

@@ -1,10 +1,10 @@
-#!/usr/bin/env python3
 """Measure what a device needs: installed sizes by extra, and the memory of training.
 
-Writes results/benchmarks/device-sizes.json. Sizes are those of the files that the packages behind
-`pip install '.[extra]'` have put into this environment.
+Sizes are those of the files that the packages behind `pip install '.[extra]'` have put into this
+environment.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -13,13 +13,19 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "results" / "benchmarks" / "device-sizes.json"
+from benchmarks.yardstick import told
+from nmoe_flower.arguments import OutputFile
+from nmoe_flower.errors import EngineError
+from nmoe_flower.files import write_json
+
+__all__ = ["main"]
+
 EXTRAS = ("", "serve", "report", "data", "simulation")
 CUDA = ("nvidia-", "cuda-", "triton")
 TRAINED = (
@@ -30,7 +36,7 @@ TRAINED = (
 def needed(extra: str) -> set[str]:
     """The packages that an extra brings along, this one and all it needs."""
     seen: set[tuple[str, tuple[str, ...]]] = set()
-    todo = [("nmoe-flower", (extra,))]
+    todo: list[tuple[str, tuple[str, ...]]] = [("nmoe-flower", (extra,))]
     while todo:
         name, extras = todo.pop()
         one = (re.sub(r"[-_.]+", "-", name).lower(), extras)
@@ -59,12 +65,13 @@ def training_peak() -> int:
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(command)} failed")
+        raise EngineError(f"{' '.join(command)} failed")
     return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def main() -> None:
-    """Measure and write."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    args = _parser().parse_args(argv)
     packages = {extra or "none": needed(extra) for extra in EXTRAS}
     sizes = {name: installed(name) for name in set().union(*packages.values())}
     result = {
@@ -81,9 +88,20 @@ def main() -> None:
         },
         "training_peak_bytes": training_peak(),
     }
-    TARGET.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(TARGET.read_text(encoding="utf-8"))
+    print(json.dumps(result, indent=1))
+    if args.json is not None:
+        write_json(args.json, result)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sizes",
+        description="Bytes that each extra installs, and the memory that training takes.",
+    )
+    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told(main))
