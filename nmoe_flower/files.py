@@ -18,6 +18,7 @@ import stat
 import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,7 +59,14 @@ _OTHER_ENCODINGS = {  # the longer marks first: UTF-32's begins like UTF-16's
 }
 
 
-def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+def write_bytes(
+    path: Path,
+    data: bytes,
+    *,
+    sync: bool = True,
+    mode: int = 0o666,
+    raises: type[NMoEError] = NMoEError,
+) -> None:
     """Write ``data`` to ``path`` atomically; folders on the way are made.
 
     A device or a pipe (``/dev/null``, ``/dev/stdout``) is written to, and never replaced.
@@ -68,9 +76,13 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
         data: The whole content.
         sync: Wait until the disk has it. Without, a killed process loses nothing, but a power
             cut may: only for files that carry a check sum of their own.
+        mode: Who may read and write it, less what the process's umask takes away. At no moment can
+            anybody read it who may not: 0o600 is for keys.
+        raises: The class of the error.
 
     Raises:
-        NMoEError: The disk is full, or a permission is missing; the old file is untouched.
+        NMoEError: The disk is full, or a permission is missing; the old file is untouched. Of the
+            class ``raises``.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -79,7 +91,8 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
                 stream.write(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # left by a process that was killed
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             file.write(data)
             file.flush()
             if sync:
@@ -88,7 +101,7 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
         if sync:
             sync_folder(path.parent)
     except OSError as error:
-        raise NMoEError(f"cannot write {path}: {error.strerror or error}") from error
+        raise raises(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import stat
+import threading
 import tomllib
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmoe_flower import files
-from nmoe_flower.errors import CheckpointError, NMoEError
+from nmoe_flower.errors import CertificateError, CheckpointError, NMoEError
 
 
 def names(folder: Path) -> list[str]:
@@ -38,6 +40,44 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch, broken)
         files.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_key_is_never_readable_by_others(tmp_path, monkeypatch, cut):
+    """Neither under its name nor under the one it is written to, whatever was left there."""
+    path, modes = tmp_path / "a.key", []
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    sync = os.fsync
+
+    def look(handle):
+        modes.extend(stat.S_IMODE(one.stat().st_mode) for one in tmp_path.glob(".a.key*"))
+        if cut:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(handle)
+
+    left = tmp_path / f".a.key.{os.getpid()}-{threading.get_ident()}.tmp"
+    left.write_bytes(b"of a process that was killed")
+    left.chmod(0o666)
+    monkeypatch.setattr(os, "fsync", look)
+    if cut:
+        with pytest.raises(CertificateError, match=r"cannot write .*a\.key: Input/output error"):
+            files.write_bytes(path, b"new", mode=0o600, raises=CertificateError)
+        assert path.read_bytes() == b"old"
+    else:
+        files.write_bytes(path, b"new", mode=0o600)
+        assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", 0o600)
+    assert modes[0] == 0o600
+    assert names(tmp_path) == ["a.key"]
+
+
+def test_without_a_mode_the_umask_decides(tmp_path):
+    old = os.umask(0o027)
+    try:
+        files.write_bytes(tmp_path / "a", b"")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
 def test_a_device_is_written_to_and_stays_what_it_is():

@@ -5,7 +5,13 @@ common name and a DNS name, so that a caller can ask for it whatever the address
 """
 
 from nmoe_flower.certificates.authority import MAX_DAYS, Authority, create_authority
-from nmoe_flower.certificates.identity import Identity, Signer, check_name, verify_signature
+from nmoe_flower.certificates.identity import (
+    Identity,
+    Signer,
+    check_name,
+    is_name,
+    verify_signature,
+)
 
 __all__ = [
     "MAX_DAYS",
@@ -14,5 +20,6 @@ __all__ = [
     "Signer",
     "check_name",
     "create_authority",
+    "is_name",
     "verify_signature",
 ]

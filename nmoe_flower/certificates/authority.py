@@ -13,9 +13,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from nmoe_flower.certificates import pem
-from nmoe_flower.certificates.identity import Identity, Signer, check_name
+from nmoe_flower.certificates.identity import (
+    Identity,
+    Signer,
+    check_name,
+    key_pem,
+    load_certificate,
+    load_key,
+    read_pem,
+)
 from nmoe_flower.errors import CertificateError
+from nmoe_flower.files import write_bytes
 
 __all__ = ["MAX_DAYS", "Authority", "create_authority"]
 
@@ -49,9 +57,9 @@ class Authority(Signer):
             CertificateError: A file cannot be read, or the two do not belong together.
         """
         certificate, key = (folder / name for name in _FILES)
-        own = pem.read(certificate)
-        authority = cls(own, pem.load_key(key))
-        if pem.load_certificate(certificate, own).public_key() != authority._key.public_key():
+        own = read_pem(certificate)
+        authority = cls(own, load_key(key))
+        if load_certificate(certificate, own).public_key() != authority._key.public_key():
             raise CertificateError(f"{key} is not the key of {certificate}")
         return authority
 
@@ -91,8 +99,8 @@ class Authority(Signer):
             .add_extension(issuer_key, critical=False)
         )
         own = _sign(builder, self._key)
-        pem.write(folder / f"{name}.key", pem.key_pem(key), mode=0o600)
-        pem.write(folder / f"{name}.pem", own, mode=0o644)
+        _write(folder / f"{name}.key", key_pem(key), mode=0o600)
+        _write(folder / f"{name}.pem", own, mode=0o644)
         return Identity(own, key, self.certificate_pem)
 
 
@@ -115,8 +123,8 @@ def create_authority(folder: Path, *, name: str, days: int = 3650) -> Authority:
         .add_extension(own_key, critical=False)
     )
     own = _sign(builder, key)
-    pem.write(folder / "ca.key", pem.key_pem(key), mode=0o600)
-    pem.write(folder / "ca.pem", own, mode=0o644)
+    _write(folder / "ca.key", key_pem(key), mode=0o600)
+    _write(folder / "ca.pem", own, mode=0o644)
     return Authority(own, key)
 
 
@@ -152,6 +160,10 @@ def _builder(
 
 def _sign(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _write(path: Path, data: bytes, *, mode: int) -> None:
+    write_bytes(path, data, mode=mode, raises=CertificateError)
 
 
 def _alternative(host: str) -> x509.GeneralName:

@@ -1,4 +1,4 @@
-"""One device's certificate and key: what it shows, signs and opens connections with."""
+"""One device's certificate and key: in files, and what is shown, signed and opened with them."""
 
 import re
 from collections.abc import Callable
@@ -9,16 +9,34 @@ from typing import Any, Self
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from nmoe_flower.certificates import pem
 from nmoe_flower.errors import CertificateError
 
-__all__ = ["Identity", "Signer", "check_name", "verify_signature"]
+__all__ = [
+    "Identity",
+    "Signer",
+    "check_name",
+    "is_name",
+    "key_pem",
+    "load_certificate",
+    "load_key",
+    "read_pem",
+    "verify_signature",
+]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def is_name(name: object) -> bool:
+    """Whether a device may be called so: 1 to 63 of a-z, 0-9 and "-", no "-" first.
+
+    >>> is_name("camera-3"), is_name("Camera 3"), is_name(3)
+    (True, False, False)
+    """
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def check_name(name: str) -> str:
@@ -30,7 +48,7 @@ def check_name(name: str) -> str:
     >>> check_name("camera-3")
     'camera-3'
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise CertificateError(
             f"the name {name!r} is not allowed: 1 to 63 of a-z, 0-9 and '-', no '-' first"
         )
@@ -90,13 +108,13 @@ class Identity(Signer):
             CertificateError: A file cannot be read, the key belongs to another certificate,
                 another authority issued it, its name is not allowed, or it is out of date.
         """
-        own_pem, authority_pem = pem.read(certificate), pem.read(authority)
-        own = pem.load_certificate(certificate, own_pem)
-        identity = cls(own_pem, pem.load_key(key), authority_pem)
+        own_pem, authority_pem = read_pem(certificate), read_pem(authority)
+        own = load_certificate(certificate, own_pem)
+        identity = cls(own_pem, load_key(key), authority_pem)
         if own.public_key() != identity._key.public_key():
             raise CertificateError(f"{key} is not the key of {certificate}")
         try:
-            own.verify_directly_issued_by(pem.load_certificate(authority, authority_pem))
+            own.verify_directly_issued_by(load_certificate(authority, authority_pem))
         except (InvalidSignature, ValueError, TypeError):
             raise CertificateError(f"{certificate} was not issued by {authority}") from None
         check_name(identity.name)
@@ -114,7 +132,7 @@ class Identity(Signer):
 
         if on_handshake is None:
             return grpc.ssl_server_credentials(
-                [(pem.key_pem(self._key), self.certificate_pem)],
+                [(key_pem(self._key), self.certificate_pem)],
                 root_certificates=self.authority_pem,
                 require_client_auth=True,
             )
@@ -141,7 +159,7 @@ class Identity(Signer):
 
         return grpc.ssl_channel_credentials(
             root_certificates=self.authority_pem,
-            private_key=pem.key_pem(self._key),
+            private_key=key_pem(self._key),
             certificate_chain=self.certificate_pem,
         )
 
@@ -149,7 +167,7 @@ class Identity(Signer):
         import grpc
 
         return grpc.ssl_server_certificate_configuration(
-            [(pem.key_pem(self._key), self.certificate_pem)], root_certificates=self.authority_pem
+            [(key_pem(self._key), self.certificate_pem)], root_certificates=self.authority_pem
         )
 
 
@@ -181,3 +199,51 @@ def _check_dates(path: Path, certificate: x509.Certificate) -> None:
             f"{path} is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: "
             "is this machine's clock right?"
         )
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The private key as PEM, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def load_certificate(path: Path, pem: bytes) -> x509.Certificate:
+    """Parse what was read from ``path``.
+
+    Raises:
+        CertificateError: It is no certificate.
+    """
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise CertificateError(f"{path} is not a PEM certificate") from None
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a private key.
+
+    Raises:
+        CertificateError: The file cannot be read, or is no unencrypted elliptic-curve key.
+    """
+    try:
+        key = serialization.load_pem_private_key(read_pem(path), password=None)
+    except (ValueError, TypeError):
+        raise CertificateError(f"{path} is not an unencrypted PEM private key") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateError(f"{path} is not an elliptic-curve key")
+    return key
+
+
+def read_pem(path: Path) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        CertificateError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CertificateError(f"cannot read {path}: {error.strerror}") from None

@@ -6,7 +6,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nmoe_flower.certificates import pem
 from nmoe_flower.errors import CertificateError
 from nmoe_flower.files import write_bytes
 
@@ -20,7 +19,7 @@ def create_node_key(private: Path, *public: Path) -> None:
         CertificateError: A file cannot be written.
     """
     key = ec.generate_private_key(ec.SECP384R1())
-    pem.write(
+    write_bytes(
         private,
         key.private_bytes(
             serialization.Encoding.PEM,
@@ -28,9 +27,10 @@ def create_node_key(private: Path, *public: Path) -> None:
             serialization.NoEncryption(),
         ),
         mode=0o600,
+        raises=CertificateError,
     )
     for path in public:
-        write_bytes(path, _public(key))
+        write_bytes(path, _public(key), raises=CertificateError)
 
 
 def public_half(private: Path) -> bytes:

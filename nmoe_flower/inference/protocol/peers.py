@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nmoe_flower.addresses import Address
+from nmoe_flower.certificates import is_name
 from nmoe_flower.errors import ConfigError, WireError
 from nmoe_flower.files import read_json, write_json
 from nmoe_flower.inference.protocol import peer_pb2
@@ -27,7 +28,6 @@ _MOST_BYTES = 16 << 20
 _LAST = (1 << 63) - 1
 _LIST_FIELDS = ("peers", "serial", "issued_unix", "expires_unix", "signature", "format")
 _ENTRY_FIELDS = ("name", "partition", "address", "expert_version", "extractor_version")
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _VERSION = re.compile(r"[0-9A-Za-z._-]{0,64}")
 
 
@@ -53,7 +53,7 @@ class PeerEntry:
     extractor_version: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not is_name(self.name):
             raise _bad(f"a peer's name is {self.name!r}; allowed: 1 to 63 of a-z, 0-9 and '-'")
         _check_number(f"partition of {self.name}", self.partition, (1 << 31) - 1)
         target(self.address)
