@@ -5,15 +5,18 @@ A round record is one line of ``rounds.jsonl``: ``stage``, ``round`` of ``rounds
 """
 
 import contextlib
+import html
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TextIO
+from typing import Any, Literal, Protocol, Self, TextIO, get_args
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import parse_json
@@ -26,6 +29,8 @@ _INTERVAL = 2.0
 _MOST_METRICS = 4
 _SILENT = 5.0
 _BAR = 12
+_REDRAWN = 0.25  # seconds between two drawings in a notebook
+_CELL = 100  # columns of a notebook's output
 _A_FACT = 12  # "loss 1.250" and what parts it from the rest
 _LEAST_NAME = 4
 
@@ -47,9 +52,29 @@ class Progress(Protocol):
 
 
 def make_progress(
-    format: Format, stream: TextIO, *, clock: Callable[[], float] = time.monotonic
+    format: Format | None,
+    stream: TextIO | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """Choose the view: ``auto`` is live on a terminal and plain text elsewhere."""
+    """Choose the view: ``auto`` is live on a terminal and in a notebook, plain text elsewhere.
+
+    Args:
+        format: ``auto``, ``text`` or ``json``. None: nothing is shown.
+        stream: Where the lines go. None: standard output, which a notebook shows in its cell.
+        clock: Seconds, of any origin.
+
+    Raises:
+        ConfigError: There is no such format.
+    """
+    if format not in (None, *get_args(Format)):
+        raise ConfigError(f"progress is {format!r}; allowed: {', '.join(get_args(Format))}, None")
+    if format is None:
+        return _Silent()
+    notebook = _notebook() if format == "auto" and stream is None else None
+    if notebook is not None:
+        return _InNotebook(notebook, clock)
+    stream = sys.stdout if stream is None else stream
     if format == "json":
         return _JsonLines(stream)
     if format == "auto" and stream.isatty():
@@ -112,6 +137,22 @@ class _JsonLines:
 
     def close(self) -> None:
         self._stream.flush()
+
+
+class _Silent:
+    """Nothing."""
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def answered(self, stage: str, count: int, clients: int) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _Text:
@@ -194,27 +235,20 @@ class _Silence:
                 return
 
 
-class _Live:
+class _Stages:
     """Stages that are done with a tick, the current one with its bar, figures and time left.
 
-    Where the terminal is narrow bytes go first, then seconds, further metrics, the bar and the
-    time left; stage and round stay.
+    Where there is little room bytes go first, then seconds, further metrics, the bar and the time
+    left; stage and round stay.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._last: dict[str, Mapping[str, Any]] = {}
         self._started: dict[str, tuple[float, int]] = {}
         self._left: dict[str, float] = {}
         self._answers = ""
         self._heard = clock()
-        self._console = Console(file=stream)
-        # Drawn anew at each refresh: the seconds without news grow, and a terminal may change.
-        self._live = Live(console=self._console, refresh_per_second=8, get_renderable=self._view)
-        self._live.start()
 
     def update(self, record: Mapping[str, Any]) -> None:
         stage = str(record.get("stage", "?"))
@@ -233,6 +267,53 @@ class _Live:
         self._answers = _answers(stage, count, clients)
 
     def message(self, text: str) -> None:
+        raise NotImplementedError
+
+    def _lines(self, *, width: int, height: int) -> list[tuple[bool, str]]:
+        """The newest stages: whether each is done, and what stands behind its mark."""
+        last = dict(self._last)
+        shown = list(last.items())[-max(height, 1) :]
+        done = [self._done(stage, record, last) for stage, record in shown]
+        lefts = [
+            "" if over else f"{duration(self._left[stage])} left"
+            for (stage, _), over in zip(shown, done, strict=True)
+        ]
+        columns = _Columns.that_fit(shown, lefts, width)
+        return [
+            (over, columns.line(stage, record, left))
+            for (stage, record), over, left in zip(shown, done, lefts, strict=True)
+        ]
+
+    def _silence(self) -> str:
+        """How long nothing was heard, in words; empty if it is not long."""
+        silent = self._clock() - self._heard
+        if silent < _SILENT:
+            return ""
+        return f"  {self._answers or 'still at work'}, {duration(silent)} without news"
+
+    def _done(self, stage: str, record: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+        """A stage that converged early ends when another begins; its own tests do not count."""
+        if int(record.get("round", 0)) >= int(record.get("rounds", 0)):
+            return True
+        order = list(last)
+        later = order[order.index(stage) + 1 :]
+        return any(not name.startswith(f"{stage}-") for name in later)
+
+
+class _Live(_Stages):
+    """The stages on a terminal, drawn anew eight times a second; messages scroll above."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        super().__init__(clock)
+        self._console = Console(file=stream)
+        # Drawn anew at each refresh: the seconds without news grow, and a terminal may change.
+        self._live = Live(console=self._console, refresh_per_second=8, get_renderable=self._view)
+        self._live.start()
+
+    def message(self, text: str) -> None:
         self._heard = self._clock()
         self._console.print(text, markup=False, highlight=False)
 
@@ -244,33 +325,75 @@ class _Live:
     def _view(self) -> Any:
         from rich.text import Text
 
-        last = dict(self._last)
-        shown = list(last.items())[-max(self._console.height - 3, 1) :]
-        marks = [self._done(stage, record, last) for stage, record in shown]
-        lefts = [
-            "" if done else f"{duration(self._left[stage])} left"
-            for (stage, _), done in zip(shown, marks, strict=True)
-        ]
-        columns = _Columns.that_fit(shown, lefts, self._console.width)
         lines = []
-        for (stage, record), done, left in zip(shown, marks, lefts, strict=True):
+        room = self._console.height - 3
+        for done, line in self._lines(width=self._console.width, height=room):
             mark = Text("✓" if done else "▸", "green" if done else "cyan")
-            lines.append(mark + Text(" " + columns.line(stage, record, left)))
-        silent = self._clock() - self._heard
-        if silent >= _SILENT:
-            said = f"  {self._answers or 'still at work'}, {duration(silent)} without news"
-            lines.append(Text(said, "dim"))
+            lines.append(mark + Text(f" {line}"))
+        if silence := self._silence():
+            lines.append(Text(silence, "dim"))
         view = Text("\n").join(lines)
         view.no_wrap, view.overflow = True, "ellipsis"
         return view
 
-    def _done(self, stage: str, record: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
-        """A stage that converged early ends when another begins; its own tests do not count."""
-        if int(record.get("round", 0)) >= int(record.get("rounds", 0)):
-            return True
-        order = list(last)
-        later = order[order.index(stage) + 1 :]
-        return any(not name.startswith(f"{stage}-") for name in later)
+
+class _InNotebook(_Stages):
+    """The stages in the output of a notebook's cell, below what was said.
+
+    Args:
+        display: IPython's; what it shows can be drawn anew.
+        clock: Seconds, of any origin.
+    """
+
+    def __init__(self, display: Callable[..., Any], clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._said: list[str] = []
+        self._lock = threading.Lock()
+        self._drawn = clock()
+        self._handle = display(self._view(), raw=True, display_id=True)
+        self._watch = _Silence(lambda seconds: self._draw(), clock)
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        begins = str(record.get("stage", "?")) not in self._last
+        super().update(record)
+        self._watch.broken()
+        if begins or self._clock() - self._drawn >= _REDRAWN:
+            self._draw()
+
+    def message(self, text: str) -> None:
+        self._heard = self._clock()
+        self._watch.broken()
+        self._said.append(text)
+        self._draw()
+
+    def close(self) -> None:
+        self._watch.end()
+        self._heard = math.inf
+        self._draw()
+
+    def _draw(self) -> None:
+        with self._lock:
+            self._drawn = self._clock()
+            self._handle.update(self._view(), raw=True)
+
+    def _view(self) -> dict[str, str]:
+        """The text, by the kinds of output that a notebook knows."""
+        lines = [*self._said]
+        for done, line in self._lines(width=_CELL, height=_CELL):
+            lines.append(f"{'✓' if done else '▸'} {line}")
+        lines += filter(None, [self._silence()])
+        text = "\n".join(lines)
+        return {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
+
+
+def _notebook() -> Callable[..., Any] | None:
+    """IPython's ``display``, if this program is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if getattr(shell, "kernel", None) is None:
+        return None
+    display: Callable[..., Any] = import_module("IPython.display").display
+    return display
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "usable_cores"]
 
 
 def provenance(seed: int) -> dict[str, Any]:
@@ -30,6 +30,13 @@ def provenance(seed: int) -> dict[str, Any]:
         "git": _git(Path(__file__).resolve().parents[1]),
         "machine": _machine(),
     }
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:
@@ -69,14 +76,13 @@ def _git(root: Path) -> dict[str, Any] | None:
 
 
 def _machine() -> dict[str, Any]:
-    affinity = getattr(os, "sched_getaffinity", None)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (AttributeError, ValueError, OSError):
         memory = None
     return {
         "cpu": _cpu_model(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": usable_cores(),
         "memory-gib": None if memory is None else round(memory, 1),
         "os": platform.platform(),
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.config import Config
-from nmoe_flower.errors import CheckpointError, ConfigError
+from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.files import (
     append_line,
     parse_json,
@@ -233,6 +233,23 @@ class RunFolder:
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json, atomically: a run that has it is finished."""
         write_json(self.results_path, results)
+
+    def results(self) -> dict[str, Any]:
+        """What results.json holds, if it has the rows that a summary shows.
+
+        Raises:
+            NMoEError: The file is missing, or is not that of a run.
+        """
+        results = read_json(self.results_path, raises=NMoEError)
+        rows = results.get("rows") if isinstance(results, dict) else None
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and {"gate", "test"} <= row.keys() for row in rows
+        ):
+            raise NMoEError(
+                f"{self.results_path} does not hold a run's results: rows must be a list of "
+                "objects with gate and test"
+            )
+        return dict(results)
 
     def save_weights(self, name: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Path:
         """Save final weights as ``weights/<name>.safetensors``."""

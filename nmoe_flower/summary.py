@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import read_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import duration
 from nmoe_flower.results import RunFolder
 
-__all__ = ["aligned", "draw", "summary_json", "summary_lines"]
+__all__ = ["draw", "padded", "summary_json", "summary_lines"]
 
 # Heading, key in a row of results.json, test it is taken from.
 _COLUMNS = (
@@ -28,10 +27,10 @@ _MOST_FAILURES = 10
 _WIDTH = 100
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def padded(rows: Sequence[Sequence[str]]) -> str:
     """A table of text: the first column to the left, the others to the right.
 
-    >>> print(aligned([["gate", "accuracy"], ["local", "0.9"]]))
+    >>> print(padded([["gate", "accuracy"], ["local", "0.9"]]))
     gate   accuracy
     local       0.9
     """
@@ -51,7 +50,7 @@ def summary_lines(folder: RunFolder, figures: Sequence[Path], seconds: float) ->
         figures: Those that were drawn.
         seconds: The whole run took.
     """
-    results = _results(folder)
+    results = folder.results()
     lines = [*_table(results["rows"]).splitlines(), ""]
     failures = _failures(folder)
     for (who, why), times in failures[:_MOST_FAILURES]:
@@ -69,7 +68,7 @@ def summary_lines(folder: RunFolder, figures: Sequence[Path], seconds: float) ->
 
 def summary_json(folder: RunFolder, seconds: float) -> str:
     """The same as one JSON object, for scripts; without what each client scored."""
-    results = _results(folder)
+    results = folder.results()
     rows = [{k: v for k, v in row.items() if k != "per_client"} for row in results["rows"]]
     failures = [
         {"partition": who, "reason": why, "times": times} for (who, why), times in _failures(folder)
@@ -97,20 +96,6 @@ def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
     return []
 
 
-def _results(folder: RunFolder) -> dict[str, Any]:
-    """What results.json holds, if it has the rows that a summary shows."""
-    results = read_json(folder.results_path, raises=NMoEError)
-    rows = results.get("rows") if isinstance(results, dict) else None
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and {"gate", "test"} <= row.keys() for row in rows
-    ):
-        raise NMoEError(
-            f"{folder.results_path} does not hold a run's results: rows must be a list of objects "
-            "with gate and test"
-        )
-    return dict(results)
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per gate, then per control; ``+prior`` follows its plain gate."""
     gates = {(str(row["gate"]), str(row["test"])): row for row in rows}
@@ -120,7 +105,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         shares = ["-" if value is None else f"{value:.3f}" for value in found[:-1]]
         sent = "-" if found[-1] is None else f"{found[-1]:,.0f}"
         lines.append([gate, *shares, sent])
-    return aligned(lines)
+    return padded(lines)
 
 
 def _findings(results: Mapping[str, Any]) -> Iterator[str]:

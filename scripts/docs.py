@@ -188,6 +188,21 @@ def python_page(module_name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def face() -> str:
+    """The page of what ``import nmoe_flower as nmoe`` has: every name, and the page it is on."""
+    lines = [
+        f"# nmoe_flower\n\n{inspect.getdoc(nmoe_flower)}\n",
+        "| name | what it is |",
+        "|---|---|",
+    ]
+    homes = {name: home for home, names in nmoe_flower._HOMES.items() for name in names}
+    for name in nmoe_flower.__all__:
+        page = f"{homes[name].split('.')[1]}.md"
+        said = (inspect.getdoc(getattr(nmoe_flower, name)) or "").splitlines()[0]
+        lines.append(f"| [`{name}`]({page}) | {said} |")
+    return "\n".join(lines) + "\n"
+
+
 def _hidden_names(module_name: str) -> list[str]:
     """Names that a file of the package has, too: who reads the files finds that instead."""
     files = {info.name for info in pkgutil.iter_modules(_path(module_name))}
@@ -219,6 +234,7 @@ def assemble(target: Path) -> None:
     for name in public_modules():
         page = reference / "python" / f"{_short(name)}.md"
         page.write_text(python_page(name), encoding="utf-8")
+    (reference / "python" / "nmoe_flower.md").write_text(face(), encoding="utf-8")
 
 
 def _bring_results(target: Path) -> None:
@@ -232,7 +248,8 @@ def _bring_results(target: Path) -> None:
 
 def on_config(config: Any) -> Any:
     """Give every module its place in the navigation; mkdocs calls this."""
-    pages = [{_short(name): f"reference/python/{_short(name)}.md"} for name in public_modules()]
+    names = ["nmoe_flower", *public_modules()]
+    pages = [{_short(name): f"reference/python/{_short(name)}.md"} for name in names]
     reference = next(entry["Reference"] for entry in config["nav"] if "Reference" in entry)
     next(entry for entry in reference if "Python" in entry)["Python"] = pages
     return config

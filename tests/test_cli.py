@@ -14,7 +14,7 @@ from PIL import Image
 
 import nmoe_flower.server_app
 from nmoe_flower import cli
-from nmoe_flower.cli import run as run_module
+from nmoe_flower import running as run_module
 from nmoe_flower.config import Config
 from nmoe_flower.errors import EngineError
 from nmoe_flower.results import RunFolder

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from nmoe_flower import cli
-from nmoe_flower.cli import run as run_module
+from nmoe_flower import running as run_module
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 

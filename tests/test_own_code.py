@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nmoe_flower import cli
-from nmoe_flower.cli import run as run_module
+from nmoe_flower import running as run_module
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.own_code import is_own, load_own

@@ -2,9 +2,11 @@
 
 import io
 import json
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -342,3 +344,83 @@ def test_the_follower_of_a_resumed_run_shows_new_rounds_only(
     path.write_text("".join(lines[:3]))
     follow()
     assert collected.records == [record(3)]
+
+
+class Shell:
+    """What a notebook's kernel has: a shell with a kernel, and a display that can be redrawn."""
+
+    kernel = object()
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def display(self, view: dict[str, str], *, raw: bool, display_id: bool) -> "Shell":
+        assert raw
+        assert display_id
+        self.shown.append(view["text/plain"])
+        return self
+
+    def update(self, view: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.shown.append(view["text/plain"])
+        self.html = view["text/html"]
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Shell:
+    shell = Shell()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    display = SimpleNamespace(display=shell.display)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    return shell
+
+
+def test_a_notebook_shows_stages_that_are_drawn_anew(
+    notebook: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    view = make_progress("auto", clock=clock)
+    view.message("run folder <runs>")
+    for number in (1, 2, 3):
+        clock.now += 0.1
+        view.update(record(number))
+    assert "extractor" in notebook.shown[-1]
+    assert "1/100" in notebook.shown[-1]  # two rounds later, but not a quarter of a second
+    clock.now += 0.2
+    view.update(record(4))
+    said, stage = notebook.shown[-1].splitlines()
+    assert said == "run folder <runs>"
+    assert stage.startswith("▸ extractor")
+    assert "4/100" in stage
+    view.update(record(100))
+    view.close()
+    assert notebook.shown[-1].splitlines()[1].startswith("✓ extractor")
+    assert notebook.html.startswith("<pre>run folder &lt;runs&gt;\n✓ extractor")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_notebook_tells_of_silence(notebook: Shell) -> None:
+    clock = Clock()
+    view = make_progress("auto", clock=clock)
+    view.answered("experts", 1, 10)
+    clock.now += 7.0
+    view._watch.look()  # type: ignore[attr-defined]
+    view.close()
+    assert "  experts: 1 of 10 clients have answered, 7 s without news" in notebook.shown
+    assert notebook.shown[-1] == ""
+
+
+def test_elsewhere_ipython_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: object()))
+    view = make_progress("auto")
+    view.close()
+    assert isinstance(view, _Text)
+
+
+def test_nothing_is_shown_of_what_nobody_wants(capsys: pytest.CaptureFixture[str]) -> None:
+    view = make_progress(None)
+    view.message("run folder")
+    view.update(record(1))
+    view.answered("experts", 1, 10)
+    view.close()
+    assert capsys.readouterr() == ("", "")

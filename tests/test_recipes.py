@@ -8,7 +8,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 from nmoe_flower import cli, recipes
-from nmoe_flower.cli import run as run_module
+from nmoe_flower import running as run_module
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.recipes import find_recipe, packaged_recipes

@@ -4,23 +4,52 @@ import argparse
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
 
-from nmoe_flower.alignment import InfeasibleBoundsError, align, desirability, load_variation
-from nmoe_flower.cli.align_files import AlignTable, read_experts, read_table
-from nmoe_flower.files import write_json, write_text
-from nmoe_flower.summary import aligned
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-__all__ = ["run"]
+    from nmoe_flower.cli.align_table import AlignTable
 
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "assign experts to clients, no training"
+
+_POLICIES = ("joint", "balanced", "sequential", "greedy", "random")
 _SHOWN = 40
 
 
-def run(args: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``nmoe align``."""
+    parser.add_argument("clients", type=Path, metavar="CLIENTS.csv|json")
+    parser.add_argument("--experts", type=Path, metavar="EXPERTS.csv", help="usage, lo, hi of each")
+    parser.add_argument("--policy", choices=_POLICIES, default="joint")
+    parser.add_argument("--lo", type=Whole(), help="least clients per expert (joint)")
+    parser.add_argument("--hi", type=Whole(), help="most clients per expert (joint)")
+    parser.add_argument("--usage-weight", type=Number(0, 1e6), default=1.0, metavar="W")
+    parser.add_argument("--scale", choices=("z", "rank", "none"), default="z", help="of fitness")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the ties")
+    parser.add_argument("--out", type=OutputFile((".csv", ".json")), metavar="FILE.csv|json")
+
+    def command(args: argparse.Namespace) -> int:
+        for name in ("lo", "hi"):
+            if getattr(args, name) is not None and args.policy != "joint":
+                parser.error(f"--{name} is for --policy joint")
+        return _run(args)
+
+    parser.set_defaults(command=command)
+
+
+def _run(args: argparse.Namespace) -> int:
     """Read, assign, print, and write if asked."""
+    import numpy as np
+
+    from nmoe_flower.alignment import InfeasibleBoundsError, align, desirability
+    from nmoe_flower.cli.align_table import read_experts, read_table
+
     table = read_table(args.clients)
     if args.experts is not None:
         read_experts(args.experts, table)
@@ -52,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _bounds(table: AlignTable, lo: int | None, hi: int | None) -> dict[str, Any]:
+def _bounds(table: "AlignTable", lo: int | None, hi: int | None) -> dict[str, Any]:
     """Bounds of the file first, then those of the command line, then the default.
 
     The default is an even share of all slots (None); where the file bounds some experts, it is no
@@ -68,25 +97,30 @@ def _bounds(table: AlignTable, lo: int | None, hi: int | None) -> dict[str, Any]
     return found
 
 
-def _text(table: AlignTable, chosen: npt.NDArray[np.bool_]) -> str:
+def _text(table: "AlignTable", chosen: "npt.NDArray[np.bool_]") -> str:
+    from nmoe_flower.alignment import load_variation
+    from nmoe_flower.summary import padded
+
     rows = [["client", "capacity", "experts"]]
     for at, name in enumerate(table.clients[:_SHOWN]):
         rows.append([name, str(table.capacity[at]), " ".join(_held(table, chosen[at])) or "-"])
-    lines = [aligned(rows)]
+    lines = [padded(rows)]
     if len(table.clients) > _SHOWN:
         lines.append(f"... and {len(table.clients) - _SHOWN} more clients (--out writes all)")
     loads = chosen.sum(axis=0)
     load_rows = [["expert", "clients"]]
     load_rows += [[name, str(load)] for name, load in zip(table.experts, loads, strict=True)]
-    lines += ["", aligned(load_rows), "", f"load CV {load_variation(loads):.3f}"]
+    lines += ["", padded(load_rows), "", f"load CV {load_variation(loads):.3f}"]
     return "\n".join(lines)
 
 
-def _held(table: AlignTable, row: npt.NDArray[np.bool_]) -> list[str]:
-    return [table.experts[at] for at in np.flatnonzero(row)]
+def _held(table: "AlignTable", row: "npt.NDArray[np.bool_]") -> list[str]:
+    return [table.experts[at] for at in row.nonzero()[0]]
 
 
-def _write(path: Path, table: AlignTable, chosen: npt.NDArray[np.bool_], policy: str) -> None:
+def _write(path: Path, table: "AlignTable", chosen: "npt.NDArray[np.bool_]", policy: str) -> None:
+    from nmoe_flower.files import write_json, write_text
+
     held = [_held(table, row) for row in chosen]
     if path.suffix.lower() == ".json":
         loads = dict(zip(table.experts, chosen.sum(axis=0), strict=True))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nmoe_flower.cli.images import Loaded, read_images
-from nmoe_flower.cli.metrics_port import serve_metrics
+from nmoe_flower.cli.options import serve_metrics
 from nmoe_flower.cli.rows import read_rows
 from nmoe_flower.files import append_line, to_json
 from nmoe_flower.inference.ask import SILENT, Answer, Client, RouterMetrics

@@ -2,7 +2,9 @@
 
 import argparse
 
-__all__ = ["add_arguments"]
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "where the benchmarks are"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

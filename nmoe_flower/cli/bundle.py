@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
-from nmoe_flower.cli.keys import needs_serve
+from nmoe_flower.cli.options import needs_serve
 
-__all__ = ["add_arguments"]
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "a finished run as devices serve it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from nmoe_flower.arguments import Whole
 from nmoe_flower.recipes import recipe_argument
 
-__all__ = ["VERBS", "add_arguments"]
+__all__ = ["ABOUT", "VERBS", "add_arguments"]
+
+ABOUT = "prepare, check, try a federation"
 
 _EXAMPLES = """\
 examples:

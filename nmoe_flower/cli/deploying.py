@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nmoe_flower.cli.deploy import DEMO, FEW_EXCHANGES
-from nmoe_flower.cli.keys import needs_serve
+from nmoe_flower.cli.options import needs_serve
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 

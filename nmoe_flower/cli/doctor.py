@@ -21,8 +21,11 @@ from typing import Literal
 from nmoe_flower import __version__
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.installation import checkout, extra_requirements, install_hint, installed_from
+from nmoe_flower.provenance import usable_cores
 
-__all__ = ["Look", "add_arguments", "doctor"]
+__all__ = ["ABOUT", "Look", "add_arguments", "doctor"]
+
+ABOUT = "what is here, and what would fail"
 
 State = Literal["ok", "note", "fail"]
 
@@ -173,8 +176,6 @@ def _extra(name: str) -> tuple[State, str]:
 
 
 def _cores() -> tuple[State, str]:
-    from nmoe_flower.cli.run import usable_cores
-
     count, quota = usable_cores(), _cgroup("cpu.max")
     if quota and (allowed := int(quota[0]) / int(quota[1])) < count:
         return "note", f"{count} cores, of which this container may use {allowed:g}: --workers"

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 
 from nmoe_flower.arguments import Number, OutputFile, Whole
-from nmoe_flower.cli.keys import add_keys, check_keys, needs_serve, take_node
-from nmoe_flower.cli.metrics_port import add_metrics_port
+from nmoe_flower.cli.options import add_keys, add_metrics_port, check_keys, needs_serve, take_node
 
-__all__ = ["add_arguments"]
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "classify images with the peers' help"
 
 _EXAMPLES = """\
 examples:

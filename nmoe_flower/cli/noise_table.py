@@ -15,7 +15,7 @@ from nmoe_flower.privacy import (
     packed_size,
     sensitivity,
 )
-from nmoe_flower.summary import aligned
+from nmoe_flower.summary import padded
 
 __all__ = ["Plan", "plan", "show"]
 
@@ -155,4 +155,4 @@ def _table(plans: list[Plan]) -> str:
          f"{p.smallest_useful:.3g}", p.verdict]
         for p in plans
     ]  # fmt: skip
-    return aligned([header, *body])
+    return padded([header, *body])

@@ -21,7 +21,7 @@ from nmoe_flower.inference.protocol import (
     sign_list,
     verify_list,
 )
-from nmoe_flower.summary import aligned
+from nmoe_flower.summary import padded
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,7 +72,7 @@ def _print(found: Sequence[PeerStatus], stream: TextIO, *, as_json: bool) -> Non
         for one in found:
             print(to_json(asdict(one)), file=stream, flush=True)
     else:
-        print(aligned([list(_HEADER), *map(cells, found)]), file=stream, flush=True)
+        print(padded([list(_HEADER), *map(cells, found)]), file=stream, flush=True)
 
 
 def table_of(found: Sequence[PeerStatus]) -> "Table":

@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 
 from nmoe_flower.arguments import Number, OutputFile
-from nmoe_flower.cli.keys import add_keys, check_keys, needs_serve, take_node
+from nmoe_flower.cli.options import add_keys, check_keys, needs_serve, take_node
 
-__all__ = ["add_arguments"]
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "how the peers are; sign their list"
 
 _EXAMPLES = """\
 examples:

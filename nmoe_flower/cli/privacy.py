@@ -4,7 +4,9 @@ import argparse
 
 from nmoe_flower.arguments import Number, Whole
 
-__all__ = ["add_arguments"]
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "what a privacy budget leaves"
 
 _EXAMPLES = """\
 examples:

@@ -4,7 +4,9 @@ import argparse
 
 from nmoe_flower.recipes import packaged_recipes
 
-__all__ = ["add_arguments"]
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "list what comes along to run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

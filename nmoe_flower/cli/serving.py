@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from nmoe_flower.addresses import Address
-from nmoe_flower.cli.metrics_port import serve_metrics
+from nmoe_flower.cli.options import serve_metrics
 from nmoe_flower.inference import ExpertServer, JsonFormatter, Sources, SourceWatch
 
 __all__ = ["run"]

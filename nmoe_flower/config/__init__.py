@@ -14,7 +14,7 @@ from nmoe_flower.config.gate import GATES, GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.run import RunConfig
-from nmoe_flower.config.whole import Config, Scalar
+from nmoe_flower.config.whole import Config, Override, Scalar
 
 __all__ = [
     "GATES",
@@ -26,6 +26,7 @@ __all__ = [
     "ExtractorConfig",
     "GateConfig",
     "HeadConfig",
+    "Override",
     "PrivacyConfig",
     "RunConfig",
     "Scalar",

@@ -1,6 +1,7 @@
 """What all sections of the configuration share: kebab-case keys, lists from text, no surprises."""
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import (
@@ -133,6 +134,7 @@ class Section(BaseModel):
     def _of_the_right_kind(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse ``gate.rounds=true``, which Python would read as 1; take 2024 for a text."""
         kind = cls.model_fields[str(info.field_name)].annotation
+        value = _plain(value)
         if isinstance(value, bool) and kind is not bool:
             raise ValueError(f"a value is wanted, not a switch, got {value!r}")
         if kind is str and isinstance(value, int):
@@ -151,6 +153,17 @@ class Section(BaseModel):
             if isinstance(part, str) and (odd := _unwritable(part)):
                 raise ValueError(f"{odd}, got {shown(part)}")
         return value
+
+
+def _plain(value: Any) -> Any:
+    """A path as its text, and NumPy's numbers as Python's: what a program hands over.
+
+    >>> _plain(PurePath("photos"))
+    'photos'
+    """
+    if isinstance(value, PurePath):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _unwritable(text: str) -> str:

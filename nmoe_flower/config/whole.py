@@ -1,6 +1,6 @@
 """A whole run's configuration, and the ways in and out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +20,11 @@ from nmoe_flower.config.section import Section
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_toml, to_toml
 
-__all__ = ["Config", "Scalar"]
+__all__ = ["Config", "Override", "Scalar"]
 
 Scalar = bool | int | float | str
+Override = str | tuple[str, Any]
+"""``key=value``, or a pair of key and value; the key is dotted."""
 
 
 class Config(Section):
@@ -194,25 +196,41 @@ class Config(Section):
             raise ConfigError(explain(error, cls.model_fields)) from None
 
     @classmethod
-    def load(cls, recipe: Path | None = None, overrides: Sequence[str] = ()) -> Self:
-        """Read a TOML recipe and ``key=value`` overrides.
+    def load(
+        cls,
+        recipe: "Path | Config | Mapping[str, Any] | None" = None,
+        overrides: Iterable[Override] = (),
+    ) -> Self:
+        """Read a recipe, and what goes before it.
+
+        Args:
+            recipe: A TOML file; or the same as a mapping of keys, dotted or in tables; or a
+                configuration. None: all defaults.
+            overrides: Pairs of a dotted key and its value, or texts ``key=value``.
 
         Raises:
             ConfigError: The file is missing or not TOML, or a key or value is not allowed.
+
+        >>> Config.load({"gate": {"top-k": 2}}, ["data.tau=0.2", ("gate.rounds", 5)]).gate.rounds
+        5
         """
         values: dict[str, Any] = {}
-        if recipe is not None:
-            for key, value in read_toml(recipe, what="the recipe").items():
-                try:
-                    merge(values, key.split("."), value, once=True)
-                except ConfigError as error:
-                    raise ConfigError(f"the recipe {recipe}: {error}") from None
+        for key, value in _content(recipe).items():
+            try:
+                merge(values, str(key).split("."), value, once=True)
+            except ConfigError as error:
+                name = f" {recipe}" if isinstance(recipe, Path) else ""
+                raise ConfigError(f"the recipe{name}: {error}") from None
         for override in overrides:
-            key, equals, text = override.partition("=")
-            if not equals or not key.strip():
-                raise ConfigError(f"--set wants key=value, got {override!r}")
-            key = key.strip()
-            merge(values, key.split("."), literal(text.strip(), kind_of(key, cls.model_fields)))
+            if isinstance(override, str):
+                key, equals, text = override.partition("=")
+                if not equals or not key.strip():
+                    raise ConfigError(f"--set wants key=value, got {override!r}")
+                key = key.strip()
+                value = literal(text.strip(), kind_of(key, cls.model_fields))
+            else:
+                key, value = override
+            merge(values, str(key).split("."), value)
         return cls.parse(values)
 
     @property
@@ -237,3 +255,12 @@ class Config(Section):
     def to_toml(self) -> str:
         """The resolved configuration as a TOML recipe."""
         return to_toml(self.model_dump(by_alias=True, mode="json"))
+
+
+def _content(recipe: Path | Config | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The keys that a recipe sets."""
+    if isinstance(recipe, Config):
+        return recipe.model_dump(by_alias=True, exclude_unset=True)
+    if isinstance(recipe, Path):
+        return read_toml(recipe, what="the recipe")
+    return recipe or {}

@@ -1,4 +1,4 @@
-"""Opening a recipe's data for the commands."""
+"""The data of a run: opened before it begins, compared with what it began with when it goes on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +35,8 @@ def open_data(
     """Decode the data set and share it out, so that no worker does and bad data stops here.
 
     Args:
-        config: Says which data.
-        progress: Told while decoding.
+        config: Its ``[data]`` says which, its ``run.seed`` who holds what.
+        progress: Told every tenth of the decoding.
         began: A run that is to go on; it must have begun with the same data.
 
     Raises:

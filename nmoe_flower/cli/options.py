@@ -1,14 +1,44 @@
-"""The options with which a device shows who it is."""
+"""Options that several commands share: a recipe, a device's keys, a port for Prometheus."""
 
 import argparse
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from nmoe_flower.arguments import PORT
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.installation import install_hint
+from nmoe_flower.recipes import recipe_argument
 
-__all__ = ["add_keys", "check_keys", "needs_serve", "take_node"]
+__all__ = [
+    "add_keys",
+    "add_metrics_port",
+    "add_recipe",
+    "check_keys",
+    "needs_serve",
+    "serve_metrics",
+    "take_node",
+]
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """``RECIPE`` and ``--set``."""
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        type=recipe_argument,
+        metavar="RECIPE",
+        help="a TOML file, or the name of one that comes along (nmoe recipes)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override configuration keys, as in --set data.num-clients=20 gate.top-k=2",
+    )
 
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +83,7 @@ def take_node(args: argparse.Namespace) -> None:
             setattr(args, name, getattr(files, name))
 
 
-@contextmanager
+@contextlib.contextmanager
 def needs_serve(command: str) -> Iterator[None]:
     """Around an import: a package of the extra ``serve`` that is missing is an error in words.
 
@@ -64,3 +94,38 @@ def needs_serve(command: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(f"{command} needs {error.name}: {install_hint('serve')}") from None
+
+
+def add_metrics_port(parser: argparse.ArgumentParser) -> None:
+    """The option."""
+    parser.add_argument("--metrics-port", type=PORT, metavar="PORT", help="Prometheus, on loopback")
+
+
+@contextlib.contextmanager
+def serve_metrics(registry: object, port: int | None) -> Iterator[None]:
+    """Let Prometheus read ``http://127.0.0.1:port/metrics`` meanwhile; no port, nothing.
+
+    Args:
+        registry: A ``prometheus_client.CollectorRegistry``.
+        port: 1 to 65535, or None.
+
+    Raises:
+        ConfigError: The port cannot be used.
+    """
+    if port is None:
+        yield
+        return
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    assert isinstance(registry, CollectorRegistry)
+    try:
+        server, thread = start_http_server(port, "127.0.0.1", registry)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on metrics port {port}: {reason}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,363 @@
+"""One recipe from data to results: what ``nmoe run`` does, and what a notebook calls."""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from nmoe_flower.config import Config, Override
+from nmoe_flower.data import ImageData, usage, with_features
+from nmoe_flower.engine import InProcessGrid, require_ray, run_simulation, write_app
+from nmoe_flower.engine.signals import interruptible
+from nmoe_flower.errors import ConfigError, EngineError, LockedError
+from nmoe_flower.lock import locked
+from nmoe_flower.progress import Follower, Format, Progress, make_progress
+from nmoe_flower.provenance import usable_cores
+from nmoe_flower.recipes import find_recipe
+from nmoe_flower.rehearsal import rehearse
+from nmoe_flower.results import RunFolder
+from nmoe_flower.running_data import open_data, remember_data
+from nmoe_flower.summary import draw, summary_lines
+from nmoe_flower.tracking import TensorBoard, require_tensorboard
+
+__all__ = ["Engine", "RecipeLike", "RunResult", "run"]
+
+Engine = Literal["inprocess", "ray"]
+RecipeLike = str | Path | Config | Mapping[str, Any]
+
+_CLIENT_APP = "nmoe_flower.client_app:app"
+_MOST_WORKERS = 4096
+_PATHS = (
+    ("data", "dataset"),
+    ("data", "cache-dir"),
+    ("extractor", "start"),
+    ("alignment", "trace"),
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. Printed, it is the table that ``nmoe run`` ends with.
+
+    Attributes:
+        folder: The run folder: ``folder.path``, ``folder.config``, ``folder.rounds()``.
+        results: What ``results.json`` holds.
+        figures: The figures that were drawn.
+        notes: What could not be done beside the run, in words: figures without matplotlib.
+        seconds: How long it took, from the first check to the last figure.
+    """
+
+    folder: RunFolder
+    results: dict[str, Any]
+    figures: list[Path]
+    notes: list[str]
+    seconds: float
+
+    @property
+    def path(self) -> Path:
+        """The run folder's place, absolute."""
+        return self.folder.path
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat row for every gate and test, as ``pandas.DataFrame`` takes them.
+
+        What each client scored is in ``results["rows"]``, under ``per_client``.
+        """
+        return [{k: v for k, v in row.items() if k != "per_client"} for row in self.results["rows"]]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.notes, *summary_lines(self.folder, self.figures, self.seconds)])
+
+    def __repr__(self) -> str:
+        return f"RunResult({str(self.path)!r})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What a notebook shows of it."""
+        printer.text(repr(self) if cycle else str(self))
+
+
+def run(
+    recipe: RecipeLike | None = None,
+    *,
+    set: Mapping[str, Any] | Sequence[str] = (),
+    seed: int | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
+    engine: Engine = "inprocess",
+    workers: int | None = None,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Format | Progress | None = "auto",
+    figures: bool = True,
+    tensorboard: bool = False,
+) -> RunResult:
+    """Train and evaluate all stages of a recipe: the same folder and numbers as ``nmoe run``.
+
+    Whatever stops it, Ctrl-C included, saves the last finished round, and says in a note of the
+    exception how the run goes on.
+
+    Args:
+        recipe: Name of a recipe that comes along (``nmoe recipes``), a TOML file, a `Config`, or a
+            mapping of keys, dotted or in tables: ``{"gate.rounds": 5}``, ``{"gate": {"rounds":
+            5}}``. None: the digits, as ``nmoe run`` alone.
+        set: Configuration keys that go before the recipe's: ``{"gate.rounds": 5}``, or
+            ``["gate.rounds=5"]`` as on the command line.
+        seed: Seed of every random choice, 0 to 2**32 - 1. None: that of the recipe (0).
+        name: Name of the run folder, which must be free. None: that of the recipe, with a number
+            if it is taken.
+        out: Folder that run folders go to, made if missing. None: ``run.out``, or ``./runs``.
+        engine: ``inprocess`` (client processes of this program) or ``ray`` (Flower's simulation,
+            with the extra ``simulation``).
+        workers: Client processes, 1 to 4096; 0: the clients run in this process (not with
+            ``ray``). None: one per core.
+        resume: Folder of a stopped run to go on with; it brings recipe, ``out`` and ``name``.
+        overwrite: Delete the run that has this name.
+        progress: ``auto`` (live on a terminal and in a notebook, else lines), ``text``, ``json``,
+            an object of your own with the methods of ``nmoe_flower.progress.Progress``, or None:
+            say nothing.
+        figures: Draw the figures, if matplotlib (the extra ``report``) is installed.
+        tensorboard: Also write ``tensorboard/`` into the run folder.
+
+    Raises:
+        NMoEError: One of the classes of `nmoe_flower.errors`: `ConfigError` for a key or an
+            argument, `DataError` for the data, `LockedError` for a folder in which another process
+            works, `CheckpointError` for what cannot be resumed, `RoundError` and `EngineError` for
+            a run that could not go on.
+        KeyboardInterrupt: Somebody stopped it.
+    """
+    started = time.monotonic()
+    _check_call(recipe, out, name, engine, workers, resume, overwrite)
+    if engine == "ray":
+        require_ray()
+    if tensorboard:
+        require_tensorboard()
+    overrides: list[Override] = list(set.items() if isinstance(set, Mapping) else set)
+    if seed is not None:
+        overrides.append(("run.seed", seed))
+    view = make_progress(progress) if progress is None or isinstance(progress, str) else progress
+    folder, notes, drawn = None, list[str](), list[Path]()
+    with ExitStack() as held:
+        try:
+            with interruptible():
+                if resume is not None:
+                    folder = _resumed(held, Path(resume), overrides, view)
+                else:
+                    named = [] if name is None else [("run.name", name)]
+                    folder = _begun(
+                        held, recipe, [*overrides, *named], view, out=out, overwrite=overwrite
+                    )
+                if tensorboard:
+                    view = TensorBoard(folder.path / "tensorboard", view)
+                _train(folder, view, engine, workers, resumed=resume is not None)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            stop.add_note(f"interrupted{_saved(folder) if folder else ''}")
+            raise
+        finally:
+            view.close()
+        if not folder.results_path.is_file():
+            raise EngineError(f"the run ended without results: {folder.results_path} is missing")
+        if figures:
+            drawn = draw(folder, notes.append)
+    return RunResult(folder, folder.results(), drawn, notes, time.monotonic() - started)
+
+
+def _check_call(
+    recipe: RecipeLike | None,
+    out: str | Path | None,
+    name: str | None,
+    engine: str,
+    workers: int | None,
+    resume: str | Path | None,
+    overwrite: bool,
+) -> None:
+    if resume is not None and (recipe is not None or out or name or overwrite):
+        raise ConfigError(
+            "resume takes the configuration and the folder from the run: leave out recipe, out, "
+            "name and overwrite"
+        )
+    if engine not in get_args(Engine):
+        raise ConfigError(f"engine is {engine!r}; allowed: {', '.join(get_args(Engine))}")
+    least = 1 if engine == "ray" else 0
+    whole = isinstance(workers, int) and not isinstance(workers, bool)
+    if workers is not None and not (whole and least <= workers <= _MOST_WORKERS):
+        raise ConfigError(
+            f"workers is {workers!r}; allowed: a whole number from {least} to {_MOST_WORKERS} with "
+            f"engine {engine}, or None"
+        )
+
+
+def _saved(folder: RunFolder) -> str:
+    """Where the run will go on, and how."""
+    hint = f"; resume with: nmoe run --resume {folder.path}"
+    saved = folder.checkpoints.latest()
+    if saved is None:
+        return hint
+    stage, current = saved.state["stage"], saved.state["round"]
+    done = f"round {current} of {stage}" if current else str(stage).removesuffix("/done")
+    return f"; saved after {done}{hint}"
+
+
+def _resumed(
+    held: ExitStack, path: Path, overrides: Sequence[Override], view: Progress
+) -> RunFolder:
+    """A run that is there, held until ``held`` closes; it may have been moved."""
+    path = path.expanduser()
+    RunFolder.resume(path)  # a folder without a run is refused before anything is written there
+    path = path.resolve()
+    held.enter_context(locked(path))
+    folder = RunFolder.resume(path)
+    config = Config.load(path / "config.toml", overrides)
+    folder.check_config(config)
+    config = _placed(config, path)
+    if not folder.results_path.is_file():
+        _rehearsed(config, view, began=folder)
+    return RunFolder(path, config)
+
+
+def _begun(
+    held: ExitStack,
+    recipe: RecipeLike | None,
+    overrides: Sequence[Override],
+    view: Progress,
+    *,
+    out: str | Path | None,
+    overwrite: bool,
+) -> RunFolder:
+    """A new run, held until ``held`` closes; all that can be known is checked before."""
+    source = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    config = Config.load(source, overrides)
+    root = Path(out or config.run.out or "runs").expanduser().resolve()
+    chosen = "name" in config.run.model_fields_set
+    name = config.run.name if chosen else _name_of(source)
+    config = _placed(config, root / name)
+    data = _rehearsed(config, view)
+    path = _claimed(held, root, name, fixed=chosen or overwrite)
+    config = with_features(_placed(config, path), data)
+    folder = RunFolder.create(path, config, overwrite=overwrite)
+    remember_data(folder, data)
+    return folder
+
+
+def _rehearsed(config: Config, view: Progress, *, began: RunFolder | None = None) -> ImageData:
+    """Open the data, tell what of it is left out, and try all that can be tried without a run."""
+    data, clients = open_data(config, view, began=began)
+    for part in usage(config, data, clients):
+        if part.used < part.total:
+            view.message(f"note: {part}")
+    if began is not None and RunFolder.has_trained(began.path):  # what it started from may be gone
+        config = Config.parse({**config.flat(), "extractor.start": ""})
+    rehearse(config, data, clients)
+    return data
+
+
+def _claimed(held: ExitStack, root: Path, name: str, *, fixed: bool) -> Path:
+    """The folder ``name``, or the first free one of ``name``, ``name-2``, ... unless it is fixed.
+
+    Raises:
+        LockedError: The name is fixed, and another process works there.
+    """
+    if fixed:
+        held.enter_context(locked(root / name))
+        return root / name
+    for number in count(1):
+        path = root / (name if number == 1 else f"{name}-{number}")
+        if _is_free(path):
+            with ExitStack() as attempt, suppress(LockedError):
+                attempt.enter_context(locked(path))
+                if _is_free(path):
+                    held.push(attempt.pop_all())
+                    return path
+    raise AssertionError("numbers do not end")
+
+
+def _is_free(path: Path) -> bool:
+    return (path.is_dir() or not path.exists()) and not RunFolder.has_trained(path)
+
+
+def _name_of(recipe: Path | Config | Mapping[str, Any] | None) -> str:
+    """A run's name if nobody chose one: its file's, in letters that any file system takes."""
+    words = re.findall(r"[A-Za-z0-9._]+", recipe.stem) if isinstance(recipe, Path) else []
+    return "-".join(words).strip("-._")[:64] or Config().run.name
+
+
+def _placed(config: Config, path: Path) -> Config:
+    """The configuration of a run in ``path``, which names all it reads with absolute paths."""
+    values = config.model_dump(by_alias=True)
+    values["run"] |= {"out": str(path.parent), "name": path.name}
+    for section, key in _PATHS:
+        values[section][key] = _absolute(values[section][key])
+    return Config.parse(values)
+
+
+def _absolute(name: str) -> str:
+    """An existing file or folder by its full path, because workers may start elsewhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in ("", "digits") and path.exists() else name
+
+
+def _train(
+    folder: RunFolder, view: Progress, engine: Engine, workers: int | None, *, resumed: bool
+) -> None:
+    view.message(f"run folder {folder.path}")
+    for note in folder.config.advice():
+        view.message(f"note: {note}")
+    if folder.results_path.is_file():
+        view.message("this run is finished already")
+        return
+    workers = usable_cores() if workers is None else workers
+    if engine == "ray":
+        _train_with_ray(folder, view, workers, resumed=resumed)
+    else:
+        _train_in_process(folder, view, min(workers, folder.config.data.num_clients))
+
+
+def _train_in_process(folder: RunFolder, view: Progress, workers: int) -> None:
+    from nmoe_flower.server_app import execute
+
+    config = folder.config
+    with InProcessGrid(
+        _CLIENT_APP, config.data.num_clients, run_config=config.flat(), workers=workers
+    ) as grid:
+        execute(grid, folder, on_round=view.update, on_answer=view.answered)
+
+
+def _train_with_ray(folder: RunFolder, view: Progress, workers: int, *, resumed: bool) -> None:
+    """The ServerApp in the SuperLink writes rounds.jsonl; this process follows it."""
+    from nmoe_flower.server_app import CALLER_TELLS
+
+    view.message("starting a SuperLink and Ray (about 15 s)")
+    log_path = folder.path / "simulation.log"
+    with (
+        tempfile.TemporaryDirectory(prefix="nmoe-app-") as parent,
+        log_path.open("a", encoding="utf-8", buffering=1) as log,
+    ):
+        run_simulation(
+            write_app(Path(parent, "app"), folder.config.flat()),
+            num_supernodes=folder.config.data.num_clients,
+            num_cpus=workers,
+            gpus_per_client=_gpu_share(folder.config.run.device, workers),
+            log=lambda line: print(line, file=log),
+            on_tick=Follower(folder.rounds_path, view, from_end=resumed),
+            environment={CALLER_TELLS: "1", "PYTHONPATH": _path()},
+        )
+
+
+def _path() -> str:
+    """Where programs that start elsewhere find code of one's own: as here."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))
+
+
+def _gpu_share(device: str, workers: int) -> float:
+    """What of a GPU each actor may take, so that all fit; Ray hides the GPU from a share of 0."""
+    if not device.startswith("cuda"):
+        return 0.0
+    import torch
+
+    return min(1.0, int(10_000 * max(torch.cuda.device_count(), 1) / workers) / 10_000)
