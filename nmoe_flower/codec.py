@@ -1,21 +1,23 @@
-"""One array to and from the wire, in NumPy's ``.npy`` format, as Flower writes it.
+"""One array to and from the wire, in NumPy's ``.npy`` format, as Flower writes it; and JSON in one.
 
 Headers are cached and arrays read as views, which is several times faster than a ``BytesIO`` per
 array; the bytes are the same.
 """
 
 import io
+import json
 import math
 import re
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array
 
 from nmoe_flower.errors import ReplyError
 
-__all__ = ["decode", "encode"]
+__all__ = ["array_of_json", "decode", "encode", "json_of_array"]
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -95,3 +97,24 @@ def decode(array: Array) -> np.ndarray:
         )
     flat: np.ndarray = np.frombuffer(data, dtype, count=count, offset=offset)
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def array_of_json(value: Any) -> npt.NDArray[np.uint8]:
+    """Plain values among arrays, for records and checkpoints that hold nothing else.
+
+    Args:
+        value: What ``json`` can write; tuples come back as lists, keys as text.
+
+    >>> json_of_array(array_of_json({"spent": [1.5]}))
+    {'spent': [1.5]}
+    """
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def json_of_array(array: np.ndarray) -> Any:
+    """The values that ``array_of_json`` put into an array.
+
+    Raises:
+        ValueError: The bytes are not JSON.
+    """
+    return json.loads(array.tobytes())

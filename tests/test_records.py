@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from nmoe_flower import records
 from nmoe_flower.client_app import app
+from nmoe_flower.codec import array_of_json, json_of_array
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import Action
@@ -342,3 +343,26 @@ def test_every_action_is_answered_by_the_client_app() -> None:
     assert not [reason for reason in reasons if "registered" in (reason or "")]
     assert Action.EXTRACTOR.verb == "extractor"
     assert Action.ROUTE == "evaluate.route"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_plain_values_come_back_from_an_array(value: object) -> None:
+    array = array_of_json(value)
+    assert (array.dtype, array.ndim) == (np.uint8, 1)
+    assert json_of_array(array) == value
+
+
+def test_plain_values_are_the_bytes_that_older_checkpoints_hold() -> None:
+    assert array_of_json({"a": [1, 0.5]}).tobytes() == b'{"a": [1, 0.5]}'
+
+
+def test_a_key_shows_as_the_text_it_stands_for() -> None:
+    """Error texts quote keys; a StrEnum of Python's own would show its class."""
+    key = records.FeedbackKey.SECONDS
+    assert (f"{key}", f"{key!r}", f"{[key]}") == ("seconds", "'seconds'", "['seconds']")

@@ -197,7 +197,7 @@ def test(message: Message, context: Context) -> Message:
     held = [int(e) for e in told.get(FeedbackKey.EXPERTS, range(len(network.experts)))]
     found: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
     for name in TESTS:
-        labels = device.data.test.labels[getattr(device.indices, f"test_{name}")]
+        labels = device.data.test.labels[device.tests[name]]
         latents = client.extracted(name) if client.is_trained else client.latents(name)
         rows = latents.to(device.torch_device)
         probabilities, asked = mixed(

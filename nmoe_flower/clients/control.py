@@ -53,12 +53,12 @@ def _local_classifier(device: Device, steps: int) -> float:
         follow(first)
         count = min(block, steps - first)
         losses.append(train_classifier(device, network, optimizer, first=first, steps=count).loss)
-    images, indices = device.data.test.images, device.indices
+    images = device.data.test.images
     device.store.save(
         LOCAL_CLASSIFIER,
         {
             name: predict(device, network, images, chosen).softmax(dim=1).numpy()
-            for name, chosen in (("local", indices.test_local), ("iid", indices.test_iid))
+            for name, chosen in device.tests.items()
         },
     )
     return losses[-1] if losses else 0.0

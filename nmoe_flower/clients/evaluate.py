@@ -167,7 +167,7 @@ def _controls(
         probabilities = torch.from_numpy(np.array(kept))
         yield Answered("control:local-classifier", probabilities, None, balanced=False)
     if central := records.part_of(received, f"{CENTRALIZED}/"):
-        chosen = getattr(device.indices, f"test_{test}")
+        chosen = device.tests[test]
         probabilities = torch.from_numpy(central[ControlKey.PROBABILITIES][chosen])
         ids = central[ControlKey.EXPERT_IDS][chosen]
         yield Answered("control:centralized", probabilities, ids)

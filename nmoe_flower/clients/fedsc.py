@@ -89,8 +89,7 @@ def train(message: Message, context: Context) -> Message:
     if side.wanted and sent is None and not device.config.makes_passes:
         matrix = side.matrix()
         sent = None if matrix is None else side.keep(matrix)
-    side.wanted = sent is not None
-    return side.reply(message, network.state_dict(), metrics, correlation=sent)
+    return _reply(message, side, {ARRAYS: records.pack(network.state_dict())}, metrics, sent)
 
 
 def _train_privately(
@@ -139,11 +138,20 @@ def correlate(message: Message, context: Context) -> Message:
         network.eval()
         matrix = side.matrix()
         sent = None if matrix is None else side.keep(matrix)
-    return records.reply(
-        message,
-        metrics={NUM_EXAMPLES: side.num_examples, **metrics},
-        arrays={} if sent is None else {CORRELATION: sent},
-    )
+    return _reply(message, side, {}, metrics, sent)
+
+
+def _reply(
+    message: Message,
+    side: Contrast,
+    arrays: Mapping[str, ArrayRecord],
+    metrics: Mapping[str, float],
+    sent: ArrayRecord | None,
+) -> Message:
+    """The reply, with the own matrix if one is sent: a budget may be spent."""
+    matrices = {} if sent is None else {CORRELATION: sent}
+    told = {NUM_EXAMPLES: side.num_examples, **metrics}
+    return records.reply(message, metrics=told, arrays={**arrays, **matrices})
 
 
 def _begin(message: Message, context: Context) -> tuple[Device, Contrastive, Contrast]:
@@ -159,9 +167,8 @@ def _begin(message: Message, context: Context) -> tuple[Device, Contrastive, Con
         weight=contrast.weight,
         unbiased=contrast.unbiased,
         running=contrast.running,
+        alone=contrast.share == "own",
     )
-    if contrast.share == "own":
-        side.share, side.others = 1.0, None
     return device, network, side
 
 

@@ -1,11 +1,11 @@
 """What a run found out beside its rows: how good the features are, and what privacy was spent."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from nmoe_flower.codec import json_of_array
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, mean_noise_std, noise_edge, sensitivity
 from nmoe_flower.records import WatchKey
@@ -81,7 +81,7 @@ def _accountant(run: Run) -> Accountant | None:
     if state is None:
         return None
     accountant = Accountant()
-    accountant.load_state(json.loads(state.tobytes()))
+    accountant.load_state(json_of_array(state))
     return accountant
 
 

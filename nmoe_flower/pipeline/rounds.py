@@ -36,7 +36,14 @@ def federate(
         test_every: Test on the clients every so many rounds and after the last; 0 never.
         tested: What is tested in place of the arrays (averaged weights, say).
     """
-    _prepare(run, strategy)
+    limits = run.config.run
+    strategy.adopt(
+        run.partitions,
+        seed=limits.seed,
+        min_replies=limits.min_replies,
+        connect_timeout=limits.connect_timeout,
+        round_timeout=limits.round_timeout,
+    )
     done, kept = 0, list[int]()
     if run.resumed and run.resumed.state["stage"] == stage:
         done, kept = int(run.resumed.state["round"]), list(run.resumed.state["kept"])
@@ -44,7 +51,7 @@ def federate(
         strategy.load_state(records.part_of(run.resumed.arrays, "strategy/"))
         run.resumed = None
     for current in range(done + 1, rounds + 1):
-        if getattr(strategy, "converged", False):
+        if strategy.converged:
             break
         started = time.monotonic()
         resumable = sorted({*kept, current - 1} - {0})  # the last one is noted, not saved yet
@@ -58,24 +65,14 @@ def federate(
             seconds = time.monotonic() - started
             run.record(stage, current, rounds, strategy.last_exchange, seconds, metrics or {})
         arrays = updated if updated is not None else arrays
-        converged = bool(getattr(strategy, "converged", False))
         if test_every and (current % test_every == 0 or current == rounds):
             _test(run, stage, strategy, tested(arrays), current, rounds)
         saved = [*kept, current][-run.config.run.keep_checkpoints :]
         run.note(stage, current, arrays, strategy, kept=saved)
-        if run.save_due(current) or converged:
+        if run.save_due(current) or strategy.converged:
             kept = saved
             run.save_noted()
     return arrays
-
-
-def _prepare(run: Run, strategy: StreamingFedAvg) -> None:
-    """Give a strategy what this run knows about its clients and deadlines."""
-    strategy.partitions = run.partitions
-    strategy.connect_timeout = run.config.run.connect_timeout
-    strategy.round_timeout = run.config.run.round_timeout
-    strategy.min_replies = run.config.run.min_replies
-    strategy.seed = run.config.run.seed
 
 
 def _test(

@@ -82,6 +82,12 @@ class StreamingFedAvg(FedAvg):
         connect_timeout: Seconds to wait for ``min_available_nodes``.
         **fedavg: FedAvg's own arguments, with its names and defaults.
 
+    Attributes:
+        converged: Whether further rounds would change nothing: the rounds of a run end.
+        partitions: Node id to partition id of the clients met so far.
+        last_exchange: What the last exchange cost and who failed in it.
+        sent: The arrays that went out last, in the order sent.
+
     Raises:
         ConfigError: An argument is out of range; it says which, and what is allowed.
     """
@@ -110,15 +116,41 @@ class StreamingFedAvg(FedAvg):
             )
         self.action = action
         self.evaluate_action = evaluate_action
-        self.seed = seed
-        self.min_replies = whole("min_replies", min_replies)
-        self.connect_timeout = number("connect_timeout", connect_timeout)
-        self.round_timeout = 3600.0
-        self.partitions = Partitions()
+        self.converged = False
+        self.adopt(
+            Partitions(), seed=seed, min_replies=min_replies, connect_timeout=connect_timeout
+        )
         self.last_exchange = Exchange()
         self.sent: dict[str, np.ndarray] = {}
         self._largest = Largest()
         self._told: set[tuple[str, str]] = set()  # phase and metric of warnings given
+
+    def adopt(
+        self,
+        partitions: Partitions,
+        *,
+        seed: int,
+        min_replies: int,
+        connect_timeout: float,
+        round_timeout: float = 3600.0,
+    ) -> None:
+        """Take the clients and the limits of a run that this strategy is one stage of.
+
+        Args:
+            partitions: Node id to partition id; shared with the run, which meets clients too.
+            seed: Seed of the cohorts.
+            min_replies: Usable replies a round needs, at least 0.
+            connect_timeout: Seconds to wait for ``min_available_nodes``.
+            round_timeout: Seconds to wait for replies in an exchange of the strategy's own.
+
+        Raises:
+            ConfigError: A number is out of range.
+        """
+        self.partitions = partitions
+        self.seed = seed
+        self.min_replies = whole("min_replies", min_replies)
+        self.connect_timeout = number("connect_timeout", connect_timeout)
+        self.round_timeout = number("round_timeout", round_timeout)
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run FedAvg's round loop over a grid that yields replies as they arrive.

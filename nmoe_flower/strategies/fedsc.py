@@ -4,7 +4,6 @@ Gao et al. 2025, arXiv:2511.01743, Eq. 3 and 4; Jing et al., "FedSC: Provable Fe
 Self-supervised Learning with Spectral Contrastive Objective over Non-i.i.d. Data", ICML 2024.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Unpack
@@ -14,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
+from nmoe_flower.codec import array_of_json, json_of_array
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.privacy import Accountant, noise_edge, sensitivity
@@ -277,8 +277,7 @@ class FedSC(SteppedFedAvg):
         arrays = super().state()
         arrays |= {f"correlation/{k}": value for k, value in self.correlations.state().items()}
         if self.accountant is not None:
-            text = json.dumps(self.accountant.state()).encode()
-            arrays["accountant"] = np.frombuffer(text, np.uint8)
+            arrays["accountant"] = array_of_json(self.accountant.state())
         return arrays
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -286,7 +285,7 @@ class FedSC(SteppedFedAvg):
         super().load_state(arrays)
         self.correlations.load_state(records.part_of(arrays, "correlation/"))
         if self.accountant is not None and "accountant" in arrays:
-            self.accountant.load_state(json.loads(arrays["accountant"].tobytes()))
+            self.accountant.load_state(json_of_array(arrays["accountant"]))
 
     def _client(self, node: int) -> int:
         return self.partitions.get(node, node)

@@ -37,7 +37,6 @@ class RollGate(StreamingFedAvg):
     def __init__(self, *, tolerance: float = 0.01, **options: Unpack[StreamingOptions]) -> None:
         super().__init__(**options)
         self.tolerance = number("tolerance", tolerance)
-        self.converged = False
         self._cycle = 1
         self._cycle_start: dict[str, np.ndarray] = {}
 

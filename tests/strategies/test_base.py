@@ -14,9 +14,15 @@ from flwr.serverapp.strategy import FedAvg
 
 from nmoe_flower import records
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import RoundError
+from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import FedCE, StreamingFedAvg, cohort_size, wait_for_nodes
+from nmoe_flower.strategies import (
+    FedCE,
+    Partitions,
+    StreamingFedAvg,
+    cohort_size,
+    wait_for_nodes,
+)
 from nmoe_flower.strategies.base import FedAvgOptions, StreamingOptions
 
 pytestmark = pytest.mark.flower
@@ -437,6 +443,19 @@ def test_arrays_may_have_another_name_in_the_reply() -> None:
 
     arrays, _ = one_round(StreamingFedAvg(), InProcessGrid(client_app({0: renamed}), 2))
     np.testing.assert_allclose(arrays["w"], START["w"] + 2 / 3)
+
+
+def test_a_run_lends_its_clients_and_its_limits() -> None:
+    """What the run learns of its clients the strategy knows too: they share one table."""
+    strategy, met = StreamingFedAvg(action="train.x", seed=1), Partitions({7: 0})
+    strategy.adopt(met, seed=5, min_replies=3, connect_timeout=2.0, round_timeout=4.0)
+    met[8] = 1
+    assert strategy.partitions is met
+    assert (strategy.seed, strategy.min_replies) == (5, 3)
+    assert (strategy.connect_timeout, strategy.round_timeout) == (2.0, 4.0)
+    with pytest.raises(ConfigError, match="min_replies must be a whole number of at least 0"):
+        strategy.adopt(met, seed=5, min_replies=-1, connect_timeout=2.0)
+    assert not strategy.converged
 
 
 def test_plain_averaging_carries_nothing() -> None:

@@ -17,6 +17,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.models import Expert, Extractor, Gate, configured_extractor
 from nmoe_flower.models.alignment import AlignedMixture
 from nmoe_flower.models.filters import FilterBank
+from nmoe_flower.records import TESTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import generator, seeded, sgd
 
@@ -24,7 +25,7 @@ __all__ = ["MixtureClient", "experts_of", "fresh_body", "fresh_mixture"]
 
 LATENTS = "aligned-latents"
 EXTRACTOR = "aligned-extractor"
-PARTS = ("train", "local", "iid")
+PARTS = ("train", *TESTS)
 GATE = "aligned-gate"
 
 
@@ -143,11 +144,7 @@ class MixtureClient:
         if device.config.alignment.extractor == "stage-1":
             records.load_into(self.network.extractor.state_dict(), device.store.load(EXTRACTOR))
         split = device.data.train if part == "train" else device.data.test
-        chosen = {
-            "train": device.indices.train,
-            "local": device.indices.test_local,
-            "iid": device.indices.test_iid,
-        }[part]
+        chosen = device.indices.train if part == "train" else device.tests[part]
         return predict(device, self.network.extractor, split.images, chosen)
 
     @property

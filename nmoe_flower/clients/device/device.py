@@ -29,7 +29,7 @@ from nmoe_flower.data import (
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.models import Classifier, Contrastive, Expert, Gate
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
-from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, part_of
+from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, TESTS, part_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, seeded, use_bf16
 
@@ -72,6 +72,12 @@ class Device:
     def indices(self) -> ClientIndices:
         """Which training and test images are this client's."""
         return own_share(self.data) if self.folder else self._partition[self.partition]
+
+    @property
+    def tests(self) -> dict[str, np.ndarray]:
+        """Which test images are this client's, by test: skewed like its own, and IID."""
+        local, iid = TESTS
+        return {local: self.indices.test_local, iid: self.indices.test_iid}
 
     @property
     def everyone(self) -> list[ClientIndices]:

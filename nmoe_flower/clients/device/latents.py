@@ -112,7 +112,7 @@ def _computed(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     labels = device.train_labels
     tests = {
         name: predict(device, extractor, data.test.images, chosen).numpy()
-        for name, chosen in (("local", indices.test_local), ("iid", indices.test_iid))
+        for name, chosen in device.tests.items()
     }
     return {
         "train": train,

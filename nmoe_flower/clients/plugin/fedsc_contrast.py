@@ -83,6 +83,7 @@ class Contrast:
         unbiased: Negatives without a sample's own terms.
         running: Decay of a running mean of the own matrix over the batches, for small batches; it
             goes on from what ``memory`` holds of the round before. 0 uses each batch alone.
+        alone: Push samples away from this client's own only, whatever is known of the others.
 
     Attributes:
         share: Weight of the own matrix in the loss, q_i or what the server said.
@@ -98,6 +99,7 @@ class Contrast:
         weight: float = 1.0,
         unbiased: bool = True,
         running: float = 0.0,
+        alone: bool = False,
     ) -> None:
         settings = records.config_of(message)
         self.memory = memory
@@ -107,7 +109,7 @@ class Contrast:
         self.wanted = bool(settings.get(CorrelationKey.RELEASE, False))
         own_round = int(str(settings.get(CorrelationKey.OWN_ROUND, 0)))
         own = self.memory.load(own_round) if own_round else None
-        self.others, samples_share = self._others(message, settings, own)
+        self.others, samples_share = (None, 1.0) if alone else self._others(message, settings, own)
         told = float(settings.get(CorrelationKey.SHARE, samples_share))
         self.share = told if self.others is not None else 1.0
         self._running = RunningCorrelation(running, initial=_past(own)) if running else None

@@ -1,6 +1,5 @@
 """Stage 1: the shared extractor, by FedCE or FedSC."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.codec import array_of_json
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
@@ -184,8 +184,7 @@ def _keep_findings(run: Run, strategy: SteppedFedAvg) -> None:
         accountant.weights = dict(strategy.private_steps.costs)
         accountant.exposed = tuple(_exposed(run.config))
     if accountant is not None:
-        text = json.dumps(accountant.state())
-        run.arrays["findings/accountant"] = np.frombuffer(text.encode(), np.uint8)
+        run.arrays["findings/accountant"] = array_of_json(accountant.state())
 
 
 def _exposed(config: Config) -> Iterator[str]:

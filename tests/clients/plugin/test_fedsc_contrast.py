@@ -104,6 +104,18 @@ def test_without_a_mean_or_without_others_the_loss_is_its_own() -> None:
         assert float(loss) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_client_that_stays_alone_has_no_others_but_goes_on_from_its_own_matrix() -> None:
+    context = node()
+    Contrast(sent(), StateMemory(context), num_examples=30).keep(random_matrix(0))
+    message = sent(random_matrix(1), server_round=4, TOTAL=90.0, SHARE=0.7, OWN_ROUND=3)
+    side = Contrast(message, StateMemory(context), num_examples=30, alone=True, running=0.5)
+    assert side.others is None
+    assert side.share == 1.0
+    batch = features(5, 1), features(5, 2)
+    fresh = Contrast(sent(SHARE=0.7), StateMemory(node()), num_examples=30, running=0.5)
+    assert float(side.loss(*batch)) != float(fresh.loss(*batch))  # whose past is empty
+
+
 def test_what_the_server_says_goes_before_the_share_of_samples() -> None:
     side = Contrast(
         sent(random_matrix(0), TOTAL=90.0, SHARE=0.7), StateMemory(node()), num_examples=30
