@@ -12,7 +12,7 @@ from nmoe_flower.errors import ConfigError
 
 with needs_serve("nmoe deploy"):
     from nmoe_flower.deploy import (
-        Plan,
+        FederationPlan,
         add_nodes,
         check,
         demonstrate,
@@ -91,7 +91,9 @@ def _print(paths: Sequence[Path]) -> None:
         print(path)
 
 
-def _plan(args: argparse.Namespace, hosts: Sequence[str], settings: Sequence[str]) -> Plan:
+def _plan(
+    args: argparse.Namespace, hosts: Sequence[str], settings: Sequence[str]
+) -> FederationPlan:
     """A recipe stands as it is; without one, the settings for few exchanges are the base."""
     base = () if args.recipe else settings
     own = [*base, f"data.num-clients={args.nodes}", *args.overrides]
@@ -102,7 +104,7 @@ def _plan(args: argparse.Namespace, hosts: Sequence[str], settings: Sequence[str
             f"data.num-clients is {config.data.num_clients}, but there are {args.nodes} nodes: "
             "leave it out"
         )
-    return Plan(
+    return FederationPlan(
         server=server,
         peers=peers,
         config=config,

@@ -8,7 +8,7 @@ from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Authority
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.folder import (
-    Plan,
+    FederationPlan,
     add_wheel,
     parties,
     peer_list,
@@ -23,8 +23,7 @@ from nmoe_flower.deploy.keys import create_node_key
 from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import peer_places, runtime_ports
 from nmoe_flower.deploy.scripts import node_scripts
-from nmoe_flower.deploy.wheel import FOLDER as WHEEL
-from nmoe_flower.deploy.wheel import copy_wheel, write_wheel
+from nmoe_flower.deploy.wheel import WHEEL, copy_wheel, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, read_toml
@@ -192,14 +191,14 @@ def _listed(folder: Path, nodes: Iterable[Party], days: int) -> PeerList:
     return peer_list(list(nodes), days, serial=next_serial(folder / "authority", *known))
 
 
-def _plan(folder: Path, days: int) -> Plan:
+def _plan(folder: Path, days: int) -> FederationPlan:
     """The plan that a folder was written by."""
     server = Party.load(folder / "server")
     count = len(list((folder / "nodes").glob("*/settings.toml")))
     nodes = [Party.load(folder / "nodes" / f"node-{i}") for i in range(count)]
     told = read_toml(folder / "nodes" / "node-0" / "node.toml")
     app = read_toml(folder / "server" / "app" / "pyproject.toml")
-    return Plan(
+    return FederationPlan(
         server=Address.parse(server.superlink),
         peers=tuple(Address.parse(node.peer) for node in nodes),
         config=Config.parse(app["tool"]["flwr"]["app"]["config"]),

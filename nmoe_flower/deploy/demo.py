@@ -11,8 +11,8 @@ import numpy as np
 from nmoe_flower.data import configured_images
 from nmoe_flower.deploy.checks import check
 from nmoe_flower.deploy.federation import LocalFederation, local_plan
-from nmoe_flower.deploy.folder import Plan, for_deployment
-from nmoe_flower.deploy.stage import Stage
+from nmoe_flower.deploy.folder import FederationPlan, for_deployment
+from nmoe_flower.deploy.sandbox import Sandbox
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import ConfigError, EngineError
 from nmoe_flower.pipeline.exchanges import exchanges
@@ -23,7 +23,7 @@ _IMAGES = 6
 
 
 def demonstrate(
-    plan: Plan,
+    plan: FederationPlan,
     *,
     say: Callable[[str], None] = print,
     folder: Path | None = None,
@@ -50,18 +50,18 @@ def demonstrate(
             "recipe with data.kind = images"
         )
     plan = local_plan(replace(plan, config=for_deployment(plan.config, len(plan.peers))))
-    with interruptible(), Stage(folder) as stage:
-        federation = LocalFederation(stage, plan)
+    with interruptible(), Sandbox(folder) as sandbox:
+        federation = LocalFederation(sandbox, plan)
         federation.write(wheel=wheel)
-        say(f"wrote the folders of {len(plan.peers)} nodes to {stage.folder}")
-        _check(stage.folder, say)
+        say(f"wrote the folders of {len(plan.peers)} nodes to {sandbox.folder}")
+        _check(sandbox.folder, say)
         federation.start_superlink()
         say(f"SuperLink at {plan.server} over TLS; {len(plan.peers)} node keys let in")
         federation.start_nodes()
         count = sum(exchanges(plan.config).values())
         say(f"training: {count} exchanges, some seconds each")
         federation.train(on_tick=_Follower(federation.run_folder / "rounds.jsonl", count, say))
-        stage.clear()
+        sandbox.clear()
         say("training is over; the SuperLink and the SuperNodes are stopped")
         federation.start_peers()
         say(f"{len(plan.peers)} peers serve their experts")
@@ -85,7 +85,7 @@ def _check(folder: Path, say: Callable[[str], None]) -> None:
 
 def _ask(federation: LocalFederation) -> list[dict[str, Any]]:
     data = configured_images(federation.plan.config)
-    images = federation.stage.folder / "images.npy"
+    images = federation.sandbox.folder / "images.npy"
     np.save(images, np.asarray(data.test.images[:_IMAGES]))
     answers = [json.loads(line) for line in federation.ask(images)]
     if len(answers) != _IMAGES or not all("class" in answer for answer in answers):

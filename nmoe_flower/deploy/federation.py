@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nmoe_flower.addresses import Address
-from nmoe_flower.deploy.folder import Plan, write_federation
+from nmoe_flower.deploy.folder import FederationPlan, write_federation
 from nmoe_flower.deploy.probes import ask_superlink
-from nmoe_flower.deploy.stage import Stage, free_ports
+from nmoe_flower.deploy.sandbox import Sandbox, free_ports
 from nmoe_flower.pipeline.exchanges import exchanges
 
 __all__ = ["LocalFederation", "local_plan"]
@@ -19,11 +19,11 @@ _ANSWER_SECONDS = 30.0  # likewise; connections are opened within it
 _EXPIRY = 90.0  # a killed node is let in again when its heartbeats have expired
 
 
-def local_plan(plan: Plan) -> Plan:
+def local_plan(plan: FederationPlan) -> FederationPlan:
     """The same plan with every place on the loopback, at ports the system has free."""
     count = len(plan.peers)
     ports = free_ports(2 * count + 1)
-    return Plan(
+    return FederationPlan(
         server=Address("127.0.0.1", ports[0]),
         peers=tuple(Address("127.0.0.1", port) for port in ports[1 : count + 1]),
         config=plan.config,
@@ -37,27 +37,27 @@ def local_plan(plan: Plan) -> Plan:
 
 @dataclass
 class LocalFederation:
-    """Runs a plan on a stage. The methods are called in the order in which they are written.
+    """Runs a plan in a sandbox. The methods are called in the order in which they are written.
 
     Attributes:
-        stage: Entered; its folder is the federation's.
+        sandbox: Where its processes live, entered; its folder is the federation's.
         plan: See ``local_plan``.
         nodes: The scripts that keep the SuperNodes going.
     """
 
-    stage: Stage
-    plan: Plan
+    sandbox: Sandbox
+    plan: FederationPlan
     nodes: "list[subprocess.Popen[str]]" = field(default_factory=list)
 
     @property
     def server(self) -> Path:
         """The server's folder."""
-        return self.stage.folder / "server"
+        return self.sandbox.folder / "server"
 
     @property
     def node_folders(self) -> list[Path]:
         """The nodes' folders, by partition."""
-        return [self.stage.folder / "nodes" / f"node-{i}" for i in range(len(self.plan.peers))]
+        return [self.sandbox.folder / "nodes" / f"node-{i}" for i in range(len(self.plan.peers))]
 
     @property
     def run_folder(self) -> Path:
@@ -66,7 +66,7 @@ class LocalFederation:
 
     def write(self, *, wheel: Path | None = None) -> None:
         """Write all folders. Arguments and errors as of ``write_federation``."""
-        write_federation(self.stage.folder, self.plan, wheel=wheel)
+        write_federation(self.sandbox.folder, self.plan, wheel=wheel)
 
     def start_superlink(self) -> None:
         """Start the SuperLink and let the nodes' keys in.
@@ -75,16 +75,16 @@ class LocalFederation:
             EngineError: It did not answer over TLS in time.
         """
         log = self.server / "logs" / "superlink.log"
-        child = self.stage.start(["sh", "superlink.sh"], folder=self.server, log=log)
+        child = self.sandbox.start(["sh", "superlink.sh"], folder=self.server, log=log)
         authority = self.server / "ca.pem"
-        self.stage.wait(
+        self.sandbox.wait(
             lambda: not ask_superlink(self.plan.server, authority, seconds=2.0).problem,
             _START_SECONDS,
             "the SuperLink",
             log=log,
             alive=child,
         )
-        self.stage.run(
+        self.sandbox.run(
             ["sh", "register.sh"],
             folder=self.server,
             log=self.server / "logs" / "register.log",
@@ -95,7 +95,7 @@ class LocalFederation:
         """Start every SuperNode; each is started again whenever it ends."""
         for folder in self.node_folders:
             log = folder / "logs" / "supernode.log"
-            self.nodes.append(self.stage.start(["sh", "start.sh"], folder=folder, log=log))
+            self.nodes.append(self.sandbox.start(["sh", "start.sh"], folder=folder, log=log))
 
     def train(self, *, on_tick: Callable[[], None] = lambda: None) -> None:
         """Train to the end; ``on_tick`` is called about ten times per second.
@@ -104,7 +104,7 @@ class LocalFederation:
             EngineError: The run failed, or took too long.
         """
         needed = sum(exchanges(self.plan.config).values())
-        self.stage.run(
+        self.sandbox.run(
             ["sh", "train.sh"],
             folder=self.server,
             log=self.server / "logs" / "train.log",
@@ -122,10 +122,10 @@ class LocalFederation:
         for folder in self.node_folders:
             log = folder / "logs" / "peer.log"
             started.append(
-                (folder, log, self.stage.start(["sh", "serve.sh"], folder=folder, log=log))
+                (folder, log, self.sandbox.start(["sh", "serve.sh"], folder=folder, log=log))
             )
         for folder, log, child in started:
-            self.stage.wait(
+            self.sandbox.wait(
                 lambda log=log: '"serving"' in log.read_text(encoding="utf-8"),  # type: ignore[misc]
                 _START_SECONDS,
                 f"the peer service of {folder.name}",
@@ -144,6 +144,6 @@ class LocalFederation:
         command = ["nmoe", "infer", "--node", ".", str(images.resolve())]
         command += ["--deadline", f"{_ANSWER_SECONDS:g}"]
         seconds = _START_SECONDS + _ANSWER_SECONDS
-        self.stage.run(command, folder=folder, log=log, seconds=seconds)
+        self.sandbox.run(command, folder=folder, log=log, seconds=seconds)
         lines = log.read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line.startswith("{")]

@@ -12,11 +12,16 @@ from nmoe_flower.config import Config
 from nmoe_flower.deploy.keys import create_node_key
 from nmoe_flower.deploy.party import Party, versions
 from nmoe_flower.deploy.places import runtime_ports
-from nmoe_flower.deploy.readme import readme
-from nmoe_flower.deploy.scripts import install_script, node_scripts, server_scripts
-from nmoe_flower.deploy.units import compose, dockerfile, unit
-from nmoe_flower.deploy.wheel import FOLDER as WHEEL
-from nmoe_flower.deploy.wheel import copy_wheel, wheel_name, write_wheel
+from nmoe_flower.deploy.scripts import (
+    compose,
+    dockerfile,
+    install_script,
+    node_scripts,
+    readme,
+    server_scripts,
+    unit,
+)
+from nmoe_flower.deploy.wheel import WHEEL, copy_wheel, wheel_name, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, to_toml, write_text
@@ -24,7 +29,7 @@ from nmoe_flower.inference.protocol import SERIAL, PeerEntry, PeerList, sign_lis
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
 
 __all__ = [
-    "Plan",
+    "FederationPlan",
     "add_wheel",
     "for_deployment",
     "parties",
@@ -43,7 +48,7 @@ _AUTHORITY_DAYS = 3650
 
 
 @dataclass(frozen=True)
-class Plan:
+class FederationPlan:
     """What ``write_federation`` writes.
 
     Attributes:
@@ -85,7 +90,9 @@ class Plan:
             )
 
 
-def write_federation(folder: Path, plan: Plan, *, wheel: Path | None = None) -> list[Path]:
+def write_federation(
+    folder: Path, plan: FederationPlan, *, wheel: Path | None = None
+) -> list[Path]:
     """Write certificates, keys, settings and scripts of every party; return the parties' folders.
 
     All of it is written, or nothing.
@@ -133,7 +140,7 @@ def for_deployment(config: Config, nodes: int) -> Config:
     return Config.parse(values)
 
 
-def parties(plan: Plan, config: Config) -> tuple[Party, list[Party]]:
+def parties(plan: FederationPlan, config: Config) -> tuple[Party, list[Party]]:
     """What the server and the nodes of a plan are told of themselves."""
     server = Party(
         kind="server",
@@ -178,7 +185,7 @@ def peer_list(nodes: Sequence[Party], days: int, *, serial: int) -> PeerList:
 
 
 def _write_server(
-    folder: Path, party: Party, authority: Authority, plan: Plan, config: Config
+    folder: Path, party: Party, authority: Authority, plan: FederationPlan, config: Config
 ) -> None:
     write_party(folder, party, authority, days=plan.days)
     write_app(folder / "app", config.flat())
@@ -189,7 +196,7 @@ def _write_server(
 
 
 def write_overview(
-    folder: Path, server: Party, nodes: Sequence[Party], plan: Plan, config: Config
+    folder: Path, server: Party, nodes: Sequence[Party], plan: FederationPlan, config: Config
 ) -> None:
     """Write what is about all parties: the README and the compose file."""
     needed = sum(exchanges(config).values())
@@ -199,7 +206,7 @@ def write_overview(
     write_text(folder / "compose.yaml", compose(server, nodes))
 
 
-def write_node(whole: Path, party: Party, authority: Authority, plan: Plan) -> None:
+def write_node(whole: Path, party: Party, authority: Authority, plan: FederationPlan) -> None:
     """Write the folder of a node, all but the list of peers; its public key for the server."""
     folder = whole / "nodes" / party.name
     public = whole / "server" / "keys" / f"{party.name}.pub"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from nmoe_flower.addresses import Address
 
-__all__ = ["Answer", "ask_superlink", "is_free"]
+__all__ = ["ProbeResult", "ask_superlink", "is_free"]
 
 _SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeResult:
     """What came back from the SuperLink's address.
 
     Attributes:
@@ -29,12 +29,12 @@ class Answer:
     clock: float = 0.0
 
 
-def ask_superlink(place: Address, authority: Path, *, seconds: float = _SECONDS) -> Answer:
+def ask_superlink(place: Address, authority: Path, *, seconds: float = _SECONDS) -> ProbeResult:
     """Ask the SuperLink for its health, over TLS, with the federation's authority alone."""
     try:
         context = ssl.create_default_context(cafile=str(authority))
     except (OSError, ssl.SSLError) as error:
-        return Answer(f"{authority} cannot be used: {error}", reached=False)
+        return ProbeResult(f"{authority} cannot be used: {error}", reached=False)
     connection = HTTPSConnection(place.host, place.port, timeout=seconds, context=context)
     try:
         connection.request("GET", "/health")
@@ -42,22 +42,22 @@ def ask_superlink(place: Address, authority: Path, *, seconds: float = _SECONDS)
         date = answer.getheader("date")
         clock = parsedate_to_datetime(date).timestamp() if date else 0.0
     except ssl.SSLCertVerificationError as error:
-        return Answer(f"its certificate is refused: {error.verify_message}", reached=True)
+        return ProbeResult(f"its certificate is refused: {error.verify_message}", reached=True)
     except ssl.SSLError as error:
-        return Answer(f"it does not speak TLS: {error.reason or error}", reached=True)
+        return ProbeResult(f"it does not speak TLS: {error.reason or error}", reached=True)
     except TimeoutError:
-        return Answer(f"no answer within {seconds:g} s: a firewall?", reached=False)
+        return ProbeResult(f"no answer within {seconds:g} s: a firewall?", reached=False)
     except ConnectionRefusedError:
-        return Answer("nothing listens there: is the SuperLink started?", reached=False)
+        return ProbeResult("nothing listens there: is the SuperLink started?", reached=False)
     except socket.gaierror:
-        return Answer(f"the name {place.host} is not known here", reached=False)
+        return ProbeResult(f"the name {place.host} is not known here", reached=False)
     except (OSError, HTTPException, ValueError) as error:
-        return Answer(f"no SuperLink answers: {error or type(error).__name__}", reached=False)
+        return ProbeResult(f"no SuperLink answers: {error or type(error).__name__}", reached=False)
     finally:
         connection.close()
     if answer.status != 200:
-        return Answer(f"what listens there answers {answer.status}", reached=True)
-    return Answer("", reached=True, clock=clock)
+        return ProbeResult(f"what listens there answers {answer.status}", reached=True)
+    return ProbeResult("", reached=True, clock=clock)
 
 
 def is_free(place: Address) -> bool:

@@ -42,15 +42,15 @@ from nmoe_flower.installation import NAME, checkout, installed_from
 
 __all__ = [
     "CONSTRAINTS",
-    "FOLDER",
     "SUMS",
+    "WHEEL",
     "copy_wheel",
     "wheel_name",
     "wheel_problem",
     "write_wheel",
 ]
 
-FOLDER = "wheel"
+WHEEL = "wheel"
 SUMS = "SHA256SUMS"
 CONSTRAINTS = "constraints.txt"
 
@@ -84,9 +84,9 @@ def wheel_name(folder: Path) -> str:
     Raises:
         ConfigError: There is not exactly one.
     """
-    found = [path.name for path in (folder / FOLDER).glob("*.whl")]
+    found = [path.name for path in (folder / WHEEL).glob("*.whl")]
     if len(found) != 1:
-        raise ConfigError(f"{folder / FOLDER} holds {len(found)} wheels; allowed: 1")
+        raise ConfigError(f"{folder / WHEEL} holds {len(found)} wheels; allowed: 1")
     return found[0]
 
 
@@ -94,14 +94,14 @@ def wheel_problem(folder: Path) -> str:
     """What is wrong with the wheel of a party's folder; empty: nothing."""
     try:
         name = wheel_name(folder)
-        wanted = (folder / FOLDER / SUMS).read_text(encoding="utf-8").split()
-        found = hashlib.sha256((folder / FOLDER / name).read_bytes()).hexdigest()
+        wanted = (folder / WHEEL / SUMS).read_text(encoding="utf-8").split()
+        found = hashlib.sha256((folder / WHEEL / name).read_bytes()).hexdigest()
     except ConfigError as error:
         return str(error)
     except (OSError, ValueError) as error:
-        return f"{folder / FOLDER}: {error}"
+        return f"{folder / WHEEL}: {error}"
     if wanted != [found, name]:
-        return f"{folder / FOLDER / name} is not the file that {SUMS} names: copy the folder again"
+        return f"{folder / WHEEL / name} is not the file that {SUMS} names: copy the folder again"
     return ""
 
 
@@ -245,7 +245,7 @@ def _required(name: str, extras: set[str]) -> list[Requirement]:
 
 def copy_wheel(source: Path, folder: Path) -> None:
     """Give a party the wheel of another folder; on one disk, both names are one file."""
-    shutil.copytree(source / FOLDER, folder / FOLDER, copy_function=_link)
+    shutil.copytree(source / WHEEL, folder / WHEEL, copy_function=_link)
 
 
 def _link(source: str, copy: str) -> None:

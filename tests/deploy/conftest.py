@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nmoe_flower.config import Config
-from nmoe_flower.deploy import Plan, local_plan, places, write_federation
+from nmoe_flower.deploy import FederationPlan, local_plan, places, write_federation
 
 TINY = {
     "data.train-per-client": 40,
@@ -21,19 +21,21 @@ TINY = {
 
 
 @pytest.fixture
-def new_plan() -> Callable[..., Plan]:
+def new_plan() -> Callable[..., FederationPlan]:
     """A plan of so many nodes on free ports of the loopback."""
 
-    def make(nodes: int = 2, *, changes: dict[str, Any] | None = None, **options: Any) -> Plan:
+    def make(
+        nodes: int = 2, *, changes: dict[str, Any] | None = None, **options: Any
+    ) -> FederationPlan:
         config = Config.parse({**TINY, "data.num-clients": nodes, **(changes or {})})
         server, peers = places([], nodes)
-        return local_plan(Plan(server=server, peers=peers, config=config, **options))
+        return local_plan(FederationPlan(server=server, peers=peers, config=config, **options))
 
     return make
 
 
 @pytest.fixture
-def federation(new_plan: Callable[..., Plan], tmp_path: Path) -> Path:
+def federation(new_plan: Callable[..., FederationPlan], tmp_path: Path) -> Path:
     """The folder of a federation of two nodes, written just now."""
     folder = tmp_path / "lab"
     write_federation(folder, new_plan())

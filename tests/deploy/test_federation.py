@@ -13,7 +13,7 @@ import pytest
 from nmoe_flower.client_app import app
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images
-from nmoe_flower.deploy import LocalFederation, Plan, Stage, for_deployment
+from nmoe_flower.deploy import FederationPlan, LocalFederation, Sandbox, for_deployment
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.files import load_arrays
 from nmoe_flower.results import RunFolder
@@ -76,7 +76,7 @@ def furthest(one: Path, other: Path) -> float:
 
 @pytest.mark.ray
 def test_a_federation_trains_as_its_simulation_though_a_node_is_killed(
-    new_plan: Callable[..., Plan], tmp_path: Path
+    new_plan: Callable[..., FederationPlan], tmp_path: Path
 ) -> None:
     changes = {
         "extractor.backbone": "digits", "run.connect-timeout": 300.0, "run.round-timeout": 600.0,
@@ -85,14 +85,14 @@ def test_a_federation_trains_as_its_simulation_though_a_node_is_killed(
     plan = new_plan(NODES, changes=changes)
     config = for_deployment(plan.config, NODES)
     simulated = simulate(config, tmp_path / "simulation")
-    with Stage(tmp_path / "lab") as stage:
-        federation = LocalFederation(stage, plan)
+    with Sandbox(tmp_path / "lab") as sandbox:
+        federation = LocalFederation(sandbox, plan)
         federation.write()
         federation.start_superlink()
         federation.start_nodes()
         killer = Killer(federation)
         federation.train(on_tick=killer)
-        stage.clear()
+        sandbox.clear()
         for name in ("extractor", "head", "gate-federated"):
             weights = Path("weights", f"{name}.safetensors")
             assert furthest(simulated.path / weights, federation.run_folder / weights) <= 1e-6

@@ -12,7 +12,7 @@ from cryptography import x509
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
-from nmoe_flower.deploy import Party, Plan, for_deployment, places, write_federation
+from nmoe_flower.deploy import FederationPlan, Party, for_deployment, places, write_federation
 from nmoe_flower.deploy.places import runtime_ports
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.inference import PeerList
@@ -115,7 +115,7 @@ def test_the_readme_says_where_each_folder_goes(federation: Path) -> None:
 
 
 def test_own_images_are_named_in_the_node_config(
-    new_plan: Callable[..., Plan], tmp_path: Path
+    new_plan: Callable[..., FederationPlan], tmp_path: Path
 ) -> None:
     plan = new_plan(data="/srv/images", classes=("cat", "dog"))
     write_federation(tmp_path / "lab", plan)
@@ -123,7 +123,7 @@ def test_own_images_are_named_in_the_node_config(
     assert (values["data-path"], values["classes"]) == ("/srv/images", "cat,dog")
 
 
-def test_what_cannot_be_is_refused(new_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(new_plan: Callable[..., FederationPlan], tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match="full is not empty"):
@@ -233,7 +233,7 @@ def test_nothing_is_written_before_all_is_checked(
 
 
 def test_what_fails_in_the_middle_leaves_nothing(
-    new_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_plan: Callable[..., FederationPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> str:
         raise NMoEError("no space left")

@@ -1,4 +1,4 @@
-"""Where a federation plays on one machine: its processes, and their certain end."""
+"""A sandbox: where a federation plays on one machine; its processes, and their certain end."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ from nmoe_flower.engine.programs import excerpt
 from nmoe_flower.engine.signals import uninterrupted
 from nmoe_flower.errors import EngineError
 
-__all__ = ["Stage", "free_ports", "tail"]
+__all__ = ["Sandbox", "free_ports", "tail"]
 
 _TICK = 0.1
 _VARIABLE = "NMOE_STAGE"
 
 
-class Stage:
+class Sandbox:
     """A folder and the processes that live in it; leaving ends all of them, also grandchildren.
 
     A guard process does the same if this process is killed.
@@ -54,7 +54,7 @@ class Stage:
         return f"{_VARIABLE}={self._own}"
 
     def clear(self) -> None:
-        """End every process on this stage."""
+        """End every process in this sandbox."""
         processes.end(self._mark, children=self._children)
         for child in self._children:
             child.wait()
