@@ -244,7 +244,7 @@ def _check_given(config: Config, like: Mapping[str, Any]) -> None:
     """The extractor of another run must be that of the configured network."""
     import numpy as np
 
-    from nmoe_flower.pipeline.networked.extractor import given_weights
+    from nmoe_flower.pipeline import given_weights
 
     wanted = {
         name: np.broadcast_to(np.zeros((), np.float32), tuple(value.shape))
@@ -254,10 +254,10 @@ def _check_given(config: Config, like: Mapping[str, Any]) -> None:
 
 
 def _rehearse_strategy(config: Config) -> None:
-    from nmoe_flower.pipeline.networked.extractor import STRATEGIES
+    from nmoe_flower.pipeline import STAGE_1_STRATEGIES
 
     with _under(f"extractor.method = {config.extractor.method}"):
-        STRATEGIES[config.extractor.method](config)
+        STAGE_1_STRATEGIES[config.extractor.method](config)
 
 
 def _rehearse_alignment(
@@ -268,7 +268,7 @@ def _rehearse_alignment(
     from nmoe_flower.clients.device import experts_of, fresh_body
     from nmoe_flower.data import label_counts
     from nmoe_flower.models import Gate, check_backbone
-    from nmoe_flower.pipeline.alignment.train import rehearse_assignment
+    from nmoe_flower.pipeline import rehearse_assignment
 
     settings, shape = config.alignment, data.image_shape
     rows = min(2, settings.batch_size, min(len(client.train) for client in clients))

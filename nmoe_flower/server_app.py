@@ -191,7 +191,8 @@ def execute(
         with uninterrupted():
             _save_noted(run)
         raise
-    _save_weights(folder, run)
+    for name, arrays in run.artifacts.weights().items():
+        folder.save_weights(name, arrays)
     folder.set_provenance(data=results.pop("fingerprint"))
     folder.write_results(results)
 
@@ -202,19 +203,6 @@ def _save_noted(run: Run) -> None:
         run.save_noted()
     except NMoEError as error:
         flower.log(logging.WARNING, "no checkpoint of the last round: %s", error)
-
-
-def _save_weights(folder: RunFolder, run: Run) -> None:
-    mixture, extractor = run.part("mixture/"), run.part("classifier/extractor.")
-    if mixture:
-        folder.save_weights("mixture", mixture)
-    if extractor or not mixture:
-        folder.save_weights("extractor", extractor)
-    if head := run.part("classifier/head."):
-        folder.save_weights("head", head)
-    trained = {name.split("/")[1] for name in run.arrays if name.startswith("gate/")}
-    for method in sorted(trained - {"initial"}):
-        folder.save_weights(f"gate-{method}", run.part(f"gate/{method}/"))
 
 
 class _Teller:

@@ -15,7 +15,7 @@ from nmoe_flower.deploy.folder import FederationPlan, for_deployment
 from nmoe_flower.deploy.sandbox import Sandbox
 from nmoe_flower.engine.signals import interruptible
 from nmoe_flower.errors import ConfigError, EngineError
-from nmoe_flower.pipeline.exchanges import exchanges
+from nmoe_flower.pipeline import exchanges
 
 __all__ = ["demonstrate"]
 

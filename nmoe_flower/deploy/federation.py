@@ -9,7 +9,7 @@ from nmoe_flower.addresses import Address
 from nmoe_flower.deploy.folder import FederationPlan, write_federation
 from nmoe_flower.deploy.probes import ask_superlink
 from nmoe_flower.deploy.sandbox import Sandbox, free_ports
-from nmoe_flower.pipeline.exchanges import exchanges
+from nmoe_flower.pipeline import exchanges
 
 __all__ = ["LocalFederation", "local_plan"]
 

@@ -26,7 +26,7 @@ from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, to_toml, write_text
 from nmoe_flower.inference.protocol import SERIAL, PeerEntry, PeerList, sign_list
-from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
+from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, exchanges
 
 __all__ = [
     "FederationPlan",

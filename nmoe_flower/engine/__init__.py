@@ -1,5 +1,6 @@
 """Ways to run the clients: grids on this machine, and a SuperLink of our own."""
 
+from nmoe_flower.engine.answering import describe
 from nmoe_flower.engine.app_folder import export_app, write_app
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.programs import require_ray
@@ -9,6 +10,7 @@ from nmoe_flower.engine.superlink import run_simulation
 __all__ = [
     "InProcessGrid",
     "StreamingGrid",
+    "describe",
     "export_app",
     "require_ray",
     "run_simulation",

@@ -1,37 +1,114 @@
-"""What stages say and keep: messages to clients, and named arrays of the run."""
+"""What stages leave for each other: named arrays, all of them listed here."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+import numpy as np
 
 from nmoe_flower import records
-from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, CONFIG
+from nmoe_flower.codec import array_of_json, json_of_array
 
-__all__ = ["has", "keep", "kept", "message"]
+__all__ = ["Arrays", "Artifacts"]
 
-
-def message(arrays: ArrayRecord | None, config: Mapping[str, Any] | None = None) -> RecordDict:
-    """Arrays and settings as one message."""
-    content = RecordDict()
-    if arrays is not None:
-        content[ARRAYS] = arrays
-    if config:
-        content[CONFIG] = ConfigRecord(dict(config))
-    return content
-
-
-def keep(run: Run, name: str, arrays: ArrayRecord) -> None:
-    """Put arrays among the results of the run, under ``name/``."""
-    run.arrays |= {f"{name}/{key}": value for key, value in records.to_numpy(arrays).items()}
+Arrays = dict[str, np.ndarray]
+# The names in checkpoints: those of older versions, so that their runs go on.
+_GROUPS = {
+    "classifier": "classifier/",
+    "initial_gate": "gate/initial/",
+    "initial_head": "head/initial/",
+    "centralized": "centralized/",
+    "mixture": "mixture/",
+    "alignment": "aligned/",
+}
+_GATE, _PROTOTYPES = "gate/", "prototypes"
+_SPECTRUM, _ACCOUNTANT = "findings/spectrum", "findings/accountant"
+_EXPERT_PARAMETERS = "parameters/expert"
 
 
-def kept(run: Run, name: str) -> ArrayRecord:
-    """The arrays that were kept under ``name/``."""
-    return records.from_numpy(run.part(f"{name}/"))
+@dataclass
+class Artifacts:
+    """What finished stages left; empty or None until one has.
 
+    D is the length of a latent, E the number of experts, C of classes, d of FedSC's features.
 
-def has(run: Run, name: str) -> bool:
-    """Whether anything was kept under ``name/``."""
-    return any(key.startswith(f"{name}/") for key in run.arrays)
+    Attributes:
+        classifier: ``extractor.*`` of stage 1, and ``head.*`` of stage 1 or of the stage head. Read
+            by every later stage, and by evaluation for the control fedavg.
+        initial_gate: A fresh gate, from stage 1: where every trained gate starts.
+        initial_head: A fresh head, from stage 1: where the stage head starts.
+        gates: The weights of each trained gate, by name, from stage 3; for evaluation.
+        prototypes: Each client's mean latent, [E, D], from stage 2; for evaluation.
+        centralized: ``probabilities`` [N, C] and ``expert-ids`` [N, K] of all N test samples, from
+            the central mixture among the controls; for evaluation.
+        spectrum: Eigenvalues of FedSC's mean matrix, [d], from stage 1; for the results.
+        accountant: What privacy stage 1 has spent, an `Accountant`'s state; for the results.
+        expert_parameters: Parameters of one expert of the second system, told by a client before
+            its first round; for the assignment.
+        mixture: Extractor, gate and experts of the second system, from alignment; for evaluation.
+        alignment: What the server of the second system has learned, the state of its strategy,
+            from alignment; for evaluation.
+    """
+
+    classifier: Arrays = field(default_factory=dict)
+    initial_gate: Arrays = field(default_factory=dict)
+    initial_head: Arrays = field(default_factory=dict)
+    gates: dict[str, Arrays] = field(default_factory=dict)
+    prototypes: np.ndarray | None = None
+    centralized: Arrays = field(default_factory=dict)
+    spectrum: np.ndarray | None = None
+    accountant: dict[str, Any] | None = None
+    expert_parameters: int = 0
+    mixture: Arrays = field(default_factory=dict)
+    alignment: Arrays = field(default_factory=dict)
+
+    def named(self) -> Arrays:
+        """All of it as a checkpoint names it; `read` takes it back."""
+        named = {
+            prefix + name: array
+            for attribute, prefix in _GROUPS.items()
+            for name, array in getattr(self, attribute).items()
+        }
+        for gate, arrays in self.gates.items():
+            named |= {f"{_GATE}{gate}/{name}": array for name, array in arrays.items()}
+        if self.prototypes is not None:
+            named[_PROTOTYPES] = self.prototypes
+        if self.spectrum is not None:
+            named[_SPECTRUM] = self.spectrum
+        if self.accountant is not None:
+            named[_ACCOUNTANT] = array_of_json(self.accountant)
+        if self.expert_parameters:
+            named[_EXPERT_PARAMETERS] = np.array(self.expert_parameters)
+        return named
+
+    @classmethod
+    def read(cls, named: Mapping[str, np.ndarray]) -> Self:
+        """What a checkpoint holds."""
+        found = cls(
+            prototypes=named.get(_PROTOTYPES),
+            spectrum=named.get(_SPECTRUM),
+            expert_parameters=int(named.get(_EXPERT_PARAMETERS, 0)),
+        )
+        for attribute, prefix in _GROUPS.items():
+            setattr(found, attribute, records.part_of(named, prefix))
+        if _ACCOUNTANT in named:
+            found.accountant = json_of_array(named[_ACCOUNTANT])
+        for name, array in records.part_of(named, _GATE).items():
+            gate, _, part = name.partition("/")
+            if gate != "initial":
+                found.gates.setdefault(gate, {})[part] = array
+        return found
+
+    def part(self, prefix: str) -> Arrays:
+        """What of the classifier starts with ``extractor.`` or ``head.``, without that."""
+        return records.part_of(self.classifier, prefix)
+
+    def weights(self) -> dict[str, Arrays]:
+        """The networks a run is made for, by the name of their file in ``weights/``."""
+        extractor, head = self.part("extractor."), self.part("head.")
+        found = {"mixture": self.mixture} if self.mixture else {}
+        if extractor or not self.mixture:
+            found["extractor"] = extractor
+        if head:
+            found["head"] = head
+        return found | {f"gate-{name}": self.gates[name] for name in sorted(self.gates)}

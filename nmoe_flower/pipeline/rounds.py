@@ -23,6 +23,7 @@ def federate(
     settings: Callable[[int], Mapping[str, Any]] = lambda _: {},
     test_every: int = 0,
     tested: Callable[[ArrayRecord], ArrayRecord] = lambda arrays: arrays,
+    also: Callable[[], Mapping[str, Any]] = dict,
 ) -> ArrayRecord:
     """Run a strategy's rounds; resumes in the middle if the checkpoint is from this stage.
 
@@ -35,6 +36,7 @@ def federate(
         settings: What the clients are told in round r, beside what the strategy adds.
         test_every: Test on the clients every so many rounds and after the last; 0 never.
         tested: What is tested in place of the arrays (averaged weights, say).
+        also: Asked after a round's replies for what else its line in ``rounds.jsonl`` says.
     """
     limits = run.config.run
     strategy.adopt(
@@ -63,7 +65,8 @@ def federate(
             updated, metrics = strategy.aggregate_train(current, replies)
         finally:
             seconds = time.monotonic() - started
-            run.record(stage, current, rounds, strategy.last_exchange, seconds, metrics or {})
+            exchange = strategy.last_exchange
+            run.record(stage, current, rounds, exchange, seconds, metrics or {}, **also())
         arrays = updated if updated is not None else arrays
         if test_every and (current % test_every == 0 or current == rounds):
             _test(run, stage, strategy, tested(arrays), current, rounds)

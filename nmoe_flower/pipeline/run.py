@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
 from nmoe_flower.checkpoint import Checkpoint, Checkpoints
 from nmoe_flower.config import Config
-from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.engine import StreamingGrid
 from nmoe_flower.errors import RoundError
+from nmoe_flower.pipeline.artifacts import Arrays, Artifacts
 from nmoe_flower.strategies import (
     Exchange,
     Partitions,
@@ -28,7 +28,6 @@ __all__ = ["Answered", "Journal", "Run"]
 
 Journal = Callable[[Mapping[str, Any]], None]
 Answered = Callable[[str, int, int], None]
-Arrays = dict[str, np.ndarray]
 # Seconds between two checkpoints; saving takes 2 % of the time at most, unless that is too long.
 SOONEST, LATEST, TIMES_THE_COST = 5.0, 30.0, 50.0
 
@@ -46,7 +45,7 @@ class Run:
         checkpoints: Where to save; None saves nothing.
         partitions: Node id to partition id, learned from the nodes.
         described: What each partition said it holds, once it was asked.
-        arrays: Results of finished stages, by name (``"classifier/head.weight"``).
+        artifacts: What finished stages left.
         costs: Rounds, seconds and bytes by stage.
         latest: The last metrics of a stage that had any.
         stages: Finished stages.
@@ -61,7 +60,7 @@ class Run:
     checkpoints: Checkpoints | None = None
     partitions: Partitions = field(default_factory=Partitions)
     described: dict[int, dict[str, Any]] = field(default_factory=dict)
-    arrays: Arrays = field(default_factory=dict)
+    artifacts: Artifacts = field(default_factory=Artifacts)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
     resumed: Checkpoint | None = None
@@ -103,10 +102,6 @@ class Run:
         """Send messages; the replies come one by one, within ``run.round-timeout``."""
         return self.grid.send_and_receive(messages, timeout=self.config.run.round_timeout)
 
-    def part(self, prefix: str) -> Arrays:
-        """The arrays whose names start with ``prefix``, without it."""
-        return records.part_of(self.arrays, prefix)
-
     def record(
         self,
         stage: str,
@@ -115,8 +110,12 @@ class Run:
         exchange: Exchange,
         seconds: float,
         metrics: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
-        """Write one line of ``rounds.jsonl`` and add to the stage's cost."""
+        """Write one line of ``rounds.jsonl`` and add to the stage's cost.
+
+        ``more`` is what else the line says.
+        """
         values = {k: v for k, v in (metrics or {}).items() if k != records.NUM_EXAMPLES}
         self.written += 1
         if values:
@@ -132,6 +131,7 @@ class Run:
                 "bytes_up": exchange.bytes_up,
                 "bytes_down": exchange.bytes_down,
                 "seconds": round(seconds, 4),
+                **more,
             }
         )
         cost = self.costs.setdefault(
@@ -177,7 +177,7 @@ class Run:
         carried = strategy.state() if strategy is not None else {}
         self._noted = (
             {
-                **{f"done/{name}": value for name, value in self.arrays.items()},
+                **{f"done/{name}": value for name, value in self.artifacts.named().items()},
                 **{f"current/{name}": value for name, value in current_arrays.items()},
                 **{f"strategy/{name}": value for name, value in carried.items()},
             },
@@ -209,7 +209,7 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         self.resumed = checkpoint
-        self.arrays = records.part_of(checkpoint.arrays, "done/")
+        self.artifacts = Artifacts.read(records.part_of(checkpoint.arrays, "done/"))
         self.costs = checkpoint.state["costs"]
         self.latest = checkpoint.state.get("latest", {})  # a run begun before there was any
         self.written = checkpoint.state["written"]

@@ -1,26 +1,76 @@
-"""The stages of the pipeline, in order; each a function of the run, callable alone."""
+"""The stages of each system, in order, and the run through them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from nmoe_flower.pipeline.alignment.train import train_aligned, train_first
-from nmoe_flower.pipeline.networked.control import train_controls
-from nmoe_flower.pipeline.networked.expert import train_experts
-from nmoe_flower.pipeline.networked.extractor import train_extractor
-from nmoe_flower.pipeline.networked.gate import train_gates
-from nmoe_flower.pipeline.networked.head import train_head
+from nmoe_flower.pipeline.alignment import evaluate_aligned, train_aligned, train_first
+from nmoe_flower.pipeline.ask import check_unchanged
+from nmoe_flower.pipeline.networked import (
+    evaluate,
+    train_controls,
+    train_experts,
+    train_extractor,
+    train_gates,
+    train_head,
+)
 from nmoe_flower.pipeline.run import Run
 
-__all__ = ["ALIGNED_STAGES", "STAGES"]
+__all__ = ["SYSTEMS", "System", "run_pipeline"]
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "extractor": train_extractor,
-    "head": train_head,
-    "experts": train_experts,
-    "gates": train_gates,
-    "controls": train_controls,
+
+@dataclass(frozen=True)
+class System:
+    """How one system is trained and measured.
+
+    Attributes:
+        stages: By name, in order: each a function of the run that leaves its `Artifacts`.
+        evaluate: After all of them; returns the content of ``results.json``.
+    """
+
+    stages: Mapping[str, Callable[[Run], None]]
+    evaluate: Callable[[Run], dict[str, Any]]
+
+
+SYSTEMS = {
+    "networked": System(
+        {
+            "extractor": train_extractor,
+            "head": train_head,
+            "experts": train_experts,
+            "gates": train_gates,
+            "controls": train_controls,
+        },
+        evaluate,
+    ),
+    "aligned": System(
+        {
+            "extractor": train_first,
+            "alignment": train_aligned,
+        },
+        evaluate_aligned,
+    ),
 }
 
-ALIGNED_STAGES: dict[str, Callable[[Run], None]] = {
-    "extractor": train_first,
-    "alignment": train_aligned,
-}
+
+def run_pipeline(run: Run) -> dict[str, Any]:
+    """Run every stage that is not finished yet; return the content of ``results.json``.
+
+    Args:
+        run: New, or restored from a checkpoint.
+
+    Raises:
+        CheckpointError: The run is resumed, and a client holds other data than before.
+        RoundError: A stage did not gather what it needs.
+    """
+    run.connect()
+    if run.resumed is not None:
+        check_unchanged(run)
+    system = SYSTEMS[run.config.run.system]
+    for name, stage in system.stages.items():
+        if name in run.stages:
+            continue
+        stage(run)
+        run.stages.append(name)
+        run.save(f"{name}/done")
+    return system.evaluate(run)

@@ -51,7 +51,7 @@ class Pipeline:
     @property
     def weights(self) -> dict[str, np.ndarray]:
         assert self.run is not None
-        return self.run.arrays
+        return self.run.artifacts.named()
 
 
 class FailingApp(ClientApp):

@@ -96,7 +96,7 @@ def test_rounds_after_stage_1_move_gate_and_experts_only(new_pipeline: New, tmp_
     assert rows_of(results)["mixture", "local"]["extractor"] == "stage-1"
 
     for part in ("extractor", "head"):
-        arrays = pipeline.run.part(f"classifier/{part}.")
+        arrays = pipeline.run.artifacts.part(f"{part}.")
         save_arrays(tmp_path / "done" / "weights" / f"{part}.safetensors", arrays)
     start = {"expert.hidden": "64", "extractor.start": str(tmp_path / "done")}
     again = new_pipeline("again", {**FIRST, **start})

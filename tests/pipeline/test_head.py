@@ -45,7 +45,7 @@ def test_its_rounds_are_steps_of_adamw_on_everybodys_batches(new_pipeline: New) 
         for client in range(4)
     ]
     expert = Expert(64, 10, hidden=(16,))
-    start = pipeline.run.part("head/initial/")
+    start = pipeline.run.artifacts.initial_head
     expert.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in start.items()})
     matrices = [p for p in expert.parameters() if p.ndim > 1]
     others = [p for p in expert.parameters() if p.ndim <= 1]

@@ -1,1 +1,9 @@
-"""The second system: a mixture on the server whose experts are aligned with clients."""
+"""The second system: a mixture on the server whose experts are aligned with clients.
+
+Chen et al. 2025, arXiv:2507.05685.
+"""
+
+from nmoe_flower.pipeline.alignment.evaluate import evaluate_aligned
+from nmoe_flower.pipeline.alignment.train import rehearse_assignment, train_aligned, train_first
+
+__all__ = ["evaluate_aligned", "rehearse_assignment", "train_aligned", "train_first"]

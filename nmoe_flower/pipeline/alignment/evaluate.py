@@ -13,10 +13,8 @@ from flwr.app import RecordDict
 from nmoe_flower import records
 from nmoe_flower.alignment import Assigner
 from nmoe_flower.pipeline.alignment.train import restored
-from nmoe_flower.pipeline.artifacts import message
-from nmoe_flower.pipeline.findings import privacy, representation
-from nmoe_flower.pipeline.gather import gather
-from nmoe_flower.pipeline.holdings import holdings, train_counts
+from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
+from nmoe_flower.pipeline.rows import found, row
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import SERVER_ROUND, TESTS, Action, FeedbackKey, MixtureKey, Score
 from nmoe_flower.strategies import ExpertNames
@@ -31,40 +29,24 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
     held = holdings(run)
     counts = train_counts(held)
     assigner = restored(run, counts)
-    mixture, placed = run.part("mixture/"), assigner.place()
+    mixture, placed = run.artifacts.mixture, assigner.place()
     told = {MixtureKey.FINAL: True, SERVER_ROUND: run.config.alignment.rounds}
-    whole = gather(
-        run, "whole", Action.ALIGNED_TEST, message(records.from_numpy(mixture), told), check=_scores
-    )
+    whole = gather(run, "whole", Action.ALIGNED_TEST, message(mixture, told), check=_scores)
     names, everyone = ExpertNames.found_in(mixture), sorted(run.partitions.values())
     questions = {
-        row: message(
-            records.from_numpy(names.subset(mixture, np.flatnonzero(placed[row]))),
-            {**told, FeedbackKey.EXPERTS: np.flatnonzero(placed[row]).tolist()},
+        client: message(
+            names.subset(mixture, np.flatnonzero(placed[client])),
+            {**told, FeedbackKey.EXPERTS: np.flatnonzero(placed[client]).tolist()},
         )
-        for row in everyone
-        if placed[row].any()
+        for client in everyone
+        if placed[client].any()
     }
     parts = gather(
         run, "placed", Action.ALIGNED_TEST, questions, only=list(questions), check=_scores
     )
     rows, routing = _rows(run, {"mixture": whole, "placed": parts})
-    sizes = counts.sum(axis=1).tolist()
-    found = {"privacy": privacy(run), "representation": representation(run, sizes=sizes)}
-    return {
-        "rows": rows,
-        "routing": routing,
-        "alignment": _summary(run, assigner, placed),
-        **{name: value for name, value in found.items() if value is not None},
-        "stages": run.costs,
-        "partition": {
-            "train": counts.tolist(),
-            "test": [holding.test for holding in held.values()],
-            "classes": held[0].classes,
-        },
-        "fingerprint": held[0].fingerprint,
-        "seconds": sum(cost["seconds"] for cost in run.costs.values()),
-    }
+    summary = _summary(run, assigner, placed)
+    return found(run, held, rows=rows, routing=routing, alignment=summary)
 
 
 def _scores(content: RecordDict) -> None:
@@ -79,7 +61,7 @@ def _scores(content: RecordDict) -> None:
 def _rows(
     run: Run, tested: Mapping[str, Mapping[int, RecordDict]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    config, rows, routing = run.config, [], {}
+    settings, rows, routing = run.config.alignment, [], {}
     for gate, answers in tested.items():
         values = [records.metrics_of(content) for content in answers.values()]
         for test in TESTS:
@@ -87,25 +69,23 @@ def _rows(
                 name.replace("-", "_"): [float(one[f"{name}-{test}"]) for one in values]
                 for name in SCORES
             }
-            row: dict[str, Any] = {
-                "extractor": config.alignment.extractor,
-                "gate": gate,
-                "scheme": config.data.scheme,
-                "tau": config.data.tau,
-                "test": test,
-                "seed": config.run.seed,
-                "clients": config.data.num_clients,
-                "top_k": config.alignment.top_k,
-            }
-            row |= {name: float(np.mean(of)) for name, of in per_client.items()}
-            rows.append({**row, "per_client": per_client})
-            if len(values) == config.data.num_clients:
+            rows.append(
+                row(
+                    run,
+                    extractor=settings.extractor,
+                    gate=gate,
+                    test=test,
+                    top_k=settings.top_k,
+                    per_client=per_client,
+                )
+            )
+            if len(values) == run.config.data.num_clients:
                 routing[f"{gate}/{test}"] = [list(one[f"{Score.ROUTING}-{test}"]) for one in values]
     return rows, routing
 
 
 def _summary(run: Run, assigner: Assigner, placed: np.ndarray) -> dict[str, Any]:
-    traffic = run.arrays["aligned/traffic"]
+    traffic = run.artifacts.alignment["traffic"]
     return {
         "policy": assigner.policy,
         "rounds": run.config.alignment.rounds,
@@ -116,5 +96,5 @@ def _summary(run: Run, assigner: Assigner, placed: np.ndarray) -> dict[str, Any]
         "placed": placed.astype(int).tolist(),
         "bytes_down": traffic[:, 0].tolist(),
         "bytes_up": traffic[:, 1].tolist(),
-        "simulated_seconds": float(run.arrays["aligned/elapsed"]),
+        "simulated_seconds": float(run.artifacts.alignment["elapsed"]),
     }

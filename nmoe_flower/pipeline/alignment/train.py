@@ -3,9 +3,7 @@
 Chen et al. 2025, arXiv:2507.05685, section III.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +24,8 @@ from nmoe_flower.alignment import (
     read_trace,
 )
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline.artifacts import has, keep, message
-from nmoe_flower.pipeline.gather import gather
-from nmoe_flower.pipeline.holdings import holdings, train_counts
-from nmoe_flower.pipeline.networked.extractor import train_extractor
+from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
+from nmoe_flower.pipeline.networked import train_extractor
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, Action, MixtureKey
@@ -51,57 +47,41 @@ _TRAINING_COPIES = 4  # weights, gradients, momentum, activations
 
 
 def train_first(run: Run) -> None:
-    """Stage 1, if the mixture is to stand on its extractor; see ``networked/extractor.py``."""
+    """Stage 1, if the mixture is to stand on its extractor; as the other system trains it."""
     if run.config.alignment.extractor == "stage-1":
         train_extractor(run)
 
 
 def train_aligned(run: Run) -> None:
-    """Rounds of ExpertAlignment. Leaves the mixture under ``mixture/``, and what was learned."""
+    """Rounds of ExpertAlignment. Leaves the mixture, and what the server has learned."""
     counts = train_counts(holdings(run))
     if run.config.alignment.extractor == "stage-1":
-        body = records.from_numpy(run.part("classifier/extractor."))
+        body = run.artifacts.part("extractor.")
         gather(run, "extractor/given", Action.GIVEN, message(body))
     initial = ArrayRecord()
-    if not has(run, "parameters"):
+    if not run.artifacts.expert_parameters:
         node = min(run.partitions.values())
         fresh = gather(run, "initial", Action.MIXTURE, RecordDict(), only=[node])[node]
         initial = fresh.array_records[ARRAYS]
         size = records.metrics_of(fresh)[MixtureKey.EXPERT_PARAMETERS]
-        run.arrays["parameters/expert"] = np.array(size)
+        run.artifacts.expert_parameters = int(size)
     strategy = _strategy(run, counts)
-    write, run.journal = run.journal, _audited(run, strategy)
-    try:
-        trained = federate(
-            run,
-            STAGE,
-            strategy,
-            initial,
-            rounds=run.config.alignment.rounds,
-            test_every=run.config.alignment.evaluate_every,
-        )
-    finally:
-        run.journal = write
-    keep(run, "mixture", trained)
-    state = strategy.state()
-    run.arrays |= {f"aligned/{name}": value for name, value in state.items()}
-
-
-def _audited(run: Run, strategy: ExpertAlignment) -> Any:
-    """A journal whose lines of rounds also say who got what and why."""
-    write = run.journal
-
-    def journal(record: Mapping[str, Any]) -> None:
-        if record["stage"] == STAGE:
-            record = {**record, "audit": strategy.audit}
-        write(record)
-
-    return journal
+    trained = federate(
+        run,
+        STAGE,
+        strategy,
+        initial,
+        rounds=run.config.alignment.rounds,
+        test_every=run.config.alignment.evaluate_every,
+        also=lambda: {"audit": strategy.audit},  # who got what, and why
+    )
+    run.artifacts.mixture = records.to_numpy(trained)
+    run.artifacts.alignment = dict(strategy.state())
 
 
 def _strategy(run: Run, counts: npt.NDArray[np.int64]) -> ExpertAlignment:
     config, settings = run.config, run.config.alignment
-    parameters = int(run.arrays["parameters/expert"])
+    parameters = run.artifacts.expert_parameters
     flops = _flops(parameters)
     world = _world(config)
     return ExpertAlignment(
@@ -203,9 +183,9 @@ def rehearse_assignment(config: Config, counts: npt.NDArray[np.int64], parameter
 
 def restored(run: Run, counts: np.ndarray) -> Assigner:
     """What the server knew at the end of training; ``counts`` are class counts per client."""
-    parameters = int(run.arrays["parameters/expert"])
+    parameters = run.artifacts.expert_parameters
     assigner = _assigner(run.config, counts, parameters, _flops(parameters), _world(run.config))
-    assigner.load_state(run.part("aligned/assigner/"))
+    assigner.load_state(records.part_of(run.artifacts.alignment, "assigner/"))
     return assigner
 
 

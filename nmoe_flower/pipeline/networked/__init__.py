@@ -1,1 +1,26 @@
-"""The first system, stage by stage: the extractor, the experts, the gates, the evaluation."""
+"""The first system: three stages, the controls, and their evaluation.
+
+Gao et al. 2025, arXiv:2511.01743, Fig. 2.
+"""
+
+from nmoe_flower.pipeline.networked.control import train_controls
+from nmoe_flower.pipeline.networked.evaluate import evaluate
+from nmoe_flower.pipeline.networked.expert import train_experts
+from nmoe_flower.pipeline.networked.extractor import (
+    STAGE_1_STRATEGIES,
+    given_weights,
+    train_extractor,
+)
+from nmoe_flower.pipeline.networked.gate import train_gates
+from nmoe_flower.pipeline.networked.head import train_head
+
+__all__ = [
+    "STAGE_1_STRATEGIES",
+    "evaluate",
+    "given_weights",
+    "train_controls",
+    "train_experts",
+    "train_extractor",
+    "train_gates",
+    "train_head",
+]

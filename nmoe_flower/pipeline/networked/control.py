@@ -1,9 +1,8 @@
 """What the mixture is measured against: one classifier per client, one central mixture."""
 
+from nmoe_flower import records
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline.artifacts import keep, message
-from nmoe_flower.pipeline.gather import gather
-from nmoe_flower.pipeline.holdings import holdings
+from nmoe_flower.pipeline.ask import gather, holdings, message
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import CENTRALIZED, CONFIG, Action, ControlKey
 
@@ -35,7 +34,8 @@ def train_controls(run: Run) -> None:
     ]
     answers = gather(run, "controls", Action.CONTROL, questions, only=asked)
     if CENTRALIZED in wanted:
-        keep(run, CENTRALIZED, answers[central].array_records[CENTRALIZED])
+        mixed = answers[central].array_records[CENTRALIZED]
+        run.artifacts.centralized = records.to_numpy(mixed)
 
 
 def _control_steps(config: Config, size: int) -> int:

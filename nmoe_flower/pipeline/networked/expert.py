@@ -7,15 +7,13 @@ from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.pipeline.artifacts import kept, message
-from nmoe_flower.pipeline.gather import alike, gather
+from nmoe_flower.pipeline.ask import alike, gather, message
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import (
     ANSWERS,
     EXPERT,
     LATENTS,
     PROTOTYPE,
-    PROTOTYPES,
     SPLITS,
     Action,
     ExpertKey,
@@ -26,12 +24,12 @@ __all__ = ["train_experts"]
 
 def train_experts(run: Run) -> None:
     """Stage 2: personal experts, and what leaves of them for stage 3."""
-    classifier = kept(run, "classifier")
+    question = message(run.artifacts.classifier)
     prototypes, sharing = "prototype" in run.config.gate.methods, run.config.expert.sharing
     wanted = [PROTOTYPE] if prototypes else []
     wanted += {"weights": [EXPERT], "latents": [LATENTS], "none": []}[sharing]
     trained = gather(
-        run, "experts", Action.EXPERT, message(classifier), wanted=wanted, check=_has_named_arrays
+        run, "experts", Action.EXPERT, question, wanted=wanted, check=_has_named_arrays
     )
     if prototypes:
         means = {
@@ -39,7 +37,7 @@ def train_experts(run: Run) -> None:
             for partition, content in trained.items()
         }
         found = alike("prototypes", means).values()
-        run.arrays[PROTOTYPES] = np.stack([arrays[ExpertKey.MEAN] for arrays in found])
+        run.artifacts.prototypes = np.stack([arrays[ExpertKey.MEAN] for arrays in found])
     if sharing == "weights":
         experts = ArrayRecord(
             {

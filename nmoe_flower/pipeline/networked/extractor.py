@@ -7,13 +7,10 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.codec import array_of_json
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
-from nmoe_flower.pipeline.artifacts import has, keep
-from nmoe_flower.pipeline.gather import gather
-from nmoe_flower.pipeline.holdings import holdings
+from nmoe_flower.pipeline.ask import gather, holdings
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
@@ -21,26 +18,27 @@ from nmoe_flower.records import ARRAYS, GATE, HEAD, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOptions
 
-__all__ = ["STRATEGIES", "given_weights", "train_extractor"]
+__all__ = ["STAGE_1_STRATEGIES", "given_weights", "train_extractor"]
 
 LOCAL_RATE_UNDER_ADAMW = 0.1  # cancels in one-step rounds; large enough for float32 differences
 LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
 
 
 def train_extractor(run: Run) -> None:
-    """Leave the extractor (FedCE: with its head) under ``classifier/``, and the fresh gate."""
+    """Leave the extractor (FedCE: with its head), and fresh gate and head for later stages."""
     holdings(run)  # clients that cannot train together are refused before they do
     settings, seed_node = run.config.extractor, min(run.partitions.values())
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
-    if not has(run, "gate/initial"):
+    if not run.artifacts.initial_gate:
         fresh = gather(run, "initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
-        keep(run, "gate/initial", fresh.array_records[GATE])
-        keep(run, "head/initial", fresh.array_records[HEAD])
+        run.artifacts.initial_gate = records.to_numpy(fresh.array_records[GATE])
+        run.artifacts.initial_head = records.to_numpy(fresh.array_records[HEAD])
         initial = fresh.array_records[ARRAYS]
     if settings.start:
-        _keep_given(run, Path(settings.start).expanduser(), records.to_numpy(initial))
+        folder = Path(settings.start).expanduser()
+        run.artifacts.classifier = given_weights(folder, records.to_numpy(initial))
         return
-    strategy = STRATEGIES[settings.method](run.config)
+    strategy = STAGE_1_STRATEGIES[settings.method](run.config)
 
     def averaged(arrays: ArrayRecord) -> ArrayRecord:
         return records.from_numpy(strategy.ema_arrays) if strategy.ema_arrays else arrays
@@ -56,7 +54,11 @@ def train_extractor(run: Run) -> None:
             tested=averaged,
         )
     )
-    _keep_without_projector(run, trained)
+    run.artifacts.classifier = {
+        name: array
+        for name, array in records.to_numpy(trained).items()
+        if not name.startswith("projector.")
+    }
     _keep_findings(run, strategy)
 
 
@@ -98,7 +100,10 @@ def _first_matrix(config: Config) -> int:
     return int(config.extractor.warmup * config.extractor.rounds) + 1
 
 
-STRATEGIES: dict[str, Callable[[Config], SteppedFedAvg]] = {"fedce": _fedce, "fedsc": _fedsc}
+STAGE_1_STRATEGIES: dict[str, Callable[[Config], SteppedFedAvg]] = {
+    "fedce": _fedce,
+    "fedsc": _fedsc,
+}
 
 
 def _options(config: Config, action: Action, evaluate_action: Action) -> SteppedOptions:
@@ -134,16 +139,11 @@ def _share(kind: str, rounds: int) -> Callable[[int], float] | None:
     return lambda current: 1.0 - (1.0 - LAST_SHARE) * (current - 1) / max(1, rounds - 1)
 
 
-def _keep_given(run: Run, folder: Path, like: Mapping[str, np.ndarray]) -> None:
-    """Take the extractor (and head) of a finished run in place of training one."""
-    keep(run, "classifier", records.from_numpy(given_weights(folder, like)))
-
-
 def given_weights(folder: Path, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The extractor (and head) of a finished run, of those names in ``like`` that are theirs.
 
     Args:
-        folder: Of the run.
+        folder: The finished run's.
         like: Arrays of the configured network, for their names and shapes.
 
     Raises:
@@ -166,25 +166,20 @@ def given_weights(folder: Path, like: Mapping[str, np.ndarray]) -> dict[str, np.
     return kept
 
 
-def _keep_without_projector(run: Run, trained: ArrayRecord) -> None:
-    kept = {name: array for name, array in trained.items() if not name.startswith("projector.")}
-    keep(run, "classifier", ArrayRecord(kept))
-
-
 def _keep_findings(run: Run, strategy: SteppedFedAvg) -> None:
     """The spectrum of the features and what privacy was spent, for ``results.json``."""
     accountant = None
     if isinstance(strategy, FedSC):
         eigenvalues = strategy.correlations.eigenvalues()
         if eigenvalues is not None:
-            run.arrays["findings/spectrum"] = eigenvalues
+            run.artifacts.spectrum = eigenvalues
         accountant = strategy.accountant
     if run.config.privacy.weights:
         accountant = accountant or Accountant()
         accountant.weights = dict(strategy.private_steps.costs)
         accountant.exposed = tuple(_exposed(run.config))
     if accountant is not None:
-        run.arrays["findings/accountant"] = array_of_json(accountant.state())
+        run.artifacts.accountant = accountant.state()
 
 
 def _exposed(config: Config) -> Iterator[str]:

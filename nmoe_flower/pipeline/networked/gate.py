@@ -8,8 +8,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline.artifacts import has, keep, kept, message
-from nmoe_flower.pipeline.gather import alike, gather
+from nmoe_flower.pipeline.ask import alike, gather, message
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, LEARNING_RATE, POOLED, SERVER_ROUND, Action
@@ -27,8 +26,8 @@ def train_gates(run: Run) -> None:
         "global": _global_gate,
     }
     for method in run.config.gate.methods:
-        if method in trainers and not has(run, f"gate/{method}"):
-            keep(run, f"gate/{method}", trainers[method](run))
+        if method in trainers and method not in run.artifacts.gates:
+            run.artifacts.gates[method] = records.to_numpy(trainers[method](run))
             run.save(f"gate/{method}/done")
 
 
@@ -43,7 +42,8 @@ def _federated_gate(run: Run) -> ArrayRecord:
         learning_rate=schedule("cosine", peak=gate.learning_rate, steps=gate.rounds),
         local_learning_rate=1.0 if adamw else None,
     )
-    return federate(run, "gate/federated", strategy, kept(run, "gate/initial"), rounds=gate.rounds)
+    initial = records.from_numpy(run.artifacts.initial_gate)
+    return federate(run, "gate/federated", strategy, initial, rounds=gate.rounds)
 
 
 def _rolling_gate(run: Run) -> ArrayRecord:
@@ -59,7 +59,7 @@ def _rolling_gate(run: Run) -> ArrayRecord:
         run,
         "gate/rolling",
         strategy,
-        kept(run, "gate/initial"),
+        records.from_numpy(run.artifacts.initial_gate),
         rounds=rounds,
         settings=_gate_rate(run.config, rounds),
     )
@@ -72,7 +72,7 @@ def _global_gate(run: Run) -> ArrayRecord:
     parts = list(alike("gate/global", told, rows=True).values())
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     question = message(
-        kept(run, "gate/initial"),
+        run.artifacts.initial_gate,
         {SERVER_ROUND: 1, LEARNING_RATE: run.config.gate.learning_rate},
     )
     question[POOLED] = records.from_numpy(together)

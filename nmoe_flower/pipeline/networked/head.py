@@ -1,9 +1,7 @@
 """Between stages 1 and 2: a head for an extractor that was trained without labels."""
 
-from flwr.app import ArrayRecord
-
-from nmoe_flower.pipeline.artifacts import keep, kept, message
-from nmoe_flower.pipeline.gather import gather
+from nmoe_flower import records
+from nmoe_flower.pipeline.ask import gather, message
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import Action
@@ -16,7 +14,7 @@ LOCAL_RATE = 1.0  # of the clients' one step; the server divides by it and lets 
 
 
 def train_head(run: Run) -> None:
-    """Complete ``classifier/`` with a head: FedAvg on frozen latents, one step per round.
+    """Complete the classifier with a head: FedAvg on frozen latents, one step per round.
 
     One step per client and round makes the mean change the gradient of everybody's batch, so skew
     costs nothing. Experts that start there (``expert.init``) know all classes; experts that start
@@ -25,7 +23,7 @@ def train_head(run: Run) -> None:
     settings = run.config.head
     if not settings.rounds:
         return
-    gather(run, "latents", Action.LATENTS, message(kept(run, "classifier")))
+    gather(run, "latents", Action.LATENTS, message(run.artifacts.classifier))
     strategy = SteppedFedAvg(
         action=Action.HEAD,
         min_available_nodes=run.config.data.num_clients,
@@ -33,5 +31,6 @@ def train_head(run: Run) -> None:
         learning_rate=schedule("cosine", peak=settings.learning_rate, steps=settings.rounds),
         local_learning_rate=LOCAL_RATE,
     )
-    head = federate(run, "head", strategy, kept(run, "head/initial"), rounds=settings.rounds)
-    keep(run, "classifier", ArrayRecord({f"head.{name}": value for name, value in head.items()}))
+    initial = records.from_numpy(run.artifacts.initial_head)
+    head = records.to_numpy(federate(run, "head", strategy, initial, rounds=settings.rounds))
+    run.artifacts.classifier |= {f"head.{name}": value for name, value in head.items()}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline import Run
-from nmoe_flower.pipeline.findings import privacy, representation
+from nmoe_flower.pipeline import Artifacts, Holding, Run
+from nmoe_flower.pipeline.rows import found, privacy, representation, row
 from nmoe_flower.privacy import Accountant, WeightsCost
 
 New = Callable[..., Any]
@@ -16,7 +16,7 @@ New = Callable[..., Any]
 
 def run_with(arrays: dict[str, Any], **values: Any) -> Run:
     run = Run(object(), Config.parse({"data.num-clients": 2, **values}), print)  # type: ignore[arg-type]
-    run.arrays |= arrays
+    run.artifacts = Artifacts.read(arrays)
     return run
 
 
@@ -124,3 +124,29 @@ def test_a_run_of_fedsc_reports_them_also_when_resumed(
     assert found["dimensions"] == 8
     assert {"probe_accuracy", "knn_accuracy", "alignment", "uniformity"} <= found.keys()
     assert all(math.isfinite(v) for v in found.values() if isinstance(v, float))
+
+
+def test_every_client_counts_for_the_data_s_fingerprint() -> None:
+    """In both systems: whoever holds other data makes another run."""
+    held = {
+        client: Holding(4, [2, 2], [1, 1], ["a", "b"], fingerprint)
+        for client, fingerprint in enumerate(["two", "one", "two"])
+    }
+    results = found(run_with({}), held, rows=[], routing={}, alignment={"policy": "joint"})
+    assert results["fingerprint"] == "one,two"
+    assert results["partition"]["train"] == [[2, 2]] * 3
+    assert results["alignment"] == {"policy": "joint"}
+
+
+def test_a_value_that_a_client_lacks_counts_in_no_mean() -> None:
+    one = row(
+        run_with({}),
+        extractor="fedce",
+        gate="federated",
+        test="iid",
+        top_k=1,
+        per_client={"accuracy": [0.5, 1.0], "auc": [math.nan, 0.75]},
+    )
+    assert (one["accuracy"], one["auc"]) == (0.75, 0.75)
+    assert math.isnan(one["per_client"]["auc"][0])
+    assert one["clients"] == 2

@@ -1,17 +1,17 @@
-"""What a run found out beside its rows: how good the features are, and what privacy was spent."""
+"""The content of results.json: rows of metrics, and what a run found out beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nmoe_flower.codec import json_of_array
+from nmoe_flower.pipeline.ask import Holding, train_counts
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, mean_noise_std, noise_edge, sensitivity
 from nmoe_flower.records import WatchKey
 from nmoe_flower.representation import effective_rank, find_collapse
 
-__all__ = ["privacy", "representation"]
+__all__ = ["found", "privacy", "representation", "row"]
 
 _PROBES = (
     WatchKey.PROBE_ACCURACY,
@@ -19,6 +19,78 @@ _PROBES = (
     WatchKey.ALIGNMENT,
     WatchKey.UNIFORMITY,
 )
+
+
+def row(
+    run: Run,
+    *,
+    extractor: str,
+    gate: str,
+    test: str,
+    top_k: int,
+    per_client: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """One row: what was tested, the means over the clients, and every client's own values.
+
+    Args:
+        run: Finished, but for its results.
+        extractor: How the extractor was made.
+        gate: Who routed, or which control answered.
+        test: ``local`` or ``iid``.
+        top_k: Experts asked per sample.
+        per_client: A value of each client by name of the metric; NaN counts in no mean.
+    """
+    config = run.config
+    return {
+        "extractor": extractor,
+        "gate": gate,
+        "scheme": config.data.scheme,
+        "tau": config.data.tau,
+        "test": test,
+        "seed": config.run.seed,
+        "clients": config.data.num_clients,
+        "top_k": top_k,
+        **{name: float(np.nanmean(values)) for name, values in per_client.items()},
+        "per_client": per_client,
+    }
+
+
+def found(
+    run: Run,
+    held: Mapping[int, Holding],
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    routing: Mapping[str, Sequence[Sequence[float]]],
+    **more: Any,
+) -> dict[str, Any]:
+    """All that ``results.json`` holds, and the data's fingerprint.
+
+    Args:
+        run: Finished, but for its results.
+        held: What every client holds.
+        rows: Of `row`.
+        routing: By ``gate/test``, shares that go from each client to each expert, [clients, E].
+        more: What this system alone tells.
+    """
+    counts = train_counts(held)
+    beside = {
+        "privacy": privacy(run),
+        "representation": representation(run, sizes=counts.sum(axis=1).tolist()),
+    }
+    return {
+        "rows": rows,
+        "routing": routing,
+        **more,
+        **{name: value for name, value in beside.items() if value is not None},
+        "stages": run.costs,
+        "partition": {
+            "train": counts.tolist(),
+            "test": [holding.test for holding in held.values()],
+            "classes": next(iter(held.values())).classes,
+        },
+        "fingerprint": ",".join(sorted({holding.fingerprint for holding in held.values()})),
+        "seconds": sum(cost["seconds"] for cost in run.costs.values()),
+    }
 
 
 def privacy(run: Run) -> dict[str, Any] | None:
@@ -62,7 +134,7 @@ def representation(run: Run, *, sizes: Sequence[int]) -> dict[str, Any] | None:
         run: After stage 1.
         sizes: Samples of each client.
     """
-    eigenvalues = run.arrays.get("findings/spectrum")
+    eigenvalues = run.artifacts.spectrum
     if eigenvalues is None:
         return None
     edge = _edge(run, len(eigenvalues), sizes)
@@ -77,11 +149,10 @@ def representation(run: Run, *, sizes: Sequence[int]) -> dict[str, Any] | None:
 
 
 def _accountant(run: Run) -> Accountant | None:
-    state = run.arrays.get("findings/accountant")
-    if state is None:
+    if run.artifacts.accountant is None:
         return None
     accountant = Accountant()
-    accountant.load_state(json_of_array(state))
+    accountant.load_state(run.artifacts.accountant)
     return accountant
 
 

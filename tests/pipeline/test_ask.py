@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from nmoe_flower import client_app, records
 from nmoe_flower.errors import RoundError
-from nmoe_flower.pipeline.gather import alike
+from nmoe_flower.pipeline.ask import alike
 from nmoe_flower.records import METRICS, PROTOTYPE, Action
 
 New = Callable[..., Any]

@@ -1,23 +1,38 @@
-"""One question to every client, for stages that need an answer of each."""
+"""One question to every client, for stages that need an answer of each; first: what it holds."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import numpy as np
-from flwr.app import Message, RecordDict
+import numpy.typing as npt
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.engine.answering import describe
-from nmoe_flower.errors import ReplyError, RoundError
+from nmoe_flower.data import what_changed
+from nmoe_flower.engine import describe
+from nmoe_flower.errors import CheckpointError, ReplyError, RoundError
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import Action
+from nmoe_flower.records import ARRAYS, CONFIG, NUM_EXAMPLES, Action, HoldingKey
 from nmoe_flower.strategies import Exchange, reason_of
 
-__all__ = ["alike", "gather"]
+__all__ = ["Holding", "alike", "check_unchanged", "gather", "holdings", "message", "train_counts"]
 
 _MOST_EXAMPLES = 2**53
+
+
+def message(
+    arrays: Mapping[str, np.ndarray] | None, config: Mapping[str, Any] | None = None
+) -> RecordDict:
+    """Arrays and settings as the content of one message."""
+    content = RecordDict()
+    if arrays is not None:
+        content[ARRAYS] = records.from_numpy(arrays)
+    if config:
+        content[CONFIG] = ConfigRecord(dict(config))
+    return content
 
 
 def gather(
@@ -142,9 +157,9 @@ def _sound(
     if reply.has_error():
         raise ReplyError(reason_of(reply))
     metrics = reply.content.metric_records.get(records.METRICS)
-    examples = metrics.get(records.NUM_EXAMPLES) if metrics is not None else None
+    examples = metrics.get(NUM_EXAMPLES) if metrics is not None else None
     if not isinstance(examples, int | float) or not 0 <= examples <= _MOST_EXAMPLES:
-        raise ReplyError(f"{records.NUM_EXAMPLES!r} is missing or not a number from 0 to 2^53")
+        raise ReplyError(f"{NUM_EXAMPLES!r} is missing or not a number from 0 to 2^53")
     if missing := [name for name in wanted if name not in reply.content.array_records]:
         raise ReplyError(f"the ArrayRecord {missing[0]!r} is missing")
     for record in reply.content.array_records.values():
@@ -155,3 +170,95 @@ def _sound(
         text = str(error) if isinstance(error, ReplyError) else describe(error)
         raise ReplyError(f"it cannot be read: {text}") from None
     return reply.content
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one client holds.
+
+    Attributes:
+        examples: Training images.
+        train: Training images per class.
+        test: Test images per class, skewed like the training images.
+        classes: Their names, in the order of the labels.
+        fingerprint: Of the data.
+    """
+
+    examples: int
+    train: list[int]
+    test: list[int]
+    classes: list[str]
+    fingerprint: str
+
+    def counted(self) -> dict[str, dict[str, int]]:
+        """Samples of every class, by the names of test and class."""
+        return {
+            name: dict(zip(self.classes, counts, strict=True))
+            for name, counts in (("train", self.train), ("test", self.test))
+        }
+
+
+def holdings(run: Run) -> dict[int, Holding]:
+    """By partition id, in order. The run and its checkpoints remember the answers.
+
+    Raises:
+        RoundError: A client did not answer, or clients disagree about the classes.
+    """
+    if not run.described:
+        answers = gather(run, "describe", Action.DESCRIBE, RecordDict(), check=_read)
+        told = {partition: _read(content) for partition, content in answers.items()}
+        _compare({partition: holding.classes for partition, holding in told.items()})
+        run.described = {partition: asdict(holding) for partition, holding in told.items()}
+    return {partition: Holding(**values) for partition, values in run.described.items()}
+
+
+def check_unchanged(run: Run) -> None:
+    """Refuse to go on with clients that hold other data than when the run began.
+
+    Clients that do not answer are left to the stage that needs them.
+
+    Raises:
+        CheckpointError: A client's data differs; tells which classes have more or fewer.
+    """
+    before = {partition: Holding(**values) for partition, values in run.described.items()}
+    messages = [Message(RecordDict(), node, Action.DESCRIBE) for node in run.nodes]
+    for reply in run.exchange(messages if before else []):
+        partition = run.partitions[reply.metadata.src_node_id]
+        if reply.has_error() or partition not in before:
+            continue
+        now = _read(reply.content)
+        if now.fingerprint != before[partition].fingerprint:
+            raise CheckpointError(
+                f"client {partition} holds other data than when the run began: "
+                f"{what_changed(before[partition].counted(), now.counted())}; put back what it "
+                "was, or begin a new run"
+            )
+
+
+def train_counts(held: Mapping[int, Holding]) -> npt.NDArray[np.int64]:
+    """Training images [clients, C], a row per partition in order."""
+    return np.array([holding.train for holding in held.values()], np.int64)
+
+
+def _read(content: RecordDict) -> Holding:
+    metrics, config = records.metrics_of(content), content.config_records[CONFIG]
+    return Holding(
+        examples=int(metrics[NUM_EXAMPLES]),
+        train=[int(count) for count in metrics[HoldingKey.TRAIN_COUNTS]],
+        test=[int(count) for count in metrics[HoldingKey.TEST_COUNTS]],
+        classes=[str(name) for name in cast(list[str], config[HoldingKey.CLASSES])],
+        fingerprint=str(config[HoldingKey.FINGERPRINT]),
+    )
+
+
+def _compare(classes: Mapping[int, list[str]]) -> None:
+    """Every client must number the same classes alike: label 2 of one is label 2 of all."""
+    counted = Counter(map(tuple, classes.values()))
+    common = list(counted.most_common(1)[0][0])
+    if others := {partition: names for partition, names in classes.items() if names != common}:
+        holder = min(partition for partition, names in classes.items() if names == common)
+        said = "; ".join(f"client {partition} has {names}" for partition, names in others.items())
+        raise RoundError(
+            f"the classes of the clients differ: {said}, but client {holder} has {common}; "
+            "give every node the same `classes`, in one order"
+        )
