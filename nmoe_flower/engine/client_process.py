@@ -2,7 +2,7 @@
 
 A frame to a worker is a pickled :class:`Task`, or (segment, length) if the task is long and waits
 in shared memory: the parent's writes never fill the pipe, so neither side can block the other. A
-frame from a worker is :data:`READY`, :class:`Failed` or :class:`Answer`.
+frame from a worker is :data:`READY`, :class:`Failed` or :class:`TaskResult`.
 """
 
 import multiprocessing
@@ -28,7 +28,7 @@ from nmoe_flower.errors import EngineError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["READY", "Answer", "Failed", "PackedAt", "Task", "serve"]
+__all__ = ["READY", "Failed", "PackedAt", "Task", "TaskResult", "serve"]
 
 READY = b""
 _KEEP_RECORDS = 3
@@ -52,7 +52,7 @@ class Task(NamedTuple):
     reply_segment: str
 
 
-class Answer(NamedTuple):
+class TaskResult(NamedTuple):
     """One reply; ``arrays`` holds (offset in the reply segment or own bytes, layout's length)."""
 
     items: list[Item]
@@ -83,11 +83,11 @@ def serve(connection: "Connection[Any, Any]", reference: str, nodes: Nodes) -> N
         return
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    worker = _Worker(app, nodes)
+    handler = _TaskHandler(app, nodes)
     try:
         connection.send_bytes(READY)
         while True:
-            connection.send_bytes(worker.handle(connection.recv_bytes()))
+            connection.send_bytes(handler.handle(connection.recv_bytes()))
     except (EOFError, OSError):
         return
 
@@ -105,8 +105,8 @@ def _dump(value: object) -> bytes:
     return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
 
 
-class _Worker:
-    """Tasks to answers; keeps the records of the last broadcasts."""
+class _TaskHandler:
+    """Tasks to results; keeps the records of the last broadcasts."""
 
     def __init__(self, app: ClientApp, nodes: Nodes) -> None:
         self._app = app
@@ -153,7 +153,7 @@ class _Worker:
     def _pack(self, reply: Message, state: bytes, segment: str) -> bytes:
         if reply.has_error():
             error = (reply.error.code, reply.error.reason)
-            return _dump(tuple(Answer([], [], error, state)))
+            return _dump(tuple(TaskResult([], [], error, state)))
         items, records = plain(reply.content)
         arrays: list[tuple[int | bytes, int]] = []
         offset = 0
@@ -165,4 +165,4 @@ class _Worker:
                 offset = packed.write(room, offset)
             else:
                 arrays.append((packed.joined(), len(packed.layout)))
-        return _dump(tuple(Answer(items, arrays, None, state)))
+        return _dump(tuple(TaskResult(items, arrays, None, state)))

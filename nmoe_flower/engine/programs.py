@@ -12,7 +12,7 @@ from nmoe_flower.engine import flower
 from nmoe_flower.errors import EngineError
 from nmoe_flower.installation import install_hint
 
-__all__ = ["excerpt", "read_json", "require_ray", "start_program"]
+__all__ = ["excerpt", "parse_output", "require_ray", "start_program"]
 
 
 def require_ray() -> None:
@@ -54,7 +54,7 @@ def _program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def read_json(text: str) -> dict[str, object]:
+def parse_output(text: str) -> dict[str, object]:
     """The JSON object in a command's output; empty if there is none."""
     start, stop = text.find("{"), text.rfind("}")
     try:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nmoe_flower.engine import flower, processes
-from nmoe_flower.engine.programs import excerpt, read_json, require_ray, start_program
+from nmoe_flower.engine.programs import excerpt, parse_output, require_ray, start_program
 from nmoe_flower.engine.signals import StopSignal, interruptible, uninterrupted
 from nmoe_flower.errors import EngineError
 
@@ -136,7 +136,7 @@ class _SuperLink:
     def submit(self, app: Path, federation: Mapping[str, object]) -> int:
         """Hand the app in; returns the run id."""
         out = self._flwr(flower.run_command(app, _NAME, federation))
-        answer = read_json(out)
+        answer = parse_output(out)
         if "run-id" not in answer or not answer["run-id"]:
             raise EngineError(f"flwr run refused the app {app}:\n{out.strip()}")
         return int(str(answer["run-id"]))
@@ -200,7 +200,7 @@ class _SuperLink:
         )
 
     def _status(self, run_id: int) -> tuple[str, str]:
-        answer = read_json(self._flwr(flower.status_command(run_id, _NAME)))
+        answer = parse_output(self._flwr(flower.status_command(run_id, _NAME)))
         runs = answer.get("runs")
         if not isinstance(runs, list) or not runs:
             return "", ""

@@ -22,7 +22,7 @@ from flwr.app import Message
 from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, refusal
 from nmoe_flower.engine.broadcasts import Broadcast, Broadcasts
-from nmoe_flower.engine.client_process import READY, Answer, Failed, Task, serve
+from nmoe_flower.engine.client_process import READY, Failed, Task, TaskResult, serve
 from nmoe_flower.engine.shared import Arena, buffer_of, plain, rebuild, unpack
 from nmoe_flower.engine.spawn import Leader, cause_of_death, spawning
 from nmoe_flower.errors import EngineError
@@ -156,7 +156,7 @@ class WorkerPool:
         parts = pickle.loads(frame)
         if isinstance(parts, Failed):
             raise EngineError(f"a worker failed to start: {parts.reason}")
-        self._finish(worker, Answer(*parts))
+        self._finish(worker, TaskResult(*parts))
         return True
 
     def _assign(self) -> None:
@@ -223,12 +223,12 @@ class WorkerPool:
                 return ""
         return segment.name
 
-    def _finish(self, worker: _Worker, answer: Answer) -> None:
+    def _finish(self, worker: _Worker, result: TaskResult) -> None:
         job = worker.jobs.popleft()
         segment = worker.replies[job.slot]
         records = []
         size = 0
-        for place, layout_size in answer.arrays:
+        for place, layout_size in result.arrays:
             if isinstance(place, bytes):
                 records.append(unpack(memoryview(place), 0, layout_size))
             elif segment is None:
@@ -237,15 +237,15 @@ class WorkerPool:
                 records.append(unpack(buffer_of(segment), place, layout_size))
             size += sum(len(array.data) for array in records[-1].values()) + layout_size
         self._largest_reply = max(self._largest_reply, size)
-        self._states[job.message.metadata.dst_node_id] = answer.state
+        self._states[job.message.metadata.dst_node_id] = result.state
         self._release(job)
         self._assign()
         if job.abandoned:
             return
-        if answer.error is not None:
-            reply = refusal(job.message, *answer.error)
+        if result.error is not None:
+            reply = refusal(job.message, *result.error)
         else:
-            reply = Message(rebuild(answer.items, records), reply_to=job.message)
+            reply = Message(rebuild(result.items, records), reply_to=job.message)
         self._done[job.message.metadata.message_id] = reply
 
     def _release(self, job: _Job) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from nmoe_flower.config import Config
 from nmoe_flower.engine import processes, run_simulation, superlink, write_app
-from nmoe_flower.engine.programs import excerpt, read_json
+from nmoe_flower.engine.programs import excerpt, parse_output
 from nmoe_flower.engine.signals import StopSignal
 from nmoe_flower.errors import EngineError
 
@@ -167,8 +167,8 @@ def test_the_excerpt_starts_at_the_last_traceback() -> None:
 
 
 def test_an_answer_is_found_between_other_output() -> None:
-    assert read_json('Loading...\n{"run-id": "7"}\n') == {"run-id": "7"}
-    assert read_json("no object here") == {}
+    assert parse_output('Loading...\n{"run-id": "7"}\n') == {"run-id": "7"}
+    assert parse_output("no object here") == {}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), StopSignal(143)])
