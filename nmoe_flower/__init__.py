@@ -44,8 +44,8 @@ if TYPE_CHECKING:
         FedSC,
         RollGate,
         StreamingFedAvg,
+        StreamingOptions,
     )
-    from nmoe_flower.strategies.base import StreamingOptions
 
 __all__ = [
     "AdamW",
@@ -104,8 +104,8 @@ _HOMES = {
     "nmoe_flower.running": ("RunResult", "run"),
     "nmoe_flower.strategies": (
         "AdamW", "ExpertAlignment", "FedCE", "FedGate", "FedSC", "RollGate", "StreamingFedAvg",
+        "StreamingOptions",
     ),
-    "nmoe_flower.strategies.base": ("StreamingOptions",),
 }  # fmt: skip
 
 

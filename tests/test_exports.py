@@ -24,9 +24,12 @@ PROMISED = {
     "nmoe_flower.data": {"DominantClassPartitioner", "dominant_share_from_tau"},
     "nmoe_flower.models": {"Expert", "Gate", "LocalExperts", "NMoE", "build_extractor"},
     "nmoe_flower.strategies": {
-        "AdamW", "ExpertAlignment", "FedCE", "FedGate", "FedSC", "RollGate",
+        "AdamW", "ExpertAlignment", "FedCE", "FedGate", "FedSC", "RollGate", "StreamingFedAvg",
+        "StreamingOptions",
     },
-    "nmoe_flower.clients": {"Contrast", "StateMemory"},
+    "nmoe_flower.clients": {
+        "Contrast", "Memory", "PrivateMatrix", "StateMemory", "Trained", "answer_assigned",
+    },
     "nmoe_flower.engine": {"InProcessGrid", "StreamingGrid"},
     "nmoe_flower.metrics": {
         "accuracy", "auc", "balanced_accuracy", "local_ratio", "macro_f1", "routing_matrix",

@@ -13,7 +13,7 @@ from nmoe_flower.clients.device import MixtureClient, device_of, fresh_mixture
 from nmoe_flower.clients.plugin import Trained, answer_assigned
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance_global
-from nmoe_flower.models.alignment import assigned_loss, mixed
+from nmoe_flower.models import assigned_loss, mixed
 from nmoe_flower.records import (
     ARRAYS,
     NUM_EXAMPLES,

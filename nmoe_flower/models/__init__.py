@@ -1,5 +1,6 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
+from nmoe_flower.models.alignment import AlignedMixture, assigned_loss, mixed
 from nmoe_flower.models.classifier import Classifier
 from nmoe_flower.models.configured import (
     Backbone,
@@ -10,6 +11,7 @@ from nmoe_flower.models.configured import (
 )
 from nmoe_flower.models.expert import Expert
 from nmoe_flower.models.extractor import Extractor, build_extractor
+from nmoe_flower.models.filters import FilterBank
 from nmoe_flower.models.gate import Gate
 from nmoe_flower.models.nmoe import (
     CachedExperts,
@@ -21,12 +23,14 @@ from nmoe_flower.models.nmoe import (
     Prediction,
     combine,
 )
+from nmoe_flower.models.norm import StandardisedConv2d
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
 from nmoe_flower.models.routing import Router, Routing, route_top_k
 from nmoe_flower.models.untrained import LocalGate, PrototypeGate, RandomGate
 
 __all__ = [
+    "AlignedMixture",
     "Backbone",
     "CachedExperts",
     "CentralizedMoE",
@@ -35,6 +39,7 @@ __all__ = [
     "Expert",
     "ExpertPool",
     "Extractor",
+    "FilterBank",
     "Gate",
     "LocalExperts",
     "LocalGate",
@@ -47,6 +52,8 @@ __all__ = [
     "RandomGate",
     "Router",
     "Routing",
+    "StandardisedConv2d",
+    "assigned_loss",
     "build_extractor",
     "check_backbone",
     "check_gate",
@@ -55,6 +62,7 @@ __all__ = [
     "configured_extractor",
     "correct",
     "em_prior",
+    "mixed",
     "own_gate",
     "route_top_k",
 ]

@@ -9,7 +9,7 @@ from nmoe_flower.strategies.alignment_gate import (
     UnsharedGate,
 )
 from nmoe_flower.strategies.alignment_parcels import ExpertNames
-from nmoe_flower.strategies.base import StreamingFedAvg
+from nmoe_flower.strategies.base import FedAvgOptions, StreamingFedAvg, StreamingOptions
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
@@ -25,6 +25,7 @@ __all__ = [
     "Exchange",
     "ExpertAlignment",
     "ExpertNames",
+    "FedAvgOptions",
     "FedCE",
     "FedGate",
     "FedSC",
@@ -35,6 +36,7 @@ __all__ = [
     "SteppedFedAvg",
     "SteppedOptions",
     "StreamingFedAvg",
+    "StreamingOptions",
     "TravellingGate",
     "UnsharedGate",
     "cohort_size",

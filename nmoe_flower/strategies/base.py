@@ -11,8 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from nmoe_flower import records
-from nmoe_flower.engine.answering import describe
-from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.engine import StreamingGrid, describe
 from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies.aggregation import (

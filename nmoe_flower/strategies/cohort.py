@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
-from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.engine import StreamingGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import Action
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from nmoe_flower import records
 from nmoe_flower.codec import array_of_json, json_of_array
-from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.engine import StreamingGrid
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.privacy import Accountant, noise_edge, sensitivity
 from nmoe_flower.records import (

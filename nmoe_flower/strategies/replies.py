@@ -10,8 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.engine import flower
-from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.engine import StreamingGrid, flower
 from nmoe_flower.errors import ReplyError
 
 __all__ = ["Exchange", "LoggedGrid", "Usable", "read_reply", "reason_of"]

@@ -17,13 +17,14 @@ from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.records import Action
 from nmoe_flower.strategies import (
+    FedAvgOptions,
     FedCE,
     Partitions,
     StreamingFedAvg,
+    StreamingOptions,
     cohort_size,
     wait_for_nodes,
 )
-from nmoe_flower.strategies.base import FedAvgOptions, StreamingOptions
 
 pytestmark = pytest.mark.flower
 

@@ -8,8 +8,7 @@ from flwr.clientapp import ClientApp
 
 from nmoe_flower import records
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.strategies import FedGate
-from nmoe_flower.strategies.base import FedAvgOptions, StreamingFedAvg
+from nmoe_flower.strategies import FedAvgOptions, FedGate, StreamingFedAvg
 
 ARRAYS = {"w": np.zeros(1, np.float32)}
 

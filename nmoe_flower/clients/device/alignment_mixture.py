@@ -14,9 +14,14 @@ from nmoe_flower.clients.device.latents import predict
 from nmoe_flower.clients.device.networks import initial_seed
 from nmoe_flower.clients.device.store import Store, Versions
 from nmoe_flower.config import Config
-from nmoe_flower.models import Expert, Extractor, Gate, configured_extractor
-from nmoe_flower.models.alignment import AlignedMixture
-from nmoe_flower.models.filters import FilterBank
+from nmoe_flower.models import (
+    AlignedMixture,
+    Expert,
+    Extractor,
+    FilterBank,
+    Gate,
+    configured_extractor,
+)
 from nmoe_flower.records import TESTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import generator, seeded, sgd

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models.norm import StandardisedConv2d
+from nmoe_flower.models import StandardisedConv2d
 
 __all__ = ["SampleGradients"]
 
