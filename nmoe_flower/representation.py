@@ -1,26 +1,27 @@
 """How good a representation is, without labels and with: what FedSC is watched by.
 
-Alignment and uniformity are those of Wang and Isola (ICML 2020); the effective rank is that of Roy
-and Vetterli (EUSIPCO 2007). Probes follow the protocol of the self-supervised literature: features
-frozen, a simple classifier on top. Plain NumPy, for servers and clients alike.
+Positive pairs and uniformity are those of Wang and Isola (ICML 2020), who call the first alignment;
+the effective rank is that of Roy and Vetterli (EUSIPCO 2007). Probes follow the protocol of the
+self-supervised literature: features frozen, a simple classifier on top. Plain NumPy, for servers
+and clients alike.
 """
 
 import numpy as np
 
 __all__ = [
-    "alignment",
     "effective_rank",
     "find_collapse",
     "knn_accuracy",
+    "positive_pair_distance",
     "probe_accuracy",
     "uniformity",
 ]
 
 
-def alignment(z1: np.ndarray, z2: np.ndarray) -> float:
-    """Mean squared distance of two views [B, D] of the same samples, on the sphere; 0 is best.
+def positive_pair_distance(z1: np.ndarray, z2: np.ndarray) -> float:
+    """Mean squared distance of two views [B, D] of the same samples, on the sphere: 0 (best) to 4.
 
-    >>> alignment(np.eye(2), np.eye(2)[::-1])
+    >>> positive_pair_distance(np.eye(2), np.eye(2)[::-1])
     2.0
     """
     return float(np.square(_unit(z1) - _unit(z2)).sum(axis=1).mean())

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmoe_flower.representation import (
-    alignment,
     effective_rank,
     find_collapse,
     knn_accuracy,
+    positive_pair_distance,
     probe_accuracy,
     uniformity,
 )
@@ -28,19 +28,19 @@ def squared_distance(one: list[float], other: list[float]) -> float:
     return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
 
 
-# --- alignment and uniformity ---
+# --- positive pairs and uniformity ---
 
 
-def test_alignment_against_a_loop() -> None:
+def test_positive_pairs_against_a_loop() -> None:
     one, other = rows(7, 3), rows(7, 3, seed=1)
     expected = sum(squared_distance(unit(a), unit(b)) for a, b in zip(one, other, strict=True)) / 7
-    assert alignment(one, other) == pytest.approx(expected, rel=1e-12)
+    assert positive_pair_distance(one, other) == pytest.approx(expected, rel=1e-12)
 
 
-def test_alignment_is_between_0_and_4_and_knows_no_lengths() -> None:
+def test_their_distance_is_between_0_and_4_and_knows_no_lengths() -> None:
     z = rows(5, 4)
-    assert alignment(z, 3 * z) == pytest.approx(0, abs=1e-12)
-    assert alignment(z, -z) == pytest.approx(4)
+    assert positive_pair_distance(z, 3 * z) == pytest.approx(0, abs=1e-12)
+    assert positive_pair_distance(z, -z) == pytest.approx(4)
 
 
 def test_uniformity_against_a_loop() -> None:
@@ -63,7 +63,7 @@ def test_uniformity_of_known_features() -> None:
 
 
 def test_features_of_length_0_do_not_divide_by_0() -> None:
-    assert alignment(np.zeros((2, 3)), np.eye(3)[:2]) == 1.0
+    assert positive_pair_distance(np.zeros((2, 3)), np.eye(3)[:2]) == 1.0
     assert uniformity(np.zeros((3, 2))) == pytest.approx(-4)  # as if orthogonal: no direction
 
 

@@ -237,7 +237,7 @@ def _batches(device: Device, server_round: int) -> Iterator[tuple[Tensor, Tensor
 
 
 def test(message: Message, context: Context) -> Message:
-    """Watch the received encoder: alignment and uniformity, and probes with labels."""
+    """Watch the received encoder: positive pairs and uniformity, and probes with labels."""
     device = device_of(context)
     network = device.contrastive()
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
@@ -264,7 +264,7 @@ def _without_labels(device: Device, network: Contrastive, server_round: int) -> 
         features = network(torch.cat(views).to(device.torch_device)).float().cpu().numpy()
     first, second = np.split(features, 2)
     return {
-        WatchKey.ALIGNMENT: representation.alignment(first, second),
+        WatchKey.ALIGNMENT: representation.positive_pair_distance(first, second),
         WatchKey.UNIFORMITY: representation.uniformity(first),
     }
 
