@@ -305,20 +305,16 @@ def _rehearse_alignment(
 
 def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> None:
     """The noise of the clients with the most and the fewest images."""
-    if not (config.privacy.enabled or config.privacy.weights):
-        return
-    from nmoe_flower.clients.fedce import local_steps
-    from nmoe_flower.clients.private import plan_of
+    from nmoe_flower.clients.fedsc_matrices import matrices_of
+    from nmoe_flower.clients.weights import weights_of
 
     order = sorted(range(len(clients)), key=lambda client: len(clients[client].train))
     for client in {order[0], order[-1]}:
         device = _device(config, client)
-        if config.privacy.enabled:
-            with _under("privacy.epsilon, delta, releases"):
-                _ = device.mechanism
-        if config.privacy.weights:
-            with _under("privacy.weights-epsilon, delta"):
-                plan_of(device, local_steps(device))
+        with _under("privacy.epsilon, delta, releases"):
+            matrices_of(device).check()
+        with _under("privacy.weights-epsilon, delta"):
+            weights_of(device).check()
 
 
 def _device(config: Config, client: int) -> "Device":

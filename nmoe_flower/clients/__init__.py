@@ -1,11 +1,13 @@
 """The client halves, one handler per action; strategies hold the server halves.
 
 What stands here is for other people's apps: ``Contrast`` is the client's part of ``FedSC``,
-``answer_assigned`` that of ``ExpertAlignment``, ``PrivateMatrix`` a mod for any strategy.
+``answer_assigned`` that of ``ExpertAlignment``, ``PrivateMatrix`` a mod for any strategy, made of a
+``MatrixRelease``.
 """
 
 from nmoe_flower.clients.plugin import (
     Contrast,
+    MatrixRelease,
     Memory,
     PrivateMatrix,
     StateMemory,
@@ -13,4 +15,12 @@ from nmoe_flower.clients.plugin import (
     answer_assigned,
 )
 
-__all__ = ["Contrast", "Memory", "PrivateMatrix", "StateMemory", "Trained", "answer_assigned"]
+__all__ = [
+    "Contrast",
+    "MatrixRelease",
+    "Memory",
+    "PrivateMatrix",
+    "StateMemory",
+    "Trained",
+    "answer_assigned",
+]

@@ -1,6 +1,7 @@
 """Stage 1 at the client: train the classifier on own images (strategies/fedce.py)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,20 +11,14 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of, keep_head, load_classifier, predict
-from nmoe_flower.clients.private import private_train
+from nmoe_flower.clients.weights import LocalTask, local_optimizer, take_steps, weights_of
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import Classifier
-from nmoe_flower.records import ARRAYS, LEARNING_RATE, LOSS, NUM_EXAMPLES, SERVER_ROUND, Score
-from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Score
+from nmoe_flower.training import FitResult
 
-__all__ = [
-    "initial",
-    "local_steps",
-    "test",
-    "train",
-    "train_classifier",
-]
+__all__ = ["classifier_task", "initial", "test", "train", "train_classifier"]
 
 MOMENTUM = "momentum/"
 
@@ -52,23 +47,11 @@ def train(message: Message, context: Context) -> Message:
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     network = device.classifier()
     load_classifier(device, network, arrays, before=server_round)
-    extractor = device.config.extractor
-    averaged = extractor.momentum_at == "averaged"
-    optimizer = sgd(
-        network,
-        learning_rate=float(settings[LEARNING_RATE]),
-        momentum=0.0 if extractor.momentum_at == "server" else extractor.momentum,
-        weight_decay=0.0 if extractor.steps_with_adamw else extractor.weight_decay,
-    )
+    averaged = device.config.extractor.momentum_at == "averaged"
+    optimizer = local_optimizer(device, network, message)
     if averaged:
         _load_momentum(network, optimizer, arrays)
-    steps = local_steps(device)
-    if device.config.privacy.weights:
-        metrics = _train_privately(device, network, optimizer, message, steps)
-    else:
-        first = (server_round - 1) * steps
-        result = train_classifier(device, network, optimizer, first=first, steps=steps)
-        metrics = {LOSS: result.loss}
+    metrics = weights_of(device).train(classifier_task(device, network), optimizer, message)
     if not device.config.extractor.shares_head:
         keep_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
     packed = records.pack(network.parts(with_head=device.config.extractor.shares_head))
@@ -96,6 +79,30 @@ def test(message: Message, context: Context) -> Message:
     return records.reply(message, metrics=metrics)
 
 
+def classifier_task(device: Device, network: Classifier) -> LocalTask:
+    """To train a classifier on this client's augmented images."""
+    extractor = device.config.extractor
+    images, labels = device.train_images, torch.from_numpy(device.train_labels)
+    adjustment = extractor.logit_adjustment * device.log_prior
+
+    def draw(chosen: np.ndarray, noise: torch.Generator) -> tuple[Tensor, ...]:
+        batch = device.augment(normalise(images[chosen]), noise)
+        return batch.to(device.torch_device), labels[chosen].to(device.torch_device)
+
+    def loss(batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
+        logits = network(batch[0]).float() + adjustment
+        smoothing = extractor.label_smoothing
+        return F.cross_entropy(logits, batch[1], label_smoothing=smoothing, reduction=reduction)
+
+    return LocalTask(
+        network=network,
+        draw=draw,
+        loss=loss,
+        losses=partial(loss, reduction="none"),
+        augmentation="augment",
+    )
+
+
 def train_classifier(
     device: Device,
     network: Classifier,
@@ -104,66 +111,8 @@ def train_classifier(
     first: int,
     steps: int,
 ) -> FitResult:
-    """Take steps ``first ..`` of this client's stream of augmented batches."""
-    extractor = device.config.extractor
-    images, labels = device.train_images, torch.from_numpy(device.train_labels)
-    noise = generator(device.seed("augment", first))
-    adjustment = extractor.logit_adjustment * device.log_prior
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in batch_indices(
-            len(labels),
-            extractor.batch_size,
-            first=first,
-            count=steps,
-            seed=device.seed("batches"),
-        ):
-            batch = device.augment(normalise(images[chosen]), noise)
-            yield batch.to(device.torch_device), labels[chosen].to(device.torch_device)
-
-    def batch_loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        logits = network(batch[0]).float() + adjustment
-        return F.cross_entropy(logits, batch[1], label_smoothing=extractor.label_smoothing)
-
-    return fit(
-        network,
-        batches(),
-        batch_loss,
-        optimizer=optimizer,
-        max_grad_norm=extractor.max_grad_norm,
-        bf16=device.bf16,
-    )
-
-
-def _train_privately(
-    device: Device,
-    network: Classifier,
-    optimizer: torch.optim.Optimizer,
-    message: Message,
-    steps: int,
-) -> dict[str, float]:
-    """The same with DP-SGD: batches are sampled, and the loss stays at home."""
-    images, labels = device.train_images, torch.from_numpy(device.train_labels)
-    smoothing = device.config.extractor.label_smoothing
-
-    def draw(chosen: np.ndarray, noise: torch.Generator) -> tuple[Tensor, ...]:
-        batch = device.augment(normalise(images[chosen]), noise)
-        return batch.to(device.torch_device), labels[chosen].to(device.torch_device)
-
-    def losses(batch: tuple[Tensor, ...]) -> Tensor:
-        logits = network(batch[0])
-        return F.cross_entropy(logits, batch[1], label_smoothing=smoothing, reduction="none")
-
-    return private_train(device, network, optimizer, message, steps=steps, draw=draw, losses=losses)
-
-
-def local_steps(device: Device) -> int:
-    """Steps a client takes in a round."""
-    extractor = device.config.extractor
-    if extractor.local_steps:
-        return extractor.local_steps
-    batches = max(1, len(device.train_labels) // extractor.batch_size)
-    return extractor.local_epochs * batches
+    """Take plain steps ``first ..`` of this client's stream of augmented batches."""
+    return take_steps(device, classifier_task(device, network), optimizer, first=first, count=steps)
 
 
 def _load_momentum(

@@ -163,38 +163,13 @@ class GaussianMechanism:
         """An empty accumulator with this mechanism's clip, n and adjacency."""
         return ClippedCorrelation(self.clip, self.num_examples, adjacency=self.adjacency)
 
-    def release(self, corr: "Tensor", generator: "Generator | None" = None) -> "Tensor":
-        """Add noise to R, [D, D], and return a symmetric matrix of the same type.
-
-        One release has one price. Releasing the same R again with fresh noise costs again; using
-        the same noise for two different R reveals their difference.
-
-        Args:
-            corr: R, from ``correlation()`` or from features clipped elsewhere.
-            generator: Source of the noise; must be None when ``secure`` is set, and only then.
+    def check(self, corr: "Tensor") -> None:
+        """Refuse an R that no features of this clip have, before anything is paid for it.
 
         Raises:
-            ConfigError: R is not square, symmetric and finite, no clipped features have it, or the
-                generator is missing or one too many.
+            ConfigError: R is not square, symmetric and finite, or has an impossible trace or
+                eigenvalue.
         """
-        self._check(corr)
-        return smat(svec(corr) + self._noise(packed_size(corr.shape[0]), generator).to(corr))
-
-    def _noise(self, size: int, generator: "Generator | None") -> "Tensor":
-        import torch
-
-        if self.secure != (generator is None):
-            raise ConfigError(
-                "a secure mechanism draws from the operating system: pass no generator"
-                if self.secure
-                else "release needs a generator, or a mechanism with secure=True"
-            )
-        if generator is None:
-            return self.noise_std * torch.from_numpy(secure_normal(size))
-        draw = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
-        return self.noise_std * draw
-
-    def _check(self, corr: "Tensor") -> None:
         if corr.ndim != 2 or corr.shape[0] != corr.shape[1]:
             raise ConfigError(f"a correlation matrix must be [D, D], got {tuple(corr.shape)}")
         if not bool(corr.isfinite().all()):
@@ -211,6 +186,38 @@ class GaussianMechanism:
         lowest = float(torch.linalg.eigvalsh(double)[0])
         if lowest < -tolerance:
             raise ConfigError(f"a correlation matrix has no eigenvalue below 0, got {lowest:g}")
+        svec(corr)  # symmetric, and not too wide
+
+    def release(self, corr: "Tensor", generator: "Generator | None" = None) -> "Tensor":
+        """Add noise to R, [D, D], and return a symmetric matrix of the same type.
+
+        One release has one price. Releasing the same R again with fresh noise costs again; using
+        the same noise for two different R reveals their difference.
+
+        Args:
+            corr: R, from ``correlation()`` or from features clipped elsewhere.
+            generator: Source of the noise; must be None when ``secure`` is set, and only then.
+
+        Raises:
+            ConfigError: R is not square, symmetric and finite, no clipped features have it, or the
+                generator is missing or one too many.
+        """
+        self.check(corr)
+        return smat(svec(corr) + self._noise(packed_size(corr.shape[0]), generator).to(corr))
+
+    def _noise(self, size: int, generator: "Generator | None") -> "Tensor":
+        import torch
+
+        if self.secure != (generator is None):
+            raise ConfigError(
+                "a secure mechanism draws from the operating system: pass no generator"
+                if self.secure
+                else "release needs a generator, or a mechanism with secure=True"
+            )
+        if generator is None:
+            return self.noise_std * torch.from_numpy(secure_normal(size))
+        draw = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
+        return self.noise_std * draw
 
 
 def secure_normal(size: int) -> np.ndarray:

@@ -5,7 +5,7 @@
 ``side.reply(message, encoder.state_dict())`` is the answer the server expects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
 from nmoe_flower import records
+from nmoe_flower.clients.private import MatrixRelease
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.losses import (
     RunningCorrelation,
@@ -56,18 +57,18 @@ class StateMemory:
 
     def __init__(self, context: Context) -> None:
         self._state = context.state
-        self._held = 0
+        self._held: set[str] = set()
 
     def load(self, server_round: int) -> Mapping[str, np.ndarray] | None:
         """What was sent in that round, if it was the last that arrived."""
-        self._held = server_round
+        self._held.add(f"{CORRELATION}-{server_round}")
         record = self._state.get(f"{CORRELATION}-{server_round}")
         return records.to_numpy(record) if isinstance(record, ArrayRecord) else None
 
     def save(self, server_round: int, arrays: dict[str, np.ndarray]) -> None:
         """Replace all but what was loaded."""
-        held = f"{CORRELATION}-{self._held}"
-        for key in [k for k in self._state if k.startswith(f"{CORRELATION}-") and k != held]:
+        kept = [key for key in self._state if key.startswith(f"{CORRELATION}-")]
+        for key in set(kept) - self._held:
             del self._state[key]
         self._state[f"{CORRELATION}-{server_round}"] = records.from_numpy(arrays)
 
@@ -79,7 +80,7 @@ class Contrast:
         message: What ``FedSC`` sent.
         memory: Finds this client's part of the received mean, to take it out.
         num_examples: This client's samples.
-        weight: Of the uniformity term.
+        weight: Weight of the uniformity term.
         unbiased: Negatives without a sample's own terms.
         running: Decay of a running mean of the own matrix over the batches, for small batches; it
             goes on from what ``memory`` holds of the round before. 0 uses each batch alone.
@@ -87,6 +88,7 @@ class Contrast:
 
     Attributes:
         share: Weight of the own matrix in the loss, q_i or what the server said.
+        mean: Mean matrix of all clients as it was received, [d, d]; None if none was.
         others: Mean matrix of the other clients, [d, d]; None if nothing is known of them.
     """
 
@@ -109,7 +111,8 @@ class Contrast:
         self.wanted = bool(settings.get(CorrelationKey.RELEASE, False))
         own_round = int(str(settings.get(CorrelationKey.OWN_ROUND, 0)))
         own = self.memory.load(own_round) if own_round else None
-        self.others, samples_share = (None, 1.0) if alone else self._others(message, settings, own)
+        self.mean = _received_mean(message)
+        self.others, samples_share = (None, 1.0) if alone else self._others(settings, own)
         told = float(settings.get(CorrelationKey.SHARE, samples_share))
         self.share = told if self.others is not None else 1.0
         self._running = RunningCorrelation(running, initial=_past(own)) if running else None
@@ -117,25 +120,19 @@ class Contrast:
         self._batches = 0
 
     def _others(
-        self,
-        message: Message,
-        settings: Mapping[str, object],
-        own: Mapping[str, np.ndarray] | None,
+        self, settings: Mapping[str, object], own: Mapping[str, np.ndarray] | None
     ) -> tuple[Tensor | None, float]:
         """The others' mean, and this client's share of all samples."""
-        record = message.content.get(CORRELATION)
-        if not isinstance(record, ArrayRecord):
+        if self.mean is None:
             return None, 1.0
-        packed = records.to_numpy(record)[CorrelationKey.MEAN]
-        mean = smat(torch.from_numpy(packed.copy()))
         total = float(str(settings[CorrelationKey.TOTAL]))
         if own is None:
-            return mean, self.num_examples / (total + self.num_examples)
+            return self.mean, self.num_examples / (total + self.num_examples)
         share = self.num_examples / total
         if share >= 1:
             return None, 1.0
         kind = EXACT if settings.get(CorrelationKey.SHRUNK) and EXACT in own else RELEASED
-        return others_mean(mean, smat(torch.from_numpy(own[kind].copy())), share=share), share
+        return others_mean(self.mean, smat(torch.from_numpy(own[kind].copy())), share=share), share
 
     def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Eq. 4 on the features [B, d] of two views; remembers their correlation.
@@ -186,6 +183,49 @@ class Contrast:
         self.memory.save(self.server_round, arrays)
         return records.from_numpy({CorrelationKey.PACKED: arrays[RELEASED]})
 
+    def release(
+        self,
+        way_out: MatrixRelease,
+        make: Callable[[], Tensor],
+        noise: torch.Generator | None = None,
+        *,
+        on_disk: bool = False,
+    ) -> ArrayRecord | None:
+        """Make this round's matrix and pack it to be sent with noise, if the budget pays for it.
+
+        What was sent in this round before is sent again: the same bits cost nothing.
+
+        Args:
+            way_out: The ledger and the noise.
+            make: Makes the matrix R, [d, d], of clipped features, each sample once. It is not
+                called when the budget is spent.
+            noise: Stream of the noise; None, and only then, if the mechanism is secure.
+            on_disk: Whether ``memory`` writes to the disk before anything leaves. Only then is a
+                round that was paid for, and killed before it was released, not paid for again.
+
+        Returns:
+            What ``reply`` is to send; None if the budget is spent, and ``wanted`` is False then.
+
+        Raises:
+            ConfigError: No clipped features have this R.
+        """
+        if (before := self.sent_before()) is not None:
+            return before
+        paid_round = self.server_round if on_disk else 0
+        if not way_out.affords(server_round=paid_round):
+            self.wanted = False
+            return None
+        matrix = make()
+        released = way_out.release(matrix, noise, server_round=paid_round)
+        return self.keep(released, matrix)
+
+    def sent_before(self) -> ArrayRecord | None:
+        """What was sent in this round before, packed again with the same bits; None if nothing."""
+        before = self.memory.load(self.server_round)
+        if before is None:
+            return None
+        return records.from_numpy({CorrelationKey.PACKED: before[RELEASED]})
+
     def reply(
         self,
         message: Message,
@@ -216,6 +256,13 @@ class Contrast:
         return records.reply(
             message, metrics={NUM_EXAMPLES: self.num_examples, **(metrics or {})}, arrays=arrays
         )
+
+
+def _received_mean(message: Message) -> Tensor | None:
+    record = message.content.get(CORRELATION)
+    if not isinstance(record, ArrayRecord):
+        return None
+    return smat(torch.from_numpy(records.to_numpy(record)[CorrelationKey.MEAN].copy()))
 
 
 def _past(own: Mapping[str, np.ndarray] | None) -> Tensor | None:

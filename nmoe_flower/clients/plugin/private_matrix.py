@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from nmoe_flower import records
-from nmoe_flower.clients.private import Ledger
+from nmoe_flower.clients.private import MatrixRelease
 from nmoe_flower.errors import BudgetError, ConfigError
 from nmoe_flower.privacy import (
     Adjacency,
@@ -25,14 +25,7 @@ from nmoe_flower.privacy import (
     smat,
     svec,
 )
-from nmoe_flower.records import (
-    CORRELATION,
-    NOISE_MULTIPLIER,
-    NOISE_STD,
-    NUM_EXAMPLES,
-    PARTITION_ID,
-    CorrelationKey,
-)
+from nmoe_flower.records import CORRELATION, NUM_EXAMPLES, PARTITION_ID, CorrelationKey
 
 __all__ = ["PrivateMatrix"]
 
@@ -59,7 +52,8 @@ class PrivateMatrix:
         record: Name of the ArrayRecord.
         array: Name of the matrix in it, [d, d], or packed already, [d(d+1)/2].
         clip: Largest norm of a feature z.
-        adjacency: See ``privacy.sensitivity``.
+        adjacency: What two neighbouring data sets differ in: "replace-one", one sample replaced, or
+            "add-remove", one sample more.
         nominal: The public constant R was divided by, for "add-remove"; otherwise R is divided by
             the reply's ``num-examples``, which is public.
 
@@ -109,12 +103,14 @@ class PrivateMatrix:
         counted = int(cast(int, told[NUM_EXAMPLES])) if self.nominal is None else self.nominal
         mechanism = self._mechanism(counted)
         client = int(cast(int, context.node_config.get(PARTITION_ID, context.node_id)))
-        ledger = Ledger(self.folder / str(client), client, self.budget)
-        if not ledger.affords(self.noise_multiplier):
+        way_out = MatrixRelease(self.folder / str(client), client, self.budget, mechanism)
+        if not way_out.affords():
             return self._withhold(reply, client)
-        released = _release(mechanism, arrays.pop(self.array), ledger)
-        content[self.record] = records.from_numpy({**arrays, self.array: released})
-        told[NOISE_MULTIPLIER], told[NOISE_STD] = self.noise_multiplier, mechanism.noise_std
+        released = way_out.release(_unpacked(arrays.pop(self.array)))
+        packed = svec(released).float().numpy()
+        content[self.record] = records.from_numpy({**arrays, self.array: packed})
+        for name, value in way_out.told.items():
+            told[name] = value
         return reply
 
     def _mechanism(self, num_examples: int) -> GaussianMechanism:
@@ -132,14 +128,10 @@ class PrivateMatrix:
         return reply
 
 
-def _release(mechanism: GaussianMechanism, matrix: np.ndarray, ledger: Ledger) -> np.ndarray:
-    """Check, write down, add noise, in this order: what is refused costs nothing."""
+def _unpacked(matrix: np.ndarray) -> torch.Tensor:
+    """The matrix [d, d] in float64, however it came."""
     tensor = torch.from_numpy(matrix.astype(np.float64))
-    tensor = smat(tensor) if tensor.ndim == 1 else tensor
-    noisy = mechanism.release(tensor)
-    ledger.spend(mechanism.noise_multiplier, num_examples=mechanism.num_examples)
-    packed: np.ndarray = svec(noisy).float().numpy()
-    return packed
+    return smat(tensor) if tensor.ndim == 1 else tensor
 
 
 def _metrics(content: RecordDict) -> MetricRecord:

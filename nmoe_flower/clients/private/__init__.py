@@ -1,9 +1,10 @@
-"""What makes a client private: the ledgers that never forget, and DP-SGD.
+"""What makes a client private: the release of matrices, DP-SGD, and ledgers that never forget.
 
 Opacus is loaded when a step is taken, never by an import.
 """
 
 from nmoe_flower.clients.private.dp_sgd import (
+    Draw,
     Losses,
     Sampler,
     StepPlan,
@@ -13,10 +14,13 @@ from nmoe_flower.clients.private.dp_sgd import (
     report,
 )
 from nmoe_flower.clients.private.ledger import Ledger, StepLedger
+from nmoe_flower.clients.private.release import MatrixRelease
 
 __all__ = [
+    "Draw",
     "Ledger",
     "Losses",
+    "MatrixRelease",
     "Sampler",
     "StepLedger",
     "StepPlan",

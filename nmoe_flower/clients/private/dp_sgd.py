@@ -30,7 +30,16 @@ from nmoe_flower.records import KEPT_ROUNDS, LEARNING_RATE, SERVER_ROUND, StepKe
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import generator
 
-__all__ = ["Losses", "Sampler", "StepPlan", "plan_of", "private_fit", "private_train", "report"]
+__all__ = [
+    "Draw",
+    "Losses",
+    "Sampler",
+    "StepPlan",
+    "plan_of",
+    "private_fit",
+    "private_train",
+    "report",
+]
 
 Losses = Callable[[tuple[Tensor, ...]], Tensor]
 """A batch -> the loss of each of its b samples, [b]."""

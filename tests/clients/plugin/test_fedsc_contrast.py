@@ -1,5 +1,6 @@
 """The helper other people's apps use; strategies/test_fedsc.py has it in whole rounds."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 
 from nmoe_flower import records
-from nmoe_flower.clients import Contrast, StateMemory
+from nmoe_flower.clients import Contrast, MatrixRelease, StateMemory
 from nmoe_flower.errors import ConfigError, ReplyError
-from nmoe_flower.privacy import packed_size, smat, svec
+from nmoe_flower.privacy import (
+    Budget,
+    GaussianMechanism,
+    noise_multiplier_for,
+    packed_size,
+    smat,
+    svec,
+)
 from nmoe_flower.records import CorrelationKey
 
 DIM = 4
@@ -326,3 +334,65 @@ def test_other_records_of_the_node_stay() -> None:
     for server_round in (1, 2):
         StateMemory(context).save(server_round, packed(server_round))
     assert "mine" in context.state
+
+
+# --- private releases ---
+
+
+def released(
+    context: Context, folder: Path, server_round: int, **options: Any
+) -> tuple[Contrast, ArrayRecord | None]:
+    """One round of a client whose budget is for two releases."""
+    mechanism = GaussianMechanism(
+        noise_multiplier_for(8.0, 1e-3, releases=2), 1.0, num_examples=50, secure=True
+    )
+    way_out = MatrixRelease(folder, 0, Budget(8.0, 1e-3), mechanism)
+    message = sent(server_round=server_round, RELEASE=True)
+    side = Contrast(message, StateMemory(context), num_examples=50)
+    return side, side.release(way_out, lambda: random_matrix(server_round).double(), **options)
+
+
+def bits(record: ArrayRecord | None) -> bytes:
+    assert record is not None
+    return records.to_numpy(record)[CorrelationKey.PACKED].tobytes()
+
+
+def test_a_private_round_asked_again_sends_the_same_bits_and_what_left_is_remembered(
+    tmp_path: Path,
+) -> None:
+    context = node()
+    one, other = (released(context, tmp_path, 1)[1] for _ in range(2))
+    assert bits(one) == bits(other)
+    kept = StateMemory(context).load(1)
+    assert kept is not None
+    np.testing.assert_array_equal(kept["released"].tobytes(), bits(one))
+    np.testing.assert_allclose(kept["exact"], svec(random_matrix(1)), atol=1e-6)
+    assert (tmp_path / "privacy.json").read_text().endswith(', 1]]}, "round": 0}')
+
+
+def test_a_memory_that_a_crash_forgets_makes_no_round_free(tmp_path: Path) -> None:
+    """Else the same round would be released twice with other noise, for the price of one."""
+    lost = [bits(released(node(), tmp_path, 1)[1]) for _ in range(2)]
+    assert lost[0] != lost[1]
+    assert released(node(), tmp_path, 1)[1] is None
+    for _ in range(3):  # if the memory were on the disk, it would be paid for once
+        assert released(node(), tmp_path / "disk", 1, on_disk=True)[1] is not None
+
+
+def test_when_the_budget_is_spent_no_matrix_is_made_and_none_leaves(tmp_path: Path) -> None:
+    for server_round in (1, 2):
+        assert released(node(), tmp_path, server_round)[1] is not None
+    side, nothing = released(node(), tmp_path, 3)
+    assert nothing is None
+    side.loss(features(5, 0), features(5, 1))  # the batch is not summed up in its place
+    reply = side.reply(sent(), {"w": torch.zeros(1)}, correlation=nothing)
+    assert records.CORRELATION not in reply.content
+
+
+def test_a_release_does_not_push_out_the_matrix_the_server_has(tmp_path: Path) -> None:
+    context = node()
+    StateMemory(context).save(4, packed(4.0))
+    side = Contrast(sent(server_round=7, OWN_ROUND=4), StateMemory(context), num_examples=50)
+    assert side.sent_before() is None
+    side.keep(random_matrix(7))
+    assert StateMemory(context).load(4) is not None
