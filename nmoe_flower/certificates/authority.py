@@ -76,10 +76,11 @@ class Authority(Signer):
 
         Args:
             folder: Where to write; made if missing.
-            name: Of the device. ``ca`` is taken by the authority's own files.
-            hosts: Host names and addresses at which it may also be called without its name.
-            days: How long it is valid.
-            start: From when on; None: from now on.
+            name: The device's name. ``ca`` is taken by the authority's own files.
+            hosts: Host names and addresses at which the device may also be called without its name.
+            days: How many days it is valid, 1 to 36,500.
+            start: The moment it begins to be valid; None: five minutes ago, for clocks that are
+                behind.
 
         Raises:
             CertificateError: The name, a host or ``days`` is not allowed, it would outlive the

@@ -60,7 +60,7 @@ class Signer:
     """A certificate and its private key.
 
     Attributes:
-        certificate_pem: The certificate.
+        certificate_pem: The certificate, PEM.
     """
 
     certificate_pem: bytes
@@ -95,7 +95,7 @@ class Identity(Signer):
     """What one device shows and signs with.
 
     Attributes:
-        authority_pem: The authority whose devices it trusts.
+        authority_pem: The certificate of the authority whose devices it trusts, PEM.
     """
 
     authority_pem: bytes = field()
@@ -125,8 +125,8 @@ class Identity(Signer):
         """GRPC credentials of a server that lets in only devices of the authority.
 
         Args:
-            on_handshake: Called at every handshake, from any thread; returns the identity to
-                show. So a certificate is renewed without a restart. None: always this one.
+            on_handshake: Called at every handshake, from any thread; returns the identity to show.
+                So a certificate is renewed without a restart. None: always this one.
         """
         import grpc
 

@@ -39,9 +39,9 @@ def renew(folder: Path, *names: str, node_key: bool = False, days: int = 365) ->
 
     Args:
         folder: The whole folder of the federation, with ``authority/``.
-        names: ``superlink``, or a node's.
+        names: Names of the parties: ``superlink``, or a node's.
         node_key: Also a new key for each node's SuperNode.
-        days: How long the certificates are valid.
+        days: How many days the certificates are valid.
 
     Raises:
         ConfigError: There is no such party.
@@ -72,8 +72,8 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
 
     Args:
         folder: The whole folder of the federation, with ``authority/``.
-        hosts: Of the new nodes, ``host`` or ``host:port``.
-        days: How long their certificates and the new list of peers are valid.
+        hosts: Where the new nodes are, ``host`` or ``host:port``.
+        days: How many days their certificates and the new list of peers are valid.
 
     Returns:
         What changed, and must be copied to its machine.
@@ -116,9 +116,9 @@ def sign_peers(
 
     Args:
         folder: The whole folder of the federation, with ``authority/``.
-        moves: New hosts of nodes by their names, ``host`` or ``host:port`` (the port stays).
-            Their certificates, with new keys, and their scripts are for the new host.
-        days: How long the list, and the certificates of those that moved, are valid.
+        moves: New hosts of nodes by their names, ``host`` or ``host:port`` (the port stays). Their
+            certificates, with new keys, and their scripts are for the new host.
+        days: How many days the list, and the certificates of those that moved, are valid.
 
     Raises:
         ConfigError: The folder is not whole, there is no such node, or a place is taken.

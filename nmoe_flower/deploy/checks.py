@@ -40,10 +40,10 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        party: Whose.
-        what: Which thing.
+        party: The name of the party whose it is; "all" for what only the whole folder shows.
+        what: The thing, in a word.
         problem: What is wrong with it; empty: nothing.
-        note: What could not be looked at, and why.
+        note: What could not be looked at, and why; empty: all was.
     """
 
     party: str
@@ -56,8 +56,8 @@ def check(folder: Path, *, now: Callable[[], float] = time.time) -> list[Finding
     """Look at one party's folder, or at the whole folder of a federation.
 
     Args:
-        folder: Written by ``write_federation``; a node's or the server's may stand alone.
-        now: This machine's clock, seconds since 1970.
+        folder: A folder that ``write_federation`` wrote; a node's or the server's may stand alone.
+        now: Gives this machine's time, in seconds since 1970.
 
     Raises:
         ConfigError: The folder is not such a folder.

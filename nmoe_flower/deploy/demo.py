@@ -32,10 +32,11 @@ def demonstrate(
     """Play a federation over loopback, with TLS, node keys and certificates of its own.
 
     Args:
-        plan: Its places are replaced by free ports of the loopback.
-        say: Takes a line of progress.
-        folder: Kept with everything in it; None: a temporary folder, removed at the end.
-        wheel: See ``write_federation``.
+        plan: The federation to play; free ports of the loopback take the place of its addresses.
+        say: Called with each line of progress.
+        folder: Where it plays; kept with everything in it. None: a temporary folder, removed at the
+            end.
+        wheel: The wheel of this package to install; None: made of what runs here.
 
     Returns:
         The answers to six test images, as ``nmoe infer`` prints them, with their true ``label``.

@@ -41,7 +41,7 @@ class LocalFederation:
 
     Attributes:
         sandbox: Where its processes live, entered; its folder is the federation's.
-        plan: See ``local_plan``.
+        plan: A plan on the loopback, as ``local_plan`` makes it.
         nodes: The scripts that keep the SuperNodes going.
     """
 

@@ -52,14 +52,14 @@ class FederationPlan:
     """What ``write_federation`` writes.
 
     Attributes:
-        server: Where the SuperLink listens.
+        server: Where the nodes find the SuperLink.
         peers: Where each node answers its peers; their number is the number of nodes.
-        config: Of the run; see ``for_deployment``.
-        name: Of the federation; nodes are called ``node-0``, ``node-1``, ...
+        config: The run's configuration, for ``for_deployment`` to adapt.
+        name: What the federation is called; its nodes are ``node-0``, ``node-1``, ...
         data: Folder of a node's own images, as the node sees it; empty: a part of the data set.
         classes: Names of all classes, for nodes that hold only some of them.
-        runtime_ports: Of the first SuperNodes, on loopback; others get what is free.
-        days: How long certificates and the list of peers are valid.
+        runtime_ports: Ports on loopback of the first nodes' SuperNodes; others get what is free.
+        days: How many days certificates and the list of peers are valid.
     """
 
     server: Address
@@ -98,9 +98,9 @@ def write_federation(
     All of it is written, or nothing.
 
     Args:
-        folder: New, or empty.
-        plan: What to write.
-        wheel: Of this package, for the parties to install; None: made of what runs here.
+        folder: Where to write: new, or empty.
+        plan: What to write there.
+        wheel: The wheel of this package for the parties to install; None: made of what runs here.
 
     Raises:
         ConfigError: The folder is not empty, the plan cannot be, or there is no wheel.

@@ -28,15 +28,15 @@ class Party:
     """The server, or one node.
 
     Attributes:
-        kind: Which of the two.
-        name: In its certificate.
+        kind: "server" or "node".
+        name: The name in its certificate.
         federation: What the federation is called.
         superlink: ``host:port`` at which the nodes find the SuperLink.
         run: The name of the run, and of its folder.
         peer: ``host:port`` at which peers find this node; empty for the server.
-        runtime_port: Of the SuperNode, on loopback; 0 for the server.
+        runtime_port: Port of the node's SuperNode, on loopback; 0 for the server.
         created: When the folder was written, ISO 8601.
-        versions: Of the packages that must be the same everywhere.
+        versions: Versions by name of the packages that must be the same everywhere.
     """
 
     kind: Literal["server", "node"]
@@ -102,10 +102,10 @@ class NodeFiles:
     """Where a node's files are.
 
     Attributes:
-        bundle: What it serves and asks with, after the training.
-        certificate: The node's.
-        key: Of the certificate.
-        authority: The federation's certificate.
+        bundle: The folder of what the node serves and asks with, after the training.
+        certificate: The node's certificate, PEM.
+        key: The private key of that certificate, PEM.
+        authority: The federation's certificate, PEM.
         peers: The signed list of peers.
         listen: ``host:port`` at which it answers its peers.
     """
@@ -122,8 +122,8 @@ def node_files(folder: Path, *, trained: bool = True) -> NodeFiles:
     """The files of a node's folder, written by ``write_federation``.
 
     Args:
-        folder: The node's.
-        trained: Its bundle must be there.
+        folder: The folder of the node.
+        trained: Whether the node's bundle must be there.
 
     Raises:
         ConfigError: It is not the folder of a node, holds no bundle yet, or that of another node.

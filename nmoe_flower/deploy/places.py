@@ -37,8 +37,8 @@ def places(hosts: Sequence[str], nodes: int) -> tuple[Address, tuple[Address, ..
     """The SuperLink's place, and those of the peers; several on one host get ports in a row.
 
     Args:
-        hosts: Nothing for all on this machine; else the server's, then one per node.
-        nodes: How many nodes.
+        hosts: Empty for all on this machine; else the server's host, then one per node.
+        nodes: How many nodes there are.
 
     Raises:
         ConfigError: Not one host per machine, a host that is none, or a place taken twice.
@@ -60,7 +60,7 @@ def peer_places(hosts: Sequence[str], *, taken: Sequence[Address]) -> tuple[Addr
     """Where nodes answer their peers. Hosts without a port get the next one of their host.
 
     Args:
-        hosts: One per node.
+        hosts: The nodes' hosts, ``host`` or ``host:port``.
         taken: Where other programs of the federation listen already.
 
     Raises:
@@ -91,8 +91,8 @@ def runtime_ports(
     Args:
         server: Where the SuperLink listens.
         peers: Where each node answers its peers.
-        wanted: For the first of them; who comes later, or wants a port that is taken, gets the
-            next one that is free on its machine.
+        wanted: Ports for the first of the nodes; who comes later, or wants a port that is taken,
+            gets the next one that is free on its machine.
 
     >>> here = Address("127.0.0.1", 7600)
     >>> runtime_ports(here, [here, Address("localhost", 9095), Address("cam", 7600)], [9095])

@@ -19,9 +19,9 @@ class ProbeResult:
     """What came back from the SuperLink's address.
 
     Attributes:
-        problem: In words; empty if a SuperLink answered over TLS.
+        problem: What is wrong, in words; empty if a SuperLink answered over TLS.
         reached: Whether anything listens there.
-        clock: What its clock says, seconds since 1970; 0 if it did not say.
+        clock: The time there, in seconds since 1970; 0 if it did not say.
     """
 
     problem: str

@@ -29,7 +29,7 @@ class Sandbox:
     A guard process does the same if this process is killed.
 
     Args:
-        folder: Where; kept when all is over. None: a temporary folder, removed when all is over.
+        folder: The folder to play in, kept when all is over. None: a temporary one, removed then.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -64,7 +64,7 @@ def write_wheel(folder: Path, *, given: Path | None = None) -> Path:
     """Write the wheel that runs here, its hash and the constraints; return the wheel.
 
     Args:
-        folder: Where; made if missing.
+        folder: Where to write; made if missing.
         given: A wheel of this version, to be taken instead.
 
     Raises:

@@ -49,9 +49,9 @@ class RefusalLog:
     """Logs refusals: the first of a kind at once, then at most one line per ``seconds`` each.
 
     Args:
-        logger: Where to.
-        seconds: Between two lines about the same caller and reason.
-        clock: Seconds that never run back.
+        logger: The logger that gets the lines.
+        seconds: Seconds between two lines about the same caller and reason.
+        clock: Gives the time in seconds; it never runs back.
     """
 
     def __init__(

@@ -19,10 +19,10 @@ class Breaker:
     """Counts what one peer does. Not for several threads.
 
     Args:
-        failures: So many failures in a row open it.
-        cooldown: Seconds before the first probe.
-        longest: The cooldown doubles up to this many seconds.
-        clock: Monotonic seconds.
+        failures: Failures in a row that open it, 1 or more.
+        cooldown: Seconds from the opening to the first probe, above 0.
+        longest: Seconds up to which the cooldown doubles, ``cooldown`` or more.
+        clock: Gives the time in seconds; it never runs back.
 
     Raises:
         ConfigError: A number is out of range.

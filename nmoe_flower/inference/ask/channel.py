@@ -88,11 +88,12 @@ class PeerChannel:
     """Calls a peer over gRPC; belongs to the event loop of its first call.
 
     Args:
-        peer: Whom to call.
-        identity: Who calls; the peer must show a certificate with its name, of the same authority.
-            None: without encryption, anybody may be at the other end.
-        extractor_version: Of the latents; the peer refuses those of another extractor.
-        encoding: Of the latents.
+        peer: The peer to call.
+        identity: The caller's; the peer must show a certificate with its name, of the same
+            authority. None: without encryption, anybody may be at the other end.
+        extractor_version: Version of the extractor that made the latents; a peer refuses those of
+            another.
+        encoding: How the latents travel.
     """
 
     def __init__(

@@ -29,9 +29,9 @@ class Answer:
     """What the mixture says of a batch of images.
 
     Attributes:
-        probabilities: [B, C]; uniform where no expert answered.
+        probabilities: One for each class, [B, C], float32; uniform where no expert answered.
         classes: The name of the likeliest class of each image, B of them.
-        record: Who answered, and what it cost.
+        record: Which experts answered, and what it cost.
     """
 
     probabilities: Floats
@@ -44,14 +44,14 @@ class Client:
 
     Args:
         bundle: What this device has: the shared extractor and gate, and its own expert.
-        peers: Who holds the other experts.
+        peers: The list of who holds the other experts.
         identity: This device's certificate and key; None: no encryption.
         top_k: Experts per image; None: as the gate was trained.
-        settings: Further ones of `RemoteExperts`: ``deadline``, ``encoding``, ``metrics`` ...
+        settings: Further arguments of `RemoteExperts`: ``deadline``, ``encoding``, ``metrics`` ...
 
     Attributes:
-        bundle: What was given.
-        experts: The pool of experts.
+        bundle: What this device has.
+        experts: The pool of experts, this device's own among them.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -101,14 +101,14 @@ class Client:
         A newer list of peers that is learnt on the way is written over the file ``peers``.
 
         Args:
-            bundle: The folder.
-            peers: ``peers.json``; must be signed, unless ``insecure``. None: nobody else is
-                asked, and no certificate is needed.
-            certificate: This device's, PEM.
-            key: Of the certificate, PEM.
-            authority: The federation's certificate, PEM.
-            insecure: Do without the three: no encryption, and anybody may answer.
-            settings: See `Client` and `RemoteExperts`.
+            bundle: The folder of this device's bundle.
+            peers: Path of the list, ``peers.json``; signed, unless ``insecure``. None: nobody else
+                is asked, and no certificate is needed.
+            certificate: Path of this device's certificate, PEM.
+            key: Path of the private key of that certificate, PEM.
+            authority: Path of the federation's certificate, PEM.
+            insecure: Do without these three: no encryption, and anybody may answer.
+            settings: ``top_k``, and further arguments of `RemoteExperts`.
 
         Raises:
             CertificateError: A certificate or key cannot be used.

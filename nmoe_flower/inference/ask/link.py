@@ -32,11 +32,11 @@ class Health:
     """Learnt from every request. Not for several threads.
 
     Attributes:
-        breaker: Whether it is asked.
-        latency_ms: Exponential moving mean of the time to an answer; None before the first.
-        failure: Exponential moving share of requests that failed, in 0..1.
+        breaker: Decides whether the peer is asked.
+        latency_ms: Exponential moving mean of the milliseconds to an answer; None before the first.
+        failure: Exponential moving share of requests that failed, 0..1.
         answered: Requests answered well.
-        failures: Requests that failed, by reason.
+        failures: Requests that failed, by a word for the reason.
 
     >>> health = Health(Breaker())
     >>> health.succeeded(10.0)
@@ -84,10 +84,10 @@ class Reply(NamedTuple):
     """What came of one request.
 
     Attributes:
-        logits: [n, C]; None if the peer failed.
+        logits: The answer, [n, C]; None if the peer failed.
         outcome: "answered", or one word on what went wrong.
-        ms: Milliseconds until then.
-        bytes_down: Of the message that came back.
+        ms: Milliseconds from the request until then.
+        bytes_down: Size of the message that came back, in bytes.
     """
 
     logits: Floats | None
@@ -103,11 +103,11 @@ class Link:
     until the peer gives a right one: no query has to find out that it is back.
 
     Args:
-        peer: Who it is.
-        channel: How to reach it.
-        health: What is known of it.
-        shape: (D, C), of a latent and of its logits.
-        deadline: Seconds for one request.
+        peer: The entry of the peer in the list.
+        channel: The connection to the peer.
+        health: What is known of the peer.
+        shape: (D, C), the lengths of a latent and of its logits.
+        deadline: Seconds that one request may take.
     """
 
     def __init__(

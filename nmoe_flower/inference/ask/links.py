@@ -26,12 +26,12 @@ class PeerState:
     """What a router knows of a peer.
 
     Attributes:
-        peer: Who it is.
-        breaker: "closed" (it is asked), "open" or "half-open" (it is not).
-        latency_ms: Moving mean of the time to an answer; None before the first.
+        peer: The entry of the peer in the list.
+        breaker: "closed" (the peer is asked), "open" or "half-open" (it is not).
+        latency_ms: Moving mean of the milliseconds to an answer; None before the first.
         failure: Moving share of requests that failed, 0..1.
         answered: Requests answered well.
-        failures: Requests that failed, by reason.
+        failures: Requests that failed, by a word for the reason.
     """
 
     peer: PeerEntry
@@ -50,12 +50,13 @@ class Links:
 
     Args:
         peers: The list to begin with; with an authority it must be signed and valid.
-        own: The router's own expert: nobody is asked for it.
+        own: The id of the router's own expert: nobody is asked for it.
         connect: Makes the link to a peer.
-        extractor_version: Peers that state another one are not asked.
-        authority_pem: Whose signatures count. Without, no list of another peer is believed.
-        on_change: Told of every newer list, in a thread of its own.
-        now: Seconds since 1970.
+        extractor_version: The router's; peers that state another one are not asked. Empty: all are.
+        authority_pem: Certificate of the authority whose signatures count, PEM. Empty: no list of
+            another peer is believed.
+        on_change: Called with every newer list, in a thread of its own.
+        now: Gives the time in seconds since 1970.
 
     Attributes:
         peers: The list that holds.
@@ -162,8 +163,8 @@ class Links:
         """Ask some peers at once for their lists, and take over each that is newer.
 
         Args:
-            timeout: Seconds that they have for an answer.
-            most: How many to ask; the next time begins with the next ones.
+            timeout: Seconds that the peers have for an answer.
+            most: How many peers to ask; the next time begins with the next ones.
 
         Returns:
             Whether a newer list was found.

@@ -44,8 +44,8 @@ class Cells(NamedTuple):
     """Places in a batch of choices [B, K].
 
     Attributes:
-        rows: [n], in 0..B-1.
-        slots: [n], in 0..K-1.
+        rows: Row of each place, [n], in 0..B-1.
+        slots: Column of each place, [n], in 0..K-1.
     """
 
     rows: Ints
@@ -56,8 +56,8 @@ class ExpertRequest(NamedTuple):
     """Rows for one expert in one message.
 
     Attributes:
-        expert: Its id.
-        rows: Of the batch, [n].
+        expert: The expert's id.
+        rows: Rows of the batch, [n], in 0..B-1.
         slots: Where the answers belong, [n]. Those of "next-best" and "hedge" are spare: they take
             slot 0 of rows in which no chosen expert answers.
         why: Chosen by the gate, the next best after a failure, or after a long silence.
@@ -73,8 +73,9 @@ class Outcome(NamedTuple):
     """What became of a batch.
 
     Attributes:
-        logits: [B, K, C]; NaN where nobody answered.
-        answered_by: Whose logits these are, [B, K]; ``SILENT`` where nobody answered.
+        logits: The answers, [B, K, C]; NaN where nobody answered.
+        answered_by: Ids of the experts whose logits these are, [B, K]; ``SILENT`` where nobody
+            answered.
     """
 
     logits: Floats
@@ -85,18 +86,18 @@ class Call:
     """The state of one query.
 
     Args:
-        expert_ids: Chosen by the gate, [B, K].
-        num_classes: C.
-        own: The local expert, which is never asked over the network.
-        available: The experts that may be asked now; called again whenever one is looked for.
-        scores: Of the gate, [B, E], to find the next best; None: straight to the local expert.
+        expert_ids: Experts chosen by the gate, [B, K].
+        num_classes: C, the length of an answer.
+        own: The id of the local expert, which is never asked over the network.
+        available: Gives the experts that may be asked now; called whenever one is looked for.
+        scores: The gate's, [B, E], to find the next best; None: straight to the local expert.
         fallbacks: Most next-best experts asked for a row, one after the other.
         max_rows: Most rows in one request.
-        keep: Rows [B] that must not leave this device.
+        keep: True for rows [B] that must not leave this device; None: there are none.
 
     Attributes:
-        expert_ids: [B, K].
-        skipped: Chosen experts that are not available, and how many rows chose them.
+        expert_ids: Experts chosen by the gate, [B, K].
+        skipped: How many rows chose an expert that is not available, by the expert's id.
     """
 
     def __init__(
@@ -181,7 +182,8 @@ class Call:
 
         Args:
             local: The local expert: rows [n] -> logits [n, C], for rows that have no answer.
-            own_logits: Its answers where the gate chose it, in the order of ``own_cells``.
+            own_logits: The local expert's answers where the gate chose it, in the order of
+                ``own_cells``.
         """
         cells = self.own_cells
         self._logits[cells.rows, cells.slots] = own_logits
@@ -260,10 +262,10 @@ def next_best(scores: Floats, tried: Bools, available: Bools, *, own: int) -> In
     So a row whose own expert scores higher than every other one left stays at home.
 
     Args:
-        scores: Of the gate, [B, E].
-        tried: Who was asked for this row already, [B, E].
-        available: Who may be asked, [E].
-        own: This device's expert.
+        scores: The gate's, [B, E].
+        tried: True where an expert was asked for the row already, [B, E].
+        available: True for experts that may be asked, [E].
+        own: The id of this device's expert.
 
     Returns:
         Expert ids [B].
@@ -288,10 +290,10 @@ def prefer_healthy(
     nobody takes over whose score is lower by ``margin`` or more.
 
     Args:
-        expert_ids: The gate's choice, [B, K].
-        scores: Of the gate, [B, E]; a difference of ``margin`` is a factor e^margin of probability.
+        expert_ids: Experts chosen by the gate, [B, K].
+        scores: The gate's, [B, E]; a difference of ``margin`` is a factor e^margin of probability.
         penalty: How unwell each expert is, [E], 0..1.
-        margin: 0 or more.
+        margin: The most that a score may lose, 0 or more.
 
     Returns:
         Expert ids [B, K].

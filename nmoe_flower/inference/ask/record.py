@@ -35,16 +35,16 @@ class Sent:
     """One request to one peer.
 
     Attributes:
-        peer: Its name; empty: the list has nobody for this expert.
+        peer: The peer's name; empty: the list has nobody for this expert.
         expert: The expert's id.
         why: Chosen by the gate, "next-best" after a failure, or "hedge" after a long silence.
-        rows: How many latents.
+        rows: How many latents were sent.
         outcome: "answered"; "unfinished" if the query was over before; else one word on what went
             wrong, such as "deadline", "busy", "unavailable", "garbage", or "open" and "unknown"
             where nothing was sent because the breaker is open or the peer is not known.
-        ms: Milliseconds until then.
-        bytes_up: Of the message that was sent, without the frames of HTTP/2 and TLS.
-        bytes_down: Of the message that came back, if it was of use.
+        ms: Milliseconds from the request until then.
+        bytes_up: Size of the message that was sent, without the frames of HTTP/2 and TLS.
+        bytes_down: Size of the message that came back, if it was of use.
     """
 
     peer: str
@@ -62,12 +62,12 @@ class CallRecord:
     """One query of a batch.
 
     Attributes:
-        own: The expert of the device that asks.
-        expert_ids: Chosen by the gate, [B, K].
-        answered_by: The experts whose logits are in the answer, [B, K]; -1: nobody's.
+        own: The id of the expert of the device that asks.
+        expert_ids: Experts chosen by the gate, [B, K].
+        answered_by: Ids of the experts whose logits are in the answer, [B, K]; -1: nobody's.
         ms: Milliseconds the whole query took.
-        deadline_ms: What it was allowed to take on the network.
-        sent: The requests.
+        deadline_ms: Milliseconds it was allowed to take on the network.
+        sent: The requests, in the order in which they ended.
         moved: Choices of the gate that were given to healthier experts before anybody was asked;
             ``expert_ids`` holds these then.
     """
@@ -148,7 +148,7 @@ class RouterMetrics:
     """The counters of one router, or of several together. Safe in several threads.
 
     Attributes:
-        registry: What an exporter reads.
+        registry: The registry that an exporter reads.
     """
 
     def __init__(self) -> None:

@@ -46,22 +46,24 @@ class RemoteExperts:
     Calls may come from several threads; `ask` gives each its own record.
 
     Args:
-        peers: Who holds which expert. With an ``identity`` the list must be signed.
+        peers: The list of who holds which expert. With an ``identity`` it must be signed.
         own: The id of the local expert.
         local: The local expert; it says how long latents are and how many classes there are.
         identity: This device's certificate and key. None: no encryption, and anybody may answer.
-        extractor_version: Of the latents; peers with another extractor are not asked.
-        ranking: Scores [B, E] of latents [B, D]: the gate. It finds the next-best experts.
-            None: failures go to the local expert at once.
+        extractor_version: The extractor that makes the latents; peers with another one are not
+            asked. Empty: all are.
+        ranking: Scores [B, E] of latents [B, D]: the gate. It finds the next-best experts. None:
+            failures go to the local expert at once.
         deadline: Seconds that a call may spend on the network.
-        hedge_after: After so many seconds the next-best expert is asked besides, for rows that
-            have no answer; the first answer counts. None: never.
+        hedge_after: After so many seconds the next-best expert is asked besides, for rows that have
+            no answer; the first answer counts. None: never.
         fallbacks: Most next-best experts asked for a row, one after the other.
         prefer_margin: Give rows to healthier experts that score less by no more than this (0 to
             keep the gate's choice): needs ``ranking``.
-        encoding: Of the latents on the network.
-        refresh_seconds: Ask peers for a newer list so often: needs ``identity``. None: never.
-        on_change: Told of every newer list, in a thread of its own.
+        encoding: How latents travel: float32, float16 or int8.
+        refresh_seconds: Seconds between two looks for a newer list among the peers: needs
+            ``identity``. None: nobody is asked for one.
+        on_change: Called with every newer list, in a thread of its own.
         metrics: Counts every call. None: nothing is counted.
         make_breaker: Makes the breaker of a peer.
         open_channel: Makes the connection to a peer; None: gRPC.
@@ -260,9 +262,9 @@ def _check_query(latents: Tensor, expert_ids: Tensor, *, width: int) -> None:
     """Refuse shapes and ids that cannot be.
 
     Args:
-        latents: [B, D].
-        expert_ids: [B, K].
-        width: D.
+        latents: What is asked about, must be [B, D].
+        expert_ids: Who is asked, must be [B, K].
+        width: D, the length of a latent.
 
     Raises:
         ConfigError: A shape is wrong, or an id is negative.
@@ -281,8 +283,8 @@ def _check_scores(scores: Floats, expert_ids: Tensor) -> None:
     """Refuse a ranking that does not fit the query.
 
     Args:
-        scores: [B, E].
-        expert_ids: [B, K], of `_check_query`.
+        scores: The ranking, must be [B, E].
+        expert_ids: [B, K], which `_check_query` let through.
 
     Raises:
         ConfigError: The shape is wrong, or an id is not below E.

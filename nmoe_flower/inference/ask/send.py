@@ -17,9 +17,9 @@ class QuerySending:
     """Carries out queries over the links of a router. Belongs to their event loop.
 
     Args:
-        links: Whom to ask.
+        links: The peers that can be asked.
         deadline: Seconds that a query may take.
-        hedge_after: Seconds after which the next best is asked besides; None: never.
+        hedge_after: Seconds after which the next-best expert is asked besides; None: never.
     """
 
     def __init__(self, links: Links, *, deadline: float, hedge_after: float | None) -> None:
@@ -35,9 +35,9 @@ class QuerySending:
         router learns who is slow.
 
         Args:
-            call: What to ask, and where the answers go.
-            latents: [B, D].
-            started: When the query began, by ``time.perf_counter``.
+            call: Says what to ask, and takes the answers.
+            latents: What is asked about, [B, D].
+            started: When the query began, in seconds of ``time.perf_counter``.
 
         Returns:
             Every request, in the order in which they ended.

@@ -22,18 +22,18 @@ class PeerStatus:
     """One peer at one moment.
 
     Attributes:
-        name: In its certificate.
-        partition: The id of its expert.
-        address: ``host:port``.
+        name: The name in the peer's certificate.
+        partition: The id of the peer's expert.
+        address: Where the list says it is, ``host:port``.
         health: "serving", "not serving", or one word on why it could not be asked.
-        detail: What the error said.
+        detail: What the error said; empty without one.
         ms: Milliseconds for a question and its answer, on an open connection.
-        expert_version: What it serves; so the next two.
-        gate_version: Of its gate.
-        extractor_version: Of the latents it takes.
-        queue: Latents that wait there.
-        served: Requests answered since it started.
-        share: Its part of all answers of the peers that could be asked.
+        expert_version: The version of its expert; empty if it could not be asked, as the next two.
+        gate_version: The version of its gate.
+        extractor_version: The version of the extractor whose latents it takes.
+        queue: Latents that wait at the peer.
+        served: Requests it has answered since it started.
+        share: The peer's part of all answers of the peers that could be asked, 0..1.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Survey:
     """Looks at the peers of a list, over connections that stay open in between.
 
     Args:
-        peers: Whom to look at.
-        identity: Who looks; None: without encryption.
+        peers: The list of the peers to look at.
+        identity: Certificate and key of who looks; None: without encryption.
         timeout: Seconds that each peer has for an answer.
 
     Raises:

@@ -51,16 +51,16 @@ class Manifest(BaseModel):
     """The content of ``bundle.json``.
 
     Attributes:
-        format: Of the bundle.
+        format: The version of this file's form, 1.
         partition: Which expert of the federation this is; the gate calls it by this number.
         num_clients: E, the experts the gate knows.
         classes: The names of the C classes.
-        latent_dim: D.
+        latent_dim: D, the length of a latent.
         image_shape: (channels, height, width) of an image.
-        extractor_version: Of ``extractor.safetensors``.
-        gate_version: Of ``gate.safetensors``.
-        expert_version: Of ``expert.safetensors``.
-        config: The run that made it, dotted keys.
+        extractor_version: The version of ``extractor.safetensors``, 16 hexadecimal digits.
+        gate_version: The version of ``gate.safetensors``.
+        expert_version: The version of ``expert.safetensors``.
+        config: The configuration of the run that made it, by dotted keys.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -116,9 +116,9 @@ class Bundle:
     """A checked bundle. The networks are built when they are asked for.
 
     Attributes:
-        folder: Where it lies.
+        folder: The folder it lies in.
         manifest: What ``bundle.json`` says.
-        config: The run that made it.
+        config: The configuration of the run that made it.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, config: Config) -> None:
@@ -192,15 +192,15 @@ class Bundle:
         """Write a bundle, over an older one if there is one; ``bundle.json`` comes last.
 
         Args:
-            folder: Where; made if missing.
-            partition: Which expert this is.
-            config: The run that made it.
+            folder: Where to write; made if missing.
+            partition: Which expert this is, 0..E-1.
+            config: The configuration of the run that made it.
             classes: Names of the C classes.
-            image_shape: (channels, height, width).
-            extractor: State of the extractor.
-            gate: State of the gate.
-            expert: State of the device's expert.
-            num_clients: E; None: as in ``config``.
+            image_shape: (channels, height, width) of an image.
+            extractor: State of the shared extractor, by name.
+            gate: State of the shared gate, by name.
+            expert: State of the device's expert, by name.
+            num_clients: E, the experts the gate knows; None: as in ``config``.
 
         Raises:
             BundleError: The parts do not fit together.

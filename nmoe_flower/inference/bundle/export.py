@@ -18,8 +18,9 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
     The class names and the image shape come from the run's data set.
 
     Args:
-        run_folder: With ``config.toml``, ``weights/`` and ``clients/<i>/expert.safetensors``.
-        out: Where the bundles go.
+        run_folder: A folder with ``config.toml``, ``weights/`` and
+            ``clients/<i>/expert.safetensors``.
+        out: The folder of the bundles; made if missing.
         gate: Which of the run's gates the devices route with.
 
     Raises:

@@ -36,11 +36,11 @@ class PeerEntry:
     """One device.
 
     Attributes:
-        name: In its certificate.
-        partition: The id of its expert in the gate.
+        name: The name in the device's certificate.
+        partition: The id of the device's expert in the gate, 0 or more.
         address: ``host:port``; host is a name, an IPv4 address or an IPv6 address in brackets.
-        expert_version: Of its expert; empty: any.
-        extractor_version: Of the latents its expert understands; empty: not known.
+        expert_version: The version of the device's expert; empty: any.
+        extractor_version: The version of the latents the expert understands; empty: not known.
 
     Raises:
         WireError: A field is not allowed.
@@ -69,11 +69,11 @@ class PeerList:
     """Everybody who answers, as one signer stated it at one moment.
 
     Attributes:
-        peers: Sorted by partition; no name, partition or address occurs twice.
-        serial: Grows with every list of a federation: the higher one holds.
+        peers: The entries, sorted by partition; no name, partition or address occurs twice.
+        serial: A number that grows with every list of a federation: the higher one holds.
         issued_unix: When it was signed, in seconds since 1970.
-        expires_unix: From when on it is worth nothing.
-        signature: See ``signing``; empty: nobody signed it.
+        expires_unix: From when on it is worth nothing, in seconds since 1970.
+        signature: What ``signing`` makes and checks; empty: nobody signed it.
 
     Raises:
         WireError: A field is not allowed.

@@ -72,7 +72,7 @@ def next_serial(folder: Path, *known: int) -> int:
     Whoever takes the number writes it to ``folder / SERIAL``, before or with the list.
 
     Args:
-        folder: Of the signer's key.
+        folder: The folder of the signer's key.
         known: Serial numbers of lists that are known from elsewhere.
 
     Raises:
@@ -91,8 +91,8 @@ def verify_list(peers: PeerList, authority_pem: bytes, *, now: float) -> PeerLis
     """Return the list if somebody who may do so signed it and it is valid at ``now``.
 
     Args:
-        peers: Any list.
-        authority_pem: The certificate of the federation's authority.
+        peers: Any list, of any origin.
+        authority_pem: The certificate of the federation's authority, PEM.
         now: Seconds since 1970; five minutes of difference between clocks are forgiven.
 
     Raises:

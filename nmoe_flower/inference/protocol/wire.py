@@ -95,7 +95,7 @@ def decode_tensor(tensor: Tensor, *, max_rows: int, columns: int) -> Floats:
     """Unpack a matrix [rows, columns] as float32; of FLOAT32 it is a read-only view.
 
     Args:
-        tensor: What a peer sent.
+        tensor: The message that a peer sent.
         max_rows: The most rows that are allowed; one is the least.
         columns: The columns it must have.
 

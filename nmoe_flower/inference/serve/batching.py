@@ -39,9 +39,9 @@ class BatchResult(NamedTuple):
     """The answer to one request.
 
     Attributes:
-        logits: [rows, C], a view of the batch's.
-        queue_seconds: From the request's arrival to the start of its batch.
-        compute_seconds: What the whole batch took.
+        logits: The answer, [rows, C], a view of the batch's.
+        queue_seconds: Seconds from the request's arrival to the start of its batch.
+        compute_seconds: Seconds that the whole batch took.
     """
 
     logits: Floats
@@ -59,13 +59,14 @@ class Batcher:
     """Gathers requests for one network. Lives in one event loop; not for other threads.
 
     Args:
-        compute: Latents [B, D] -> logits [B, C]; called in the executor, one batch at a time.
-        executor: With one thread. Several batchers may share it.
+        compute: The network: latents [B, D] -> logits [B, C]; called in the executor, one batch at
+            a time.
+        executor: One thread, which computes. Several batchers may share it.
         max_batch: The most rows of a batch; a single request may be larger.
-        max_wait: Seconds an idle worker waits for company. 0: none.
+        max_wait: Seconds an idle worker waits for company; 0: none.
         max_queue: The most rows that may wait; more are refused.
         inline_rows: The most rows of a lone request that the loop computes itself.
-        on_batch: Told the rows and the seconds of every batch.
+        on_batch: Called with the rows and the seconds of every batch.
     """
 
     def __init__(
@@ -235,8 +236,8 @@ class Served:
     """An expert that answers. Every version has a queue of its own, so none is ever mixed up.
 
     Attributes:
-        bundle: What it was loaded from.
-        batcher: Where requests wait.
+        bundle: The bundle it was loaded from.
+        batcher: The queue where requests wait.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class ServiceMetrics:
     """The counters of one peer service.
 
     Attributes:
-        registry: What an exporter reads.
+        registry: The registry that an exporter reads.
     """
 
     def __init__(self) -> None:
@@ -122,12 +122,12 @@ class Requests:
     """The three methods of a peer, as handlers of gRPC that take bytes.
 
     Args:
-        name: Of this peer, as its certificate says; empty without certificates.
-        metrics: What is counted.
+        name: This peer's name, as its certificate says; empty without certificates.
+        metrics: The counters to keep.
         max_rows: The most rows of a request.
         max_queue: The most rows that may wait; with names, a caller may hold half of them.
-        deny: Callers that are refused.
-        peer_list: What ``peers`` answers with.
+        deny: Names of callers that are refused.
+        peer_list: The signed list that ``peers`` answers with; None: it has none.
 
     Attributes:
         served: The versions that answer, newest first.

@@ -38,23 +38,23 @@ class ExpertServer:
     """Serves one bundle over gRPC. Made inside a running event loop.
 
     Args:
-        bundle: What to serve.
-        identity: Certificate and key. Only devices of the same authority get in, each known by
-            the name in its certificate. None: no encryption and no names, for trials.
+        bundle: The bundle to serve.
+        identity: Certificate and key. Only devices of the same authority get in, each known by the
+            name in its certificate. None: no encryption and no names, for trials.
         address: Where to listen, ``host:port``; port 0 lets the system choose.
         max_batch: The most rows of a request, and of one pass of the network.
-        max_wait_ms: How long an idle network waits for company before it starts a pass.
+        max_wait_ms: Milliseconds an idle network waits for company before it starts a pass.
         max_queue: The most rows that may wait; with names, a caller may hold half of them.
         peer_list: The signed list that ``Peers`` answers with.
         deny: Names that are refused although their certificate is good.
-        keep_seconds: How long the last version still answers those who ask for it after a swap.
-        load: Makes the network of a bundle, latents [B, D] -> logits [B, C]: another precision,
-            or another runtime.
+        keep_seconds: Seconds that the last version still answers those who ask for it after a swap.
+        load: Makes the network of a bundle, latents [B, D] -> logits [B, C]: another precision, or
+            another runtime.
 
     Attributes:
-        bundle: What is served now.
-        metrics: What was counted so far.
-        port: Where it listens, once it does.
+        bundle: The bundle that is served now.
+        metrics: The counters so far.
+        port: The port it listens on, once it does; 0 before.
 
     Raises:
         ConfigError: A limit or the address is not allowed, or a request of ``max_batch`` rows

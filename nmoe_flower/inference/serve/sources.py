@@ -25,8 +25,9 @@ class Sources:
 
     Attributes:
         bundle: The bundle's folder.
-        keys: Certificate, key, and the authority's certificate; None: no encryption.
+        keys: Paths of certificate, key, and the authority's certificate; None: no encryption.
         peers: The list of peers to hand on, ``peers.json``; with certificates it must be signed.
+            None: there is none.
     """
 
     bundle: Path
@@ -61,8 +62,8 @@ class SourceWatch:
     What cannot be read is logged and changes nothing; it is tried again when it changes again.
 
     Args:
-        server: Whose sources they are; it has taken them up as they are now.
-        sources: What to look at.
+        server: The server that lives on them; it has taken them up as they are now.
+        sources: The files to look at.
     """
 
     def __init__(self, server: ExpertServer, sources: Sources) -> None:
