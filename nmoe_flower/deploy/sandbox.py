@@ -66,10 +66,9 @@ class Sandbox:
         *,
         folder: Path,
         log: Path,
-        environment: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
         """Start a program in ``folder``; what it prints goes to ``log``."""
-        own = os.environ | dict(environment or {}) | {_VARIABLE: str(self._own)}
+        own = os.environ | {_VARIABLE: str(self._own)}
         programs = str(Path(sys.executable).parent)
         own["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
         log.parent.mkdir(parents=True, exist_ok=True)

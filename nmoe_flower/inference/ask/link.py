@@ -20,7 +20,7 @@ from nmoe_flower.inference.telemetry import log_event
 __all__ = [
     "Health",
     "Link",
-    "Reply",
+    "RequestResult",
 ]
 
 _WEIGHT = 0.2
@@ -80,7 +80,7 @@ class Health:
         return max(self.failure, min(1.0, (self.latency_ms or 0.0) / deadline_ms))
 
 
-class Reply(NamedTuple):
+class RequestResult(NamedTuple):
     """What came of one request.
 
     Attributes:
@@ -131,14 +131,14 @@ class Link:
         """Whether the breaker lets requests through."""
         return self.health.breaker.closed
 
-    async def ask(self, question: PackedQuery) -> Reply:
+    async def ask(self, question: PackedQuery) -> RequestResult:
         """Ask, and learn from how it goes. Whatever the peer does, this raises nothing."""
-        reply, text = await self._try(question)
-        if reply.logits is not None:
-            self.health.succeeded(reply.ms)
-        elif reply.outcome != "closed":
-            self._failed(reply, text)
-        return reply
+        result, text = await self._try(question)
+        if result.logits is not None:
+            self.health.succeeded(result.ms)
+        elif result.outcome != "closed":
+            self._failed(result, text)
+        return result
 
     async def close(self) -> None:
         """Stop asking and probing."""
@@ -146,33 +146,33 @@ class Link:
             self._recovery.cancel()
         await self.channel.close()
 
-    async def _try(self, question: PackedQuery) -> tuple[Reply, str]:
+    async def _try(self, question: PackedQuery) -> tuple[RequestResult, str]:
         started = time.perf_counter()
         try:
             answer = await self.channel.predict(
                 question, num_classes=self._shape[1], timeout=self._deadline
             )
         except WireError as error:
-            return Reply(None, error.reason, _since(started)), str(error)
+            return RequestResult(None, error.reason, _since(started)), str(error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            return Reply(None, "closed", _since(started)), "the channel was closed"
+            return RequestResult(None, "closed", _since(started)), "the channel was closed"
         except Exception as error:
             _log.exception("asking %s failed", self.peer.name)
-            return Reply(None, "internal", _since(started)), str(error)
-        return Reply(answer.logits, ANSWERED, _since(started), answer.bytes_down), ""
+            return RequestResult(None, "internal", _since(started)), str(error)
+        return RequestResult(answer.logits, ANSWERED, _since(started), answer.bytes_down), ""
 
-    def _failed(self, reply: Reply, text: str) -> None:
-        if reply.outcome == "deadline":
-            self.health.took(reply.ms)
-        self.health.failed(reply.outcome)
-        times = self.health.failures[reply.outcome]
+    def _failed(self, result: RequestResult, text: str) -> None:
+        if result.outcome == "deadline":
+            self.health.took(result.ms)
+        self.health.failed(result.outcome)
+        times = self.health.failures[result.outcome]
         if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: a flood is not written down
-            self._tell(logging.WARNING, "peer-failed", reply.outcome, text, times=times)
+            self._tell(logging.WARNING, "peer-failed", result.outcome, text, times=times)
         if not self.open_to_requests and self._recovery is None:
-            self._tell(logging.WARNING, "peer-not-asked", reply.outcome, text)
+            self._tell(logging.WARNING, "peer-not-asked", result.outcome, text)
             self._recovery = asyncio.create_task(self._recover())
 
     async def _recover(self) -> None:
@@ -184,8 +184,8 @@ class Link:
                 continue
             with contextlib.suppress(OSError, RuntimeError):  # of an old connection
                 await self.channel.renew()
-            reply, _ = await self._try(question)
-            if reply.logits is None:
+            result, _ = await self._try(question)
+            if result.logits is None:
                 breaker.probe_failed()
             else:
                 breaker.probe_succeeded()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nmoe_flower.inference.ask.link import Reply
+from nmoe_flower.inference.ask.link import RequestResult
 from nmoe_flower.inference.ask.links import Links
 from nmoe_flower.inference.ask.query import Call, ExpertRequest, Floats
 from nmoe_flower.inference.ask.record import UNFINISHED, Sent
@@ -26,7 +26,7 @@ class QuerySending:
         self._links = links
         self._deadline = deadline
         self._hedge_after = hedge_after
-        self._late: set[asyncio.Task[Reply]] = set()
+        self._late: set[asyncio.Task[RequestResult]] = set()
 
     async def run(self, call: Call, latents: Floats, started: float) -> list[Sent]:
         """Ask until the call is settled or its deadline has come.
@@ -44,7 +44,7 @@ class QuerySending:
         """
         until = started + self._deadline
         hedge = float("inf") if self._hedge_after is None else started + self._hedge_after
-        pending: dict[asyncio.Task[Reply], _OnItsWay] = {}
+        pending: dict[asyncio.Task[RequestResult], _OnItsWay] = {}
         requests = call.begin()
         sent = [self._skipped(expert, rows) for expert, rows in call.skipped.items()]
         self._send(requests, latents, pending)
@@ -53,12 +53,12 @@ class QuerySending:
             await asyncio.wait(pending, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in pending if task.done()]:
                 way = pending.pop(task)
-                reply = task.result()
-                sent.append(way.ended(reply))
-                if reply.logits is None:
+                result = task.result()
+                sent.append(way.ended(result))
+                if result.logits is None:
                     self._send(call.failed(way.request), latents, pending)
                 else:
-                    call.answered(way.request, reply.logits)
+                    call.answered(way.request, result.logits)
             now = time.perf_counter()
             if now >= until:
                 break
@@ -69,14 +69,14 @@ class QuerySending:
         for task, way in pending.items():
             self._late.add(task)
             task.add_done_callback(self._late.discard)
-            sent.append(way.ended(Reply(None, UNFINISHED, 1000 * (now - way.begun))))
+            sent.append(way.ended(RequestResult(None, UNFINISHED, 1000 * (now - way.begun))))
         return sent
 
     def _send(
         self,
         requests: Iterable[ExpertRequest],
         latents: Floats,
-        pending: dict[asyncio.Task[Reply], "_OnItsWay"],
+        pending: dict[asyncio.Task[RequestResult], "_OnItsWay"],
     ) -> None:
         for request in requests:
             link = self._links.get(request.expert)
@@ -101,14 +101,14 @@ class _OnItsWay(NamedTuple):
     size: int
     begun: float
 
-    def ended(self, reply: Reply) -> Sent:
+    def ended(self, result: RequestResult) -> Sent:
         return Sent(
             self.peer,
             self.request.expert,
             self.request.why,
             len(self.request.rows),
-            reply.outcome,
-            reply.ms,
+            result.outcome,
+            result.ms,
             self.size,
-            reply.bytes_down,
+            result.bytes_down,
         )

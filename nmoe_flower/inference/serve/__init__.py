@@ -3,7 +3,7 @@
 from nmoe_flower.inference.serve.batching import load_expert
 from nmoe_flower.inference.serve.requests import RefusedError, ServiceMetrics
 from nmoe_flower.inference.serve.service import ExpertServer
-from nmoe_flower.inference.serve.sources import Sources, SourceWatch
+from nmoe_flower.inference.serve.watch import Sources, SourceWatch
 
 __all__ = [
     "ExpertServer",

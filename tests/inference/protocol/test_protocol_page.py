@@ -38,7 +38,7 @@ def test_reasons_are_listed() -> None:
 def test_events_are_listed() -> None:
     events = {
         event
-        for module in ("service", "sources", "telemetry")
+        for module in ("service", "watch", "telemetry")
         for event in texts(module, "log_event", 2)
     }
     assert {"serving", "swapped", "refused", "not-taken-up"} <= events

@@ -1,4 +1,4 @@
-"""Change a federation that is there: certificates and keys, nodes, the list of peers."""
+"""Keep a federation up: new certificates and keys, more nodes, the list of peers signed again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
