@@ -8,8 +8,8 @@ from typing import Any
 
 from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.report.accuracy import draw_accuracy
-from nmoe_flower.report.aligned import alignment_table, is_aligned
-from nmoe_flower.report.aligned_figures import draw_alignment
+from nmoe_flower.report.alignment import alignment_table, is_aligned
+from nmoe_flower.report.alignment_figures import draw_alignment
 from nmoe_flower.report.comparison import paper_table, paper_to_markdown
 from nmoe_flower.report.figures import draw_partition, draw_routing
 from nmoe_flower.report.representation import (

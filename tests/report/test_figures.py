@@ -18,7 +18,7 @@ from nmoe_flower.report import (
     draw_routing,
     rounds,
 )
-from nmoe_flower.report.aligned_figures import draw_assignments, draw_progress
+from nmoe_flower.report.alignment_figures import draw_assignments, draw_progress
 
 
 def size_of(path):

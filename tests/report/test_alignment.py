@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nmoe_flower.config import Config
-from nmoe_flower.report.aligned import alignment_table, curve_of, policy_names, reached
-from nmoe_flower.report.aligned_figures import draw_alignment
+from nmoe_flower.report.alignment import alignment_table, curve_of, policy_names, reached
+from nmoe_flower.report.alignment_figures import draw_alignment
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.runs import FinishedRun, load_runs
 
@@ -126,7 +126,7 @@ def test_one_run_has_its_figures_too(folders: list[Path]) -> None:
 
 def test_runs_of_other_systems_have_no_such_section() -> None:
     run: Any = FinishedRun(Path(), Config.parse({}), {"rows": []}, {})
-    from nmoe_flower.report.aligned import is_aligned
+    from nmoe_flower.report.alignment import is_aligned
 
     assert not is_aligned(run)
 

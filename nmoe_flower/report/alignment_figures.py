@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nmoe_flower.report.aligned import Curve, curve_of, policy_names
+from nmoe_flower.report.alignment import Curve, curve_of, policy_names
 from nmoe_flower.report.canvas import (
     INK,
     count_rounds,
