@@ -1,12 +1,18 @@
 """``nmoe deploy``: prepare, check, change and demonstrate a federation of real machines."""
 
 import argparse
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nmoe_flower.arguments import Whole
+from nmoe_flower.cli.options import needs_serve
+from nmoe_flower.errors import ConfigError
 from nmoe_flower.recipes import recipe_argument
+
+if TYPE_CHECKING:
+    from nmoe_flower.deploy import FederationPlan
 
 __all__ = ["ABOUT", "VERBS", "add_arguments"]
 
@@ -61,16 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, (about, add) in VERBS.items():
+    for name, (about, add, act) in VERBS.items():
         verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         add(verb)
-        verb.set_defaults(command=_command(name))
+        verb.set_defaults(command=_command(act))
 
 
-def _command(verb: str) -> Callable[[argparse.Namespace], int]:
+def _command(act: "Act") -> "Act":
     def command(args: argparse.Namespace) -> int:
-        deploying = import_module("nmoe_flower.cli.deploying")
-        return int(deploying.VERBS[verb](args))
+        with needs_serve("nmoe deploy"):
+            import nmoe_flower.deploy  # noqa: F401
+
+        return act(args)
 
     return command
 
@@ -153,11 +161,107 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "write": ("write the folders of a federation", _add_write),
-    "check": ("look at a folder and say in words what is wrong", _add_check),
-    "renew": ("issue certificates and keys anew", _add_renew),
-    "add": ("add nodes, and tell the others", _add_add),
-    "sign": ("sign the list of peers again, also after a node has moved", _add_sign),
-    "demo": ("play all of it on this machine, then take it down", _add_demo),
+def _write(args: argparse.Namespace) -> int:
+    """Write a federation's folder."""
+    from nmoe_flower.deploy import write_federation
+
+    plan = replace(_plan(args, args.hosts, FEW_EXCHANGES), days=args.days)
+    _print(write_federation(args.folder, plan, wheel=args.wheel))
+    print(f"read {args.folder / 'README.md'}: it says where each folder goes")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    """Play a federation on this machine."""
+    from nmoe_flower.deploy import demonstrate
+
+    plan = _plan(args, [], (*FEW_EXCHANGES, *DEMO))
+    demonstrate(
+        plan, say=lambda line: print(line, flush=True), folder=args.folder, wheel=args.wheel
+    )
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Print what was looked at; 1 if something is wrong."""
+    from nmoe_flower.deploy import check
+
+    findings = check(args.folder)
+    width = max(len(found.party) for found in findings)
+    for found in findings:
+        state = "PROBLEM" if found.problem else "skipped" if found.note else "ok"
+        text = found.problem or found.note
+        print(f"{state:7}  {found.party:{width}}  {found.what}{f': {text}' if text else ''}")
+    problems = sum(bool(found.problem) for found in findings)
+    print(f"{problems} problem{'' if problems == 1 else 's'} in {len(findings)} checks")
+    return 1 if problems else 0
+
+
+def _renew(args: argparse.Namespace) -> int:
+    from nmoe_flower.deploy import renew
+
+    _print(renew(args.folder, *args.names, node_key=args.node_key, days=args.days))
+    return 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    from nmoe_flower.deploy import add_nodes
+
+    _print(add_nodes(args.folder, args.hosts, days=args.days))
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from nmoe_flower.deploy import sign_peers
+
+    moves: dict[str, str] = {}
+    for text in args.move:
+        name, sign, host = text.partition("=")
+        if not sign or name in moves:
+            raise ConfigError(f"--move {text!r}; allowed: NAME=HOST[:PORT], each name once")
+        moves[name] = host
+    _print(sign_peers(args.folder, moves=moves, days=args.days))
+    return 0
+
+
+def _print(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(path)
+
+
+def _plan(
+    args: argparse.Namespace, hosts: Sequence[str], settings: Sequence[str]
+) -> "FederationPlan":
+    """A recipe stands as it is; without one, the settings for few exchanges are the base."""
+    from nmoe_flower.config import Config
+    from nmoe_flower.deploy import FederationPlan, places
+
+    base = () if args.recipe else settings
+    own = [*base, f"data.num-clients={args.nodes}", *args.overrides]
+    server, peers = places(hosts, args.nodes)
+    config = Config.load(args.recipe, own)
+    if config.data.num_clients != args.nodes:
+        raise ConfigError(
+            f"data.num-clients is {config.data.num_clients}, but there are {args.nodes} nodes: "
+            "leave it out"
+        )
+    return FederationPlan(
+        server=server,
+        peers=peers,
+        config=config,
+        name=args.name,
+        data=args.data,
+        classes=tuple(args.classes),
+    )
+
+
+Act = Callable[[argparse.Namespace], int]
+# What each does, its options, and the doing.
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Act]] = {
+    "write": ("write the folders of a federation", _add_write, _write),
+    "check": ("look at a folder and say in words what is wrong", _add_check, _check),
+    "renew": ("issue certificates and keys anew", _add_renew, _renew),
+    "add": ("add nodes, and tell the others", _add_add, _add),
+    "sign": ("sign the list of peers again, also after a node has moved", _add_sign, _sign),
+    "demo": ("play all of it on this machine, then take it down", _add_demo, _demo),
 }

@@ -14,14 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from nmoe_flower import __version__
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.installation import checkout, extra_requirements, install_hint, installed_from
-from nmoe_flower.provenance import usable_cores
 
 __all__ = ["ABOUT", "Look", "add_arguments", "doctor"]
 
@@ -125,6 +122,8 @@ def doctor(out: Path) -> Iterator[Look]:
 
 
 def _package() -> tuple[State, str]:
+    from nmoe_flower.installation import checkout, installed_from
+
     source = checkout() or installed_from()
     return "ok", f"{__version__} from {source or Path(__file__).parents[1]}"
 
@@ -160,6 +159,10 @@ def _programs() -> tuple[State, str]:
 
 
 def _extra(name: str) -> tuple[State, str]:
+    from importlib import metadata
+
+    from nmoe_flower.installation import extra_requirements, install_hint
+
     missing, found = [], []
     matches = [_NAME.match(requirement) for requirement in extra_requirements(name)]
     names = [match[0] for match in matches if match]
@@ -176,6 +179,8 @@ def _extra(name: str) -> tuple[State, str]:
 
 
 def _cores() -> tuple[State, str]:
+    from nmoe_flower.provenance import usable_cores
+
     count, quota = usable_cores(), _cgroup("cpu.max")
     if quota and (allowed := int(quota[0]) / int(quota[1])) < count:
         return "note", f"{count} cores, of which this container may use {allowed:g}: --workers"
@@ -331,6 +336,8 @@ def _local_superlink() -> tuple[State, str]:
 
 def _lacks(python: Path) -> str:
     """What an environment would not do for a run of this package; empty if it will."""
+    from importlib import metadata
+
     if python.parent == Path(sys.executable).parent:
         return ""
     code = (

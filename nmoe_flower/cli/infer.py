@@ -1,12 +1,29 @@
-"""The options of ``nmoe infer``. What it does is in ``answering``, imported when it is needed."""
+"""``nmoe infer``: images in, lines of JSON out."""
 
 import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nmoe_flower.arguments import Number, OutputFile, Whole
-from nmoe_flower.cli.options import add_keys, add_metrics_port, check_keys, needs_serve, take_node
+from nmoe_flower.cli.options import (
+    add_keys,
+    add_metrics_port,
+    check_keys,
+    needs_serve,
+    serve_metrics,
+    take_node,
+)
+
+if TYPE_CHECKING:
+    from nmoe_flower.cli.infer_queries import Loaded
+    from nmoe_flower.inference import Answer, Client
 
 __all__ = ["ABOUT", "add_arguments"]
+
+T = TypeVar("T")
 
 ABOUT = "classify images with the peers' help"
 
@@ -74,9 +91,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif args.insecure or any((args.certificate, args.key, args.authority)):
             parser.error("--certificate, --key, --authority and --insecure need --peers FILE")
         with needs_serve("nmoe infer"):
-            from nmoe_flower.cli.answering import run
+            import nmoe_flower.inference  # noqa: F401
 
             take_node(args)
-        return run(args)
+        return _run(args)
 
     parser.set_defaults(command=command)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Classify every image; returns 1 if one of them could not be read."""
+    import logging
+
+    import numpy as np
+
+    from nmoe_flower.files import append_line, to_json
+    from nmoe_flower.inference import Client, RouterMetrics
+
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    failed, metrics = 0, RouterMetrics()
+    with (
+        serve_metrics(metrics.registry, args.metrics_port),
+        Client.open(
+            args.bundle,
+            peers=args.peers,
+            certificate=args.certificate,
+            key=args.key,
+            authority=args.authority,
+            insecure=args.insecure,
+            top_k=args.top_k,
+            deadline=args.deadline,
+            hedge_after=args.hedge_after,
+            prefer_margin=args.prefer_margin,
+            encoding=args.encoding,
+            metrics=metrics,
+        ) as client,
+    ):
+        for batch in _batches(_inputs(args, client), args.batch_size):
+            good = [loaded.pixels for loaded in batch if loaded.pixels is not None]
+            answer = client.predict(np.stack(good)) if good else None
+            if answer is not None and args.records is not None:
+                append_line(args.records, answer.record.line())
+            for line in _lines(batch, answer, client):
+                print(to_json(line), flush=True)
+            failed += len(batch) - len(good)
+    return 1 if failed else 0
+
+
+def _inputs(args: argparse.Namespace, client: "Client") -> "Iterator[Loaded]":
+    """What the sources hold, read as the bundle's training data were."""
+    from nmoe_flower.cli.infer_queries import read_images, read_rows
+
+    section = client.bundle.config.data
+    if section.kind == "features":
+        return read_rows(args.images, section.feature_columns)
+    channels, height, width = client.bundle.manifest.image_shape
+    return read_images(
+        args.images,
+        (channels, height, width),
+        stdin=sys.stdin.buffer,
+        resize=args.resize,
+        fit=section.fit if section.size else None,
+    )
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _lines(
+    batch: "list[Loaded]", answer: "Answer | None", client: "Client"
+) -> Iterator[dict[str, Any]]:
+    """One line per image, in the order of the images."""
+    rows = iter(range(len(batch)))
+    for loaded in batch:
+        if loaded.pixels is None or answer is None:
+            yield {"image": loaded.name, "error": loaded.error}
+        else:
+            yield {"image": loaded.name, **_facts(answer, next(rows), client)}
+
+
+def _facts(answer: "Answer", row: int, client: "Client") -> dict[str, Any]:
+    from nmoe_flower.inference.ask import SILENT
+
+    record, peers = answer.record, client.experts.peers.by_partition
+    by = [expert for expert in record.answered_by[row].tolist() if expert != SILENT]
+    chosen = record.expert_ids[row].tolist()
+    fallback = None
+    if not set(by) <= set(chosen):
+        fallback = "local" if by == [record.own] else "next-best"
+    names = ["self" if e == record.own else peers[e].name if e in peers else "" for e in by]
+    return {
+        "class": answer.classes[row],
+        "probability": round(float(answer.probabilities[row].max()), 6),
+        "experts": chosen,
+        "answered_by": by,
+        "peers": names,
+        "ms": round(record.ms, 3),
+        "fallback": fallback,
+    }

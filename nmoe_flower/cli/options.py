@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nmoe_flower.arguments import PORT
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.installation import install_hint
 from nmoe_flower.recipes import recipe_argument
 
 __all__ = [
@@ -93,6 +92,8 @@ def needs_serve(command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        from nmoe_flower.installation import install_hint
+
         raise ConfigError(f"{command} needs {error.name}: {install_hint('serve')}") from None
 
 

@@ -1,15 +1,28 @@
-"""The options of ``nmoe peers``. What it does is in ``peer_table``, imported when needed."""
+"""``nmoe peers``: how the peers are, a signed list of them, and who was asked."""
 
 import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.arguments import Number, OutputFile
 from nmoe_flower.cli.options import add_keys, check_keys, needs_serve, take_node
+from nmoe_flower.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nmoe_flower.inference import PeerStatus, Survey
 
 __all__ = ["ABOUT", "add_arguments"]
 
 ABOUT = "how the peers are; sign their list"
 
+_HEADER = ("peer", "expert", "address", "health", "version", "waiting", "served", "share", "ms")
 _EXAMPLES = """\
 examples:
   nmoe peers --peers peers.json --certificate camera-0.pem --key camera-0.key --authority ca.pem
@@ -58,22 +71,150 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if args.heat_map is not None:
             if not args.records:
                 parser.error("--heat-map needs files of records, written by nmoe infer --records")
-            from nmoe_flower.cli.traffic import draw
-
-            return draw(args.records, args.heat_map)
+            return _draw(args)
         if (args.peers is None and args.node is None) or args.records:
             parser.error(
                 "give --peers FILE, --node FOLDER, or --heat-map FILE.png and files of records"
             )
         with needs_serve("nmoe peers"):
-            from nmoe_flower.cli import peer_table
+            import nmoe_flower.inference  # noqa: F401
 
         if args.sign is not None:
             if args.peers is None:
                 parser.error("--sign needs --peers FILE, the list to sign")
-            return peer_table.sign(args.peers, args.sign, out=args.out, days=args.days)
+            return _sign(args.peers, args.sign, out=args.out, days=args.days)
         check_keys(parser, args)
         take_node(args)
-        return peer_table.show(args)
+        return _show(args)
 
     parser.set_defaults(command=command)
+
+
+def _draw(args: argparse.Namespace) -> int:
+    """Draw who was asked in real traffic, from files of records."""
+    from nmoe_flower.report import draw_traffic, read_traffic
+
+    draw_traffic(read_traffic(args.records), args.heat_map)
+    print(f"drawn to {args.heat_map}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    """Print how the peers are, once or until Ctrl-C; with ``--once``, 1 if one does not serve."""
+    from nmoe_flower.inference.ask import SERVING, Survey, identity_of
+    from nmoe_flower.inference.protocol import PeerList, verify_list
+
+    identity = identity_of(args.certificate, args.key, args.authority, insecure=args.insecure)
+    peers = PeerList.load(args.peers)
+    if identity is not None:
+        verify_list(peers, identity.authority_pem, now=time.time())
+    with Survey(peers, identity, timeout=args.timeout) as survey:
+        if args.once:
+            found = survey.take()
+            _print(found, as_json=args.format == "json")
+            return 0 if all(one.health == SERVING for one in found) else 1
+        with contextlib.suppress(KeyboardInterrupt):
+            _show_for_ever(survey, args)
+    return 0
+
+
+def _show_for_ever(survey: "Survey", args: argparse.Namespace) -> None:
+    if args.format == "auto" and sys.stdout.isatty():
+        from rich.live import Live
+
+        with Live(_table(survey.take()), auto_refresh=False) as live:
+            while True:
+                time.sleep(args.interval)
+                live.update(_table(survey.take()), refresh=True)
+    while True:
+        _print(survey.take(), as_json=args.format == "json")
+        time.sleep(args.interval)
+
+
+def _print(found: "Sequence[PeerStatus]", *, as_json: bool) -> None:
+    from nmoe_flower.files import to_json
+    from nmoe_flower.summary import padded
+
+    if as_json:
+        for one in found:
+            print(to_json(asdict(one)), flush=True)
+    else:
+        print(padded([list(_HEADER), *map(_cells, found)]), flush=True)
+
+
+def _table(found: "Sequence[PeerStatus]") -> "Table":
+    """The table for a terminal; peers that do not serve are red."""
+    from rich.table import Table
+
+    from nmoe_flower.inference.ask import SERVING
+
+    table = Table(*_HEADER, box=None, pad_edge=False)
+    for one in found:
+        table.add_row(*_cells(one), style=None if one.health == SERVING else "red")
+    return table
+
+
+def _cells(one: "PeerStatus") -> list[str]:
+    """One row of the table.
+
+    >>> from nmoe_flower.inference import PeerStatus
+    >>> _cells(PeerStatus("fox", 0, "h:1", "serving", served=3, share=0.25, queue=0, ms=1.234))
+    ['fox', '0', 'h:1', 'serving', '', '0', '3', '25 %', '1.2']
+    """
+
+    def known(value: Any, text: str) -> str:
+        return "-" if value is None else text
+
+    return [
+        one.name,
+        str(one.partition),
+        one.address,
+        one.health,
+        one.expert_version,
+        known(one.queue, str(one.queue)),
+        known(one.served, str(one.served)),
+        known(one.share, f"{one.share or 0:.0%}".replace("%", " %")),
+        known(one.ms, f"{one.ms or 0:.1f}"),
+    ]
+
+
+def _sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
+    """Sign a list as the authority, or as the directory, in ``folder``.
+
+    The serial number is above that of every list this folder has signed.
+    """
+    from nmoe_flower.certificates import Authority, Identity
+    from nmoe_flower.files import write_text
+    from nmoe_flower.inference.protocol import (
+        DIRECTORY,
+        SERIAL,
+        PeerList,
+        next_serial,
+        sign_list,
+    )
+
+    if not 0 < days < 36_500:
+        raise ConfigError(f"--days {days}; allowed: above 0, below 36500")
+    now, draft = int(time.time()), PeerList.load(peers)
+    signer: Authority | Identity
+    if (folder / "ca.key").exists():
+        signer = Authority.load(folder)
+    else:
+        certificate, key = (folder / f"{DIRECTORY}{end}" for end in (".pem", ".key"))
+        signer = Identity.load(certificate, key, folder / "ca.pem")
+    end = now + max(1, round(86_400 * days))
+    serial = next_serial(folder, draft.serial, *_serials(folder.parent))
+    renewed = replace(draft, serial=serial, issued_unix=now, expires_unix=end)
+    signed = sign_list(renewed, signer)
+    target = peers if out is None else out
+    write_text(folder / SERIAL, f"{serial}\n")
+    signed.write(target)
+    print(f"{target}: {len(signed.peers)} peers, serial {signed.serial}, for {days:g} days")
+    return 0
+
+
+def _serials(federation: Path) -> list[int]:
+    """Serial numbers of the lists in the nodes' folders, if the key lies in a federation's."""
+    from nmoe_flower.inference import PeerList
+
+    return [PeerList.load(path).serial for path in sorted(federation.glob("nodes/*/peers.json"))]

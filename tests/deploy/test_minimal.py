@@ -102,10 +102,10 @@ def test_the_extras_bring_what_a_device_does_without() -> None:
     [
         "nmoe_flower.client_app",
         "nmoe_flower.server_app",
-        "nmoe_flower.cli.serve, nmoe_flower.cli.serving",
-        "nmoe_flower.cli.infer, nmoe_flower.cli.answering",
+        "nmoe_flower.cli.serve, nmoe_flower.inference",
+        "nmoe_flower.cli.infer, nmoe_flower.cli.infer_queries",
         "nmoe_flower.cli.bundle",
-        "nmoe_flower.cli.deploy, nmoe_flower.cli.deploying",
+        "nmoe_flower.cli.deploy, nmoe_flower.deploy",
     ],
 )
 def test_a_device_runs_without_what_only_simulations_need(module: str) -> None:

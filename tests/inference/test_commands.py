@@ -16,7 +16,7 @@ from PIL import Image
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
-from nmoe_flower.cli.images import read_images
+from nmoe_flower.cli.infer_queries import read_images
 from nmoe_flower.data import normalise
 from nmoe_flower.inference.ask.client import Client
 from nmoe_flower.inference.protocol.peers import PeerList
@@ -269,17 +269,11 @@ def test_wrong_usage_leaves_with_2(arguments: list[str]) -> None:
     assert left.value.code == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "module"),
-    [(["infer", "b", "i"], "answering"), (["peers"], "peer_table")],
-)
+@pytest.mark.parametrize("words", [["infer", "b", "i"], ["peers"]])
 def test_a_missing_package_is_named(
-    words: list[str], module: str, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As on a device that has installed nmoe-flower without the extra."""
-    monkeypatch.delitem(sys.modules, f"nmoe_flower.cli.{module}", raising=False)
-    monkeypatch.delattr(f"nmoe_flower.cli.{module}", raising=False)
     for name in [name for name in sys.modules if name.startswith("nmoe_flower.inference")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "grpc.aio", None)
@@ -339,7 +333,7 @@ def test_the_table_is_renewed_until_ctrl_c(
         if len(looks) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("nmoe_flower.cli.peer_table.time.sleep", wait)
+    monkeypatch.setattr("nmoe_flower.cli.peers.time.sleep", wait)
     monkeypatch.setattr(shown, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stdout", shown)
     monkeypatch.setenv("COLUMNS", "200")

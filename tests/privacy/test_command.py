@@ -6,7 +6,7 @@ import math
 import pytest
 
 from nmoe_flower import cli
-from nmoe_flower.cli.noise_table import plan
+from nmoe_flower.cli.privacy import noise_plan as plan
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.privacy import MAX_DIM, epsilon_spent
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nmoe_flower.cli.metrics_port import serve_metrics
 
 from nmoe_flower.cli import main
+from nmoe_flower.cli.options import serve_metrics
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.inference import CallRecord, Client, RemoteExperts, RouterMetrics, Sent
 from nmoe_flower.inference.ask.breaker import Breaker

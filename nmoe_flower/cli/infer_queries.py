@@ -1,17 +1,25 @@
-"""Images from files, folders, arrays and standard input, one after the other."""
+"""What ``nmoe infer`` asks about: images or rows of tables, one after the other."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
+from nmoe_flower.data import (
+    SUFFIXES,
+    TABLE_SUFFIXES,
+    Fit,
+    fit_pixels,
+    open_picture,
+    read_table,
+    to_pixels,
+)  # fmt: skip
 from nmoe_flower.errors import DataError
 
-__all__ = ["Loaded", "read_images"]
+__all__ = ["Loaded", "read_images", "read_rows"]
 
 _ARRAY = b"\x93NUMPY"
 _MOST_BYTES = 1 << 30
@@ -20,7 +28,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Loaded(NamedTuple):
-    """One image, or why there is none.
+    """One image or row, or why there is none.
 
     Attributes:
         name: The file, with the place in it for an array: ``digits.npy[3]``.
@@ -34,7 +42,7 @@ class Loaded(NamedTuple):
     error: str = ""
 
 
-class Reader:
+class _Images:
     """Reads images of one shape.
 
     Args:
@@ -119,7 +127,7 @@ def read_images(
         resize: Stretch images of another size to fit.
         fit: How images of another size were changed for training, and are now; None: they were not.
     """
-    reader = Reader(shape, fit=fit or ("stretch" if resize else None))
+    reader = _Images(shape, fit=fit or ("stretch" if resize else None))
     for source in sources:
         path = Path(source)
         if source == "-":
@@ -133,3 +141,36 @@ def read_images(
                 yield from reader.read(str(file), file)
         else:
             yield from reader.read(source, path)
+
+
+def read_rows(sources: Iterable[str], columns: Sequence[str]) -> Iterator[Loaded]:
+    """Every row of tables and of the tables in folders, float64 [F], as it stands in the file.
+
+    A table with a value that is no number is refused as a whole, with row and column.
+
+    Args:
+        sources: Names, as on a command line.
+        columns: The F feature columns; a table may have others beside them.
+    """
+    for source in sources:
+        path = Path(source)
+        if source == "-":
+            yield Loaded("-", None, "a table is read from a file, whose suffix says what it is")
+        elif path.is_dir():
+            files = sorted(f for f in path.iterdir() if f.suffix.lower() in TABLE_SUFFIXES)
+            if not files:
+                yield Loaded(source, None, f"the folder has no file {', '.join(TABLE_SUFFIXES)}")
+            for file in files:
+                yield from _rows(file, columns)
+        else:
+            yield from _rows(path, columns)
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[Loaded]:
+    try:
+        values = read_table(path).numbers(columns)
+    except DataError as error:
+        yield Loaded(str(path), None, str(error))
+        return
+    for row, features in enumerate(values):
+        yield Loaded(f"{path}[{row}]", features)
