@@ -120,7 +120,7 @@ class OutputFile:
     """A file to write; where its ending says the format, one of those that are known.
 
     Attributes:
-        endings: Those that are known, with their dots; empty: any will do.
+        endings: Endings that are known, with their dots; empty: any will do.
 
     >>> OutputFile((".csv", ".json"))("assignment.csv").suffix
     '.csv'

@@ -68,7 +68,7 @@ class Checkpoints:
         Checkpoints of later steps go too: they belong to a future that was given up.
 
         Args:
-            step: Its number, at least 0; a second one of the same number replaces the first.
+            step: Number of it, at least 0; a second of the same number replaces the first.
             arrays: Any names, any numeric types.
             state: JSON values. Floats come back bit-equal, NaN included.
 

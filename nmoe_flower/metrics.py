@@ -14,8 +14,6 @@ __all__ = [
     "auc",
     "balanced_accuracy",
     "bytes_per_sample",
-    "cv",
-    "jain",
     "local_ratio",
     "macro_f1",
     "routing_matrix",
@@ -159,26 +157,6 @@ def bytes_per_sample(
     return remote * (latent_dim * latent_bytes + num_classes * output_bytes + 2 * header_bytes)
 
 
-def jain(loads: npt.ArrayLike) -> float:
-    """Jain's fairness (sum L)^2 / (E sum L^2) of loads [E]: 1 if all are equal, 1/E if one has all.
-
-    >>> jain([4, 0, 0, 0])
-    0.25
-    """
-    values = _loads(loads)
-    return float(values.sum() ** 2 / (len(values) * (values**2).sum()))
-
-
-def cv(loads: npt.ArrayLike) -> float:
-    """Coefficient of variation of loads [E]: standard deviation over mean, 0 if all are equal.
-
-    >>> cv([3, 1])
-    0.5
-    """
-    values = _loads(loads)
-    return float(values.std() / values.mean())
-
-
 def _predictions(probs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Ints]:
     scores, truth = np.asarray(probs, dtype=np.float64), np.asarray(labels)
     if truth.size == 0:
@@ -215,10 +193,3 @@ def _routes(expert_ids: npt.ArrayLike, origin: npt.ArrayLike) -> tuple[Ints, Int
             f"{ids.shape} and {asking.shape}"
         )
     return ids.astype(np.int64), asking.astype(np.int64)
-
-
-def _loads(loads: npt.ArrayLike) -> Floats:
-    values = np.asarray(loads, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not (values >= 0).all() or not values.any():
-        raise DataError(f"loads must be numbers of at least 0, not all 0, got {values.tolist()}")
-    return values

@@ -33,7 +33,7 @@ def load_own(key: str, text: str) -> Any:
 
     Args:
         key: The configuration's key, for errors.
-        text: Its value.
+        text: Value of the key.
 
     Raises:
         ConfigError: There is no such module or name, or importing it fails.

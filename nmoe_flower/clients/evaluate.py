@@ -51,7 +51,7 @@ class Answered:
     """What one method answered on one test.
 
     Attributes:
-        method: Its name in the results.
+        method: Name of the method in the results.
         probabilities: [N, C].
         expert_ids: Who was asked, [N, K]; None if there is no routing.
         balanced: Whether the answers suppose equal classes, so that a prior can be put in.

@@ -65,7 +65,7 @@ class WeightedMean:
 
         Args:
             arrays: Finite, real, of the names, shapes and dtypes of the first reply.
-            weight: As it is; need not be a whole number.
+            weight: Weight of the reply, finite, at least 0; need not be a whole number.
         """
         before, exact = self.weight, Fraction(weight)
         self.weight += exact
@@ -242,7 +242,7 @@ def average(measured: Sequence[Measured], without: str) -> tuple[MetricRecord, d
     or all as a list of one length.
 
     Args:
-        measured: Of every usable reply, in a fixed order.
+        measured: Metrics of every usable reply, in a fixed order.
         without: The metric that is the weight.
 
     Returns:

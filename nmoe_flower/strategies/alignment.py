@@ -44,12 +44,12 @@ class ExpertAlignment(StreamingFedAvg):
 
     Args:
         assigner: Knows the clients and decides.
-        names: Of the experts among the arrays; found in the first arrays if left out.
+        names: Which arrays belong to which expert; found in the first arrays if left out.
         gate: How the gate travels: averaged by default.
         world: Simulated devices: who is online, how long a round takes. None: reality.
         clock: Simulated time, with the deadline.
-        flops: Of training one sample with one expert; of the clock, and to doubt claims.
-        **options: Those of ``StreamingFedAvg`` and FedAvg.
+        flops: FLOPs of training one sample with one expert, for the clock and to doubt claims.
+        **options: What ``StreamingFedAvg`` and FedAvg take.
     """
 
     purpose = "alignment"

@@ -78,7 +78,7 @@ class AveragedGate(GateSharing):
 
     Args:
         optimizer: Takes the server's step; None: the mean is the new gate.
-        rate: Of the step.
+        rate: Length of the server's step, above 0; 1 with plain SGD takes the mean as it is.
         prefix: Arrays whose names start with it are the gate's.
     """
 
@@ -103,11 +103,11 @@ class AveragedGate(GateSharing):
         }
 
     def state(self) -> dict[str, np.ndarray]:
-        """The optimizer's."""
+        """Arrays that the optimizer carries."""
         return self.optimizer.state() if self.optimizer else {}
 
     def load_state(self, state: Arrays) -> None:
-        """Restore it."""
+        """Restore what the optimizer carried."""
         if self.optimizer:
             self.optimizer.load_state(state)
 
@@ -175,7 +175,7 @@ class StatisticsGate(GateSharing):
         solver: Holds the statistics.
         weight: Name of the gate's array [E, D].
         bias: Name of its biases [E].
-        prefix: Of the gate's arrays.
+        prefix: Arrays whose names start with it are the gate's.
     """
 
     def __init__(
@@ -242,5 +242,5 @@ class StatisticsGate(GateSharing):
         return self.solver.state()
 
     def load_state(self, state: Arrays) -> None:
-        """Restore them."""
+        """Restore the statistics that ``state`` gave."""
         self.solver.load_state(state)

@@ -28,7 +28,7 @@ class ExpertNames:
     """Which arrays belong to which expert, told by the start of their names.
 
     Attributes:
-        names: Of the experts, in the order of their ids.
+        names: Names of the experts, in the order of their ids.
         prefix: Arrays named ``<prefix><name>.<...>`` are the expert's; all others are shared.
     """
 
@@ -201,7 +201,7 @@ class ClientBytes:
     """Bytes between the server and each client, in a round and in all.
 
     Args:
-        clients: Their number at the start; `meet` adds more.
+        clients: How many there are at the start; `meet` adds more.
 
     Attributes:
         total: int [clients, 2]: bytes down and up, of all rounds.

@@ -75,8 +75,8 @@ class StreamingFedAvg(FedAvg):
         action: Message type to send, such as ``"train.extractor"``. By default plain ``train``,
             which every Flower ClientApp answers. With an action, clients are asked for their
             partition id once, so that cohorts and sums are the same in every run of a seed.
-        evaluate_action: Likewise for evaluation; by default plain ``evaluate``.
-        seed: Of the cohorts.
+        evaluate_action: Message type of an evaluation; by default plain ``evaluate``.
+        seed: Seed of the cohorts.
         min_replies: Usable replies a round needs.
         connect_timeout: Seconds to wait for ``min_available_nodes``.
         **fedavg: FedAvg's own arguments, with its names and defaults.
@@ -156,8 +156,8 @@ class StreamingFedAvg(FedAvg):
 
         Args:
             grid: Any Flower grid.
-            *args: Those of Flower's ``Strategy.start``.
-            **kwargs: Likewise; what a later Flower adds is passed on as it is.
+            *args: What Flower's ``Strategy.start`` takes.
+            **kwargs: What it takes by name; what a later Flower adds is passed on.
 
         Raises:
             ConfigError: The arrays are not numbers, or not finite, or an argument is out of range.

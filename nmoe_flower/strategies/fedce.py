@@ -17,7 +17,7 @@ class FedCE(SteppedFedAvg):
     weights, with a head that stays at home, gives the private heads of Eq. 2.
 
     Args:
-        **options: Those of ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg.
+        **options: What ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg take.
     """
 
     purpose = "extractor"

@@ -19,7 +19,7 @@ class FedGate(SteppedFedAvg):
 
     Args:
         fraction_train: The paper's 70 %; the only default that differs from FedAvg's.
-        **options: Those of ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg. With one local step
+        **options: What ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg take. With one local step
             per round and ``server_optimizer=AdamW()`` the gate is trained by AdamW on the clients'
             mean gradient.
     """

@@ -59,7 +59,7 @@ class FedSC(SteppedFedAvg):
         noise_multiplier: What the clients have agreed to; an R with less noise is refused.
         accountant: Counts every R that is asked for; none is asked beyond its budget.
         shrink: Remove what noise did to the spectrum of the mean.
-        **options: Those of ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg.
+        **options: What ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg take.
 
     Attributes:
         correlations: The matrices there are.
@@ -281,7 +281,7 @@ class FedSC(SteppedFedAvg):
         return arrays
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Restore all of it; the budget is never forgotten."""
+        """Restore what ``state`` gave; the budget is never forgotten."""
         super().load_state(arrays)
         self.correlations.load_state(records.part_of(arrays, "correlation/"))
         if self.accountant is not None and "accountant" in arrays:

@@ -44,8 +44,8 @@ class Release:
     """What a client sent last.
 
     Attributes:
-        packed: Its R, packed by ``svec``, [d(d+1)/2], in any float dtype; kept as float32.
-        examples: Its number of samples.
+        packed: R of the client, packed by ``svec``, [d(d+1)/2], any float dtype; kept as float32.
+        examples: Number of samples of the client, above 0.
         round: When it was sent.
         noise_std: Standard deviation of the noise in it; 0 for none.
     """
@@ -164,7 +164,7 @@ class Correlations:
         return None if self.mean is None else svec(self.mean).astype(np.float32)
 
     def eigenvalues(self) -> np.ndarray | None:
-        """Of the mean, largest first, what noise adds removed; None before the first R."""
+        """Eigenvalues of the mean, [d], largest first, without what noise adds; None before R."""
         if self.mean is None:
             return None
         mean = self.mean

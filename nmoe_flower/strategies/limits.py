@@ -22,7 +22,7 @@ def number(
     """A number from 0 to ``most``; never NaN.
 
     Args:
-        name: Of the argument, for the error.
+        name: Name of the argument, for the error.
         value: What was given.
         most: The largest that is allowed.
         above: 0 itself is not allowed.

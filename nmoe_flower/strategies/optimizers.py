@@ -43,11 +43,11 @@ def stepped(
 
     Args:
         optimizer: Takes the step.
-        name: Of the array.
+        name: Name of the array.
         sent: What the clients started from.
-        mean: Of what came back, in the dtype sent.
+        mean: Mean of what came back, in the dtype sent.
         told: The clients' own rate; with 0 they did not move.
-        rate: Of the step.
+        rate: Length of the server's step, at least 0.
     """
     if sent.dtype.kind != "f" or name.rpartition(".")[2] in _STATISTICS:
         return mean

@@ -88,10 +88,10 @@ class Usable:
     """One reply that passed every check.
 
     Attributes:
-        metrics: Its MetricRecord, as it came: entries may be missing, NaN or infinite.
+        metrics: The MetricRecord as it came: entries may be missing, NaN or infinite.
         weight: Finite, at least 0.
         arrays: Finite, in the order and the dtypes of those sent; empty where none were asked for.
-        bytes: Of all its arrays.
+        bytes: Size of all arrays of the reply.
         squares: Sum of the squares of every float array.
     """
 
@@ -112,9 +112,9 @@ def read_reply(
     """Check one reply.
 
     Args:
-        reply: As it came.
+        reply: The reply as it came.
         weighted_by_key: The metric that weighs it.
-        arrayrecord_key: Its ArrayRecord; None if only metrics are wanted.
+        arrayrecord_key: Name of the ArrayRecord; None if only metrics are wanted.
         like: What was sent: names, shapes and dtypes are restored from it, see
             ``records.restored``; empty: not known, any will do.
 

@@ -29,7 +29,7 @@ class RollGate(StreamingFedAvg):
 
     Args:
         tolerance: Relative change over one cycle below which ``converged`` turns true.
-        **options: Those of ``StreamingFedAvg`` and FedAvg; ``fraction_train`` has no meaning here.
+        **options: What ``StreamingFedAvg`` and FedAvg take; ``fraction_train`` has no meaning here.
     """
 
     purpose = "rolling"

@@ -49,11 +49,11 @@ class SteppedFedAvg(StreamingFedAvg):
         server_learning_rate: 1.0 with plain SGD takes the mean as it is.
         server_momentum: Nesterov momentum of the server's step.
         server_optimizer: Takes the step instead, such as ``AdamW``.
-        learning_rate: Of round 1, 2, ...; None sends none to the clients.
+        learning_rate: The rate of round 1, 2, ..., at least 0; None sends none to the clients.
         local_learning_rate: What the clients are told, if not the same: for an optimizer whose
             rates are too small for a difference of float32 weights.
         ema: Decay per round of a running average of the weights, in ``ema_arrays``; 0 is off.
-        **options: Those of ``StreamingFedAvg`` and FedAvg.
+        **options: What ``StreamingFedAvg`` and FedAvg take.
 
     Attributes:
         private_steps: What clients that train with DP-SGD say it has cost them.
@@ -150,7 +150,7 @@ class SteppedFedAvg(StreamingFedAvg):
         }
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Restore all of it.
+        """Restore what ``state`` gave.
 
         Raises:
             CheckpointError: An array is not finite.

@@ -6,7 +6,14 @@ from nmoe_flower.clients.device.alignment_mixture import (
     fresh_body,
     fresh_mixture,
 )
-from nmoe_flower.clients.device.device import Device, device_of
+from nmoe_flower.clients.device.device import (
+    Device,
+    device_of,
+    fresh_classifier,
+    fresh_contrastive,
+    fresh_head,
+    initial_seed,
+)
 from nmoe_flower.clients.device.latents import (
     TEST_BATCH,
     keep_head,
@@ -14,12 +21,6 @@ from nmoe_flower.clients.device.latents import (
     load_classifier,
     predict,
     received_classifier,
-)
-from nmoe_flower.clients.device.networks import (
-    fresh_classifier,
-    fresh_contrastive,
-    fresh_head,
-    initial_seed,
 )
 from nmoe_flower.clients.device.store import Store, Versions
 

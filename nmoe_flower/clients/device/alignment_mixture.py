@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nmoe_flower import records
-from nmoe_flower.clients.device.device import Device
+from nmoe_flower.clients.device.device import Device, initial_seed
 from nmoe_flower.clients.device.latents import predict
-from nmoe_flower.clients.device.networks import initial_seed
 from nmoe_flower.clients.device.store import Store, Versions
 from nmoe_flower.config import Config
 from nmoe_flower.models import (

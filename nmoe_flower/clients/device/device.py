@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from flwr.app import Context
 
-from nmoe_flower.clients.device import networks
 from nmoe_flower.clients.device.store import Store
 from nmoe_flower.config import Config
 from nmoe_flower.data import (
@@ -27,16 +26,71 @@ from nmoe_flower.data import (
     with_features,
 )
 from nmoe_flower.errors import ConfigError, DataError
-from nmoe_flower.models import Classifier, Contrastive, Expert, Gate
+from nmoe_flower.models import (
+    Classifier,
+    Contrastive,
+    Expert,
+    Gate,
+    Projector,
+    configured_extractor,
+)
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
 from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, TESTS, part_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, seeded, use_bf16
 
-__all__ = ["Device", "device_of"]
+__all__ = [
+    "Device",
+    "device_of",
+    "fresh_classifier",
+    "fresh_contrastive",
+    "fresh_head",
+    "initial_seed",
+]
 
 _TOLD = ("data-path", "classes", "store")
 CLIP = 1.0  # features are projected into the unit ball
+Shape = tuple[int, int, int]  # channels, height, width of an image
+
+
+def initial_seed(config: Config, part: str) -> int:
+    """The seed of a part's initial weights; no client's id is in it."""
+    return derive_seed(config.run.seed, "initial", part)
+
+
+def fresh_head(config: Config, latent_dim: int, num_classes: int) -> Expert:
+    """A head of stage 1: linear, or shaped as an expert (``extractor.head``)."""
+    hidden = config.expert.hidden if config.extractor.head == "expert" else ()
+    return Expert(latent_dim, num_classes, hidden=hidden)
+
+
+def fresh_classifier(
+    config: Config, image_shape: Shape, num_classes: int, device: torch.device
+) -> Classifier:
+    """FedCE's network at its initial weights."""
+    with seeded(initial_seed(config, "extractor")):
+        body = configured_extractor(config, image_shape)
+        head = fresh_head(config, body.latent_dim, num_classes)
+    network = Classifier(body, head).to(device)
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def fresh_contrastive(config: Config, image_shape: Shape, device: torch.device) -> Contrastive:
+    """FedSC's network at its initial weights."""
+    contrast = config.contrast
+    with seeded(initial_seed(config, "extractor")):
+        body = configured_extractor(config, image_shape)
+        projector = Projector(
+            body.latent_dim, contrast.dim, hidden=contrast.hidden, norm=contrast.projector_norm
+        )
+    network = Contrastive(body, projector).to(device)
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+# A process serves many clients in turn. Building a network costs more than loading weights into it,
+# so these are built once and hold the weights that were loaded last.
+_shared_classifier = lru_cache(maxsize=4)(fresh_classifier)
+_shared_contrastive = lru_cache(maxsize=4)(fresh_contrastive)
 
 
 @dataclass(frozen=True)
@@ -44,11 +98,11 @@ class Device:
     """A client of ``num_clients``, known by its partition id.
 
     Attributes:
-        config: Of the run.
-        partition: Its id, 0..num_clients-1; also of its expert.
-        num_clients: E.
-        store: What it keeps on its own disk.
-        folder: Of its own images; empty: it takes its part of ``data.dataset``.
+        config: The run's configuration.
+        partition: The client's id, 0..num_clients-1, which is also that of its expert.
+        num_clients: How many clients, and experts, there are.
+        store: What the client keeps on its own disk.
+        folder: A folder with images of its own; empty: it takes its part of ``data.dataset``.
         classes: Names of the federation's classes, for a folder that holds only some of them.
         serves: Whether the store must hold all that the device later serves and asks with.
     """
@@ -179,38 +233,38 @@ class Device:
 
     def classifier(self) -> Classifier:
         """The stage-1 network; one per process, with the weights that were loaded last."""
-        return networks.shared_classifier(
+        return _shared_classifier(
             self.config, self.data.image_shape, self.data.num_classes, self.torch_device
         )
 
     def fresh_classifier(self) -> Classifier:
         """The stage-1 network at its initial weights, the same on every client."""
-        return networks.fresh_classifier(
+        return fresh_classifier(
             self.config, self.data.image_shape, self.data.num_classes, self.torch_device
         )
 
     def contrastive(self) -> Contrastive:
         """FedSC's network; one per process, with the weights that were loaded last."""
-        return networks.shared_contrastive(self.config, self.data.image_shape, self.torch_device)
+        return _shared_contrastive(self.config, self.data.image_shape, self.torch_device)
 
     def fresh_contrastive(self) -> Contrastive:
         """FedSC's network at its initial weights, the same on every client."""
-        return networks.fresh_contrastive(self.config, self.data.image_shape, self.torch_device)
+        return fresh_contrastive(self.config, self.data.image_shape, self.torch_device)
 
     def head(self, latent_dim: int) -> Expert:
         """A fresh head of stage 1."""
-        return networks.fresh_head(self.config, latent_dim, self.data.num_classes)
+        return fresh_head(self.config, latent_dim, self.data.num_classes)
 
     def expert(self, latent_dim: int) -> Expert:
         """A fresh expert, the same on every client."""
-        with seeded(networks.initial_seed(self.config, "expert")):
+        with seeded(initial_seed(self.config, "expert")):
             expert = Expert(latent_dim, self.data.num_classes, hidden=self.config.expert.hidden)
         return expert.to(self.torch_device)
 
     def gate(self, latent_dim: int) -> Gate:
         """A fresh gate over all clients' experts, the same on every client."""
         gate = self.config.gate
-        with seeded(networks.initial_seed(self.config, "gate")):
+        with seeded(initial_seed(self.config, "gate")):
             fresh = Gate(
                 latent_dim,
                 self.num_clients,

@@ -23,8 +23,8 @@ class Trained:
         num_examples: Weighs this client in every average.
         losses: By expert: on held-out samples.
         samples: By expert: how many trained it; ``num_examples`` each if left out.
-        shares: Of the held-out samples, the share the gate sends to each expert of the whole
-            mixture; empty if the gate cannot tell.
+        shares: Shares of the held-out samples that the gate sends to each expert of the whole
+            mixture, [E]; empty if the gate cannot tell.
     """
 
     loss: float
@@ -43,8 +43,8 @@ def answer_assigned(
     it is given the names of.
 
     Args:
-        message: Of ``ExpertAlignment``: extractor, gate and the assigned experts.
-        module: Its state dict has all names that may come.
+        message: What ``ExpertAlignment`` sent: extractor, gate and the assigned experts.
+        module: The mixture; its state dict has all names that may come.
         train: Called with the names of the assigned experts.
 
     Raises:
