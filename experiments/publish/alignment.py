@@ -24,10 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.publish.figures import small
 from experiments.publish.run import publish
 from nmoe_flower.client_app import app
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.files import write_bytes
 from nmoe_flower.report import load_runs
 from nmoe_flower.report.alignment import alignment_table, most_bytes
 from nmoe_flower.report.alignment_figures import draw_alignment
@@ -96,9 +98,10 @@ def publish_all(runs: list[Path], out: Path, target: Path) -> None:
     for run in runs:
         config = Config.load(run / "config.toml")
         variant = target / run.name.removesuffix(f"-{config.run.seed}")
-        publish(run, variant, audit=run.name == "joint-0")
-    for name in ("table.txt", "assignments.png", "alignment.png"):
-        shutil.copy(out / name, target / name)
+        publish(run, variant, rounds=True, audit=run.name == "joint-0")
+    shutil.copy(out / "table.txt", target / "table.txt")
+    for name in ("assignments.png", "alignment.png"):
+        write_bytes(target / name, small(out / name))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,8 +3,9 @@
     python -m experiments.publish run runs/cifar10-quick fedce/quick [--figures accuracy rounds]
 
 ``results/<study>/<variant>/seed-N/`` gets configuration and provenance; the results, per client
-with six significant digits; and of ``rounds.jsonl`` what a figure needs: metrics, bytes and seconds
-of at most fifty rounds of each stage, the last among them, with five digits.
+with six significant digits; and, where a page shows how the run went, of ``rounds.jsonl`` what its
+figures are drawn from, with five digits. ``--rounds`` keeps more of some: the metrics of at most
+fifty rounds of each stage, the last among them.
 """
 
 import argparse
@@ -12,25 +13,45 @@ import json
 import shutil
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from experiments.publish.figures import small
 from experiments.publish.published import RESULTS
+from nmoe_flower.files import write_bytes
 
 _KEPT = 50  # rounds of a stage
-_COLUMNS = ("stage", "round", "metrics", "bytes_up", "bytes_down", "seconds")
+_COLUMNS = ("stage", "round", "metrics")
+_TRAFFIC = ("bytes_up", "bytes_down")
+# Of the second system, what its curves are drawn from.
+_CURVES = {
+    "alignment": ("load-variation", "load-variation-total", "bytes-to-part", "elapsed-seconds"),
+    "alignment-test": ("accuracy-iid",),
+}
+_OVER_ROUNDS: dict[str, Callable[[str], bool]] = {
+    "rounds": lambda name: "loss" in name or "accuracy" in name,
+    "representation": lambda name: name != "loss",
+}
 
 
-def publish(run: Path, variant: Path, *, figures: Sequence[str] = (), audit: bool = False) -> Path:
+def publish(
+    run: Path,
+    variant: Path,
+    *,
+    figures: Sequence[str] = (),
+    rounds: bool = False,
+    audit: bool = False,
+) -> Path:
     """Copy a finished run into ``variant/seed-N``; returns that folder.
 
     Args:
         run: A run folder with results.
         variant: ``results/<study>/<variant>``.
         figures: Names of the figures that pages show, without suffix.
+        rounds: Keep the rounds, too; figures that are drawn over rounds keep them anyway.
         audit: Keep who was assigned what in each round of the second system, too.
     """
     config = portable(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
@@ -44,14 +65,13 @@ def publish(run: Path, variant: Path, *, figures: Sequence[str] = (), audit: boo
             row["per_client"] = rounded(row.get("per_client", {}), 6)
         results["routing"] = rounded(results.get("routing", {}), 6)
         _write(target / "results.json", table(results))
-    if (run / "rounds.jsonl").is_file():
-        _write(
-            target / "rounds.jsonl",
-            "".join(_lines(run / "rounds.jsonl", (*_COLUMNS, "audit") if audit else _COLUMNS)),
-        )
+    if rounds or _OVER_ROUNDS.keys() & set(figures):
+        kept = lines(run / "rounds.jsonl", figures=figures, audit=audit)
+        _write(target / "rounds.jsonl", "".join(kept))
     for name in figures:
         (target / "figures").mkdir(exist_ok=True)
-        shutil.copy(run / "figures" / f"{name}.png", target / "figures" / f"{name}.png")
+        picture = small(run / "figures" / f"{name}.png")
+        write_bytes(target / "figures" / f"{name}.png", picture)
     return target
 
 
@@ -93,20 +113,35 @@ def table(results: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _lines(path: Path, columns: Sequence[str]) -> Iterable[str]:
+def lines(path: Path, *, figures: Sequence[str] = (), audit: bool = False) -> Iterator[str]:
+    """What is kept of a ``rounds.jsonl``: all that the figures need, or without one, some of it."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    needs = [need for name, need in _OVER_ROUNDS.items() if name in figures]
+    kept = range(len(records)) if needs else _some(records)
+    for place in kept:
+        found = records[place]
+        curves = _CURVES.get(found["stage"])
+        columns = (*_COLUMNS, *(_TRAFFIC if curves else ()), *(("audit",) if audit else ()))
+        line = {name: found[name] for name in columns if found.get(name) is not None}
+        line["metrics"] = {
+            name: value
+            for name, value in (found["metrics"] or {}).items()
+            if (not curves or name in curves) and (not needs or any(need(name) for need in needs))
+        }
+        if line["metrics"]:
+            yield json.dumps(rounded(line, 5)) + "\n"
+
+
+def _some(records: Sequence[dict[str, Any]]) -> list[int]:
+    """Places of at most `_KEPT` records of each stage, from the last one back."""
     stages: dict[str, list[int]] = defaultdict(list)
     for place, record in enumerate(records):
         if record["metrics"]:
             stages[record["stage"]].append(place)
     kept = set()
     for places in stages.values():
-        step = max(1, -(-len(places) // _KEPT))
-        kept |= set(places[::-step])  # from the last one back
-    for place in sorted(kept):
-        found = records[place]
-        line = {name: found[name] for name in columns if found.get(name) is not None}
-        yield json.dumps(rounded(line, 5)) + "\n"
+        kept |= set(places[:: -max(1, -(-len(places) // _KEPT))])
+    return sorted(kept)
 
 
 def _write(path: Path, text: str) -> None:
@@ -121,6 +156,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
     parser.add_argument("variant", metavar="STUDY/VARIANT")
     parser.add_argument("--figures", nargs="*", default=[], metavar="NAME")
+    parser.add_argument("--rounds", action="store_true", help="keep rounds that no figure needs")
     args = parser.parse_args(argv)
-    print(publish(args.run, RESULTS / args.variant, figures=args.figures))
+    print(publish(args.run, RESULTS / args.variant, figures=args.figures, rounds=args.rounds))
     return 0

@@ -1,0 +1,64 @@
+"""What is kept of a finished run, and that its tables and figures come from that alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from experiments.publish import figures, run
+from experiments.publish.published import RESULTS
+from nmoe_flower.report import load_runs
+from nmoe_flower.report.aligned import alignment_table
+
+
+@pytest.mark.parametrize("study", ["one-class", "two-classes", "digits"])
+def test_the_table_of_the_policies_is_what_the_published_runs_say(study: str) -> None:
+    folder = RESULTS / f"alignment-{study}"
+    runs = load_runs(sorted(path.parent for path in folder.glob("*/seed-*/results.json")))
+    stored = (folder / "table.txt").read_text(encoding="utf-8")
+    assert alignment_table(runs).rstrip() + "\n" == stored
+
+
+def rounds(path: Path, stages: dict[str, int], **metrics: object) -> Path:
+    records = [
+        {"stage": stage, "round": number, "metrics": metrics, "clients": 2, "seconds": 1 / 3,
+         "bytes_up": 8, "bytes_down": 8}
+        for stage, last in stages.items() for number in range(1, last + 1)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_without_a_figure_some_rounds_are_kept_the_last_among_them(tmp_path: Path) -> None:
+    path = rounds(tmp_path / "rounds.jsonl", {"extractor": 120, "gate": 3}, loss=1 / 3)
+    kept = [json.loads(line) for line in run.lines(path)]
+    assert [r["round"] for r in kept if r["stage"] == "extractor"] == list(range(3, 121, 3))
+    assert [r["round"] for r in kept if r["stage"] == "gate"] == [1, 2, 3]
+    assert kept[0] == {"stage": "extractor", "round": 3, "metrics": {"loss": 0.33333}}
+
+
+def test_with_a_figure_all_that_it_is_drawn_from_is_kept(tmp_path: Path) -> None:
+    path = rounds(tmp_path / "rounds.jsonl", {"extractor": 120}, loss=1.0, **{"effective-rank": 2})
+    for figure, metrics in (("rounds", {"loss": 1.0}), ("representation", {"effective-rank": 2})):
+        kept = [json.loads(line) for line in run.lines(path, figures=["accuracy", figure])]
+        assert len(kept) == 120
+        assert kept[0]["metrics"] == metrics
+
+
+def test_the_second_systems_curves_keep_their_bytes(tmp_path: Path) -> None:
+    path = rounds(tmp_path / "rounds.jsonl", {"alignment": 1, "alignment-test": 1},
+                  **{"loss": 1.0, "bytes-to-part": 1.0, "accuracy-iid": 0.5})  # fmt: skip
+    kept = [json.loads(line) for line in run.lines(path)]
+    assert [r["metrics"] for r in kept] == [{"bytes-to-part": 1.0}, {"accuracy-iid": 0.5}]
+    assert kept[0]["bytes_up"] == 8
+
+
+def test_a_figure_keeps_its_size_and_looks(tmp_path: Path) -> None:
+    drawn = Image.linear_gradient("L").convert("RGBA")
+    drawn.save(tmp_path / "drawn.png")
+    (tmp_path / "small.png").write_bytes(figures.small(tmp_path / "drawn.png"))
+    with Image.open(tmp_path / "small.png") as kept:
+        assert kept.mode == "P"
+        assert kept.size == drawn.size
+        assert kept.convert("RGB").tobytes() == drawn.convert("RGB").tobytes()
