@@ -9,7 +9,7 @@ from PIL import Image
 from experiments.publish import figures, run
 from experiments.publish.published import RESULTS
 from nmoe_flower.report import load_runs
-from nmoe_flower.report.aligned import alignment_table
+from nmoe_flower.report.alignment import alignment_table
 
 
 @pytest.mark.parametrize("study", ["one-class", "two-classes", "digits"])
