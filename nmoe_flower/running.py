@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 
 from nmoe_flower.config import Config, Override
 from nmoe_flower.data import ImageData, usage, with_features
-from nmoe_flower.engine import InProcessGrid, require_ray, run_simulation, write_app
-from nmoe_flower.engine.signals import interruptible
+from nmoe_flower.engine import InProcessGrid, interruptible, require_ray, run_simulation, write_app
 from nmoe_flower.errors import ConfigError, EngineError, LockedError
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import Follower, Format, Progress, make_progress

@@ -12,8 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from nmoe_flower.config import Config
-from nmoe_flower.engine import flower
-from nmoe_flower.engine.signals import uninterrupted
+from nmoe_flower.engine import flower, uninterrupted
 from nmoe_flower.errors import NMoEError, RoundError
 from nmoe_flower.lock import locked
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline

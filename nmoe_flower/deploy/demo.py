@@ -13,7 +13,7 @@ from nmoe_flower.deploy.checks import check
 from nmoe_flower.deploy.federation import LocalFederation, local_plan
 from nmoe_flower.deploy.folder import FederationPlan, for_deployment
 from nmoe_flower.deploy.sandbox import Sandbox
-from nmoe_flower.engine.signals import interruptible
+from nmoe_flower.engine import interruptible
 from nmoe_flower.errors import ConfigError, EngineError
 from nmoe_flower.pipeline import exchanges
 

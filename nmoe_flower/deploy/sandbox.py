@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from nmoe_flower.engine import processes
-from nmoe_flower.engine.programs import excerpt
-from nmoe_flower.engine.signals import uninterrupted
+from nmoe_flower.engine import excerpt, processes, uninterrupted
 from nmoe_flower.errors import EngineError
 
 __all__ = ["Sandbox", "free_ports", "tail"]

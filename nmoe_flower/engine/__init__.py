@@ -3,7 +3,8 @@
 from nmoe_flower.engine.answering import describe
 from nmoe_flower.engine.app_folder import export_app, write_app
 from nmoe_flower.engine.inprocess import InProcessGrid
-from nmoe_flower.engine.programs import require_ray
+from nmoe_flower.engine.programs import excerpt, require_ray
+from nmoe_flower.engine.signals import interruptible, uninterrupted
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.superlink import run_simulation
 
@@ -11,8 +12,11 @@ __all__ = [
     "InProcessGrid",
     "StreamingGrid",
     "describe",
+    "excerpt",
     "export_app",
+    "interruptible",
     "require_ray",
     "run_simulation",
+    "uninterrupted",
     "write_app",
 ]

@@ -26,7 +26,7 @@ from nmoe_flower.models.nmoe import (
 from nmoe_flower.models.norm import StandardisedConv2d
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
-from nmoe_flower.models.routing import Router, Routing, route_top_k
+from nmoe_flower.models.routing import Router, Routing, check_top_k, route_top_k
 from nmoe_flower.models.untrained import LocalGate, PrototypeGate, RandomGate
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "build_extractor",
     "check_backbone",
     "check_gate",
+    "check_top_k",
     "choose_prior",
     "combine",
     "configured_extractor",

@@ -18,8 +18,7 @@ from nmoe_flower.inference.ask.record import CallRecord
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.protocol import PeerList
-from nmoe_flower.models import NMoE
-from nmoe_flower.models.routing import check_top_k
+from nmoe_flower.models import NMoE, check_top_k
 
 __all__ = ["Answer", "Client", "identity_of"]
 
