@@ -129,9 +129,9 @@ class Action(StrEnum):
     ROUTE = "evaluate.route"
     MIXTURE = "query.mixture"
     GIVEN = "query.given"
-    ALIGNED = "train.aligned"
+    ALIGNMENT = "train.aligned"
     PROBE = "query.probe"
-    ALIGNED_TEST = "evaluate.aligned"
+    ALIGNMENT_TEST = "evaluate.aligned"
 
     @property
     def verb(self) -> str:

@@ -268,7 +268,7 @@ def _rehearse_alignment(
     from nmoe_flower.clients.device import experts_of, fresh_body
     from nmoe_flower.data import label_counts
     from nmoe_flower.models import Gate, check_backbone
-    from nmoe_flower.pipeline import rehearse_assignment
+    from nmoe_flower.pipeline import rehearse_alignment
 
     settings, shape = config.alignment, data.image_shape
     rows = min(2, settings.batch_size, min(len(client.train) for client in clients))
@@ -300,7 +300,7 @@ def _rehearse_alignment(
     counts = label_counts(data.train.labels, [c.train for c in clients], data.num_classes)
     bounds = f"alignment.capacity, lo = {settings.lo}, hi = {settings.hi}"
     with _under(bounds):
-        rehearse_assignment(config, counts, sum(p.numel() for p in expert.parameters()))
+        rehearse_alignment(config, counts, sum(p.numel() for p in expert.parameters()))
 
 
 def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> None:

@@ -18,7 +18,7 @@ from nmoe_flower.errors import ConfigError
 
 FEW = ["data.num-clients=4", "data.train-per-client=60", "data.test-per-client=10"]
 FEDSC = "extractor.method=fedsc"
-ALIGNED = "run.system=aligned"
+ALIGNMENT = "run.system=aligned"
 PRIVATE = f"{FEDSC} privacy.enabled=true"
 HUGE = "99999999999999999999"
 LONG = "9" * 5000
@@ -150,22 +150,22 @@ ROWS: dict[str, list[str]] = {
     ],
     "gate.prior": CHOICE,
     "alignment.policy": CHOICE,
-    "alignment.experts": ["-1", f"4000000|{ALIGNED}"],
+    "alignment.experts": ["-1", f"4000000|{ALIGNMENT}"],
     "alignment.capacity": ["-1", "0", "0,0", "1,-1", ""],
     "alignment.rounds": BELOW_1,
     "alignment.local-steps": BELOW_1,
     "alignment.batch-size": [
-        *BELOW_1, f"1|{ALIGNED} extractor.norm=batch extractor.stem=pool",
+        *BELOW_1, f"1|{ALIGNMENT} extractor.norm=batch extractor.stem=pool",
     ],
     "alignment.learning-rate": NOT_ABOVE_0,
     "alignment.momentum": SHARE_BELOW_1,
     "alignment.weight-decay": BELOW_0,
     "alignment.fraction-train": SHARE_ABOVE_0,
     "alignment.extractor": CHOICE,
-    "alignment.filters": [*BELOW_1, f"4000000000|{ALIGNED} alignment.extractor=filters"],
-    "alignment.filter-size": ["1", "-1", f"8|{ALIGNED} alignment.extractor=filters"],
+    "alignment.filters": [*BELOW_1, f"4000000000|{ALIGNMENT} alignment.extractor=filters"],
+    "alignment.filter-size": ["1", "-1", f"8|{ALIGNMENT} alignment.extractor=filters"],
     "alignment.filter-stride": [
-        *BELOW_1, f"4294967295|{ALIGNED} alignment.extractor=filters",
+        *BELOW_1, f"4294967295|{ALIGNMENT} alignment.extractor=filters",
     ],
     "alignment.gate": [*CHOICE, "closed-form"],
     "alignment.gate-learning-rate": BELOW_0,
@@ -186,13 +186,13 @@ ROWS: dict[str, list[str]] = {
     "alignment.usage-weight": BELOW_0,
     "alignment.deficit-weight": BELOW_0,
     "alignment.scale": [*CHOICE, "Z"],
-    "alignment.lo": ["-2", "0|alignment.policy=random", f"3|{ALIGNED}"],
-    "alignment.hi": ["-2", "0|alignment.lo=1", f"0|{ALIGNED}"],
+    "alignment.lo": ["-2", "0|alignment.policy=random", f"3|{ALIGNMENT}"],
+    "alignment.hi": ["-2", "0|alignment.lo=1", f"0|{ALIGNMENT}"],
     "alignment.devices": ["toaster", "phone,toaster"],
-    "alignment.trace": [*NUL, f"missing.json|{ALIGNED}", f".|{ALIGNED}"],
+    "alignment.trace": [*NUL, f"missing.json|{ALIGNMENT}", f".|{ALIGNMENT}"],
     "alignment.estimate-capacity": [*SWITCH, "true"],
     "alignment.deadline": BELOW_0,
-    "alignment.top-k": [*BELOW_1, f"5|{ALIGNED}"],
+    "alignment.top-k": [*BELOW_1, f"5|{ALIGNMENT}"],
     "alignment.evaluate-every": BELOW_1,
     "run.name": ["", "../up", "a/b", "-x", ".", "a" * 200, "a b"],
     "run.system": CHOICE,

@@ -212,7 +212,7 @@ def test_a_private_run_killed_in_stage_one_forgets_no_release(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_an_aligned_run_killed_in_training_goes_on_with_its_assignments(tmp_path: Path) -> None:
+def test_an_alignment_run_killed_in_training_goes_on_with_its_assignments(tmp_path: Path) -> None:
     """Fitness, usage, deficits, loads, devices' clock and lots: the audit tells of all of them."""
     aligned = {
         "run.system": "aligned", "run.controls": "", "data.scheme": "pathological",

@@ -1,4 +1,4 @@
-"""The aligned system at the client: train the assigned experts (strategies/alignment.py)."""
+"""The alignment system at the client: train the assigned experts (strategies/alignment.py)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import metrics, records
-from nmoe_flower.clients.device import MixtureClient, device_of, fresh_mixture
+from nmoe_flower.clients.device import AlignmentClient, device_of, fresh_mixture
 from nmoe_flower.clients.plugin import Trained, answer_assigned
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance_global
-from nmoe_flower.models import assigned_loss, mixed
+from nmoe_flower.models import alignment_loss, mixed
 from nmoe_flower.records import (
     ARRAYS,
     NUM_EXAMPLES,
@@ -33,7 +33,7 @@ __all__ = ["initial", "keep_given", "probe", "test", "train"]
 def initial(message: Message, context: Context) -> Message:
     """The initial mixture, the same on every client of a seed; and what training it costs."""
     device = device_of(context)
-    client = MixtureClient(device)
+    client = AlignmentClient(device)
     data = device.data
     fresh = fresh_mixture(device.config, data.image_shape, data.num_classes)
     expert = sum(p.numel() for p in fresh.experts["0"].parameters())
@@ -47,14 +47,14 @@ def initial(message: Message, context: Context) -> Message:
 
 def keep_given(message: Message, context: Context) -> Message:
     """Keep the extractor of stage 1, which stays as it is."""
-    client = MixtureClient(device_of(context))
+    client = AlignmentClient(device_of(context))
     client.keep_extractor(records.to_numpy(message.content.array_records[ARRAYS]))
     return records.reply(message, metrics={NUM_EXAMPLES: len(client.device.train_labels)})
 
 
 def train(message: Message, context: Context) -> Message:
     """Train the assigned experts, with the gate limited to them; tell how they did."""
-    client = MixtureClient(device_of(context))
+    client = AlignmentClient(device_of(context))
     told = records.config_of(message)
     server_round, held = int(told[SERVER_ROUND]), [int(e) for e in told[FeedbackKey.EXPERTS]]
     own_gate = client.device.config.alignment.gate == "local"
@@ -73,7 +73,9 @@ def train(message: Message, context: Context) -> Message:
     return answer
 
 
-def _train(client: MixtureClient, held: Sequence[int], server_round: int, loads: Tensor) -> Trained:
+def _train(
+    client: AlignmentClient, held: Sequence[int], server_round: int, loads: Tensor
+) -> Trained:
     device, settings = client.device, client.device.config.alignment
     learners, kept = client.learners(held), client.split[0]
     labels = torch.from_numpy(device.train_labels).to(device.torch_device)
@@ -102,7 +104,7 @@ def _train(client: MixtureClient, held: Sequence[int], server_round: int, loads:
             rows = latents[chosen]
         scores = network.gate(rows)
         answers = network.answers(rows, held).float()
-        loss = assigned_loss(scores, answers, labels[chosen], held, anchor=settings.anchor)
+        loss = alignment_loss(scores, answers, labels[chosen], held, anchor=settings.anchor)
         if settings.balance and len(loads) and bool(loads.sum() > 0):
             balance = load_balance_global(scores.softmax(dim=1), loads.to(scores.device))
             loss = loss + settings.balance * balance
@@ -127,7 +129,7 @@ def _train(client: MixtureClient, held: Sequence[int], server_round: int, loads:
 
 
 @torch.inference_mode()
-def _judge(client: MixtureClient, held: Sequence[int]) -> tuple[list[float], list[float]]:
+def _judge(client: AlignmentClient, held: Sequence[int]) -> tuple[list[float], list[float]]:
     """On held-out images: loss of each held expert, and the gate's shares over all experts."""
     device, rows = client.device, client.split[1]
     labels = torch.from_numpy(device.train_labels[rows]).to(device.torch_device)
@@ -146,7 +148,7 @@ def _shares(scores: Tensor) -> list[float]:
 
 
 @torch.inference_mode()
-def _statistics(client: MixtureClient, held: Sequence[int], want_moment: bool) -> ArrayRecord:
+def _statistics(client: AlignmentClient, held: Sequence[int], want_moment: bool) -> ArrayRecord:
     """Sums of the gate's inputs per held expert, each sample shared out by responsibility."""
     device, kept = client.device, client.split[0]
     latents = client.latents("train")[kept]
@@ -175,7 +177,7 @@ def _without_gate(record: ArrayRecord) -> ArrayRecord:
 @torch.inference_mode()
 def probe(message: Message, context: Context) -> Message:
     """A newcomer's cold start: where the gate would send its samples; no expert is needed."""
-    client = MixtureClient(device_of(context))
+    client = AlignmentClient(device_of(context))
     _load(client, message)
     rows = client.split[1]
     whole = client.extracted("train") if client.is_trained else client.latents("train")
@@ -188,7 +190,7 @@ def probe(message: Message, context: Context) -> Message:
 @torch.inference_mode()
 def test(message: Message, context: Context) -> Message:
     """Both tests by the received experts: all of them, or those placed on this client."""
-    client = MixtureClient(device_of(context))
+    client = AlignmentClient(device_of(context))
     device, network = client.device, client.network
     _load(client, message)
     told = records.config_of(message)
@@ -217,7 +219,7 @@ def test(message: Message, context: Context) -> Message:
     return records.reply(message, metrics=found)
 
 
-def _load(client: MixtureClient, message: Message) -> None:
+def _load(client: AlignmentClient, message: Message) -> None:
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     state = client.network.state_dict()
     records.load_into({name: state[name] for name in arrays}, arrays)

@@ -1,6 +1,6 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
-from nmoe_flower.models.alignment import AlignedMixture, assigned_loss, mixed
+from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
 from nmoe_flower.models.classifier import Classifier
 from nmoe_flower.models.configured import (
     Backbone,
@@ -30,7 +30,7 @@ from nmoe_flower.models.routing import Router, Routing, check_top_k, route_top_k
 from nmoe_flower.models.untrained import LocalGate, PrototypeGate, RandomGate
 
 __all__ = [
-    "AlignedMixture",
+    "AlignmentMixture",
     "Backbone",
     "CachedExperts",
     "CentralizedMoE",
@@ -53,7 +53,7 @@ __all__ = [
     "Router",
     "Routing",
     "StandardisedConv2d",
-    "assigned_loss",
+    "alignment_loss",
     "build_extractor",
     "check_backbone",
     "check_gate",

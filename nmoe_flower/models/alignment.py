@@ -1,4 +1,4 @@
-"""The mixture of the aligned system: one module with extractor, gate and experts by name."""
+"""The mixture of the alignment system: one module with extractor, gate and experts by name."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from nmoe_flower.models.extractor import Extractor
 from nmoe_flower.models.gate import Gate
 from nmoe_flower.models.nmoe import LocalExperts
 
-__all__ = ["AlignedMixture", "assigned_loss", "mixed"]
+__all__ = ["AlignmentMixture", "alignment_loss", "mixed"]
 
 
-class AlignedMixture(nn.Module):
+class AlignmentMixture(nn.Module):
     """Extractor, gate and experts; a client that holds a few experts uses only those.
 
     Attributes:
@@ -39,7 +39,7 @@ class AlignedMixture(nn.Module):
         return torch.stack([self.expert(number)(latents) for number in held], dim=1)
 
 
-def assigned_loss(
+def alignment_loss(
     scores: Tensor, logits: Tensor, labels: Tensor, held: Sequence[int], *, anchor: float = 0.0
 ) -> Tensor:
     """``-log sum_a p(a | held) p_a(y)``, and the gate's call for the held experts.

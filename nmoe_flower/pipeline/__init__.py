@@ -4,7 +4,7 @@ A finished stage is checkpointed and never repeated; a run that was killed goes 
 it was in.
 """
 
-from nmoe_flower.pipeline.alignment import rehearse_assignment
+from nmoe_flower.pipeline.alignment import rehearse_alignment
 from nmoe_flower.pipeline.artifacts import Artifacts
 from nmoe_flower.pipeline.ask import Holding, gather, holdings
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
@@ -27,6 +27,6 @@ __all__ = [
     "gather",
     "given_weights",
     "holdings",
-    "rehearse_assignment",
+    "rehearse_alignment",
     "run_pipeline",
 ]

@@ -10,14 +10,14 @@ SECONDS_PER_EXCHANGE = 6.0  # an idle SuperNode looks every 3 s, then starts a P
 
 
 def exchanges(config: Config) -> dict[str, int]:
-    """Round trips by stage, as in ``rounds.jsonl``; an upper bound for the aligned system.
+    """Round trips by stage, as in ``rounds.jsonl``; an upper bound for the alignment system.
 
     >>> counted = exchanges(Config.parse({"gate.methods": "federated", "run.controls": ""}))
     >>> counted["extractor"], counted["extractor-test"], sum(counted.values())
     (120, 10, 176)
     """
     if config.run.system == "aligned":
-        return _aligned(config)
+        return _alignment(config)
     counted = {"identity": 1, "describe": 1, "initial": 1, **_extractor(config)}
     if config.head.rounds:
         counted |= {"latents": 1, "head": config.head.rounds}
@@ -55,7 +55,7 @@ _GATES: dict[str, Callable[[Config], int]] = {
 }
 
 
-def _aligned(config: Config) -> dict[str, int]:
+def _alignment(config: Config) -> dict[str, int]:
     rounds, every = config.alignment.rounds, max(1, config.alignment.evaluate_every)
     tests = -(-rounds // every)
     counted = {

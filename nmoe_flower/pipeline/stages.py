@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nmoe_flower.pipeline.alignment import evaluate_aligned, train_aligned, train_first
+from nmoe_flower.pipeline.alignment import evaluate_alignment, train_alignment, train_first
 from nmoe_flower.pipeline.ask import check_unchanged
 from nmoe_flower.pipeline.networked import (
     evaluate,
@@ -46,9 +46,9 @@ SYSTEMS = {
     "aligned": System(
         {
             "extractor": train_first,
-            "alignment": train_aligned,
+            "alignment": train_alignment,
         },
-        evaluate_aligned,
+        evaluate_alignment,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Runs of the aligned system side by side: what each policy reached, when, and at what cost."""
+"""Runs of the alignment system side by side: what each policy reached, when, and at what cost."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ __all__ = [
     "Curve",
     "alignment_table",
     "curve_of",
-    "is_aligned",
+    "is_alignment",
     "most_bytes",
     "policy_names",
     "reached",
@@ -35,8 +35,8 @@ _ORDER = (
 )
 
 
-def is_aligned(run: FinishedRun) -> bool:
-    """Whether a run is of the aligned system."""
+def is_alignment(run: FinishedRun) -> bool:
+    """Whether a run is of the alignment system."""
     return isinstance(run.results.get("alignment"), dict)
 
 

@@ -1,4 +1,4 @@
-"""Figures of the aligned system: who trained what, loads, accuracy against what it costs."""
+"""Figures of the alignment system: who trained what, loads, accuracy against what it costs."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle

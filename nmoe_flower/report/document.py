@@ -8,7 +8,7 @@ from typing import Any
 
 from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.report.accuracy import draw_accuracy
-from nmoe_flower.report.alignment import alignment_table, is_aligned
+from nmoe_flower.report.alignment import alignment_table, is_alignment
 from nmoe_flower.report.alignment_figures import draw_alignment
 from nmoe_flower.report.comparison import paper_table, paper_to_markdown
 from nmoe_flower.report.figures import draw_partition, draw_routing
@@ -84,7 +84,7 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
     if has_representation(rounds):
         drawn.append(folder / "representation.png")
         draw_representation(rounds, drawn[-1], note=note)
-    return drawn + (draw_alignment(seeds or [run], folder) if is_aligned(run) else [])
+    return drawn + (draw_alignment(seeds or [run], folder) if is_alignment(run) else [])
 
 
 def _gate_and_test(name: str) -> tuple[str, str]:
@@ -127,7 +127,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     parts = ["# Results", "", "## Runs", "", *_runs(runs), "", *_differing(runs)]
     parts += ["## Per gate", "", to_markdown(table)]
     with all_or_none(out) as new:
-        parts += _alignment([run for run in runs if is_aligned(run)], new)
+        parts += _alignment([run for run in runs if is_alignment(run)], new)
         if paper:
             parts += ["## Beside the paper", "", paper]
         parts += [*representation_lines(runs), *privacy_lines(runs)]
@@ -139,7 +139,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def _alignment(runs: Sequence[FinishedRun], out: Path) -> list[str]:
-    """The section on policies side by side; nothing without runs of the aligned system."""
+    """The section on policies side by side; nothing without runs of the alignment system."""
     if not runs:
         return []
     drawn = draw_alignment(runs, out / "figures")

@@ -1,4 +1,4 @@
-"""The aligned system comes to the same weights, loads and bytes on every engine."""
+"""The alignment system comes to the same weights, loads and bytes on every engine."""
 
 import json
 from pathlib import Path

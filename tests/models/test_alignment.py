@@ -5,7 +5,7 @@ import torch
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models import Expert
-from nmoe_flower.models.alignment import assigned_loss, mixed
+from nmoe_flower.models.alignment import alignment_loss, mixed
 from nmoe_flower.models.filters import FilterBank
 
 
@@ -13,10 +13,10 @@ def test_the_loss_of_one_expert_is_cross_entropy_and_the_anchor_trains_the_gate(
     """One held expert, two classes, even logits: log 2. Two even gate scores: log 2 more."""
     scores = torch.zeros(1, 2, requires_grad=True)
     logits, labels = torch.zeros(1, 1, 2), torch.tensor([1])
-    plain = assigned_loss(scores, logits, labels, [0])
+    plain = alignment_loss(scores, logits, labels, [0])
     assert float(plain.detach()) == pytest.approx(math.log(2))
     assert torch.autograd.grad(plain, scores)[0].abs().max() == 0
-    anchored = assigned_loss(scores, logits, labels, [0], anchor=1.0)
+    anchored = alignment_loss(scores, logits, labels, [0], anchor=1.0)
     assert float(anchored.detach()) == pytest.approx(2 * math.log(2))
     assert torch.autograd.grad(anchored, scores)[0].tolist() == [[-0.5, 0.5]]
 
@@ -24,7 +24,7 @@ def test_the_loss_of_one_expert_is_cross_entropy_and_the_anchor_trains_the_gate(
 def test_the_loss_of_two_experts_is_that_of_their_mixture() -> None:
     """Even gate between p(y) = 0.9 and 0.1: -log 0.5."""
     logits = torch.log(torch.tensor([[[0.9, 0.1], [0.1, 0.9]]]))
-    loss = assigned_loss(torch.zeros(1, 3), logits, torch.tensor([0]), [0, 2])
+    loss = alignment_loss(torch.zeros(1, 3), logits, torch.tensor([0]), [0, 2])
     assert float(loss) == pytest.approx(math.log(2))
 
 

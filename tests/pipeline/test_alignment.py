@@ -1,4 +1,4 @@
-"""The aligned system from data to results, interrupted and resumed, with every kind of gate."""
+"""The alignment system from data to results, interrupted and resumed, with every kind of gate."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -7,7 +7,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.pipeline import exchanges
 from nmoe_flower.server_app import cost_in_words
 
-ALIGNED = {
+ALIGNMENT = {
     "run.system": "aligned", "run.controls": "", "gate.methods": "local",
     "alignment.extractor": "stage-1", "alignment.rounds": 2, "extractor.rounds": 2,
 }  # fmt: skip
@@ -25,9 +25,9 @@ def test_the_count_is_what_a_run_writes(new_pipeline: Any) -> None:
     assert {"identity": 1, **counted(pipeline)} == exchanges(pipeline.config)
 
 
-def test_the_aligned_system_on_an_extractor_of_stage_1_counts_both(new_pipeline: Any) -> None:
+def test_the_alignment_system_on_an_extractor_of_stage_1_counts_both(new_pipeline: Any) -> None:
     """``probe`` is an upper bound: only newcomers are probed, and here is none."""
-    pipeline = new_pipeline("aligned", ALIGNED)
+    pipeline = new_pipeline("aligned", ALIGNMENT)
     pipeline()
     assert {"identity": 1, "probe": 1, **counted(pipeline)} == exchanges(pipeline.config)
 

@@ -62,7 +62,7 @@ def test_fedsc_learns_a_table_without_labels(new_pipeline: New, wine: Path) -> N
     assert probes[-1]["probe-accuracy"] > 0.8
 
 
-def test_the_aligned_system_works_on_a_table(new_pipeline: New, wine: Path) -> None:
+def test_the_alignment_system_works_on_a_table(new_pipeline: New, wine: Path) -> None:
     changes = {"run.system": "aligned", "alignment.rounds": 3, "run.controls": ""}
     found = accuracies(new_pipeline("aligned", settings(wine, **changes))())
     assert set(found) == {"mixture", "placed"}

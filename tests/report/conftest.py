@@ -130,8 +130,8 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def aligned_run(tmp_path: Path) -> Callable[..., Path]:
-    """Write a finished run of the aligned system: its policy, seed and number of experts."""
+def alignment_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a finished run of the alignment system: its policy, seed and number of experts."""
 
     def make(policy: str, seed: int, *, experts: int = 0, rounds: int = 30) -> Path:
         config = Config.parse(

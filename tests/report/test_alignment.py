@@ -1,4 +1,4 @@
-"""Runs of the aligned system side by side: the numbers of the table, and the figures."""
+"""Runs of the alignment system side by side: the numbers of the table, and the figures."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ PUBLISHED = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture
-def folders(aligned_run: Any) -> list[Path]:
-    return [aligned_run(policy, seed) for policy in ("joint", "greedy") for seed in (0, 1)]
+def folders(alignment_run: Any) -> list[Path]:
+    return [alignment_run(policy, seed) for policy in ("joint", "greedy") for seed in (0, 1)]
 
 
 def cells(line: str) -> list[str]:
@@ -91,14 +91,14 @@ def test_a_target_must_be_held() -> None:
     assert np.isnan(reached(curve, 0.6))
 
 
-def test_configurations_of_one_policy_are_told_apart(aligned_run: Any) -> None:
-    folders = [aligned_run("joint", 0), aligned_run("joint", 0, experts=1)]
+def test_configurations_of_one_policy_are_told_apart(alignment_run: Any) -> None:
+    folders = [alignment_run("joint", 0), alignment_run("joint", 0, experts=1)]
     assert list(policy_names(load_runs(folders)).values()) == ["single model", "joint"]
-    longer = [*folders, aligned_run("joint", 0, experts=1, rounds=44)]
+    longer = [*folders, alignment_run("joint", 0, experts=1, rounds=44)]
     assert sorted(policy_names(load_runs(longer)).values()) == [
         "joint", "single model, 30 rounds", "single model, 44 rounds",
     ]  # fmt: skip
-    again = [*folders, aligned_run("joint", 0, experts=2)]
+    again = [*folders, alignment_run("joint", 0, experts=2)]
     assert list(policy_names(load_runs(again)).values()) == [
         "single model", f"joint ({config(again[0])})", f"joint ({config(again[2], 3)})",
     ]  # fmt: skip
@@ -126,9 +126,9 @@ def test_one_run_has_its_figures_too(folders: list[Path]) -> None:
 
 def test_runs_of_other_systems_have_no_such_section() -> None:
     run: Any = FinishedRun(Path(), Config.parse({}), {"rows": []}, {})
-    from nmoe_flower.report.alignment import is_aligned
+    from nmoe_flower.report.alignment import is_alignment
 
-    assert not is_aligned(run)
+    assert not is_alignment(run)
 
 
 def test_drawing_takes_the_first_seed_of_each(folders: list[Path], tmp_path: Path) -> None:

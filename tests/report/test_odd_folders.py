@@ -192,9 +192,9 @@ def test_a_run_named_twice_counts_once_and_says_so(
 
 @pytest.mark.usefixtures("undrawn")
 def test_runs_of_two_systems_stand_in_one_report(
-    finished_run: Any, aligned_run: Any, tmp_path: Path
+    finished_run: Any, alignment_run: Any, tmp_path: Path
 ) -> None:
-    assert report(finished_run("networked"), aligned_run("joint", 0)) == 0
+    assert report(finished_run("networked"), alignment_run("joint", 0)) == 0
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| run.system | networked | aligned |" in text
     assert "## Alignment" in text
@@ -203,8 +203,10 @@ def test_runs_of_two_systems_stand_in_one_report(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_aligned_run_that_was_never_tested_has_dashes(aligned_run: Any, tmp_path: Path) -> None:
-    run = aligned_run("joint", 0)
+def test_an_alignment_run_that_was_never_tested_has_dashes(
+    alignment_run: Any, tmp_path: Path
+) -> None:
+    run = alignment_run("joint", 0)
     (run / "rounds.jsonl").write_text("")
     rewrite(run / "results.json", lambda content: content["rows"].pop(0))
     assert report(run) == 0

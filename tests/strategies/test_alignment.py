@@ -88,7 +88,7 @@ def app_of(changes: dict[int, Change] | None = None, seen: list[Any] | None = No
 def strategy_of(clients: int = 3, assigner: dict[str, Any] | None = None, **options: Any) -> Any:
     knowing = Assigner(clients, EXPERTS, **(assigner or {}))
     return ExpertAlignment(
-        knowing, action=Action.ALIGNED, min_available_nodes=1, connect_timeout=5.0, **options
+        knowing, action=Action.ALIGNMENT, min_available_nodes=1, connect_timeout=5.0, **options
     )
 
 
@@ -243,7 +243,7 @@ def test_nobody_can_hold_anything() -> None:
 
 def test_other_numbers_of_experts_are_refused() -> None:
     with InProcessGrid(app_of(), 2) as grid:
-        strategy = ExpertAlignment(Assigner(2, 5), action=Action.ALIGNED)
+        strategy = ExpertAlignment(Assigner(2, 5), action=Action.ALIGNMENT)
         with pytest.raises(RoundError, match="3 experts sent, 5 assigned"):
             play(strategy, grid, 1, START)
         with pytest.raises(RoundError, match="no experts"):

@@ -44,7 +44,7 @@ START = {
 Change = Callable[[RecordDict], None]
 
 
-def aligned(gate: Any) -> ExpertAlignment:
+def alignment(gate: Any) -> ExpertAlignment:
     knowing = Assigner(CLIENTS, EXPERTS, capacity=2)
     return ExpertAlignment(knowing, gate=gate, fraction_evaluate=0.0)
 
@@ -58,11 +58,11 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
     "rollgate": RollGate,
     "fedsc merged": lambda: FedSC(dim=DIM),
     "fedsc two-phase": lambda: FedSC(exchange="two-phase"),
-    "averaged gate": lambda: aligned(AveragedGate()),
-    "stepped gate": lambda: aligned(AveragedGate(AdamW(), rate=0.1)),
-    "local gate": lambda: aligned(UnsharedGate()),
-    "travelling gate": lambda: aligned(TravellingGate()),
-    "statistics gate": lambda: aligned(StatisticsGate(ClosedFormGate(EXPERTS))),
+    "averaged gate": lambda: alignment(AveragedGate()),
+    "stepped gate": lambda: alignment(AveragedGate(AdamW(), rate=0.1)),
+    "local gate": lambda: alignment(UnsharedGate()),
+    "travelling gate": lambda: alignment(TravellingGate()),
+    "statistics gate": lambda: alignment(StatisticsGate(ClosedFormGate(EXPERTS))),
 }
 
 

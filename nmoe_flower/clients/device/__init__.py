@@ -1,7 +1,7 @@
 """What a device has of its own: its configuration, its images, its networks, its disk."""
 
 from nmoe_flower.clients.device.alignment_mixture import (
-    MixtureClient,
+    AlignmentClient,
     experts_of,
     fresh_body,
     fresh_mixture,
@@ -26,8 +26,8 @@ from nmoe_flower.clients.device.store import Store, Versions
 
 __all__ = [
     "TEST_BATCH",
+    "AlignmentClient",
     "Device",
-    "MixtureClient",
     "Store",
     "Versions",
     "device_of",

@@ -1,4 +1,4 @@
-"""The mixture of the aligned system as one client sees it: the network, its latents, its gate."""
+"""The mixture of the alignment system as one client sees it: the network, its latents, its gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from nmoe_flower.clients.device.latents import predict
 from nmoe_flower.clients.device.store import Store, Versions
 from nmoe_flower.config import Config
 from nmoe_flower.models import (
-    AlignedMixture,
+    AlignmentMixture,
     Expert,
     Extractor,
     FilterBank,
@@ -25,7 +25,7 @@ from nmoe_flower.records import TESTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import generator, seeded, sgd
 
-__all__ = ["MixtureClient", "experts_of", "fresh_body", "fresh_mixture"]
+__all__ = ["AlignmentClient", "experts_of", "fresh_body", "fresh_mixture"]
 
 LATENTS = "aligned-latents"
 EXTRACTOR = "aligned-extractor"
@@ -40,7 +40,7 @@ def experts_of(config: Config) -> int:
 
 def fresh_mixture(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> AlignedMixture:
+) -> AlignmentMixture:
     """The mixture at its initial weights: the same for a seed, wherever it is built."""
     with seeded(initial_seed(config, "aligned")):
         body = fresh_body(config, image_shape)
@@ -49,7 +49,7 @@ def fresh_mixture(
             Expert(body.latent_dim, num_classes, hidden=config.expert.hidden) for _ in range(count)
         ]
         gate = Gate(body.latent_dim, count, hidden=config.gate.hidden)
-    network = AlignedMixture(body, gate, experts)
+    network = AlignmentMixture(body, gate, experts)
     return network.to(memory_format=torch.channels_last).eval()
 
 
@@ -75,7 +75,7 @@ def fresh_body(config: Config, image_shape: tuple[int, int, int]) -> Extractor:
 @lru_cache(maxsize=4)
 def _shared_mixture(
     config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
-) -> AlignedMixture:
+) -> AlignmentMixture:
     return fresh_mixture(config, image_shape, num_classes).to(device)
 
 
@@ -86,13 +86,13 @@ def _as_tensor(store: Store, name: str, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MixtureClient:
+class AlignmentClient:
     """A device, and the mixture it trains parts of; one network per process, loaded anew."""
 
     device: Device
 
     @cached_property
-    def network(self) -> AlignedMixture:
+    def network(self) -> AlignmentMixture:
         """The mixture, with the weights that were loaded last."""
         device = self.device
         return _shared_mixture(

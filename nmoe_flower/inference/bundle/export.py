@@ -24,7 +24,7 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
         gate: Which of the run's gates the devices route with.
 
     Raises:
-        BundleError: The run is not finished, is of the aligned system, or has no such gate.
+        BundleError: The run is not finished, is of the alignment system, or has no such gate.
     """
     config = Config.load(run_folder / "config.toml")
     _check_system(run_folder, config)

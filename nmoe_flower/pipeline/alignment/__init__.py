@@ -3,7 +3,7 @@
 Chen et al. 2025, arXiv:2507.05685.
 """
 
-from nmoe_flower.pipeline.alignment.evaluate import evaluate_aligned
-from nmoe_flower.pipeline.alignment.train import rehearse_assignment, train_aligned, train_first
+from nmoe_flower.pipeline.alignment.evaluate import evaluate_alignment
+from nmoe_flower.pipeline.alignment.train import rehearse_alignment, train_alignment, train_first
 
-__all__ = ["evaluate_aligned", "rehearse_assignment", "train_aligned", "train_first"]
+__all__ = ["evaluate_alignment", "rehearse_alignment", "train_alignment", "train_first"]

@@ -19,19 +19,19 @@ from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import SERVER_ROUND, TESTS, Action, FeedbackKey, MixtureKey, Score
 from nmoe_flower.strategies import ExpertNames
 
-__all__ = ["evaluate_aligned"]
+__all__ = ["evaluate_alignment"]
 
 SCORES = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)
 
 
-def evaluate_aligned(run: Run) -> dict[str, Any]:
+def evaluate_alignment(run: Run) -> dict[str, Any]:
     """Place experts, test the placed parts and the whole: the content of ``results.json``."""
     held = holdings(run)
     counts = train_counts(held)
     assigner = restored(run, counts)
     mixture, placed = run.artifacts.mixture, assigner.place()
     told = {MixtureKey.FINAL: True, SERVER_ROUND: run.config.alignment.rounds}
-    whole = gather(run, "whole", Action.ALIGNED_TEST, message(mixture, told), check=_scores)
+    whole = gather(run, "whole", Action.ALIGNMENT_TEST, message(mixture, told), check=_scores)
     names, everyone = ExpertNames.found_in(mixture), sorted(run.partitions.values())
     questions = {
         client: message(
@@ -42,7 +42,7 @@ def evaluate_aligned(run: Run) -> dict[str, Any]:
         if placed[client].any()
     }
     parts = gather(
-        run, "placed", Action.ALIGNED_TEST, questions, only=list(questions), check=_scores
+        run, "placed", Action.ALIGNMENT_TEST, questions, only=list(questions), check=_scores
     )
     rows, routing = _rows(run, {"mixture": whole, "placed": parts})
     summary = _summary(run, assigner, placed)

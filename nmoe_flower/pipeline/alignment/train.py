@@ -39,7 +39,7 @@ from nmoe_flower.strategies import (
     UnsharedGate,
 )
 
-__all__ = ["restored", "train_aligned", "train_first"]
+__all__ = ["restored", "train_alignment", "train_first"]
 
 STAGE = "alignment"
 QUANTITIES = ("compute", "memory", "download", "upload", "latency")
@@ -52,7 +52,7 @@ def train_first(run: Run) -> None:
         train_extractor(run)
 
 
-def train_aligned(run: Run) -> None:
+def train_alignment(run: Run) -> None:
     """Rounds of ExpertAlignment. Leaves the mixture, and what the server has learned."""
     counts = train_counts(holdings(run))
     if run.config.alignment.extractor == "stage-1":
@@ -90,8 +90,8 @@ def _strategy(run: Run, counts: npt.NDArray[np.int64]) -> ExpertAlignment:
         world=world,
         clock=Clock(settings.deadline or np.inf),
         flops=flops,
-        action=Action.ALIGNED,
-        evaluate_action=Action.ALIGNED_TEST,
+        action=Action.ALIGNMENT,
+        evaluate_action=Action.ALIGNMENT_TEST,
         fraction_train=settings.fraction_train,
         min_available_nodes=max(2, config.run.min_replies),  # clients may leave and come back
     )
@@ -165,7 +165,7 @@ def _assigner(
     )
 
 
-def rehearse_assignment(config: Config, counts: npt.NDArray[np.int64], parameters: int) -> None:
+def rehearse_alignment(config: Config, counts: npt.NDArray[np.int64], parameters: int) -> None:
     """Assign once, with nothing learned yet: what cannot be assigned now never could.
 
     Args:

@@ -223,7 +223,7 @@ def test_bundles_are_written_all_or_none(run_folder: Path, tmp_path: Path) -> No
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_of_the_aligned_system_has_no_bundles(
+def test_a_run_of_the_alignment_system_has_no_bundles(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config.parse({"data.num-clients": 2, "run.system": "aligned"})
