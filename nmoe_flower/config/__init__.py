@@ -9,7 +9,7 @@ from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
-from nmoe_flower.config.fedsc import ContrastConfig
+from nmoe_flower.config.fedsc import FedSCConfig
 from nmoe_flower.config.gate import GATES, GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
@@ -20,10 +20,10 @@ __all__ = [
     "GATES",
     "AlignmentConfig",
     "Config",
-    "ContrastConfig",
     "DataConfig",
     "ExpertConfig",
     "ExtractorConfig",
+    "FedSCConfig",
     "GateConfig",
     "HeadConfig",
     "Override",

@@ -1,4 +1,7 @@
-"""FedSC, the other way to train the extractor: its loss, its views, its exchange of matrices."""
+"""FedSC, the other way to train the extractor: its loss, its views, its exchange of matrices.
+
+Its section in a recipe is ``[contrast]``.
+"""
 
 from typing import Literal
 
@@ -6,10 +9,10 @@ from pydantic import Field
 
 from nmoe_flower.config.section import Section
 
-__all__ = ["ContrastConfig"]
+__all__ = ["FedSCConfig"]
 
 
-class ContrastConfig(Section):
+class FedSCConfig(Section):
     """FedSC: the loss, the projector, the views, and how correlation matrices travel."""
 
     weight: float = Field(12.0, gt=0, description="of the uniformity term, on the unit ball")

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from nmoe_flower.config.extractor import ExtractorConfig
-from nmoe_flower.config.fedsc import ContrastConfig
+from nmoe_flower.config.fedsc import FedSCConfig
 from nmoe_flower.config.section import Section
 
 __all__ = ["PrivacyConfig", "weights_refusal"]
@@ -35,7 +35,7 @@ class PrivacyConfig(Section):
     )
 
 
-def weights_refusal(extractor: ExtractorConfig, contrast: ContrastConfig) -> str | None:
+def weights_refusal(extractor: ExtractorConfig, contrast: FedSCConfig) -> str | None:
     """Why these settings cannot be trained with DP-SGD, and what to set; None if they can.
 
     Refused is all that lets one sample touch the gradient of another.

@@ -1,5 +1,7 @@
 """A whole run's configuration, and the ways in and out of it."""
 
+import difflib
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -10,13 +12,13 @@ from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
-from nmoe_flower.config.fedsc import ContrastConfig
+from nmoe_flower.config.fedsc import FedSCConfig
 from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
-from nmoe_flower.config.privacy import PrivacyConfig, weights_refusal
-from nmoe_flower.config.reading import explain, kind_of, literal, merge
+from nmoe_flower.config.privacy import PrivacyConfig
+from nmoe_flower.config.rules import advice, check
 from nmoe_flower.config.run import RunConfig
-from nmoe_flower.config.section import Section
+from nmoe_flower.config.section import Section, kebab, shown
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_toml, to_toml
 
@@ -26,13 +28,15 @@ Scalar = bool | int | float | str
 Override = str | tuple[str, Any]
 """``key=value``, or a pair of key and value; the key is dotted."""
 
+_SECTION_OF = {"fedsc": "contrast", "fedce": "extractor", "fedgate": "gate", "rollgate": "gate"}
+
 
 class Config(Section):
     """A whole run."""
 
     data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
     extractor: ExtractorConfig = Field(default_factory=lambda: ExtractorConfig.model_validate({}))
-    contrast: ContrastConfig = Field(default_factory=lambda: ContrastConfig.model_validate({}))
+    contrast: FedSCConfig = Field(default_factory=lambda: FedSCConfig.model_validate({}))
     privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({}))
     head: HeadConfig = Field(default_factory=lambda: HeadConfig.model_validate({}))
     expert: ExpertConfig = Field(default_factory=lambda: ExpertConfig.model_validate({}))
@@ -42,140 +46,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        clients = self.data.num_clients
-        if self.gate.top_k > clients:
-            raise ValueError(
-                f"gate.top-k is {self.gate.top_k} but there are only {clients} experts "
-                "(data.num-clients)"
-            )
-        if self.gate.distribution and len(self.gate.distribution) != clients:
-            raise ValueError(
-                f"gate.distribution has {len(self.gate.distribution)} entries for {clients} "
-                f"experts, got {', '.join(map(str, self.gate.distribution))}"
-            )
-        experts = self.alignment.experts or clients
-        if self.run.system == "aligned" and self.alignment.top_k > experts:
-            raise ValueError(
-                f"alignment.top-k is {self.alignment.top_k} but there are only {experts} experts "
-                "(alignment.experts, or data.num-clients)"
-            )
-        if self.expert.init != "scratch" and self.extractor.head == "linear" and self.expert.hidden:
-            raise ValueError(
-                f"expert.init = {self.expert.init} starts from the stage-1 head, but "
-                "extractor.head is linear and expert.hidden is not empty: "
-                "use expert.init = scratch, extractor.head = expert or an empty expert.hidden"
-            )
-        if self.extractor.shares_head and self.head.rounds:
-            raise ValueError(
-                f"head.rounds = {self.head.rounds} trains a head where stage 1 leaves none, and "
-                f"extractor.method = fedce leaves one: use 0"
-            )
-        headless = not self.extractor.shares_head and not self.head.rounds
-        if self.extractor.method == "fedsc" and self.expert.init == "head" and headless:
-            raise ValueError(
-                "expert.init = head needs a head, and extractor.method = fedsc trains "
-                "without labels: set head.rounds, or use scratch"
-            )
-        contrastive = self.extractor.method == "fedsc"
-        if contrastive and self.contrast.unbiased and self.extractor.batch_size == 1:
-            raise ValueError(
-                "extractor.batch-size = 1 leaves extractor.method = fedsc without negatives: "
-                "use at least 2"
-            )
-        if contrastive and self.contrast.first > self.extractor.rounds:
-            raise ValueError(
-                f"contrast.first is {self.contrast.first} and there are "
-                f"extractor.rounds = {self.extractor.rounds}: no matrix would ever be shared; "
-                "if that is meant: contrast.share = own"
-            )
-        size = self.data.train_per_client
-        if (self.privacy.enabled or self.privacy.weights) and size * self.privacy.delta >= 1:
-            raise ValueError(
-                f"privacy.delta must be below 1 / images = {1 / size:.3g} of a client "
-                f"(data.train-per-client), got {self.privacy.delta:g}"
-            )
-        if self.privacy.enabled and not contrastive:
-            raise ValueError(
-                "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
-                f"extractor.method = {self.extractor.method}"
-            )
-        if self.privacy.enabled and self.privacy.adjacency == "add-remove":
-            raise ValueError(
-                "privacy.adjacency = add-remove hides how many images there are, and a run divides "
-                "matrices by their number, which travels in clear: use replace-one"
-            )
-        if self.privacy.enabled and self.contrast.source == "batches":
-            raise ValueError(
-                "privacy.enabled needs matrices in which every image counts once: set "
-                "contrast.source = pass or auto, got batches"
-            )
-        if self.expert.sharing == "none" and set(self.gate.methods) != {"local"}:
-            raise ValueError(
-                "expert.sharing = none leaves every expert at home: the only gate then is local, "
-                f"got gate.methods = {', '.join(self.gate.methods)}"
-            )
-        if self.run.min_replies > clients:
-            raise ValueError(
-                f"run.min-replies is {self.run.min_replies} but there are {clients} clients"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _networks_can_read_the_data(self) -> Self:
-        if self.data.kind == "images":
-            return self
-        if self.extractor.backbone in ("digits", "narrow", "resnet18"):
-            raise ValueError(
-                f"extractor.backbone = {self.extractor.backbone} reads images, and data.kind is "
-                "features: use mlp or linear"
-            )
-        if self.contrast.view_size:
-            raise ValueError(
-                f"contrast.view-size = {self.contrast.view_size} is for images, and data.kind is "
-                "features: use 0"
-            )
-        if self.run.system == "aligned" and self.alignment.extractor == "filters":
-            raise ValueError(
-                "alignment.extractor = filters reads images, and data.kind is features: use trained"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_can_be_private(self) -> Self:
-        if self.privacy.weights and (reason := weights_refusal(self.extractor, self.contrast)):
-            raise ValueError(f"privacy.weights {reason}")
+        check(self)
         return self
 
     def advice(self) -> list[str]:
         """What is allowed but rarely meant, in words."""
-        notes = self.alignment.advice(self.data.num_clients) if self.run.system == "aligned" else []
-        if self.extractor.norm == "batch" and self.data.scheme != "iid":
-            notes.append(
-                f"extractor.norm = batch under data.scheme = {self.data.scheme}: averaging "
-                "BatchNorm's statistics over skewed clients costs most of the accuracy; "
-                "group-ws does not mix images"
-            )
-        if (self.privacy.enabled or self.privacy.weights) and not self.privacy.secure:
-            notes.append(
-                "privacy.secure = false: noise comes from run.seed, and whoever knows it can take "
-                "it out again; fine for a simulation, not for a deployment"
-            )
-        if (self.privacy.enabled or self.privacy.weights) and self.data.kind == "features":
-            notes.append(
-                "data.kind = features: no privacy budget covers data.feature-means and "
-                "data.feature-deviations; give them from what is public"
-            )
-        if self.data.partition_column and self.data.scheme != "natural":
-            notes.append(
-                f"data.partition-column = {self.data.partition_column} is no feature, and "
-                f"data.scheme = {self.data.scheme} does not look at it; natural does"
-            )
-        if "global" in self.gate.methods or "centralized" in self.run.controls:
-            notes.append(
-                "the global gate and the centralized control pool the clients' data: upper bounds "
-                "for simulations, not for deployment"
-            )
-        return notes
+        return advice(self)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
@@ -189,11 +65,11 @@ class Config(Section):
         """
         nested: dict[str, Any] = {}
         for key, value in values.items():
-            merge(nested, key.split("."), value)
+            _merge(nested, key.split("."), value)
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
-            raise ConfigError(explain(error, cls.model_fields)) from None
+            raise ConfigError(_explain(error, cls.model_fields)) from None
 
     @classmethod
     def load(
@@ -217,7 +93,7 @@ class Config(Section):
         values: dict[str, Any] = {}
         for key, value in _content(recipe).items():
             try:
-                merge(values, str(key).split("."), value, once=True)
+                _merge(values, str(key).split("."), value, once=True)
             except ConfigError as error:
                 name = f" {recipe}" if isinstance(recipe, Path) else ""
                 raise ConfigError(f"the recipe{name}: {error}") from None
@@ -227,10 +103,10 @@ class Config(Section):
                 if not equals or not key.strip():
                     raise ConfigError(f"--set wants key=value, got {override!r}")
                 key = key.strip()
-                value = literal(text.strip(), kind_of(key, cls.model_fields))
+                value = _literal(text.strip(), _kind_of(key, cls.model_fields))
             else:
                 key, value = override
-            merge(values, str(key).split("."), value)
+            _merge(values, str(key).split("."), value)
         return cls.parse(values)
 
     @property
@@ -264,3 +140,93 @@ def _content(recipe: Path | Config | Mapping[str, Any] | None) -> Mapping[str, A
     if isinstance(recipe, Path):
         return read_toml(recipe, what="the recipe")
     return recipe or {}
+
+
+def _merge(tree: dict[str, Any], path: list[str], value: Any, *, once: bool = False) -> None:
+    """Set ``tree[a][b]... = value``, entering tables on the way.
+
+    Args:
+        tree: Gets the value; its keys are in kebab-case, whichever way they are given.
+        path: The parts of the key.
+        value: What it is set to; a table is merged into the one that is there.
+        once: Refuse a key that is set already.
+
+    Raises:
+        ConfigError: A part of the path is a value; or the key is set, in another spelling.
+    """
+    *tables, leaf = [kebab(part) for part in path]
+    for table in tables:
+        branch = tree.setdefault(table, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"{'.'.join(path)}: {table} is a value, not a table")
+        tree = branch
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _merge(tree, [leaf, *str(key).split(".")], inner, once=once)
+        tree.setdefault(leaf, {})
+    elif once and leaf in tree:
+        raise ConfigError(f"the key {'.'.join(path)} stands there twice, in two spellings")
+    else:
+        tree[leaf] = value
+
+
+def _literal(text: str, kind: object = None) -> Any:
+    """Read the value of ``--set``: TOML where it is, plain text otherwise.
+
+    Args:
+        text: As it was typed.
+        kind: The type of the key; for ``str`` only a quoted text is TOML, so that a data set may
+            be called 2024 or true.
+
+    >>> _literal("[8, 9]"), _literal("8,9"), _literal("2024"), _literal("2024", str)
+    ([8, 9], '8,9', 2024, '2024')
+    """
+    try:
+        tables = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # of TOML, and of numbers with too many digits
+        return text
+    value = tables["value"]
+    if len(tables) > 1 or not isinstance(value, bool | int | float | str | list):
+        return text
+    return value if kind is not str or isinstance(value, str) else text
+
+
+def _kind_of(key: str, fields: Mapping[str, Any]) -> object:
+    """The type of a dotted key; None if there is no such key."""
+    kind: object = None
+    for part in key.split("."):
+        field = next((f for name, f in fields.items() if part in (name, kebab(name))), None)
+        kind = getattr(field, "annotation", None)
+        fields = getattr(kind, "model_fields", {})
+    return kind
+
+
+def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
+    """One line per problem: the key, the value, what is allowed."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key{_suggest(problem['loc'], problem['input'], fields)}"
+        elif problem["type"] in {"model_type", "model_attributes_type"}:
+            message = (
+                f"is a section; set its keys, as in {key}.KEY=VALUE, got {shown(problem['input'])}"
+            )
+        elif problem["type"] not in {"value_error", "missing"}:
+            message = f"{message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
+        lines.append(f"{key}: {message}")
+    return "\n".join(lines)
+
+
+def _suggest(location: tuple[int | str, ...], value: Any, fields: Mapping[str, Any]) -> str:
+    """Name the closest known key, or all of them."""
+    if section := _SECTION_OF.get(str(location[0])):  # a method's name, where its section is meant
+        key = next(iter(value), None) if isinstance(value, Mapping) else None
+        return f"; did you mean {section}{f'.{key}' if key else ''}?"
+    for part in location[:-1]:
+        section = fields[str(part)].annotation
+        fields = section.model_fields
+    known = sorted(kebab(name) for name in fields)
+    close = difflib.get_close_matches(kebab(str(location[-1])), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"

@@ -1,0 +1,162 @@
+"""What no section can say alone: settings that exclude or need each other, and settings to mind."""
+
+from typing import TYPE_CHECKING
+
+from nmoe_flower.config.privacy import weights_refusal
+
+if TYPE_CHECKING:
+    from nmoe_flower.config.whole import Config
+
+__all__ = ["advice", "check"]
+
+
+def check(config: "Config") -> None:
+    """Refuse sections that do not fit together.
+
+    Raises:
+        ValueError: The text names the keys, their values and what is allowed.
+    """
+    _parts_fit_together(config)
+    _networks_can_read_the_data(config)
+    _weights_can_be_private(config)
+
+
+def _parts_fit_together(config: "Config") -> None:
+    clients = config.data.num_clients
+    if config.gate.top_k > clients:
+        raise ValueError(
+            f"gate.top-k is {config.gate.top_k} but there are only {clients} experts "
+            "(data.num-clients)"
+        )
+    if config.gate.distribution and len(config.gate.distribution) != clients:
+        raise ValueError(
+            f"gate.distribution has {len(config.gate.distribution)} entries for {clients} "
+            f"experts, got {', '.join(map(str, config.gate.distribution))}"
+        )
+    experts = config.alignment.experts or clients
+    if config.run.system == "aligned" and config.alignment.top_k > experts:
+        raise ValueError(
+            f"alignment.top-k is {config.alignment.top_k} but there are only {experts} experts "
+            "(alignment.experts, or data.num-clients)"
+        )
+    if (
+        config.expert.init != "scratch"
+        and config.extractor.head == "linear"
+        and config.expert.hidden
+    ):
+        raise ValueError(
+            f"expert.init = {config.expert.init} starts from the stage-1 head, but "
+            "extractor.head is linear and expert.hidden is not empty: "
+            "use expert.init = scratch, extractor.head = expert or an empty expert.hidden"
+        )
+    if config.extractor.shares_head and config.head.rounds:
+        raise ValueError(
+            f"head.rounds = {config.head.rounds} trains a head where stage 1 leaves none, and "
+            f"extractor.method = fedce leaves one: use 0"
+        )
+    headless = not config.extractor.shares_head and not config.head.rounds
+    if config.extractor.method == "fedsc" and config.expert.init == "head" and headless:
+        raise ValueError(
+            "expert.init = head needs a head, and extractor.method = fedsc trains "
+            "without labels: set head.rounds, or use scratch"
+        )
+    contrastive = config.extractor.method == "fedsc"
+    if contrastive and config.contrast.unbiased and config.extractor.batch_size == 1:
+        raise ValueError(
+            "extractor.batch-size = 1 leaves extractor.method = fedsc without negatives: "
+            "use at least 2"
+        )
+    if contrastive and config.contrast.first > config.extractor.rounds:
+        raise ValueError(
+            f"contrast.first is {config.contrast.first} and there are "
+            f"extractor.rounds = {config.extractor.rounds}: no matrix would ever be shared; "
+            "if that is meant: contrast.share = own"
+        )
+    size = config.data.train_per_client
+    if (config.privacy.enabled or config.privacy.weights) and size * config.privacy.delta >= 1:
+        raise ValueError(
+            f"privacy.delta must be below 1 / images = {1 / size:.3g} of a client "
+            f"(data.train-per-client), got {config.privacy.delta:g}"
+        )
+    if config.privacy.enabled and not contrastive:
+        raise ValueError(
+            "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
+            f"extractor.method = {config.extractor.method}"
+        )
+    if config.privacy.enabled and config.privacy.adjacency == "add-remove":
+        raise ValueError(
+            "privacy.adjacency = add-remove hides how many images there are, and a run divides "
+            "matrices by their number, which travels in clear: use replace-one"
+        )
+    if config.privacy.enabled and config.contrast.source == "batches":
+        raise ValueError(
+            "privacy.enabled needs matrices in which every image counts once: set "
+            "contrast.source = pass or auto, got batches"
+        )
+    if config.expert.sharing == "none" and set(config.gate.methods) != {"local"}:
+        raise ValueError(
+            "expert.sharing = none leaves every expert at home: the only gate then is local, "
+            f"got gate.methods = {', '.join(config.gate.methods)}"
+        )
+    if config.run.min_replies > clients:
+        raise ValueError(
+            f"run.min-replies is {config.run.min_replies} but there are {clients} clients"
+        )
+
+
+def _networks_can_read_the_data(config: "Config") -> None:
+    if config.data.kind == "images":
+        return
+    if config.extractor.backbone in ("digits", "narrow", "resnet18"):
+        raise ValueError(
+            f"extractor.backbone = {config.extractor.backbone} reads images, and data.kind is "
+            "features: use mlp or linear"
+        )
+    if config.contrast.view_size:
+        raise ValueError(
+            f"contrast.view-size = {config.contrast.view_size} is for images, and data.kind is "
+            "features: use 0"
+        )
+    if config.run.system == "aligned" and config.alignment.extractor == "filters":
+        raise ValueError(
+            "alignment.extractor = filters reads images, and data.kind is features: use trained"
+        )
+
+
+def _weights_can_be_private(config: "Config") -> None:
+    if config.privacy.weights and (reason := weights_refusal(config.extractor, config.contrast)):
+        raise ValueError(f"privacy.weights {reason}")
+
+
+def advice(config: "Config") -> list[str]:
+    """What is allowed but rarely meant, in words."""
+    notes = (
+        config.alignment.advice(config.data.num_clients) if config.run.system == "aligned" else []
+    )
+    if config.extractor.norm == "batch" and config.data.scheme != "iid":
+        notes.append(
+            f"extractor.norm = batch under data.scheme = {config.data.scheme}: averaging "
+            "BatchNorm's statistics over skewed clients costs most of the accuracy; "
+            "group-ws does not mix images"
+        )
+    if (config.privacy.enabled or config.privacy.weights) and not config.privacy.secure:
+        notes.append(
+            "privacy.secure = false: noise comes from run.seed, and whoever knows it can take "
+            "it out again; fine for a simulation, not for a deployment"
+        )
+    if (config.privacy.enabled or config.privacy.weights) and config.data.kind == "features":
+        notes.append(
+            "data.kind = features: no privacy budget covers data.feature-means and "
+            "data.feature-deviations; give them from what is public"
+        )
+    if config.data.partition_column and config.data.scheme != "natural":
+        notes.append(
+            f"data.partition-column = {config.data.partition_column} is no feature, and "
+            f"data.scheme = {config.data.scheme} does not look at it; natural does"
+        )
+    if "global" in config.gate.methods or "centralized" in config.run.controls:
+        notes.append(
+            "the global gate and the centralized control pool the clients' data: upper bounds "
+            "for simulations, not for deployment"
+        )
+    return notes
