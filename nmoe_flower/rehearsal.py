@@ -89,7 +89,7 @@ def rehearse_apart(config: Config) -> list[str]:
     """Rehearse in a process of its own, whose memory goes with it.
 
     Returns:
-        What of the data goes to nobody, a line for each part; see `nmoe_flower.data.usage`.
+        What of the data goes to nobody, a line for each part; see `nmoe_flower.data.coverage`.
 
     Raises:
         NMoEError: As `rehearse`, or the data cannot be opened.
@@ -324,14 +324,14 @@ def _device(config: Config, client: int) -> "Device":
 
 
 def _main() -> int:
-    from nmoe_flower.data import configured_images, configured_partition, usage
+    from nmoe_flower.data import configured_images, configured_partition, coverage
 
     try:
         config = Config.parse(json.load(sys.stdin))
         data = configured_images(config)
         shares = configured_partition(config, data, num_clients=config.data.num_clients)
         rehearse(config, data, shares)
-        for part in usage(config, data, shares):
+        for part in coverage(config, data, shares):
             if part.used < part.total:
                 print(part)
     except NMoEError as error:

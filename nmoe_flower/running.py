@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nmoe_flower.config import Config, Override
-from nmoe_flower.data import ImageData, usage, with_features
+from nmoe_flower.data import ImageData, coverage, with_features
 from nmoe_flower.engine import InProcessGrid, interruptible, require_ray, run_simulation, write_app
 from nmoe_flower.errors import ConfigError, EngineError, LockedError
 from nmoe_flower.lock import locked
@@ -247,7 +247,7 @@ def _begun(
 def _rehearsed(config: Config, view: Progress, *, began: RunFolder | None = None) -> ImageData:
     """Open the data, tell what of it is left out, and try all that can be tried without a run."""
     data, clients = open_data(config, view, began=began)
-    for part in usage(config, data, clients):
+    for part in coverage(config, data, clients):
         if part.used < part.total:
             view.message(f"note: {part}")
     if began is not None and RunFolder.has_trained(began.path):  # what it started from may be gone

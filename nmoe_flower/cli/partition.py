@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _command(args: argparse.Namespace) -> int:
     """Print who holds what, train and test, and draw it."""
     from nmoe_flower.config import Config
-    from nmoe_flower.data import label_counts, names_of_clients, usage
+    from nmoe_flower.data import coverage, label_counts, names_of_clients
     from nmoe_flower.progress import make_progress
     from nmoe_flower.report import draw_partition
     from nmoe_flower.running_data import open_data
@@ -44,7 +44,7 @@ def _command(args: argparse.Namespace) -> int:
     for title, counts in (("train", train), ("local test", test)):
         print(f"{title} samples of {data.name}")
         print(_table(counts, data.class_names, names_of_clients(settings, data)), end="\n\n")
-    for part in usage(settings, data, clients):
+    for part in coverage(settings, data, clients):
         print(part)
     try:
         path = args.out or Path("partition.png")

@@ -21,7 +21,7 @@ from nmoe_flower.training import generator
 
 __all__ = ["Matrices", "matrices_of"]
 
-Sent = tuple[ArrayRecord | None, dict[str, float]]
+SentMatrix = tuple[ArrayRecord | None, dict[str, float]]
 """A packed matrix, None if nothing may leave, and what is told of it."""
 
 
@@ -31,7 +31,7 @@ class Matrices(Protocol):
     def memory(self, kept: object) -> Memory:
         """Where what was sent is kept; ``kept`` are rounds that a resumed run may go on after."""
 
-    def send(self, side: Contrast, make: Callable[[], Tensor]) -> Sent:
+    def send(self, side: Contrast, make: Callable[[], Tensor]) -> SentMatrix:
         """Make this round's matrix, keep it and pack it to be sent."""
 
     def check(self) -> None:
@@ -53,7 +53,7 @@ class PlainMatrices:
         """As many versions as a resumed run can ask for."""
         return _StoreMemory(self.device.store, kept)
 
-    def send(self, side: Contrast, make: Callable[[], Tensor]) -> Sent:
+    def send(self, side: Contrast, make: Callable[[], Tensor]) -> SentMatrix:
         """The matrix itself."""
         return side.keep(make()), {}
 
@@ -71,7 +71,7 @@ class PrivateMatrices:
         """All versions: what has cost privacy is never thrown away."""
         return _PaidMemory(self.device.store, kept)
 
-    def send(self, side: Contrast, make: Callable[[], Tensor]) -> Sent:
+    def send(self, side: Contrast, make: Callable[[], Tensor]) -> SentMatrix:
         """The matrix with noise; None, and nothing is made, if the budget is spent.
 
         What was sent in this round before (by a run that was killed and resumed) is sent again: the

@@ -17,6 +17,7 @@ from nmoe_flower.data.configured import (
     own_share,
     with_features,
 )
+from nmoe_flower.data.coverage import Coverage, coverage
 from nmoe_flower.data.datasets import load_images
 from nmoe_flower.data.features import standardise
 from nmoe_flower.data.images import Features, ImageData, Split
@@ -26,7 +27,6 @@ from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
 from nmoe_flower.data.skew import dominant_share_from_tau
 from nmoe_flower.data.tables import TABLE_SUFFIXES, Table, read_table
-from nmoe_flower.data.usage import Usage, usage
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise, two_views
@@ -39,6 +39,7 @@ __all__ = [
     "TABLE_SUFFIXES",
     "Augment",
     "ClientIndices",
+    "Coverage",
     "DominantClassPartitioner",
     "FeatureViews",
     "Features",
@@ -47,12 +48,12 @@ __all__ = [
     "Partition",
     "Split",
     "Table",
-    "Usage",
     "Views",
     "cache_root",
     "configured_images",
     "configured_partition",
     "counted",
+    "coverage",
     "dominant_share_from_tau",
     "features_of",
     "fit_pixels",
@@ -68,7 +69,6 @@ __all__ = [
     "standardise",
     "to_pixels",
     "two_views",
-    "usage",
     "what_changed",
     "with_features",
 ]

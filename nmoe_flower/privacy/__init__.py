@@ -9,7 +9,6 @@ from nmoe_flower.privacy.accountant import (
     epsilon_spent,
     noise_multiplier_for,
     refresh_interval,
-    releases_within,
 )
 from nmoe_flower.privacy.audit import Audit, AuditFinding, audit_releases, membership_auc
 from nmoe_flower.privacy.dp_sgd import (
@@ -62,7 +61,6 @@ __all__ = [
     "packed_dim",
     "packed_size",
     "refresh_interval",
-    "releases_within",
     "secure_normal",
     "sensitivity",
     "shrink_spectrum",

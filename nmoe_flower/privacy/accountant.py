@@ -25,7 +25,6 @@ __all__ = [
     "epsilon_spent",
     "noise_multiplier_for",
     "refresh_interval",
-    "releases_within",
 ]
 
 Method = Literal["exact", "rdp", "prv"]
@@ -82,16 +81,6 @@ def noise_multiplier_for(
     check_delta(delta, num_examples)
     _at_least_one("releases", releases)
     return math.sqrt(releases) / mu_of(epsilon, delta) * _ROUND_UP
-
-
-def releases_within(epsilon: float, delta: float, noise_multiplier: float) -> int:
-    """How many releases with this noise (epsilon, delta) pays for; 0 when not even one.
-
-    >>> releases_within(8, 1e-5, 2.69)
-    20
-    """
-    check_noise(noise_multiplier)
-    return math.floor((mu_of(epsilon, delta) * noise_multiplier) ** 2)
 
 
 def refresh_interval(rounds: int, releases: int) -> int:

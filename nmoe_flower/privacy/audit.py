@@ -21,7 +21,7 @@ from nmoe_flower.privacy.mechanism import Adjacency, check_noise, sensitivity
 
 __all__ = ["Audit", "AuditFinding", "audit_releases", "membership_auc"]
 
-Release = Callable[[np.ndarray, int], np.ndarray]
+_Release = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Audit:
 
 
 def audit_releases(
-    release: Release,
+    release: _Release,
     *,
     noise_multiplier: float,
     clip: float,
@@ -168,7 +168,7 @@ def _neighbours(
     return pairs
 
 
-def _sample(release: Release, data: np.ndarray, trials: int) -> np.ndarray:
+def _sample(release: _Release, data: np.ndarray, trials: int) -> np.ndarray:
     drawn = np.asarray(release(data, trials), dtype=np.float64)
     if drawn.shape != (trials, 3, 3) or not np.isfinite(drawn).all():
         raise ConfigError(

@@ -13,13 +13,13 @@ from nmoe_flower.data.quotas import Indices
 if TYPE_CHECKING:
     from nmoe_flower.config import Config
 
-__all__ = ["Usage", "usage"]
+__all__ = ["Coverage", "coverage"]
 
 _NAMED = 6  # classes that a reason lists by name
 
 
 @dataclass(frozen=True)
-class Usage:
+class Coverage:
     """How one part of the data is used.
 
     Attributes:
@@ -46,11 +46,11 @@ class Usage:
         return f"{text}; {self.total - self.used:,} are not: {'; '.join(self.reasons)}"
 
 
-def usage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -> list[Usage]:
+def coverage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -> list[Coverage]:
     """How the train split, and the test split in both tests, are used; and what other splits are.
 
     Args:
-        config: Of the partition.
+        config: Configuration of the partition.
         data: What was shared out.
         clients: What each client got.
     """
@@ -60,8 +60,8 @@ def usage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -
     )
     section = config.data
     return [
-        _usage("train", data.train, train, _why_train(config, data, train)),
-        _usage(
+        _coverage("train", data.train, train, _why_train(config, data, train)),
+        _coverage(
             "local test",
             data.test,
             local,
@@ -71,14 +71,14 @@ def usage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -
                 *_why_local(config, data, local),
             ],
         ),
-        _usage(
+        _coverage(
             "IID test",
             data.test,
             iid,
             [*_unknown_classes(data), f"every class alike, {_sizes(iid)} per client"],
         ),
         *(
-            Usage(
+            Coverage(
                 f"split {name}",
                 0,
                 0,
@@ -93,10 +93,10 @@ def usage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -
     ]
 
 
-def _usage(part: str, split: Split, held: Sequence[Indices], reasons: Sequence[str]) -> Usage:
+def _coverage(part: str, split: Split, held: Sequence[Indices], reasons: Sequence[str]) -> Coverage:
     times = np.bincount(np.concatenate([*held, np.empty(0, np.int64)]), minlength=len(split))
     used, shared = int((times > 0).sum()), int((times > 1).sum())
-    return Usage(part, used, shared, len(split), tuple(reasons) if used < len(split) else ())
+    return Coverage(part, used, shared, len(split), tuple(reasons) if used < len(split) else ())
 
 
 def _why_train(config: "Config", data: ImageData, held: Sequence[Indices]) -> list[str]:
