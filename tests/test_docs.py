@@ -112,7 +112,7 @@ def test_code_named_in_the_pages_exists(page: Path) -> None:
             continue
         module = importlib.import_module(f"nmoe_flower.{part}")
         assert hasattr(module, name), f"{part}.{name}"
-    for file, name in re.findall(r"`(\w+/\w+\.py)(?:: (?:\w+\.)?(\w+))?`", text):
+    for file, name in re.findall(r"`((?:\w+/)+\w+\.py)(?:: (?:\w+\.)?(\w+))?`", text):
         if "cautious" in file:  # the example of the page
             continue
         path = next((r / file for r in (ROOT / "nmoe_flower", ROOT) if (r / file).exists()), None)

@@ -17,7 +17,7 @@ PAGES = [
     DOCS / name
     for name in (
         "results.md",
-        "explanation/fedsc-loss.md",
+        "explanation/fedsc.md",
         "explanation/privacy.md",
         "how-to/align-experts.md",
         "how-to/privacy-budget.md",
