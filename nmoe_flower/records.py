@@ -120,7 +120,7 @@ class Action(StrEnum):
     HEAD = "train.head"
     EXPERT = "train.expert"
     ANSWER = "query.answer"
-    ANSWERS = "query.answers"
+    KEEP_ANSWERS = "query.answers"
     GATE = "train.gate"
     ROLLING = "train.rolling"
     POOL = "query.pool"

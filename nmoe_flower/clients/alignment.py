@@ -27,10 +27,10 @@ from nmoe_flower.records import (
 )
 from nmoe_flower.training import batch_indices, fit, generator
 
-__all__ = ["initial", "keep_given", "probe", "test", "train"]
+__all__ = ["keep_given", "probe", "tell_mixture", "test", "train"]
 
 
-def initial(message: Message, context: Context) -> Message:
+def tell_mixture(message: Message, context: Context) -> Message:
     """The initial mixture, the same on every client of a seed; and what training it costs."""
     device = device_of(context)
     client = AlignmentClient(device)

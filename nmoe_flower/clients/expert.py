@@ -24,7 +24,7 @@ from nmoe_flower.records import (
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import batch_indices, fit
 
-__all__ = ["answer", "answers", "train"]
+__all__ = ["answer", "keep_answers", "train"]
 
 OUT_OF_FOLD = "out-of-fold"
 
@@ -71,7 +71,7 @@ def answer(message: Message, context: Context) -> Message:
     )
 
 
-def answers(message: Message, context: Context) -> Message:
+def keep_answers(message: Message, context: Context) -> Message:
     """Keep what every expert says to this client's latents: logits [N, E, C] per split.
 
     The message carries the experts' weights, or (if experts stay at home) their finished answers.

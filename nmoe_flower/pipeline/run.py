@@ -20,7 +20,7 @@ from nmoe_flower.strategies import (
     Exchange,
     Partitions,
     StreamingFedAvg,
-    identify,
+    learn_partitions,
     wait_for_nodes,
 )
 
@@ -90,7 +90,7 @@ class Run:
         timeout = self.config.run.connect_timeout
         gone = self.partitions.retired
         nodes = wait_for_nodes(self.grid, wanted, timeout, without=gone)
-        identify(self.grid, nodes, self.partitions, timeout)
+        learn_partitions(self.grid, nodes, self.partitions, timeout)
         present = set(self.partitions.values())
         if missing := sorted(set(range(wanted)) - present):
             raise RoundError(

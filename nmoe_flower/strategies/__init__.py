@@ -10,7 +10,7 @@ from nmoe_flower.strategies.alignment_gate import (
 )
 from nmoe_flower.strategies.alignment_parcels import ExpertNames
 from nmoe_flower.strategies.base import FedAvgOptions, StreamingFedAvg, StreamingOptions
-from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
+from nmoe_flower.strategies.cohort import Partitions, cohort_size, learn_partitions, wait_for_nodes
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
 from nmoe_flower.strategies.fedsc import FedSC
@@ -40,7 +40,7 @@ __all__ = [
     "TravellingGate",
     "UnsharedGate",
     "cohort_size",
-    "identify",
+    "learn_partitions",
     "reason_of",
     "wait_for_nodes",
 ]

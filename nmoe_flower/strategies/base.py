@@ -23,8 +23,8 @@ from nmoe_flower.strategies.aggregation import (
     listed,
     only_finite,
 )
-from nmoe_flower.strategies.cohort import Partitions, cohort_size, identify, wait_for_nodes
-from nmoe_flower.strategies.limits import number, starting, whole
+from nmoe_flower.strategies.cohort import Partitions, cohort_size, learn_partitions, wait_for_nodes
+from nmoe_flower.strategies.limits import require_arrays, require_number, require_whole
 from nmoe_flower.strategies.replies import Exchange, LoggedGrid, Usable, read_reply
 
 __all__ = ["FedAvgOptions", "StreamingFedAvg", "StreamingOptions"]
@@ -104,9 +104,9 @@ class StreamingFedAvg(FedAvg):
         **fedavg: Unpack[FedAvgOptions],
     ) -> None:
         for name in ("fraction_train", "fraction_evaluate"):
-            number(name, fedavg.get(name, 1.0), most=1.0)
+            require_number(name, fedavg.get(name, 1.0), most=1.0)
         for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
-            whole(name, fedavg.get(name, 2))
+            require_whole(name, fedavg.get(name, 2))
         super().__init__(**fedavg)
         if self.arrayrecord_key == self.configrecord_key:
             raise ConfigError(
@@ -147,9 +147,9 @@ class StreamingFedAvg(FedAvg):
         """
         self.partitions = partitions
         self.seed = seed
-        self.min_replies = whole("min_replies", min_replies)
-        self.connect_timeout = number("connect_timeout", connect_timeout)
-        self.round_timeout = number("round_timeout", round_timeout)
+        self.min_replies = require_whole("min_replies", min_replies)
+        self.connect_timeout = require_number("connect_timeout", connect_timeout)
+        self.round_timeout = require_number("round_timeout", round_timeout)
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run FedAvg's round loop over a grid that yields replies as they arrive.
@@ -165,10 +165,10 @@ class StreamingFedAvg(FedAvg):
         """
         given = inspect.signature(super().start).bind_partial(grid, *args, **kwargs).arguments
         if "initial_arrays" in given:
-            starting(given["initial_arrays"])
-        whole("num_rounds", given.get("num_rounds", 1))
+            require_arrays(given["initial_arrays"])
+        require_whole("num_rounds", given.get("num_rounds", 1))
         if given.get("timeout") is not None:  # None: for ever, as in Flower
-            number("timeout", given["timeout"])
+            require_number("timeout", given["timeout"])
         kinds = {self.action or "train": "train", self.evaluate_action or "evaluate": "evaluate"}
         logged = LoggedGrid(StreamingGrid.around(grid), kinds, lambda: self.last_exchange)
         return super().start(logged, *args, **kwargs)
@@ -194,7 +194,7 @@ class StreamingFedAvg(FedAvg):
         nodes = wait_for_nodes(grid, minimum, self.connect_timeout, without=gone)
         if self.action is None:
             return nodes
-        identify(grid, nodes, self.partitions, self.connect_timeout)
+        learn_partitions(grid, nodes, self.partitions, self.connect_timeout)
         known = sorted((n for n in nodes if n in self.partitions), key=self.partitions.__getitem__)
         if nodes and not known:
             raise RoundError(

@@ -13,7 +13,7 @@ from nmoe_flower.engine import StreamingGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import Action
 
-__all__ = ["Partitions", "cohort_size", "identify", "wait_for_nodes"]
+__all__ = ["Partitions", "cohort_size", "learn_partitions", "wait_for_nodes"]
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def wait_for_nodes(
     return nodes
 
 
-def identify(grid: Grid, nodes: list[int], partitions: Partitions, timeout: float) -> None:
+def learn_partitions(grid: Grid, nodes: list[int], partitions: Partitions, timeout: float) -> None:
     """Ask every node not seen before for its partition id and add it to ``partitions``.
 
     A device whose process was killed comes back as another node, while Flower may list the old one

@@ -27,7 +27,7 @@ from nmoe_flower.records import (
 )
 from nmoe_flower.representation import effective_rank, find_collapse
 from nmoe_flower.strategies.fedsc_correlations import Correlations, Release, claimed
-from nmoe_flower.strategies.limits import number, whole
+from nmoe_flower.strategies.limits import require_number, require_whole
 from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
@@ -86,12 +86,12 @@ class FedSC(SteppedFedAvg):
         super().__init__(**options)
         if exchange not in ("merged", "two-phase"):
             raise ConfigError(f"exchange must be merged or two-phase, got {exchange!r}")
-        whole("first", first, 1)
-        whole("refresh", refresh, 1)
-        number("noise_multiplier", noise_multiplier, below=True)
-        number("clip", clip, above=True, below=True)
+        require_whole("first", first, 1)
+        require_whole("refresh", refresh, 1)
+        require_number("noise_multiplier", noise_multiplier, below=True)
+        require_number("clip", clip, above=True, below=True)
         if dim is not None:
-            whole("dim", dim, 1)
+            require_whole("dim", dim, 1)
         if share is not None and not callable(share):
             raise ConfigError(f"share must be a function of the round, got {share!r}")
         if accountant is not None and noise_multiplier <= 0:
@@ -163,7 +163,7 @@ class FedSC(SteppedFedAvg):
             told[CorrelationKey.TOTAL] = self.correlations.examples
             told[CorrelationKey.SHRUNK] = self.correlations.shrunk
         if self.share is not None:
-            told[CorrelationKey.SHARE] = number(
+            told[CorrelationKey.SHARE] = require_number(
                 f"share({self._current_round})", self.share(self._current_round), most=1.0
             )
         messages = []

@@ -8,10 +8,10 @@ from flwr.app import ArrayRecord
 from nmoe_flower import records
 from nmoe_flower.errors import ConfigError, ReplyError
 
-__all__ = ["number", "starting", "whole"]
+__all__ = ["require_arrays", "require_number", "require_whole"]
 
 
-def number(
+def require_number(
     name: str,
     value: object,
     *,
@@ -31,7 +31,7 @@ def number(
     Raises:
         ConfigError: It is none.
 
-    >>> number("ema", 0.5, most=1.0, below=True)
+    >>> require_number("ema", 0.5, most=1.0, below=True)
     0.5
     """
     if isinstance(value, Real) and not isinstance(value, bool):
@@ -45,13 +45,13 @@ def number(
     raise ConfigError(f"{name} must be a {kind} {start}{end}, got {value!r}")
 
 
-def whole(name: str, value: object, least: int = 0) -> int:
+def require_whole(name: str, value: object, least: int = 0) -> int:
     """A whole number of at least ``least``.
 
     Raises:
         ConfigError: It is none.
 
-    >>> whole("min_replies", 2)
+    >>> require_whole("min_replies", 2)
     2
     """
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
@@ -59,7 +59,7 @@ def whole(name: str, value: object, least: int = 0) -> int:
     raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def starting(initial: object) -> None:
+def require_arrays(initial: object) -> None:
     """Refuse arrays that no training can start from: clients would be blamed for them.
 
     Raises:

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from nmoe_flower import records
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
-from nmoe_flower.strategies.limits import number
+from nmoe_flower.strategies.limits import require_number
 
 __all__ = ["RollGate"]
 
@@ -36,7 +36,7 @@ class RollGate(StreamingFedAvg):
 
     def __init__(self, *, tolerance: float = 0.01, **options: Unpack[StreamingOptions]) -> None:
         super().__init__(**options)
-        self.tolerance = number("tolerance", tolerance)
+        self.tolerance = require_number("tolerance", tolerance)
         self._cycle = 1
         self._cycle_start: dict[str, np.ndarray] = {}
 

@@ -14,7 +14,7 @@ from nmoe_flower.errors import CheckpointError, ConfigError, ReplyError
 from nmoe_flower.privacy import WeightsCost
 from nmoe_flower.records import LEARNING_RATE, StepKey
 from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
-from nmoe_flower.strategies.limits import number
+from nmoe_flower.strategies.limits import require_number
 from nmoe_flower.strategies.optimizers import Nesterov, ServerOptimizer, stepped
 from nmoe_flower.strategies.replies import Usable
 
@@ -71,16 +71,16 @@ class SteppedFedAvg(StreamingFedAvg):
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(**options)
-        number("server_learning_rate", server_learning_rate, below=True)
-        number("server_momentum", server_momentum, most=1.0, below=True)
+        require_number("server_learning_rate", server_learning_rate, below=True)
+        require_number("server_momentum", server_momentum, most=1.0, below=True)
         if local_learning_rate is not None:
-            number("local_learning_rate", local_learning_rate, below=True)
+            require_number("local_learning_rate", local_learning_rate, below=True)
         steps = server_momentum > 0 or server_learning_rate != 1.0
         self.server_learning_rate = server_learning_rate
         self.server_optimizer = server_optimizer or (Nesterov(server_momentum) if steps else None)
         self.learning_rate = None if learning_rate is None else _checked(learning_rate)
         self.local_learning_rate = local_learning_rate
-        self.ema = number("ema", ema, most=1.0, below=True)
+        self.ema = require_number("ema", ema, most=1.0, below=True)
         self.ema_arrays: dict[str, np.ndarray] = {}
         self.private_steps = StepReports()
 
@@ -245,6 +245,6 @@ def _checked(rate: Callable[[int], float]) -> Callable[[int], float]:
         raise ConfigError(f"learning_rate must be a function of the round, got {rate!r}")
 
     def checked(server_round: int) -> float:
-        return number(f"learning_rate({server_round})", rate(server_round), below=True)
+        return require_number(f"learning_rate({server_round})", rate(server_round), below=True)
 
     return checked

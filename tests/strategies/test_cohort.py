@@ -11,7 +11,7 @@ from nmoe_flower.clients.joining import tell_partition as tell
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import reply
-from nmoe_flower.strategies import Partitions, identify, wait_for_nodes
+from nmoe_flower.strategies import Partitions, learn_partitions, wait_for_nodes
 
 
 class Coming(InProcessGrid):
@@ -41,14 +41,14 @@ class Coming(InProcessGrid):
 
 def test_a_returning_node_replaces_the_one_it_was(caplog: pytest.LogCaptureFixture) -> None:
     grid, known = Coming([0, 1, 1], listed={1, 2}), Partitions()
-    identify(grid, [1, 2], known, 5.0)
+    learn_partitions(grid, [1, 2], known, 5.0)
     assert known == {1: 0, 2: 1}
     grid.listed = {1, 2, 3}  # Flower still lists the dead node 2
     with caplog.at_level(logging.WARNING):
-        identify(grid, [1, 2, 3], known, 5.0)
+        learn_partitions(grid, [1, 2, 3], known, 5.0)
     assert known == {1: 0, 3: 1}
     assert "node 3 replaces node 2 as client 1" in caplog.text
-    identify(grid, [1, 2, 3], known, 5.0)
+    learn_partitions(grid, [1, 2, 3], known, 5.0)
     assert known == {1: 0, 3: 1}
     assert grid.asked == [1, 2, 3]  # nobody twice, and the dead one never again
 
@@ -63,7 +63,7 @@ def test_the_replaced_node_is_not_counted_while_flower_lists_it() -> None:
 def test_a_node_that_died_before_the_start_does_not_stand_in_the_way() -> None:
     grid, known = Coming([0, 1, 1], listed={1, 2, 3}), Partitions()
     grid.dead = {2}
-    identify(grid, [1, 2, 3], known, 5.0)
+    learn_partitions(grid, [1, 2, 3], known, 5.0)
     assert known == {1: 0, 3: 1}
 
 
@@ -82,7 +82,7 @@ def test_a_node_that_tells_no_partition_is_left_out(
         return tell(message, context)
 
     known = Partitions()
-    identify(InProcessGrid(client, 3), [1, 2, 3], known, 5.0)
+    learn_partitions(InProcessGrid(client, 3), [1, 2, 3], known, 5.0)
     assert known == {1: 0, 3: 2}
     assert "node 2 told no partition id of at least 0" in caplog.text
 
@@ -90,11 +90,11 @@ def test_a_node_that_tells_no_partition_is_left_out(
 def test_two_newcomers_with_one_partition_are_a_mistake() -> None:
     grid, known = Coming([0, 1, 1], listed={1, 2, 3}), Partitions()
     with pytest.raises(RoundError, match="nodes 2 and 3 both hold partition 1"):
-        identify(grid, [1, 2, 3], known, 5.0)
+        learn_partitions(grid, [1, 2, 3], known, 5.0)
 
 
 def test_the_real_app_tells_its_partition_without_opening_data() -> None:
     with InProcessGrid(app, 2, run_config={"data.dataset": "no-such-set"}) as grid:
         known = Partitions()
-        identify(grid, [1, 2], known, 5.0)
+        learn_partitions(grid, [1, 2], known, 5.0)
     assert known == {1: 0, 2: 1}

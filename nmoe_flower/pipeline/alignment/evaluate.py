@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.alignment import Assigner
-from nmoe_flower.pipeline.alignment.train import restored
+from nmoe_flower.pipeline.alignment.train import trained_assigner
 from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
 from nmoe_flower.pipeline.rows import found, row
 from nmoe_flower.pipeline.run import Run
@@ -28,7 +28,7 @@ def evaluate_alignment(run: Run) -> dict[str, Any]:
     """Place experts, test the placed parts and the whole: the content of ``results.json``."""
     held = holdings(run)
     counts = train_counts(held)
-    assigner = restored(run, counts)
+    assigner = trained_assigner(run, counts)
     mixture, placed = run.artifacts.mixture, assigner.place()
     told = {MixtureKey.FINAL: True, SERVER_ROUND: run.config.alignment.rounds}
     whole = gather(run, "whole", Action.ALIGNMENT_TEST, message(mixture, told), check=_scores)

@@ -39,7 +39,7 @@ from nmoe_flower.strategies import (
     UnsharedGate,
 )
 
-__all__ = ["restored", "train_alignment", "train_first"]
+__all__ = ["train_alignment", "train_first", "trained_assigner"]
 
 STAGE = "alignment"
 QUANTITIES = ("compute", "memory", "download", "upload", "latency")
@@ -181,7 +181,7 @@ def rehearse_alignment(config: Config, counts: npt.NDArray[np.int64], parameters
     _gate(config)
 
 
-def restored(run: Run, counts: np.ndarray) -> Assigner:
+def trained_assigner(run: Run, counts: np.ndarray) -> Assigner:
     """What the server knew at the end of training; ``counts`` are class counts per client."""
     parameters = run.artifacts.expert_parameters
     assigner = _assigner(run.config, counts, parameters, _flops(parameters), _world(run.config))

@@ -46,7 +46,7 @@ def train_experts(run: Run) -> None:
                 for name, array in content.array_records[EXPERT].items()
             }
         )
-        gather(run, "answers", Action.ANSWERS, RecordDict({EXPERT: experts}))
+        gather(run, "answers", Action.KEEP_ANSWERS, RecordDict({EXPERT: experts}))
     elif sharing == "latents":
         _exchange_latents(run, trained)
 
@@ -77,7 +77,7 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     gather(
         run,
         "answers",
-        Action.ANSWERS,
+        Action.KEEP_ANSWERS,
         {
             partition: RecordDict(
                 {ANSWERS: records.from_numpy({s: split_logits[partition, s] for s in SPLITS})}
