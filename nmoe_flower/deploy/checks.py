@@ -26,10 +26,7 @@ from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.files import read_toml
 from nmoe_flower.inference.protocol import PeerList, verify_list
 
-__all__ = [
-    "Finding",
-    "check",
-]
+__all__ = ["Finding", "check"]
 
 _MOST_DRIFT = 60.0  # seconds; certificates and signatures forgive five minutes
 _SOON = 14  # days

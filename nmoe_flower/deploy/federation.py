@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nmoe_flower.addresses import Address
@@ -23,15 +23,11 @@ def local_plan(plan: FederationPlan) -> FederationPlan:
     """The same plan with every place on the loopback, at ports the system has free."""
     count = len(plan.peers)
     ports = free_ports(2 * count + 1)
-    return FederationPlan(
+    return replace(
+        plan,
         server=Address("127.0.0.1", ports[0]),
         peers=tuple(Address("127.0.0.1", port) for port in ports[1 : count + 1]),
-        config=plan.config,
-        name=plan.name,
-        data=plan.data,
-        classes=plan.classes,
         runtime_ports=tuple(ports[count + 1 :]),
-        days=plan.days,
     )
 
 

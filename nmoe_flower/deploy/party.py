@@ -12,13 +12,9 @@ from nmoe_flower.addresses import MAX_PORT, Address
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_json, read_toml, to_toml, write_text
+from nmoe_flower.inference.bundle import MANIFEST
 
-__all__ = [
-    "NodeFiles",
-    "Party",
-    "node_files",
-    "versions",
-]
+__all__ = ["NodeFiles", "Party", "node_files", "versions"]
 
 SETTINGS = "settings.toml"
 
@@ -131,7 +127,7 @@ def node_files(folder: Path, *, trained: bool = True) -> NodeFiles:
     party = Party.load(folder)
     if party.kind != "node":
         raise ConfigError(f"{folder} is the folder of the server; allowed: that of a node")
-    if trained and not (folder / "bundle" / "bundle.json").is_file():
+    if trained and not (folder / "bundle" / MANIFEST).is_file():
         raise ConfigError(
             f"{folder} has no bundle yet: after the training, sh serve.sh makes it, or "
             f"nmoe bundle --store {folder / 'store' / party.run} --out {folder / 'bundle'}"
@@ -150,7 +146,7 @@ def node_files(folder: Path, *, trained: bool = True) -> NodeFiles:
 
 def _check_own(folder: Path) -> None:
     """Peers ask this node for its own expert, and could not tell that another one answers."""
-    path = folder / "bundle" / "bundle.json"
+    path = folder / "bundle" / MANIFEST
     bundle = read_json(path)
     held = bundle.get("partition") if isinstance(bundle, dict) else None
     own = read_toml(folder / "node.toml").get("partition-id")

@@ -17,11 +17,7 @@ from nmoe_flower.inference.ask.record import ANSWERED
 from nmoe_flower.inference.protocol import PeerEntry
 from nmoe_flower.inference.telemetry import log_event
 
-__all__ = [
-    "Health",
-    "Link",
-    "RequestResult",
-]
+__all__ = ["Health", "Link", "RequestResult"]
 
 _WEIGHT = 0.2
 

@@ -16,13 +16,7 @@ from nmoe_flower.files import to_json
 from nmoe_flower.inference.ask.query import SILENT, Ints, Why
 from nmoe_flower.inference.telemetry import SECONDS
 
-__all__ = [
-    "ANSWERED",
-    "UNFINISHED",
-    "CallRecord",
-    "RouterMetrics",
-    "Sent",
-]
+__all__ = ["ANSWERED", "UNFINISHED", "CallRecord", "RouterMetrics", "Sent"]
 
 ANSWERED = "answered"
 UNFINISHED = "unfinished"

@@ -28,16 +28,9 @@ from nmoe_flower.errors import BundleError, ConfigError, NMoEError
 from nmoe_flower.files import pack_arrays, read_json, safe_child, write_bytes, write_json
 from nmoe_flower.models import Expert, Gate, configured_extractor
 
-__all__ = [
-    "BUNDLE_PARTS",
-    "FORMAT",
-    "MANIFEST",
-    "Bundle",
-    "Manifest",
-    "read_manifest",
-]
+__all__ = ["BUNDLE_PARTS", "MANIFEST", "Bundle", "Manifest"]
 
-FORMAT = 1
+_FORMAT = 1
 
 _Count = Annotated[int, Field(ge=1)]
 _Version = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -103,7 +96,7 @@ class Manifest(BaseModel):
         return manifest, config
 
 
-def read_manifest(path: Path) -> tuple[Manifest, Config]:
+def _read_manifest(path: Path) -> tuple[Manifest, Config]:
     """Read ``bundle.json``.
 
     Raises:
@@ -170,7 +163,7 @@ class Bundle:
             BundleError: A file is missing, damaged, leads out of the folder, or is not what
                 ``bundle.json`` says.
         """
-        bundle = cls(folder, *read_manifest(folder / MANIFEST))
+        bundle = cls(folder, *_read_manifest(folder / MANIFEST))
         for part in BUNDLE_PARTS:
             bundle._bytes(part)
         return bundle
@@ -211,7 +204,7 @@ class Bundle:
             part: pack_arrays(state) for part, state in zip(BUNDLE_PARTS, states, strict=True)
         }
         values = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "partition": partition,
             "num_clients": config.data.num_clients if num_clients is None else num_clients,
             "classes": list(classes),

@@ -21,13 +21,7 @@ from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.protocol import peer_pb2
 from nmoe_flower.models import Expert
 
-__all__ = [
-    "BatchResult",
-    "Batcher",
-    "Served",
-    "expert_thread",
-    "load_expert",
-]
+__all__ = ["BatchResult", "Batcher", "Served", "expert_thread", "load_expert"]
 
 Floats = npt.NDArray[np.float32]
 _Computed = tuple[Floats, float]  # logits of a batch, and the seconds they took

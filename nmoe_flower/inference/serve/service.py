@@ -19,11 +19,7 @@ from nmoe_flower.inference.serve.requests import Requests, ServiceMetrics
 from nmoe_flower.inference.settings import check_not_negative
 from nmoe_flower.inference.telemetry import log_event
 
-__all__ = [
-    "ExpertServer",
-    "check_size",
-    "server_options",
-]
+__all__ = ["ExpertServer"]
 
 _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -80,7 +76,7 @@ class ExpertServer:
                 f"max_batch = {max_batch}, max_queue = {max_queue}; allowed: 1 or more"
             )
         check_not_negative(max_wait_ms=max_wait_ms, keep_seconds=keep_seconds)
-        check_size(bundle, max_batch)
+        _check_size(bundle, max_batch)
         self.metrics = ServiceMetrics()
         self.bundle = bundle
         self.port = 0
@@ -137,7 +133,7 @@ class ExpertServer:
         """
         await self._take_up(self.bundle)
         self._server = grpc.aio.server(
-            options=server_options(), maximum_concurrent_rpcs=sum(self._limits.values())
+            options=_server_options(), maximum_concurrent_rpcs=sum(self._limits.values())
         )
         requests = self._requests
         handlers = peer_handlers(
@@ -169,7 +165,7 @@ class ExpertServer:
                     f"{bundle.folder} is the bundle of partition {bundle.partition}; "
                     f"this server is partition {old.partition}"
                 )
-            check_size(bundle, self._limits["max_batch"])
+            _check_size(bundle, self._limits["max_batch"])
             await self._take_up(bundle)
             self.metrics.swaps.inc()
             log_event(_log, logging.INFO, "swapped", before=old.expert_version, **self._facts())
@@ -252,7 +248,7 @@ class ExpertServer:
         }
 
 
-def check_size(bundle: Bundle, max_batch: int) -> None:
+def _check_size(bundle: Bundle, max_batch: int) -> None:
     """Refuse a batch that no message could carry.
 
     Raises:
@@ -266,7 +262,7 @@ def check_size(bundle: Bundle, max_batch: int) -> None:
         )
 
 
-def server_options() -> list[tuple[str, int]]:
+def _server_options() -> list[tuple[str, int]]:
     """GRPC's options of a server."""
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

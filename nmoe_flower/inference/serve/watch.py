@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.bundle import MANIFEST, Bundle
 from nmoe_flower.inference.protocol import PeerList, verify_list
 from nmoe_flower.inference.serve.service import ExpertServer
 from nmoe_flower.inference.telemetry import log_event
@@ -106,7 +106,7 @@ class SourceWatch:
     def _stamps(self) -> dict[str, list[_Stamp]]:
         sources = self._sources
         return {
-            "bundle": [_stamp(sources.bundle / "bundle.json")],
+            "bundle": [_stamp(sources.bundle / MANIFEST)],
             "identity": [_stamp(path) for path in sources.keys or ()],
             "peers": [_stamp(sources.peers)] if sources.peers else [],
         }
