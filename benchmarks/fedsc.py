@@ -179,7 +179,7 @@ def _flower(config: Config, clients: int, variant: str) -> Callable[[int], dict[
     strategy = FedSC(
         exchange="two-phase" if variant == "two-phase" else "merged",
         refresh=10**9 if variant == "alone" else 1,
-        action=Action.CONTRAST,
+        action=Action.FEDSC,
         server_optimizer=AdamW(),
         learning_rate=lambda _: SERVER_RATE,
         local_learning_rate=LOCAL_RATE,

@@ -40,12 +40,12 @@ __all__ = [
     "STATISTICS",
     "TESTS",
     "Action",
+    "AlignmentKey",
     "ControlKey",
     "CorrelationKey",
     "ExpertKey",
     "FeedbackKey",
     "HoldingKey",
-    "MixtureKey",
     "PooledKey",
     "Score",
     "StatisticsKey",
@@ -108,25 +108,31 @@ NOISE_STD = "noise-std"  # deviation of the noise in each entry of the matrix
 class Action(StrEnum):
     """Message types this app's ClientApp answers, ``<category>.<action>``."""
 
+    # before anything is trained
     IDENTITY = "query.identity"
     DESCRIBE = "query.describe"
     INITIAL = "query.initial"
-    EXTRACTOR = "train.extractor"
-    EXTRACTOR_TEST = "evaluate.extractor"
-    CONTRAST = "train.contrast"
+    # stage 1
+    FEDCE = "train.extractor"
+    FEDCE_TEST = "evaluate.extractor"
+    FEDSC = "train.contrast"
     CORRELATION = "query.correlation"
-    CONTRAST_TEST = "evaluate.contrast"
+    FEDSC_TEST = "evaluate.contrast"
+    # stage 2
     LATENTS = "query.latents"
     HEAD = "train.head"
     EXPERT = "train.expert"
     ANSWER = "query.answer"
     KEEP_ANSWERS = "query.answers"
+    # stage 3
     GATE = "train.gate"
     ROLLING = "train.rolling"
     POOL = "query.pool"
     POOLED = "train.pooled"
+    # after it
     CONTROL = "train.control"
     ROUTE = "evaluate.route"
+    # the second system
     MIXTURE = "query.mixture"
     GIVEN = "query.given"
     ALIGNMENT = "train.aligned"
@@ -201,7 +207,7 @@ class WatchKey(_Key):
     PROBE_ACCURACY = "probe-accuracy"  # fraction
 
 
-class MixtureKey(_Key):
+class AlignmentKey(_Key):
     """What is said of a federated mixture beside its arrays."""
 
     EXPERTS = "experts"  # down: names of the assigned experts, in the order of their ids

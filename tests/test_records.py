@@ -341,7 +341,7 @@ def test_every_action_is_answered_by_the_client_app() -> None:
         ]
     assert len(reasons) == len(Action)
     assert not [reason for reason in reasons if "registered" in (reason or "")]
-    assert Action.EXTRACTOR.verb == "extractor"
+    assert Action.FEDCE.verb == "extractor"
     assert Action.ROUTE == "evaluate.route"
 
 

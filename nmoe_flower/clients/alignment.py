@@ -20,8 +20,8 @@ from nmoe_flower.records import (
     SERVER_ROUND,
     STATISTICS,
     TESTS,
+    AlignmentKey,
     FeedbackKey,
-    MixtureKey,
     Score,
     StatisticsKey,
 )
@@ -40,7 +40,7 @@ def tell_mixture(message: Message, context: Context) -> Message:
     arrays = {n: t for n, t in fresh.state_dict().items() if n in client.travelling()}
     return records.reply(
         message,
-        metrics={NUM_EXAMPLES: len(device.train_labels), MixtureKey.EXPERT_PARAMETERS: expert},
+        metrics={NUM_EXAMPLES: len(device.train_labels), AlignmentKey.EXPERT_PARAMETERS: expert},
         arrays={ARRAYS: records.pack(arrays)},
     )
 
@@ -60,7 +60,7 @@ def train(message: Message, context: Context) -> Message:
     own_gate = client.device.config.alignment.gate == "local"
     if own_gate:
         client.load_gate(before=server_round)
-    loads = torch.tensor([float(share) for share in told.get(MixtureKey.LOADS, ())])
+    loads = torch.tensor([float(share) for share in told.get(AlignmentKey.LOADS, ())])
     answer = answer_assigned(
         message, client.network, lambda _: _train(client, held, server_round, loads)
     )
@@ -210,7 +210,7 @@ def test(message: Message, context: Context) -> Message:
         )
         probs = probabilities.cpu().numpy()
         found[f"{Score.ACCURACY}-{name}"] = metrics.accuracy(probs, labels)
-        if told.get(MixtureKey.FINAL):
+        if told.get(AlignmentKey.FINAL):
             found[f"{Score.BALANCED_ACCURACY}-{name}"] = metrics.balanced_accuracy(probs, labels)
             found[f"{Score.MACRO_F1}-{name}"] = metrics.macro_f1(probs, labels)
             ids = np.asarray(held)[asked.cpu().numpy()]

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from nmoe_flower import records
 from nmoe_flower.alignment import Assigner, Clock, Feedback, World, seconds_of
 from nmoe_flower.errors import ConfigError, ReplyError, RoundError
-from nmoe_flower.records import FeedbackKey, MixtureKey
+from nmoe_flower.records import AlignmentKey, FeedbackKey
 from nmoe_flower.strategies.aggregation import Measured, WeightedMean
 from nmoe_flower.strategies.alignment_gate import AveragedGate, GateSharing
 from nmoe_flower.strategies.alignment_parcels import (
@@ -91,7 +91,7 @@ class ExpertAlignment(StreamingFedAvg):
         self.decision = self.assigner.assign(server_round, online)
         self._feedback, self._seconds, self._parcels = [], {}, {}
         told = self.round_config(server_round, config)
-        told |= {MixtureKey.LOADS: self.assigner.routed.tolist()}
+        told |= {AlignmentKey.LOADS: self.assigner.routed.tolist()}
         messages, sizes = [], {}
         for row, node in sorted(nodes.items()):
             held = np.flatnonzero(self.decision.chosen[row])
@@ -99,7 +99,9 @@ class ExpertAlignment(StreamingFedAvg):
                 continue
             mine = self.gate.outgoing(self.names.subset(self.sent, held), held)
             own = {**told, FeedbackKey.EXPERTS: held.tolist(), **self.gate.question(row)}
-            message = parcel(self, node, mine, {**own, MixtureKey.EXPERTS: self.names.named(held)})
+            message = parcel(
+                self, node, mine, {**own, AlignmentKey.EXPERTS: self.names.named(held)}
+            )
             self._parcels[self.partitions.get(node, node)] = mine
             sizes[row] = records.array_bytes(message.content)
             messages.append(message)

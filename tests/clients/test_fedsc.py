@@ -94,7 +94,7 @@ def sent(
         content[records.CORRELATION] = records.from_numpy({CorrelationKey.MEAN: svec(mean)})
         settings = content[records.CONFIG]
         settings[CorrelationKey.TOTAL] = 120.0
-    return Message(RecordDict(content), 1, Action.CONTRAST)
+    return Message(RecordDict(content), 1, Action.FEDSC)
 
 
 def packed_of(answer: Message) -> np.ndarray | None:
@@ -523,7 +523,7 @@ def meddling(change: Callable[[Message, Context], None]) -> Callable[[Message, C
     """The real app, with something wrong at partition 1."""
 
     def call(message: Message, context: Context) -> Message:
-        training = message.metadata.message_type == Action.CONTRAST
+        training = message.metadata.message_type == Action.FEDSC
         if training and context.node_config["partition-id"] == 1:
             change(message, context)
         return app(message, context)
@@ -565,7 +565,7 @@ def test_what_cannot_be_trained_on_is_refused_and_the_client_named(
 ) -> None:
     context = client()
     strategy = FedSC(
-        action=Action.CONTRAST, dim=DIM, learning_rate=lambda _: 0.1, min_available_nodes=3
+        action=Action.FEDSC, dim=DIM, learning_rate=lambda _: 0.1, min_available_nodes=3
     )
     arrays = records.from_numpy(fedsc.initial(device_of(context)))
     with InProcessGrid(meddling(change), 3, run_config=context.run_config) as grid:
@@ -581,7 +581,7 @@ def test_what_cannot_be_trained_on_is_refused_and_the_client_named(
 
 def test_a_round_of_nothing_else_says_who_and_why(client: New) -> None:
     context = client()
-    strategy = FedSC(action=Action.CONTRAST, dim=DIM, learning_rate=lambda _: 0.1)
+    strategy = FedSC(action=Action.FEDSC, dim=DIM, learning_rate=lambda _: 0.1)
     arrays = records.from_numpy(fedsc.initial(device_of(context)))
     alone = {**context.run_config, "extractor.batch-size": 1}
     with InProcessGrid(app, 3, run_config=alone) as grid:

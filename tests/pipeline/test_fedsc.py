@@ -95,9 +95,9 @@ def test_two_phases_take_twice_the_exchanges_and_matrices_of_the_same_round(
 
     pipeline = new_pipeline("two-phase", LEAN | {"contrast.exchange": "two-phase"})
     pipeline(client_app=watched)
-    assert asked.count(Action.CORRELATION) == asked.count(Action.CONTRAST) == 4 * 6
+    assert asked.count(Action.CORRELATION) == asked.count(Action.FEDSC) == 4 * 6
     first = asked.index(Action.CORRELATION)
-    assert asked[first : first + 8] == [Action.CORRELATION] * 4 + [Action.CONTRAST] * 4
+    assert asked[first : first + 8] == [Action.CORRELATION] * 4 + [Action.FEDSC] * 4
 
 
 @pytest.mark.parametrize("action", ["train.contrast", "query.correlation"])

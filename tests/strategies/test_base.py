@@ -109,7 +109,7 @@ def lines_of_rounds(strategy: FedAvg, app: ClientApp) -> list[str]:
     return [line for line in lines.said if line.startswith(("configure_", "aggregate_"))]
 
 
-@pytest.mark.parametrize("action", [None, Action.EXTRACTOR])
+@pytest.mark.parametrize("action", [None, Action.FEDCE])
 def test_the_rounds_are_told_as_fedavg_tells_them(action: str | None) -> None:
     """Half of four clients train, all evaluate."""
     options: dict[str, Any] = {"fraction_train": 0.5, "min_train_nodes": 2}
@@ -238,14 +238,14 @@ def test_an_evaluation_without_replies_has_no_metrics() -> None:
 
 
 def test_partitions_are_named_where_they_are_known() -> None:
-    strategy = StreamingFedAvg(action=Action.EXTRACTOR)
+    strategy = StreamingFedAvg(action=Action.FEDCE)
     one_round(strategy, InProcessGrid(client_app({2: raising}), 4))
     assert strategy.last_exchange.clients == [0, 1, 3]
     assert strategy.last_exchange.failures == [{"partition": 2, "reason": "ValueError: no images"}]
 
 
 def test_too_few_replies_end_the_round_with_the_reasons() -> None:
-    strategy = StreamingFedAvg(action=Action.EXTRACTOR, min_replies=2)
+    strategy = StreamingFedAvg(action=Action.FEDCE, min_replies=2)
     grid = InProcessGrid(client_app({0: raising, 2: BAD["NaN array"][0]}), 3)
     with pytest.raises(RoundError) as caught:
         one_round(strategy, grid, server_round=7)
@@ -291,7 +291,7 @@ class Renumbered(InProcessGrid):
 
 
 def cohorts(order: list[int], rounds: Iterable[int], **options: Any) -> list[list[int]]:
-    strategy = StreamingFedAvg(action=Action.EXTRACTOR, fraction_train=0.5, **options)
+    strategy = StreamingFedAvg(action=Action.FEDCE, fraction_train=0.5, **options)
     found = []
     for server_round in rounds:
         one_round(strategy, Renumbered(client_app(), order), server_round)
@@ -313,7 +313,7 @@ def test_cohorts_depend_on_the_seed_and_the_round_only() -> None:
 
 def test_sums_have_the_same_bits_whatever_the_node_ids() -> None:
     results = [
-        one_round(StreamingFedAvg(action=Action.EXTRACTOR), Renumbered(client_app(), order))[0]["w"]
+        one_round(StreamingFedAvg(action=Action.FEDCE), Renumbered(client_app(), order))[0]["w"]
         for order in ([0, 1, 2, 3, 4], [3, 1, 4, 0, 2])
     ]
     assert results[0].tobytes() == results[1].tobytes()
@@ -321,17 +321,17 @@ def test_sums_have_the_same_bits_whatever_the_node_ids() -> None:
 
 def test_two_nodes_cannot_hold_one_partition() -> None:
     with pytest.raises(RoundError, match="nodes 1 and 3 both hold partition 0"):
-        one_round(StreamingFedAvg(action=Action.EXTRACTOR), Renumbered(client_app(), [0, 1, 0]))
+        one_round(StreamingFedAvg(action=Action.FEDCE), Renumbered(client_app(), [0, 1, 0]))
 
 
 def test_clients_that_know_no_identity_are_left_out() -> None:
-    strategy = StreamingFedAvg(action=Action.EXTRACTOR)
+    strategy = StreamingFedAvg(action=Action.FEDCE)
     strategy.partitions[2] = 0
     assert strategy.nodes(InProcessGrid(ClientApp(), 2), 2) == [2]
 
 
 def test_nobody_that_knows_its_identity_is_told() -> None:
-    strategy = StreamingFedAvg(action=Action.EXTRACTOR)
+    strategy = StreamingFedAvg(action=Action.FEDCE)
     with pytest.raises(RoundError, match="none of 2 nodes told its partition"):
         strategy.nodes(InProcessGrid(ClientApp(), 2), 2)
 

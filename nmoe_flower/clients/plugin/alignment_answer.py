@@ -9,7 +9,7 @@ from torch import nn
 
 from nmoe_flower import records
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.records import ARRAYS, LOSS, NUM_EXAMPLES, FeedbackKey, MixtureKey
+from nmoe_flower.records import ARRAYS, LOSS, NUM_EXAMPLES, AlignmentKey, FeedbackKey
 
 __all__ = ["Trained", "answer_assigned"]
 
@@ -56,7 +56,7 @@ def answer_assigned(
         raise ReplyError(f"array {strange[0]!r} has no place in the module")
     records.load_into({name: state[name] for name in arrays}, arrays)
     told = records.config_of(message)
-    names, ids = list(told[MixtureKey.EXPERTS]), list(told[FeedbackKey.EXPERTS])
+    names, ids = list(told[AlignmentKey.EXPERTS]), list(told[FeedbackKey.EXPERTS])
     started = time.perf_counter()
     done = train(names)
     seconds = time.perf_counter() - started

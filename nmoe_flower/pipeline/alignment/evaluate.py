@@ -16,7 +16,7 @@ from nmoe_flower.pipeline.alignment.train import trained_assigner
 from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
 from nmoe_flower.pipeline.rows import found, row
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import SERVER_ROUND, TESTS, Action, FeedbackKey, MixtureKey, Score
+from nmoe_flower.records import SERVER_ROUND, TESTS, Action, AlignmentKey, FeedbackKey, Score
 from nmoe_flower.strategies import ExpertNames
 
 __all__ = ["evaluate_alignment"]
@@ -30,7 +30,7 @@ def evaluate_alignment(run: Run) -> dict[str, Any]:
     counts = train_counts(held)
     assigner = trained_assigner(run, counts)
     mixture, placed = run.artifacts.mixture, assigner.place()
-    told = {MixtureKey.FINAL: True, SERVER_ROUND: run.config.alignment.rounds}
+    told = {AlignmentKey.FINAL: True, SERVER_ROUND: run.config.alignment.rounds}
     whole = gather(run, "whole", Action.ALIGNMENT_TEST, message(mixture, told), check=_scores)
     names, everyone = ExpertNames.found_in(mixture), sorted(run.partitions.values())
     questions = {

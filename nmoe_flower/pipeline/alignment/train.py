@@ -28,7 +28,7 @@ from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
 from nmoe_flower.pipeline.networked import train_extractor
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, Action, MixtureKey
+from nmoe_flower.records import ARRAYS, Action, AlignmentKey
 from nmoe_flower.strategies import (
     AdamW,
     AveragedGate,
@@ -63,7 +63,7 @@ def train_alignment(run: Run) -> None:
         node = min(run.partitions.values())
         fresh = gather(run, "initial", Action.MIXTURE, RecordDict(), only=[node])[node]
         initial = fresh.array_records[ARRAYS]
-        size = records.metrics_of(fresh)[MixtureKey.EXPERT_PARAMETERS]
+        size = records.metrics_of(fresh)[AlignmentKey.EXPERT_PARAMETERS]
         run.artifacts.expert_parameters = int(size)
     strategy = _strategy(run, counts)
     trained = federate(

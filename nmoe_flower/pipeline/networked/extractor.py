@@ -63,12 +63,12 @@ def train_extractor(run: Run) -> None:
 
 
 def _fedce(config: Config) -> SteppedFedAvg:
-    return FedCE(**_options(config, Action.EXTRACTOR, Action.EXTRACTOR_TEST))
+    return FedCE(**_options(config, Action.FEDCE, Action.FEDCE_TEST))
 
 
 def _fedsc(config: Config) -> SteppedFedAvg:
     contrast, privacy, rounds = config.contrast, config.privacy, config.extractor.rounds
-    options = _options(config, Action.CONTRAST, Action.CONTRAST_TEST)
+    options = _options(config, Action.FEDSC, Action.FEDSC_TEST)
     if contrast.probe != "local":  # one client can watch for all
         options["fraction_evaluate"], options["min_evaluate_nodes"] = 1e-9, 1
     first = contrast.first or _first_matrix(config)
