@@ -20,7 +20,7 @@ class AlignmentMixture(nn.Module):
     Attributes:
         extractor: Images to latents [B, D].
         gate: Latents to scores [B, E].
-        experts: By name ``"0"`` to ``"E-1"``: latents to logits [B, C].
+        experts: The experts by name, ``"0"`` to ``"E-1"``: latents to logits [B, C].
     """
 
     def __init__(self, extractor: Extractor, gate: Gate, experts: Sequence[Expert]) -> None:
@@ -48,10 +48,10 @@ def alignment_loss(
     over all experts, tells it that this client's data belongs to its experts.
 
     Args:
-        scores: The gate's, over all experts, [B, E].
-        logits: Of the held experts, [B, k, C].
-        labels: [B].
-        held: The k experts.
+        scores: Scores of the gate over all experts, [B, E].
+        logits: What the held experts say, [B, k, C].
+        labels: The true classes, [B].
+        held: Numbers of the k experts, 0..E-1.
         anchor: Weight of the second term.
     """
     mine = scores[:, list(held)]

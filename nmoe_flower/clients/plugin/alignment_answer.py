@@ -19,10 +19,11 @@ class Trained:
     """What a client says about its training.
 
     Attributes:
-        loss: Mean over the steps.
-        num_examples: Weighs this client in every average.
-        losses: By expert: on held-out samples.
-        samples: By expert: how many trained it; ``num_examples`` each if left out.
+        loss: Mean loss over the steps.
+        num_examples: Number of samples, which weighs this client in every average.
+        losses: Mean loss of each expert on held-out samples, by its name.
+        samples: How many samples trained each expert, by its name; ``num_examples`` each if left
+            out.
         shares: Shares of the held-out samples that the gate sends to each expert of the whole
             mixture, [E]; empty if the gate cannot tell.
     """
