@@ -7,32 +7,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.data.cache import cache_root
-from nmoe_flower.data.changes import counted, what_changed
-from nmoe_flower.data.configured import (
+from nmoe_flower.data.coverage import Coverage, coverage
+from nmoe_flower.data.dealing import dominant_share_from_tau
+from nmoe_flower.data.features import standardise
+from nmoe_flower.data.images import Features, ImageData, Split, counted, what_changed
+from nmoe_flower.data.indices import ClientIndices, label_counts
+from nmoe_flower.data.opening import (
     configured_images,
     configured_partition,
     features_of,
+    load_images,
     names_of_clients,
     own_images,
     own_share,
     with_features,
 )
-from nmoe_flower.data.coverage import Coverage, coverage
-from nmoe_flower.data.datasets import load_images
-from nmoe_flower.data.features import standardise
-from nmoe_flower.data.images import Features, ImageData, Split
-from nmoe_flower.data.indices import ClientIndices, label_counts
 from nmoe_flower.data.own import Partition
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
-from nmoe_flower.data.skew import dominant_share_from_tau
 from nmoe_flower.data.tables import TABLE_SUFFIXES, Table, read_table
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise, two_views
     from nmoe_flower.data.dominant import DominantClassPartitioner
-    from nmoe_flower.data.feature_views import FeatureViews
-    from nmoe_flower.data.views import Views
+    from nmoe_flower.data.views import FeatureViews, Views
 
 __all__ = [
     "SUFFIXES",
@@ -76,14 +74,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "DominantClassPartitioner":
-        from nmoe_flower.data.extra import import_extra
+        from nmoe_flower.data.hugging_face import import_extra
 
         import_extra("flwr_datasets", name)
         return import_module("nmoe_flower.data.dominant").DominantClassPartitioner
     if name in ("Augment", "normalise", "two_views"):
         return getattr(import_module("nmoe_flower.data.augment"), name)
-    if name == "FeatureViews":
-        return import_module("nmoe_flower.data.feature_views").FeatureViews
-    if name == "Views":
-        return import_module("nmoe_flower.data.views").Views
+    if name in ("FeatureViews", "Views"):
+        return getattr(import_module("nmoe_flower.data.views"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data.folders import walk_files
 from nmoe_flower.data.pixels import SUFFIXES, has_colour, open_picture, to_pixels
-from nmoe_flower.data.request import Request
-from nmoe_flower.data.sources import ColourFoundError, RawSplit
+from nmoe_flower.data.request import ColourFoundError, DataRequest, RawSplit, walk_files
 
 __all__ = ["read_class_folders"]
 
@@ -27,7 +25,7 @@ _SPLIT_WORDS = frozenset(
 File = tuple[str, ...]  # the parts of its path below the folder
 
 
-def read_class_folders(request: Request) -> tuple[list[RawSplit], list[str]] | None:
+def read_class_folders(request: DataRequest) -> tuple[list[RawSplit], list[str]] | None:
     """Read ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``.
 
     If the clients are asked for, ``CLIENT`` comes before ``CLASS``: ``train/CLIENT/CLASS/*.png``,
@@ -73,7 +71,7 @@ def _name_splits(folders: set[str]) -> bool:
 
 
 def _split(
-    folder: Path, name: str, files: Sequence[File], classes: Sequence[str], request: Request
+    folder: Path, name: str, files: Sequence[File], classes: Sequence[str], request: DataRequest
 ) -> RawSplit:
     codes = {cls: code for code, cls in enumerate(classes)}
     labels = np.array([codes[file[-2]] for file in files], dtype=np.int64)

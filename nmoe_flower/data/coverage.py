@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nmoe_flower.data.dealing import Indices
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices
-from nmoe_flower.data.quotas import Indices
 
 if TYPE_CHECKING:
     from nmoe_flower.config import Config

@@ -17,8 +17,7 @@ from nmoe_flower.data.features import describe_features, read_features, standard
 from nmoe_flower.data.hugging_face import read_hugging_face
 from nmoe_flower.data.images import Split
 from nmoe_flower.data.pixels import fit_pixels
-from nmoe_flower.data.request import Request
-from nmoe_flower.data.sources import ColourFoundError, RawSplit, read_digits
+from nmoe_flower.data.request import ColourFoundError, DataRequest, RawSplit
 from nmoe_flower.errors import DataError
 from nmoe_flower.seeds import numpy_stream
 
@@ -30,7 +29,7 @@ Codes = npt.NDArray[np.int64]
 _TEST_SHARE = 0.2
 
 
-def decode(request: Request, building: Path, progress: Progress) -> None:
+def decode(request: DataRequest, building: Path, progress: Progress) -> None:
     """Write the arrays and, last, their description into ``building``."""
     about: dict[str, Any]
     if request.kind == "features":
@@ -59,7 +58,7 @@ def decode(request: Request, building: Path, progress: Progress) -> None:
 
 
 def _decode_images(
-    request: Request, building: Path, progress: Progress
+    request: DataRequest, building: Path, progress: Progress
 ) -> tuple[list[Split], dict[str, Any]]:
     raws, class_names = _read(request, building)
     _check_classes(request, class_names, raws[0].labels)
@@ -77,7 +76,7 @@ def _decode_images(
     }
 
 
-def _decode_table(request: Request, building: Path) -> tuple[list[Split], dict[str, Any]]:
+def _decode_table(request: DataRequest, building: Path) -> tuple[list[Split], dict[str, Any]]:
     """The same for a table, standardised by its train split once that is known."""
     rows, class_names, names = read_features(request)
     _check_classes(request, class_names, rows[0].labels)
@@ -104,16 +103,16 @@ def _decode_table(request: Request, building: Path) -> tuple[list[Split], dict[s
     }
 
 
-def _check_classes(request: Request, class_names: Sequence[str], train: Codes) -> None:
+def _check_classes(request: DataRequest, class_names: Sequence[str], train: Codes) -> None:
     if len(class_names) < 2 or len(np.unique(train)) < 2:
         raise DataError(f"data set {request.dataset!r} has fewer than 2 classes in its train split")
 
 
-def _read(request: Request, building: Path) -> tuple[list[RawSplit], list[str]]:
+def _read(request: DataRequest, building: Path) -> tuple[list[RawSplit], list[str]]:
     """The splits before decoding, and the class names."""
     digits = request.dataset == "digits"
     if digits and not request.by_client:
-        return read_digits()
+        return _read_digits()
     if not (digits or request.client_column) and (found := read_class_folders(request)) is not None:
         return found
     if digits or (request.by_client and not request.client_column):
@@ -139,7 +138,7 @@ def _encode_clients(
 
 def _write_images(
     building: Path,
-    request: Request,
+    request: DataRequest,
     raws: Sequence[RawSplit],
     clients: Sequence[Codes | None],
     mode: str,
@@ -207,3 +206,14 @@ def _divide(building: Path, whole: Split, rng: np.random.Generator) -> list[Spli
         splits.append(Split(images, whole.labels[rows], owners))
     (building / "all-images.npy").unlink()
     return splits
+
+
+def _read_digits() -> tuple[list[RawSplit], list[str]]:
+    """The digits of scikit-learn, their 0..16 greys scaled to 0..255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
+    raw = RawSplit("train", labels, lambda mode: iter(images), lambda row: f"digit {row}")
+    return [raw], [str(name) for name in digits.target_names]

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 from flwr_datasets.partitioner import Partitioner
 
-from nmoe_flower.data.quotas import Indices, check_clients
-from nmoe_flower.data.skew import deal_dominant
+from nmoe_flower.data.dealing import Indices, check_clients, deal_dominant
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.seeds import numpy_stream
 

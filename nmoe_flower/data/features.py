@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.data.images import Features
-from nmoe_flower.data.request import LABEL_NAMES, Request
+from nmoe_flower.data.request import LABEL_NAMES, DataRequest
 from nmoe_flower.data.tables import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.errors import DataError
 
@@ -39,7 +39,7 @@ class Rows:
     clients: list[str] | None = None
 
 
-def read_features(request: Request) -> tuple[list[Rows], list[str], tuple[str, ...]]:
+def read_features(request: DataRequest) -> tuple[list[Rows], list[str], tuple[str, ...]]:
     """Read the train split, and the test split if there is one.
 
     ``data.dataset`` is a table, or a folder with ``train`` and ``test`` tables (``train.csv``;
@@ -85,7 +85,7 @@ def read_features(request: Request) -> tuple[list[Rows], list[str], tuple[str, .
     return splits, [str(value) for value in classes], chosen
 
 
-def _split_tables(request: Request) -> list[list[Table]]:
+def _split_tables(request: DataRequest) -> list[list[Table]]:
     """The tables of every split that there is."""
     path = Path(request.dataset).expanduser()
     if path.is_file():
@@ -108,7 +108,7 @@ def _split_tables(request: Request) -> list[list[Table]]:
     return [[read_table(file) for file in some] for some in found.values() if some]
 
 
-def _files(folder: Path, request: Request) -> tuple[list[Path], dict[str, list[Path]]]:
+def _files(folder: Path, request: DataRequest) -> tuple[list[Path], dict[str, list[Path]]]:
     """All tables in a folder, and those of each split that is asked for."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
     return files, {
@@ -118,7 +118,7 @@ def _files(folder: Path, request: Request) -> tuple[list[Path], dict[str, list[P
     }
 
 
-def tables_beside(request: Request) -> dict[str, int]:
+def tables_beside(request: DataRequest) -> dict[str, int]:
     """Rows of the tables in the folder that belong to no split that is asked for, by file."""
     if Path(request.dataset).expanduser().is_file() or (folder := request.folder) is None:
         return {}
@@ -182,7 +182,7 @@ def _is_whole(label: int | str) -> bool:
     return isinstance(label, int) or _WHOLE.fullmatch(label) is not None
 
 
-def _clients(table: Table, request: Request) -> list[str]:
+def _clients(table: Table, request: DataRequest) -> list[str]:
     values: Any = table.column(request.client_column, "data.partition-column")
     names = []
     for row, value in enumerate(values):
@@ -197,7 +197,7 @@ def _clients(table: Table, request: Request) -> list[str]:
 
 
 def describe_features(
-    names: Sequence[str], train: npt.NDArray[np.float64], request: Request
+    names: Sequence[str], train: npt.NDArray[np.float64], request: DataRequest
 ) -> Features:
     """The statistics to standardise with: the given ones, else those of the train split [N, F].
 

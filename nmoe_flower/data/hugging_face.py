@@ -1,27 +1,30 @@
-"""Labels and images of any data set that ``datasets`` reads, from a folder or the hub."""
+"""Labels and images of any data set that ``datasets`` reads, from a folder or the hub.
+
+The packages of the extra ``data`` bring pandas along: they are imported only where needed.
+"""
 
 import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data.extra import import_extra
 from nmoe_flower.data.pixels import has_colour, open_picture, to_pixels
-from nmoe_flower.data.request import LABEL_NAMES, Request
-from nmoe_flower.data.sources import ColourFoundError, RawSplit
+from nmoe_flower.data.request import LABEL_NAMES, ColourFoundError, DataRequest, RawSplit
 from nmoe_flower.errors import DataError
+from nmoe_flower.installation import install_hint
 
-__all__ = ["read_hugging_face"]
+__all__ = ["import_extra", "read_hugging_face"]
 
 _IMAGE_NAMES = ("img", "image", "images", "picture")
 
 
-def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit], list[str]]:
+def read_hugging_face(request: DataRequest, arrow_dir: Path) -> tuple[list[RawSplit], list[str]]:
     """Read labels and prepare images with ``datasets``, from a folder or the hub."""
     import_extra("datasets", _purpose(request))
     tables = _load_tables(request, arrow_dir)
@@ -60,7 +63,7 @@ def read_hugging_face(request: Request, arrow_dir: Path) -> tuple[list[RawSplit]
     return raws, class_names
 
 
-def _clients(table: Any, request: Request, split: str) -> list[str] | None:
+def _clients(table: Any, request: DataRequest, split: str) -> list[str] | None:
     """Who each row belongs to."""
     column = request.client_column
     if not column:
@@ -86,7 +89,7 @@ def _clients(table: Any, request: Request, split: str) -> list[str] | None:
     return [str(value) if names is None else names[value] for value in values]
 
 
-def _purpose(request: Request) -> str:
+def _purpose(request: DataRequest) -> str:
     if request.folder is None:
         return f"data set {request.dataset!r} from the hub"
     return (
@@ -111,7 +114,7 @@ def _quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _load_tables(request: Request, arrow_dir: Path) -> dict[str, Any]:
+def _load_tables(request: DataRequest, arrow_dir: Path) -> dict[str, Any]:
     """Splits by name, as ``datasets.Dataset``."""
     import datasets
 
@@ -261,3 +264,15 @@ def _source(cell: Mapping[str, Any] | None, place: str) -> Path | io.BytesIO:
             return io.BytesIO(file.read())
     except Exception as error:  # any file system may fail in its own way
         raise DataError(f"{place} ({cell['path']}) cannot be read: {error}") from error
+
+
+def import_extra(name: str, purpose: str) -> Any:
+    """Import ``datasets`` or ``flwr_datasets``, which a device with images of its own lacks.
+
+    Raises:
+        DataError: It is not installed; says what needs it and how to get it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DataError(f"{purpose} needs {error.name or name}: {install_hint('data')}") from error

@@ -1,4 +1,4 @@
-"""Labelled images in memory maps: what every other module of this package works on."""
+"""Labelled images in memory maps, and what is different about data that was counted before."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Features", "ImageData", "Split"]
+__all__ = ["Features", "ImageData", "Split", "counted", "what_changed"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,42 @@ class ImageData:
         """(channels, height, width) of one image, the order torch wants."""
         height, width, channels = self.train.images.shape[1:]
         return channels, height, width
+
+
+_NAMED = 5  # classes that are listed
+
+
+def counted(data: ImageData) -> dict[str, dict[str, int]]:
+    """Samples of every class in both splits, by the names of split and class."""
+    return {
+        name: {cls: int((split.labels == code).sum()) for code, cls in enumerate(data.class_names)}
+        for name, split in (("train", data.train), ("test", data.test))
+    }
+
+
+def what_changed(
+    then: Mapping[str, Mapping[str, int]], now: Mapping[str, Mapping[str, int]]
+) -> str:
+    """How two counts of the same data differ.
+
+    >>> what_changed({"train": {"cat": 60, "dog": 9}}, {"train": {"cat": 56, "dog": 9}})
+    "train had 69 samples and has 65 (class 'cat': 60 then, 56 now)"
+    >>> what_changed({"train": {"cat": 60}}, {"train": {"cat": 60}})
+    'as many samples of every class as before, but not the same ones'
+    """
+    found = []
+    for split, before in then.items():
+        after = now.get(split, {})
+        classes = [
+            f"class {cls!r}: {before.get(cls, 0)} then, {after.get(cls, 0)} now"
+            for cls in sorted({*before, *after})
+            if before.get(cls, 0) != after.get(cls, 0)
+        ]
+        if classes:
+            more = len(classes) - _NAMED
+            listed = "; ".join(classes[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+            found.append(
+                f"{split} had {sum(before.values())} samples and has {sum(after.values())} "
+                f"({listed})"
+            )
+    return ", ".join(found) or "as many samples of every class as before, but not the same ones"

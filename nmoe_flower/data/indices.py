@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.data.cache import unwritable
-from nmoe_flower.data.quotas import Indices
+from nmoe_flower.data.dealing import Indices
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import write_bytes
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data.extra import import_extra
+from nmoe_flower.data.hugging_face import import_extra
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.own_code import call_own, load_own
 

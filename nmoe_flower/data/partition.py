@@ -11,20 +11,27 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from nmoe_flower.data.cache import cache_root
-from nmoe_flower.data.extra import import_extra
+from nmoe_flower.data.dealing import (
+    Indices,
+    check_clients,
+    check_share,
+    deal_dominant,
+    dominant_share_from_tau,
+    draw_alike,
+    draw_balanced,
+)
+from nmoe_flower.data.hugging_face import import_extra
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices, label_counts, open_indices, save_indices
-from nmoe_flower.data.natural import largest_clients, rows_of
 from nmoe_flower.data.own import own_indices
-from nmoe_flower.data.quotas import Indices, check_clients, draw_alike, draw_balanced
-from nmoe_flower.data.skew import check_share, deal_dominant, dominant_share_from_tau
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.own_code import FORM, is_own
 from nmoe_flower.seeds import derive_seed, numpy_stream
 
-__all__ = ["Scheme", "partition_clients"]
+__all__ = ["Scheme", "largest_clients", "partition_clients"]
 
 Scheme = Literal["dominant", "iid", "dirichlet", "pathological", "natural"]
 
@@ -191,11 +198,11 @@ def _natural_indices(
     assert data.train.clients is not None  # or nobody would have been chosen
     rng = numpy_stream(arguments["seed"], "partition", "natural")
     limit = arguments["train_per_client"] or None
-    train = [held[:limit] for held in rows_of(data.train.clients, chosen, rng)]
+    train = [held[:limit] for held in _rows_of(data.train.clients, chosen, rng)]
     test = np.asarray(data.test.labels)[test_rows]
     if data.test.clients is None:
         return train, _alike(data, train, test, arguments)
-    own = rows_of(data.test.clients[test_rows], chosen, rng)
+    own = _rows_of(data.test.clients[test_rows], chosen, rng)
     if not all(map(len, own)):
         return train, _alike(data, train, test, arguments)
     return train, [held[: arguments["test_per_client"] or None] for held in own]
@@ -251,3 +258,30 @@ def _flower_indices(labels: Indices, arguments: dict[str, Any], *, split: str) -
                 f"{arguments['classes_per_client']}): {error}"
             ) from error
     return [np.array(part["position"], dtype=np.int64)[: size or None] for part in parts]
+
+
+def largest_clients(data: ImageData, num_clients: int) -> npt.NDArray[np.int64]:
+    """The clients of the data with most training samples, in the order of their names, int64 [n].
+
+    Raises:
+        DataError: The data does not say whose samples are whose, or there are fewer clients.
+    """
+    if data.train.clients is None:
+        raise DataError(
+            f"data set {data.name!r} does not say whose its samples are, which the scheme "
+            "'natural' needs: set data.partition-column"
+        )
+    counts = np.bincount(data.train.clients, minlength=len(data.client_names))
+    present = int((counts > 0).sum())
+    if num_clients > present:
+        raise DataError(
+            f"{num_clients} clients are wanted, but the training samples of {data.name!r} belong "
+            f"to {present}; "
+            + (f"allowed: data.num-clients = 2 to {present}" if present > 1 else "2 are needed")
+        )
+    return np.sort(np.argsort(-counts, kind="stable")[:num_clients])
+
+
+def _rows_of(owners: Indices, clients: Indices, rng: np.random.Generator) -> list[Indices]:
+    """The rows of each client, in random order."""
+    return [rng.permutation(np.flatnonzero(owners == client)) for client in clients]

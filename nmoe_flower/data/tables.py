@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data.extra import import_extra
+from nmoe_flower.data.hugging_face import import_extra
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_text
 

@@ -1,9 +1,7 @@
-"""Two random views of an image for contrastive learning: resized crops, flips and colours.
+"""Two random views for contrastive learning: of an image, or of a row of features.
 
 All of a batch at once, from one generator: a view costs a few per cent of a training step.
 """
-
-from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ from torch.nn import functional as F
 
 from nmoe_flower.data.augment import CENTRE, SPREAD
 from nmoe_flower.errors import ConfigError
+
+__all__ = ["FeatureViews", "Views"]
 
 _LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 _LUMA = (0.299, 0.587, 0.114)
@@ -132,3 +132,36 @@ def _hue(turn: Tensor) -> Tensor:
     yiq = torch.tensor(_YIQ)
     turned: Tensor = torch.linalg.inv(yiq) @ rotation @ yiq
     return turned
+
+
+@dataclass(frozen=True)
+class FeatureViews:
+    """Gaussian noise on every feature, and a share of the features at their mean, drawn per row.
+
+    Features are standardised, so noise is in deviations and the mean is 0. No row touches another:
+    gradients and matrices of single samples stay what they are.
+
+    Attributes:
+        noise: Its standard deviation.
+        mask: Share of the features that a view does not see, from 0 to below 1.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+
+    noise: float = 0.2
+    mask: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < float("inf"):
+            raise ConfigError(f"view noise is {self.noise}; allowed: 0 or more")
+        if not 0 <= self.mask < 1:
+            raise ConfigError(f"view mask is {self.mask}; allowed: 0 to below 1")
+
+    def __call__(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two views of features [B, F, 1, 1], float32; equal seeds, equal views."""
+        both = torch.cat([features, features])
+        both = both + self.noise * torch.randn(both.shape, generator=generator)
+        seen = torch.rand(both.shape, generator=generator) >= self.mask
+        first, second = (both * seen).chunk(2)
+        return first, second

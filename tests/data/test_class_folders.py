@@ -10,7 +10,7 @@ from PIL import Image
 
 from nmoe_flower.data import load_images
 from nmoe_flower.data.class_folders import read_class_folders
-from nmoe_flower.data.request import Request
+from nmoe_flower.data.request import DataRequest
 from nmoe_flower.errors import DataError
 
 AWKWARD = (
@@ -27,8 +27,8 @@ def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def request(folder: Path, *, test: str = "test", train: str = "train") -> Request:
-    return Request(str(folder), "", "", train, test, 0)
+def request(folder: Path, *, test: str = "test", train: str = "train") -> DataRequest:
+    return DataRequest(str(folder), "", "", train, test, 0)
 
 
 def write(folder: Path, paths: Iterable[str], mode: str = "RGB") -> Path:

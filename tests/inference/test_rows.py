@@ -12,7 +12,7 @@ import torch
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise, standardise
-from nmoe_flower.data.configured import features_of
+from nmoe_flower.data.opening import features_of
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.inference.ask.client import Client
 from nmoe_flower.inference.bundle.bundle import Bundle
