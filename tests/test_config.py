@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nmoe_flower.config import GATES, Config
+from nmoe_flower.catalogue import GATES
+from nmoe_flower.config import Config
 from nmoe_flower.data import Views
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
@@ -182,7 +183,7 @@ def test_frozen_and_complete_defaults() -> None:
     config = Config()
     with pytest.raises(ValidationError):
         config.gate.top_k = 2  # type: ignore[misc]
-    assert config.gate.methods == GATES
+    assert config.gate.methods == tuple(GATES)
     assert config == Config.parse({})
     assert hash(config) == hash(Config())
 

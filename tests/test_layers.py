@@ -14,7 +14,17 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 # Lower rows are seen by all rows above them; parts of one row do not see each other.
 ROWS = [
     {"errors"},
-    {"addresses", "installation", "own_code", "recipes", "seeds", "schedules", "codec", "files"},
+    {
+        "addresses",
+        "catalogue",
+        "installation",
+        "own_code",
+        "recipes",
+        "seeds",
+        "schedules",
+        "codec",
+        "files",
+    },
     {"arguments", "certificates", "config", "records"},
     {"checkpoint", "lock", "provenance"},
     {"data", "models", "losses", "privacy", "metrics", "representation", "alignment"},

@@ -9,15 +9,14 @@ from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from nmoe_flower import metrics, records
+from nmoe_flower.catalogue import GATES, found
 from nmoe_flower.clients.control import LOCAL_CLASSIFIER
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import (
     CachedExperts,
-    LocalGate,
+    GateSite,
     NMoE,
-    PrototypeGate,
-    RandomGate,
     Router,
     choose_prior,
     correct,
@@ -94,12 +93,10 @@ def _all_methods(
         yield _own_expert(device, latents)
         yield from _controls(device, received, controls, test, latents)
         return
-    answers = torch.from_numpy(np.array(device.store.load(ANSWERS)[test]))
+    site = _site(device, received, test)
+    pool = CachedExperts(site.answers)
     for method in device.config.gate.methods:
-        if method == "oracle":
-            yield _oracle(device, answers, test)
-            continue
-        mixture = NMoE(nn.Identity(), _router(device, method, received), CachedExperts(answers))
+        mixture = NMoE(nn.Identity(), _router(device, method, received, site), pool)
         noise = generator(device.seed("evaluate", method, test))
         with torch.inference_mode():
             prediction = mixture.mixture(latents, generator=noise)
@@ -108,25 +105,30 @@ def _all_methods(
     yield from _controls(device, received, controls, test, latents)
 
 
-def _router(device: Device, method: str, received: Arrays) -> Router:
-    settings = device.config.gate
-    if method == "random":
-        return RandomGate(
-            device.num_clients, distribution=settings.distribution or None, top_k=settings.top_k
-        )
-    if method == "local":
-        return LocalGate(device.partition)
-    if method == "prototype":
-        means = torch.from_numpy(np.array(received[PROTOTYPES]))
-        return PrototypeGate(means, top_k=settings.top_k)
+def _site(device: Device, received: Arrays, test: str) -> GateSite:
+    means = received.get(PROTOTYPES)
+    return GateSite(
+        own_id=device.partition,
+        num_experts=device.num_clients,
+        settings=device.config.gate,
+        prototypes=None if means is None else torch.from_numpy(np.array(means)),
+        answers=torch.from_numpy(np.array(device.store.load(ANSWERS)[test])),
+        labels=torch.from_numpy(np.array(device.store.load(LATENTS)[f"{test}-labels"])),
+    )
+
+
+def _router(device: Device, method: str, received: Arrays, site: GateSite) -> Router:
     if is_own(method):
         return own_gate(
             method,
-            own_id=device.partition,
-            num_experts=device.num_clients,
+            own_id=site.own_id,
+            num_experts=site.num_experts,
             latent_dim=device.store.load(LATENTS)["train"].shape[1],
-            top_k=settings.top_k,
+            top_k=site.settings.top_k,
         )
+    if router := GATES[method].router:
+        built: Router = found(router).at(site)
+        return built
     state = records.part_of(received, f"{GATE}/{method}/")
     if not state:
         raise ReplyError(f"the weights of the gate {method!r} did not come with the message")
@@ -134,16 +136,6 @@ def _router(device: Device, method: str, received: Arrays) -> Router:
     gate = device.gate(latent_dim).cpu().eval()
     records.load_into(gate.state_dict(), state)
     return gate
-
-
-def _oracle(device: Device, answers: Tensor, test: str) -> Answered:
-    """The expert that gives the true class most: an upper bound, it looks at the labels."""
-    labels = torch.from_numpy(np.array(device.store.load(LATENTS)[f"{test}-labels"]))
-    probabilities = answers.softmax(dim=2)
-    truth = probabilities.take_along_dim(labels[:, None, None], dim=2)[:, :, 0]
-    best = truth.argmax(dim=1, keepdim=True)
-    chosen = probabilities.take_along_dim(best[:, :, None], dim=1)[:, 0]
-    return Answered("oracle", chosen, best.numpy())
 
 
 def _own_expert(device: Device, latents: Tensor) -> Answered:

@@ -50,7 +50,7 @@ def train(message: Message, context: Context) -> Message:
         arrays[EXPERT] = records.from_numpy(state)
     elif config.expert.sharing == "latents":
         arrays[LATENTS] = records.from_numpy({name: latents[name] for name in SPLITS})
-    if "prototype" in config.gate.methods:
+    if config.gate.asks_prototypes:
         arrays[PROTOTYPE] = records.from_numpy({ExpertKey.MEAN: latents["train"].mean(axis=0)})
     return records.reply(
         message, metrics={NUM_EXAMPLES: len(device.train_labels), LOSS: loss}, arrays=arrays

@@ -10,14 +10,13 @@ from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.fedsc import FedSCConfig
-from nmoe_flower.config.gate import GATES, GateConfig
+from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.whole import Config, Override, Scalar
 
 __all__ = [
-    "GATES",
     "AlignmentConfig",
     "Config",
     "DataConfig",

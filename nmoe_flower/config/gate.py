@@ -4,18 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from nmoe_flower.catalogue import GATES
 from nmoe_flower.config.section import Distinct, Floats, NamesOrOwn, Section, split
 
-__all__ = ["GATES", "GateConfig"]
+__all__ = ["GateConfig"]
 
-GATES = ("random", "rolling", "federated", "local", "prototype", "global", "oracle")
-Gates = Annotated[tuple[Annotated[str, NamesOrOwn(GATES)], ...], BeforeValidator(split), Distinct]
+_NAMES = tuple(GATES)
+Gates = Annotated[tuple[Annotated[str, NamesOrOwn(_NAMES)], ...], BeforeValidator(split), Distinct]
 
 
 class GateConfig(Section):
     """Stage 3: the shared gate, and how its answers are read."""
 
-    methods: Gates = Field(GATES, description="the gates to train and evaluate")
+    methods: Gates = Field(_NAMES, description="the gates to train and evaluate")
     top_k: int = Field(1, ge=1, description="experts asked per sample")
     hidden: int = Field(0, ge=0, description="0: a linear gate")
     noisy: bool = Field(False, description="noisy top-k while training")
@@ -46,6 +47,11 @@ class GateConfig(Section):
     prior: Literal["chosen", "own", "em", "none"] = Field(
         "chosen", description="the client-aware prior correction of the +prior rows"
     )
+
+    @property
+    def asks_prototypes(self) -> bool:
+        """Whether a configured gate needs the mean latent of every client."""
+        return any(name in GATES and GATES[name].prototypes for name in self.methods)
 
     @field_validator("methods")
     @classmethod

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from nmoe_flower.catalogue import CONTROLS, GATES
 from nmoe_flower.config.privacy import weights_refusal
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def advice(config: "Config") -> list[str]:
             f"data.partition-column = {config.data.partition_column} is no feature, and "
             f"data.scheme = {config.data.scheme} does not look at it; natural does"
         )
-    if "global" in config.gate.methods or "centralized" in config.run.controls:
+    pooling = [GATES[name].pools for name in config.gate.methods if name in GATES]
+    if any(pooling) or any(CONTROLS[name].pools for name in config.run.controls):
         notes.append(
             "the global gate and the centralized control pool the clients' data: upper bounds "
             "for simulations, not for deployment"

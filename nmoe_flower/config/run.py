@@ -1,15 +1,19 @@
 """The run itself: name, seed, device, deadlines, checkpoints."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from nmoe_flower.catalogue import CONTROLS
 from nmoe_flower.config.section import Distinct, Seconds, Section, split
 
 __all__ = ["RunConfig"]
 
-ControlName = Literal["fedavg", "local-classifier", "centralized"]
+if TYPE_CHECKING:
+    ControlName = str
+else:
+    ControlName = Literal[tuple(CONTROLS)]
 Controls = Annotated[tuple[ControlName, ...], BeforeValidator(split), Distinct]
 
 
@@ -33,9 +37,7 @@ class RunConfig(Section):
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 where the device computes in it"
     )
-    controls: Controls = Field(
-        ("fedavg", "local-classifier", "centralized"), description="what to compare with"
-    )
+    controls: Controls = Field(tuple(CONTROLS), description="what to compare with")
     control_epochs: int = Field(0, ge=0, description="0: as many steps as stage 1 took")
     control_learning_rate: float = Field(3e-3, gt=0, description="AdamW's peak for the controls")
     evaluate_every: int = Field(0, ge=0, description="rounds; 0: about ten times in stage 1")

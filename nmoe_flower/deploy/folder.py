@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nmoe_flower.addresses import Address
+from nmoe_flower.catalogue import CONTROLS, GATES
 from nmoe_flower.certificates import Authority, check_name, create_authority
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.keys import create_node_key
@@ -132,8 +133,8 @@ def for_deployment(config: Config, nodes: int) -> Config:
     """The same run on real nodes: all of them, nothing pooled, results in the server's folder."""
     values = config.flat()
     values |= {"data.num-clients": nodes, "run.out": "runs", "run.wait-for-all": True}
-    methods = [name for name in config.gate.methods if name != "global"]
-    controls = [name for name in config.run.controls if name != "centralized"]
+    methods = [n for n in config.gate.methods if n not in GATES or not GATES[n].pools]
+    controls = [name for name in config.run.controls if not CONTROLS[name].pools]
     if config.expert.sharing != "none" and "federated" not in methods:
         methods.append("federated")
     values |= {"gate.methods": ",".join(methods), "run.controls": ",".join(controls)}

@@ -1,18 +1,29 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
 from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
-from nmoe_flower.models.classifier import Classifier
-from nmoe_flower.models.configured import (
+from nmoe_flower.models.blocks import StandardisedConv2d
+from nmoe_flower.models.build import (
     Backbone,
     check_backbone,
     check_gate,
     configured_extractor,
     own_gate,
 )
-from nmoe_flower.models.expert import Expert
+from nmoe_flower.models.expert import Classifier, Expert
 from nmoe_flower.models.extractor import Extractor, build_extractor
 from nmoe_flower.models.filters import FilterBank
-from nmoe_flower.models.gate import Gate
+from nmoe_flower.models.gate import (
+    Gate,
+    GateSite,
+    LocalGate,
+    OracleGate,
+    PrototypeGate,
+    RandomGate,
+    Router,
+    Routing,
+    check_top_k,
+    route_top_k,
+)
 from nmoe_flower.models.nmoe import (
     CachedExperts,
     CentralizedMoE,
@@ -23,11 +34,8 @@ from nmoe_flower.models.nmoe import (
     Prediction,
     combine,
 )
-from nmoe_flower.models.norm import StandardisedConv2d
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
-from nmoe_flower.models.routing import Router, Routing, check_top_k, route_top_k
-from nmoe_flower.models.untrained import LocalGate, PrototypeGate, RandomGate
 
 __all__ = [
     "AlignmentMixture",
@@ -41,10 +49,12 @@ __all__ = [
     "Extractor",
     "FilterBank",
     "Gate",
+    "GateSite",
     "LocalExperts",
     "LocalGate",
     "Mixture",
     "NMoE",
+    "OracleGate",
     "Prediction",
     "PriorChoice",
     "Projector",

@@ -1,13 +1,14 @@
-"""The personal expert: a small MLP on the latents of the shared extractor."""
+"""The personal expert, and the classifier of stage 1 whose head it may start from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.models.extractor import Extractor
 
-__all__ = ["Expert"]
+__all__ = ["Classifier", "Expert"]
 
 
 class Expert(nn.Module):
@@ -62,3 +63,27 @@ class Expert(nn.Module):
         """Answer latents [B, D] with logits [B, C]."""
         logits: Tensor = self.layers(latents)
         return logits
+
+
+class Classifier(nn.Module):
+    """``head(extractor(images))``: images [B, channels, H, W] to logits [B, C].
+
+    After training it is split: the extractor is frozen and shared, the head may start the experts.
+    """
+
+    def __init__(self, extractor: Extractor, head: Expert) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images."""
+        logits: Tensor = self.head(self.extractor(images))
+        return logits
+
+    def parts(self, *, with_head: bool) -> Mapping[str, Tensor]:
+        """The tensors that travel, by name: the whole network, or the extractor alone."""
+        tensors = self.state_dict()
+        if with_head:
+            return tensors
+        return {name: value for name, value in tensors.items() if name.startswith("extractor.")}

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models.blocks import BasicBlock, NarrowStage, PlainStage, make_stem
-from nmoe_flower.models.norm import NORMS, check_choice
+from nmoe_flower.models.blocks import (
+    NORMS,
+    BasicBlock,
+    NarrowStage,
+    PlainStage,
+    check_choice,
+    make_stem,
+)
 
 POOLS: Final = ("last", "last-max", "last-mean", "multi")
 MULTI_GRID: Final = 3

@@ -12,8 +12,7 @@ from torch import Generator, Tensor, nn
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.expert import Expert
-from nmoe_flower.models.gate import Gate
-from nmoe_flower.models.routing import Router, Routing, route_top_k
+from nmoe_flower.models.gate import Gate, Router, Routing, route_top_k
 
 __all__ = [
     "CachedExperts",

@@ -1,8 +1,8 @@
 """How often a run talks to its clients. On real SuperNodes every time costs seconds."""
 
-from collections.abc import Callable
-
+from nmoe_flower.catalogue import CONTROLS
 from nmoe_flower.config import Config
+from nmoe_flower.pipeline.networked import trainer_of
 
 __all__ = ["SECONDS_PER_EXCHANGE", "exchanges"]
 
@@ -26,10 +26,10 @@ def exchanges(config: Config) -> dict[str, int]:
         config.expert.sharing
     ]
     for method in config.gate.methods:
-        if method in _GATES:
-            counted[f"gate/{method}"] = _GATES[method](config)
-    asked = [name for name in config.run.controls if name != "fedavg"]
-    counted |= {"controls": 1} if asked else {}
+        if trainer := trainer_of(method):
+            counted[f"gate/{method}"] = trainer.exchanges(config)
+    if any(CONTROLS[name].trained for name in config.run.controls):
+        counted["controls"] = 1
     return {**counted, "evaluation": 1}
 
 
@@ -41,18 +41,6 @@ def _extractor(config: Config) -> dict[str, int]:
     every = config.run.evaluate_every or max(1, rounds // 10)
     phases = 2 if settings.method == "fedsc" and config.contrast.exchange == "two-phase" else 1
     return {"extractor": phases * rounds, "extractor-test": -(-rounds // every)}
-
-
-def _rolling(config: Config) -> int:
-    gate = config.gate
-    return gate.cycles * config.data.num_clients if gate.rolling == "cyclic" else gate.rounds
-
-
-_GATES: dict[str, Callable[[Config], int]] = {
-    "federated": lambda config: config.gate.rounds,
-    "rolling": _rolling,
-    "global": lambda config: 2,
-}
 
 
 def _alignment(config: Config) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.catalogue import GATES
 from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.report.accuracy import draw_accuracy
 from nmoe_flower.report.alignment import alignment_table, is_alignment
@@ -36,8 +37,7 @@ from nmoe_flower.report.tables import (
 
 __all__ = ["draw_figures", "write_report"]
 
-# Their routing is known without looking: the diagonal, a lottery, the labels.
-_PLAIN_GATES = frozenset({"local", "random", "oracle"})
+_PLAIN_GATES = frozenset(name for name, gate in GATES.items() if gate.plain)
 
 
 def draw_figures(run_dir: Path, out: Path | None = None) -> list[Path]:

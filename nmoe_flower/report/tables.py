@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from nmoe_flower.catalogue import CONTROLS, GATES
 from nmoe_flower.report.runs import FinishedRun
 
 __all__ = [
@@ -27,13 +28,7 @@ Row = dict[str, Any]
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 _BLOCK = ("config", "extractor", "scheme", "tau", "clients", "top_k")
-_GATES = ("random", "rolling", "federated", "local", "prototype", "global", "oracle")
-_CONTROLS = ("control:fedavg", "control:local-classifier", "control:centralized")
-GATE_NAMES = {
-    "control:fedavg": "FedAvg",
-    "control:local-classifier": "local classifier",
-    "control:centralized": "centralized MoE",
-}
+GATE_NAMES = {f"control:{name}": control.label for name, control in CONTROLS.items()}
 _MARKS: dict[Kind, str] = {"gate": "", "upper bound": " †", "control": " ‡"}
 _NOTE = (
     "Fractions: measured per client, then averaged; ± is the standard deviation over n seeds. "
@@ -50,12 +45,13 @@ def gate_kind(gate: str) -> Kind:
     """
     if gate.startswith("control:"):
         return "control"
-    return "upper bound" if gate.split("+")[0] in {"global", "oracle"} else "gate"
+    entry = GATES.get(gate.split("+")[0])
+    return "upper bound" if entry is not None and entry.upper_bound else "gate"
 
 
 def gate_order(gate: str) -> tuple[int, str]:
     """Sort key: gates, upper bounds, controls; ``+prior`` after its plain gate."""
-    known = (*_GATES, *_CONTROLS)
+    known = (*GATES, *GATE_NAMES)
     base = gate.split("+")[0]
     return known.index(base) if base in known else len(known), gate
 

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models.blocks import patch_cosines
+from nmoe_flower.models.blocks import NORMS, StandardisedConv2d, make_conv, make_norm, patch_cosines
 from nmoe_flower.models.extractor import StagedExtractor, build_extractor
-from nmoe_flower.models.norm import NORMS, StandardisedConv2d, make_conv, make_norm
 
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"in_channels": 1, "image_size": 8},

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmoe_flower.config import GATES
+from nmoe_flower.catalogue import GATES
 from nmoe_flower.errors import RoundError
 
 New = Callable[..., Any]

@@ -11,11 +11,12 @@ from nmoe_flower.pipeline.networked.extractor import (
     given_weights,
     train_extractor,
 )
-from nmoe_flower.pipeline.networked.gate import train_gates
+from nmoe_flower.pipeline.networked.gate import GateTrainer, train_gates, trainer_of
 from nmoe_flower.pipeline.networked.head import train_head
 
 __all__ = [
     "STAGE_1_STRATEGIES",
+    "GateTrainer",
     "evaluate",
     "given_weights",
     "train_controls",
@@ -23,4 +24,5 @@ __all__ = [
     "train_extractor",
     "train_gates",
     "train_head",
+    "trainer_of",
 ]

@@ -1,6 +1,7 @@
 """What the mixture is measured against: one classifier per client, one central mixture."""
 
 from nmoe_flower import records
+from nmoe_flower.catalogue import CONTROLS
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.ask import gather, holdings, message
 from nmoe_flower.pipeline.run import Run
@@ -11,7 +12,7 @@ __all__ = ["train_controls"]
 
 def train_controls(run: Run) -> None:
     """What the mixture is measured against: one classifier per client, one central mixture."""
-    wanted = [name for name in run.config.run.controls if name != "fedavg"]
+    wanted = [name for name in run.config.run.controls if CONTROLS[name].trained]
     if not wanted:
         return
     fewest = min(holding.examples for holding in holdings(run).values())

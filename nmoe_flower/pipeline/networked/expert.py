@@ -25,7 +25,7 @@ __all__ = ["train_experts"]
 def train_experts(run: Run) -> None:
     """Stage 2: personal experts, and what leaves of them for stage 3."""
     question = message(run.artifacts.classifier)
-    prototypes, sharing = "prototype" in run.config.gate.methods, run.config.expert.sharing
+    prototypes, sharing = run.config.gate.asks_prototypes, run.config.expert.sharing
     wanted = [PROTOTYPE] if prototypes else []
     wanted += {"weights": [EXPERT], "latents": [LATENTS], "none": []}[sharing]
     trained = gather(

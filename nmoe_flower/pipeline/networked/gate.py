@@ -1,12 +1,14 @@
 """Stage 3: the gates that have weights to train."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.catalogue import GATES, found
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.ask import alike, gather, message
 from nmoe_flower.pipeline.rounds import federate
@@ -15,20 +17,35 @@ from nmoe_flower.records import ARRAYS, LEARNING_RATE, POOLED, SERVER_ROUND, Act
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedGate, RollGate, StreamingFedAvg
 
-__all__ = ["train_gates"]
+__all__ = ["GateTrainer", "train_gates", "trainer_of"]
+
+
+@dataclass(frozen=True)
+class GateTrainer:
+    """How the server comes to the weights of one gate.
+
+    Attributes:
+        train: Returns the trained weights, those of a `nmoe_flower.models.Gate`.
+        exchanges: How often that asks the clients.
+    """
+
+    train: Callable[[Run], ArrayRecord]
+    exchanges: Callable[[Config], int]
 
 
 def train_gates(run: Run) -> None:
     """Stage 3: every configured gate that has weights to train."""
-    trainers: dict[str, Callable[[Run], ArrayRecord]] = {
-        "federated": _federated_gate,
-        "rolling": _rolling_gate,
-        "global": _global_gate,
-    }
     for method in run.config.gate.methods:
-        if method in trainers and method not in run.artifacts.gates:
-            run.artifacts.gates[method] = records.to_numpy(trainers[method](run))
+        trainer = trainer_of(method)
+        if trainer is not None and method not in run.artifacts.gates:
+            run.artifacts.gates[method] = records.to_numpy(trainer.train(run))
             run.save(f"gate/{method}/done")
+
+
+def trainer_of(method: str) -> GateTrainer | None:
+    """Who trains a gate; None if it has no weights, or is somebody's own."""
+    reference = GATES[method].trainer if method in GATES else ""
+    return cast(GateTrainer, found(reference)) if reference else None
 
 
 def _federated_gate(run: Run) -> ArrayRecord:
@@ -51,10 +68,9 @@ def _rolling_gate(run: Run) -> ArrayRecord:
     strategy: StreamingFedAvg
     if gate.rolling == "cyclic":
         strategy = RollGate(action=Action.ROLLING)
-        rounds = gate.cycles * run.config.data.num_clients
     else:
         strategy = FedGate(action=Action.ROLLING, fraction_train=gate.fraction_train)
-        rounds = gate.rounds
+    rounds = _rolling_rounds(run.config)
     return federate(
         run,
         "gate/rolling",
@@ -63,6 +79,11 @@ def _rolling_gate(run: Run) -> ArrayRecord:
         rounds=rounds,
         settings=_gate_rate(run.config, rounds),
     )
+
+
+def _rolling_rounds(config: Config) -> int:
+    gate = config.gate
+    return gate.cycles * config.data.num_clients if gate.rolling == "cyclic" else gate.rounds
 
 
 def _global_gate(run: Run) -> ArrayRecord:
@@ -84,3 +105,8 @@ def _global_gate(run: Run) -> ArrayRecord:
 def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]]:
     rate = schedule("cosine", peak=config.gate.learning_rate, steps=rounds)
     return lambda current: {LEARNING_RATE: rate(current)}
+
+
+FEDERATED = GateTrainer(_federated_gate, lambda config: config.gate.rounds)
+ROLLING = GateTrainer(_rolling_gate, _rolling_rounds)
+GLOBAL = GateTrainer(_global_gate, lambda _: 2)

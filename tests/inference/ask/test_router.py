@@ -16,8 +16,7 @@ from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.record import CallRecord
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.inference.protocol.peers import PeerEntry, PeerList
-from nmoe_flower.models import NMoE, combine
-from nmoe_flower.models.routing import Routing
+from nmoe_flower.models import NMoE, Routing, combine
 
 DEADLINE = 20.0  # never reached, unless a test wants it
 LATENTS = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))

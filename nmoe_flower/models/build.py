@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.extractor import Extractor, build_extractor
-from nmoe_flower.models.routing import Router, Routing
+from nmoe_flower.models.gate import Router, Routing
 from nmoe_flower.own_code import call_own, is_own, load_own
 
 __all__ = ["Backbone", "check_backbone", "check_gate", "configured_extractor", "own_gate"]

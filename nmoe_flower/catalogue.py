@@ -1,0 +1,85 @@
+"""What comes along by name: gates, controls, backbones, ways to share data out; a row each.
+
+A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
+these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for
+whoever needs it, so that a server never loads what only a device runs.
+"""
+
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "CONTROLS",
+    "GATES",
+    "ControlEntry",
+    "GateEntry",
+    "found",
+]
+
+
+@dataclass(frozen=True)
+class GateEntry:
+    """One gate: built at a device as it is, or trained in stage 3.
+
+    Attributes:
+        router: ``module:Class``, whose ``at(site)`` builds it from a `nmoe_flower.models.GateSite`;
+            empty: its trained weights go into a `nmoe_flower.models.Gate`.
+        trainer: ``module:NAME`` of the `GateTrainer` that makes its weights; empty: none.
+        prototypes: It needs the mean latent of every client, which leaves the devices for it.
+        upper_bound: It is trained or chosen with what no device has.
+        pools: Everybody's data meets at one place: for simulations only.
+        plain: Its routing is known without looking: no figure is drawn of it.
+    """
+
+    router: str = ""
+    trainer: str = ""
+    prototypes: bool = False
+    upper_bound: bool = False
+    pools: bool = False
+    plain: bool = False
+
+
+# In the order of tables and figures.
+GATES = {
+    "random": GateEntry(router="nmoe_flower.models:RandomGate", plain=True),
+    "rolling": GateEntry(trainer="nmoe_flower.pipeline.networked.gate:ROLLING"),
+    "federated": GateEntry(trainer="nmoe_flower.pipeline.networked.gate:FEDERATED"),
+    "local": GateEntry(router="nmoe_flower.models:LocalGate", plain=True),
+    "prototype": GateEntry(router="nmoe_flower.models:PrototypeGate", prototypes=True),
+    "global": GateEntry(
+        trainer="nmoe_flower.pipeline.networked.gate:GLOBAL", upper_bound=True, pools=True
+    ),
+    "oracle": GateEntry(router="nmoe_flower.models:OracleGate", upper_bound=True, plain=True),
+}
+
+
+@dataclass(frozen=True)
+class ControlEntry:
+    """One thing that the mixture is measured against; in results it is ``control:<name>``.
+
+    Attributes:
+        label: Its name in figures.
+        trained: Clients train it for this purpose; False: stage 1 leaves it anyway.
+        pools: Everybody's data meets at one place: for simulations only.
+    """
+
+    label: str
+    trained: bool = True
+    pools: bool = False
+
+
+CONTROLS = {
+    "fedavg": ControlEntry("FedAvg", trained=False),
+    "local-classifier": ControlEntry("local classifier"),
+    "centralized": ControlEntry("centralized MoE", pools=True),
+}
+
+
+def found(reference: str) -> Any:
+    """What ``module:name`` in a row stands for.
+
+    >>> found("nmoe_flower.catalogue:GATES")["local"].plain
+    True
+    """
+    return pkgutil.resolve_name(reference)

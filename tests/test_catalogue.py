@@ -1,0 +1,70 @@
+"""What comes along by name has one row, and every row leads to something."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nmoe_flower.catalogue import CONTROLS, GATES, found
+from nmoe_flower.config import Config, GateConfig
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.models import GateSite, Router, Routing
+from nmoe_flower.pipeline import exchanges
+from nmoe_flower.pipeline.networked.gate import GateTrainer
+from nmoe_flower.report.tables import gate_kind, gate_order
+
+SITE = GateSite(
+    own_id=1,
+    num_experts=3,
+    settings=GateConfig(),
+    prototypes=torch.eye(3, 4),
+    answers=torch.eye(3).repeat(5, 1, 1),
+    labels=torch.tensor([0, 1, 2, 1, 0]),
+)
+
+
+def test_reading_the_table_loads_nothing() -> None:
+    heavy = "{'torch', 'flwr', 'numpy'}"
+    code = f"import sys, nmoe_flower.catalogue; print({heavy} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_every_gate_is_built_or_trained(name: str) -> None:
+    gate = GATES[name]
+    assert bool(gate.router) != bool(gate.trainer)
+    counted = exchanges(Config.parse({"gate.methods": name}))
+    if gate.trainer:
+        assert isinstance(found(gate.trainer), GateTrainer)
+        assert counted[f"gate/{name}"] > 0
+        return
+    assert f"gate/{name}" not in counted
+    router = found(gate.router).at(SITE)
+    assert isinstance(router, Router)
+    routing = router.route(torch.ones(5, 4), generator=torch.Generator().manual_seed(0))
+    assert isinstance(routing, Routing)
+    assert routing.expert_ids.shape == (5, 1)
+    assert routing.weights.sum(dim=1).tolist() == [1.0] * 5
+
+
+def test_the_oracle_asks_the_expert_that_knows() -> None:
+    routing = found(GATES["oracle"].router).at(SITE).route(torch.zeros(5, 4))
+    assert routing.expert_ids[:, 0].tolist() == SITE.labels.tolist()
+
+
+def test_reports_and_configuration_go_by_the_rows() -> None:
+    assert GateConfig().methods == tuple(GATES)
+    assert sorted(["global", "control:fedavg", "random+prior", "oracle", "local"], key=gate_order) \
+        == ["random+prior", "local", "global", "oracle", "control:fedavg"]  # fmt: skip
+    assert {name for name in GATES if gate_kind(name) == "upper bound"} == {"global", "oracle"}
+    assert Config().run.controls == tuple(CONTROLS)
+    (pooling,) = [note for note in Config().advice() if "pool the clients' data" in note]
+    calm = Config.parse({"gate.methods": "local", "run.controls": "fedavg"})
+    assert pooling not in calm.advice()
+
+
+def test_a_control_that_is_unknown_is_refused_with_the_names() -> None:
+    with pytest.raises(ConfigError, match="'fedavg', 'local-classifier' or 'centralized'"):
+        Config.parse({"run.controls": "none"})
