@@ -60,7 +60,7 @@ def device(cache: Path, tmp_path: Path) -> New:
 def sent(server_round: int = 2) -> Message:
     settings = {records.SERVER_ROUND: server_round, records.LEARNING_RATE: 0.1}
     content = {records.CONFIG: ConfigRecord(settings)}
-    return Message(RecordDict(content), 1, Action.EXTRACTOR)
+    return Message(RecordDict(content), 1, Action.FEDCE)
 
 
 def test_the_configuration_chooses_and_nothing_else(device: New) -> None:
@@ -144,7 +144,7 @@ def test_a_task_without_losses_of_samples_takes_no_private_step(device: New) -> 
     context = Context(
         1, 1, {"partition-id": 1, "num-partitions": 3}, RecordDict(), one.config.flat()
     )
-    reply = fedsc.train(Message(RecordDict(content), 1, Action.CONTRAST), context)
+    reply = fedsc.train(Message(RecordDict(content), 1, Action.FEDSC), context)
     trained = records.to_numpy(reply.content[records.ARRAYS])
     for name, value in fedsc.initial(one).items():
         np.testing.assert_array_equal(trained[name], value)
