@@ -68,7 +68,7 @@ def partition_clients(
     the same number; for the others, whose clients differ in size, ``train_per_client`` is an upper
     limit. ``test_local`` is of equal size for all clients; for ``natural`` it is what the client
     has, at most ``test_per_client``. If a client has no test samples of its own, all are tested as
-    those of ``dirichlet``. ``usage`` tells what is left out and why.
+    those of ``dirichlet``. ``coverage`` tells what is left out and why.
 
     Test split of ``dirichlet`` and ``pathological``: every client's label shares are those of its
     train samples (largest remainders). With ``test_per_client`` 0 the size is the largest for which

@@ -18,11 +18,11 @@ from nmoe_flower.data import (
     FeatureViews,
     configured_images,
     configured_partition,
+    coverage,
     load_images,
     normalise,
     own_images,
     read_table,
-    usage,
 )
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.models import build_extractor
@@ -323,7 +323,7 @@ def test_users_of_a_table_are_a_natural_split(tmp_path: Path) -> None:
     clients = configured_partition(config, data, num_clients=2)
     # User 0 has 24 rows, 1 and 2 have 18 each; a fifth of each is for the test.
     assert [len(client.train) for client in clients] == [19, 14]
-    assert str(usage(config, data, clients)[0]) == (
+    assert str(coverage(config, data, clients)[0]) == (
         "train: 33 of 47 samples are used; 14 are not: 2 of the 3 in the data are clients "
         "(data.num-clients), those with most training samples"
     )

@@ -1,7 +1,7 @@
 """Every scheme on every odd data set: all samples are used or it is said why not, or it is refused.
 
 What a test looks for is the same for all: no sample twice in training, no client with nothing, no
-sample of a class that nobody learns in a test, and `usage` that adds up to all there are.
+sample of a class that nobody learns in a test, and `coverage` that adds up to all there are.
 """
 
 import itertools
@@ -26,10 +26,10 @@ from nmoe_flower.data import (
     Split,
     configured_images,
     configured_partition,
+    coverage,
     load_images,
     names_of_clients,
     partition_clients,
-    usage,
 )
 from nmoe_flower.errors import DataError, NMoEError
 
@@ -89,7 +89,7 @@ def check(config: Config, data: ImageData, clients: Sequence[ClientIndices]) -> 
         for test in (client.test_local, client.test_iid):
             assert len(np.unique(test)) == len(test)
             assert set(data.test.labels[test].tolist()) <= known
-    parts = usage(config, data, clients)
+    parts = coverage(config, data, clients)
     assert [part.part for part in parts] == ["train", "local test", "IID test"]
     for part, split, name in zip(
         parts, (data.train, data.test, data.test), ("train", "test_local", "test_iid"), strict=True
@@ -144,7 +144,7 @@ def test_the_reasons_are_in_words(tmp_path: Path) -> None:
             | {f"data.{key.replace('_', '-')}": value for key, value in values.items()}
         )
         clients = configured_partition(config, ODD[odd], num_clients=3)
-        return [str(part) for part in usage(config, ODD[odd], clients)]
+        return [str(part) for part in coverage(config, ODD[odd], clients)]
 
     train, local, iid = told("a class ten times as large")
     # 24 of the small classes allow 24 for each client: 72 of 288.
@@ -271,8 +271,8 @@ def test_a_folder_per_client_is_a_natural_split(tmp_path: Path, layout: str) -> 
     total = [10, 12, 10] if "{split}" in layout else [8, 10, 8]
     assert [len(client.train) for client in clients] == total
     check(config, data, clients)
-    assert "kim" not in str(usage(config, data, clients)[0])
-    assert "3 of the 4 in the data are clients" in str(usage(config, data, clients)[0])
+    assert "kim" not in str(coverage(config, data, clients)[0])
+    assert "3 of the 4 in the data are clients" in str(coverage(config, data, clients)[0])
 
 
 def column_data(folder: Path, users: Sequence[object], labels: Sequence[object]) -> Path:
@@ -530,7 +530,7 @@ def test_a_split_that_nobody_asked_for_is_told(tmp_path: Path, test: bool) -> No
     )  # fmt: skip
     for _ in ("decoded", "from the cache"):
         data = configured_images(config)
-        told = usage(config, data, configured_partition(config, data, num_clients=2))
+        told = coverage(config, data, configured_partition(config, data, num_clients=2))
         assert [str(part) for part in told[3:]] == [
             "split validation: 0 of 20 samples are used; 20 are not: data.train-split is train, "
             "and data.test-split is test"
