@@ -305,8 +305,7 @@ def _rehearse_alignment(
 
 def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> None:
     """The noise of the clients with the most and the fewest images."""
-    from nmoe_flower.clients.fedsc_matrices import matrices_of
-    from nmoe_flower.clients.weights import weights_of
+    from nmoe_flower.clients import matrices_of, weights_of
 
     order = sorted(range(len(clients)), key=lambda client: len(clients[client].train))
     for client in {order[0], order[-1]}:

@@ -11,7 +11,7 @@ from benchmarks.rounds.measure import RoundFigures, measure_kind, measure_memory
 from benchmarks.rounds.remote import RUNNERS
 from benchmarks.yardstick import columns, machine_line
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
-from nmoe_flower.engine.signals import interruptible
+from nmoe_flower.engine import interruptible
 from nmoe_flower.files import write_json
 from nmoe_flower.provenance import provenance
 

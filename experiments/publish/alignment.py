@@ -30,9 +30,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.files import write_bytes
-from nmoe_flower.report import load_runs
-from nmoe_flower.report.alignment import alignment_table, most_bytes
-from nmoe_flower.report.alignment_figures import draw_alignment
+from nmoe_flower.report import alignment_table, draw_alignment, load_runs, most_bytes
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
 

@@ -14,9 +14,7 @@ from PIL import Image
 
 from experiments.publish.published import RESULTS
 from nmoe_flower.files import write_bytes
-from nmoe_flower.report import draw_figures, load_runs
-from nmoe_flower.report.alignment import alignment_table
-from nmoe_flower.report.alignment_figures import draw_alignment
+from nmoe_flower.report import alignment_table, draw_alignment, draw_figures, load_runs
 
 COLOURS = 256
 

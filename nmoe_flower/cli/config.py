@@ -50,7 +50,7 @@ def _comment(field: "FieldInfo") -> str:
 
 
 def _allowed(field: "FieldInfo") -> str:
-    from nmoe_flower.config.section import NamesOrOwn
+    from nmoe_flower.config import NamesOrOwn
     from nmoe_flower.own_code import FORM
 
     kind = field.annotation

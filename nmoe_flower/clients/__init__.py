@@ -5,6 +5,7 @@ What stands here is for other people's apps: ``Contrast`` is the client's part o
 ``MatrixRelease``.
 """
 
+from nmoe_flower.clients.fedsc_matrices import matrices_of
 from nmoe_flower.clients.plugin import (
     Contrast,
     MatrixRelease,
@@ -14,6 +15,7 @@ from nmoe_flower.clients.plugin import (
     Trained,
     answer_assigned,
 )
+from nmoe_flower.clients.weights import weights_of
 
 __all__ = [
     "Contrast",
@@ -23,4 +25,6 @@ __all__ = [
     "StateMemory",
     "Trained",
     "answer_assigned",
+    "matrices_of",
+    "weights_of",
 ]

@@ -14,6 +14,7 @@ from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.run import RunConfig
+from nmoe_flower.config.section import NamesOrOwn
 from nmoe_flower.config.whole import Config, Override, Scalar
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "FedSCConfig",
     "GateConfig",
     "HeadConfig",
+    "NamesOrOwn",
     "Override",
     "PrivacyConfig",
     "RunConfig",

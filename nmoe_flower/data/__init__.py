@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.data.cache import cache_root
+from nmoe_flower.data.columns import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.data.coverage import Coverage, coverage
 from nmoe_flower.data.dealing import dominant_share_from_tau
 from nmoe_flower.data.features import standardise
@@ -25,7 +26,6 @@ from nmoe_flower.data.opening import (
 from nmoe_flower.data.own import Partition
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
-from nmoe_flower.data.tables import TABLE_SUFFIXES, Table, read_table
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise, two_views

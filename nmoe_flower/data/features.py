@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.data.columns import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.data.images import Features
 from nmoe_flower.data.request import LABEL_NAMES, DataRequest
-from nmoe_flower.data.tables import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.errors import DataError
 
 __all__ = ["Rows", "describe_features", "read_features", "standardise", "tables_beside"]

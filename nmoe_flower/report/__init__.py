@@ -1,6 +1,8 @@
 """Tables and figures from finished runs."""
 
 from nmoe_flower.report.accuracy import draw_accuracy
+from nmoe_flower.report.alignment import alignment_table, most_bytes
+from nmoe_flower.report.alignment_figures import draw_alignment
 from nmoe_flower.report.comparison import paper_table, paper_to_markdown
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.figures import draw_partition, draw_routing
@@ -13,7 +15,9 @@ from nmoe_flower.report.traffic import Traffic, draw_traffic, read_traffic
 __all__ = [
     "FinishedRun",
     "Traffic",
+    "alignment_table",
     "draw_accuracy",
+    "draw_alignment",
     "draw_figures",
     "draw_partition",
     "draw_representation",
@@ -21,6 +25,7 @@ __all__ = [
     "draw_routing",
     "draw_traffic",
     "load_runs",
+    "most_bytes",
     "paper_table",
     "paper_to_markdown",
     "read_traffic",
