@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "BACKBONES",
     "CONTROLS",
     "GATES",
+    "BackboneEntry",
     "ControlEntry",
     "GateEntry",
     "found",
@@ -73,6 +75,36 @@ CONTROLS = {
     "fedavg": ControlEntry("FedAvg", trained=False),
     "local-classifier": ControlEntry("local classifier"),
     "centralized": ControlEntry("centralized MoE", pools=True),
+}
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """One backbone.
+
+    Attributes:
+        builder: ``module:name`` of what makes the network from ``in_channels``, ``image_size``
+            (height, width), ``norm``, ``widths`` and ``stem`` (None: its own) and ``pool``.
+        reads: Kinds of data it can read, as in ``data.kind``.
+        bf16: Whether ``run.precision = auto`` computes in bfloat16 where the device can. It pays,
+            but for networks so small that converting takes longer than computing.
+    """
+
+    builder: str
+    reads: tuple[str, ...] = ("images",)
+    bf16: bool = True
+
+
+BACKBONES = {
+    "digits": BackboneEntry("nmoe_flower.models.extractor:DIGITS", bf16=False),
+    "narrow": BackboneEntry("nmoe_flower.models.extractor:NARROW"),
+    "resnet18": BackboneEntry("nmoe_flower.models.extractor:RESNET18"),
+    "mlp": BackboneEntry(
+        "nmoe_flower.models.extractor:build_mlp", reads=("images", "features"), bf16=False
+    ),
+    "linear": BackboneEntry(
+        "nmoe_flower.models.extractor:build_linear", reads=("images", "features"), bf16=False
+    ),
 }
 
 

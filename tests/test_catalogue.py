@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from nmoe_flower.catalogue import CONTROLS, GATES, found
+from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES, BackboneEntry, found
 from nmoe_flower.config import Config, GateConfig
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models import GateSite, Router, Routing
+from nmoe_flower.models import GateSite, Router, Routing, build_extractor
 from nmoe_flower.pipeline import exchanges
 from nmoe_flower.pipeline.networked.gate import GateTrainer
 from nmoe_flower.report.tables import gate_kind, gate_order
@@ -68,3 +68,24 @@ def test_reports_and_configuration_go_by_the_rows() -> None:
 def test_a_control_that_is_unknown_is_refused_with_the_names() -> None:
     with pytest.raises(ConfigError, match="'fedavg', 'local-classifier' or 'centralized'"):
         Config.parse({"run.controls": "none"})
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_is_built_and_reads_what_its_row_says(name: str) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    body = build_extractor(name)
+    assert body(images).shape == (2, body.latent_dim)
+    assert Config.parse({"extractor.backbone": name}).extractor.backbone == name
+    table = {"extractor.backbone": name, "data.kind": "features", "data.dataset": "a.csv"}
+    if "features" in BACKBONES[name].reads:
+        Config.parse(table)
+        rows = build_extractor(name, in_channels=7, image_size=1)
+        assert rows(torch.zeros(2, 7, 1, 1)).shape == (2, rows.latent_dim)
+    else:
+        with pytest.raises(ConfigError, match=f"{name} reads images.* use mlp or linear"):
+            Config.parse(table)
+
+
+def test_a_backbone_computes_in_bfloat16_unless_its_row_says_that_it_does_not_pay() -> None:
+    assert BackboneEntry("a:b").bf16
+    assert {name for name, row in BACKBONES.items() if not row.bf16} == {"digits", "mlp", "linear"}

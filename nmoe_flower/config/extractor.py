@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from nmoe_flower.catalogue import BACKBONES
 from nmoe_flower.config.section import NamesOrOwn, Section, Widths
 from nmoe_flower.own_code import is_own
 
@@ -22,7 +23,7 @@ class ExtractorConfig(Section):
     reading: Literal["shared-head", "private-heads"] = Field(
         "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
     )
-    backbone: Annotated[str, NamesOrOwn(("digits", "narrow", "resnet18", "mlp", "linear"))] = Field(
+    backbone: Annotated[str, NamesOrOwn(tuple(BACKBONES))] = Field(
         "digits", description="the network; mlp for features, linear only flattens"
     )
     norm: Literal["group", "group-ws", "batch", "frozen"] = Field(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from nmoe_flower.catalogue import CONTROLS, GATES
+from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES
 from nmoe_flower.config.privacy import weights_refusal
 
 if TYPE_CHECKING:
@@ -108,10 +108,12 @@ def _parts_fit_together(config: "Config") -> None:
 def _networks_can_read_the_data(config: "Config") -> None:
     if config.data.kind == "images":
         return
-    if config.extractor.backbone in ("digits", "narrow", "resnet18"):
+    backbone = BACKBONES.get(config.extractor.backbone)
+    if backbone is not None and "features" not in backbone.reads:
+        others = [name for name, entry in BACKBONES.items() if "features" in entry.reads]
         raise ValueError(
             f"extractor.backbone = {config.extractor.backbone} reads images, and data.kind is "
-            "features: use mlp or linear"
+            f"features: use {' or '.join(others)}"
         )
     if config.contrast.view_size:
         raise ValueError(

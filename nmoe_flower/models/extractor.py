@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nmoe_flower.catalogue import BACKBONES, found
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.blocks import (
     NORMS,
@@ -136,9 +138,20 @@ def _plain_stages(inputs: int, widths: Sequence[int], norm: str) -> list[nn.Modu
 
 
 @dataclass(frozen=True)
-class _Family:
-    """What the extractors of one name share, and the options they allow."""
+class StagedFamily:
+    """What the staged extractors of one name share, and the options they allow.
 
+    Attributes:
+        name: As in the configuration.
+        stages: Makes the stages from the channels of the stem, the widths and the norm.
+        activation: After the stem.
+        widths: Default channels of the stages.
+        halvings: How often the stages halve the maps.
+        stems: Those allowed; the first is the default.
+        pool: The cut that trains best.
+    """
+
+    name: str
     stages: Callable[[int, Sequence[int], str], list[nn.Module]]
     activation: type[nn.Module]
     widths: tuple[int, ...]
@@ -146,10 +159,25 @@ class _Family:
     stems: tuple[str, ...]
     pool: str
 
-    def build(
-        self, in_channels: int, *, norm: str, widths: Sequence[int], stem: str, pool: str
+    def __call__(
+        self,
+        *,
+        in_channels: int,
+        image_size: tuple[int, int],
+        norm: str,
+        widths: Sequence[int] | None,
+        stem: str | None,
+        pool: str,
     ) -> StagedExtractor:
-        """The extractor; all options are known to be valid, except the divisibility of widths."""
+        """Build one; arguments and errors are those of `build_extractor`."""
+        stem = self.stems[0] if stem is None else stem
+        check_choice(f"stem of {self.name}", stem, self.stems)
+        widths = self.widths if widths is None else tuple(widths)
+        if len(widths) != len(self.widths) or min(widths) < 1:
+            raise ConfigError(
+                f"widths of {self.name} are {widths}; allowed: {len(self.widths)} positive numbers"
+            )
+        _check_size(self.name, image_size, stem=stem, halvings=self.halvings)
         root, inputs = make_stem(
             stem, in_channels, widths[0], norm=norm, activation=self.activation
         )
@@ -158,15 +186,16 @@ class _Family:
 
 
 _STEMS: Final = ("cifar", "patch", "pool")
-_FAMILIES: Final = {
-    "digits": _Family(
-        _plain_stages, nn.GELU, (32, 64), 2, ("patch", "cifar", "pool", "cosine"), "last-max"
-    ),
-    "narrow": _Family(_narrow_stages, nn.GELU, (32, 128, 256), 3, ("cosine", *_STEMS), "last-max"),
-    "resnet18": _Family(_resnet_stages, nn.ReLU, (64, 128, 256, 512), 3, _STEMS, "last-mean"),
-}
+DIGITS: Final = StagedFamily(
+    "digits", _plain_stages, nn.GELU, (32, 64), 2, ("patch", "cifar", "pool", "cosine"), "last-max"
+)
+NARROW: Final = StagedFamily(
+    "narrow", _narrow_stages, nn.GELU, (32, 128, 256), 3, ("cosine", *_STEMS), "last-max"
+)
+RESNET18: Final = StagedFamily(
+    "resnet18", _resnet_stages, nn.ReLU, (64, 128, 256, 512), 3, _STEMS, "last-mean"
+)
 _MLP_WIDTHS: Final = (128, 128)
-EXTRACTORS: Final = (*_FAMILIES, "mlp", "linear")
 
 
 def build_extractor(
@@ -203,34 +232,44 @@ def build_extractor(
     >>> build_extractor("linear", in_channels=1, image_size=28).latent_dim
     784
     """
-    check_choice("extractor", name, EXTRACTORS)
+    check_choice("extractor", name, tuple(BACKBONES))
     check_choice("norm", norm, NORMS)
     check_choice("pool", pool, POOLS)
-    height, width = sides(image_size)
-    inputs = in_channels * height * width
-    if name == "linear":
-        return FlattenExtractor(inputs)
-    if name == "mlp":
-        return _build_mlp(inputs, _MLP_WIDTHS if widths is None else tuple(widths), stem, pool)
-    family = _FAMILIES[name]
-    stem = family.stems[0] if stem is None else stem
-    check_choice(f"stem of {name}", stem, family.stems)
-    widths = family.widths if widths is None else tuple(widths)
-    if len(widths) != len(family.widths) or min(widths) < 1:
-        raise ConfigError(
-            f"widths of {name} are {widths}; allowed: {len(family.widths)} positive numbers"
-        )
-    _check_size(name, image_size, stem=stem, halvings=family.halvings)
-    return family.build(in_channels, norm=norm, widths=widths, stem=stem, pool=pool)
+    built: Extractor = found(BACKBONES[name].builder)(
+        in_channels=in_channels,
+        image_size=sides(image_size),
+        norm=norm,
+        widths=widths,
+        stem=stem,
+        pool=pool,
+    )
+    return built
 
 
-def _build_mlp(inputs: int, widths: tuple[int, ...], stem: str | None, pool: str) -> MLPExtractor:
+def build_linear(
+    *, in_channels: int, image_size: tuple[int, int], **ignored: object
+) -> FlattenExtractor:
+    """The pixels or features themselves; it has no options."""
+    return FlattenExtractor(in_channels * math.prod(image_size))
+
+
+def build_mlp(
+    *,
+    in_channels: int,
+    image_size: tuple[int, int],
+    widths: Sequence[int] | None,
+    stem: str | None,
+    pool: str,
+    **ignored: object,
+) -> MLPExtractor:
+    """Linear layers on features or pixels; arguments and errors are those of `build_extractor`."""
+    widths = _MLP_WIDTHS if widths is None else tuple(widths)
     if not widths or min(widths) < 1:
         raise ConfigError(f"widths of mlp are {widths}; allowed: one or more positive numbers")
     if stem is not None or pool != "last":
         given = f"stem {stem!r}" if stem is not None else f"pool {pool!r}"
         raise ConfigError(f"mlp has no maps for {given}; allowed: no stem, and pool 'last'")
-    return MLPExtractor(inputs, widths)
+    return MLPExtractor(in_channels * math.prod(image_size), widths)
 
 
 def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from flwr.app import Context
 
+from nmoe_flower.catalogue import BACKBONES
 from nmoe_flower.clients.device.store import Store
 from nmoe_flower.config import Config
 from nmoe_flower.data import (
@@ -224,8 +225,9 @@ class Device:
     @property
     def bf16(self) -> bool:
         """Whether the extractor computes in bfloat16."""
-        heavy = self.config.extractor.backbone in {"narrow", "resnet18"}
-        return use_bf16(self.config.run.precision, self.torch_device, worthwhile=heavy)
+        backbone = BACKBONES.get(self.config.extractor.backbone)
+        worthwhile = backbone is not None and backbone.bf16
+        return use_bf16(self.config.run.precision, self.torch_device, worthwhile=worthwhile)
 
     def seed(self, *purpose: str | int) -> int:
         """The seed of a stream of this client's own."""
