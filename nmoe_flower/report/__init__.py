@@ -1,13 +1,10 @@
 """Tables and figures from finished runs."""
 
-from nmoe_flower.report.accuracy import draw_accuracy
-from nmoe_flower.report.alignment import alignment_table, most_bytes
-from nmoe_flower.report.alignment_figures import draw_alignment
-from nmoe_flower.report.comparison import paper_table, paper_to_markdown
+from nmoe_flower.report.alignment import alignment_table, draw_alignment, most_bytes
 from nmoe_flower.report.document import draw_figures, write_report
-from nmoe_flower.report.figures import draw_partition, draw_routing
+from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
+from nmoe_flower.report.paper import paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
-from nmoe_flower.report.rounds import draw_rounds
 from nmoe_flower.report.runs import FinishedRun, load_runs
 from nmoe_flower.report.tables import results_table, to_csv, to_markdown
 from nmoe_flower.report.traffic import Traffic, draw_traffic, read_traffic

@@ -8,18 +8,15 @@ from typing import Any
 
 from nmoe_flower.catalogue import GATES
 from nmoe_flower.files import all_or_none, write_text
-from nmoe_flower.report.accuracy import draw_accuracy
-from nmoe_flower.report.alignment import alignment_table, is_alignment
-from nmoe_flower.report.alignment_figures import draw_alignment
-from nmoe_flower.report.comparison import paper_table, paper_to_markdown
-from nmoe_flower.report.figures import draw_partition, draw_routing
+from nmoe_flower.report.alignment import alignment_table, draw_alignment, is_alignment
+from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
+from nmoe_flower.report.paper import paper_table, paper_to_markdown
 from nmoe_flower.report.representation import (
     draw_representation,
     has_representation,
     privacy_lines,
     representation_lines,
 )
-from nmoe_flower.report.rounds import draw_rounds
 from nmoe_flower.report.runs import (
     FinishedRun,
     differing_settings,

@@ -1,16 +1,184 @@
-"""Who asks whom, and who holds what."""
+"""The figures of a run: accuracy per gate, who asks whom, who holds what, the rounds."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from nmoe_flower.report.canvas import INK, colours, few_ticks, light_grid, new, save, shortened
+from nmoe_flower.report.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    colours,
+    count_rounds,
+    few_ticks,
+    light_grid,
+    new,
+    save,
+    shortened,
+)
+from nmoe_flower.report.tables import GATE_NAMES, gate_kind, gate_order
 
-__all__ = ["draw_partition", "draw_routing"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-_ANNOTATED = 12
+__all__ = [
+    "draw_accuracy",
+    "draw_partition",
+    "draw_rounds",
+    "draw_routing",
+    "moving_mean",
+]
+
+_NEAR = 0.3  # an axis that would start below this starts at 0
+_PILE = 0.12  # how far, of a line of the figure, equal dots go to either side
+_TESTS = {"local": "Local test", "iid": "IID test"}
+_LOOKS = (
+    ("", BLUE, "o", -0.17, "without prior correction"),
+    ("+prior", ORANGE, "D", 0.17, "with prior correction"),
+)
+_ANNOTATED = 12  # experts, at most, whose shares are written into the map
+_TEST = "-test"
+_ELSEWHERE = ("balanced", "probe-", "knn-")  # no metrics of training, or in figures of their own
+_COLUMNS = 2
+_LONG = 30
+
+# By metric: round and value.
+Points = dict[str, list[tuple[float, float]]]
+
+
+def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str = "") -> None:
+    """Accuracy of every gate and control, local and IID test side by side.
+
+    A marker and the number beside it are the mean over clients and seeds. Small dots are the
+    clients of a single seed or, of several, the seeds; then a bar shows their standard deviation.
+    Hollow markers are upper bounds. An axis need not start at 0 and says where it does; the two
+    differ.
+
+    Args:
+        results: What results.json holds, one per seed; only ``rows`` is read.
+        path: The PNG to write.
+        note: What the figure stands for, as the seeds.
+    """
+    rows = [row for result in results for row in result["rows"] if row["accuracy"] is not None]
+    tests = [test for test in _TESTS if any(row["test"] == test for row in rows)]
+    bases = sorted({_base(row["gate"]) for row in rows}, key=gate_order)
+    places = _places(bases)
+    figure = new(max(3.6 * len(tests), 3.6), 0.9 + 0.27 * (max(places.values(), default=0) + 1))
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.subplots(1, max(len(tests), 1), sharey=True, squeeze=False)[0]
+    for axis, test in zip(axes, tests, strict=False):
+        lowest = 1.0
+        for look in _LOOKS:
+            for base, place in places.items():
+                cell = [r for r in rows if r["test"] == test and r["gate"] == base + look[0]]
+                lowest = min([lowest, *_draw_cell(axis, place, cell, look)])
+        axis.set_title(_TESTS[test], fontsize=8.5)
+        light_grid(axis, which="both")
+        start = math.floor(max(lowest - 0.02, 0) * 10) / 10
+        axis.set_xlim(start if start > _NEAR else 0.0, 1.0)
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.set_xlabel("Accuracy")
+    axes[0].set_yticks(list(places.values()), [GATE_NAMES.get(base, base) for base in bases])
+    axes[0].set_ylim(max(places.values(), default=0) + 0.6, -0.6)
+    if rows:
+        _legend(axes[0], rows, seeds=len(results))
+    save(figure, path, note=note)
+
+
+def _base(gate: str) -> str:
+    return gate.removesuffix("+prior")
+
+
+def _places(bases: Sequence[str]) -> dict[str, float]:
+    """Where each row goes: gates, upper bounds and controls stand a little apart."""
+    places: dict[str, float] = {}
+    place, before = 0.0, ""
+    for base in bases:
+        kind = gate_kind(base)
+        place += 0.4 if before not in {"", kind} else 0
+        places[base] = place
+        place, before = place + 1, kind
+    return places
+
+
+def _draw_cell(
+    axis: "Axes",
+    place: float,
+    cell: Sequence[Mapping[str, Any]],
+    look: tuple[str, str, str, float, str],
+) -> list[float]:
+    """Draw one gate of one test; returns the values drawn."""
+    if not cell:
+        return []
+    _, colour, marker, shift, _ = look
+    seeds = [float(row["accuracy"]) for row in cell]
+    mean, y = statistics.fmean(seeds), place + shift
+    dots = seeds if len(seeds) > 1 else _of_clients(cell[0])
+    if dots:  # an empty line that is not clipped breaks the layout
+        axis.plot(dots, y + _piled(dots), "o", markersize=2.4, color=colour, alpha=0.4,
+                  markeredgewidth=0, clip_on=False)  # fmt: skip
+    if len(seeds) > 1:
+        axis.errorbar(mean, y, xerr=statistics.stdev(seeds), color=INK, linewidth=0.9, capsize=1.8)
+    hollow = gate_kind(cell[0]["gate"]) == "upper bound"
+    axis.plot(mean, y, marker, markersize=4.2 if marker == "o" else 3.6, color=colour, zorder=4,
+              markerfacecolor="white" if hollow else colour, clip_on=False)  # fmt: skip
+    axis.annotate(f"{mean:.3f}", (1, y), (4, 0), xycoords=("axes fraction", "data"),
+                  textcoords="offset points", fontsize=5.5, va="center", color=colour)  # fmt: skip
+    return [mean, *dots]
+
+
+def _piled(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """How far each dot goes up or down, so that equal values form a pile and none hides another.
+
+    >>> _piled([0.5, 0.25, 0.5, 0.5]).tolist()
+    [0.0, 0.0, 0.06, -0.06]
+    """
+    found = np.asarray(values)
+    before = np.array([np.count_nonzero(found[:place] == v) for place, v in enumerate(found)])
+    step = min(_PILE / 2, _PILE / max((before.max() + 1) // 2, 1))
+    places: npt.NDArray[np.float64] = (before + 1) // 2 * step * np.where(before % 2, 1.0, -1.0)
+    return places + 0.0  # no negative zero
+
+
+def _of_clients(row: Mapping[str, Any]) -> list[float]:
+    values = (row.get("per_client") or {}).get("accuracy") or []
+    return [float(value) for value in values if value is not None]
+
+
+def _legend(axis: "Axes", rows: Sequence[Mapping[str, Any]], *, seeds: int) -> None:
+    """Below everything, only the marks that occur."""
+    from matplotlib.lines import Line2D
+
+    gates = {str(row["gate"]) for row in rows}
+    corrected = {gate.endswith("+prior") for gate in gates}
+    handles = [
+        Line2D([], [], color=colour, marker=marker, markersize=4, linestyle="", label=label)
+        for suffix, colour, marker, _, label in _LOOKS
+        if bool(suffix) in corrected and (suffix or len(corrected) > 1)
+    ]
+    if any(gate_kind(gate) == "upper bound" for gate in gates):
+        handles.append(Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="",
+                              label="upper bound", markerfacecolor="white"))  # fmt: skip
+    if seeds > 1 or any(map(_of_clients, rows)):
+        label = "one seed" if seeds > 1 else "one client"
+        handles.append(Line2D([], [], color=GREY, marker="o", markersize=2.4, linestyle="",
+                              alpha=0.6, label=label))  # fmt: skip
+    if seeds > 1:
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, label="standard deviation"))
+    figure = axis.get_figure()
+    assert figure is not None
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=7,
+            handletextpad=0.5, columnspacing=1.6,
+        )  # fmt: skip
 
 
 def draw_routing(
@@ -94,3 +262,106 @@ def draw_partition(
             frameon=False, fontsize=7, ncols=math.ceil(len(class_names) / 12), reverse=True,
         )  # fmt: skip
     save(figure, path, note=note)
+
+
+def draw_rounds(rounds: Sequence[Mapping[str, Any]], path: Path, *, note: str = "") -> None:
+    """Loss of every stage over its rounds, test accuracy beside it where it was measured.
+
+    From 30 rounds on, the loss of a round is drawn pale and a moving mean strong: rounds differ in
+    who takes part, and that jumps more than the training moves.
+
+    Args:
+        rounds: Records of rounds.jsonl; stages without a loss and an accuracy are left out. The
+            accuracy of stage ``<name>-test`` belongs to ``<name>``.
+        path: The PNG to write.
+        note: What the figure stands for, as the seed.
+    """
+    names = dict.fromkeys(_stage(record).removesuffix(_TEST) for record in rounds)
+    panels = [
+        (stage, kind, points)
+        for stage in names
+        for kind in ("loss", "accuracy")
+        if (points := _points(rounds, stage, kind))
+    ]
+    columns = min(max(len(panels), 1), _COLUMNS)
+    lines = max(math.ceil(len(panels) / columns), 1)
+    figure = new(3.6 * columns, 2.1 * lines)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis, (stage, kind, points) in zip(axes, panels, strict=False):
+        axis.set_title(stage, fontsize=8.5, loc="left")
+        (_draw_loss if kind == "loss" else _draw_accuracy)(axis, points)
+        axis.legend(
+            loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False, fontsize=6.5,
+            handlelength=1.6, columnspacing=1.2, borderpad=0.2,
+        )  # fmt: skip
+        count_rounds(axis)
+        light_grid(axis, which="both")
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    save(figure, path, note=note)
+
+
+def _stage(record: Mapping[str, Any]) -> str:
+    return str(record.get("stage", ""))
+
+
+def _points(rounds: Sequence[Mapping[str, Any]], stage: str, kind: str) -> Points:
+    """Points of every metric of a stage that speaks of ``kind``, by name, in order of rounds."""
+    curves: Points = {}
+    for record in rounds:
+        metrics = record.get("metrics")
+        if _stage(record) not in {stage, stage + _TEST} or not isinstance(metrics, dict):
+            continue
+        for name, value in metrics.items():
+            number = isinstance(value, int | float) and math.isfinite(value)
+            if number and kind in name and not name.startswith(_ELSEWHERE):
+                curves.setdefault(name, []).append((float(record.get("round", 0)), float(value)))
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def _draw_loss(axis: "Axes", curves: Points) -> None:
+    for (name, points), colour in zip(curves.items(), colours(len(curves)), strict=True):
+        x, y = np.array(points).T
+        label = name if len(curves) > 1 else ""
+        if len(x) < _LONG:
+            axis.plot(x, y, color=colour, linewidth=1.2, marker="o", markersize=2.5,
+                      label=label or "each round")  # fmt: skip
+            continue
+        width = max(11, len(x) // 20 | 1)
+        axis.plot(x, y, color=colour, linewidth=0.5, alpha=0.3, label=label or "each round")
+        axis.plot(x, moving_mean(y, width), color=colour, linewidth=1.5,
+                  label=f"{label} mean of {width} rounds".strip())  # fmt: skip
+    axis.set_ylabel("Training loss")
+
+
+def _draw_accuracy(axis: "Axes", curves: Points) -> None:
+    # Dashes on top let the curve below show: the two are often equal.
+    styles: dict[str, tuple[Any, Any, str, float]] = {
+        "accuracy-local": (BLUE, "-", "o", 4.5),
+        "accuracy-iid": ("#E69F00", (0, (3, 2)), "s", 2.4),
+    }
+    spare = iter(colours(10)[2:])
+    for name in sorted(curves, reverse=True):
+        x, y = np.array(curves[name]).T
+        colour, dashes, marker, size = styles.get(name) or (next(spare, BLUE), "-", "^", 3)
+        label = name.removeprefix("accuracy-").replace("iid", "IID") + " test"
+        axis.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker,
+                  markersize=size, label=label if name in styles else name)  # fmt: skip
+    axis.set_ylabel("Test accuracy")
+
+
+def moving_mean(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """Mean over ``width`` neighbours, an odd number.
+
+    At the start it takes as many on either side as there are before: losses fall fast there, and
+    the mean begins where they do. At the end, where they are level, it takes those there are.
+
+    >>> moving_mean(np.array([9.0, 4.0, 2.0, 3.0, 1.0]), 3)
+    array([9., 5., 3., 2., 2.])
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    first = np.maximum(place - width // 2, 0)
+    last = np.minimum(np.minimum(place + width // 2, 2 * place) + 1, len(values))
+    means: npt.NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    return means

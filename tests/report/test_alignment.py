@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from nmoe_flower.config import Config
-from nmoe_flower.report.alignment import alignment_table, curve_of, policy_names, reached
-from nmoe_flower.report.alignment_figures import draw_alignment
+from nmoe_flower.report.alignment import (
+    alignment_table,
+    curve_of,
+    draw_alignment,
+    policy_names,
+    reached,
+)
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.runs import FinishedRun, load_runs
 

@@ -16,9 +16,9 @@ from nmoe_flower.report import (
     draw_representation,
     draw_rounds,
     draw_routing,
-    rounds,
+    figures,
 )
-from nmoe_flower.report.alignment_figures import draw_assignments, draw_progress
+from nmoe_flower.report.alignment import draw_assignments, draw_progress
 
 
 def size_of(path):
@@ -241,7 +241,7 @@ def test_moving_mean_is_the_mean_of_the_neighbours(values, width):
         reach = min(width // 2, place)
         near = values[place - reach : place + reach + 1] if reach else values[place : place + 1]
         slow.append(sum(near) / len(near))
-    assert rounds.moving_mean(values, width) == pytest.approx(slow, abs=1e-9)
+    assert figures.moving_mean(values, width) == pytest.approx(slow, abs=1e-9)
 
 
 def test_the_strong_line_begins_where_training_began(drawn, tmp_path):
