@@ -184,9 +184,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """Print what was looked at; 1 if something is wrong."""
-    from nmoe_flower.deploy import check
+    from nmoe_flower.deploy import check_folder
 
-    findings = check(args.folder)
+    findings = check_folder(args.folder)
     width = max(len(found.party) for found in findings)
     for found in findings:
         state = "PROBLEM" if found.problem else "skipped" if found.note else "ok"

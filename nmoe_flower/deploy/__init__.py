@@ -6,7 +6,7 @@ looked at before a start (``checks``). Each machine is a `Party`: ``places`` say
 ``demo`` plays all of it on this machine: a `LocalFederation` in a `Sandbox`.
 """
 
-from nmoe_flower.deploy.checks import Finding, check
+from nmoe_flower.deploy.checks import Finding, check_folder
 from nmoe_flower.deploy.demo import demonstrate
 from nmoe_flower.deploy.federation import LocalFederation, local_plan
 from nmoe_flower.deploy.folder import FederationPlan, for_deployment, write_federation
@@ -23,7 +23,7 @@ __all__ = [
     "Party",
     "Sandbox",
     "add_nodes",
-    "check",
+    "check_folder",
     "demonstrate",
     "for_deployment",
     "local_plan",

@@ -26,7 +26,7 @@ from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.files import read_toml
 from nmoe_flower.inference.protocol import PeerList, verify_list
 
-__all__ = ["Finding", "check"]
+__all__ = ["Finding", "check_folder"]
 
 _MOST_DRIFT = 60.0  # seconds; certificates and signatures forgive five minutes
 _SOON = 14  # days
@@ -49,7 +49,7 @@ class Finding:
     note: str = ""
 
 
-def check(folder: Path, *, now: Callable[[], float] = time.time) -> list[Finding]:
+def check_folder(folder: Path, *, now: Callable[[], float] = time.time) -> list[Finding]:
     """Look at one party's folder, or at the whole folder of a federation.
 
     Args:

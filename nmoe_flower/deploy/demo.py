@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nmoe_flower.data import configured_images
-from nmoe_flower.deploy.checks import check
+from nmoe_flower.deploy.checks import check_folder
 from nmoe_flower.deploy.federation import LocalFederation, local_plan
 from nmoe_flower.deploy.folder import FederationPlan, for_deployment
 from nmoe_flower.deploy.sandbox import Sandbox
@@ -77,7 +77,7 @@ def demonstrate(
 
 
 def _check(folder: Path, say: Callable[[str], None]) -> None:
-    findings = check(folder)
+    findings = check_folder(folder)
     problems = [f"{f.party}: {f.what}: {f.problem}" for f in findings if f.problem]
     if problems:
         raise EngineError("the check before the start failed:\n" + "\n".join(problems))

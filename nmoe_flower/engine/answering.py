@@ -15,7 +15,7 @@ from nmoe_flower.engine.signals import StopSignal
 from nmoe_flower.errors import EngineError
 from nmoe_flower.records import NUM_PARTITIONS, PARTITION_ID
 
-__all__ = ["Nodes", "answer", "describe", "load_client_app", "refusal"]
+__all__ = ["Nodes", "answer_message", "describe", "load_client_app", "refusal"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def load_client_app(reference: str) -> ClientApp:
     return app
 
 
-def answer(
+def answer_message(
     app: ClientApp,
     message: Message,
     context: Context,

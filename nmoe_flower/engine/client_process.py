@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from nmoe_flower.engine import flower
-from nmoe_flower.engine.answering import Nodes, answer, describe, load_client_app, refusal
+from nmoe_flower.engine.answering import Nodes, answer_message, describe, load_client_app, refusal
 from nmoe_flower.engine.shared import Attachments, Item, Packed, own, plain, rebuild, unpack
 from nmoe_flower.engine.spawn import end_group, lead_group
 from nmoe_flower.errors import EngineError
@@ -126,7 +126,7 @@ class _TaskHandler:
         flower.identify(run_id=self._nodes.run_id, node_id=node_id)
         state = pickle.loads(task.state) if task.state else RecordDict()
         context = self._nodes.context(node_id, state)
-        reply = answer(self._app, message, context, stops=())
+        reply = answer_message(self._app, message, context, stops=())
         try:
             saved = _dump(context.state) if context.state else b""
             return self._pack(reply, saved, task.reply_segment)

@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from nmoe_flower.engine import flower
-from nmoe_flower.engine.answering import Nodes, answer, load_client_app
+from nmoe_flower.engine.answering import Nodes, answer_message, load_client_app
 from nmoe_flower.engine.shared import own
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.workers import WorkerPool
@@ -217,7 +217,7 @@ class _Inline:
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
             self._contexts[node_id] = self._nodes.context(node_id, RecordDict())
-        found = answer(self._app, _own_copy(message), self._contexts[node_id])
+        found = answer_message(self._app, _own_copy(message), self._contexts[node_id])
         # To the message as it was sent: a client may have edited what it was asked, and by whom.
         return (
             Message(found.error, reply_to=message)

@@ -15,7 +15,7 @@ import pytest
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
-from nmoe_flower.deploy import Finding, Party, check
+from nmoe_flower.deploy import Finding, Party, check_folder
 from nmoe_flower.errors import ConfigError
 
 NODE = Path("nodes", "node-1")
@@ -23,7 +23,7 @@ NODE = Path("nodes", "node-1")
 
 def problems(folder: Path, *, now: Callable[[], float] = time.time) -> dict[str, str]:
     """``party what`` -> what is wrong."""
-    return {f"{f.party} {f.what}": f.problem for f in check(folder, now=now) if f.problem}
+    return {f"{f.party} {f.what}": f.problem for f in check_folder(folder, now=now) if f.problem}
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -184,7 +184,7 @@ def test_a_clock_that_is_behind_is_told(federation: Path) -> None:
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nmoe deploy did not write this folder"):
-        check(tmp_path)
+        check_folder(tmp_path)
 
 
 # --- the network ---
@@ -228,7 +228,7 @@ def superlink(folder: Path, *, ahead: float = 0.0, tls: bool = True) -> Iterator
 
 
 def of_node(folder: Path) -> Finding:
-    (found,) = [f for f in check(folder / NODE) if f.what == "superlink"]
+    (found,) = [f for f in check_folder(folder / NODE) if f.what == "superlink"]
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
-from nmoe_flower.deploy import Party, add_nodes, check, renew, sign_peers
+from nmoe_flower.deploy import Party, add_nodes, check_folder, renew, sign_peers
 from nmoe_flower.errors import CertificateError, ConfigError, WireError
 from nmoe_flower.files import read_toml
 from nmoe_flower.inference import PeerList
@@ -20,7 +20,7 @@ def identity(folder: Path, name: str) -> Identity:
 
 
 def no_problem(folder: Path) -> bool:
-    return not [found for found in check(folder) if found.problem]
+    return not [found for found in check_folder(folder) if found.problem]
 
 
 def test_a_renewed_certificate_has_a_new_key_and_the_same_name(federation: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nmoe_flower import __version__
-from nmoe_flower.deploy import check, wheel
+from nmoe_flower.deploy import check_folder, wheel
 from nmoe_flower.deploy.wheel import write_wheel
 from nmoe_flower.errors import ConfigError
 
@@ -84,7 +84,7 @@ def test_a_wheel_that_was_changed_is_not_installed(federation: Path, tmp_path: P
     done = install(party, stub_python(tmp_path / "stub"))
     assert done.returncode != 0
     assert not (tmp_path / "stub" / "said").exists()
-    problems = [found for found in check(party) if found.what == "wheel"]
+    problems = [found for found in check_folder(party) if found.what == "wheel"]
     assert "is not the file that SHA256SUMS names" in problems[0].problem
 
 
