@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -106,43 +106,61 @@ NOISE_STD = "noise-std"  # deviation of the noise in each entry of the matrix
 
 
 class Action(StrEnum):
-    """Message types this app's ClientApp answers, ``<category>.<action>``."""
+    """Message types this app's ClientApp answers, a row each: ``<category>.<verb>``, and who does.
+
+    Attributes:
+        handler: ``module:function`` in `nmoe_flower.clients`, where no server needs to look.
+    """
+
+    handler: str
+
+    def __new__(cls, value: str, handler: str) -> Self:
+        """A text with one more thing to tell."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.handler = handler
+        return member
 
     # before anything is trained
-    IDENTITY = "query.identity"
-    DESCRIBE = "query.describe"
-    INITIAL = "query.initial"
+    IDENTITY = "query.identity", "joining:tell_partition"
+    DESCRIBE = "query.describe", "joining:tell_holdings"
+    INITIAL = "query.initial", "joining:tell_initial"
     # stage 1
-    FEDCE = "train.extractor"
-    FEDCE_TEST = "evaluate.extractor"
-    FEDSC = "train.contrast"
-    CORRELATION = "query.correlation"
-    FEDSC_TEST = "evaluate.contrast"
+    FEDCE = "train.extractor", "fedce:train"
+    FEDCE_TEST = "evaluate.extractor", "fedce:test"
+    FEDSC = "train.contrast", "fedsc:train"
+    CORRELATION = "query.correlation", "fedsc:correlate"
+    FEDSC_TEST = "evaluate.contrast", "fedsc:test"
     # stage 2
-    LATENTS = "query.latents"
-    HEAD = "train.head"
-    EXPERT = "train.expert"
-    ANSWER = "query.answer"
-    KEEP_ANSWERS = "query.answers"
+    LATENTS = "query.latents", "head:cache_latents"
+    HEAD = "train.head", "head:train"
+    EXPERT = "train.expert", "expert:train"
+    ANSWER = "query.answer", "expert:answer"
+    KEEP_ANSWERS = "query.answers", "expert:keep_answers"
     # stage 3
-    GATE = "train.gate"
-    ROLLING = "train.rolling"
-    POOL = "query.pool"
-    POOLED = "train.pooled"
+    GATE = "train.gate", "gate:train"
+    ROLLING = "train.rolling", "gate:train_rolling"
+    POOL = "query.pool", "gate:pool"
+    POOLED = "train.pooled", "gate:train_pooled"
     # after it
-    CONTROL = "train.control"
-    ROUTE = "evaluate.route"
+    CONTROL = "train.control", "control:train"
+    ROUTE = "evaluate.route", "evaluate:route"
     # the second system
-    MIXTURE = "query.mixture"
-    GIVEN = "query.given"
-    ALIGNMENT = "train.aligned"
-    PROBE = "query.probe"
-    ALIGNMENT_TEST = "evaluate.aligned"
+    MIXTURE = "query.mixture", "alignment:tell_mixture"
+    GIVEN = "query.given", "alignment:keep_given"
+    ALIGNMENT = "train.aligned", "alignment:train"
+    PROBE = "query.probe", "alignment:probe"
+    ALIGNMENT_TEST = "evaluate.aligned", "alignment:test"
+
+    @property
+    def category(self) -> str:
+        """What kind of handler a ClientApp takes it for: ``train``, ``evaluate`` or ``query``."""
+        return str(self).partition(".")[0]
 
     @property
     def verb(self) -> str:
         """The part a ClientApp registers: ``app.train("extractor")``."""
-        return self.value.partition(".")[2]
+        return str(self).partition(".")[2]
 
 
 class _Key(StrEnum):
