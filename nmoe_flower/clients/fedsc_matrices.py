@@ -29,10 +29,19 @@ class Matrices(Protocol):
     """The way of a client's matrices."""
 
     def memory(self, kept: object) -> Memory:
-        """Where what was sent is kept; ``kept`` are rounds that a resumed run may go on after."""
+        """Where the client keeps what it sends.
+
+        Args:
+            kept: Rounds that a resumed run may go on after, as the server tells them; None: none.
+        """
 
     def send(self, side: Contrast, make: Callable[[], Tensor]) -> SentMatrix:
-        """Make this round's matrix, keep it and pack it to be sent."""
+        """Make this round's matrix, keep it and pack it to be sent.
+
+        Args:
+            side: The client's part of the round, with its memory.
+            make: Makes the matrix, [d, d], of clipped features, each sample once.
+        """
 
     def check(self) -> None:
         """Refuse settings under which nothing could be sent."""

@@ -58,7 +58,16 @@ class Weights(Protocol):
     def train(
         self, task: LocalTask, optimizer: torch.optim.Optimizer, message: Message
     ) -> dict[str, float]:
-        """Take the steps of a message's round; returns the metrics that may leave."""
+        """Take the steps of a round.
+
+        Args:
+            task: What is trained, with the weights that were received.
+            optimizer: Holds the parameters that move.
+            message: Tells the round, and all that the steps start from.
+
+        Returns:
+            The metrics that may leave.
+        """
 
     @property
     def watched(self) -> np.ndarray:
