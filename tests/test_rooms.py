@@ -38,7 +38,6 @@ IDEAS = {
     "gate": "who is asked: model, stage, client",
     "head": "the classifier of all: stage, client",
     "representation": "how good features are: measured, drawn",
-    "rounds": "the rounds of a strategy: run, drawn",
 }
 TYPED = {"cli", "config"}
 

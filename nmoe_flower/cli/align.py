@@ -48,9 +48,9 @@ def _run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from nmoe_flower.alignment import InfeasibleBoundsError, align, desirability
-    from nmoe_flower.cli.align_table import read_experts, read_table
+    from nmoe_flower.cli.align_table import read_align_table, read_experts
 
-    table = read_table(args.clients)
+    table = read_align_table(args.clients)
     if args.experts is not None:
         read_experts(args.experts, table)
     fitness = np.array(table.fitness, dtype=float)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_json, read_text
 
-__all__ = ["AlignTable", "read_experts", "read_table"]
+__all__ = ["AlignTable", "read_align_table", "read_experts"]
 
 _MOST_COUNT = (1 << 31) - 1
 _MOST_NUMBER = 1e100  # squares of it are finite
@@ -43,7 +43,7 @@ class _Row(NamedTuple):
     cells: Mapping[str, Any]
 
 
-def read_table(path: Path) -> AlignTable:
+def read_align_table(path: Path) -> AlignTable:
     """Read clients, capacities and fitness from CSV or, by its ending, from JSON.
 
     Raises:
@@ -57,7 +57,7 @@ def read_experts(path: Path, table: AlignTable) -> None:
     """Add usage and bounds of experts from a CSV file.
 
     Raises:
-        DataError: As for `read_table`.
+        DataError: As for `read_align_table`.
     """
     head, rows = _rows(path, ("expert",))
     if unknown := [name for name in head if name not in _BOUNDS]:

@@ -8,10 +8,10 @@ from nmoe_flower.config.privacy import weights_refusal
 if TYPE_CHECKING:
     from nmoe_flower.config.whole import Config
 
-__all__ = ["advice", "check"]
+__all__ = ["advice", "check_rules"]
 
 
-def check(config: "Config") -> None:
+def check_rules(config: "Config") -> None:
     """Refuse sections that do not fit together.
 
     Raises:

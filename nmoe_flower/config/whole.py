@@ -16,7 +16,7 @@ from nmoe_flower.config.fedsc import FedSCConfig
 from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
-from nmoe_flower.config.rules import advice, check
+from nmoe_flower.config.rules import advice, check_rules
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section, kebab, shown
 from nmoe_flower.errors import ConfigError
@@ -46,7 +46,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        check(self)
+        check_rules(self)
         return self
 
     def advice(self) -> list[str]:

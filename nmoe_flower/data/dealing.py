@@ -17,9 +17,9 @@ __all__ = [
     "Quotas",
     "check_clients",
     "check_share",
+    "deal",
     "deal_dominant",
     "dominant_share_from_tau",
-    "draw",
     "draw_alike",
     "draw_balanced",
     "largest_size",
@@ -71,7 +71,7 @@ def largest_size(quotas: Callable[[int], Quotas], available: npt.NDArray[np.int6
     return 0
 
 
-def draw(labels: Indices, counts: npt.NDArray[np.int64], rng: np.random.Generator) -> list[Indices]:
+def deal(labels: Indices, counts: npt.NDArray[np.int64], rng: np.random.Generator) -> list[Indices]:
     """Samples for the given counts [clients, C], every client's in random order.
 
     Each class is dealt from one shuffled list. Where clients ask for more than the class has, the
@@ -110,7 +110,7 @@ def draw_alike(
             f"class {names[cls]!r} of the test split has {available[cls]} samples, but client "
             f"{int(counts[:, cls].argmax())} needs {most[cls]} of its {chosen} test samples from it"
         )
-    return draw(labels, counts, rng)
+    return deal(labels, counts, rng)
 
 
 def draw_balanced(
@@ -120,7 +120,7 @@ def draw_balanced(
     classes, codes = np.unique(labels, return_inverse=True)
     shares = np.full((num_clients, len(classes)), 1 / len(classes))
     possible = min(size, largest_size(lambda count: shares * count, np.bincount(codes)))
-    return draw(codes.astype(np.int64), round_quotas(shares * possible), rng)
+    return deal(codes.astype(np.int64), round_quotas(shares * possible), rng)
 
 
 def dominant_share_from_tau(tau: float) -> float:
@@ -210,4 +210,4 @@ def deal_dominant(
         )
     codes = np.full(len(names), -1, dtype=np.int64)
     codes[classes] = np.arange(len(classes))
-    return draw(codes[labels], counts, rng)
+    return deal(codes[labels], counts, rng)

@@ -21,7 +21,7 @@ from nmoe_flower.data.request import ColourFoundError, DataRequest, RawSplit
 from nmoe_flower.errors import DataError
 from nmoe_flower.seeds import numpy_stream
 
-__all__ = ["Progress", "decode"]
+__all__ = ["Progress", "decode_source"]
 
 Progress = Callable[[int, int], None]
 Codes = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ Codes = npt.NDArray[np.int64]
 _TEST_SHARE = 0.2
 
 
-def decode(request: DataRequest, building: Path, progress: Progress) -> None:
+def decode_source(request: DataRequest, building: Path, progress: Progress) -> None:
     """Write the arrays and, last, their description into ``building``."""
     about: dict[str, Any]
     if request.kind == "features":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from nmoe_flower.data.cache import build_entry, cache_root, open_entry
-from nmoe_flower.data.decode import Progress, decode
+from nmoe_flower.data.decode import Progress, decode_source
 from nmoe_flower.data.images import Features, ImageData
 from nmoe_flower.data.indices import ClientIndices
 from nmoe_flower.data.partition import largest_clients, partition_clients
@@ -108,7 +108,7 @@ def load_images(
     entry = cache_root(cache_dir) / "images" / request.key()
     report = progress or (lambda done, total: None)
     return open_entry(entry, dataset) or build_entry(
-        entry, dataset, lambda building: decode(request, building, report)
+        entry, dataset, lambda building: decode_source(request, building, report)
     )
 
 

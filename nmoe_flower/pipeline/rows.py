@@ -11,7 +11,7 @@ from nmoe_flower.privacy import Accountant, mean_noise_std, noise_edge, sensitiv
 from nmoe_flower.records import WatchKey
 from nmoe_flower.representation import effective_rank, find_collapse
 
-__all__ = ["found", "privacy", "representation", "row"]
+__all__ = ["all_found", "privacy", "representation", "row"]
 
 _PROBES = (
     WatchKey.PROBE_ACCURACY,
@@ -55,7 +55,7 @@ def row(
     }
 
 
-def found(
+def all_found(
     run: Run,
     held: Mapping[int, Holding],
     *,

@@ -8,7 +8,7 @@ import pytest
 
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline import Artifacts, Holding, Run
-from nmoe_flower.pipeline.rows import found, privacy, representation, row
+from nmoe_flower.pipeline.rows import all_found, privacy, representation, row
 from nmoe_flower.privacy import Accountant, WeightsCost
 
 New = Callable[..., Any]
@@ -132,7 +132,7 @@ def test_every_client_counts_for_the_data_s_fingerprint() -> None:
         client: Holding(4, [2, 2], [1, 1], ["a", "b"], fingerprint)
         for client, fingerprint in enumerate(["two", "one", "two"])
     }
-    results = found(run_with({}), held, rows=[], routing={}, alignment={"policy": "joint"})
+    results = all_found(run_with({}), held, rows=[], routing={}, alignment={"policy": "joint"})
     assert results["fingerprint"] == "one,two"
     assert results["partition"]["train"] == [[2, 2]] * 3
     assert results["alignment"] == {"policy": "joint"}

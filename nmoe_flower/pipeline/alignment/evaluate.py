@@ -14,7 +14,7 @@ from nmoe_flower import records
 from nmoe_flower.alignment import Assigner
 from nmoe_flower.pipeline.alignment.train import trained_assigner
 from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
-from nmoe_flower.pipeline.rows import found, row
+from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import SERVER_ROUND, TESTS, Action, AlignmentKey, FeedbackKey, Score
 from nmoe_flower.strategies import ExpertNames
@@ -46,7 +46,7 @@ def evaluate_alignment(run: Run) -> dict[str, Any]:
     )
     rows, routing = _rows(run, {"mixture": whole, "placed": parts})
     summary = _summary(run, assigner, placed)
-    return found(run, held, rows=rows, routing=routing, alignment=summary)
+    return all_found(run, held, rows=rows, routing=routing, alignment=summary)
 
 
 def _scores(content: RecordDict) -> None:

@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from nmoe_flower import records
 from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline.ask import gather, holdings, message
-from nmoe_flower.pipeline.rows import found, row
+from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import CENTRALIZED, GATE, HEAD, PROTOTYPES, Action, ControlKey, Score
 
@@ -35,7 +35,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         for key in methods
         if f"{key}/{Score.ROUTING}" in first
     }
-    return found(run, held, rows=rows, routing=routing)
+    return all_found(run, held, rows=rows, routing=routing)
 
 
 def _compare(values: Mapping[int, Mapping[str, Any]]) -> None:
