@@ -8,6 +8,7 @@ import contextlib
 import html
 import json
 import math
+import re
 import sys
 import threading
 import time
@@ -497,13 +498,9 @@ def _size(count: float) -> str:
     >>> _size(999), _size(1500), _size(2.5e9)
     ('999 B', '1.5 kB', '2.5 GB')
     """
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} GB"
+    from rich.filesize import decimal
+
+    return re.sub("bytes?", "B", decimal(int(count)))
 
 
 def duration(seconds: float) -> str:

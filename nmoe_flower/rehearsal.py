@@ -39,7 +39,7 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     """Refuse what cannot work with this data, on this machine.
 
     Args:
-        config: Of the run.
+        config: The run's configuration.
         data: What its clients share.
         clients: Who holds what.
 

@@ -35,7 +35,7 @@ def open_data(
     """Decode the data set and share it out, so that no worker does and bad data stops here.
 
     Args:
-        config: Its ``[data]`` says which, its ``run.seed`` who holds what.
+        config: The run's configuration: ``[data]`` says which data, ``run.seed`` who holds what.
         progress: Told every tenth of the decoding.
         began: A run that is to go on; it must have begun with the same data.
 

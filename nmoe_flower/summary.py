@@ -46,9 +46,9 @@ def summary_lines(folder: RunFolder, figures: Sequence[Path], seconds: float) ->
     """The results by gate, what failed, what is private, and where the files are.
 
     Args:
-        folder: Of a finished run.
-        figures: Those that were drawn.
-        seconds: The whole run took.
+        folder: The folder of a finished run.
+        figures: The figures that were drawn.
+        seconds: How long the whole run took.
     """
     results = folder.results()
     lines = [*_table(results["rows"]).splitlines(), ""]
@@ -82,7 +82,7 @@ def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
     """Draw a run's figures. They are a courtesy: without them it has still produced its results.
 
     Args:
-        folder: Of a finished run.
+        folder: The folder of a finished run.
         complain: Told in a line why there are none.
     """
     try:

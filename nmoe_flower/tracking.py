@@ -26,7 +26,7 @@ class TensorBoard:
     """A ``Progress`` that also writes every number of a record as ``<stage>/<name>``.
 
     Args:
-        folder: Of the event files; look at them with ``tensorboard --logdir <folder>``.
+        folder: Folder of the event files, for ``tensorboard --logdir <folder>``.
         progress: Gets everything too.
 
     Raises:

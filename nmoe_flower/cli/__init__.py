@@ -118,8 +118,8 @@ def _spelled_out(words: Sequence[str], *, verbs: Collection[str]) -> list[str]:
     """The words of a command line in the form that the parser knows.
 
     Args:
-        words: As typed, without the program.
-        verbs: Of ``nmoe deploy``; without one, ``write`` or ``demo`` is meant.
+        words: The command line as typed, without the program's name.
+        verbs: What may follow ``nmoe deploy``; without one, ``write`` or ``demo`` is meant.
 
     >>> verbs = ("write", "check", "demo")
     >>> _spelled_out(["deploy", "lab", "--nodes", "3"], verbs=verbs)

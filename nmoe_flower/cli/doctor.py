@@ -275,27 +275,30 @@ def _folder(folder: Path) -> tuple[State, str]:
     except OSError as error:
         return "fail", f"{folder} cannot be written: {error.strerror or error} ({there})"
     free = shutil.disk_usage(there).free
-    held = f"{_size(folder)} held, " if folder.exists() else "not there yet, "
+    held = f"{_bytes(_size(folder))} held, " if folder.exists() else "not there yet, "
     text = f"{folder}: {held}{_bytes(free)} free"
     return ("ok" if free / _GIB >= LEAST_DISK else "note"), text
 
 
-def _size(folder: Path) -> str:
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
                 total += Path(parent, name).lstat().st_size
-    return _bytes(total)
+    return total
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     """Bytes in words.
 
-    >>> _bytes(0), _bytes(1_500_000), _bytes(5_600_000_000)
-    ('0 MB', '2 MB', '5.6 GB')
+    >>> _bytes(0), _bytes(2_400_000), _bytes(5_600_000_000)
+    ('0 bytes', '2 MB', '5.6 GB')
     """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    from rich.filesize import decimal
+
+    return decimal(count, precision=1 if count >= 1e9 else 0)
 
 
 def _port(port: int) -> tuple[State, str]:

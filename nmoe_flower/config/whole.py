@@ -174,7 +174,7 @@ def _literal(text: str, kind: object = None) -> Any:
     """Read the value of ``--set``: TOML where it is, plain text otherwise.
 
     Args:
-        text: As it was typed.
+        text: The value as it was typed.
         kind: The type of the key; for ``str`` only a quoted text is TOML, so that a data set may
             be called 2024 or true.
 

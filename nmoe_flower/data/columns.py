@@ -28,8 +28,8 @@ class Table:
     """Columns of equal length by name; of a CSV they hold text.
 
     Attributes:
-        name: Of the file, for errors.
-        columns: By name, in the order of the file.
+        name: The file's name, for errors.
+        columns: The columns, by name, in the order of the file.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Table:
         """One column.
 
         Args:
-            name: Of the column.
+            name: The column's name.
             key: The setting that asks for it, for the error.
 
         Raises:

@@ -25,7 +25,7 @@ class Coverage:
     Attributes:
         part: ``train``, ``local test``, ``IID test``, or ``split NAME`` that nobody asked for.
         used: Samples that at least one client holds.
-        shared: Those of them that several clients hold.
+        shared: Samples that several clients hold; they are counted in ``used``, too.
         total: Samples there are.
         reasons: Why the others are left out; empty if there are none.
     """

@@ -180,10 +180,10 @@ def deal_dominant(
 
     Args:
         labels: Class codes [N].
-        names: Of all classes.
+        names: Names of all classes, in the order of the codes.
         classes: Codes of those that are dealt, in order: client i mostly holds the (i mod n)-th.
         num_clients: How many share them.
-        share: Of the dominant class.
+        share: Share of a client's samples in its dominant class, from 1 / C to 1.
         size: Samples per client.
         split: Names the labels in errors.
         rng: Draws the samples.

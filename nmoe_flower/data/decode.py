@@ -21,15 +21,16 @@ from nmoe_flower.data.request import ColourFoundError, DataRequest, RawSplit
 from nmoe_flower.errors import DataError
 from nmoe_flower.seeds import numpy_stream
 
-__all__ = ["Progress", "decode_source"]
+__all__ = ["OnDecoded", "decode_source"]
 
-Progress = Callable[[int, int], None]
+OnDecoded = Callable[[int, int], None]
+"""Called with (rows decoded, rows in all)."""
 Codes = npt.NDArray[np.int64]
 
 _TEST_SHARE = 0.2
 
 
-def decode_source(request: DataRequest, building: Path, progress: Progress) -> None:
+def decode_source(request: DataRequest, building: Path, progress: OnDecoded) -> None:
     """Write the arrays and, last, their description into ``building``."""
     about: dict[str, Any]
     if request.kind == "features":
@@ -58,7 +59,7 @@ def decode_source(request: DataRequest, building: Path, progress: Progress) -> N
 
 
 def _decode_images(
-    request: DataRequest, building: Path, progress: Progress
+    request: DataRequest, building: Path, progress: OnDecoded
 ) -> tuple[list[Split], dict[str, Any]]:
     raws, class_names = _read(request, building)
     _check_classes(request, class_names, raws[0].labels)
@@ -142,7 +143,7 @@ def _write_images(
     raws: Sequence[RawSplit],
     clients: Sequence[Codes | None],
     mode: str,
-    progress: Progress,
+    progress: OnDecoded,
 ) -> list[Split]:
     """Decode every split into an .npy file; ``mode`` is "L" (1 channel) or "RGB" (3)."""
     total, done = sum(len(raw.labels) for raw in raws), 0

@@ -14,9 +14,9 @@ class Features:
     """What the columns of a table are called, and how they were standardised.
 
     Attributes:
-        names: Of the F columns.
-        means: Subtracted, F numbers.
-        deviations: Divided by, F numbers above 0.
+        names: Names of the F columns.
+        means: What is subtracted from each column, F numbers.
+        deviations: What each column is divided by, F numbers above 0.
     """
 
     names: tuple[str, ...]
@@ -49,13 +49,13 @@ class ImageData:
     """A labelled image data set.
 
     Attributes:
-        name: As it was asked for.
+        name: The data set, as it was asked for.
         train: Rows to train on.
         test: Rows to test on.
-        class_names: Of the C classes, in the order of the labels.
+        class_names: Names of the C classes, in the order of the labels.
         fingerprint: SHA-256 of labels and images.
         client_names: Whom the rows belong to, if that was asked for.
-        features: Of a table; None for images.
+        features: Names and statistics of a table's columns; None for images.
         beside: Samples of the splits that nobody asked for, by name.
     """
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from nmoe_flower.data.cache import build_entry, cache_root, open_entry
-from nmoe_flower.data.decode import Progress, decode_source
+from nmoe_flower.data.decode import OnDecoded, decode_source
 from nmoe_flower.data.images import Features, ImageData
 from nmoe_flower.data.indices import ClientIndices
 from nmoe_flower.data.partition import largest_clients, partition_clients
@@ -52,7 +52,7 @@ def load_images(
     feature_columns: Sequence[str] = (),
     feature_means: Sequence[float] = (),
     feature_deviations: Sequence[float] = (),
-    progress: Progress | None = None,
+    progress: OnDecoded | None = None,
 ) -> ImageData:
     """Open a data set, decoding it into the cache on first use.
 
@@ -66,7 +66,7 @@ def load_images(
 
     Args:
         dataset: What to open.
-        cache_dir: See ``cache_root``.
+        cache_dir: Folder of the data cache; None: ``cache_root`` says where it is.
         image_column: Column of the images; "" finds it by its type, then by common names.
         label_column: Column of the labels; "" finds it the same way.
         train_split: Name of the train split.
@@ -82,7 +82,7 @@ def load_images(
         feature_columns: Columns of a table; () takes all beside label and client, which must be
             numbers.
         feature_means: Subtracted from the columns; () takes the means of the train split.
-        feature_deviations: What columns are divided by; likewise.
+        feature_deviations: What columns are divided by; () takes the deviations of the train split.
         progress: Called with (images decoded, images in all) while decoding.
 
     Raises:
@@ -112,7 +112,7 @@ def load_images(
     )
 
 
-def configured_images(config: "Config", *, progress: Progress | None = None) -> ImageData:
+def configured_images(config: "Config", *, progress: OnDecoded | None = None) -> ImageData:
     """Open the data set of ``config``. See ``load_images``, also for what it raises."""
     return _load(config, config.data.dataset, progress)
 
@@ -151,7 +151,7 @@ def own_images(config: "Config", folder: str, *, classes: Sequence[str] = ()) ->
     """Open a device's own folder, read as ``config`` says, with the federation's class numbers.
 
     Args:
-        config: Of the run; its ``data.dataset`` is not looked at.
+        config: The run's configuration; its ``data.dataset`` is not looked at.
         folder: What only this device has.
         classes: Names of the federation's C classes, in order; the folder may hold only some of
             them. None: the folder's own.
@@ -194,7 +194,7 @@ def own_share(data: ImageData) -> ClientIndices:
 
 
 def _load(
-    config: "Config", dataset: str, progress: Progress | None = None, *, own: bool = False
+    config: "Config", dataset: str, progress: OnDecoded | None = None, *, own: bool = False
 ) -> ImageData:
     section = config.data
     return load_images(

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.data.dealing import Indices
 from nmoe_flower.data.hugging_face import import_extra
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.own_code import call_own, load_own
@@ -13,7 +14,6 @@ from nmoe_flower.own_code import call_own, load_own
 __all__ = ["Partition", "own_indices"]
 
 _KEY = "data.scheme"
-Indices = npt.NDArray[np.int64]
 
 
 class Partition(Protocol):
@@ -47,8 +47,8 @@ def own_indices(
         name: ``package.module:Name``.
         labels: Class of every sample, [N].
         num_clients: How many shares are wanted.
-        rng: Of this split.
-        split: Its name, for errors.
+        rng: The only randomness, this split's own stream.
+        split: Name of the split, for errors.
 
     Raises:
         ConfigError: It cannot be imported or called, or its shares are not disjoint and whole.

@@ -88,7 +88,7 @@ def to_pixels(picture: "Image", mode: str, place: str) -> Pixels:
     """The pixels of a picture, uint8 [H, W, channels]; what is transparent keeps its colour.
 
     Args:
-        picture: Of ``open_picture``.
+        picture: What ``open_picture`` gave.
         mode: "L" (1 channel) or "RGB" (3).
         place: Names the image in errors.
 

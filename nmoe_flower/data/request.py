@@ -29,15 +29,15 @@ class DataRequest:
         label_column: Column of the labels; "" finds it.
         train_split: Name of the train split.
         test_split: Name of the test split; "" takes the test images from the train split.
-        seed: Of that.
+        seed: Seed of the draw of test images from the train split.
         size: (width, height) that all images are brought to; None: they have one size.
         fit: How: ``crop``, ``pad`` or ``stretch``.
         by_client: Whether it matters who each row belongs to.
         client_column: Column that says so; "": the folder above the class does.
         kind: ``images``, or ``features`` for tables.
-        feature_columns: Of a table; () takes all beside label and client.
-        feature_means: To standardise with; () takes those of the train split.
-        feature_deviations: Likewise.
+        feature_columns: Columns of a table; () takes all beside label and client.
+        feature_means: What columns are standardised with; () takes the train split's means.
+        feature_deviations: What columns are divided by; () takes the train split's deviations.
     """
 
     dataset: str
@@ -117,12 +117,12 @@ class RawSplit:
     """A split before decoding.
 
     Attributes:
-        name: Of the split.
+        name: Name of the split.
         labels: Class codes, int64 [N].
         read: ``read(mode)`` yields uint8 images [H, W, channels] in order.
         place: Names a row in errors: its number, the split, the file if there is one.
         clients: Who each row belongs to; None if nobody asked.
-        beside: Of the train split: samples of the splits that nobody asked for, by name.
+        beside: Samples of the splits that nobody asked for, by name; with the train split only.
     """
 
     name: str

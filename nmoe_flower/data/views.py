@@ -142,7 +142,7 @@ class FeatureViews:
     gradients and matrices of single samples stay what they are.
 
     Attributes:
-        noise: Its standard deviation.
+        noise: Standard deviation of the noise, in deviations of a feature; 0 or more.
         mask: Share of the features that a view does not see, from 0 to below 1.
 
     Raises:

@@ -222,7 +222,7 @@ def draw_assignments(
     """Client x expert heat maps, one per policy, in the manner of the paper's Fig. 3.
 
     Args:
-        times: By policy: how often each client trained each expert, [clients, experts].
+        times: How often each client trained each expert, [clients, experts], by policy.
         path: The PNG to write.
         note: What the figure stands for, as the seed.
     """
@@ -264,7 +264,7 @@ def draw_progress(curves: Mapping[str, Sequence[Curve]], path: Path, *, note: st
     A line is the mean over seeds; a band reaches from the least of them to the most.
 
     Args:
-        curves: By policy: what `curve_of` gives, one per seed.
+        curves: What `curve_of` gives, one per seed, by policy.
         path: The PNG to write.
         note: What the figure stands for, as the seeds.
     """

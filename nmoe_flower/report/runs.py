@@ -33,8 +33,8 @@ class FinishedRun:
     """One run that left results.
 
     Attributes:
-        path: Its folder.
-        config: Its configuration.
+        path: The run's folder.
+        config: The resolved configuration.
         results: What results.json holds.
         provenance: What provenance.json holds.
         rounds: The records of rounds.jsonl.
