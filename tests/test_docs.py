@@ -120,6 +120,14 @@ def test_code_named_in_the_pages_exists(page: Path) -> None:
         assert re.search(rf"\b{name}\b", path.read_text(encoding="utf-8")), f"{file}: {name}"
 
 
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_pages_import_from_the_public_face(page: Path) -> None:
+    """Inner modules are for pages that put a file into the package, beside them."""
+    text = page.read_text(encoding="utf-8")
+    if "<!-- file: nmoe_flower/" not in text:
+        assert re.findall(r"(?:from|import) nmoe_flower(?:\.\w+){2,}", text) == []
+
+
 # --- commands ---
 
 
