@@ -15,10 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NAME = "nmoe_flower"
 
-# Modules that a room shows as they are, because each is a namespace: fedce.train, flower.HOME.
+# Modules that a room shows as they are, because each is a namespace: flower.HOME.
 SHOWN = {
-    "clients": {"alignment", "control", "evaluate", "expert", "fedce", "fedsc", "gate", "head",
-                "joining"},  # handlers: client_app registers what they answer
     "engine": {"flower", "processes"},  # all that Flower keeps to itself; processes by their marks
     "inference.protocol": {"peer_pb2"},  # the generated messages
 }  # fmt: skip
