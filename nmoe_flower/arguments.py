@@ -99,7 +99,7 @@ class NameList:
     """Comma-separated names, each one of a set and none twice.
 
     Attributes:
-        allowed: The set.
+        allowed: Names that may be given.
 
     >>> NameList(("tiny", "short"))("short,tiny")
     ['short', 'tiny']

@@ -31,7 +31,7 @@ class GateEntry:
         prototypes: It needs the mean latent of every client, which leaves the devices for it.
         upper_bound: It is trained or chosen with what no device has.
         pools: Everybody's data meets at one place: for simulations only.
-        plain: Its routing is known without looking: no figure is drawn of it.
+        plain: Whether the routing is known without looking, so that no figure is drawn of it.
     """
 
     router: str = ""
@@ -61,7 +61,7 @@ class ControlEntry:
     """One thing that the mixture is measured against; in results it is ``control:<name>``.
 
     Attributes:
-        label: Its name in figures.
+        label: The control's name in figures.
         trained: Clients train it for this purpose; False: stage 1 leaves it anyway.
         pools: Everybody's data meets at one place: for simulations only.
     """

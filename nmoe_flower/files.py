@@ -458,7 +458,7 @@ def save_arrays(
     """Write named arrays as safetensors, atomically. Names may hold any characters.
 
     Raises:
-        NMoEError: See `pack_arrays` and `write_bytes`.
+        NMoEError: The file cannot be written, or an array has a type that files do not take.
     """
     write_bytes(path, pack_arrays(arrays, metadata=metadata))
 

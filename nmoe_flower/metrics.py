@@ -88,7 +88,7 @@ def routing_matrix(
     Args:
         expert_ids: Chosen experts, [N, K].
         origin: The client that asks, [N].
-        num_clients: m.
+        num_clients: Number of clients m.
         num_experts: E; None: one expert per client.
 
     Raises:
@@ -143,8 +143,8 @@ def bytes_per_sample(
     Args:
         expert_ids: Chosen experts, [N, K].
         origin: The client that asks, [N].
-        latent_dim: D.
-        num_classes: C.
+        latent_dim: Numbers of a latent, D.
+        num_classes: Number of classes C.
         latent_bytes: Bytes per number of a latent.
         output_bytes: Bytes per logit.
         header_bytes: Bytes around each message.

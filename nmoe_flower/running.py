@@ -122,7 +122,7 @@ def run(
             an object of your own with the methods of ``nmoe_flower.progress.Progress``, or None:
             say nothing.
         figures: Draw the figures, if matplotlib (the extra ``report``) is installed.
-        tensorboard: Also write ``tensorboard/`` into the run folder.
+        tensorboard: Whether to write ``tensorboard/`` into the run folder.
 
     Raises:
         NMoEError: One of the classes of `nmoe_flower.errors`: `ConfigError` for a key or an

@@ -23,13 +23,13 @@ class EncodingCost:
     """One encoding on one test split of all clients.
 
     Attributes:
-        encoding: Of the latents on the wire; the gate sees them as they were.
-        split: ``local`` or ``iid``.
-        samples: Of all clients.
+        encoding: Encoding of the latents on the wire; the gate sees them as they were.
+        split: Which test, ``local`` or ``iid``.
+        samples: Samples of all clients.
         accuracy: Per client, then averaged.
         loss: Accuracy of float32 less this one.
         changed: Share of the samples whose predicted class is another than with float32.
-        largest_error: Of a logit.
+        largest_error: Largest error of a logit.
     """
 
     encoding: str

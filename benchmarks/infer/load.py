@@ -58,11 +58,11 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Number of the process."""
         return self._process.pid
 
     def resident_bytes(self) -> int:
-        """Its resident memory now."""
+        """Bytes of resident memory now."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -87,7 +87,7 @@ class Load:
     Args:
         child: Whom to ask.
         identity: To show; None without encryption.
-        payload: The request.
+        payload: Bytes of the request.
         concurrency: Requests that are open at any moment.
 
     Attributes:
@@ -139,11 +139,11 @@ class LoadFigures:
     """One server under one load.
 
     Args:
-        kind: One of ``KINDS``.
+        kind: Name of the server, one of ``KINDS``.
         rows: Latents per request.
         concurrency: Requests that were open at any moment.
         block: Requests per block.
-        seconds: Of every block.
+        seconds: Seconds of every block.
         cpu: Seconds of the server's CPU time in every block.
         latencies: Seconds of every request.
     """
@@ -217,7 +217,7 @@ def measure(
     Args:
         bundle: What is served.
         certificates: Folder with the servers' keys; None for no encryption.
-        identity: The caller's.
+        identity: Identity of the caller; None without encryption.
         loads: What to ask, one load after the other.
         blocks: Turns of each kind.
         block: Requests per turn.

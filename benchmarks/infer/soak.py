@@ -23,11 +23,11 @@ class Soak:
     """What a long run of queries left.
 
     Attributes:
-        queries: Sent.
-        errors: That got no answer.
-        seconds: For all.
+        queries: Queries sent.
+        errors: Queries that got no answer.
+        seconds: Seconds for all queries.
         first_bytes: Resident memory after a quarter of the queries.
-        last_bytes: At the end.
+        last_bytes: Resident memory at the end.
         slope: Bytes per 1,000 queries, fitted to the last three quarters.
         memory: Pairs of queries sent and resident bytes.
     """

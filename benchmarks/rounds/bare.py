@@ -26,7 +26,7 @@ class BareLoop:
 
     Args:
         kind: What is computed.
-        seed: Of the weights and the images.
+        seed: Seed of the weights and the images.
         workers: Processes of one thread.
     """
 

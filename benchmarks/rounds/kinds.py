@@ -10,12 +10,12 @@ class Kind:
     """One kind of work: every client takes ``steps`` plain SGD steps a round on its own images.
 
     Args:
-        name: As on the command line.
+        name: Name on the command line.
         clients: All take part in every round.
         steps: SGD steps per client and round.
         batch: Images per step.
         images: Synthetic images of each client.
-        shape: Of one image.
+        shape: Shape of one image.
         hidden: Width of the layer before the last; 0 is logistic regression.
         rounds: Measured rounds at least.
         block: Rounds in a row before the other runner's turn.

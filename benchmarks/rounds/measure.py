@@ -24,9 +24,9 @@ class RoundFigures:
         runner: What ran it.
         start_seconds: From nothing to the end of round 1.
         blocks: Seconds of rounds in a row.
-        bare_blocks: Those of the bare loop, each a neighbour of the block of that position.
-        cpu: Likewise, seconds of CPU time per round of all its processes.
-        bare_cpu: Those of the bare loop.
+        bare_blocks: Seconds of the bare loop, each block a neighbour of that of its position.
+        cpu: Seconds of CPU time per round of all its processes.
+        bare_cpu: Seconds of CPU time of the bare loop, block by block.
         floor: Median milliseconds of an exchange of 1 kB with 10 nodes.
     """
 
@@ -81,7 +81,7 @@ def measure_kind(
         kind: What is computed.
         runners: Names beside ``bare``, which always runs.
         rounds: At least so many measured rounds each; None takes the kind's own number.
-        seed: Of weights and images.
+        seed: Seed of weights and images.
         workers: Client processes of every runner.
     """
     figures = []

@@ -42,7 +42,7 @@ class Remote:
     Args:
         runner: One of ``RUNNERS``, or ``streaming`` or ``fedavg`` for their memory.
         kind: What it computes.
-        seed: Of weights and images.
+        seed: Seed of weights and images.
         workers: Client processes.
 
     Raises:

@@ -86,7 +86,7 @@ def trained(name: str) -> Config:
 
 
 def accuracy(name: str, *, of: tuple[str, str]) -> float | None:
-    """Of a gate in a test."""
+    """Accuracy of a gate in a test."""
     rows = {(row["gate"], row["test"]): row["accuracy"] for row in read(place(name))["rows"]}
     return rows.get(of)
 

@@ -49,7 +49,7 @@ def publish(
 
     Args:
         run: A run folder with results.
-        variant: ``results/<study>/<variant>``.
+        variant: Folder to write below, ``results/<study>/<variant>``.
         figures: Names of the figures that pages show, without suffix.
         rounds: Keep the rounds, too; figures that are drawn over rounds keep them anyway.
         audit: Keep who was assigned what in each round of the second system, too.

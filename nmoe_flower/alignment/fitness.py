@@ -43,7 +43,7 @@ class Fitness:
         rate: a, weight of the newest reward.
         decay: g, what stays of the distance to the prior per round without interaction. The
             prior is not zero, so that a pair never tried stays as attractive as at the start.
-        prior: F0.
+        prior: F0, the fitness before any feedback.
         centred: `scores` are relative to the column's mean over clients that know the expert:
             experts trained longer are better for everybody, which is not affinity.
         exploration: c of the bonus ``c sqrt(ln t / (1 + visits))``.

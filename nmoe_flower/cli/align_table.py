@@ -57,7 +57,7 @@ def read_experts(path: Path, table: AlignTable) -> None:
     """Add usage and bounds of experts from a CSV file.
 
     Raises:
-        DataError: As for `read_align_table`.
+        DataError: The file has something else, as for `read_align_table`.
     """
     head, rows = _rows(path, ("expert",))
     if unknown := [name for name in head if name not in _BOUNDS]:

@@ -44,7 +44,7 @@ class Look:
     """One thing that was looked at.
 
     Attributes:
-        name: What.
+        name: What was looked at.
         state: ``fail`` if something would not work here, ``note`` if one should know.
         text: What was found; and what to do, unless all is well.
     """

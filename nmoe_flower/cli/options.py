@@ -107,7 +107,7 @@ def serve_metrics(registry: object, port: int | None) -> Iterator[None]:
     """Let Prometheus read ``http://127.0.0.1:port/metrics`` meanwhile; no port, nothing.
 
     Args:
-        registry: A ``prometheus_client.CollectorRegistry``.
+        registry: Counters to serve, a ``prometheus_client.CollectorRegistry``.
         port: 1 to 65535, or None.
 
     Raises:

@@ -51,7 +51,7 @@ class Answered:
 
     Attributes:
         method: Name of the method in the results.
-        probabilities: [N, C].
+        probabilities: Probability of every class, [N, C].
         expert_ids: Who was asked, [N, K]; None if there is no routing.
         balanced: Whether the answers suppose equal classes, so that a prior can be put in.
     """

@@ -31,7 +31,7 @@ class Rows:
     Attributes:
         values: float64 [N, F], as they stand in the file.
         labels: Class codes, int64 [N].
-        clients: Whose each row is, as text; None if nobody asked.
+        clients: Owner of each row, as text; None if nobody asked.
     """
 
     values: npt.NDArray[np.float64]

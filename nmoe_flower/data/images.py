@@ -31,7 +31,7 @@ class Split:
     Attributes:
         images: uint8 [N, H, W, channels], a read-only memory map; of a table, its standardised
             features, float32 [N, 1, 1, F].
-        labels: int64 [N].
+        labels: Class of each sample, int64 [N].
         clients: Who each row belongs to, int64 [N], places in ``ImageData.client_names``; None if
             nobody asked.
     """

@@ -54,7 +54,7 @@ def open_indices(
     """Read a cached split; None if it is absent or damaged.
 
     Args:
-        path: The file.
+        path: File to read.
         num_clients: Clients it must be for.
         train: Samples of the train split.
         test: Samples of the test split.

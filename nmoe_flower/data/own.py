@@ -44,7 +44,7 @@ def own_indices(
     """The shares that somebody's own code gives, checked.
 
     Args:
-        name: ``package.module:Name``.
+        name: Where the scheme is, ``package.module:Name``.
         labels: Class of every sample, [N].
         num_clients: How many shares are wanted.
         rng: The only randomness, this split's own stream.

@@ -89,11 +89,11 @@ def to_pixels(picture: "Image", mode: str, place: str) -> Pixels:
 
     Args:
         picture: What ``open_picture`` gave.
-        mode: "L" (1 channel) or "RGB" (3).
+        mode: Colours to keep: "L" (1 channel) or "RGB" (3).
         place: Names the image in errors.
 
     Raises:
-        DataError: Its colours cannot be converted.
+        DataError: The picture's colours cannot be converted.
     """
     try:
         if picture.mode == "P" and "transparency" in picture.info:

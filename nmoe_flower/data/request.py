@@ -31,7 +31,7 @@ class DataRequest:
         test_split: Name of the test split; "" takes the test images from the train split.
         seed: Seed of the draw of test images from the train split.
         size: (width, height) that all images are brought to; None: they have one size.
-        fit: How: ``crop``, ``pad`` or ``stretch``.
+        fit: How they are brought to it: ``crop``, ``pad`` or ``stretch``.
         by_client: Whether it matters who each row belongs to.
         client_column: Column that says so; "": the folder above the class does.
         kind: ``images``, or ``features`` for tables.

@@ -57,7 +57,7 @@ class LocalFederation:
 
     @property
     def run_folder(self) -> Path:
-        """Of the run, on the server."""
+        """Folder of the run, on the server."""
         return self.server / "runs" / self.plan.config.run.name
 
     def write(self, *, wheel: Path | None = None) -> None:
@@ -133,7 +133,7 @@ class LocalFederation:
         """Classify images on one node with its peers' help: the lines of ``nmoe infer``.
 
         Raises:
-            EngineError: It failed.
+            EngineError: The question failed.
         """
         folder = self.node_folders[node]
         log = folder / "logs" / "infer.log"

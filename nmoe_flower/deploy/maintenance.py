@@ -40,7 +40,7 @@ def renew(folder: Path, *names: str, node_key: bool = False, days: int = 365) ->
     Args:
         folder: The whole folder of the federation, with ``authority/``.
         names: Names of the parties: ``superlink``, or a node's.
-        node_key: Also a new key for each node's SuperNode.
+        node_key: Whether to make a new key for each node's SuperNode.
         days: How many days the certificates are valid.
 
     Raises:

@@ -83,7 +83,7 @@ class Party:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that must be the same on all machines; empty for one that is missing."""
+    """Versions of the packages that must be the same on all machines; empty if one is missing."""
     found = {"nmoe-flower": __version__}
     for name in ("flwr", "torch"):
         try:

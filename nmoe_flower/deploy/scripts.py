@@ -219,7 +219,7 @@ def install_script(wheel: str) -> str:
 
 
 def server_scripts(party: Party) -> dict[str, str]:
-    """Of the server: the SuperLink, the nodes' keys, the training."""
+    """Scripts of the server: the SuperLink, the nodes' keys, the training."""
     place = listening(Address.parse(party.superlink))
     about = {"superlink": party.superlink, "run": party.run}
     about |= {"listen": place.host, "port": str(place.port)}
@@ -237,7 +237,7 @@ def server_scripts(party: Party) -> dict[str, str]:
 
 
 def node_scripts(party: Party) -> dict[str, str]:
-    """Of a node: the SuperNode for training, then the peer service."""
+    """Scripts of a node: the SuperNode for training, then the peer service."""
     about = {
         "name": party.name,
         "superlink": party.superlink,

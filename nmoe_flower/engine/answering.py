@@ -67,9 +67,9 @@ def answer_message(
     Also what is no ``Exception``: ``SystemExit``, ``asyncio.CancelledError``, ``GeneratorExit``.
 
     Args:
-        app: Answers.
-        message: To it.
-        context: Of the node.
+        app: App that answers.
+        message: Message to the app.
+        context: What the node keeps between messages.
         stops: What is let through: the signals to stop, which reach clients of this process first.
     """
     try:

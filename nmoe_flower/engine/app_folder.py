@@ -25,8 +25,8 @@ def write_app(
     Args:
         folder: Made if missing.
         run_config: Every key the app knows, ``table.name`` or ``name``, and its value.
-        serverapp: ``package.module:attribute``.
-        clientapp: Likewise.
+        serverapp: ``package.module:attribute`` of the server's half.
+        clientapp: ``package.module:attribute`` of the client's half.
 
     Returns:
         The folder, ready for :func:`run_simulation` or ``flwr run``.

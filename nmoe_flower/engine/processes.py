@@ -133,7 +133,7 @@ def guard(home: Path, *, mark: str) -> "subprocess.Popen[bytes]":
 
     Args:
         home: The folder to remove.
-        mark: See ``end``.
+        mark: ``NAME=value`` that the processes have in their environment.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(home), mark],

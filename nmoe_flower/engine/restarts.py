@@ -38,7 +38,7 @@ class Restarts:
             self._sent[message_id] = node, since
 
     def lost(self, waiting: Collection[str], now: float) -> list[str]:
-        """Those of the messages ``waiting`` whose node has started anew; looks every 5 s."""
+        """Which messages of ``waiting`` are lost: their node has started anew; looks every 5 s."""
         if not self._watches or now < self._next:
             return []
         self._next = now + _EVERY

@@ -88,7 +88,7 @@ class Leader:
         process: Started, not yet waited for.
 
     Attributes:
-        process: That process.
+        process: The process that leads.
         death: For ``wait``: ready once the process has ended.
     """
 

@@ -16,7 +16,7 @@ def load_fractions(expert_ids: Tensor, num_experts: int) -> Tensor:
 
     Args:
         expert_ids: Chosen experts, [B] or [B, K].
-        num_experts: E.
+        num_experts: Number of experts E.
 
     >>> import torch
     >>> load_fractions(torch.tensor([0, 0, 2, 0]), 3)

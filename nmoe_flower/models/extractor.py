@@ -142,7 +142,7 @@ class StagedFamily:
     """What the staged extractors of one name share, and the options they allow.
 
     Attributes:
-        name: As in the configuration.
+        name: Name of the family in the configuration.
         stages: Makes the stages from the channels of the stem, the widths and the norm.
         activation: After the stem.
         widths: Default channels of the stages.
@@ -211,12 +211,13 @@ def build_extractor(
     """Build a feature extractor by name.
 
     Args:
-        name: ``resnet18`` (He et al. 2015), ``narrow`` (a fast residual net for CPUs), ``digits``
-            (tiny, for grey images of 8 to 28 pixels), ``mlp`` (linear layers, for rows of features)
-            or ``linear`` (the pixels or features themselves).
+        name: Backbone: ``resnet18`` (He et al. 2015), ``narrow`` (a fast residual net for CPUs),
+            ``digits`` (tiny, for grey images of 8 to 28 pixels), ``mlp`` (linear layers, for rows
+            of features) or ``linear`` (the pixels or features themselves).
         in_channels: Channels of the images.
         image_size: Side of square images, or (height, width), in pixels.
-        norm: ``group``, ``group-ws`` (weight-standardised convolutions), ``batch`` or ``frozen``.
+        norm: Normalisation: ``group``, ``group-ws`` (weight-standardised convolutions), ``batch``
+            or ``frozen``.
         widths: Channels of the stages, or widths of the layers of ``mlp``; None for the defaults
             of the name.
         stem: ``cifar`` (3x3), ``pool`` (3x3, then halved: cheaper), ``patch`` (2x2 with stride 2:

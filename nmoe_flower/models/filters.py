@@ -27,11 +27,11 @@ class FilterBank(Extractor):
     without having seen one. Everything follows from ``generator``: nothing need be sent.
 
     Args:
-        filters: Their number K; D = 2 K grid^2.
+        filters: Number of filters K; D = 2 K grid^2.
         in_channels: 3, or 1 for grey images.
         image_size: Side of square images, or (height, width), in pixels.
         size: Height and width of a filter.
-        stride: Of the convolution.
+        stride: Pixels from one place of a filter to the next.
         grid: The maps are averaged to grid x grid.
         threshold: Responses below it, relative to the patch's contrast, are 0.
         generator: Where the filters come from.

@@ -53,7 +53,7 @@ class GateSite:
 
     Attributes:
         own_id: This device's own expert.
-        num_experts: E.
+        num_experts: Number of experts E.
         settings: The configuration's ``gate`` section, with K in ``top_k``.
         prototypes: Mean latent of every client, [E, D]; None if no configured gate asks for them.
         answers: Logits of every expert for the test, [N, E, C].
@@ -110,8 +110,8 @@ class Gate(nn.Module):
     deviation softplus(x W_n) (Shazeer et al., 2017, Eq. 4); W_n starts at zero.
 
     Attributes:
-        latent_dim: D.
-        num_experts: E.
+        latent_dim: Numbers of a latent, D.
+        num_experts: Number of experts E.
         top_k: K, the experts that ``route`` picks.
 
     Raises:
@@ -251,7 +251,7 @@ class PrototypeGate:
         means: Mean latent of every client, [E, D].
         variance: Variance within clients, a number or one per dimension [D]. None: the mean
             variance between the ``means``, which makes the scores free of units.
-        top_k: K.
+        top_k: Experts per sample, K.
 
     Raises:
         ConfigError: A value is not finite, a variance is not positive, or a shape is wrong.

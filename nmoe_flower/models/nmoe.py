@@ -121,7 +121,7 @@ def combine(logits: Tensor, weights: Tensor, *, mask: Tensor | None = None) -> T
     """Mix the experts' softmaxes: sum_k w_k softmax(H_k), Eq. 1 of the NMoE paper.
 
     Args:
-        logits: [B, K, C].
+        logits: Logits of the chosen experts, [B, K, C].
         weights: [B, K]; rows sum to 1.
         mask: [B, K] bool, true where the expert answered. The weights of the others are spread
             over those that did (evenly, if these all weigh 0). Where nobody answered the result is

@@ -48,10 +48,10 @@ def gather(
     """Ask every client (or those of partitions ``only``) once; ask those that fail once more.
 
     Args:
-        run: In progress.
+        run: The run in progress.
         stage: Under which the exchange is recorded.
         action: What is asked.
-        content: The same for all, or one per partition.
+        content: One content for all, or one per partition.
         only: Partitions to ask.
         wanted: ArrayRecords every answer must have.
         check: Reads an answer; one that it raises on (``ReplyError``, or what reading something
@@ -180,8 +180,8 @@ class Holding:
         examples: Training images.
         train: Training images per class.
         test: Test images per class, skewed like the training images.
-        classes: Their names, in the order of the labels.
-        fingerprint: Of the data.
+        classes: Names of the classes, in the order of the labels.
+        fingerprint: Fingerprint of the data.
     """
 
     examples: int

@@ -28,8 +28,8 @@ def federate(
     """Run a strategy's rounds; resumes in the middle if the checkpoint is from this stage.
 
     Args:
-        run: In progress.
-        stage: Its name in records and checkpoints.
+        run: The run in progress.
+        stage: Name of the stage in records and checkpoints.
         strategy: The server half.
         arrays: The initial global arrays.
         rounds: How many rounds; a strategy whose ``converged`` turns true stops earlier.

@@ -36,7 +36,7 @@ def row(
         run: Finished, but for its results.
         extractor: How the extractor was made.
         gate: Who routed, or which control answered.
-        test: ``local`` or ``iid``.
+        test: Which test, ``local`` or ``iid``.
         top_k: Experts asked per sample.
         per_client: A value of each client by name of the metric; NaN counts in no mean.
     """
@@ -68,7 +68,7 @@ def all_found(
     Args:
         run: Finished, but for its results.
         held: What every client holds.
-        rows: Of `row`.
+        rows: Rows as `row` makes them.
         routing: By ``gate/test``, shares that go from each client to each expert, [clients, E].
         more: What this system alone tells.
     """

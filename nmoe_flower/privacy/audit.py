@@ -126,7 +126,7 @@ def membership_auc(
     each pulls R towards itself. Negative eigenvalues, which are noise, count as 0.
 
     Args:
-        released: R, [D, D].
+        released: The released matrix R, [D, D].
         members: Features R was made of, [N, D].
         outsiders: Features of other samples of the same kind, [M, D].
         ridge: Positive; about the noise edge when there is noise.

@@ -26,7 +26,7 @@ class Traffic(NamedTuple):
     Attributes:
         devices: The experts of the m devices that asked, in order.
         chosen: What their gates chose, [m, E].
-        answered: Whose logits they got, [m, E].
+        answered: Which experts' logits they got, bool [m, E].
     """
 
     devices: list[int]
@@ -67,7 +67,7 @@ def draw_traffic(traffic: Traffic, path: Path) -> None:
     """Two heat maps: whom the gates chose, and who answered. Rows sum to 1.
 
     Args:
-        traffic: From `read_traffic`.
+        traffic: What `read_traffic` gave.
         path: The PNG to write.
     """
     figure = new(6.8, 3.2)

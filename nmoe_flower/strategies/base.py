@@ -345,7 +345,7 @@ class StreamingFedAvg(FedAvg):
         Args:
             server_round: Current round.
             measured: The metrics of every usable reply.
-            phase: ``training`` or ``evaluation``.
+            phase: What they are metrics of, ``training`` or ``evaluation``.
         """
         trains = phase == "training"
         function = self.train_metrics_aggr_fn if trains else self.evaluate_metrics_aggr_fn

@@ -175,7 +175,7 @@ class StepReports:
     its sample rate, nor have Opacus.
 
     Attributes:
-        costs: By client.
+        costs: Cost of a step, by client.
     """
 
     def __init__(self) -> None:

@@ -63,7 +63,7 @@ def load_bounds(
     Args:
         counts: [clients]: slots, at most the experts the client may hold.
         allowed: bool [clients, experts]; None: every pair is.
-        experts: Their number.
+        experts: Number of experts E.
         lo: Least load, one for all or one per expert.
         hi: Greatest load; clients keep free slots if all upper bounds are reached.
 

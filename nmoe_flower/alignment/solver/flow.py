@@ -31,9 +31,9 @@ class ExpertGraph:
     Args:
         desirability: [clients, experts]; minus infinity marks a pair that is not allowed.
         chosen: bool [clients, experts]: each client's best choice at ``prices``.
-        prices: [experts].
-        lo: int [experts].
-        hi: int [experts].
+        prices: Price of each expert, float [experts].
+        lo: Least clients of each expert, int [experts].
+        hi: Most clients of each expert, int [experts].
     """
 
     def __init__(

@@ -54,7 +54,7 @@ def top(scores: Floats, counts: Ints, keys: Keys) -> Bools:
     """Mark the ``counts[i]`` largest of each row; equal scores are chosen among at random.
 
     Args:
-        scores: [clients, experts].
+        scores: Scores to choose by, float [clients, experts].
         counts: [clients], between 0 and the number of experts.
         keys: [clients]: see `client_keys`.
 

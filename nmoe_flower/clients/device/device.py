@@ -159,7 +159,7 @@ class Device:
 
     @cached_property
     def train_labels(self) -> np.ndarray:
-        """Their labels, int64 [n]."""
+        """Labels of the training images, int64 [n]."""
         return np.asarray(self.data.train.labels[self.indices.train])
 
     @cached_property

@@ -61,7 +61,7 @@ class Versions:
     """The group ``name`` of a store after each of certain rounds: a resumed run finds its own.
 
     Args:
-        store: Holds them.
+        store: Store that holds the versions.
         name: The group; a version of it is ``<name>-<round>``, the round in six digits.
     """
 

@@ -239,7 +239,7 @@ class Contrast:
         Args:
             message: The message to answer.
             weights: The trained state dict.
-            metrics: Beside ``num-examples``.
+            metrics: Metrics to send beside ``num-examples``.
             correlation: A matrix packed by ``keep``; by default that of the batches seen.
 
         Raises:

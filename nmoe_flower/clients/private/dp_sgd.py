@@ -268,7 +268,7 @@ def _ledger(device: Device) -> StepLedger:
 
 
 def _digest(message: Message | None, network: nn.Module, *more: str) -> str:
-    """Of all that a round's outcome depends on, or of an outcome."""
+    """Digest of all that a round's outcome depends on, or of an outcome."""
     found = hashlib.sha256("\x1f".join(more).encode())
     received = {} if message is None else message.content.array_records
     for key, record in sorted(received.items()):

@@ -174,7 +174,7 @@ class StepLedger(_OnDisk):
             received: A digest of all the steps start from.
             noise_multiplier: Noise over clip.
             sample_rate: Probability of a sample to be in a batch.
-            steps: How many.
+            steps: Number of steps.
             repeatable: Whether the noise is a function of the attempt, so that a round taken twice
                 gives the same bits.
 

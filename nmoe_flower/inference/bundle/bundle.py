@@ -147,12 +147,12 @@ class Bundle:
 
     @property
     def gate_version(self) -> str:
-        """Of the shared gate."""
+        """Version of the shared gate."""
         return self.manifest.gate_version
 
     @property
     def expert_version(self) -> str:
-        """Of the device's expert."""
+        """Version of the device's expert."""
         return self.manifest.expert_version
 
     @classmethod

@@ -98,7 +98,7 @@ def _strategy(run: Run, counts: npt.NDArray[np.int64]) -> ExpertAlignment:
 
 
 def _flops(parameters: int) -> float:
-    """Of training one sample with one expert: one product forward, two back, 2 FLOPs each."""
+    """FLOPs of training one sample with one expert: one product forward, two back, 2 FLOPs each."""
     return 6.0 * parameters
 
 
@@ -169,9 +169,9 @@ def rehearse_alignment(config: Config, counts: npt.NDArray[np.int64], parameters
     """Assign once, with nothing learned yet: what cannot be assigned now never could.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         counts: Training images per client and class, [clients, C].
-        parameters: Of one expert.
+        parameters: Number of parameters of one expert.
 
     Raises:
         ConfigError: Capacities and bounds leave no assignment.
