@@ -13,9 +13,11 @@ __all__ = [
     "BACKBONES",
     "CONTROLS",
     "GATES",
+    "SCHEMES",
     "BackboneEntry",
     "ControlEntry",
     "GateEntry",
+    "SchemeEntry",
     "found",
 ]
 
@@ -105,6 +107,30 @@ BACKBONES = {
     "linear": BackboneEntry(
         "nmoe_flower.models.extractor:build_linear", reads=("images", "features"), bf16=False
     ),
+}
+
+
+@dataclass(frozen=True)
+class SchemeEntry:
+    """One way to share a data set out among clients.
+
+    Attributes:
+        sharing: ``module:NAME`` of its `nmoe_flower.data.schemes.SharingScheme`.
+        key: The configuration's key that says how skewed it is; empty: none does.
+    """
+
+    sharing: str
+    key: str = ""
+
+
+SCHEMES = {
+    "dominant": SchemeEntry("nmoe_flower.data.schemes:DOMINANT", key="data.tau"),
+    "iid": SchemeEntry("nmoe_flower.data.schemes:IID"),
+    "dirichlet": SchemeEntry("nmoe_flower.data.schemes:DIRICHLET", key="data.alpha"),
+    "pathological": SchemeEntry(
+        "nmoe_flower.data.schemes:PATHOLOGICAL", key="data.classes-per-client"
+    ),
+    "natural": SchemeEntry("nmoe_flower.data.schemes:NATURAL"),
 }
 
 

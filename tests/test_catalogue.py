@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES, BackboneEntry, found
+from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES, SCHEMES, BackboneEntry, found
 from nmoe_flower.config import Config, GateConfig
+from nmoe_flower.data.schemes import SharingScheme, sharing
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models import GateSite, Router, Routing, build_extractor
 from nmoe_flower.pipeline import exchanges
@@ -89,3 +90,11 @@ def test_every_backbone_is_built_and_reads_what_its_row_says(name: str) -> None:
 def test_a_backbone_computes_in_bfloat16_unless_its_row_says_that_it_does_not_pay() -> None:
     assert BackboneEntry("a:b").bf16
     assert {name for name, row in BACKBONES.items() if not row.bf16} == {"digits", "mlp", "linear"}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_scheme_shares_and_its_key_exists(name: str) -> None:
+    scheme = SCHEMES[name]
+    assert isinstance(sharing(name), SharingScheme)
+    assert Config.parse({"data.scheme": name}).data.scheme == name
+    assert not scheme.key or scheme.key in Config().flat()

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from nmoe_flower.catalogue import SCHEMES
 from nmoe_flower.config.section import Floats, Names, NamesOrOwn, Section, shown
 
 __all__ = ["DataConfig"]
@@ -45,9 +46,9 @@ class DataConfig(Section):
         "crop", description="to data.size: cut the centre, add borders, or stretch"
     )
     num_clients: int = Field(10, ge=2, description="and experts: every client holds one")
-    scheme: Annotated[
-        str, NamesOrOwn(("dominant", "iid", "dirichlet", "pathological", "natural"))
-    ] = Field("dominant", description="who holds what: one dominant class each, or as named")
+    scheme: Annotated[str, NamesOrOwn(tuple(SCHEMES))] = Field(
+        "dominant", description="who holds what: one dominant class each, or as named"
+    )
     partition_column: str = Field(
         "", description="for natural: whose a sample is; empty: the folder above the class says it"
     )

@@ -9,13 +9,12 @@ import numpy as np
 from nmoe_flower.data.dealing import Indices
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices
+from nmoe_flower.data.schemes import listed, sharing, sizes_in_words
 
 if TYPE_CHECKING:
     from nmoe_flower.config import Config
 
 __all__ = ["Coverage", "coverage"]
-
-_NAMED = 6  # classes that a reason lists by name
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,12 @@ def coverage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]
         [getattr(client, part) for client in clients]
         for part in ("train", "test_local", "test_iid")
     )
-    section = config.data
+    section, scheme = config.data, sharing(config.data.scheme)
+    limit = _limit("train-per-client", section.train_per_client)
     return [
-        _coverage("train", data.train, train, _why_train(config, data, train)),
+        _coverage(
+            "train", data.train, train, [*limit, *scheme.why_train(data, train, bool(limit))]
+        ),
         _coverage(
             "local test",
             data.test,
@@ -68,14 +70,14 @@ def coverage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]
             [
                 *_unknown_classes(data),
                 *_limit("test-per-client", section.test_per_client),
-                *_why_local(config, data, local),
+                *scheme.why_local(data, local),
             ],
         ),
         _coverage(
             "IID test",
             data.test,
             iid,
-            [*_unknown_classes(data), f"every class alike, {_sizes(iid)} per client"],
+            [*_unknown_classes(data), f"every class alike, {sizes_in_words(iid)} per client"],
         ),
         *(
             Coverage(
@@ -99,76 +101,8 @@ def _coverage(part: str, split: Split, held: Sequence[Indices], reasons: Sequenc
     return Coverage(part, used, shared, len(split), tuple(reasons) if used < len(split) else ())
 
 
-def _why_train(config: "Config", data: ImageData, held: Sequence[Indices]) -> list[str]:
-    section = config.data
-    reasons = _limit("train-per-client", section.train_per_client)
-    if section.scheme == "natural":
-        reasons += _why_natural(data, held)
-    elif section.scheme == "pathological":
-        left = _classes_left(data, data.train, held)
-        reasons += [f"no client holds {left}"] if left else []
-    elif not reasons:
-        reasons.append(f"every client holds equally many, {_sizes(held)}")
-        if section.scheme == "dominant":
-            reasons.append(_scarcest(data, data.train, held))
-    return reasons
-
-
-def _why_local(config: "Config", data: ImageData, held: Sequence[Indices]) -> list[str]:
-    scheme = config.data.scheme
-    if scheme == "iid":
-        return [f"every client holds equally many, {_sizes(held)}"]
-    if scheme == "natural" and len({len(indices) for indices in held}) > 1:
-        return _why_natural(data, held)
-    return [
-        f"every client holds equally many, {_sizes(held)}, skewed like its training samples; "
-        f"{_scarcest(data, data.test, held)}"
-    ]
-
-
-def _why_natural(data: ImageData, held: Sequence[Indices]) -> list[str]:
-    if len(held) == len(data.client_names):
-        return []
-    return [
-        f"{len(held)} of the {len(data.client_names)} in the data are clients "
-        "(data.num-clients), those with most training samples"
-    ]
-
-
 def _limit(key: str, size: int) -> list[str]:
     return [f"data.{key} is {size}"] if size else []
-
-
-def _sizes(held: Sequence[Indices]) -> str:
-    low, high = min(map(len, held)), max(map(len, held))
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _counts(data: ImageData, split: Split, held: Sequence[Indices]) -> tuple[Indices, Indices]:
-    """Samples per class: there are, and are used; int64 [C] each."""
-    rows = np.unique(np.concatenate([*held, np.empty(0, np.int64)]))
-    labels = np.asarray(split.labels)
-    return (
-        np.bincount(labels, minlength=data.num_classes),
-        np.bincount(labels[rows], minlength=data.num_classes),
-    )
-
-
-def _scarcest(data: ImageData, split: Split, held: Sequence[Indices]) -> str:
-    """The class that has least left, which bounds the size of all clients."""
-    there, used = _counts(data, split, held)
-    known = np.bincount(data.train.labels, minlength=data.num_classes) > 0
-    left = np.where(known, there - used, there.max() + 1)
-    cls = int(left.argmin())
-    rest, name = int(there[cls] - used[cls]), data.class_names[cls]
-    return (
-        f"of class {name!r} {rest or 'none'} of {there[cls]:,} {'is' if rest == 1 else 'are'} left"
-    )
-
-
-def _classes_left(data: ImageData, split: Split, held: Sequence[Indices]) -> str:
-    there, used = _counts(data, split, held)
-    return _listed(data, np.flatnonzero((there > 0) & (used == 0)))
 
 
 def _unknown_classes(data: ImageData) -> list[str]:
@@ -179,12 +113,4 @@ def _unknown_classes(data: ImageData) -> list[str]:
     classes = np.flatnonzero((train == 0) & (test > 0))
     if not len(classes):
         return []
-    return [f"{int(test[classes].sum())} are of {_listed(data, classes)}, with none to train on"]
-
-
-def _listed(data: ImageData, classes: Indices) -> str:
-    if not len(classes):
-        return ""
-    names = [repr(data.class_names[int(cls)]) for cls in classes[:_NAMED]]
-    more = len(classes) - len(names)
-    return f"class {', '.join(names)}" + (f" and {more} more" if more else "")
+    return [f"{int(test[classes].sum())} are of {listed(data, classes)}, with none to train on"]

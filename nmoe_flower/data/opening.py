@@ -15,9 +15,10 @@ from nmoe_flower.data.cache import build_entry, cache_root, open_entry
 from nmoe_flower.data.decode import OnDecoded, decode_source
 from nmoe_flower.data.images import Features, ImageData
 from nmoe_flower.data.indices import ClientIndices
-from nmoe_flower.data.partition import largest_clients, partition_clients
+from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import Fit
 from nmoe_flower.data.request import DataRequest
+from nmoe_flower.data.schemes import largest_clients
 from nmoe_flower.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

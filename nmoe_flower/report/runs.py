@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.catalogue import SCHEMES
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.report.shape import read_provenance, read_results, read_rounds
@@ -17,11 +18,7 @@ _SHOWN_KEYS = frozenset(
     {"data.scheme", "data.tau", "data.num-clients", "extractor.method", "gate.top-k"}
 )
 # Which setting belongs to which way of splitting the data.
-_SCHEME_KEYS = {
-    "dominant": "data.tau",
-    "dirichlet": "data.alpha",
-    "pathological": "data.classes-per-client",
-}
+_SCHEME_KEYS = {name: scheme.key for name, scheme in SCHEMES.items() if scheme.key}
 # What a table is standardised with: another table has others, and its name says so.
 _OF_THE_DATA = frozenset({"data.feature-means", "data.feature-deviations"})
 

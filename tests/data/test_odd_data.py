@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nmoe_flower.catalogue import SCHEMES
 from nmoe_flower.config import Config
 from nmoe_flower.data import (
     ClientIndices,
@@ -32,8 +33,6 @@ from nmoe_flower.data import (
     partition_clients,
 )
 from nmoe_flower.errors import DataError, NMoEError
-
-SCHEMES = ("dominant", "iid", "dirichlet", "pathological", "natural")
 
 
 def made(
@@ -190,7 +189,7 @@ def odd_data(draw: st.DrawFn) -> ImageData:
 @settings(max_examples=60)
 @given(
     odd_data(),
-    st.sampled_from(SCHEMES),
+    st.sampled_from(tuple(SCHEMES)),
     st.integers(2, 6),
     st.sampled_from([0, 0, 3]),
     st.sampled_from([0, 0, 2]),
