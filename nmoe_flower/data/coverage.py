@@ -9,7 +9,7 @@ import numpy as np
 from nmoe_flower.data.dealing import Indices
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices
-from nmoe_flower.data.schemes import listed, sharing, sizes_in_words
+from nmoe_flower.data.schemes import named_classes, sharing, sizes_in_words
 
 if TYPE_CHECKING:
     from nmoe_flower.config import Config
@@ -113,4 +113,6 @@ def _unknown_classes(data: ImageData) -> list[str]:
     classes = np.flatnonzero((train == 0) & (test > 0))
     if not len(classes):
         return []
-    return [f"{int(test[classes].sum())} are of {listed(data, classes)}, with none to train on"]
+    return [
+        f"{int(test[classes].sum())} are of {named_classes(data, classes)}, with none to train on"
+    ]

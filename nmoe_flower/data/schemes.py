@@ -28,7 +28,7 @@ __all__ = [
     "SharingScheme",
     "classes_left",
     "largest_clients",
-    "listed",
+    "named_classes",
     "scarcest",
     "sharing",
     "sizes_in_words",
@@ -340,10 +340,10 @@ def scarcest(data: ImageData, split: Split, held: Sequence[Indices]) -> str:
 def classes_left(data: ImageData, split: Split, held: Sequence[Indices]) -> str:
     """The classes of which no client holds a sample; empty if there are none."""
     there, used = _counts(data, split, held)
-    return listed(data, np.flatnonzero((there > 0) & (used == 0)))
+    return named_classes(data, np.flatnonzero((there > 0) & (used == 0)))
 
 
-def listed(data: ImageData, classes: Indices) -> str:
+def named_classes(data: ImageData, classes: Indices) -> str:
     """Names of classes, the first few of many; empty for none."""
     if not len(classes):
         return ""
