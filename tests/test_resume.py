@@ -59,8 +59,8 @@ import os, signal, sys
 from nmoe_flower.cli import main
 from nmoe_flower.pipeline import Run
 write, halt_at = Run.record, os.environ.get("HALT_AT")
-def record(run, stage, current, *others):
-    write(run, stage, current, *others)
+def record(run, stage, current, *others, **beside):
+    write(run, stage, current, *others, **beside)
     if f"{stage} {current}" == halt_at:
         os.kill(os.getpid(), signal.SIGSTOP)  # waits for its SIGKILL, however slow the tests are
 Run.record = record
