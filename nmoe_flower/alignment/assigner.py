@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import Bools, Floats, Ints
 from nmoe_flower.alignment.capacity import Capacity
 from nmoe_flower.alignment.desirability import desirability
 from nmoe_flower.alignment.fitness import Fitness, reward
@@ -17,10 +18,6 @@ from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.seeds import numpy_stream
 
 __all__ = ["Assigner", "Decision", "Feedback"]
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import Floats, Ints, State
 from nmoe_flower.errors import CheckpointError, ConfigError
 
 __all__ = ["Capacity", "ExpertCost"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-State = dict[str, npt.NDArray[Any]]
 
 _QUANTITIES = ("compute", "memory", "download", "upload", "latency")
 

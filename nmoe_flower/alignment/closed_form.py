@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import Floats
 from nmoe_flower.errors import CheckpointError, ReplyError
 
 __all__ = ["ClosedFormGate"]
-
-Floats = npt.NDArray[np.float64]
 
 
 class ClosedFormGate:
@@ -27,7 +26,7 @@ class ClosedFormGate:
         decay: What stays of an expert's sums in a round in which it is trained, 0 to 1: an expert
             that moves on to other data takes its row with it.
         ridge: Damping, relative to the mean diagonal of the second moment.
-        sharpness: Scores are near 0 and 1; this times them are the gate's logits.
+        sharpness: AnyFloats are near 0 and 1; this times them are the gate's logits.
     """
 
     def __init__(

@@ -3,13 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import Floats
 from nmoe_flower.alignment.fitness import Fitness
 from nmoe_flower.alignment.usage import DeficitQueue, Usage
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["SCALES", "desirability"]
 
-Floats = npt.NDArray[np.float64]
 
 SCALES = ("z", "rank", "none")
 

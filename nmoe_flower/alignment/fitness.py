@@ -6,14 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import Bools, Floats, Ints, State
 from nmoe_flower.errors import CheckpointError, ConfigError
 
 __all__ = ["Fitness", "reward"]
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-State = dict[str, npt.NDArray[Any]]
 
 
 def reward(losses: npt.ArrayLike, shares: npt.ArrayLike, *, loss_weight: float = 0.5) -> Floats:
@@ -33,7 +29,7 @@ def reward(losses: npt.ArrayLike, shares: npt.ArrayLike, *, loss_weight: float =
 
 
 class Fitness:
-    """Scores [clients, experts]: ``F <- (1-a) F + a r``; without interaction ``F0 + g (F - F0)``.
+    """AnyFloats [clients, experts]: ``F <- (1-a) F + a r``; without interaction ``F0 + g (F - F0)``.
 
     Clients are row numbers (partition ids); `grow` adds rows for new ones, at the prior.
 

@@ -6,23 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import AnyFloats, Bools, Ints
 from nmoe_flower.alignment.solver import Bound, Keys, client_keys, noise, solve_joint, top
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["POLICIES", "align"]
 
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _BOUNDED = ("joint", "oracle")
 
 
 @dataclass(frozen=True)
 class _Round:
-    desirability: Floats
-    fitness: Floats | None
-    truth: Floats | None
+    desirability: AnyFloats
+    fitness: AnyFloats | None
+    truth: AnyFloats | None
     capacity: Ints
     keys: Keys
     lo: Bound
@@ -57,7 +55,7 @@ def align(
         rng: One number is drawn from it. The rest follows from the clients' names, so the order of
             the rows does not matter.
         clients: Names of the clients; row numbers by default.
-        fitness: Scores [clients, experts] for ``greedy``; ``desirability`` by default.
+        fitness: AnyFloats [clients, experts] for ``greedy``; ``desirability`` by default.
         truth: The true affinities [clients, experts], which ``oracle`` needs.
         lo: Least clients per expert under ``joint`` and ``oracle``; an even share by default.
         hi: Most clients per expert under ``joint`` and ``oracle``; an even share by default.
@@ -101,7 +99,7 @@ def align(
     return POLICIES[policy](turn)
 
 
-def _matrix(name: str, value: npt.ArrayLike) -> Floats:
+def _matrix(name: str, value: npt.ArrayLike) -> AnyFloats:
     matrix = np.asarray(value)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "iufb":
         raise ConfigError(
@@ -112,7 +110,9 @@ def _matrix(name: str, value: npt.ArrayLike) -> Floats:
     return matrix if kept else matrix.astype(np.float64)
 
 
-def _like(name: str, value: npt.ArrayLike, wanted: Floats, names: Sequence[int | str]) -> Floats:
+def _like(
+    name: str, value: npt.ArrayLike, wanted: AnyFloats, names: Sequence[int | str]
+) -> AnyFloats:
     matrix = _matrix(name, value)
     if matrix.shape != wanted.shape:
         raise ConfigError(f"{name} has shape {matrix.shape}; desirability has {wanted.shape}")
@@ -121,7 +121,7 @@ def _like(name: str, value: npt.ArrayLike, wanted: Floats, names: Sequence[int |
     return np.where(banned, -np.inf, matrix) if banned.any() else matrix
 
 
-def _refuse_nan(name: str, matrix: Floats, names: Sequence[int | str]) -> None:
+def _refuse_nan(name: str, matrix: AnyFloats, names: Sequence[int | str]) -> None:
     peaks = matrix.max(axis=1)  # NaN if any is
     bad = np.flatnonzero(np.isnan(peaks) | np.isposinf(peaks))
     if len(bad):
@@ -131,7 +131,7 @@ def _refuse_nan(name: str, matrix: Floats, names: Sequence[int | str]) -> None:
         )
 
 
-def _capacities(capacity: npt.ArrayLike, wanted: Floats, names: Sequence[int | str]) -> Ints:
+def _capacities(capacity: npt.ArrayLike, wanted: AnyFloats, names: Sequence[int | str]) -> Ints:
     """Slots [clients]: capacity, at most the experts the client may hold."""
     values = np.asarray(capacity)
     if values.shape != (len(wanted),) or values.dtype.kind not in "iuf":

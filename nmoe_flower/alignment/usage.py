@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import Floats, State
 from nmoe_flower.errors import CheckpointError, ConfigError
 
 __all__ = ["DeficitQueue", "Usage", "load_variation"]
-
-Floats = npt.NDArray[np.float64]
-State = dict[str, npt.NDArray[Any]]
 
 
 def load_variation(loads: npt.ArrayLike) -> float:

@@ -3,16 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import bmat, csr_array
 from scipy.sparse.csgraph import maximum_flow
 
+from nmoe_flower.alignment.arrays import Bools, Ints
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["InfeasibleBoundsError", "fillable", "load_bounds", "nearest_lo"]
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 Bound = int | Sequence[int] | Ints | None
 Namer = Callable[[int], str]
 Told = Callable[[Namer, Namer], str]  # a text, from how experts and clients are called

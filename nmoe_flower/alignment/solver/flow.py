@@ -9,13 +9,10 @@ Reduced costs stay non-negative, hence the assignment stays optimal for its load
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
+
+from nmoe_flower.alignment.arrays import AnyFloats, Bools, Ints
 
 __all__ = ["ExpertGraph", "Stuck"]
-
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 class Stuck(Exception):  # noqa: N818
@@ -37,7 +34,7 @@ class ExpertGraph:
     """
 
     def __init__(
-        self, desirability: Floats, chosen: Bools, prices: Floats, lo: Ints, hi: Ints
+        self, desirability: AnyFloats, chosen: Bools, prices: AnyFloats, lo: Ints, hi: Ints
     ) -> None:
         self._value = desirability
         self.held = np.ascontiguousarray(chosen.T)
@@ -172,7 +169,7 @@ class ExpertGraph:
         moved[clients] = False
         self._refresh(tail, gone)
 
-    def _offer(self, expert: int, loss: Floats, clients: Ints) -> None:
+    def _offer(self, expert: int, loss: AnyFloats, clients: Ints) -> None:
         best = loss.argmin(axis=0)
         least = loss[best, np.arange(loss.shape[1])]
         better = np.flatnonzero(least < self._cost[expert, :-1])

@@ -6,8 +6,8 @@ auction steps (`prices`), the exact end from shortest augmenting paths (`flow`).
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import AnyFloats, Bools, Ints
 from nmoe_flower.alignment.solver.bounds import Bound, fillable, load_bounds
 from nmoe_flower.alignment.solver.flow import ExpertGraph
 from nmoe_flower.alignment.solver.prices import find_prices
@@ -15,13 +15,9 @@ from nmoe_flower.alignment.solver.ties import Keys, top
 
 __all__ = ["solve_joint"]
 
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-
 
 def solve_joint(
-    desirability: Floats, counts: Ints, keys: Keys, *, lo: Bound = None, hi: Bound = None
+    desirability: AnyFloats, counts: Ints, keys: Keys, *, lo: Bound = None, hi: Bound = None
 ) -> Bools:
     """The optimal assignment, bool [clients, experts].
 
@@ -59,7 +55,7 @@ def solve_joint(
     return result
 
 
-def _with_idle(values: Floats, slots: Ints, lo: Ints, hi: Ints) -> tuple[Floats, Ints, Ints]:
+def _with_idle(values: AnyFloats, slots: Ints, lo: Ints, hi: Ints) -> tuple[AnyFloats, Ints, Ints]:
     """Add columns for slots that stay free, so bad that no path of swaps is worth one more."""
     clients, experts = values.shape
     extra = int(slots.max(initial=0))

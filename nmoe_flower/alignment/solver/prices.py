@@ -6,19 +6,18 @@ value at which each expert, the other prices unchanged, would have the load it s
 """
 
 import numpy as np
-import numpy.typing as npt
+
+from nmoe_flower.alignment.arrays import AnyFloats, Ints
 
 __all__ = ["find_prices"]
 
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
 
 _BLOCK = 1 << 20
 _COLUMNS = 16
 _DAMPING = (0.9, 0.6, 0.6)
 
 
-def find_prices(desirability: Floats, counts: Ints, lo: Floats, hi: Floats) -> Floats:
+def find_prices(desirability: AnyFloats, counts: Ints, lo: AnyFloats, hi: AnyFloats) -> AnyFloats:
     """Prices [experts] near the dual optimum.
 
     The rows must be in random order: the first ones serve as a sample, whose prices start the
@@ -50,8 +49,8 @@ def _schedule(clients: int) -> list[tuple[int, int]]:
 
 
 def _search(
-    part: Floats, counts: Ints, lo: Floats, hi: Floats, prices: Floats, steps: int
-) -> Floats:
+    part: AnyFloats, counts: Ints, lo: AnyFloats, hi: AnyFloats, prices: AnyFloats, steps: int
+) -> AnyFloats:
     best, least = prices, np.inf
     for step in range(steps):
         thresholds = _thresholds(part, counts, prices)
@@ -64,7 +63,7 @@ def _search(
     return best
 
 
-def _thresholds(part: Floats, counts: Ints, prices: Floats) -> Floats:
+def _thresholds(part: AnyFloats, counts: Ints, prices: AnyFloats) -> AnyFloats:
     """Per client, the worst score it takes and the best it leaves, [clients, 2]."""
     found = np.full((len(part), 2), np.inf, dtype=part.dtype)
     experts = part.shape[1]
@@ -81,8 +80,8 @@ def _thresholds(part: Floats, counts: Ints, prices: Floats) -> Floats:
 
 
 def _changes(
-    part: Floats, prices: Floats, thresholds: Floats, lo: Floats, hi: Floats
-) -> tuple[float, Floats]:
+    part: AnyFloats, prices: AnyFloats, thresholds: AnyFloats, lo: AnyFloats, hi: AnyFloats
+) -> tuple[float, AnyFloats]:
     """How many clients are misplaced, and the price changes [experts] that would help."""
     wrong = 0.0
     change = np.zeros_like(prices)
@@ -103,7 +102,7 @@ def _changes(
     return wrong, np.nan_to_num(change, posinf=0.0, neginf=0.0)
 
 
-def _level(margins: Floats, load: int) -> float:
+def _level(margins: AnyFloats, load: int) -> float:
     """The price change that leaves an expert the given load; ``margins`` [clients] is reordered."""
     last = len(margins) - 1
     if load <= 0:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.alignment.arrays import AnyFloats, Bools, Ints
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["client_keys", "noise", "top"]
 
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
-Bools = npt.NDArray[np.bool_]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1 << 20
@@ -50,11 +48,11 @@ def _mix(value: Keys) -> Keys:
     return value ^ (value >> np.uint64(31))
 
 
-def top(scores: Floats, counts: Ints, keys: Keys) -> Bools:
+def top(scores: AnyFloats, counts: Ints, keys: Keys) -> Bools:
     """Mark the ``counts[i]`` largest of each row; equal scores are chosen among at random.
 
     Args:
-        scores: Scores to choose by, float [clients, experts].
+        scores: AnyFloats to choose by, float [clients, experts].
         counts: [clients], between 0 and the number of experts.
         keys: [clients]: see `client_keys`.
 
@@ -73,7 +71,7 @@ def top(scores: Floats, counts: Ints, keys: Keys) -> Bools:
     return chosen
 
 
-def _top(scores: Floats, count: int, keys: Keys) -> Bools:
+def _top(scores: AnyFloats, count: int, keys: Keys) -> Bools:
     experts = scores.shape[1]
     least = np.partition(scores, experts - count, axis=1)[:, experts - count, None]
     chosen: Bools = scores >= least
