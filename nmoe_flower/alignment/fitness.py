@@ -29,7 +29,7 @@ def reward(losses: npt.ArrayLike, shares: npt.ArrayLike, *, loss_weight: float =
 
 
 class Fitness:
-    """AnyFloats [clients, experts]: ``F <- (1-a) F + a r``; without interaction ``F0 + g (F - F0)``.
+    """Scores [clients, experts]: ``F <- (1-a) F + a r``; without interaction ``F0 + g (F - F0)``.
 
     Clients are row numbers (partition ids); `grow` adds rows for new ones, at the prior.
 
