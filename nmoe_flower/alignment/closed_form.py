@@ -26,7 +26,7 @@ class ClosedFormGate:
         decay: What stays of an expert's sums in a round in which it is trained, 0 to 1: an expert
             that moves on to other data takes its row with it.
         ridge: Damping, relative to the mean diagonal of the second moment.
-        sharpness: AnyFloats are near 0 and 1; this times them are the gate's logits.
+        sharpness: Scores are near 0 and 1; this times them are the gate's logits.
     """
 
     def __init__(

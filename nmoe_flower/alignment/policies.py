@@ -55,7 +55,7 @@ def align(
         rng: One number is drawn from it. The rest follows from the clients' names, so the order of
             the rows does not matter.
         clients: Names of the clients; row numbers by default.
-        fitness: AnyFloats [clients, experts] for ``greedy``; ``desirability`` by default.
+        fitness: Scores [clients, experts] for ``greedy``; ``desirability`` by default.
         truth: The true affinities [clients, experts], which ``oracle`` needs.
         lo: Least clients per expert under ``joint`` and ``oracle``; an even share by default.
         hi: Most clients per expert under ``joint`` and ``oracle``; an even share by default.

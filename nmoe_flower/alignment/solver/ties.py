@@ -52,7 +52,7 @@ def top(scores: AnyFloats, counts: Ints, keys: Keys) -> Bools:
     """Mark the ``counts[i]`` largest of each row; equal scores are chosen among at random.
 
     Args:
-        scores: AnyFloats to choose by, float [clients, experts].
+        scores: Scores to choose by, float [clients, experts].
         counts: [clients], between 0 and the number of experts.
         keys: [clients]: see `client_keys`.
 
