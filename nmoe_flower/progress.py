@@ -351,7 +351,8 @@ class _InNotebook(_Stages):
         self._said: list[str] = []
         self._lock = threading.Lock()
         self._drawn = clock()
-        self._handle = display(self._view(), raw=True, display_id=True)
+        self._display = display
+        self._handle: Any = None  # until there is something to show
         self._watch = _Silence(lambda seconds: self._draw(), clock)
 
     def update(self, record: Mapping[str, Any]) -> None:
@@ -375,7 +376,11 @@ class _InNotebook(_Stages):
     def _draw(self) -> None:
         with self._lock:
             self._drawn = self._clock()
-            self._handle.update(self._view(), raw=True)
+            view = self._view()
+            if self._handle is not None:
+                self._handle.update(view, raw=True)
+            elif view["text/plain"]:
+                self._handle = self._display(view, raw=True, display_id=True)
 
     def _view(self) -> dict[str, str]:
         """The text, by the kinds of output that a notebook knows."""

@@ -99,8 +99,8 @@ def run(
 ) -> RunResult:
     """Train and evaluate all stages of a recipe: the same folder and numbers as ``nmoe run``.
 
-    Whatever stops it, Ctrl-C included, saves the last finished round, and says in a note of the
-    exception how the run goes on.
+    Whatever stops it, Ctrl-C included, saves the last finished round; the text of the
+    ``KeyboardInterrupt`` says how the run goes on.
 
     Args:
         recipe: Name of a recipe that comes along (``nmoe recipes``), a TOML file, a `Config`, or a
@@ -155,8 +155,11 @@ def run(
                 if tensorboard:
                     view = TensorBoard(folder.path / "tensorboard", view)
                 _train(folder, view, engine, workers, resumed=resume is not None)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            stop.add_note(f"interrupted{_saved(folder) if folder else ''}")
+        except KeyboardInterrupt as stop:
+            stop.args = (_interrupted(folder),)
+            raise
+        except SystemExit as stop:  # whose argument is the exit code
+            stop.add_note(_interrupted(folder))
             raise
         finally:
             view.close()
@@ -192,15 +195,17 @@ def _check_call(
         )
 
 
-def _saved(folder: RunFolder) -> str:
+def _interrupted(folder: RunFolder | None) -> str:
     """Where the run will go on, and how."""
-    hint = f"; resume with: nmoe run --resume {folder.path}"
+    if folder is None:
+        return "interrupted"
+    hint = f"resume with: nmoe run --resume {folder.path}"
     saved = folder.checkpoints.latest()
     if saved is None:
-        return hint
+        return f"interrupted; {hint}"
     stage, current = saved.state["stage"], saved.state["round"]
     done = f"round {current} of {stage}" if current else str(stage).removesuffix("/done")
-    return f"; saved after {done}{hint}"
+    return f"interrupted; saved after {done}; {hint}"
 
 
 def _resumed(

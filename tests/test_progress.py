@@ -410,6 +410,12 @@ def test_a_notebook_tells_of_silence(notebook: Shell) -> None:
     assert notebook.shown[-1] == ""
 
 
+def test_a_notebook_shows_nothing_where_nothing_was_said(notebook: Shell) -> None:
+    view = make_progress("auto", clock=Clock())
+    view.close()
+    assert notebook.shown == []
+
+
 def test_elsewhere_ipython_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: object()))
     view = make_progress("auto")

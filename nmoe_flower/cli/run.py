@@ -9,6 +9,7 @@ from nmoe_flower.cli.options import add_recipe
 
 __all__ = ["ABOUT", "add_arguments"]
 
+_INTERRUPTED = 130
 ABOUT = "train and evaluate: all stages of a recipe"
 
 
@@ -64,10 +65,13 @@ def _run(args: argparse.Namespace) -> int:
             figures=not args.no_figures,
             tensorboard=args.tensorboard,
         )
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except KeyboardInterrupt as stop:
+        print(f"nmoe: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return _INTERRUPTED
+    except SystemExit as stop:
         for note in getattr(stop, "__notes__", ["interrupted"]):
             print(f"nmoe: {note}", file=sys.stderr)
-        return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
+        return stop.code if isinstance(stop.code, int) else _INTERRUPTED
     for note in done.notes:
         print(f"nmoe: {note}", file=sys.stderr)
     if args.format == "json":
