@@ -247,6 +247,20 @@ def test_citation_and_version_agree() -> None:
 # --- claims of the first pages ---
 
 
+def test_the_map_is_the_same_twice_and_has_every_room() -> None:
+    maps = [
+        re.search(r"```text\n(nmoe_flower/ .*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+        for name in ("README.md", "CONTRIBUTING.md")
+    ]
+    assert maps[0] is not None
+    assert maps[1] is not None
+    assert maps[0][1] == maps[1][1]
+    rooms = {path.parent.name for path in (ROOT / "nmoe_flower").glob("*/__init__.py")}
+    assert rooms - {"certificates"} <= set(re.findall(r"\w+", maps[0][1]))  # certificates is small
+    for folder in re.findall(r"(?<!\S)([\w.]+)/(?=\s)", maps[0][1]):
+        assert (ROOT / folder).is_dir() or list((ROOT / "nmoe_flower").rglob(folder)), folder
+
+
 def gigabytes(number: float) -> str:
     return f"{number / 1e9:.1f} GB"
 

@@ -10,6 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nmoe_flower"
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+BESIDE = [
+    path
+    for folder in ("benchmarks", "experiments")
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py"))
+]
 
 # Lower rows are seen by all rows above them; parts of one row do not see each other.
 ROWS = [
@@ -82,6 +87,11 @@ def parts_seen(path: Path) -> set[str]:
     }
 
 
+def upward(own: str, seen: set[str]) -> list[str]:
+    """Parts that stand beside or above the part that imports them."""
+    return sorted(part for part in seen - {own} if ROW[part] >= ROW[own])
+
+
 def test_every_part_has_its_place() -> None:
     parts = {part_of(path) for path in modules()} - {""}
     assert parts <= ROW.keys()
@@ -93,8 +103,7 @@ def test_imports_point_down(path: Path) -> None:
     own, seen = part_of(path), parts_seen(path)
     if not own:  # the package's own names are loaded when they are used: tests/test_face.py
         return
-    upward = sorted(part for part in seen - {own} if ROW[part] >= ROW[own])
-    assert upward == [], f"{own} imports {upward}"
+    assert upward(own, seen) == [], f"{own} imports {upward(own, seen)}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -124,7 +133,7 @@ def literals(path: Path) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-@pytest.mark.parametrize("path", [*modules(), *TESTS], ids=relative)
+@pytest.mark.parametrize("path", [*modules(), *BESIDE, *TESTS], ids=relative)
 def test_what_flower_keeps_to_itself_is_touched_in_one_file(path: Path) -> None:
     """Its private modules, its programs' flags, its variables: all in engine/flower.py."""
     if path == PACKAGE / "engine" / "flower.py":
@@ -145,6 +154,24 @@ def test_the_walk_sees_imports() -> None:
     assert {"engine", "records", "errors"} <= parts_seen(PACKAGE / "strategies" / "base.py")
     assert "data" in parts_seen(PACKAGE / "clients" / "device" / "device.py")
     assert "flwr.serverapp.Grid" in imported(PACKAGE / "server_app.py")
+
+
+def test_made_up_imports_would_be_found(tmp_path: Path) -> None:
+    assert upward("data", {"data", "errors", "models", "pipeline"}) == ["models", "pipeline"]
+    assert upward("pipeline", {"clients", "engine"}) == []
+    made_up = tmp_path / "made_up.py"
+    made_up.write_text(
+        "def late():\n    from nmoe_flower.cli import main\n    import flwr.common.logger\n"
+        "FLAG = 'flower-"
+        "superlink --in"
+        "secure'\n"
+    )
+    assert parts_seen(made_up) == {"cli"}
+    assert [name for name in imported(made_up) if PRIVATE.match(name)] == ["flwr.common.logger"]
+    assert [text for text in literals(made_up) if FLAGS.search(text)] != []
+    made_up.write_text("from . import errors\n")
+    with pytest.raises(AssertionError, match="relative import"):
+        imported(made_up)
 
 
 @pytest.mark.parametrize("part", NO_TORCH)

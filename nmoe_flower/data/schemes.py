@@ -45,9 +45,9 @@ class Deal:
     """What is to be shared out, and how.
 
     Attributes:
-        data: Its train and test split.
+        data: Samples to share out, train and test split.
         rows: Places in the test split whose class has training samples, [T].
-        arguments: Those of `partition_clients`, ``num_clients`` and ``seed`` among them.
+        arguments: Arguments of `partition_clients`, ``num_clients`` and ``seed`` among them.
     """
 
     data: ImageData
