@@ -1,4 +1,4 @@
-"""What the options of a command line may be: numbers, ports, addresses, names of a set.
+"""What the options of a command line may be: numbers, ports, addresses, names of a set, recipes.
 
 Each is a ``type`` for ``argparse``: it returns the value, or says what was given and what is
 allowed; ``argparse`` puts the option's name before it. NaN and infinity are no numbers here.
@@ -12,8 +12,18 @@ from pathlib import Path
 
 from nmoe_flower.addresses import MAX_PORT, Address
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.recipes import find_recipe
 
-__all__ = ["PORT", "SEED", "ListenAddress", "NameList", "Number", "OutputFile", "Whole"]
+__all__ = [
+    "PORT",
+    "SEED",
+    "ListenAddress",
+    "NameList",
+    "Number",
+    "OutputFile",
+    "Whole",
+    "recipe_argument",
+]
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _SHOWN = 40
@@ -136,6 +146,14 @@ class OutputFile:
         if path.is_dir():
             raise _refused(text, "a file; this is a folder")
         return path
+
+
+def recipe_argument(text: str) -> Path:
+    """The file of a recipe that is named by its path, or by a name that comes along."""
+    try:
+        return find_recipe(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 PORT = Whole(1, MAX_PORT)

@@ -1,13 +1,12 @@
 """The recipes that come with the package: found by name, from a wheel or from a checkout."""
 
-import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["Recipe", "find_recipe", "packaged_recipes", "recipe_argument"]
+__all__ = ["Recipe", "find_recipe", "packaged_recipes"]
 
 _HERE = Path(__file__).resolve().parent
 _PLACES = (_HERE / "experiments", _HERE.parent / "experiments")  # of a wheel, of a checkout
@@ -54,14 +53,6 @@ def find_recipe(name: str) -> Path:
             f"{', '.join(known) or 'none, in this installation'}"
         )
     return known[name]
-
-
-def recipe_argument(text: str) -> Path:
-    """`find_recipe` as a ``type`` for ``argparse``."""
-    try:
-        return find_recipe(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _title(path: Path) -> str:

@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nmoe_flower.arguments import Whole
+from nmoe_flower.arguments import Whole, recipe_argument
 from nmoe_flower.cli.options import needs_serve
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.recipes import recipe_argument
 
 if TYPE_CHECKING:
     from nmoe_flower.deploy import FederationPlan

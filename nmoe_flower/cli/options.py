@@ -5,9 +5,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nmoe_flower.arguments import PORT
+from nmoe_flower.arguments import PORT, recipe_argument
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.recipes import recipe_argument
 
 __all__ = [
     "add_keys",
