@@ -1,4 +1,4 @@
-"""What comes along by name: gates, controls, backbones, ways to share data out; a row each.
+"""What comes along by name, a row each: gates, objectives, methods, controls, backbones, schemes.
 
 A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
 these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for
@@ -13,10 +13,13 @@ __all__ = [
     "BACKBONES",
     "CONTROLS",
     "GATES",
+    "METHODS",
+    "OBJECTIVES",
     "SCHEMES",
     "BackboneEntry",
     "ControlEntry",
     "GateEntry",
+    "MethodEntry",
     "SchemeEntry",
     "found",
 ]
@@ -55,6 +58,44 @@ GATES = {
         trainer="nmoe_flower.pipeline.networked.gate:GLOBAL", upper_bound=True, pools=True
     ),
     "oracle": GateEntry(router="nmoe_flower.models:OracleGate", upper_bound=True, plain=True),
+}
+
+
+# What gates are trained by: a function of scores, the experts' logits and labels each.
+OBJECTIVES = {
+    "dense": "nmoe_flower.losses:dense_mixture",
+    "distill": "nmoe_flower.losses:oracle_distillation",
+    "switch": "nmoe_flower.losses:switch_top1",
+    "straight-through": "nmoe_flower.losses:straight_through",
+}
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One way to train the extractor in stage 1.
+
+    Attributes:
+        label: What tables call it.
+        strategy: ``module:name`` of what makes the server half from a `Config`.
+        initial: ``module:name`` of what gives the first weights at a device.
+    """
+
+    label: str
+    strategy: str
+    initial: str
+
+
+METHODS = {
+    "fedce": MethodEntry(
+        "FedCE",
+        strategy="nmoe_flower.pipeline.networked.extractor:fedce",
+        initial="nmoe_flower.clients.fedce:initial",
+    ),
+    "fedsc": MethodEntry(
+        "FedSC",
+        strategy="nmoe_flower.pipeline.networked.extractor:fedsc",
+        initial="nmoe_flower.clients.fedsc:initial",
+    ),
 }
 
 

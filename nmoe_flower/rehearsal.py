@@ -254,10 +254,10 @@ def _check_given(config: Config, like: Mapping[str, Any]) -> None:
 
 
 def _rehearse_strategy(config: Config) -> None:
-    from nmoe_flower.pipeline import STAGE_1_STRATEGIES
+    from nmoe_flower.pipeline import stage_1_strategy
 
     with _under(f"extractor.method = {config.extractor.method}"):
-        STAGE_1_STRATEGIES[config.extractor.method](config)
+        stage_1_strategy(config)
 
 
 def _rehearse_alignment(

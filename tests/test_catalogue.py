@@ -6,14 +6,25 @@ import sys
 import pytest
 import torch
 
-from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES, SCHEMES, BackboneEntry, found
+from nmoe_flower.catalogue import (
+    BACKBONES,
+    CONTROLS,
+    GATES,
+    METHODS,
+    OBJECTIVES,
+    SCHEMES,
+    BackboneEntry,
+    found,
+)
 from nmoe_flower.config import Config, GateConfig
 from nmoe_flower.data.schemes import SharingScheme, sharing
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.losses import objective_of
 from nmoe_flower.models import GateSite, Router, Routing, build_extractor
-from nmoe_flower.pipeline import exchanges
+from nmoe_flower.pipeline import exchanges, stage_1_strategy
 from nmoe_flower.pipeline.networked.gate import GateTrainer
-from nmoe_flower.report.tables import gate_kind, gate_order
+from nmoe_flower.report.tables import gate_kind, gate_order, method_label
+from nmoe_flower.strategies import StreamingFedAvg
 
 SITE = GateSite(
     own_id=1,
@@ -90,6 +101,22 @@ def test_every_backbone_is_built_and_reads_what_its_row_says(name: str) -> None:
 def test_a_backbone_computes_in_bfloat16_unless_its_row_says_that_it_does_not_pay() -> None:
     assert BackboneEntry("a:b").bf16
     assert {name for name, row in BACKBONES.items() if not row.bf16} == {"digits", "mlp", "linear"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_stage_1_has_both_halves(name: str) -> None:
+    config = Config.parse({"extractor.method": name, "run.controls": "", "head.rounds": 0})
+    assert isinstance(stage_1_strategy(config), StreamingFedAvg)
+    assert callable(found(METHODS[name].initial))
+    assert method_label(name) == METHODS[name].label
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_gives_the_gate_a_gradient(name: str) -> None:
+    scores = torch.zeros(5, 3, requires_grad=True)
+    objective_of(GateConfig(objective=name).objective)(scores, SITE.answers, SITE.labels).backward()
+    assert scores.grad is not None
+    assert scores.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -3,7 +3,7 @@
 from flwr.app import Context, Message
 
 from nmoe_flower import records
-from nmoe_flower.clients import fedce, fedsc
+from nmoe_flower.catalogue import METHODS, found
 from nmoe_flower.clients.device import device_of
 from nmoe_flower.data import label_counts
 from nmoe_flower.records import ARRAYS, GATE, HEAD, NUM_EXAMPLES, PARTITION_ID, HoldingKey
@@ -44,14 +44,14 @@ def tell_holdings(message: Message, context: Context) -> Message:
 def tell_initial(message: Message, context: Context) -> Message:
     """Tell the initial weights of what stage 1 trains, those of a head, and those of the gate."""
     device = device_of(context)
-    half = fedsc if device.config.extractor.method == "fedsc" else fedce
+    initial = found(METHODS[device.config.extractor.method].initial)
     network = device.fresh_classifier()
     gate = device.gate(network.extractor.latent_dim)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(device.train_labels)},
         arrays={
-            ARRAYS: records.from_numpy(half.initial(device)),
+            ARRAYS: records.from_numpy(initial(device)),
             HEAD: records.pack(network.head.state_dict()),
             GATE: records.pack(gate.state_dict()),
         },

@@ -1,20 +1,26 @@
 """Stage 1: how the shared feature extractor is trained."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nmoe_flower.catalogue import BACKBONES
+from nmoe_flower.catalogue import BACKBONES, METHODS
 from nmoe_flower.config.section import NamesOrOwn, Section, Widths
 from nmoe_flower.own_code import is_own
 
 __all__ = ["ExtractorConfig"]
 
 
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+
+
 class ExtractorConfig(Section):
     """Stage 1: how the shared feature extractor is trained."""
 
-    method: Literal["fedce", "fedsc"] = Field(
+    method: MethodName = Field(
         "fedce", description="with labels (fedce) or without (fedsc, see contrast)"
     )
     start: str = Field(

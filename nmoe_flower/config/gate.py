@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nmoe_flower.catalogue import GATES
+from nmoe_flower.catalogue import GATES, OBJECTIVES
 from nmoe_flower.config.section import Distinct, Floats, NamesOrOwn, Section, split
 
 __all__ = ["GateConfig"]
@@ -28,8 +28,8 @@ class GateConfig(Section):
         "sgd", description="adamw: at the server for FedGate, at the client for the other gates"
     )
     fraction_train: float = Field(0.7, gt=0, le=1, description="exactly round(f N) clients")
-    objective: Annotated[str, NamesOrOwn(("dense", "distill", "switch", "straight-through"))] = (
-        Field("dense", description="what FedGate minimises on the hold-out")
+    objective: Annotated[str, NamesOrOwn(tuple(OBJECTIVES))] = Field(
+        "dense", description="what FedGate minimises on the hold-out"
     )
     temperature: float = Field(1.0, gt=0, description="of the distilled targets")
     balance: float = Field(0.0, ge=0, description="weight of the load-balance loss")

@@ -99,7 +99,7 @@ class SharingScheme:
         refuse: Raises on arguments that cannot be, given the data; before anything is cached.
         why_train: Why training samples are left out, from the data, each client's samples, and
             whether ``train_per_client`` is one reason already.
-        why_local: The same for the test samples.
+        why_local: Why test samples are left out, from the data and each client's test samples.
     """
 
     share: Callable[[Deal], Shares]

@@ -2,7 +2,6 @@
 
 from nmoe_flower.losses.balance import load_balance, load_balance_global, load_fractions
 from nmoe_flower.losses.gating import (
-    OBJECTIVES,
     Objective,
     check_objective,
     dense_mixture,
@@ -23,7 +22,6 @@ from nmoe_flower.losses.spectral import (
 )
 
 __all__ = [
-    "OBJECTIVES",
     "Objective",
     "RunningCorrelation",
     "check_objective",

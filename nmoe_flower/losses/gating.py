@@ -12,11 +12,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from nmoe_flower.catalogue import OBJECTIVES, found
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.own_code import call_own, is_own, load_own
 
 __all__ = [
-    "OBJECTIVES",
     "Objective",
     "check_objective",
     "dense_mixture",
@@ -94,16 +94,8 @@ def straight_through(
     return -(weights * likelihood).sum(dim=1).log().mean()
 
 
-OBJECTIVES: dict[str, Callable[..., Tensor]] = {
-    "dense": dense_mixture,
-    "distill": oracle_distillation,
-    "switch": switch_top1,
-    "straight-through": straight_through,
-}
-
-
 class Objective(Protocol):
-    """What trains a gate: one of `OBJECTIVES`, or ``gate.objective = "package.module:name"``."""
+    """What trains a gate: a row of `OBJECTIVES`, or ``gate.objective = "package.module:name"``."""
 
     def __call__(self, scores: Tensor, expert_logits: Tensor, labels: Tensor) -> Tensor:
         """The batch mean, a scalar with a gradient on the scores.
@@ -121,13 +113,13 @@ def objective_of(name: str) -> Callable[..., Tensor]:
     Raises:
         ConfigError: It cannot be imported, or cannot be called.
     """
-    if not is_own(name):
-        return OBJECTIVES[name]
-    found = load_own("gate.objective", name)
-    if not callable(found):
-        raise ConfigError(f"gate.objective = {name} is {type(found).__name__}; allowed: a function")
-    objective: Callable[..., Tensor] = found
-    return objective
+    own = is_own(name)
+    objective = load_own("gate.objective", name) if own else found(OBJECTIVES[name])
+    if not callable(objective):
+        kind = type(objective).__name__
+        raise ConfigError(f"gate.objective = {name} is {kind}; allowed: a function")
+    function: Callable[..., Tensor] = objective
+    return function
 
 
 def check_objective(name: str) -> None:

@@ -8,14 +8,13 @@ from nmoe_flower.pipeline.alignment import rehearse_alignment
 from nmoe_flower.pipeline.artifacts import Artifacts
 from nmoe_flower.pipeline.ask import Holding, gather, holdings
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
-from nmoe_flower.pipeline.networked import STAGE_1_STRATEGIES, given_weights
+from nmoe_flower.pipeline.networked import given_weights, stage_1_strategy
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Answered, Journal, Run
 from nmoe_flower.pipeline.stages import SYSTEMS, run_pipeline
 
 __all__ = [
     "SECONDS_PER_EXCHANGE",
-    "STAGE_1_STRATEGIES",
     "SYSTEMS",
     "Answered",
     "Artifacts",
@@ -29,4 +28,5 @@ __all__ = [
     "holdings",
     "rehearse_alignment",
     "run_pipeline",
+    "stage_1_strategy",
 ]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from nmoe_flower.report.runs import FinishedRun, label_runs
-from nmoe_flower.report.tables import Row, grid, number, results_table
+from nmoe_flower.report.tables import Row, grid, method_label, number, results_table
 
 __all__ = [
     "CITATION",
@@ -239,7 +239,7 @@ def _pivot(rows: Sequence[Row], metric: str) -> list[str]:
         header += [column, "paper"]
     body: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
-        name = {"fedce": "FedCE", "fedsc": "FedSC"}.get(row["extractor"], row["extractor"])
+        name = method_label(row["extractor"])
         line = (name, row["method"], *([row["config"] or "-"] if many else []))
         body.setdefault(line, {})[row["setting"]] = row
     lines = []

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from nmoe_flower.catalogue import CONTROLS, GATES
+from nmoe_flower.catalogue import CONTROLS, GATES, METHODS
 from nmoe_flower.report.runs import FinishedRun
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "gate_kind",
     "gate_order",
     "grid",
+    "method_label",
     "number",
     "results_table",
     "to_csv",
@@ -47,6 +48,15 @@ def gate_kind(gate: str) -> Kind:
         return "control"
     entry = GATES.get(gate.split("+")[0])
     return "upper bound" if entry is not None and entry.upper_bound else "gate"
+
+
+def method_label(method: str) -> str:
+    """How tables call what trained an extractor.
+
+    >>> method_label("fedsc"), method_label("filters")
+    ('FedSC', 'filters')
+    """
+    return METHODS[method].label if method in METHODS else method
 
 
 def gate_order(gate: str) -> tuple[int, str]:
@@ -152,7 +162,7 @@ def to_markdown(table: Sequence[Row]) -> str:
 def _title(row: Row) -> str:
     tau = "" if row["tau"] is None else f" τ = {row['tau']:g}"
     scheme = "IID" if row["scheme"] == "iid" else row["scheme"]
-    extractor = {"fedce": "FedCE", "fedsc": "FedSC"}.get(row["extractor"], row["extractor"])
+    extractor = method_label(row["extractor"])
     config = f" ({row['config']})" if row["config"] else ""
     return f"{extractor}, {scheme}{tau}, {row['clients']} clients, top-{row['top_k']}{config}"
 

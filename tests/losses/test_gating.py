@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nmoe_flower.catalogue import OBJECTIVES
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.losses import (
-    OBJECTIVES,
     dense_mixture,
+    objective_of,
     oracle_distillation,
     pseudo_client_targets,
     straight_through,
@@ -134,7 +135,7 @@ def test_every_objective_teaches_a_gate_where_the_good_expert_is(name):
     optimizer = torch.optim.SGD([table], lr=2.0)
     for _ in range(200):
         optimizer.zero_grad()
-        OBJECTIVES[name](table[kinds], logits, labels).backward()
+        objective_of(name)(table[kinds], logits, labels).backward()
         optimizer.step()
     assert table.argmax(dim=1).tolist() == list(range(E))
 
@@ -143,7 +144,7 @@ def test_every_objective_teaches_a_gate_where_the_good_expert_is(name):
 @given(seed=st.integers(0, 1000), name=st.sampled_from(sorted(OBJECTIVES)))
 def test_order_of_samples_experts_and_a_shift_of_scores_do_not_matter(seed, name):
     scores, logits, labels = problem(seed)
-    objective = OBJECTIVES[name]
+    objective = objective_of(name)
     value = objective(scores, logits, labels).item()
     assert value >= -1e-12
     rows = torch.randperm(B, generator=source(seed))

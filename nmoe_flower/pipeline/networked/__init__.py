@@ -7,18 +7,18 @@ from nmoe_flower.pipeline.networked.control import train_controls
 from nmoe_flower.pipeline.networked.evaluate import evaluate
 from nmoe_flower.pipeline.networked.expert import train_experts
 from nmoe_flower.pipeline.networked.extractor import (
-    STAGE_1_STRATEGIES,
     given_weights,
+    stage_1_strategy,
     train_extractor,
 )
 from nmoe_flower.pipeline.networked.gate import GateTrainer, train_gates, trainer_of
 from nmoe_flower.pipeline.networked.head import train_head
 
 __all__ = [
-    "STAGE_1_STRATEGIES",
     "GateTrainer",
     "evaluate",
     "given_weights",
+    "stage_1_strategy",
     "train_controls",
     "train_experts",
     "train_extractor",

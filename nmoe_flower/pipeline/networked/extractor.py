@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.catalogue import METHODS, found
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
@@ -18,7 +19,7 @@ from nmoe_flower.records import ARRAYS, GATE, HEAD, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOptions
 
-__all__ = ["STAGE_1_STRATEGIES", "given_weights", "train_extractor"]
+__all__ = ["fedce", "fedsc", "given_weights", "stage_1_strategy", "train_extractor"]
 
 LOCAL_RATE_UNDER_ADAMW = 0.1  # cancels in one-step rounds; large enough for float32 differences
 LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
@@ -38,7 +39,7 @@ def train_extractor(run: Run) -> None:
         folder = Path(settings.start).expanduser()
         run.artifacts.classifier = given_weights(folder, records.to_numpy(initial))
         return
-    strategy = STAGE_1_STRATEGIES[settings.method](run.config)
+    strategy = stage_1_strategy(run.config)
 
     def averaged(arrays: ArrayRecord) -> ArrayRecord:
         return records.from_numpy(strategy.ema_arrays) if strategy.ema_arrays else arrays
@@ -62,11 +63,23 @@ def train_extractor(run: Run) -> None:
     _keep_findings(run, strategy)
 
 
-def _fedce(config: Config) -> SteppedFedAvg:
+def stage_1_strategy(config: Config) -> SteppedFedAvg:
+    """The server half that ``extractor.method`` names.
+
+    Raises:
+        ConfigError: Settings of the strategy contradict each other or are out of range.
+    """
+    strategy: SteppedFedAvg = found(METHODS[config.extractor.method].strategy)(config)
+    return strategy
+
+
+def fedce(config: Config) -> SteppedFedAvg:
+    """FedCE as ``extractor`` says."""
     return FedCE(**_options(config, Action.FEDCE, Action.FEDCE_TEST))
 
 
-def _fedsc(config: Config) -> SteppedFedAvg:
+def fedsc(config: Config) -> SteppedFedAvg:
+    """FedSC as ``extractor``, ``contrast`` and ``privacy`` say."""
     contrast, privacy, rounds = config.contrast, config.privacy, config.extractor.rounds
     options = _options(config, Action.FEDSC, Action.FEDSC_TEST)
     if contrast.probe != "local":  # one client can watch for all
@@ -98,12 +111,6 @@ def _first_matrix(config: Config) -> int:
     if config.privacy.weights or not config.makes_passes:
         return 1
     return int(config.extractor.warmup * config.extractor.rounds) + 1
-
-
-STAGE_1_STRATEGIES: dict[str, Callable[[Config], SteppedFedAvg]] = {
-    "fedce": _fedce,
-    "fedsc": _fedsc,
-}
 
 
 def _options(config: Config, action: Action, evaluate_action: Action) -> SteppedOptions:
