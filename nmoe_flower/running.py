@@ -58,6 +58,10 @@ class RunResult:
     notes: list[str]
     seconds: float
 
+    def __getitem__(self, key: str) -> Any:
+        """A part of the results: ``result["rows"]`` is ``result.results["rows"]``."""
+        return self.results[key]
+
     @property
     def path(self) -> Path:
         """The run folder's place, absolute."""
@@ -96,6 +100,7 @@ def run(
     progress: Format | Progress | None = "auto",
     figures: bool = True,
     tensorboard: bool = False,
+    **overrides: Any,
 ) -> RunResult:
     """Train and evaluate all stages of a recipe: the same folder and numbers as ``nmoe run``.
 
@@ -123,6 +128,8 @@ def run(
             say nothing.
         figures: Draw the figures, if matplotlib (the extra ``report``) is installed.
         tensorboard: Whether to write ``tensorboard/`` into the run folder.
+        **overrides: Configuration keys as arguments, section and key two underscores apart:
+            ``gate__rounds=5``. They go before ``set``.
 
     Raises:
         NMoEError: One of the classes of `nmoe_flower.errors`: `ConfigError` for a key or an
@@ -137,20 +144,21 @@ def run(
         require_ray()
     if tensorboard:
         require_tensorboard()
-    overrides: list[Override] = list(set.items() if isinstance(set, Mapping) else set)
+    changes: list[Override] = list(set.items() if isinstance(set, Mapping) else set)
+    changes += [(_key_of(argument), value) for argument, value in overrides.items()]
     if seed is not None:
-        overrides.append(("run.seed", seed))
+        changes.append(("run.seed", seed))
     view = make_progress(progress) if progress is None or isinstance(progress, str) else progress
     folder, notes, drawn = None, list[str](), list[Path]()
     with ExitStack() as held:
         try:
             with interruptible():
                 if resume is not None:
-                    folder = _resumed(held, Path(resume), overrides, view)
+                    folder = _resumed(held, Path(resume), changes, view)
                 else:
                     named = [] if name is None else [("run.name", name)]
                     folder = _begun(
-                        held, recipe, [*overrides, *named], view, out=out, overwrite=overwrite
+                        held, recipe, [*changes, *named], view, out=out, overwrite=overwrite
                     )
                 if tensorboard:
                     view = TensorBoard(folder.path / "tensorboard", view)
@@ -193,6 +201,17 @@ def _check_call(
             f"workers is {workers!r}; allowed: a whole number from {least} to {_MOST_WORKERS} with "
             f"engine {engine}, or None"
         )
+
+
+def _key_of(argument: str) -> str:
+    """``gate.local_steps`` for the argument ``gate__local_steps``."""
+    key = argument.replace("__", ".", 1)
+    if "." not in key:
+        raise ConfigError(
+            f"run() has no argument {argument!r}; a configuration key is written section__key, "
+            "such as gate__rounds=5"
+        )
+    return key
 
 
 def _interrupted(folder: RunFolder | None) -> str:

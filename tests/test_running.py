@@ -114,12 +114,27 @@ def test_a_recipe_may_come_in_any_form(training: Training, here: Path, form: str
     assert result.path.name == ("mine" if form in ("path", "text") else "nmoe")
 
 
-@pytest.mark.parametrize("given", [{"gate.rounds": 5}, ["gate.rounds=5"], {"gate": {"rounds": 5}}])
-def test_what_is_set_goes_before_the_recipe(
-    training: Training, given: Mapping[str, Any] | list[str]
-) -> None:
-    nmoe.run({"gate.rounds": 7}, set=given, progress=None, figures=False)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"set": {"gate.rounds": 5}},
+        {"set": ["gate.rounds=5"]},
+        {"set": {"gate": {"rounds": 5}}},
+        {"gate__rounds": 5},
+        {"gate.rounds": 5},
+        {"gate__rounds": 5, "set": {"gate.rounds": 6}},
+    ],
+)
+def test_what_is_set_goes_before_the_recipe(training: Training, given: Mapping[str, Any]) -> None:
+    result = nmoe.run({"gate.rounds": 7}, progress=None, figures=False, **given)
     assert training.configs[0].gate.rounds == 5
+    assert result["rows"] == result.results["rows"]
+
+
+def test_underscores_in_an_argument_stand_for_those_of_its_key(training: Training) -> None:
+    nmoe.run(gate__local_steps=3, data__num_clients=4, progress=None, figures=False)
+    config = training.configs[0]
+    assert (config.gate.local_steps, config.data.num_clients) == (3, 4)
 
 
 def test_a_name_nobody_chose_never_collides_and_a_chosen_one_is_refused(
@@ -144,6 +159,8 @@ def test_a_name_nobody_chose_never_collides_and_a_chosen_one_is_refused(
         ({"set": ["gate.rounds"]}, ConfigError, "wants key=value, got 'gate.rounds'"),
         ({"set": {"data.tau": float("nan")}}, ConfigError, "data.tau"),
         ({"set": {"data.dataset": Path("nowhere") / "a" / "b"}}, DataError, "'nowhere/a/b'"),
+        ({"gate__round": 3}, ConfigError, "gate.round: unknown key; did you mean rounds?"),
+        ({"epochs": 3}, ConfigError, "no argument 'epochs'; a configuration key is written"),
         ({"seed": -1}, ConfigError, "run.seed"),
         ({"seed": True}, ConfigError, "run.seed"),
         ({"name": "a/b"}, ConfigError, "run.name"),
