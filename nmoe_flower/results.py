@@ -61,9 +61,7 @@ class RunFolder:
         checkpoints: The run's checkpoints.
         rounds_path: One JSON object per round, a line each.
         results_path: The results, once the run finished.
-        clients_path: What each client keeps for itself.
         weights_path: The final weights.
-        figures_path: The figures.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -74,9 +72,7 @@ class RunFolder:
         self.rounds_path = path / "rounds.jsonl"
         self.results_path = path / "results.json"
         self.provenance_path = path / "provenance.json"
-        self.clients_path = path / "clients"
         self.weights_path = path / "weights"
-        self.figures_path = path / "figures"
 
     @classmethod
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> Self:
