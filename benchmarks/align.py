@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.yardstick import told
-from nmoe_flower.alignment import POLICIES, Fitness, align, load_variation
+from nmoe_flower.alignment import Fitness, align, load_variation
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
+from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import write_json
 from nmoe_flower.installation import install_hint

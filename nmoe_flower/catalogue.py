@@ -1,4 +1,4 @@
-"""What comes along by name, a row each: gates, objectives, methods, controls, backbones, schemes.
+"""What comes along by name, a row each: gates, methods, controls, backbones, schemes, policies.
 
 A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
 these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for
@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "ALIGNMENT_GATES",
     "BACKBONES",
     "CONTROLS",
     "GATES",
     "METHODS",
     "OBJECTIVES",
+    "POLICIES",
     "SCHEMES",
+    "AlignmentGateEntry",
     "BackboneEntry",
     "ControlEntry",
     "GateEntry",
     "MethodEntry",
+    "PolicyEntry",
     "SchemeEntry",
     "found",
 ]
@@ -172,6 +176,68 @@ SCHEMES = {
         "nmoe_flower.data.schemes:PATHOLOGICAL", key="data.classes-per-client"
     ),
     "natural": SchemeEntry("nmoe_flower.data.schemes:NATURAL"),
+}
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """One way to decide who trains which experts in a round of the alignment system.
+
+    Attributes:
+        chooser: ``module:name`` of the function that decides.
+        bounds: It takes ``lo`` and ``hi``, the least and most clients of an expert.
+        covers: It leaves no expert without a client, so there must be a slot for each.
+        deficits: What experts still lack of their share counts in what it is given.
+        truth: It needs the true affinities, which only a simulation has: an upper bound.
+    """
+
+    chooser: str
+    bounds: bool = False
+    covers: bool = False
+    deficits: bool = False
+    truth: bool = False
+
+
+# In the order of tables and figures.
+POLICIES = {
+    "random": PolicyEntry("nmoe_flower.alignment.policies:choose_random"),
+    "greedy": PolicyEntry("nmoe_flower.alignment.policies:choose_greedy"),
+    "balanced": PolicyEntry("nmoe_flower.alignment.policies:choose_balanced"),
+    "sequential": PolicyEntry(
+        "nmoe_flower.alignment.policies:choose_sequential", covers=True, deficits=True
+    ),
+    "joint": PolicyEntry(
+        "nmoe_flower.alignment.policies:choose_joint", bounds=True, covers=True, deficits=True
+    ),
+    "oracle": PolicyEntry(
+        "nmoe_flower.alignment.policies:choose_oracle", bounds=True, covers=True, truth=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class AlignmentGateEntry:
+    """One way of the alignment system's gate between server and clients.
+
+    Attributes:
+        sharing: ``module:name`` of what makes the `nmoe_flower.strategies.GateSharing` from a
+            `Config`.
+        stays: Every client keeps a gate of its own.
+        solved: Clients send statistics, and nobody trains it; the extractor must not move.
+    """
+
+    sharing: str
+    stays: bool = False
+    solved: bool = False
+
+
+ALIGNMENT_GATES = {
+    "averaged": AlignmentGateEntry("nmoe_flower.pipeline.alignment.train:averaged_gate"),
+    "local": AlignmentGateEntry("nmoe_flower.pipeline.alignment.train:unshared_gate", stays=True),
+    "travelling": AlignmentGateEntry("nmoe_flower.pipeline.alignment.train:travelling_gate"),
+    "closed-form": AlignmentGateEntry(
+        "nmoe_flower.pipeline.alignment.train:solved_gate", solved=True
+    ),
 }
 
 

@@ -3,15 +3,19 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from nmoe_flower.alignment import align
 from nmoe_flower.catalogue import (
+    ALIGNMENT_GATES,
     BACKBONES,
     CONTROLS,
     GATES,
     METHODS,
     OBJECTIVES,
+    POLICIES,
     SCHEMES,
     BackboneEntry,
     found,
@@ -24,7 +28,7 @@ from nmoe_flower.models import GateSite, Router, Routing, build_extractor
 from nmoe_flower.pipeline import exchanges, stage_1_strategy
 from nmoe_flower.pipeline.networked.gate import GateTrainer
 from nmoe_flower.report.tables import gate_kind, gate_order, method_label
-from nmoe_flower.strategies import StreamingFedAvg
+from nmoe_flower.strategies import GateSharing, StreamingFedAvg
 
 SITE = GateSite(
     own_id=1,
@@ -125,3 +129,38 @@ def test_every_scheme_shares_and_its_key_exists(name: str) -> None:
     assert isinstance(sharing(name), SharingScheme)
     assert Config.parse({"data.scheme": name}).data.scheme == name
     assert not scheme.key or scheme.key in Config().flat()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_decides_as_its_row_says(name: str) -> None:
+    row, wanted = POLICIES[name], np.array([[3.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 0.5, 0.0]])
+    rng = np.random.default_rng(0)
+    truth = wanted if row.truth else None
+    chosen = align(wanted, [1, 1, 1], policy=name, rng=rng, truth=truth)
+    assert chosen.sum(axis=1).tolist() == [1, 1, 1]
+    if row.covers:
+        assert chosen.sum(axis=0).tolist() == [1, 1, 1]
+        with pytest.raises(ConfigError, match="2 slots"):
+            align(wanted, [1, 1, 0], policy=name, rng=rng, truth=truth)
+    if row.bounds:
+        assert align(wanted, [1, 1, 1], policy=name, rng=rng, truth=truth, lo=0, hi=3).any()
+    else:
+        with pytest.raises(ConfigError, match="takes no lo or hi; joint and oracle do"):
+            align(wanted, [1, 1, 1], policy=name, rng=rng, lo=0, hi=3)
+    assert Config.parse({"alignment.policy": name}).alignment.policy == name
+    bounded = {"alignment.policy": name, "alignment.hi": 2}
+    if row.bounds:
+        assert Config.parse(bounded).alignment.hi == 2
+    else:
+        with pytest.raises(ConfigError, match="are for joint and oracle"):
+            Config.parse(bounded)
+
+
+@pytest.mark.parametrize("name", ALIGNMENT_GATES)
+def test_every_gate_of_the_alignment_system_is_made(name: str) -> None:
+    row = ALIGNMENT_GATES[name]
+    config = Config.parse({"alignment.gate": name, "alignment.extractor": "frozen"})
+    assert isinstance(found(row.sharing)(config), GateSharing)
+    if row.solved:
+        with pytest.raises(ConfigError, match="needs an extractor that stays"):
+            Config.parse({"alignment.gate": name, "alignment.extractor": "trained"})

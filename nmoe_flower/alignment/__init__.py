@@ -15,12 +15,11 @@ from nmoe_flower.alignment.devices import (
     seconds_of,
 )
 from nmoe_flower.alignment.fitness import Fitness, reward
-from nmoe_flower.alignment.policies import POLICIES, align
+from nmoe_flower.alignment.policies import align
 from nmoe_flower.alignment.solver import InfeasibleBoundsError
 from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 
 __all__ = [
-    "POLICIES",
     "PROFILES",
     "Assigner",
     "Capacity",

@@ -11,9 +11,10 @@ from nmoe_flower.alignment.arrays import Bools, Floats, Ints
 from nmoe_flower.alignment.capacity import Capacity
 from nmoe_flower.alignment.desirability import desirability
 from nmoe_flower.alignment.fitness import Fitness, reward
-from nmoe_flower.alignment.policies import POLICIES, align
+from nmoe_flower.alignment.policies import align
 from nmoe_flower.alignment.solver import Bound
 from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
+from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.errors import CheckpointError, ConfigError
 from nmoe_flower.seeds import numpy_stream
 
@@ -92,7 +93,7 @@ class Assigner:
     Args:
         clients: Number of clients at the start; `meet` adds more.
         experts: Number of experts.
-        policy: One of `POLICIES`, see `align`.
+        policy: One of `nmoe_flower.catalogue.POLICIES`, see `align`.
         capacity: Experts per client: one number, one per client, or a `Capacity` that estimates
             it. Clients that come later take the sequence from its start.
         fitness: Fitness of the pairs; one with the library's defaults if left out.
@@ -178,16 +179,16 @@ class Assigner:
         wanted = desirability(
             self.fitness,
             self.usage,
-            deficits=self.deficits if self.policy in ("joint", "sequential") else None,
+            deficits=self.deficits if POLICIES[self.policy].deficits else None,
             fitness_weight=self.weights[0],
             usage_weight=self.weights[1],
             deficit_weight=self.weights[2],
             scale=self.scale,
         )
         policy, lo = self.policy, self.lo
-        if capacity.sum() < self.experts and policy in ("joint", "oracle", "sequential"):
+        if capacity.sum() < self.experts and POLICIES[policy].covers:
             # experts wait; one at a time cannot promise that none is forgotten, so: joint
-            policy = "joint" if policy == "sequential" else policy
+            policy = policy if POLICIES[policy].bounds else "joint"
             lo = 0 if lo is None else lo
         chosen = align(
             wanted,

@@ -1,6 +1,6 @@
 """`align`: who trains which experts in a round (arXiv 2507.05685, section III-4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,16 +8,25 @@ import numpy.typing as npt
 
 from nmoe_flower.alignment.arrays import AnyFloats, Bools, Ints
 from nmoe_flower.alignment.solver import Bound, Keys, client_keys, noise, solve_joint, top
+from nmoe_flower.catalogue import POLICIES, found
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["POLICIES", "align"]
-
-
-_BOUNDED = ("joint", "oracle")
+__all__ = [
+    "Turn",
+    "align",
+    "choose_balanced",
+    "choose_greedy",
+    "choose_joint",
+    "choose_oracle",
+    "choose_random",
+    "choose_sequential",
+]
 
 
 @dataclass(frozen=True)
-class _Round:
+class Turn:
+    """What a policy decides by, in one round; sizes and meanings as in `align`."""
+
     desirability: AnyFloats
     fitness: AnyFloats | None
     truth: AnyFloats | None
@@ -47,11 +56,11 @@ def align(
         desirability: What each pair is worth, [clients, experts], larger is better; minus infinity:
             the pair is not allowed.
         capacity: How many experts each client can train, int [clients]; 0: none.
-        policy: One of `POLICIES`. ``random``; ``greedy``: the fittest experts; ``balanced``: the
-            paper's independent top-k of desirability; ``sequential``: the same in random order,
-            every assignment making its expert less desirable for the next client, no expert left
-            out; ``joint``: the optimum within the load bounds; ``oracle``: the joint optimum of the
-            true affinities.
+        policy: One of `nmoe_flower.catalogue.POLICIES`. ``random``; ``greedy``: the fittest
+            experts; ``balanced``: the paper's independent top-k of desirability; ``sequential``:
+            the same in random order, every assignment making its expert less desirable for the
+            next client, no expert left out; ``joint``: the optimum within the load bounds;
+            ``oracle``: the joint optimum of the true affinities.
         rng: One number is drawn from it. The rest follows from the clients' names, so the order of
             the rows does not matter.
         clients: Names of the clients; row numbers by default.
@@ -74,8 +83,10 @@ def align(
     """
     if policy not in POLICIES:
         raise ConfigError(f"policy {policy!r} is unknown; allowed: {', '.join(POLICIES)}")
-    if policy not in _BOUNDED and not (lo is None and hi is None):
-        raise ConfigError(f"policy {policy!r} takes no lo or hi; {' and '.join(_BOUNDED)} do")
+    row = POLICIES[policy]
+    if not row.bounds and not (lo is None and hi is None):
+        bounded = " and ".join(name for name, other in POLICIES.items() if other.bounds)
+        raise ConfigError(f"policy {policy!r} takes no lo or hi; {bounded} do")
     wanted = _matrix("desirability", desirability)
     names = range(len(wanted)) if clients is None else clients
     if len(names) != len(wanted):
@@ -87,16 +98,17 @@ def align(
     }
     counts = _capacities(capacity, wanted, names)
     keys = client_keys(names, rng)
-    if policy == "oracle" and others["truth"] is None:
-        raise ConfigError("policy 'oracle' needs truth: the real affinities [clients, experts]")
-    if policy in (*_BOUNDED, "sequential") and lo is None and counts.sum() < wanted.shape[1]:
+    if row.truth and others["truth"] is None:
+        raise ConfigError(f"policy {policy!r} needs truth: the real affinities [clients, experts]")
+    if row.covers and lo is None and counts.sum() < wanted.shape[1]:
         raise ConfigError(
             f"{counts.sum()} slots of all clients together for {wanted.shape[1]} experts: some "
             "would have no client; allowed: more capacity, fewer experts, or policy 'joint' with "
             "lo=0, which lets experts wait for another round"
         )
-    turn = _Round(wanted, others["fitness"], others["truth"], counts, keys, lo, hi, load_weight)
-    return POLICIES[policy](turn)
+    turn = Turn(wanted, others["fitness"], others["truth"], counts, keys, lo, hi, load_weight)
+    chosen: Bools = found(row.chooser)(turn)
+    return chosen
 
 
 def _matrix(name: str, value: npt.ArrayLike) -> AnyFloats:
@@ -148,22 +160,26 @@ def _capacities(capacity: npt.ArrayLike, wanted: AnyFloats, names: Sequence[int 
     return counts
 
 
-def _random(turn: _Round) -> Bools:
+def choose_random(turn: Turn) -> Bools:
+    """As many experts as fit, by lot."""
     lots = noise(turn.keys, turn.desirability.shape[1])
     lots[np.isneginf(turn.desirability)] = -1.0
     return top(lots, turn.capacity, turn.keys)
 
 
-def _greedy(turn: _Round) -> Bools:
+def choose_greedy(turn: Turn) -> Bools:
+    """The fittest experts, whoever else has them."""
     scores = turn.desirability if turn.fitness is None else turn.fitness
     return top(scores, turn.capacity, turn.keys)
 
 
-def _balanced(turn: _Round) -> Bools:
+def choose_balanced(turn: Turn) -> Bools:
+    """The most desirable experts, whoever else has them (III-4)."""
     return top(turn.desirability, turn.capacity, turn.keys)
 
 
-def _sequential(turn: _Round) -> Bools:
+def choose_sequential(turn: Turn) -> Bools:
+    """One client after the other; what one takes is less desirable for the next."""
     clients, experts = turn.desirability.shape
     chosen = np.zeros((clients, experts), dtype=bool)
     loads = np.zeros(experts)
@@ -179,7 +195,7 @@ def _sequential(turn: _Round) -> Bools:
     return _fill_empty(turn, chosen)
 
 
-def _fill_empty(turn: _Round, chosen: Bools) -> Bools:
+def _fill_empty(turn: Turn, chosen: Bools) -> Bools:
     """Give each expert without a client one whose swap costs least."""
     loads = chosen.sum(axis=0)
     for expert in np.flatnonzero(loads == 0):
@@ -193,20 +209,12 @@ def _fill_empty(turn: _Round, chosen: Bools) -> Bools:
     return chosen
 
 
-def _joint(turn: _Round) -> Bools:
+def choose_joint(turn: Turn) -> Bools:
+    """The most desirable assignment of all within the load bounds."""
     return solve_joint(turn.desirability, turn.capacity, turn.keys, lo=turn.lo, hi=turn.hi)
 
 
-def _oracle(turn: _Round) -> Bools:
+def choose_oracle(turn: Turn) -> Bools:
+    """The same with the true affinities, which no server knows."""
     assert turn.truth is not None
     return solve_joint(turn.truth, turn.capacity, turn.keys, lo=turn.lo, hi=turn.hi)
-
-
-POLICIES: dict[str, Callable[[_Round], Bools]] = {
-    "random": _random,
-    "greedy": _greedy,
-    "balanced": _balanced,
-    "sequential": _sequential,
-    "joint": _joint,
-    "oracle": _oracle,
-}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
+from nmoe_flower.catalogue import POLICIES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["ABOUT", "add_arguments"]
 
 ABOUT = "assign experts to clients, no training"
 
-_POLICIES = ("joint", "balanced", "sequential", "greedy", "random")
+_POLICIES = tuple(name for name, row in POLICIES.items() if not row.truth)
 _SHOWN = 40
 
 

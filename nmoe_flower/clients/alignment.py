@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import metrics, records
+from nmoe_flower.catalogue import ALIGNMENT_GATES
 from nmoe_flower.clients.device import AlignmentClient, device_of, fresh_mixture
 from nmoe_flower.clients.plugin import Trained, answer_assigned
 from nmoe_flower.data import normalise
@@ -57,16 +58,16 @@ def train(message: Message, context: Context) -> Message:
     client = AlignmentClient(device_of(context))
     told = records.config_of(message)
     server_round, held = int(told[SERVER_ROUND]), [int(e) for e in told[FeedbackKey.EXPERTS]]
-    own_gate = client.device.config.alignment.gate == "local"
-    if own_gate:
+    gate = ALIGNMENT_GATES[client.device.config.alignment.gate]
+    if gate.stays:
         client.load_gate(before=server_round)
     loads = torch.tensor([float(share) for share in told.get(AlignmentKey.LOADS, ())])
     answer = answer_assigned(
         message, client.network, lambda _: _train(client, held, server_round, loads)
     )
-    if own_gate:
+    if gate.stays:
         client.save_gate(server_round, told.get(records.KEPT_ROUNDS, ()))
-    if client.device.config.alignment.gate == "closed-form":
+    if gate.solved:
         wanted = bool(told[StatisticsKey.WANT_MOMENT])
         answer.content[STATISTICS] = _statistics(client, held, wanted)
         answer.content[ARRAYS] = _without_gate(answer.content.array_records[ARRAYS])

@@ -1,13 +1,20 @@
 """The second system: a mixture on the server, experts aligned with clients."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from nmoe_flower.catalogue import ALIGNMENT_GATES, POLICIES
 from nmoe_flower.config.section import Ints, Section, split
 
 __all__ = ["AlignmentConfig"]
 
+if TYPE_CHECKING:
+    PolicyName = str
+    GateName = str
+else:
+    PolicyName = Literal[tuple(POLICIES)]
+    GateName = Literal[tuple(ALIGNMENT_GATES)]
 DeviceName = Literal["server", "laptop", "phone", "board", "sensor"]
 Devices = Annotated[tuple[DeviceName, ...], BeforeValidator(split), Field(max_length=1024)]
 
@@ -15,9 +22,7 @@ Devices = Annotated[tuple[DeviceName, ...], BeforeValidator(split), Field(max_le
 class AlignmentConfig(Section):
     """The second system (``run.system = aligned``): experts on the server, aligned with clients."""
 
-    policy: Literal["random", "greedy", "balanced", "sequential", "joint", "oracle"] = Field(
-        "joint", description="who trains which experts"
-    )
+    policy: PolicyName = Field("joint", description="who trains which experts")
     experts: int = Field(0, ge=0, description="0: as many as clients")
     capacity: Ints = Field((1,), description="experts per client; a list is repeated over clients")
     rounds: int = Field(30, ge=1, description="of training")
@@ -34,7 +39,7 @@ class AlignmentConfig(Section):
     filters: int = Field(128, ge=1, description="of the filters extractor: 8 numbers each")
     filter_size: int = Field(6, ge=2, description="of a filter, in pixels")
     filter_stride: int = Field(1, ge=1, description="of the filters")
-    gate: Literal["averaged", "local", "travelling", "closed-form"] = Field(
+    gate: GateName = Field(
         "averaged", description="averaged, kept at home, rows with their experts, or solved"
     )
     gate_learning_rate: float = Field(0.0, ge=0, description="the clients'; 0: learning-rate")
@@ -73,9 +78,9 @@ class AlignmentConfig(Section):
                 "alignment.capacity must be numbers of at least 0, not all of them 0, got "
                 f"{', '.join(map(str, self.capacity)) or 'none'}"
             )
-        if self.gate == "closed-form" and self.extractor == "trained":
+        if ALIGNMENT_GATES[self.gate].solved and self.extractor == "trained":
             raise ValueError(
-                "alignment.gate = closed-form adds up latents over rounds: it needs an extractor "
+                f"alignment.gate = {self.gate} adds up latents over rounds: it needs an extractor "
                 "that stays (stage-1, frozen or filters), got trained"
             )
         if self.gate_server_rate and self.gate != "averaged":
@@ -85,7 +90,7 @@ class AlignmentConfig(Section):
             )
         if 0 <= self.hi < self.lo:
             raise ValueError(f"alignment.lo is {self.lo}, above alignment.hi = {self.hi}")
-        if (self.lo >= 0 or self.hi >= 0) and self.policy not in ("joint", "oracle"):
+        if (self.lo >= 0 or self.hi >= 0) and not POLICIES[self.policy].bounds:
             raise ValueError(
                 f"alignment.lo = {self.lo} and hi = {self.hi} are for joint and oracle, not "
                 f"{self.policy}: use -1"
@@ -108,9 +113,9 @@ class AlignmentConfig(Section):
                 f"alignment.capacity gives {slots} slots a round for {experts} experts: experts "
                 "take turns, and some have no client in a round"
             )
-        if self.gate == "closed-form":
+        if ALIGNMENT_GATES[self.gate].solved:
             notes.append(
-                "alignment.gate = closed-form sends sums and second moments of latents, which are "
+                f"alignment.gate = {self.gate} sends sums and second moments of latents, which are "
                 "statistics of the clients' data"
             )
         return notes

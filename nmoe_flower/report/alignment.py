@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.report.canvas import (
     INK,
     count_rounds,
@@ -37,16 +38,7 @@ __all__ = [
 Curve = dict[str, np.ndarray]
 SUSTAINED = 3
 PART = "bytes-to-part"
-_ORDER = (
-    "single model",
-    "single model, one step",
-    "random",
-    "greedy",
-    "balanced",
-    "sequential",
-    "joint",
-    "oracle",
-)
+_ORDER = ("single model", "single model, one step", *POLICIES)
 
 
 def is_alignment(run: FinishedRun) -> bool:

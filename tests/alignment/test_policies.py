@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmoe_flower.alignment import POLICIES, align, load_variation
+from nmoe_flower.alignment import align, load_variation
+from nmoe_flower.catalogue import POLICIES
 
 
 def stream(seed=0):

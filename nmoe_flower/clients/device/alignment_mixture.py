@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nmoe_flower import records
+from nmoe_flower.catalogue import ALIGNMENT_GATES
 from nmoe_flower.clients.device.device import Device, initial_seed
 from nmoe_flower.clients.device.latents import predict
 from nmoe_flower.clients.device.store import Store, Versions
@@ -182,7 +183,7 @@ class AlignmentClient:
 
     @property
     def _trains_gate(self) -> bool:
-        return self.device.config.alignment.gate != "closed-form"
+        return not ALIGNMENT_GATES[self.device.config.alignment.gate].solved
 
     def optimizer(self, learners: nn.ModuleList) -> torch.optim.SGD:
         """SGD of the learners, the gate at a rate of its own."""

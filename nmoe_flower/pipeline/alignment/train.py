@@ -23,6 +23,7 @@ from nmoe_flower.alignment import (
     draw_devices,
     read_trace,
 )
+from nmoe_flower.catalogue import ALIGNMENT_GATES, found
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
 from nmoe_flower.pipeline.networked import train_extractor
@@ -39,7 +40,15 @@ from nmoe_flower.strategies import (
     UnsharedGate,
 )
 
-__all__ = ["train_alignment", "train_first", "trained_assigner"]
+__all__ = [
+    "averaged_gate",
+    "solved_gate",
+    "train_alignment",
+    "train_first",
+    "trained_assigner",
+    "travelling_gate",
+    "unshared_gate",
+]
 
 STAGE = "alignment"
 QUANTITIES = ("compute", "memory", "download", "upload", "latency")
@@ -112,16 +121,34 @@ def _world(config: Config) -> World | None:
     return None
 
 
-def _gate(config: Config) -> GateSharing:
+def averaged_gate(config: Config) -> GateSharing:
+    """A gate that all clients train, averaged as it is or stepped by the server."""
+    rate = config.alignment.gate_server_rate
+    return AveragedGate(AdamW() if rate else None, rate=rate)
+
+
+def unshared_gate(_: Config) -> GateSharing:
+    """A gate for each client, which never leaves it."""
+    return UnsharedGate()
+
+
+def travelling_gate(_: Config) -> GateSharing:
+    """A gate whose rows travel with their experts."""
+    return TravellingGate()
+
+
+def solved_gate(config: Config) -> GateSharing:
+    """A gate in closed form, from the statistics of all clients."""
     settings = config.alignment
-    if settings.gate == "closed-form":
-        experts = settings.experts or config.data.num_clients
-        solver = ClosedFormGate(experts, decay=settings.gate_decay, ridge=settings.gate_ridge)
-        return StatisticsGate(solver)
-    if settings.gate == "averaged":
-        rate = settings.gate_server_rate
-        return AveragedGate(AdamW() if rate else None, rate=rate)
-    return UnsharedGate() if settings.gate == "local" else TravellingGate()
+    experts = settings.experts or config.data.num_clients
+    return StatisticsGate(
+        ClosedFormGate(experts, decay=settings.gate_decay, ridge=settings.gate_ridge)
+    )
+
+
+def _gate(config: Config) -> GateSharing:
+    sharing: GateSharing = found(ALIGNMENT_GATES[config.alignment.gate].sharing)(config)
+    return sharing
 
 
 def _assigner(
