@@ -18,7 +18,7 @@ from nmoe_flower.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from nmoe_flower.cli.infer_queries import Loaded
+    from nmoe_flower.cli.images import Loaded
     from nmoe_flower.inference import Answer, Client
 
 __all__ = ["ABOUT", "add_arguments"]
@@ -140,7 +140,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _inputs(args: argparse.Namespace, client: "Client") -> "Iterator[Loaded]":
     """What the sources hold, read as the bundle's training data were."""
-    from nmoe_flower.cli.infer_queries import read_images, read_rows
+    from nmoe_flower.cli.images import read_images, read_rows
 
     section = client.bundle.config.data
     if section.kind == "features":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nmoe_flower.cli.infer_queries import read_images
+from nmoe_flower.cli.images import read_images
 from nmoe_flower.data import fit_pixels, load_images
 from nmoe_flower.errors import ConfigError, DataError
 

@@ -103,7 +103,7 @@ def test_the_extras_bring_what_a_device_does_without() -> None:
         "nmoe_flower.client_app",
         "nmoe_flower.server_app",
         "nmoe_flower.cli.serve, nmoe_flower.inference",
-        "nmoe_flower.cli.infer, nmoe_flower.cli.infer_queries",
+        "nmoe_flower.cli.infer, nmoe_flower.cli.images",
         "nmoe_flower.cli.bundle",
         "nmoe_flower.cli.deploy, nmoe_flower.deploy",
     ],

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
-from nmoe_flower.cli.infer_queries import read_images
+from nmoe_flower.cli.images import read_images
 from nmoe_flower.data import normalise
 from nmoe_flower.inference.ask.client import Client
 from nmoe_flower.inference.protocol.peers import PeerList

@@ -1,4 +1,4 @@
-"""What ``nmoe infer`` asks about: images or rows of tables, one after the other."""
+"""The images that ``nmoe infer`` asks about, or rows of tables in their place, one by one."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
