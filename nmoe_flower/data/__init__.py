@@ -1,4 +1,4 @@
-"""Images decoded once, client partitions and batched augmentation.
+"""Images decoded once, tables of features, who holds what, and augmentation of whole batches.
 
 Names that need torch or flwr-datasets are imported on first use, so that opening data stays cheap.
 """
@@ -28,7 +28,7 @@ from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
 
 if TYPE_CHECKING:
-    from nmoe_flower.data.augment import Augment, normalise, two_views
+    from nmoe_flower.data.augment import Augment, normalise
     from nmoe_flower.data.dominant import DominantClassPartitioner
     from nmoe_flower.data.views import FeatureViews, Views
 
@@ -66,7 +66,6 @@ __all__ = [
     "read_table",
     "standardise",
     "to_pixels",
-    "two_views",
     "what_changed",
     "with_features",
 ]
@@ -78,7 +77,7 @@ def __getattr__(name: str) -> Any:
 
         import_extra("flwr_datasets", name)
         return import_module("nmoe_flower.data.dominant").DominantClassPartitioner
-    if name in ("Augment", "normalise", "two_views"):
+    if name in ("Augment", "normalise"):
         return getattr(import_module("nmoe_flower.data.augment"), name)
     if name in ("FeatureViews", "Views"):
         return getattr(import_module("nmoe_flower.data.views"), name)

@@ -114,10 +114,3 @@ class Augment:
         start = torch.randint(0, size, (batch, 1), generator=generator) - self.cutout // 2
         position = torch.arange(size)
         return (position >= start) & (position < start + self.cutout)
-
-
-def two_views(
-    images: Tensor, augment: Augment, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Two independent augmentations of the same images, each [B, C, H, W]."""
-    return augment(images, generator), augment(images, generator)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from nmoe_flower.data.augment import Augment, normalise, two_views
+from nmoe_flower.data.augment import Augment, normalise
 from nmoe_flower.errors import ConfigError, DataError
 
 
@@ -123,17 +123,6 @@ def test_result_keeps_channels_last() -> None:
     images = distinct_images(8, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     result = Augment(crop_padding=2, flip=True, cutout=3)(images, seeded(1))
     assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_two_views_are_two_draws() -> None:
-    images = distinct_images(8, 3, 8, 8)
-    augment = Augment(crop_padding=2, flip=True)
-    generator = seeded(5)
-    one, two = two_views(images, augment, generator)
-    replay = seeded(5)
-    assert torch.equal(one, augment(images, replay))
-    assert torch.equal(two, augment(images, replay))
-    assert not torch.equal(one, two)
 
 
 @pytest.mark.parametrize("options", [{"crop_padding": -1}, {"cutout": -2}])
