@@ -22,6 +22,11 @@ HALVES = {
     "test": "handlers of clients/",
     "train": "handlers of clients/",
 }
+# Constants that stand in several files, each with its reason.
+SHARED = {
+    "ABOUT": "what a command is for, in every file of cli/",
+    "SPREAD": "of normalised pixels: data and models do not see each other",
+}
 # Words that are not used any more for what they meant.
 RETIRED = re.compile(r"aligned|spectral_client|placement|quiz|fleet", re.IGNORECASE)
 
@@ -39,6 +44,19 @@ def public(paths: Iterable[Path]) -> dict[str, list[str]]:
             kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
             if isinstance(node, kinds) and not node.name.startswith("_"):
                 found[node.name].append(str(path))
+    return found
+
+
+def constants(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Constants of modules that others may use, and where each is defined."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+            for target in targets:
+                if isinstance(target, ast.Name) and re.fullmatch("[A-Z][A-Z0-9_]+", target.id):
+                    found[target.id].append(str(path))
     return found
 
 
@@ -85,15 +103,20 @@ def test_a_public_name_is_defined_once() -> None:
     assert found.keys() == HALVES.keys(), "a half that stands alone"
 
 
+def test_a_constant_is_defined_once() -> None:
+    assert twice(constants(sources())).keys() == SHARED.keys()
+
+
 def test_retired_words_are_gone_from_public_names() -> None:
     assert [name for name in public(sources()) if RETIRED.search(name)] == []
 
 
 def test_the_checks_see_what_is_wrong(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        text = "class Traffic: ...\ndef _own(): ...\n"
+        text = "class Traffic: ...\ndef _own(): ...\nGATE: str = 'gate'\n_MOST = T = 9\n"
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     assert twice(public(sorted(tmp_path.glob("*.py")))).keys() == {"Traffic"}
+    assert twice(constants(sorted(tmp_path.glob("*.py")))).keys() == {"GATE"}
     assert RETIRED.search("AlignedMixture")
     with pytest.raises(AttributeError):
         resolved("models.Nothing")

@@ -46,7 +46,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Answered:
+class MethodAnswers:
     """What one method answered on one test.
 
     Attributes:
@@ -87,7 +87,7 @@ def route(message: Message, context: Context) -> Message:
 
 def _all_methods(
     device: Device, received: Arrays, controls: list[str], test: str
-) -> Iterator[Answered]:
+) -> Iterator[MethodAnswers]:
     latents = torch.from_numpy(np.array(device.store.load(LATENTS)[test]))
     if device.config.expert.sharing == "none":
         yield _own_expert(device, latents)
@@ -101,7 +101,7 @@ def _all_methods(
         with torch.inference_mode():
             prediction = mixture.mixture(latents, generator=noise)
         ids = prediction.routing.expert_ids.numpy()
-        yield Answered(method, prediction.probabilities, ids)
+        yield MethodAnswers(method, prediction.probabilities, ids)
     yield from _controls(device, received, controls, test, latents)
 
 
@@ -138,34 +138,34 @@ def _router(device: Device, method: str, received: Arrays, site: GateSite) -> Ro
     return gate
 
 
-def _own_expert(device: Device, latents: Tensor) -> Answered:
+def _own_expert(device: Device, latents: Tensor) -> MethodAnswers:
     expert = device.expert(latents.shape[1]).cpu().eval()
     records.load_into(expert.state_dict(), device.store.load(EXPERT))
     with torch.inference_mode():
         probabilities = expert(latents).softmax(dim=1)
-    return Answered("local", probabilities, np.full((len(latents), 1), device.partition))
+    return MethodAnswers("local", probabilities, np.full((len(latents), 1), device.partition))
 
 
 def _controls(
     device: Device, received: Arrays, controls: list[str], test: str, latents: Tensor
-) -> Iterator[Answered]:
+) -> Iterator[MethodAnswers]:
     if head := records.part_of(received, f"{HEAD}/"):
         classifier = device.head(latents.shape[1]).eval()
         records.load_into(classifier.state_dict(), head)
         with torch.inference_mode():
-            yield Answered("control:fedavg", classifier(latents).softmax(dim=1), None)
+            yield MethodAnswers("control:fedavg", classifier(latents).softmax(dim=1), None)
     if LOCAL_CLASSIFIER in controls:
         kept = device.store.load(LOCAL_CLASSIFIER)[test]
         probabilities = torch.from_numpy(np.array(kept))
-        yield Answered("control:local-classifier", probabilities, None, balanced=False)
+        yield MethodAnswers("control:local-classifier", probabilities, None, balanced=False)
     if central := records.part_of(received, f"{CENTRALIZED}/"):
         chosen = device.tests[test]
         probabilities = torch.from_numpy(central[ControlKey.PROBABILITIES][chosen])
         ids = central[ControlKey.EXPERT_IDS][chosen]
-        yield Answered("control:centralized", probabilities, ids)
+        yield MethodAnswers("control:centralized", probabilities, ids)
 
 
-def _with_prior(device: Device, answered: Answered) -> Iterator[tuple[str, Tensor]]:
+def _with_prior(device: Device, answered: MethodAnswers) -> Iterator[tuple[str, Tensor]]:
     """The answers as they are, and under the prior this client believes its test batch has."""
     probabilities, kind = answered.probabilities, device.config.gate.prior
     yield "", probabilities

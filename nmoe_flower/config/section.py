@@ -19,7 +19,6 @@ from pydantic_core import core_schema
 from nmoe_flower.own_code import FORM, is_own
 
 __all__ = [
-    "LARGEST",
     "Distinct",
     "Floats",
     "Ints",
@@ -33,7 +32,7 @@ __all__ = [
     "split",
 ]
 
-LARGEST = 2**32 - 1  # of whole numbers: Flower carries 64 bits, and no count comes near this
+_LARGEST = 2**32 - 1  # of whole numbers: Flower carries 64 bits, and no count comes near this
 _LONGEST = 1024  # list
 _WIDEST, _MOST_LAYERS = 2**20, 64
 
@@ -148,8 +147,8 @@ class Section(BaseModel):
     def _can_be_carried(cls, value: Any) -> Any:
         """Refuse what no file or message could hold."""
         for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, int) and abs(part) > LARGEST:
-                raise ValueError(f"whole numbers go up to {LARGEST:,}, got {shown(part)}")
+            if isinstance(part, int) and abs(part) > _LARGEST:
+                raise ValueError(f"whole numbers go up to {_LARGEST:,}, got {shown(part)}")
             if isinstance(part, str) and (odd := _unwritable(part)):
                 raise ValueError(f"{odd}, got {shown(part)}")
         return value

@@ -17,7 +17,7 @@ from nmoe_flower.files import read_text
 __all__ = ["TABLE_SUFFIXES", "Table", "read_table"]
 
 MOST_BYTES = 1 << 32
-LARGEST = 1e100  # of a feature, either side of 0: its square can still be summed
+_LARGEST = 1e100  # of a feature, either side of 0: its square can still be summed
 _NAMES = "columns"  # in an .npz with one matrix: the names of its columns
 
 Column = Sequence[Any] | npt.NDArray[Any]
@@ -70,7 +70,7 @@ class Table:
         column = self.column(name, "data.feature-columns")
         try:
             values = np.asarray(column, dtype=np.float64)
-            usable = np.abs(values) <= LARGEST
+            usable = np.abs(values) <= _LARGEST
         except (TypeError, ValueError, OverflowError):
             usable = np.zeros((0, 0), bool)
         if usable.ndim != 1:  # lists or texts among them: found one by one
@@ -79,14 +79,14 @@ class Table:
             row = int(np.argmin(usable))
             raise DataError(
                 f"row {row} of {self.name} has {column[row]!r} in column {name!r}; finite "
-                f"numbers up to {LARGEST:g} are needed (data.feature-columns chooses the columns)"
+                f"numbers up to {_LARGEST:g} are needed (data.feature-columns chooses the columns)"
             )
         return values
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return abs(float(value)) <= LARGEST
+        return abs(float(value)) <= _LARGEST
     except (TypeError, ValueError, OverflowError):
         return False
 

@@ -13,7 +13,7 @@ from nmoe_flower.report.tables import Row, grid, method_label, number, results_t
 
 __all__ = [
     "CITATION",
-    "METHODS",
+    "PAPER_METHODS",
     "paper_cell",
     "paper_table",
     "paper_to_markdown",
@@ -22,7 +22,7 @@ __all__ = [
 CITATION = "arXiv:2511.01743, Tables I and II (CIFAR-10, ResNet-18, 10 clients, top-1)"
 
 # How the paper calls what a results row calls its gate.
-METHODS = {
+PAPER_METHODS = {
     "control:centralized": "Centralized MoE",
     "control:local-classifier": "Local Classifier",
     "control:fedavg": "FedAvg of Local Classifier",
@@ -184,7 +184,7 @@ def paper_table(runs: Sequence[FinishedRun]) -> list[Row]:
         ours = {key: row[key] for key in ("extractor", "config", "n")}
         ours["table"] = cell["table"]
         ours["setting"] = "IID" if row["tau"] is None else f"τ = {row['tau']:g}"
-        ours["method"] = METHODS[row["gate"]]
+        ours["method"] = PAPER_METHODS[row["gate"]]
         for metric in _METRICS:
             ours[metric] = row[metric]
             ours[f"{metric}_std"] = row[f"{metric}_std"]
@@ -204,7 +204,7 @@ def _is_cifar10(dataset: str) -> bool:
 
 def _position(row: Row) -> tuple[str, str, int, str, bool, float]:
     skew = 0.0 if row["setting"] == "IID" else float(row["setting"].rpartition(" ")[2])
-    method = list(METHODS.values()).index(row["method"])
+    method = list(PAPER_METHODS.values()).index(row["method"])
     return row["table"], row["extractor"], method, row["config"], skew > 0, -skew
 
 

@@ -12,7 +12,7 @@ from nmoe_flower.report.runs import FinishedRun
 
 __all__ = [
     "GATE_NAMES",
-    "METRICS",
+    "TABLE_METRICS",
     "gate_kind",
     "gate_order",
     "grid",
@@ -23,7 +23,14 @@ __all__ = [
     "to_markdown",
 ]
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "local_ratio", "bytes_per_sample")
+TABLE_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auc",
+    "local_ratio",
+    "bytes_per_sample",
+)
 Kind = Literal["gate", "upper bound", "control"]
 Row = dict[str, Any]
 
@@ -93,7 +100,7 @@ def _row(key: tuple[Any, ...], rows: list[Row]) -> Row:
     row["kind"] = gate_kind(row["gate"])
     row["n"] = len(rows)
     row["seeds"] = " ".join(str(seed) for seed in sorted(one["seed"] for one in rows))
-    for metric in METRICS:
+    for metric in TABLE_METRICS:
         values = [one.get(metric) for one in rows]
         whole = [float(value) for value in values if value is not None]
         complete = len(whole) == len(values)

@@ -26,7 +26,7 @@ from nmoe_flower.records import (
     CorrelationKey,
 )
 from nmoe_flower.representation import effective_rank, find_collapse
-from nmoe_flower.strategies.fedsc_correlations import Correlations, Release, claimed
+from nmoe_flower.strategies.fedsc_correlations import ClientMatrix, Correlations, claimed
 from nmoe_flower.strategies.limits import require_number, require_whole
 from nmoe_flower.strategies.replies import Exchange, Usable, read_reply
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
@@ -224,20 +224,20 @@ class FedSC(SteppedFedAvg):
                 f"its correlation matrix has noise multiplier {noise:g}, "
                 f"{self.noise_multiplier:g} was agreed"
             )
-        release = Release(
+        sent = ClientMatrix(
             packed=records.to_numpy(record)[CorrelationKey.PACKED],
             examples=claimed(metrics, NUM_EXAMPLES),
             round=self._current_round,
             noise_std=claimed(metrics, NOISE_STD, 0.0),
         )
-        clip, size = self.correlations.clip, max(1, int(release.examples))
+        clip, size = self.correlations.clip, max(1, int(sent.examples))
         most = noise * sensitivity(clip, size) * (1 + 1e-6)
-        if release.noise_std > most:
+        if sent.noise_std > most:
             raise ReplyError(
-                f"its noise is said to have deviation {release.noise_std:g}; noise multiplier "
+                f"its noise is said to have deviation {sent.noise_std:g}; noise multiplier "
                 f"{noise:g} and {size} samples give {most:g}"
             )
-        self.correlations.keep(client, release)
+        self.correlations.keep(client, sent)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -21,7 +21,7 @@ from nmoe_flower.records import CorrelationKey
 
 PACKED = CorrelationKey.PACKED
 
-__all__ = ["Correlations", "Release", "claimed"]
+__all__ = ["ClientMatrix", "Correlations", "claimed"]
 
 _MOST = 2**53  # samples: no client has more, and sums of them stay finite
 
@@ -40,7 +40,7 @@ def claimed(metrics: Mapping[str, Any], name: str, default: float | None = None)
 
 
 @dataclass(frozen=True)
-class Release:
+class ClientMatrix:
     """What a client sent last.
 
     Attributes:
@@ -68,29 +68,29 @@ class Correlations:
 
     def __init__(self, *, dim: int | None = None, clip: float = 1.0, shrink: bool = False) -> None:
         self.dim, self.clip, self.shrink = dim, clip, shrink
-        self._kept: dict[int, Release] = {}
+        self._kept: dict[int, ClientMatrix] = {}
         self._mean: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, client: int, release: Release) -> None:
+    def keep(self, client: int, sent: ClientMatrix) -> None:
         """Take in a client's R.
 
         Raises:
             ReplyError: It is not finite, not of the agreed size, or no features have it.
         """
-        if release.examples <= 0:
-            raise ReplyError(f"num-examples must be above 0, got {release.examples:g}")
-        packed: dict[str, np.ndarray] = {PACKED: release.packed}
+        if sent.examples <= 0:
+            raise ReplyError(f"num-examples must be above 0, got {sent.examples:g}")
+        packed: dict[str, np.ndarray] = {PACKED: sent.packed}
         records.require_finite(packed)
-        packed = records.restored(packed, {PACKED: np.empty(release.packed.shape, np.float32)})
+        packed = records.restored(packed, {PACKED: np.empty(sent.packed.shape, np.float32)})
         try:
             matrix = smat(packed[PACKED].astype(np.float64), dim=self.dim)
         except ConfigError as error:
             raise ReplyError(f"correlation: {error}") from None
-        check_release(matrix, dim=len(matrix), clip=self.clip, noise_std=release.noise_std)
-        self._kept[client] = replace(release, packed=packed[PACKED])
+        check_release(matrix, dim=len(matrix), clip=self.clip, noise_std=sent.noise_std)
+        self._kept[client] = replace(sent, packed=packed[PACKED])
         self._mean = None
 
     def settle(self) -> dict[int, str]:
@@ -129,7 +129,7 @@ class Correlations:
     @property
     def examples(self) -> float:
         """Samples behind the mean."""
-        return sum(release.examples for release in self._kept.values())
+        return sum(kept.examples for kept in self._kept.values())
 
     @property
     def shrunk(self) -> bool:
@@ -175,10 +175,10 @@ class Correlations:
     def state(self) -> dict[str, np.ndarray]:
         """Every R and what is known about it."""
         arrays: dict[str, np.ndarray] = {}
-        for client, release in self._kept.items():
-            arrays[f"{client}/{PACKED}"] = release.packed
+        for client, kept in self._kept.items():
+            arrays[f"{client}/{PACKED}"] = kept.packed
             arrays[f"{client}/about"] = np.array(
-                [release.examples, release.round, release.noise_std], np.float64
+                [kept.examples, kept.round, kept.noise_std], np.float64
             )
         return arrays
 
@@ -189,5 +189,7 @@ class Correlations:
             client, _, kind = key.partition("/")
             if kind == PACKED:
                 examples, server_round, noise_std = arrays[f"{client}/about"].tolist()
-                self.keep(int(client), Release(arrays[key], examples, int(server_round), noise_std))
+                self.keep(
+                    int(client), ClientMatrix(arrays[key], examples, int(server_round), noise_std)
+                )
         self.settle()

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from nmoe_flower.report import load_runs, paper_table, paper_to_markdown
-from nmoe_flower.report.paper import METHODS, paper_cell
+from nmoe_flower.report.paper import PAPER_METHODS, paper_cell
 
 CIFAR = {"data.dataset": "uoft-cs/cifar10"}
 FIGURES = ("accuracy", "macro_f1", "auc")
@@ -12,7 +12,7 @@ FIGURES = ("accuracy", "macro_f1", "auc")
 def all_cells():
     return {
         (gate, extractor, scheme, tau, test): cell
-        for gate in METHODS
+        for gate in PAPER_METHODS
         for extractor in ("fedce", "fedsc")
         for scheme, tau in (("iid", None), ("dominant", 0.5), ("dominant", 0.3), ("dominant", 0.2))
         for test in ("local", "iid")
@@ -123,7 +123,7 @@ def test_markdown_has_one_column_per_setting_beside_the_papers(finished_run):
     assert lines[5] == (
         "| FedCE | Local Classifier | 0.700 | 0.111 | 0.700 | 0.667 | 0.700 | 0.833 |"
     )
-    assert [line.split(" | ")[1] for line in lines[4:10]] == list(METHODS.values())
+    assert [line.split(" | ")[1] for line in lines[4:10]] == list(PAPER_METHODS.values())
     assert rest.splitlines()[2] == "| Extractor | Method | τ = 0.5 | paper | τ = 0.2 | paper |"
     assert "arXiv:2511.01743" in text
 

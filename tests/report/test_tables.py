@@ -6,7 +6,7 @@ import json
 import pytest
 
 from nmoe_flower.report import load_runs, results_table, to_csv, to_markdown
-from nmoe_flower.report.tables import METRICS
+from nmoe_flower.report.tables import TABLE_METRICS
 
 
 def cell(table, gate, test="local"):
@@ -138,7 +138,7 @@ def test_csv_comes_back_exactly(finished_run):
     back = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert len(back) == len(table) == 34
     for text, row in zip(back, table, strict=True):
-        for name in (*METRICS, *(f"{metric}_std" for metric in METRICS)):
+        for name in (*TABLE_METRICS, *(f"{metric}_std" for metric in TABLE_METRICS)):
             assert (float(text[name]) if text[name] else None) == row[name]
         assert text["best"].split() == list(row["best"])
         assert (text["gate"], text["test"], text["n"], text["seeds"]) == (

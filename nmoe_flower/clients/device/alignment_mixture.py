@@ -28,10 +28,11 @@ from nmoe_flower.training import generator, seeded, sgd
 
 __all__ = ["AlignmentClient", "experts_of", "fresh_body", "fresh_mixture"]
 
-LATENTS = "aligned-latents"
-EXTRACTOR = "aligned-extractor"
+# Names in the client's store; those of older versions, so that their runs go on.
+KEPT_LATENTS = "aligned-latents"
+KEPT_EXTRACTOR = "aligned-extractor"
+KEPT_GATE = "aligned-gate"
 PARTS = ("train", *TESTS)
-GATE = "aligned-gate"
 
 
 def experts_of(config: Config) -> int:
@@ -126,7 +127,7 @@ class AlignmentClient:
 
         They are computed once and kept at the client.
         """
-        name = f"{LATENTS}-{part}"
+        name = f"{KEPT_LATENTS}-{part}"
         store = self.device.store
         if not store.has(name):
             store.save(name, {"latents": self.extracted(part).numpy().astype(np.float16)})
@@ -135,26 +136,28 @@ class AlignmentClient:
     def keep_extractor(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep an extractor that was trained before; latents of another one are forgotten."""
         store = self.device.store
-        if store.has(EXTRACTOR):
-            old = store.load(EXTRACTOR)
+        if store.has(KEPT_EXTRACTOR):
+            old = store.load(KEPT_EXTRACTOR)
             if old.keys() == arrays.keys() and all(np.array_equal(old[n], arrays[n]) for n in old):
                 return
         for part in PARTS:
-            store.drop(f"{LATENTS}-{part}")
-        store.save(EXTRACTOR, dict(arrays))
+            store.drop(f"{KEPT_LATENTS}-{part}")
+        store.save(KEPT_EXTRACTOR, dict(arrays))
 
     def extracted(self, part: str) -> Tensor:
         """Latents [n, D] of images under the extractor as it is now."""
         device = self.device
         if device.config.alignment.extractor == "stage-1":
-            records.load_into(self.network.extractor.state_dict(), device.store.load(EXTRACTOR))
+            records.load_into(
+                self.network.extractor.state_dict(), device.store.load(KEPT_EXTRACTOR)
+            )
         split = device.data.train if part == "train" else device.data.test
         chosen = device.indices.train if part == "train" else device.tests[part]
         return predict(device, self.network.extractor, split.images, chosen)
 
     @property
     def _gates(self) -> Versions:
-        return Versions(self.device.store, GATE)
+        return Versions(self.device.store, KEPT_GATE)
 
     def load_gate(self, *, before: int) -> None:
         """Bring the client's own gate back as it was before a round; fresh if it has none."""
