@@ -1,4 +1,7 @@
-"""What comes along by name, a row each: gates, methods, controls, backbones, schemes, policies.
+"""What comes along by name, a row each: gates, backbones, schemes, policies and more.
+
+For the first system gates, their objectives, methods of stage 1, controls and backbones; for the
+second policies and ways of its gate; for both schemes that share a data set out.
 
 A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
 these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for

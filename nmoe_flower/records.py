@@ -1,4 +1,4 @@
-"""The wire vocabulary: record names, actions, and tensors to and from Flower's ArrayRecord."""
+"""The wire vocabulary: records, actions, keys, and tensors to and from Flower's ArrayRecord."""
 
 from collections.abc import Mapping
 from enum import StrEnum

@@ -38,9 +38,9 @@ class ExpertAlignment(StreamingFedAvg):
     """A mixture on the server; every client gets extractor, gate and only its experts.
 
     The client must send the arrays it got, trained, and the feedback of ``read_feedback`` among its
-    metrics; ``clients.alignment.answer_assigned`` does both. An expert becomes the weighted mean
-    over whoever trained it; one that nobody trained stays as it is. Unusable feedback drops the
-    whole reply, by name, before anything learns from it.
+    metrics; ``clients.answer_assigned`` does both. An expert becomes the weighted mean over whoever
+    trained it; one that nobody trained stays as it is. Unusable feedback drops the whole reply, by
+    name, before anything learns from it.
 
     Args:
         assigner: Knows the clients and decides.

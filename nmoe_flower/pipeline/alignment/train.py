@@ -1,4 +1,4 @@
-"""The second system: a mixture on the server whose experts are aligned with clients.
+"""Training of the second system: its first weights, its assigner, its rounds.
 
 Chen et al. 2025, arXiv:2507.05685, section III.
 """
