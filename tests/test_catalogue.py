@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nmoe_flower.alignment import align
+from nmoe_flower.alignment import Assigner, align
 from nmoe_flower.catalogue import (
     ALIGNMENT_GATES,
     BACKBONES,
@@ -154,6 +154,15 @@ def test_every_policy_decides_as_its_row_says(name: str) -> None:
     else:
         with pytest.raises(ConfigError, match="are for joint and oracle"):
             Config.parse(bounded)
+
+
+def test_a_further_policy_gets_the_bounds_that_its_row_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four clients, two experts: an even share is two clients each, ``hi`` lets each have one."""
+    monkeypatch.setitem(POLICIES, "further", POLICIES["joint"])
+    assigner = Assigner(4, 2, policy="further", lo=0, hi=1)
+    assert assigner.assign(1, [True] * 4).chosen.sum(axis=0).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_GATES)

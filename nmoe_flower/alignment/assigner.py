@@ -190,6 +190,7 @@ class Assigner:
             # experts wait; one at a time cannot promise that none is forgotten, so: joint
             policy = policy if POLICIES[policy].bounds else "joint"
             lo = 0 if lo is None else lo
+        bounded = POLICIES[policy].bounds
         chosen = align(
             wanted,
             capacity,
@@ -197,8 +198,8 @@ class Assigner:
             rng=numpy_stream(self.seed, "align", server_round),
             fitness=self.fitness.scores,
             truth=self.truth,
-            lo=lo if policy in ("joint", "oracle") else None,
-            hi=self.hi if policy in ("joint", "oracle") else None,
+            lo=lo if bounded else None,
+            hi=self.hi if bounded else None,
         )
         return Decision(
             round=server_round,

@@ -20,6 +20,7 @@ __all__ = ["ABOUT", "add_arguments"]
 ABOUT = "assign experts to clients, no training"
 
 _POLICIES = tuple(name for name, row in POLICIES.items() if not row.truth)
+_BOUNDED = tuple(name for name in _POLICIES if POLICIES[name].bounds)
 _SHOWN = 40
 
 
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def command(args: argparse.Namespace) -> int:
         for name in ("lo", "hi"):
-            if getattr(args, name) is not None and args.policy != "joint":
-                parser.error(f"--{name} is for --policy joint")
+            if getattr(args, name) is not None and args.policy not in _BOUNDED:
+                parser.error(f"--{name} is for --policy {' or '.join(_BOUNDED)}")
         return _run(args)
 
     parser.set_defaults(command=command)
@@ -62,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     relative = np.clip(used / used.mean() - 1, -1, 2) if used.any() else used
     wanted = desirability(scores, relative, usage_weight=args.usage_weight, scale=args.scale)
     wanted[barred] = -np.inf
-    bounds = _bounds(table, args.lo, args.hi) if args.policy == "joint" else {}
+    bounds = _bounds(table, args.lo, args.hi) if args.policy in _BOUNDED else {}
     try:
         chosen = align(
             wanted,
