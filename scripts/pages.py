@@ -232,6 +232,7 @@ class Reader:
         programs: Goes first on the PATH, before the environment's programs.
         short: Cut `nmoe run` short, and stop a block after `SECONDS`.
         edits: The package in the folder is the one to work with.
+        changed: Takes the place of ``programs`` from the first change of that package.
     """
 
     def __init__(
@@ -241,10 +242,12 @@ class Reader:
         *,
         short: bool = True,
         edits: bool = False,
+        changed: Path | None = None,
     ) -> None:
         self.folder = folder
         self.short = short
-        path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+        self.changed = changed
+        self.path = path = [str(Path(sys.executable).parent), os.environ["PATH"]]
         self.environment = {
             **os.environ,
             **({"PYTHONPATH": str(folder)} if edits else {}),
@@ -271,6 +274,9 @@ class Reader:
         Raises:
             BlockError: It failed.
         """
+        if self.changed and (block.file or block.edit).startswith("nmoe_flower/"):
+            self.environment["PATH"] = os.pathsep.join([str(self.changed), *self.path])
+            self.changed = None
         if block.file:
             target = self.folder / block.file
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 from contextlib import closing
@@ -277,11 +278,22 @@ def test_what_goes_wrong_is_told_in_a_line(
     assert said in told_lines[0]
 
 
-@pytest.mark.parametrize("name", ["align", "fedsc", "infer", "rounds", "sizes"])
-def test_a_benchmark_starts_from_any_folder_that_finds_it(name: str, tmp_path: Path) -> None:
+def test_a_benchmark_starts_from_any_folder_that_finds_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--help"],
+        [sys.executable, "-m", "benchmarks.rounds", "--help"],
         cwd=tmp_path, env=importing(os.environ), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: python -m benchmarks.{name} ")
+    assert done.stdout.startswith("usage: python -m benchmarks.rounds ")
+
+
+@pytest.mark.parametrize("name", ["align", "fedsc", "infer", "rounds", "sizes"])
+def test_every_benchmark_says_how_it_is_started(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+    monkeypatch.setattr(sys, "argv", [f"benchmarks.{name}", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m benchmarks.{name} ")

@@ -30,10 +30,9 @@ def test_page_runs(
     blocks = tool.blocks(page)
     edits = tool.edits(blocks)
     tool.scratch(tmp_path, whole=edits)
-    if edits:  # a warm process has the package as it is
-        programs = tmp_path_factory.mktemp("cold")
-        cold(programs)
-    with tool.Reader(tmp_path, programs, edits=edits) as reader:
+    changed = tmp_path_factory.mktemp("cold")  # a warm process has the package as it is
+    cold(changed)
+    with tool.Reader(tmp_path, programs, edits=edits, changed=changed) as reader:
         for block in blocks:
             if not block.needs:
                 reader.follow(block)
