@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import TEST_BATCH, Device, device_of, predict
-from nmoe_flower.clients.fedce import train_classifier
+from nmoe_flower.clients.fedce import classifier_task
+from nmoe_flower.clients.weights import take_steps
 from nmoe_flower.data import normalise
 from nmoe_flower.losses import load_balance
 from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts
@@ -46,13 +47,13 @@ def train(message: Message, context: Context) -> Message:
 def _local_classifier(device: Device, steps: int) -> float:
     """The stage-1 network on this client's images alone, in as many steps."""
     network = device.fresh_classifier()
-    optimizer = _optimizer(device, network)
+    task, optimizer = classifier_task(device, network), _optimizer(device, network)
     follow = _follow_schedule(device, optimizer, steps)
     block, losses = max(1, steps // 100), []
     for first in range(0, steps, block):
         follow(first)
         count = min(block, steps - first)
-        losses.append(train_classifier(device, network, optimizer, first=first, steps=count).loss)
+        losses.append(take_steps(device, task, optimizer, first=first, count=count).loss)
     images = device.data.test.images
     device.store.save(
         LOCAL_CLASSIFIER,

@@ -11,14 +11,13 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of, keep_head, load_classifier, predict
-from nmoe_flower.clients.weights import LocalTask, local_optimizer, take_steps, weights_of
+from nmoe_flower.clients.weights import LocalTask, local_optimizer, weights_of
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import Classifier
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Score
-from nmoe_flower.training import FitResult
 
-__all__ = ["classifier_task", "initial", "test", "train", "train_classifier"]
+__all__ = ["classifier_task", "initial", "test", "train"]
 
 MOMENTUM = "momentum/"
 
@@ -101,18 +100,6 @@ def classifier_task(device: Device, network: Classifier) -> LocalTask:
         losses=partial(loss, reduction="none"),
         augmentation="augment",
     )
-
-
-def train_classifier(
-    device: Device,
-    network: Classifier,
-    optimizer: torch.optim.Optimizer,
-    *,
-    first: int,
-    steps: int,
-) -> FitResult:
-    """Take plain steps ``first ..`` of this client's stream of augmented batches."""
-    return take_steps(device, classifier_task(device, network), optimizer, first=first, count=steps)
 
 
 def _load_momentum(
