@@ -1,12 +1,17 @@
-"""The recipes that come with the package: found by name, from a wheel or from a checkout."""
+"""Recipes and studies that come with the package: found by name, in a wheel or in a checkout.
+
+A study is told from a recipe by its top-level ``title``.
+"""
 
 import re
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["Recipe", "find_recipe", "packaged_recipes"]
+__all__ = ["Recipe", "find_recipe", "find_study", "packaged_recipes", "packaged_studies"]
 
 _HERE = Path(__file__).resolve().parent
 _PLACES = (_HERE / "experiments", _HERE.parent / "experiments")  # of a wheel, of a checkout
@@ -15,11 +20,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that comes with the package.
+    """A recipe or a study that comes with the package.
 
     Attributes:
-        name: What ``nmoe run NAME`` finds it by.
-        title: The first line of the file, which says what it is.
+        name: What ``nmoe run NAME`` or ``nmoe study run NAME`` finds it by.
+        title: What it is: a recipe's first line, a study's ``title``.
         path: The file.
     """
 
@@ -30,9 +35,14 @@ class Recipe:
 
 def packaged_recipes() -> list[Recipe]:
     """All recipes that come with the package, by name."""
-    folder = next((place for place in _PLACES if place.is_dir()), None)
-    paths = sorted(folder.glob("*.toml"), key=lambda path: path.stem) if folder is not None else []
-    return [Recipe(path.stem, _title(path), path) for path in paths]
+    plain = [path for path in _files() if _study_title(path) is None]
+    return [Recipe(path.stem, _first_line(path), path) for path in plain]
+
+
+def packaged_studies() -> list[Recipe]:
+    """All studies that come with the package, by name."""
+    titled = [(path, _study_title(path)) for path in _files()]
+    return [Recipe(path.stem, title, path) for path, title in titled if title is not None]
 
 
 def find_recipe(name: str) -> Path:
@@ -41,20 +51,56 @@ def find_recipe(name: str) -> Path:
     A file of that name goes before a recipe of that name.
 
     Raises:
-        ConfigError: It is a bare name, and there is neither.
+        ConfigError: It is a bare name, and there is neither; or it is a study's.
     """
+    return _found(name, "recipe", packaged_recipes, packaged_studies, "a study: nmoe study run")
+
+
+def find_study(name: str) -> Path:
+    """The file that a study's name means, as `find_recipe` does for recipes.
+
+    Raises:
+        ConfigError: It is a bare name, and there is neither; or it is a recipe's.
+    """
+    return _found(name, "study", packaged_studies, packaged_recipes, "a recipe: nmoe run")
+
+
+def _found(
+    name: str,
+    kind: str,
+    wanted: Callable[[], list[Recipe]],
+    others: Callable[[], list[Recipe]],
+    otherwise: str,
+) -> Path:
     path = Path(name)
     if path.exists() or not _NAME.fullmatch(name):
         return path
-    known = {recipe.name: recipe.path for recipe in packaged_recipes()}
-    if name not in known:
-        raise ConfigError(
-            f"there is no file {name!r} and no recipe of that name; recipes: "
-            f"{', '.join(known) or 'none, in this installation'}"
-        )
-    return known[name]
+    known = {recipe.name: recipe.path for recipe in wanted()}
+    if name in known:
+        return known[name]
+    if any(recipe.name == name for recipe in others()):
+        raise ConfigError(f"{name} is {otherwise} {name}")
+    plural = {"recipe": "recipes", "study": "studies"}[kind]
+    raise ConfigError(
+        f"there is no file {name!r} and no {kind} of that name; {plural}: "
+        f"{', '.join(known) or 'none, in this installation'}"
+    )
 
 
-def _title(path: Path) -> str:
+def _files() -> list[Path]:
+    folder = next((place for place in _PLACES if place.is_dir()), None)
+    return sorted(folder.glob("*.toml"), key=lambda path: path.stem) if folder is not None else []
+
+
+def _first_line(path: Path) -> str:
     with path.open(encoding="utf-8-sig") as file:
         return file.readline().removeprefix("#").strip().rstrip(".")
+
+
+def _study_title(path: Path) -> str | None:
+    """The title of a study; None if the file is none."""
+    try:
+        title = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("title")
+    except (OSError, ValueError):
+        return None
+    return title if isinstance(title, str) else None

@@ -42,6 +42,7 @@ ROWS = [
     {"summary"},
     {"server_app"},
     {"deploy", "running"},
+    {"study"},
     {"cli"},
 ]
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -14,8 +14,8 @@ from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.run import RunConfig
-from nmoe_flower.config.section import NamesOrOwn
-from nmoe_flower.config.whole import Config, Override, Scalar
+from nmoe_flower.config.section import Names, NamesOrOwn, Section, kebab, shown
+from nmoe_flower.config.whole import Config, Override, Scalar, explain
 
 __all__ = [
     "AlignmentConfig",
@@ -26,9 +26,14 @@ __all__ = [
     "FedSCConfig",
     "GateConfig",
     "HeadConfig",
+    "Names",
     "NamesOrOwn",
     "Override",
     "PrivacyConfig",
     "RunConfig",
     "Scalar",
+    "Section",
+    "explain",
+    "kebab",
+    "shown",
 ]

@@ -22,7 +22,7 @@ from nmoe_flower.config.section import Section, kebab, shown
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_toml, to_toml
 
-__all__ = ["Config", "Override", "Scalar"]
+__all__ = ["Config", "Override", "Scalar", "explain"]
 
 Scalar = bool | int | float | str
 Override = str | tuple[str, Any]
@@ -69,7 +69,7 @@ class Config(Section):
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
-            raise ConfigError(_explain(error, cls.model_fields)) from None
+            raise ConfigError(explain(error, cls.model_fields)) from None
 
     @classmethod
     def load(
@@ -138,7 +138,13 @@ def _content(recipe: Path | Config | Mapping[str, Any] | None) -> Mapping[str, A
     if isinstance(recipe, Config):
         return recipe.model_dump(by_alias=True, exclude_unset=True)
     if isinstance(recipe, Path):
-        return read_toml(recipe, what="the recipe")
+        values = read_toml(recipe, what="the recipe")
+        if "title" in values:
+            raise ConfigError(
+                f"{recipe} is a study, not a recipe: nmoe study run {recipe} runs it, and nmoe "
+                "study plan shows its runs"
+            )
+        return values
     return recipe or {}
 
 
@@ -201,8 +207,13 @@ def _kind_of(key: str, fields: Mapping[str, Any]) -> object:
     return kind
 
 
-def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
-    """One line per problem: the key, the value, what is allowed."""
+def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
+    """What is wrong with a section, one line per problem: the key, the value, what is allowed.
+
+    Args:
+        error: What reading it raised.
+        fields: The fields of its model, for the key that was meant.
+    """
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "configuration"
@@ -213,7 +224,9 @@ def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
             message = (
                 f"is a section; set its keys, as in {key}.KEY=VALUE, got {shown(problem['input'])}"
             )
-        elif problem["type"] not in {"value_error", "missing"}:
+        elif problem["type"] == "missing":
+            message = "is missing"
+        elif problem["type"] != "value_error":
             message = f"{message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
         lines.append(f"{key}: {message}")
     return "\n".join(lines)

@@ -1,0 +1,379 @@
+"""A study's file: what runs, and what comes out. Read whole and held against itself at once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from nmoe_flower.config import Config, Override, kebab
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import read_toml
+from nmoe_flower.recipes import find_recipe
+from nmoe_flower.study.declared import (
+    MEASURED,
+    ComparisonSpec,
+    FigureSpec,
+    Measurable,
+    PaperValue,
+    SweepSpec,
+    TableSpec,
+    read_declared,
+)
+from nmoe_flower.study.product import (
+    BASE,
+    FIXED,
+    Axis,
+    StudyRun,
+    Variant,
+    coordinates,
+    dotted,
+    frozen,
+    in_words,
+    is_folder_name,
+    product,
+    refuse_twins,
+    refuse_unknown,
+    same,
+    selects,
+    within,
+)
+
+__all__ = ["Study"]
+
+_KEYS = (
+    "title",
+    "about",
+    "recipe",
+    "seeds",
+    "paper-tables",
+    "set",
+    "axes",
+    "variants",
+    "skip",
+    "tables",
+    "paper",
+    "comparisons",
+    "sweep",
+    "figures",
+)
+_DIMENSIONS = ("variant", "seed", *MEASURED)
+_LARGEST_SEED = 2**32 - 1  # as run.seed
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's file says, checked: its runs, and what is made of them.
+
+    Attributes:
+        path: The file.
+        name: The file's stem, which names the study's folder.
+        title: One line.
+        about: Markdown for the report; may be empty.
+        seeds: The seeds, distinct.
+        paper_tables: Whether the cells of the NMoE paper stand beside ours.
+        variants: The variants by name; one called ``base`` if the file names none.
+        axes: The axes by name, in order.
+        runs: The runs: variants, then axes, then seeds, less what is skipped.
+        tables: The tables; what they leave out (gates, tests) is filled in.
+        paper: The published values.
+        comparisons: The paired comparisons.
+        sweep: What is chosen on validation data; None: nothing.
+        figures: The pictures.
+    """
+
+    path: Path
+    name: str
+    title: str
+    about: str
+    seeds: tuple[int, ...]
+    paper_tables: bool
+    variants: Mapping[str, Variant]
+    axes: Mapping[str, Axis]
+    runs: list[StudyRun] = field(repr=False)
+    tables: tuple[TableSpec, ...] = ()
+    paper: tuple[PaperValue, ...] = ()
+    comparisons: tuple[ComparisonSpec, ...] = ()
+    sweep: SweepSpec | None = None
+    figures: tuple[FigureSpec, ...] = ()
+
+    @property
+    def measured(self) -> Measurable:
+        """All that its runs measure."""
+        return Measurable(self.runs, tuple(self.axes))
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[Override] = ()) -> Self:
+        """Read a study's file, and refuse all that could not run or come out of it.
+
+        Args:
+            path: The file.
+            overrides: Settings that go before the file's, for every run: pairs of a dotted key
+                and its value, or texts ``key=value``.
+
+        Raises:
+            ConfigError: The file is missing, is not TOML or is a recipe; a key, an axis, a variant
+                or a value is not allowed; two variants are the same; or something is asked for
+                that no run has. The text names the file and the key.
+        """
+        path = Path(path)
+        given = read_toml(path, what="the study")
+        with within(f"the study {path}"):
+            return cls._read(path, {kebab(key): value for key, value in given.items()}, overrides)
+
+    @classmethod
+    def _read(cls, path: Path, given: Mapping[str, Any], overrides: Iterable[Override]) -> Self:
+        if "title" not in given:
+            raise ConfigError(
+                f"it has no title, so it is a recipe: nmoe run {path} runs it; a study has a "
+                'top-level title = "..."'
+            )
+        _refuse_other_keys(given)
+        if not is_folder_name(path.stem):
+            raise ConfigError(
+                f"{path.stem!r} names its folder; allowed: letters, digits, '.', '_' and '-'"
+            )
+        seeds = _seeds(given.get("seeds", [0]))
+        variants, axes = _variants(given, path), _axes(_table(given, "axes"))
+        changes = list(overrides)
+        _refuse_fixed(changes, axes)
+        runs = list(product(path.stem, variants, axes, seeds, changes))
+        runs = _kept(runs, given.get("skip", []), variants, axes, seeds)
+        refuse_twins(runs)
+        measured = Measurable(runs, tuple(axis.name for axis in axes))
+        tables, paper, comparisons, sweep, figures = read_declared(given, measured)
+        return cls(
+            path,
+            path.stem,
+            _of_kind(given, "title", str, ""),
+            _of_kind(given, "about", str, ""),
+            seeds,
+            _of_kind(given, "paper-tables", bool, False),
+            {variant.name: variant for variant in variants},
+            {axis.name: axis for axis in axes},
+            runs,
+            tables,
+            paper,
+            comparisons,
+            sweep,
+            figures,
+        )
+
+
+def _refuse_other_keys(given: Mapping[str, Any]) -> None:
+    for key in given:
+        if key in Config.model_fields:
+            raise ConfigError(f"{key}: settings of every run stand in [set]: [set.{key}]")
+        refuse_unknown(key, _KEYS, "key of a study")
+    if not _of_kind(given, "title", str, "").strip():
+        raise ConfigError("title is empty; allowed: one line of text")
+
+
+def _of_kind(given: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = given.get(key, default)
+    if not isinstance(value, kind):
+        wanted = {str: "text", bool: "true or false"}[kind]
+        raise ConfigError(f"{key}: {wanted} is wanted, got {in_words(value)}")
+    return value
+
+
+def _table(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = given.get(key, {})
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} is a table; write [{key}], got {in_words(value)}")
+    return value
+
+
+def _seeds(given: Any) -> tuple[int, ...]:
+    allowed = f"allowed: a list of whole numbers from 0 to {_LARGEST_SEED}, each once"
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"seeds = {in_words(given)}; {allowed}")
+    for seed in given:
+        if type(seed) is not int or not 0 <= seed <= _LARGEST_SEED:
+            raise ConfigError(f"seeds: {in_words(seed)} is no seed; {allowed}")
+        if given.count(seed) > 1:
+            raise ConfigError(f"seeds: {seed} stands there twice; {allowed}")
+    return tuple(given)
+
+
+def _variants(given: Mapping[str, Any], path: Path) -> list[Variant]:
+    """The named variants, or the one without a name."""
+    common = _settings(_table(given, "set"), "set")
+    base = _of_kind(given, "recipe", str, "")
+    read: dict[str, Mapping[str, Any]] = {"": {}}
+
+    def recipe(name: str) -> Mapping[str, Any]:
+        if name not in read:
+            read[name] = _recipe(name, path.parent)
+        return read[name]
+
+    named = _table(given, "variants")
+    if "variants" in given and not named:
+        raise ConfigError("variants is empty; leave it out, or name one: [variants.NAME]")
+    if not named:
+        with within("recipe"):
+            return [Variant(BASE, BASE, recipe(base), common)]
+    found = []
+    for name, about in named.items():
+        with within(f"variants.{name}"):
+            if not is_folder_name(name) or name == BASE:
+                raise ConfigError(
+                    "a variant names a folder; allowed: letters, digits, '.', '_' and '-', and "
+                    f"not {BASE}"
+                )
+            if not isinstance(about, Mapping):
+                raise ConfigError(f"a table is wanted, got {in_words(about)}")
+            for key in about:
+                refuse_unknown(key, ("label", "recipe", "set"), "key of a variant")
+            label = _of_kind(about, "label", str, name)
+            own = _settings(_table(about, "set"), "set")
+            with within("recipe"):
+                start = recipe(_of_kind(about, "recipe", str, base))
+            found.append(Variant(name, label, start, (*common, *own)))
+    labels = [variant.label for variant in found]
+    for variant in found:
+        if labels.count(variant.label) > 1:
+            raise ConfigError(f"variants: the label {variant.label!r} stands there twice")
+    return found
+
+
+def _recipe(name: str, folder: Path) -> Mapping[str, Any]:
+    """A recipe's settings: of a path relative to the study, or of one that comes along."""
+    beside = folder / Path(name).expanduser()
+    place = beside if beside.is_file() else find_recipe(name)
+    settings = Config.load(place).model_dump(by_alias=True, exclude_unset=True)
+    for key in FIXED:
+        section, _, leaf = key.partition(".")
+        settings.get(section, {}).pop(leaf, None)
+    return settings
+
+
+def _settings(table: Mapping[str, Any], place: str) -> tuple[tuple[str, Any], ...]:
+    """Settings as pairs of a dotted key and its value, all of them known."""
+    pairs = tuple(dotted(table))
+    with within(place):
+        for key, _ in pairs:
+            _require_key(key)
+            if [name for name, _ in pairs].count(key) > 1:
+                raise ConfigError(f"{key} stands there twice, in two spellings")
+    return pairs
+
+
+def _require_key(key: str) -> None:
+    """Refuse what is no key of the configuration, or is a study's own affair."""
+    if key in FIXED:
+        raise ConfigError(f"{key} is not for a study to set; {FIXED[key]}")
+    section, _, leaf = key.partition(".")
+    model = Config.model_fields.get(section)
+    if model is None:
+        refuse_unknown(section, Config.model_fields, "section of the configuration")
+    if not leaf:
+        raise ConfigError(f"{key} is a section; set its keys: {key}.KEY = VALUE")
+    refuse_unknown(key, Config().flat(), "key of the configuration")
+
+
+def _axes(table: Mapping[str, Any]) -> list[Axis]:
+    """The axes, in the order of the file: keys with their values, names with what each sets."""
+    found: list[Axis] = []
+    for name, given in table.items():
+        with within("axes"):
+            is_section = isinstance(given, Mapping) and name in Config.model_fields
+            if is_section or "." in name:
+                pairs = dotted({name: given}) if is_section else [(kebab(name), given)]
+                found += [_axis_of_key(key, values) for key, values in pairs]
+            else:
+                found.append(_axis_of_name(name, given))
+    for axis in found:
+        if [one.name for one in found].count(axis.name) > 1:
+            raise ConfigError(f"axes: {axis.name} stands there twice, in two spellings")
+    set_by: dict[str, str] = {}
+    for axis in found:
+        for key in {key for _, sets in axis.choices for key, _ in sets}:
+            other = set_by.setdefault(key, axis.name)
+            if other != axis.name:
+                raise ConfigError(
+                    f"axes: {other} and {axis.name} both set {key}, and one would undo the other"
+                )
+    return found
+
+
+def _axis_of_key(key: str, given: Any) -> Axis:
+    _require_key(key)
+    if not isinstance(given, list):
+        raise ConfigError(f"{key}: a list of its values is wanted, got {in_words(given)}")
+    if not given:
+        raise ConfigError(f"{key} is empty, and no run would be left; allowed: one value or more")
+    values = [frozen(value) for value in given]
+    for at, value in enumerate(values):
+        if any(same(value, other) for other in values[:at]):
+            raise ConfigError(f"{key}: {in_words(value)} stands there twice")
+    return Axis(key, tuple((value, ((key, value),)) for value in values))
+
+
+def _axis_of_name(name: str, given: Any) -> Axis:
+    sections = in_words(*Config.model_fields)
+    if name in _DIMENSIONS:
+        raise ConfigError(f"{name} is a dimension of every study: call the axis something else")
+    if not is_folder_name(name) or not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{name} is neither a configuration key ({sections}, such as data.tau = [0.5, 0.2]) "
+            f"nor a table of values: [axes.{name}]"
+        )
+    if not given:
+        raise ConfigError(f"{name} is empty, and no run would be left; allowed: one value or more")
+    choices = []
+    for value, settings in given.items():
+        with within(f"{name}.{value}"):
+            if not isinstance(settings, Mapping):
+                raise ConfigError(
+                    f"a table of settings is wanted, got {in_words(settings)}; {name} is no "
+                    f"section of the configuration: those are {sections}"
+                )
+            if not is_folder_name(value):
+                raise ConfigError(
+                    "a value names a folder; allowed: letters, digits, '.', '_' and '-'"
+                )
+        choices.append((value, _settings(settings, f"{name}.{value}")))
+    return Axis(name, tuple(choices))
+
+
+def _refuse_fixed(overrides: Sequence[Override], axes: Sequence[Axis]) -> None:
+    """Refuse overrides that would undo an axis or what a study gives each run."""
+    on_axes = {key: axis.name for axis in axes for _, sets in axis.choices for key, _ in sets}
+    for override in overrides:
+        text = override.partition("=")[0] if isinstance(override, str) else str(override[0])
+        key = kebab(text.strip())
+        if key in FIXED:
+            raise ConfigError(f"--set {key}: it is not for a study to set; {FIXED[key]}")
+        if key in on_axes:
+            raise ConfigError(
+                f"--set {key}: the axis {on_axes[key]} sets it; choose some of its runs with --only"
+            )
+
+
+def _kept(
+    runs: Sequence[StudyRun],
+    skips: Any,
+    variants: Sequence[Variant],
+    axes: Sequence[Axis],
+    seeds: Sequence[int],
+) -> list[StudyRun]:
+    """The runs that no ``[[skip]]`` leaves out."""
+    if not isinstance(skips, list):
+        raise ConfigError(f"skip is wanted as tables: write [[skip]], got {in_words(skips)}")
+    known = {
+        "variant": [variant.name for variant in variants],
+        **{axis.name: axis.values for axis in axes},
+        "seed": list(seeds),
+    }
+    left_out = []
+    for number, skip in enumerate(skips, start=1):
+        with within(f"skip {number}"):
+            if not isinstance(skip, Mapping) or not skip:
+                raise ConfigError(f"names no dimension; allowed: {in_words(*known)}")
+            left_out.append(coordinates(skip, known))
+            if not any(selects(left_out[-1], run) for run in runs):
+                raise ConfigError("no run is like that")
+    kept = [run for run in runs if not any(selects(where, run) for where in left_out)]
+    if not kept:
+        raise ConfigError("skip: every run is left out")
+    return kept

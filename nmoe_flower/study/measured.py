@@ -1,0 +1,98 @@
+"""What runs measure, known before they run: the gates, tests and metrics of their results."""
+
+from collections.abc import Iterable
+
+from nmoe_flower.config import Config
+
+__all__ = ["ROW_METRICS", "gates_of", "numbers_of", "tests_of"]
+
+# Of a row of results.json; the second system has the first three.
+ROW_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auc",
+    "local_ratio",
+    "bytes_per_sample",
+)
+_PLAIN_METRICS = ROW_METRICS[:3]
+_EVERY = ("seconds", "exchanges", "bytes_per_device")
+_REPRESENTATION = (
+    "effective_rank",
+    "dimensions",
+    "noise_edge",
+    "probe_accuracy",
+    "knn_accuracy",
+    "alignment",
+    "uniformity",
+)
+_PRIVACY = ("epsilon", "delta", "budget", "releases")
+_PRIVATE_WEIGHTS = ("weights.epsilon", "weights.steps", "together.epsilon")
+_ALIGNMENT = ("rounds", "load_variation", "simulated_seconds")
+_COST = ("rounds", "seconds", "bytes_up", "bytes_down")
+
+
+def gates_of(config: Config) -> tuple[str, ...]:
+    """The gates and controls that a run has rows of, as ``results.json`` calls them.
+
+    >>> gates_of(Config.parse({"gate.methods": "random,federated", "run.controls": "fedavg"}))
+    ('random', 'random+prior', 'federated', 'federated+prior', 'control:fedavg', \
+'control:fedavg+prior')
+    >>> gates_of(Config.parse({"run.system": "aligned"}))
+    ('mixture', 'placed')
+    """
+    if config.run.system == "aligned":
+        return ("mixture", "placed")
+    found = ["local"] if config.expert.sharing == "none" else list(config.gate.methods)
+    controls = config.run.controls
+    if "fedavg" in controls and (config.extractor.shares_head or config.head.rounds):
+        found.append("control:fedavg")
+    if "local-classifier" in controls:
+        found.append("control:local-classifier")
+    if "centralized" in controls:
+        found.append("control:centralized")
+    return tuple(_with_prior(found, config.gate.prior != "none"))
+
+
+def _with_prior(gates: Iterable[str], corrected: bool) -> Iterable[str]:
+    for gate in gates:
+        yield gate
+        if corrected and gate != "control:local-classifier":
+            yield f"{gate}+prior"
+
+
+def tests_of(config: Config) -> tuple[str, ...]:
+    """The tests that a run has rows of.
+
+    >>> tests_of(Config.parse({}))
+    ('local', 'iid')
+    """
+    validated = getattr(config.data, "validation_per_client", 0)
+    return ("local", "iid", *(["validation"] if validated else []))
+
+
+def numbers_of(config: Config) -> tuple[str, ...]:
+    """What can be asked of a run: metrics of its rows, paths in its results, its settings.
+
+    >>> {"accuracy", "stages.extractor.seconds", "data.tau"} <= set(numbers_of(Config.parse({})))
+    True
+    """
+    both = config.run.system == "networked"
+    found = [*(ROW_METRICS if both else _PLAIN_METRICS), *_EVERY]
+    found += [f"stages.{stage}.{cost}" for stage in _stages(config) for cost in _COST]
+    if not both:
+        found += [f"alignment.{name}" for name in _ALIGNMENT]
+    if config.extractor.method == "fedsc" and not config.extractor.start:
+        found += [f"representation.{name}" for name in _REPRESENTATION]
+    if config.privacy.enabled or config.privacy.weights:
+        found += [f"privacy.{name}" for name in _PRIVACY]
+    if config.privacy.weights:
+        found += [f"privacy.{name}" for name in _PRIVATE_WEIGHTS]
+    return (*found, *config.flat())
+
+
+def _stages(config: Config) -> list[str]:
+    if config.run.system == "aligned":
+        return ["extractor", "alignment", "alignment-test", "whole", "placed"]
+    gates = [f"gate/{method}" for method in config.gate.methods]
+    return ["extractor", "extractor-test", "head", "experts", *gates, "controls", "evaluation"]

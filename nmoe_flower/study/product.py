@@ -1,0 +1,357 @@
+"""From variants, axes and seeds to runs: the cross product of a study, less what it skips."""
+
+import difflib
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.catalogue import SCHEMES
+from nmoe_flower.config import Config, Override, kebab, shown
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.results import FREE_KEYS
+
+__all__ = [
+    "BASE",
+    "FIXED",
+    "Axis",
+    "Coordinates",
+    "StudyRun",
+    "Variant",
+    "coordinates",
+    "dotted",
+    "frozen",
+    "in_words",
+    "is_folder_name",
+    "product",
+    "refuse_twins",
+    "refuse_unknown",
+    "same",
+    "selects",
+    "within",
+]
+
+BASE = "base"  # what the one variant is called where none has a name
+FIXED = {  # keys that a study gives each of its runs
+    "run.seed": "name them in seeds",
+    "run.name": "a run's folder is <study>/<variant>/seed-N",
+    "run.out": "use --out",
+}
+_WORKPLACES = frozenset({"stage-1", "report"})  # beside the variants in a study's folder
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LONGEST = 160  # letters of a variant's folder
+_MOST_NAMED = 12
+
+Coordinates = Mapping[str, tuple[Any, ...]]
+"""By dimension: the values that are meant, any of them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the named variants of a study, or the one without a name.
+
+    Attributes:
+        name: What the file calls it; ``base`` if it names none.
+        label: What tables call it.
+        recipe: The settings it starts from: its own recipe's, or the study's.
+        settings: What goes before the recipe: pairs of a dotted key and its value.
+    """
+
+    name: str
+    label: str
+    recipe: Mapping[str, Any]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a study.
+
+    Attributes:
+        name: A configuration key, or a name of its own.
+        choices: Each of its values with what it sets: pairs of a dotted key and its value. A
+            value that is a list is a tuple here.
+    """
+
+    name: str
+    choices: tuple[tuple[Any, tuple[tuple[str, Any], ...]], ...]
+
+    @property
+    def values(self) -> list[Any]:
+        """All values, in order."""
+        return [value for value, _ in self.choices]
+
+    @property
+    def is_key(self) -> bool:
+        """Whether its values are those of one configuration key."""
+        return "." in self.name
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study.
+
+    Attributes:
+        variant: Name of its folder: the variant and the values of all axes.
+        named: The variant alone, as ``[variants]`` calls it; ``base`` if there is none.
+        values: The run's value on each axis, by the axis' name.
+        seed: The run's seed.
+        config: The resolved configuration. ``run.name`` and ``run.out`` say nothing in it.
+        place: The run's folder below the folder of all studies: ``<study>/<variant>/seed-N``.
+    """
+
+    variant: str
+    named: str
+    values: Mapping[str, Any]
+    seed: int
+    config: Config = field(repr=False)
+    place: Path
+
+    def at(self, dimension: str) -> Any:
+        """Where the run stands on a dimension: variant, seed, or an axis.
+
+        Raises:
+            KeyError: The study has no such axis.
+        """
+        if dimension == "variant":
+            return self.named
+        return self.seed if dimension == "seed" else self.values[dimension]
+
+
+def product(
+    study: str,
+    variants: Sequence[Variant],
+    axes: Sequence[Axis],
+    seeds: Sequence[int],
+    overrides: Sequence[Override] = (),
+) -> Iterator[StudyRun]:
+    """Every variant with every value of every axis and every seed, in this order.
+
+    Args:
+        study: The study's name, for the runs' places.
+        variants: At least one; without a name there is only one.
+        axes: May be none.
+        seeds: At least one, distinct.
+        overrides: What goes before all else.
+
+    Raises:
+        ConfigError: A variant does not resolve; it is named, with the values of its axes.
+    """
+    for variant in variants:
+        yield from _of_variant(study, variant, axes, seeds, overrides)
+
+
+def _of_variant(
+    study: str,
+    variant: Variant,
+    axes: Sequence[Axis],
+    seeds: Sequence[int],
+    overrides: Sequence[Override],
+) -> Iterator[StudyRun]:
+    for chosen in itertools.product(*(axis.choices for axis in axes)):
+        values = {axis.name: value for axis, (value, _) in zip(axes, chosen, strict=True)}
+        named = variant.name if variant.name != BASE else ""
+        folder = _folder(named, axes, values)
+        settings: list[Override] = [*variant.settings]
+        for _, sets in chosen:
+            settings += sets
+        try:
+            config = Config.load(variant.recipe, [*settings, *overrides])
+        except ConfigError as error:
+            where = ", ".join(f"{name} = {in_words(value)}" for name, value in values.items())
+            told = f"{variant.name} ({where})" if where else variant.name
+            raise ConfigError(f"variant {told}: {error}") from None
+        for seed in seeds:
+            own = config.run.model_copy(update={"seed": seed, "name": Config().run.name, "out": ""})
+            yield StudyRun(
+                folder,
+                variant.name,
+                values,
+                seed,
+                config.model_copy(update={"run": own}),
+                Path(study, folder, f"seed-{seed}"),
+            )
+
+
+def _folder(named: str, axes: Sequence[Axis], values: Mapping[str, Any]) -> str:
+    """``fedsc-tau-0.2-iid``: what tells a variant from the others, as a file system takes it."""
+    ends = [axis.name.rpartition(".")[2] for axis in axes]
+    parts = [named] if named else []
+    for axis, end in zip(axes, ends, strict=True):
+        word = _word(values[axis.name])
+        short = end if ends.count(end) == 1 else axis.name.replace(".", "-")
+        parts.append(f"{short}-{word}" if axis.is_key else word)
+    folder = "-".join(parts) or BASE
+    if len(folder) > _LONGEST:
+        digest = hashlib.sha256(folder.encode()).hexdigest()[:12]
+        folder = f"{folder[: _LONGEST - 13]}-{digest}"
+    return folder
+
+
+def _word(value: Any) -> str:
+    """A value in letters that every file system takes.
+
+    >>> [_word(value) for value in (0.2, 1e-05, -1, True, (8, 16), "", "a:b/c")]
+    ['0.2', '1e-05', '-1', 'true', '8-16', 'none', 'a-b-c']
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "-".join(map(_word, value)) if isinstance(value, tuple) else str(value)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".") or "none"
+
+
+def refuse_twins(runs: Sequence[StudyRun]) -> None:
+    """Refuse two variants that go to one folder, or that would compute the same.
+
+    Raises:
+        ConfigError: Both are named, and why they are the same.
+    """
+    places: dict[str, StudyRun] = {}
+    outcomes: dict[tuple[Any, ...], StudyRun] = {}
+    for run in runs:
+        if run.variant in _WORKPLACES:
+            raise ConfigError(f"the name {run.variant!r} is taken in a study's folder: rename it")
+        other = places.setdefault(run.variant.lower(), run)
+        if (other.named, other.values) != (run.named, run.values):
+            raise ConfigError(
+                f"two variants would go to the folder {run.variant!r}: rename one of their values "
+                "or variants"
+            )
+        if run.seed != runs[0].seed:
+            continue
+        settings = run.config.flat()
+        idle = [e.key for name, e in SCHEMES.items() if e.key and name != run.config.data.scheme]
+        told = tuple(
+            value for key, value in settings.items() if key not in FREE_KEYS and key not in idle
+        )
+        twin = outcomes.setdefault(told, run)
+        if twin is not run:
+            before = twin.config.flat()
+            idle = [key for key in idle if settings[key] != before[key]]
+            why = (
+                f" ({', '.join(idle)} has no effect with data.scheme = {run.config.data.scheme})"
+                if idle
+                else ""
+            )
+            raise ConfigError(
+                f"{twin.variant} and {run.variant} are the same configuration{why}: leave one out, "
+                "or let a [[skip]] do it"
+            )
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables by their dotted keys, in order; lists are leaves.
+
+    >>> list(dotted({"data": {"tau": 0.2}, "gate.top_k": 2}))
+    [('data.tau', 0.2), ('gate.top-k', 2)]
+    """
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{name}.")
+        else:
+            yield (kebab(name) if "." in name else name), value
+
+
+def coordinates(table: Mapping[str, Any], known: Mapping[str, Sequence[Any]]) -> Coordinates:
+    """Read which values of which dimensions are meant; a list means any of its values.
+
+    Args:
+        table: Dimensions with a value or a list of values, dotted or in tables.
+        known: The values there are, by dimension.
+
+    Raises:
+        ConfigError: A dimension or a value is not there; tells those that are.
+    """
+    found = {}
+    for key, given in dotted(table):
+        refuse_unknown(key, known, "dimension")
+        value = frozen(given)
+        if any(same(value, one) for one in known[key]):
+            found[key] = (value,)
+            continue
+        several = value if isinstance(value, tuple) else (value,)
+        if not several:
+            raise ConfigError(f"{key} is empty; allowed: {in_words(*known[key])}")
+        for one in several:
+            if not any(same(one, other) for other in known[key]):
+                raise ConfigError(
+                    f"{key} = {in_words(one)} is what no run has; allowed: {in_words(*known[key])}"
+                )
+        found[key] = several
+    return found
+
+
+def selects(where: Coordinates, run: StudyRun) -> bool:
+    """Whether a run is among those that are meant; other than the dimensions of runs is ignored."""
+    return all(
+        any(same(run.at(dimension), value) for value in values)
+        for dimension, values in where.items()
+        if dimension in ("variant", "seed") or dimension in run.values
+    )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are one: 1 and 1.0 are, 1 and true are not.
+
+    >>> same(1, 1.0), same(1, True), same((1, 2), (1, 2))
+    (True, False, True)
+    """
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def frozen(value: Any) -> Any:
+    """A value that can be a key: of a list a tuple."""
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def refuse_unknown(name: str, known: Iterable[str], what: str) -> None:
+    """Refuse a name that is none of those known.
+
+    Raises:
+        ConfigError: With the one that was probably meant, or all of them.
+    """
+    names = list(dict.fromkeys(known))
+    if name in names:
+        return
+    close = [one for one in names if one.endswith(f".{name}")]
+    close += difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"allowed: {in_words(*names)}"
+    raise ConfigError(f"{name} is no {what}; {hint}")
+
+
+def in_words(*values: Any) -> str:
+    """Values for an error, separated by commas; many are counted.
+
+    >>> in_words(0.5, True, "iid", (1, 2))
+    '0.5, true, iid, [1, 2]'
+    """
+    texts = [_text(value) for value in values[:_MOST_NAMED]]
+    more = len(values) - len(texts)
+    return ", ".join([*texts, *([f"and {more} more"] if more else [])]) or "none"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_text, value))}]"
+    return value if isinstance(value, str) and value and len(value) < 80 else shown(value)
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Let errors name the place in the file that they are about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def is_folder_name(text: str) -> bool:
+    """Whether a name of a variant or a value can be that of a folder."""
+    return _NAME.fullmatch(text) is not None and len(text) <= _LONGEST
