@@ -21,6 +21,8 @@ __all__ = [
     "OBJECTIVES",
     "POLICIES",
     "SCHEMES",
+    "TESTS",
+    "VALIDATION",
     "AlignmentGateEntry",
     "BackboneEntry",
     "ControlEntry",
@@ -180,6 +182,12 @@ SCHEMES = {
     ),
     "natural": SchemeEntry("nmoe_flower.data.schemes:NATURAL"),
 }
+
+
+# What every client is tested on, in the order of tables, and how these call it: samples skewed like
+# its own, of every class alike, and training samples on which nobody trains.
+VALIDATION = "validation"
+TESTS = {"local": "Local", "iid": "IID", VALIDATION: "Validation"}
 
 
 @dataclass(frozen=True)

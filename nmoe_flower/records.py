@@ -22,6 +22,7 @@ __all__ = [
     "EXPERT",
     "GATE",
     "HEAD",
+    "HOLDOUT",
     "KEPT_ROUNDS",
     "LATENTS",
     "LEARNING_RATE",
@@ -36,9 +37,7 @@ __all__ = [
     "PROTOTYPE",
     "PROTOTYPES",
     "SERVER_ROUND",
-    "SPLITS",
     "STATISTICS",
-    "TESTS",
     "Action",
     "AlignmentKey",
     "ControlKey",
@@ -92,13 +91,12 @@ CORRELATION = "correlation"  # both ways: see CorrelationKey
 EXPERT = "expert"  # up: an expert's weights; down: everybody's, as <partition>/<name>
 GATE = "gate"  # up: the initial gate; down, in front of a name: gate/<method>/<name>
 HEAD = "head"  # up: the initial head; down, in front of a name: head/<name>
+HOLDOUT = "holdout"  # in latents and answers, beside the tests: what the gate learns from
 LATENTS = "latents"  # both ways: latents of images, by split
 POOLED = "pooled"  # both ways: everybody's hold-out; see PooledKey
 PROTOTYPE = "prototype"  # up: a client's mean latent
 PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
 STATISTICS = "statistics"  # up: see StatisticsKey
-SPLITS = ("holdout", "local", "iid")  # of a client's images, in latents and answers
-TESTS = ("local", "iid")  # skewed like the client's own images, and not
 
 # What is said of a private matrix, up.
 NOISE_MULTIPLIER = "noise-multiplier"  # deviation of the noise over the sensitivity
@@ -175,6 +173,7 @@ class HoldingKey(_Key):
 
     TRAIN_COUNTS = "train-counts"  # training images of each class, [C]
     TEST_COUNTS = "test-counts"  # test images of each class, skewed likewise, [C]
+    VALIDATION_COUNTS = "validation-counts"  # validation images of each class, if any, [C]
     CLASSES = "classes"  # names of the classes, in the order of the labels
     FINGERPRINT = "fingerprint"  # a digest of the data
 
@@ -185,6 +184,7 @@ class ExpertKey(_Key):
     MEAN = "mean"  # up, in PROTOTYPE: the mean latent of a client, [D]
     LATENTS = "latents"  # down, in LATENTS: everybody's latents, [N, D]
     LOGITS = "logits"  # up, in ANSWERS: what one expert says to them, [N, C]
+    VALIDATION = "validation"  # both ways, beside them: the same for validation images, if any
 
 
 class PooledKey(_Key):
@@ -200,8 +200,9 @@ class ControlKey(_Key):
 
     CONTROLS = "controls"  # down: names; a list for training, joined by commas for the evaluation
     STEPS = "steps"  # down: of training, at least 1
-    PROBABILITIES = "probabilities"  # up, in CENTRALIZED: [N, C]
-    EXPERT_IDS = "expert-ids"  # up, in CENTRALIZED: who was asked, [N, K]
+    # up, in CENTRALIZED: of the test split, then of every client's validation images
+    PROBABILITIES = "probabilities"  # [N, C]
+    EXPERT_IDS = "expert-ids"  # who was asked, [N, K]
 
 
 class Score(_Key):

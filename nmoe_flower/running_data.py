@@ -26,6 +26,7 @@ _OF_THE_PARTITION = (
     "classes-per-client",
     "train-per-client",
     "test-per-client",
+    "validation-per-client",
 )
 
 

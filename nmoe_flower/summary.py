@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.progress import duration
@@ -23,6 +24,7 @@ _COLUMNS = (
     ("local ratio", "local_ratio", "local"),
     ("bytes/sample", "bytes_per_sample", "local"),
 )
+_CHOSEN_ON = ("validation", "accuracy", VALIDATION)  # only where it was tested
 _MOST_FAILURES = 10
 _WIDTH = 100
 
@@ -99,9 +101,12 @@ def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per gate, then per control; ``+prior`` follows its plain gate."""
     gates = {(str(row["gate"]), str(row["test"])): row for row in rows}
-    lines = [["gate", *(heading for heading, _, _ in _COLUMNS)]]
+    *shares_of, sent_of = _COLUMNS
+    chosen_on = [_CHOSEN_ON] if any(test == VALIDATION for _, test in gates) else []
+    columns = [*shares_of, *chosen_on, sent_of]
+    lines = [["gate", *(heading for heading, _, _ in columns)]]
     for gate in sorted({gate for gate, _ in gates}, key=lambda name: (":" in name, name)):
-        found = [gates.get((gate, test), {}).get(key) for _, key, test in _COLUMNS]
+        found = [gates.get((gate, test), {}).get(key) for _, key, test in columns]
         shares = ["-" if value is None else f"{value:.3f}" for value in found[:-1]]
         sent = "-" if found[-1] is None else f"{found[-1]:,.0f}"
         lines.append([gate, *shares, sent])

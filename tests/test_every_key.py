@@ -52,6 +52,7 @@ ROWS: dict[str, list[str]] = {
     "data.classes-per-client": [*BELOW_1, "11|data.scheme=pathological"],
     "data.train-per-client": ["-1", "9999"],
     "data.test-per-client": ["-1", "9999"],
+    "data.validation-per-client": ["-1", "9999", "40|data.train-per-client=0 data.num-clients=40"],
     "data.crop-padding": ["-1", "8", "4294967295"],
     "data.flip": SWITCH,
     "data.cutout": ["-1", "9", "4294967295"],

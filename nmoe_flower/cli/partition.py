@@ -41,14 +41,25 @@ def _command(args: argparse.Namespace) -> int:
         progress.close()
     train = label_counts(data.train.labels, [c.train for c in clients], data.num_classes)
     test = label_counts(data.test.labels, [c.test_local for c in clients], data.num_classes)
-    for title, counts in (("train", train), ("local test", test)):
+    tables = {"train": train, "local test": test}
+    if settings.data.validation_per_client:
+        tables["validation"] = label_counts(
+            data.train.labels, [c.validation for c in clients], data.num_classes
+        )
+    for title, counts in tables.items():
         print(f"{title} samples of {data.name}")
         print(_table(counts, data.class_names, names_of_clients(settings, data)), end="\n\n")
     for part in coverage(settings, data, clients):
         print(part)
     try:
         path = args.out or Path("partition.png")
-        draw_partition(train.tolist(), test.tolist(), data.class_names, path)
+        draw_partition(
+            train.tolist(),
+            test.tolist(),
+            data.class_names,
+            path,
+            counts_validation=tables["validation"].tolist() if "validation" in tables else (),
+        )
         print(f"drawn to {path}")
     except NMoEError as error:
         if args.out is not None:

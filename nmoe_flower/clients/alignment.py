@@ -20,7 +20,6 @@ from nmoe_flower.records import (
     NUM_EXAMPLES,
     SERVER_ROUND,
     STATISTICS,
-    TESTS,
     AlignmentKey,
     FeedbackKey,
     Score,
@@ -190,7 +189,7 @@ def probe(message: Message, context: Context) -> Message:
 
 @torch.inference_mode()
 def test(message: Message, context: Context) -> Message:
-    """Both tests by the received experts: all of them, or those placed on this client."""
+    """All tests by the received experts: all of them, or those placed on this client."""
     client = AlignmentClient(device_of(context))
     device, network = client.device, client.network
     _load(client, message)
@@ -199,8 +198,8 @@ def test(message: Message, context: Context) -> Message:
         client.load_gate(before=int(told[SERVER_ROUND]) + 1)
     held = [int(e) for e in told.get(FeedbackKey.EXPERTS, range(len(network.experts)))]
     found: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
-    for name in TESTS:
-        labels = device.data.test.labels[device.tests[name]]
+    for name, portion in device.tests.items():
+        labels = portion.labels
         latents = client.extracted(name) if client.is_trained else client.latents(name)
         rows = latents.to(device.torch_device)
         probabilities, asked = mixed(

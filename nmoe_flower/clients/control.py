@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower import records
+from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.clients.device import TEST_BATCH, Device, device_of, predict
 from nmoe_flower.clients.fedce import classifier_task
 from nmoe_flower.clients.weights import take_steps
-from nmoe_flower.data import normalise
+from nmoe_flower.data import Portion, normalise
 from nmoe_flower.losses import load_balance
 from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts
 from nmoe_flower.records import CENTRALIZED, NUM_EXAMPLES, ControlKey
@@ -20,7 +21,7 @@ from nmoe_flower.schedules import schedule
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import autocast, batch_indices, fit, generator
 
-__all__ = ["LOCAL_CLASSIFIER", "train"]
+__all__ = ["LOCAL_CLASSIFIER", "central_rows", "train"]
 
 LOCAL_CLASSIFIER = "local-classifier"
 CONTROL_WEIGHT_DECAY = 1e-2
@@ -54,19 +55,18 @@ def _local_classifier(device: Device, steps: int) -> float:
         follow(first)
         count = min(block, steps - first)
         losses.append(take_steps(device, task, optimizer, first=first, count=count).loss)
-    images = device.data.test.images
     device.store.save(
         LOCAL_CLASSIFIER,
         {
-            name: predict(device, network, images, chosen).softmax(dim=1).numpy()
-            for name, chosen in device.tests.items()
+            name: predict(device, network, test.split.images, test.rows).softmax(dim=1).numpy()
+            for name, test in device.tests.items()
         },
     )
     return losses[-1] if losses else 0.0
 
 
 def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The mixture of section II-A on everybody's images: probabilities and choices on the test."""
+    """The mixture of section II-A on everybody's images: what it says to all tests."""
     config, data = device.config, device.data
     network = device.fresh_classifier()
     latent_dim = network.extractor.latent_dim
@@ -102,16 +102,33 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
     return probabilities, expert_ids, loss
 
 
+def central_rows(device: Device, test: str) -> np.ndarray:
+    """Where this client's images of a test are in what the central mixture answers, [n]."""
+    rows = device.tests[test].rows
+    if test != VALIDATION:
+        return rows
+    before = sum(len(other.validation) for other in device.everyone[: device.partition])
+    return len(device.data.test) + before + np.arange(len(rows))
+
+
 @torch.inference_mode()
 def _answer(device: Device, mixture: CentralizedMoE) -> tuple[np.ndarray, np.ndarray]:
-    images = device.data.test.images
+    """What the mixture says to the test split, then to every client's validation images."""
+    data = device.data
+    validation = np.concatenate([other.validation for other in device.everyone])
+    parts = [
+        Portion(data.test, np.arange(len(data.test))),
+        Portion(data.train, validation),
+    ]
     probabilities, chosen = [], []
-    for start in range(0, len(images), TEST_BATCH):
-        batch = normalise(images[start : start + TEST_BATCH]).to(device.torch_device)
-        with autocast(device.bf16, device.torch_device):
-            answer = mixture(batch)
-        probabilities.append(answer.log_probabilities.float().exp().cpu())
-        chosen.append(answer.routing.expert_ids.cpu())
+    for part in parts:
+        for start in range(0, len(part.rows), TEST_BATCH):
+            images = part.split.images[part.rows[start : start + TEST_BATCH]]
+            batch = normalise(images).to(device.torch_device)
+            with autocast(device.bf16, device.torch_device):
+                answer = mixture(batch)
+            probabilities.append(answer.log_probabilities.float().exp().cpu())
+            chosen.append(answer.routing.expert_ids.cpu())
     return torch.cat(probabilities).numpy(), torch.cat(chosen).numpy()
 
 

@@ -1,4 +1,4 @@
-"""Evaluation at the client: every gate, with and without the prior correction, on both tests."""
+"""Evaluation at the client: every gate, with and without the prior correction, on all tests."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nmoe_flower import metrics, records
 from nmoe_flower.catalogue import GATES, found
-from nmoe_flower.clients.control import LOCAL_CLASSIFIER
+from nmoe_flower.clients.control import LOCAL_CLASSIFIER, central_rows
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import (
@@ -34,7 +34,6 @@ from nmoe_flower.records import (
     LATENTS,
     NUM_EXAMPLES,
     PROTOTYPES,
-    TESTS,
     ControlKey,
     Score,
 )
@@ -69,7 +68,7 @@ def route(message: Message, context: Context) -> Message:
     device.keep_gates(received)
     controls = str(records.config_of(message).get(ControlKey.CONTROLS, "")).split(",")
     results: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
-    for test in TESTS:
+    for test in device.config.data.tests:
         labels = device.store.load(LATENTS)[f"{test}-labels"]
         for answered in _all_methods(device, received, controls, test):
             routed = _routed(device, answered.expert_ids)
@@ -159,7 +158,7 @@ def _controls(
         probabilities = torch.from_numpy(np.array(kept))
         yield MethodAnswers("control:local-classifier", probabilities, None, balanced=False)
     if central := records.part_of(received, f"{CENTRALIZED}/"):
-        chosen = device.tests[test]
+        chosen = central_rows(device, test)
         probabilities = torch.from_numpy(central[ControlKey.PROBABILITIES][chosen])
         ids = central[ControlKey.EXPERT_IDS][chosen]
         yield MethodAnswers("control:centralized", probabilities, ids)

@@ -14,11 +14,11 @@ from nmoe_flower.models import Classifier, Expert
 from nmoe_flower.records import (
     ANSWERS,
     EXPERT,
+    HOLDOUT,
     LATENTS,
     LOSS,
     NUM_EXAMPLES,
     PROTOTYPE,
-    SPLITS,
     ExpertKey,
 )
 from nmoe_flower.seeds import numpy_stream
@@ -49,7 +49,7 @@ def train(message: Message, context: Context) -> Message:
     if config.expert.sharing == "weights":
         arrays[EXPERT] = records.from_numpy(state)
     elif config.expert.sharing == "latents":
-        arrays[LATENTS] = records.from_numpy({name: latents[name] for name in SPLITS})
+        arrays[LATENTS] = records.from_numpy({name: latents[name] for name in _splits(device)})
     if config.gate.asks_prototypes:
         arrays[PROTOTYPE] = records.from_numpy({ExpertKey.MEAN: latents["train"].mean(axis=0)})
     return records.reply(
@@ -60,14 +60,17 @@ def train(message: Message, context: Context) -> Message:
 def answer(message: Message, context: Context) -> Message:
     """Answer latents [N, D] of any client with this client's expert: logits [N, C]."""
     device = device_of(context)
-    latents = records.to_numpy(message.content.array_records[LATENTS])[ExpertKey.LATENTS]
+    asked = records.to_numpy(message.content.array_records[LATENTS])
+    latents = asked[ExpertKey.LATENTS]
     expert = device.expert(latents.shape[1])
     records.load_into(expert.state_dict(), device.store.load(EXPERT))
-    logits = _run(device, expert, latents)
+    logits: dict[str, np.ndarray] = {ExpertKey.LOGITS: _run(device, expert, latents)}
+    if ExpertKey.VALIDATION in asked:
+        logits[ExpertKey.VALIDATION] = _run(device, expert, asked[ExpertKey.VALIDATION])
     return records.reply(
         message,
-        metrics={NUM_EXAMPLES: len(latents)},
-        arrays={ANSWERS: records.from_numpy({ExpertKey.LOGITS: logits})},
+        metrics={NUM_EXAMPLES: sum(map(len, asked.values()))},
+        arrays={ANSWERS: records.from_numpy(logits)},
     )
 
 
@@ -83,12 +86,17 @@ def keep_answers(message: Message, context: Context) -> Message:
     else:
         latents = device.store.load(LATENTS)
         logits = [_all_splits(device, state, latents) for state in _experts(content[EXPERT])]
-        kept = {name: np.stack([one[name] for one in logits], axis=1) for name in SPLITS}
+        kept = {name: np.stack([one[name] for one in logits], axis=1) for name in _splits(device)}
     kept = {name: np.array(value) for name, value in kept.items()}
     if device.config.gate.folds:
-        kept["holdout"][:, device.partition] = device.store.load(OUT_OF_FOLD)[ExpertKey.LOGITS]
+        kept[HOLDOUT][:, device.partition] = device.store.load(OUT_OF_FOLD)[ExpertKey.LOGITS]
     device.store.save(ANSWERS, kept)
     return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
+
+
+def _splits(device: Device) -> tuple[str, ...]:
+    """Which latents of this client every expert answers."""
+    return (HOLDOUT, *device.config.data.tests)
 
 
 def _experts(record: ArrayRecord) -> list[dict[str, np.ndarray]]:
@@ -105,7 +113,7 @@ def _all_splits(
 ) -> dict[str, np.ndarray]:
     expert = device.expert(latents["train"].shape[1])
     records.load_into(expert.state_dict(), state)
-    return {name: _run(device, expert, latents[name]) for name in SPLITS}
+    return {name: _run(device, expert, latents[name]) for name in _splits(device)}
 
 
 @torch.inference_mode()

@@ -64,16 +64,16 @@ def train(message: Message, context: Context) -> Message:
 
 
 def test(message: Message, context: Context) -> Message:
-    """Accuracy of the received classifier on this client's two tests."""
+    """Accuracy of the received classifier on this client's tests."""
     device = device_of(context)
     network = device.classifier()
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     settings = records.config_of(message)
     load_classifier(device, network, arrays, before=int(settings[SERVER_ROUND]) + 1)
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
-    for name, indices in (("iid", device.indices.test_iid), ("local", device.indices.test_local)):
-        logits = predict(device, network, device.data.test.images, indices)
-        hits = logits.argmax(dim=1).numpy() == device.data.test.labels[indices]
+    for name, portion in device.tests.items():
+        logits = predict(device, network, portion.split.images, portion.rows)
+        hits = logits.argmax(dim=1).numpy() == portion.labels
         metrics[f"{Score.ACCURACY}-{name}"] = float(hits.mean())
     return records.reply(message, metrics=metrics)
 

@@ -27,13 +27,17 @@ def tell_holdings(message: Message, context: Context) -> Message:
     data, indices = device.data, device.indices
     train = label_counts(data.train.labels, [indices.train], data.num_classes)[0]
     tests = label_counts(data.test.labels, [indices.test_local], data.num_classes)[0]
+    metrics: dict[str, int | list[int]] = {
+        NUM_EXAMPLES: len(indices.train),
+        HoldingKey.TRAIN_COUNTS: [int(count) for count in train],
+        HoldingKey.TEST_COUNTS: [int(count) for count in tests],
+    }
+    if len(indices.validation):
+        held = label_counts(data.train.labels, [indices.validation], data.num_classes)[0]
+        metrics[HoldingKey.VALIDATION_COUNTS] = [int(count) for count in held]
     return records.reply(
         message,
-        metrics={
-            NUM_EXAMPLES: len(indices.train),
-            HoldingKey.TRAIN_COUNTS: [int(count) for count in train],
-            HoldingKey.TEST_COUNTS: [int(count) for count in tests],
-        },
+        metrics=metrics,
         config={
             HoldingKey.CLASSES: list(data.class_names),
             HoldingKey.FINGERPRINT: data.fingerprint,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from nmoe_flower.catalogue import SCHEMES
+from nmoe_flower.catalogue import SCHEMES, TESTS, VALIDATION
 from nmoe_flower.config.section import Floats, Names, NamesOrOwn, Section, shown
 
 __all__ = ["DataConfig"]
@@ -57,6 +57,9 @@ class DataConfig(Section):
     classes_per_client: int = Field(2, ge=1, description="for the pathological scheme")
     train_per_client: int = Field(0, ge=0, description="0: as many as balanced totals allow")
     test_per_client: int = Field(0, ge=0, description="0: as many as balanced totals allow")
+    validation_per_client: int = Field(
+        0, ge=0, description="training images nobody trains on, to choose settings on; 0: none"
+    )
     crop_padding: int = Field(1, ge=0, description="pixels; 0: no random crop")
     flip: bool = Field(False, description="random horizontal flip")
     cutout: int = Field(0, ge=0, description="side of the erased square in pixels; 0: none")
@@ -125,6 +128,15 @@ class DataConfig(Section):
                 "digits"
             )
         return self
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """What every client is tested on: validation only if there are images for it.
+
+        >>> DataConfig.model_validate({"validation-per-client": 50}).tests
+        ('local', 'iid', 'validation')
+        """
+        return tuple(test for test in TESTS if test != VALIDATION or self.validation_per_client)
 
     @property
     def pixels(self) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from nmoe_flower.data.columns import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.data.coverage import Coverage, coverage
 from nmoe_flower.data.dealing import dominant_share_from_tau
 from nmoe_flower.data.features import standardise
-from nmoe_flower.data.images import Features, ImageData, Split, counted, what_changed
+from nmoe_flower.data.images import Features, ImageData, Portion, Split, counted, what_changed
 from nmoe_flower.data.indices import ClientIndices, label_counts
 from nmoe_flower.data.opening import (
     configured_images,
@@ -44,6 +44,7 @@ __all__ = [
     "Fit",
     "ImageData",
     "Partition",
+    "Portion",
     "Split",
     "Table",
     "Views",

@@ -53,15 +53,18 @@ def coverage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]
         data: What was shared out.
         clients: What each client got.
     """
-    train, local, iid = (
+    train, local, iid, aside = (
         [getattr(client, part) for client in clients]
-        for part in ("train", "test_local", "test_iid")
+        for part in ("train", "test_local", "test_iid", "validation")
     )
     section, scheme = config.data, sharing(config.data.scheme)
     limit = _limit("train-per-client", section.train_per_client)
     return [
         _coverage(
-            "train", data.train, train, [*limit, *scheme.why_train(data, train, bool(limit))]
+            "train",
+            data.train,
+            train,
+            [*limit, *_for_validation(aside), *scheme.why_train(data, train, bool(limit))],
         ),
         _coverage(
             "local test",
@@ -103,6 +106,12 @@ def _coverage(part: str, split: Split, held: Sequence[Indices], reasons: Sequenc
 
 def _limit(key: str, size: int) -> list[str]:
     return [f"data.{key} is {size}"] if size else []
+
+
+def _for_validation(aside: Sequence[Indices]) -> list[str]:
+    """Training samples on which nobody trains."""
+    size = sum(map(len, aside))
+    return [f"{size:,} are for validation (data.validation-per-client)"] if size else []
 
 
 def _unknown_classes(data: ImageData) -> list[str]:

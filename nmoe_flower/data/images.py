@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Features", "ImageData", "Split", "counted", "what_changed"]
+__all__ = ["Features", "ImageData", "Portion", "Split", "counted", "what_changed"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,24 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Portion:
+    """Some rows of a split.
+
+    Attributes:
+        split: The split they are in.
+        rows: Places of the rows in the split, int64 [n].
+    """
+
+    split: Split
+    rows: npt.NDArray[np.int64]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Class of each row, int64 [n]."""
+        return np.asarray(self.split.labels[self.rows])
 
 
 @dataclass(frozen=True, eq=False)

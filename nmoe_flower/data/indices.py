@@ -3,7 +3,7 @@
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,13 @@ class ClientIndices:
 
     ``test_local`` is skewed like ``train``; ``test_iid`` holds every class alike. Both come from
     the test split, so a sample may be in both; no two clients share a sample of ``test_iid``.
+    ``validation`` comes from the train split, skewed like ``train``; nobody trains on it.
     """
 
     train: Indices
     test_local: Indices
     test_iid: Indices
+    validation: Indices = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def label_counts(

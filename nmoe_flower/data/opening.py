@@ -19,6 +19,7 @@ from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import Fit
 from nmoe_flower.data.request import DataRequest
 from nmoe_flower.data.schemes import largest_clients
+from nmoe_flower.data.validation import from_training
 from nmoe_flower.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -184,14 +185,34 @@ def names_of_clients(config: "Config", data: ImageData) -> list[str]:
     return [data.client_names[code] for code in largest_clients(data, count)]
 
 
-def own_share(data: ImageData) -> ClientIndices:
-    """All of a device's own images; ``test_iid`` has every class it holds alike."""
+def own_share(data: ImageData, *, validation: int = 0, seed: int = 0) -> ClientIndices:
+    """All of a device's own images; ``test_iid`` has every class it holds alike.
+
+    Args:
+        data: The device's own.
+        validation: How many of its training images it does not train on; class shares are kept.
+        seed: Seed of their draw.
+
+    Raises:
+        DataError: It has too few of them.
+    """
     labels = np.asarray(data.test.labels)
     present, counts = np.unique(labels, return_counts=True)
     chosen = [np.flatnonzero(labels == label)[: counts.min()] for label in present]
-    return ClientIndices(
+    own = ClientIndices(
         np.arange(len(data.train)), np.arange(len(data.test)), np.sort(np.concatenate(chosen))
     )
+    if not validation:
+        return own
+    (own,) = from_training(
+        np.asarray(data.train.labels),
+        [own],
+        size=validation,
+        num_classes=data.num_classes,
+        seed=seed,
+        names=[f"the folder {data.name!r}"],
+    )
+    return own
 
 
 def _load(
@@ -231,6 +252,7 @@ def configured_partition(
         classes_per_client=section.classes_per_client,
         train_per_client=section.train_per_client,
         test_per_client=section.test_per_client,
+        validation_per_client=section.validation_per_client,
         seed=config.run.seed,
         cache_dir=section.cache_dir or None,
     )

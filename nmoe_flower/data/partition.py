@@ -17,6 +17,7 @@ from nmoe_flower.data.dealing import check_clients, draw_balanced
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices, open_indices, save_indices
 from nmoe_flower.data.schemes import Deal, sharing
+from nmoe_flower.data.validation import from_spare, from_training
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.own_code import FORM, is_own
 from nmoe_flower.seeds import numpy_stream
@@ -36,6 +37,7 @@ def partition_clients(
     classes_per_client: int = 2,
     train_per_client: int = 0,
     test_per_client: int = 0,
+    validation_per_client: int = 0,
     seed: int = 0,
     cache_dir: Path | str | None = None,
 ) -> list[ClientIndices]:
@@ -63,8 +65,14 @@ def partition_clients(
     clients are disjoint. A larger size than that, or data so skewed that it is 0, makes clients
     share test samples of the scarce classes; no client holds a sample twice.
 
-    ``test_iid`` has the size of ``test_local`` where the smallest class allows it. Indices are
-    cached on disk, by the data's fingerprint and all arguments.
+    ``test_iid`` has the size of ``test_local`` where the smallest class allows it.
+
+    ``validation_per_client`` training samples per client, with the class shares of its training
+    samples, are in nobody's training part. With a ``train_per_client`` they come from what that
+    leaves over, and all other parts are what they are without them; with 0 every client gives up
+    that many of its own. Under ``natural`` they are the client's own either way.
+
+    Indices are cached on disk, by the data's fingerprint and all arguments.
 
     Raises:
         ConfigError: An argument is out of range whatever the data.
@@ -81,7 +89,29 @@ def partition_clients(
         "seed": seed,
     }
     _check_arguments(data, arguments)
-    if is_own(scheme):  # code changes, and nothing tells the cache
+    if validation_per_client < 0:
+        raise ConfigError(f"validation_per_client is {validation_per_client}; allowed: 0 or more")
+    clients = _shared_out(data, arguments, cache_dir)
+    if not validation_per_client:
+        return clients
+    if train_per_client:
+        owned = sharing(scheme).owned
+        return from_spare(data, clients, size=validation_per_client, owned=owned, seed=seed)
+    return from_training(
+        np.asarray(data.train.labels),
+        clients,
+        size=validation_per_client,
+        num_classes=data.num_classes,
+        seed=seed,
+    )
+
+
+def _shared_out(
+    data: ImageData, arguments: dict[str, Any], cache_dir: Path | str | None
+) -> list[ClientIndices]:
+    """Everybody's training and test samples, from the cache if it has them."""
+    num_clients = arguments["num_clients"]
+    if is_own(arguments["scheme"]):  # code changes, and nothing tells the cache
         return _split(data, arguments)
     identity = json.dumps([_FORMAT, data.fingerprint, data.num_classes, arguments], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]

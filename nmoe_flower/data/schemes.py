@@ -100,12 +100,14 @@ class SharingScheme:
         why_train: Why training samples are left out, from the data, each client's samples, and
             whether ``train_per_client`` is one reason already.
         why_local: Why test samples are left out, from the data and each client's test samples.
+        owned: A sample is somebody's, and can be nobody else's.
     """
 
     share: Callable[[Deal], Shares]
     refuse: Callable[[ImageData, Mapping[str, Any]], None] = lambda data, arguments: None
     why_train: Callable[[ImageData, Sequence[Indices], bool], list[str]] = _equal
     why_local: Callable[[ImageData, Sequence[Indices]], list[str]] = _skewed_alike
+    owned: bool = False
 
 
 # --- one dominant class per client ---
@@ -282,7 +284,7 @@ def _absent_or_alike(data: ImageData, held: Sequence[Indices]) -> list[str]:
     return _absent(data, held) if uneven else _skewed_alike(data, held)
 
 
-NATURAL = SharingScheme(_natural, why_train=_absent, why_local=_absent_or_alike)
+NATURAL = SharingScheme(_natural, why_train=_absent, why_local=_absent_or_alike, owned=True)
 
 
 # --- somebody's own code ---

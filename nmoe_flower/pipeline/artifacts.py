@@ -39,8 +39,9 @@ class Artifacts:
         initial_head: A fresh head, from stage 1: where the stage head starts.
         gates: The weights of each trained gate, by name, from stage 3; for evaluation.
         prototypes: Each client's mean latent, [E, D], from stage 2; for evaluation.
-        centralized: ``probabilities`` [N, C] and ``expert-ids`` [N, K] of all N test samples, from
-            the central mixture among the controls; for evaluation.
+        centralized: ``probabilities`` [N, C] and ``expert-ids`` [N, K] of all test samples, then
+            of all validation samples by client, from the central mixture among the controls; for
+            evaluation.
         spectrum: Eigenvalues of FedSC's mean matrix, [d], from stage 1; for the results.
         accountant: What privacy stage 1 has spent, an `Accountant`'s state; for the results.
         expert_parameters: Parameters of one expert of the second system, told by a client before

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -180,6 +180,7 @@ class Holding:
         examples: Training images.
         train: Training images per class.
         test: Test images per class, skewed like the training images.
+        validation: Validation images per class; empty if there are none.
         classes: Names of the classes, in the order of the labels.
         fingerprint: Fingerprint of the data.
     """
@@ -189,6 +190,7 @@ class Holding:
     test: list[int]
     classes: list[str]
     fingerprint: str
+    validation: list[int] = field(default_factory=list)
 
     def counted(self) -> dict[str, dict[str, int]]:
         """Samples of every class, by the names of test and class."""
@@ -248,6 +250,7 @@ def _read(content: RecordDict) -> Holding:
         test=[int(count) for count in metrics[HoldingKey.TEST_COUNTS]],
         classes=[str(name) for name in cast(list[str], config[HoldingKey.CLASSES])],
         fingerprint=str(config[HoldingKey.FINGERPRINT]),
+        validation=[int(count) for count in metrics.get(HoldingKey.VALIDATION_COUNTS, [])],
     )
 
 

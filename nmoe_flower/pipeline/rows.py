@@ -36,7 +36,7 @@ def row(
         run: Finished, but for its results.
         extractor: How the extractor was made.
         gate: Who routed, or which control answered.
-        test: Which test, ``local`` or ``iid``.
+        test: Which test, one of ``config.data.tests``.
         top_k: Experts asked per sample.
         per_client: A value of each client by name of the metric; NaN counts in no mean.
     """
@@ -73,6 +73,13 @@ def all_found(
         more: What this system alone tells.
     """
     counts = train_counts(held)
+    partition = {
+        "train": counts.tolist(),
+        "test": [holding.test for holding in held.values()],
+        "classes": next(iter(held.values())).classes,
+    }
+    if run.config.data.validation_per_client:
+        partition["validation"] = [holding.validation for holding in held.values()]
     beside = {
         "privacy": privacy(run),
         "representation": representation(run, sizes=counts.sum(axis=1).tolist()),
@@ -83,11 +90,7 @@ def all_found(
         **more,
         **{name: value for name, value in beside.items() if value is not None},
         "stages": run.costs,
-        "partition": {
-            "train": counts.tolist(),
-            "test": [holding.test for holding in held.values()],
-            "classes": next(iter(held.values())).classes,
-        },
+        "partition": partition,
         "fingerprint": ",".join(sorted({holding.fingerprint for holding in held.values()})),
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
     }

@@ -27,7 +27,9 @@ from nmoe_flower.report.tables import (
     GATE_NAMES,
     gate_order,
     grid,
+    place_of_test,
     results_table,
+    shown_tests,
     to_csv,
     to_markdown,
 )
@@ -60,10 +62,16 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
     note = seeds_in_words(numbers, averaged=False)
     draw_accuracy([r.results for r in seeds or (run,)], drawn[0], note=seeds_in_words(numbers))
     routing = results.get("routing") or {}
-    for gate, test in sorted((_gate_and_test(name) for name in routing), key=_place):
+    drawings = [_gate_and_test(name) for name in routing]
+    shown = shown_tests(test for _, test in drawings)
+    for gate, test in sorted(drawings, key=_place):
         base = gate.removesuffix("+prior")
         # The prior correction changes answers, never who is asked.
-        if base in _PLAIN_GATES or (base != gate and f"{base}/{test}" in routing):
+        if (
+            test not in shown
+            or base in _PLAIN_GATES
+            or (base != gate and f"{base}/{test}" in routing)
+        ):
             continue
         drawn.append(folder / f"{_file_name(f'routing-{gate}-{test}')}.png")
         title = f"{GATE_NAMES.get(gate, gate)}, {'IID' if test == 'iid' else test} test"
@@ -72,7 +80,12 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
     if partition:
         drawn.append(folder / "partition.png")
         draw_partition(
-            partition["train"], partition["test"], partition["classes"], drawn[-1], note=note
+            partition["train"],
+            partition["test"],
+            partition["classes"],
+            drawn[-1],
+            counts_validation=partition.get("validation") or (),
+            note=note,
         )
     rounds = run.rounds
     if rounds:
@@ -91,7 +104,7 @@ def _gate_and_test(name: str) -> tuple[str, str]:
 
 def _place(drawing: tuple[str, str]) -> tuple[Any, ...]:
     gate, test = drawing
-    return gate_order(gate), test != "local", test
+    return gate_order(gate), place_of_test(test)
 
 
 def _file_name(text: str) -> str:

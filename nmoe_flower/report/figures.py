@@ -22,7 +22,7 @@ from nmoe_flower.report.canvas import (
     save,
     shortened,
 )
-from nmoe_flower.report.tables import GATE_NAMES, gate_kind, gate_order
+from nmoe_flower.report.tables import GATE_NAMES, gate_kind, gate_order, shown_tests, test_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,6 @@ __all__ = [
 
 _NEAR = 0.3  # an axis that would start below this starts at 0
 _PILE = 0.12  # how far, of a line of the figure, equal dots go to either side
-_TESTS = {"local": "Local test", "iid": "IID test"}
 _LOOKS = (
     ("", BLUE, "o", -0.17, "without prior correction"),
     ("+prior", ORANGE, "D", 0.17, "with prior correction"),
@@ -58,7 +57,7 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
     A marker and the number beside it are the mean over clients and seeds. Small dots are the
     clients of a single seed or, of several, the seeds; then a bar shows their standard deviation.
     Hollow markers are upper bounds. An axis need not start at 0 and says where it does; the two
-    differ.
+    differ. Validation, on which settings are chosen, is drawn only where it is alone.
 
     Args:
         results: What results.json holds, one per seed; only ``rows`` is read.
@@ -66,7 +65,7 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
         note: What the figure stands for, as the seeds.
     """
     rows = [row for result in results for row in result["rows"] if row["accuracy"] is not None]
-    tests = [test for test in _TESTS if any(row["test"] == test for row in rows)]
+    tests = shown_tests(row["test"] for row in rows)
     bases = sorted({_base(row["gate"]) for row in rows}, key=gate_order)
     places = _places(bases)
     figure = new(max(3.6 * len(tests), 3.6), 0.9 + 0.27 * (max(places.values(), default=0) + 1))
@@ -79,7 +78,7 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
             for base, place in places.items():
                 cell = [r for r in rows if r["test"] == test and r["gate"] == base + look[0]]
                 lowest = min([lowest, *_draw_cell(axis, place, cell, look)])
-        axis.set_title(_TESTS[test], fontsize=8.5)
+        axis.set_title(test_label(test), fontsize=8.5)
         light_grid(axis, which="both")
         start = math.floor(max(lowest - 0.02, 0) * 10) / 10
         axis.set_xlim(start if start > _NEAR else 0.0, 1.0)
@@ -221,22 +220,26 @@ def draw_partition(
     class_names: Sequence[str],
     path: Path,
     *,
+    counts_validation: Sequence[Sequence[int]] = (),
     note: str = "",
 ) -> None:
-    """Who holds what: samples per class, stacked, one bar per client, train and test.
+    """Who holds what: samples per class, stacked, one bar per client, a panel per part.
 
     Args:
         counts_train: Counts ``[clients, C]``.
         counts_test: Counts ``[clients, C]``.
         class_names: The C names.
         path: The PNG to write.
+        counts_validation: Counts ``[clients, C]``; empty if there is no such data.
         note: What the figure stands for, as the seed.
     """
     parts = {"Training data": np.asarray(counts_train), "Local test data": np.asarray(counts_test)}
-    figure = new(7.2, 2.6)
+    if len(counts_validation):
+        parts["Validation data"] = np.asarray(counts_validation)
+    figure = new(3.6 * len(parts), 2.6)
     from matplotlib.patches import Patch
 
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(1, len(parts))
     paint = colours(len(class_names))
     for axis, (title, counts) in zip(axes, parts.items(), strict=True):
         clients = np.arange(len(counts))
@@ -339,6 +342,7 @@ def _draw_accuracy(axis: "Axes", curves: Points) -> None:
     styles: dict[str, tuple[Any, Any, str, float]] = {
         "accuracy-local": (BLUE, "-", "o", 4.5),
         "accuracy-iid": ("#E69F00", (0, (3, 2)), "s", 2.4),
+        "accuracy-validation": (GREY, (0, (1, 1.5)), "D", 2.2),
     }
     spare = iter(colours(10)[2:])
     for name in sorted(curves, reverse=True):

@@ -140,8 +140,13 @@ def paper_cell(
     >>> cell = paper_cell("federated", extractor="fedce", scheme="dominant", tau=0.2, test="iid")
     >>> cell["table"], cell["accuracy"]
     ('II', 0.2359)
+    >>> cell = {"gate": "federated", "extractor": "fedce", "scheme": "dominant", "tau": 0.2}
+    >>> paper_cell(**cell, test="validation") is None
+    True
     """
-    if scheme not in {"iid", "dominant"} or (scheme == "iid" and test != "local"):
+    if scheme not in {"iid", "dominant"} or test not in {"local", "iid"}:
+        return None
+    if scheme == "iid" and test != "local":
         return None
     table = _TABLE_1 if test == "local" else _TABLE_2
     cells = table.get(("" if gate.startswith("control:") else extractor, gate), {})

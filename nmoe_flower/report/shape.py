@@ -58,10 +58,12 @@ class _Partition(_Part):
     train: Counts
     test: Counts
     classes: Annotated[list[str | int], Field(min_length=1)]
+    validation: Counts | None = None
 
     @model_validator(mode="after")
     def _one_column_per_class(self) -> Self:
-        if {len(row) for row in (*self.train, *self.test)} != {len(self.classes)}:
+        counts = (*self.train, *self.test, *(self.validation or ()))
+        if {len(row) for row in counts} != {len(self.classes)}:
             raise ValueError(f"train and test need a count for each of {len(self.classes)} classes")
         return self
 

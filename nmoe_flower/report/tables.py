@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from nmoe_flower.catalogue import CONTROLS, GATES, METHODS
+from nmoe_flower.catalogue import CONTROLS, GATES, METHODS, TESTS, VALIDATION
 from nmoe_flower.report.runs import FinishedRun
 
 __all__ = [
@@ -18,7 +18,10 @@ __all__ = [
     "grid",
     "method_label",
     "number",
+    "place_of_test",
     "results_table",
+    "shown_tests",
+    "test_label",
     "to_csv",
     "to_markdown",
 ]
@@ -71,6 +74,36 @@ def gate_order(gate: str) -> tuple[int, str]:
     known = (*GATES, *GATE_NAMES)
     base = gate.split("+")[0]
     return known.index(base) if base in known else len(known), gate
+
+
+def place_of_test(test: str) -> tuple[int, str]:
+    """Sort key: local, IID, what no version of ours tests on, validation last.
+
+    >>> sorted(["validation", "iid", "odd", "local"], key=place_of_test)
+    ['local', 'iid', 'odd', 'validation']
+    """
+    first = [name for name in TESTS if name != VALIDATION]
+    known = first.index(test) if test in first else len(first)
+    return known + (test == VALIDATION), test
+
+
+def test_label(test: str) -> str:
+    """How tables call a test.
+
+    >>> test_label("iid"), test_label("validation")
+    ('IID test', 'Validation')
+    """
+    return TESTS.get(test, test) + ("" if test == VALIDATION else " test")
+
+
+def shown_tests(tests: Iterable[str]) -> list[str]:
+    """What figures show, in order: not validation, unless there is nothing else.
+
+    >>> shown_tests(["validation", "iid", "local", "iid"]), shown_tests(["validation"])
+    (['local', 'iid'], ['validation'])
+    """
+    found = sorted(set(tests), key=place_of_test)
+    return [test for test in found if test != VALIDATION] or found
 
 
 def results_table(runs: Sequence[FinishedRun]) -> list[Row]:
@@ -133,10 +166,10 @@ def _test(row: Row) -> tuple[Any, ...]:
 
 
 def _position(row: Row) -> tuple[Any, ...]:
-    """Order of rows: milder skew first, the local test before the IID test."""
+    """Order of rows: milder skew first, the local test before the others, validation last."""
     tau = math.inf if row["tau"] is None else row["tau"]
     block = (row["extractor"], row["scheme"], -tau, row["clients"], row["top_k"], row["config"])
-    return (*block, row["test"] != "local", row["test"], gate_order(row["gate"]))
+    return (*block, place_of_test(row["test"]), gate_order(row["gate"]))
 
 
 def to_csv(table: Sequence[Row]) -> str:
@@ -159,8 +192,7 @@ def to_markdown(table: Sequence[Row]) -> str:
         rows = [row for row in table if _block(row) == block]
         lines += [f"### {_title(rows[0])}", ""]
         for test in dict.fromkeys(row["test"] for row in rows):
-            name = {"local": "Local", "iid": "IID"}.get(test, test)
-            header = (f"{name} test", "Accuracy", "Balanced accuracy", "Macro F1", "AUC")
+            header = (test_label(test), "Accuracy", "Balanced accuracy", "Macro F1", "AUC")
             body = [_cells(row) for row in rows if row["test"] == test]
             lines += [*grid((*header, "Local ratio", "Bytes per sample", "n"), body, words=1), ""]
     return "\n".join([*lines, _NOTE, ""])

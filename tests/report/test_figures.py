@@ -143,6 +143,26 @@ def test_partition_bars_end_at_the_clients_totals(drawn, tmp_path):
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["c", "b", "a"]
 
 
+def test_validation_data_has_a_panel_of_its_own(drawn, tmp_path):
+    counts = [[1, 2], [2, 1]]
+    draw_partition(counts, counts, "ab", tmp_path / "p.png", counts_validation=[[4, 0], [0, 4]])
+    assert [axis.get_title() for axis in drawn[0].axes][2:] == ["Validation data"]
+    assert [bar.get_height() for bar in drawn[0].axes[2].patches] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("tests", "titles"),
+    [
+        (("validation", "iid", "local"), ["Local test", "IID test"]),
+        (("validation",), ["Validation"]),
+    ],
+)
+def test_validation_is_drawn_where_it_is_alone(drawn, tmp_path, tests, titles):
+    rows = [{"gate": "federated", "test": test, "accuracy": 0.5} for test in tests]
+    draw_accuracy([{"rows": rows}], tmp_path / "a.png")
+    assert [axis.get_title() for axis in drawn[0].axes] == titles
+
+
 @pytest.mark.parametrize(("classes", "legends"), [(10, 1), (20, 1), (100, 0)])
 def test_many_classes_have_colours_but_no_legend(drawn, tmp_path, classes, legends):
     counts = np.ones((2, classes), dtype=int).tolist()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from nmoe_flower.report import load_runs, results_table, to_csv, to_markdown
+from nmoe_flower.report import load_runs, paper_table, results_table, to_csv, to_markdown
 from nmoe_flower.report.tables import TABLE_METRICS
 
 
@@ -159,3 +159,16 @@ def test_markdown_comes_back_rounded(finished_run):
         assert line[0].split()[0] == row["gate"]
         assert float(line[1].strip("*")) == pytest.approx(row["accuracy"], abs=5.01e-4)
         assert line[6] == ("-" if row["kind"] == "control" else "1566")
+
+
+def test_the_validation_test_stands_last_and_beside_no_paper(finished_run):
+    rows = [("federated", test, 0.5) for test in ("validation", "iid", "local")]
+    settings = {"data.dataset": "cifar10", "data.num-clients": 10, "data.validation-per-client": 9}
+    runs = load_runs([finished_run("chosen", settings, rows=rows)])
+    table = results_table(runs)
+    assert [row["test"] for row in table] == ["local", "iid", "validation"]
+    text = to_markdown(table)
+    headings = [text.index(f"| {name} |") for name in ("Local test", "IID test", "Validation")]
+    assert headings == sorted(headings)
+    assert {row["table"] for row in paper_table(runs)} == {"I", "II"}
+    assert len(paper_table(runs)) == 2

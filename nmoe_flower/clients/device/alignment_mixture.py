@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from nmoe_flower import records
-from nmoe_flower.catalogue import ALIGNMENT_GATES
+from nmoe_flower.catalogue import ALIGNMENT_GATES, TESTS
 from nmoe_flower.clients.device.device import Device, initial_seed
 from nmoe_flower.clients.device.latents import predict
 from nmoe_flower.clients.device.store import Store, Versions
 from nmoe_flower.config import Config
+from nmoe_flower.data import Portion
 from nmoe_flower.models import (
     AlignmentMixture,
     Expert,
@@ -22,7 +23,6 @@ from nmoe_flower.models import (
     Gate,
     configured_extractor,
 )
-from nmoe_flower.records import TESTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import generator, seeded, sgd
 
@@ -123,7 +123,7 @@ class AlignmentClient:
         return np.sort(order[count:]), np.sort(order[:count])
 
     def latents(self, part: str) -> Tensor:
-        """Latents [n, D] of ``train``, ``local`` or ``iid`` images under a fixed extractor.
+        """Latents [n, D] of ``train`` images, or those of a test, under a fixed extractor.
 
         They are computed once and kept at the client.
         """
@@ -151,9 +151,9 @@ class AlignmentClient:
             records.load_into(
                 self.network.extractor.state_dict(), device.store.load(KEPT_EXTRACTOR)
             )
-        split = device.data.train if part == "train" else device.data.test
-        chosen = device.indices.train if part == "train" else device.tests[part]
-        return predict(device, self.network.extractor, split.images, chosen)
+        own = Portion(device.data.train, device.indices.train)
+        wanted = own if part == "train" else device.tests[part]
+        return predict(device, self.network.extractor, wanted.split.images, wanted.rows)
 
     @property
     def _gates(self) -> Versions:

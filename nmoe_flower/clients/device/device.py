@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flwr.app import Context
 
-from nmoe_flower.catalogue import BACKBONES
+from nmoe_flower.catalogue import BACKBONES, VALIDATION
 from nmoe_flower.clients.device.store import Store
 from nmoe_flower.config import Config
 from nmoe_flower.data import (
@@ -19,6 +19,7 @@ from nmoe_flower.data import (
     ClientIndices,
     FeatureViews,
     ImageData,
+    Portion,
     Views,
     configured_images,
     configured_partition,
@@ -36,7 +37,7 @@ from nmoe_flower.models import (
     configured_extractor,
 )
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
-from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, TESTS, part_of
+from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, part_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, seeded, use_bf16
 
@@ -126,13 +127,24 @@ class Device:
     @cached_property
     def indices(self) -> ClientIndices:
         """Which training and test images are this client's."""
-        return own_share(self.data) if self.folder else self._partition[self.partition]
+        if not self.folder:
+            return self._partition[self.partition]
+        return own_share(
+            self.data,
+            validation=self.config.data.validation_per_client,
+            seed=self.config.run.seed,
+        )
 
     @property
-    def tests(self) -> dict[str, np.ndarray]:
-        """Which test images are this client's, by test: skewed like its own, and IID."""
-        local, iid = TESTS
-        return {local: self.indices.test_local, iid: self.indices.test_iid}
+    def tests(self) -> dict[str, Portion]:
+        """What this client is tested on, by test: ``config.data.tests`` says which there are."""
+        test, indices = self.data.test, self.indices
+        found = {
+            "local": Portion(test, indices.test_local),
+            "iid": Portion(test, indices.test_iid),
+            VALIDATION: Portion(self.data.train, indices.validation),
+        }
+        return {name: found[name] for name in self.config.data.tests}
 
     @property
     def everyone(self) -> list[ClientIndices]:

@@ -16,7 +16,7 @@ from nmoe_flower.clients.device.store import Versions
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.models import Classifier, Extractor
-from nmoe_flower.records import ARRAYS, HEAD, LATENTS
+from nmoe_flower.records import ARRAYS, HEAD, HOLDOUT, LATENTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast
 
@@ -82,7 +82,7 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
 
 
 def latents_of(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
-    """Latents and labels of the training images (all, and those of the gate) and both tests.
+    """Latents and labels of the training images (all, and those of the gate) and all tests.
 
     The gate trains on a hold-out that the expert does not see; with ``gate.folds`` both train on
     everything, see ``clients/expert.py: _out_of_fold``. Those in the store are taken if they come
@@ -110,19 +110,18 @@ def _computed(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
         kept = held
     train = predict(device, extractor, data.train.images, indices.train).numpy()
     labels = device.train_labels
-    tests = {
-        name: predict(device, extractor, data.test.images, chosen).numpy()
-        for name, chosen in device.tests.items()
-    }
+    tests = device.tests
     return {
         "train": train,
         "train-labels": labels,
         "kept": kept,
-        "holdout": train[held],
+        HOLDOUT: train[held],
         "holdout-labels": labels[held],
-        "local-labels": np.asarray(data.test.labels[indices.test_local]),
-        "iid-labels": np.asarray(data.test.labels[indices.test_iid]),
-        **tests,
+        **{f"{name}-labels": test.labels for name, test in tests.items()},
+        **{
+            name: predict(device, extractor, test.split.images, test.rows).numpy()
+            for name, test in tests.items()
+        },
     }
 
 

@@ -5,6 +5,7 @@ are assigned to each client during inference", within its capacity.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from nmoe_flower.pipeline.alignment.train import trained_assigner
 from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
 from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import SERVER_ROUND, TESTS, Action, AlignmentKey, FeedbackKey, Score
+from nmoe_flower.records import SERVER_ROUND, Action, AlignmentKey, FeedbackKey, Score
 from nmoe_flower.strategies import ExpertNames
 
 __all__ = ["evaluate_alignment"]
@@ -31,7 +32,8 @@ def evaluate_alignment(run: Run) -> dict[str, Any]:
     assigner = trained_assigner(run, counts)
     mixture, placed = run.artifacts.mixture, assigner.place()
     told = {AlignmentKey.FINAL: True, SERVER_ROUND: run.config.alignment.rounds}
-    whole = gather(run, "whole", Action.ALIGNMENT_TEST, message(mixture, told), check=_scores)
+    check = partial(_scores, run)
+    whole = gather(run, "whole", Action.ALIGNMENT_TEST, message(mixture, told), check=check)
     names, everyone = ExpertNames.found_in(mixture), sorted(run.partitions.values())
     questions = {
         client: message(
@@ -42,17 +44,17 @@ def evaluate_alignment(run: Run) -> dict[str, Any]:
         if placed[client].any()
     }
     parts = gather(
-        run, "placed", Action.ALIGNMENT_TEST, questions, only=list(questions), check=_scores
+        run, "placed", Action.ALIGNMENT_TEST, questions, only=list(questions), check=check
     )
     rows, routing = _rows(run, {"mixture": whole, "placed": parts})
     summary = _summary(run, assigner, placed)
     return all_found(run, held, rows=rows, routing=routing, alignment=summary)
 
 
-def _scores(content: RecordDict) -> None:
+def _scores(run: Run, content: RecordDict) -> None:
     """Read what `_rows` will."""
     metrics = records.metrics_of(content)
-    for test in TESTS:
+    for test in run.config.data.tests:
         for name in SCORES:
             float(cast(float, metrics[f"{name}-{test}"]))
         list(cast(list[float], metrics[f"{Score.ROUTING}-{test}"]))
@@ -64,7 +66,7 @@ def _rows(
     settings, rows, routing = run.config.alignment, [], {}
     for gate, answers in tested.items():
         values = [records.metrics_of(content) for content in answers.values()]
-        for test in TESTS:
+        for test in run.config.data.tests:
             per_client = {
                 name.replace("-", "_"): [float(one[f"{name}-{test}"]) for one in values]
                 for name in SCORES

@@ -1,20 +1,22 @@
 """Stage 2: personal experts on the frozen extractor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.pipeline.ask import alike, gather, message
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import (
     ANSWERS,
     EXPERT,
+    HOLDOUT,
     LATENTS,
     PROTOTYPE,
-    SPLITS,
     Action,
     ExpertKey,
 )
@@ -25,15 +27,14 @@ __all__ = ["train_experts"]
 def train_experts(run: Run) -> None:
     """Stage 2: personal experts, and what leaves of them for stage 3."""
     question = message(run.artifacts.classifier)
+    check = partial(_has_named_arrays, _splits(run))
     prototypes, sharing = run.config.gate.asks_prototypes, run.config.expert.sharing
     wanted = [PROTOTYPE] if prototypes else []
     wanted += {"weights": [EXPERT], "latents": [LATENTS], "none": []}[sharing]
-    trained = gather(
-        run, "experts", Action.EXPERT, question, wanted=wanted, check=_has_named_arrays
-    )
+    trained = gather(run, "experts", Action.EXPERT, question, wanted=wanted, check=check)
     if prototypes:
         means = {
-            partition: _only(ExpertKey.MEAN, content.array_records[PROTOTYPE])
+            partition: _only([ExpertKey.MEAN], content.array_records[PROTOTYPE])
             for partition, content in trained.items()
         }
         found = alike("prototypes", means).values()
@@ -52,7 +53,11 @@ def train_experts(run: Run) -> None:
 
 
 def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
-    """Experts stay at home: latents visit every expert, logits [N, E, C] come back."""
+    """Experts stay at home: latents visit every expert, logits [N, E, C] come back.
+
+    Validation images travel as an array of their own: how many rows are multiplied at once moves
+    the last bits of a product, and numbers of the tests are the same with and without them.
+    """
     latents = alike(
         "latents",
         {
@@ -61,47 +66,81 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
         },
         rows=True,
     )
-    rows = [(partition, split) for partition in latents for split in SPLITS]
-    everyone = np.concatenate([latents[partition][split] for partition, split in rows])
-    question = RecordDict({LATENTS: records.from_numpy({ExpertKey.LATENTS: everyone})})
-    answered = gather(
-        run, "answer", Action.ANSWER, question, wanted=[ANSWERS], check=_has_named_arrays
-    )
-    found = {
-        partition: _only(ExpertKey.LOGITS, content.array_records[ANSWERS])
-        for partition, content in answered.items()
+    splits = _splits(run)
+    parcels = _parcels(splits)
+    rows = {
+        asked: [(partition, split) for partition in latents for split in within]
+        for asked, _, within in parcels
     }
-    logits = np.stack([one[ExpertKey.LOGITS] for one in alike("answers", found).values()], axis=1)
-    ends = np.cumsum([len(latents[partition][split]) for partition, split in rows])[:-1]
-    split_logits = dict(zip(rows, np.split(logits, ends), strict=True))
+    everyone = {
+        asked: np.concatenate([latents[partition][split] for partition, split in places])
+        for asked, places in rows.items()
+    }
+    question = RecordDict({LATENTS: records.from_numpy(everyone)})
+    names = [name for _, name, _ in parcels]
+    answered = gather(
+        run,
+        "answer",
+        Action.ANSWER,
+        question,
+        wanted=[ANSWERS],
+        check=partial(_has_named_arrays, splits),
+    )
+    found = alike(
+        "answers",
+        {
+            partition: _only(names, content.array_records[ANSWERS])
+            for partition, content in answered.items()
+        },
+    )
+    split_logits: dict[tuple[int, str], np.ndarray] = {}
+    for asked, name, _ in parcels:
+        logits = np.stack([one[name] for one in found.values()], axis=1)
+        ends = np.cumsum([len(latents[partition][split]) for partition, split in rows[asked]])[:-1]
+        split_logits |= dict(zip(rows[asked], np.split(logits, ends), strict=True))
     gather(
         run,
         "answers",
         Action.KEEP_ANSWERS,
         {
             partition: RecordDict(
-                {ANSWERS: records.from_numpy({s: split_logits[partition, s] for s in SPLITS})}
+                {ANSWERS: records.from_numpy({s: split_logits[partition, s] for s in splits})}
             )
             for partition in latents
         },
     )
 
 
-def _only(name: str, record: ArrayRecord) -> dict[str, np.ndarray]:
-    """One array of a record, under its name."""
-    return {name: records.to_numpy(record)[name]}
+def _splits(run: Run) -> tuple[str, ...]:
+    """Which latents of a client every expert answers."""
+    return (HOLDOUT, *run.config.data.tests)
 
 
-def _has_named_arrays(content: RecordDict) -> None:
-    """Refuse records without the arrays this stage reads.
+def _parcels(splits: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """Arrays of an exchange of latents: name on the way down, on the way up, splits in it."""
+    tests = [split for split in splits if split != VALIDATION]
+    found: list[tuple[str, str, list[str]]] = [(ExpertKey.LATENTS, ExpertKey.LOGITS, tests)]
+    if VALIDATION in splits:
+        found.append((ExpertKey.VALIDATION, ExpertKey.VALIDATION, [VALIDATION]))
+    return found
+
+
+def _only(names: Sequence[str], record: ArrayRecord) -> dict[str, np.ndarray]:
+    """Some arrays of a record, under their names."""
+    arrays = records.to_numpy(record)
+    return {name: arrays[name] for name in names}
+
+
+def _has_named_arrays(splits: Sequence[str], content: RecordDict) -> None:
+    """Refuse records without the arrays this stage reads, latents of ``splits`` among them.
 
     Raises:
         ReplyError: With what is missing.
     """
     named = (
         (PROTOTYPE, (ExpertKey.MEAN,)),
-        (LATENTS, SPLITS),
-        (ANSWERS, (ExpertKey.LOGITS,)),
+        (LATENTS, splits),
+        (ANSWERS, [name for _, name, _ in _parcels(splits)]),
     )
     for record, names in named:
         found = content.array_records.get(record)
