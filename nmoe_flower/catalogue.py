@@ -10,7 +10,7 @@ whoever needs it, so that a server never loads what only a device runs.
 
 import pkgutil
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 __all__ = [
     "ALIGNMENT_GATES",
@@ -186,7 +186,7 @@ SCHEMES = {
 
 # What every client is tested on, in the order of tables, and how these call it: samples skewed like
 # its own, of every class alike, and training samples on which nobody trains.
-VALIDATION = "validation"
+VALIDATION: Final = "validation"
 TESTS = {"local": "Local", "iid": "IID", VALIDATION: "Validation"}
 
 

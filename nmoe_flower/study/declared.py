@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Field, ValidationError
 
+from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Names, Section, explain, kebab
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.study.measured import gates_of, numbers_of, tests_of
@@ -35,7 +36,6 @@ __all__ = [
     "read_declared",
 ]
 
-VALIDATION: Literal["validation"] = "validation"
 MEASURED = ("gate", "test", "metric")  # dimensions within a run
 Where = Mapping[str, tuple[Any, ...]]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]

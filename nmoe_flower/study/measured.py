@@ -67,8 +67,7 @@ def tests_of(config: Config) -> tuple[str, ...]:
     >>> tests_of(Config.parse({}))
     ('local', 'iid')
     """
-    validated = getattr(config.data, "validation_per_client", 0)
-    return ("local", "iid", *(["validation"] if validated else []))
+    return config.data.tests
 
 
 def numbers_of(config: Config) -> tuple[str, ...]:
