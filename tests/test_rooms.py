@@ -19,6 +19,7 @@ NAME = "nmoe_flower"
 SHOWN = {
     "engine": {"flower", "processes"},  # all that Flower keeps to itself; processes by their marks
     "inference.protocol": {"peer_pb2"},  # the generated messages
+    "report": {"canvas"},  # the look of all figures
 }  # fmt: skip
 
 # Stems that stand twice, because they are sides of one idea; beside those of cli/, whose files are
@@ -33,8 +34,11 @@ IDEAS = {
     "extractor": "the shared network: model, stage",
     "fedce": "FedCE: strategy, client",
     "fedsc": "FedSC: strategy, client",
+    "figures": "what is drawn: of runs, of a study",
     "gate": "who is asked: model, stage, client",
     "head": "the classifier of all: stage, client",
+    "rows": "what was measured: of a run, of a study",
+    "tables": "what is tabulated: of runs, of a study",
     "representation": "how good features are: measured, drawn",
 }
 TYPED = {"cli", "config"}

@@ -5,11 +5,19 @@ from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
 from nmoe_flower.report.paper import paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
-from nmoe_flower.report.runs import FinishedRun, load_runs
-from nmoe_flower.report.tables import results_table, to_csv, to_markdown
+from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
+from nmoe_flower.report.tables import (
+    GATE_NAMES,
+    gate_order,
+    grid,
+    results_table,
+    to_csv,
+    to_markdown,
+)
 from nmoe_flower.report.traffic import Traffic, draw_traffic, read_traffic
 
 __all__ = [
+    "GATE_NAMES",
     "FinishedRun",
     "Traffic",
     "alignment_table",
@@ -21,12 +29,15 @@ __all__ = [
     "draw_rounds",
     "draw_routing",
     "draw_traffic",
+    "gate_order",
+    "grid",
     "load_runs",
     "most_bytes",
     "paper_table",
     "paper_to_markdown",
     "read_traffic",
     "results_table",
+    "seeds_in_words",
     "to_csv",
     "to_markdown",
     "write_report",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import write_bytes
@@ -34,12 +35,19 @@ __all__ = [
     "new",
     "save",
     "shortened",
+    "write_shares",
 ]
 
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8C8C8C", "#333333"
 _NEAR = 0.4  # values that begin below this part of the highest leave 0 on the axis
+_NOTHING, _DARK = 0.005, 0.55  # shares that round to 0, and those that need white letters
 _LONGEST = 20  # letters of a name in a legend
 _YELLOW = "#F0E442"
+_WITHOUT_DATE: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
 _COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
     "#D55E00", _YELLOW, "#6A4C93", "#999999", "#1B1B1B",
@@ -63,13 +71,13 @@ def new(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", path: Path, *, note: str = "") -> None:
-    """Give every axis the common look and write the PNG, atomically.
+    """Give every axis the common look and write the file, atomically.
 
     An axis of numbers starts at 0 where that costs little; every other says where it starts.
 
     Args:
         figure: From `new`, drawn.
-        path: The PNG to write.
+        path: The file to write; its suffix says what: ``.png``, ``.pdf`` or ``.svg``.
         note: What the whole figure stands for, as its seeds; small, above everything.
     """
     from matplotlib.text import Text
@@ -92,20 +100,21 @@ def save(figure: "Figure", path: Path, *, note: str = "") -> None:
     _write(figure, path)
 
 
-def shortened(name: object) -> str:
+def shortened(name: object, longest: int = _LONGEST) -> str:
     """A name for a legend: not longer than it can be, and never one that matplotlib leaves out.
 
     >>> shortened("a class with quite a name"), shortened("_background")
     ('a class with quite …', ' _background')
     """
     text = " ".join(str(name).split())
-    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return f" {text}" if text.startswith("_") else text
 
 
 def _write(figure: "Figure", path: Path) -> None:
     data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
+    kind = path.suffix.removeprefix(".")
+    figure.savefig(data, format=kind, metadata=_WITHOUT_DATE[kind])
     write_bytes(path, data.getvalue())
 
 
@@ -140,6 +149,14 @@ def _start(least: float, high: float, ticks: Sequence[float]) -> float:
     places = np.asarray(ticks, dtype=float)
     below = places[places <= least + 1e-9 * (high - least)]  # 3 x 0.1 is more than 0.3
     return float(below[-1] if len(below) else least)
+
+
+def write_shares(axis: "Axes", shares: npt.NDArray[np.float64], *, fontsize: float = 6) -> None:
+    """Write every share into its cell of a heat map; next to nothing is a pale 0."""
+    for (row, column), share in np.ndenumerate(shares):
+        text = "0" if share < _NOTHING else f"{share:.2f}".lstrip("0")
+        colour = "white" if share > _DARK else INK if share >= _NOTHING else "#B5B5B5"
+        axis.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=colour)
 
 
 def light_grid(axis: "Axes", *, which: Literal["both", "x", "y"] = "y") -> None:

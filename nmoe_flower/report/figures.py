@@ -21,6 +21,7 @@ from nmoe_flower.report.canvas import (
     new,
     save,
     shortened,
+    write_shares,
 )
 from nmoe_flower.report.tables import GATE_NAMES, gate_kind, gate_order, shown_tests, test_label
 
@@ -204,10 +205,7 @@ def draw_routing(
     axis.set_xticks(few_ticks(experts))
     axis.set_yticks(few_ticks(clients))
     if max(clients, experts) <= _ANNOTATED:
-        for (row, column), share in np.ndenumerate(shares):
-            text = "0" if share < 0.005 else f"{share:.2f}".lstrip("0")
-            colour = "white" if share > 0.55 else INK if share >= 0.005 else "#B5B5B5"
-            axis.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+        write_shares(axis, shares)
     bar = figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03)
     bar.set_label("Share of the client's samples")
     bar.outline.set_linewidth(0.4)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import parse_json, read_text
-from nmoe_flower.report.canvas import INK, few_ticks, new, save
+from nmoe_flower.report.canvas import few_ticks, new, save, write_shares
 
 __all__ = ["Traffic", "draw_traffic", "read_traffic"]
 
@@ -83,10 +83,7 @@ def draw_traffic(traffic: Traffic, path: Path) -> None:
         rows = few_ticks(len(shares))
         axis.set_yticks(rows, labels=[str(traffic.devices[row]) for row in rows])
         if max(shares.shape) <= _ANNOTATED:
-            for (row, column), share in np.ndenumerate(shares):
-                text = "0" if share < 0.005 else f"{share:.2f}".lstrip("0")
-                colour = "white" if share > 0.55 else INK if share >= 0.005 else "#B5B5B5"
-                axis.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+            write_shares(axis, shares)
     axes[0].set_ylabel("Device that asks")
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.set_label("Share of the device's choices")

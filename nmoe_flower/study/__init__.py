@@ -1,5 +1,7 @@
 """Studies: many runs from one file, and the tables and figures that come out of them."""
 
+from nmoe_flower.study.comparisons import Comparison, Pair
+from nmoe_flower.study.curves import Curve, RoutingMap
 from nmoe_flower.study.declared import (
     ComparisonSpec,
     FigureSpec,
@@ -8,21 +10,47 @@ from nmoe_flower.study.declared import (
     SweepSpec,
     TableSpec,
 )
+from nmoe_flower.study.estimates import Estimate
+from nmoe_flower.study.figures import Figure, Panel, Point, Series
 from nmoe_flower.study.file import Study
+from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.measured import ROW_METRICS, gates_of, numbers_of, tests_of
 from nmoe_flower.study.product import Axis, Coordinates, StudyRun, Variant, same, selects
+from nmoe_flower.study.rows import Quantity, Row, RunOutcome
+from nmoe_flower.study.sweep import Candidate, Choice, SweepTable
+from nmoe_flower.study.tables import Cell, Column, Line, StudyTable
 
 __all__ = [
     "ROW_METRICS",
     "Axis",
+    "Candidate",
+    "Cell",
+    "Choice",
+    "Column",
+    "Comparison",
     "ComparisonSpec",
     "Coordinates",
+    "Curve",
+    "Estimate",
+    "Figure",
     "FigureSpec",
+    "Labels",
+    "Line",
     "Measurable",
+    "Pair",
+    "Panel",
     "PaperValue",
+    "Point",
+    "Quantity",
+    "RoutingMap",
+    "Row",
+    "RunOutcome",
+    "Series",
     "Study",
     "StudyRun",
+    "StudyTable",
     "SweepSpec",
+    "SweepTable",
     "TableSpec",
     "Variant",
     "gates_of",

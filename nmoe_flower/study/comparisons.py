@@ -1,0 +1,206 @@
+"""Paired comparisons: what one variant has more than another, seed by seed.
+
+Two variants that were run with the same seeds share splits and first weights, so their difference
+is known better than either mean. A difference counts as noise unless its 95 % interval (Student's
+t, n - 1 degrees of freedom) lies on one side of 0.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nmoe_flower.study.declared import ComparisonSpec
+from nmoe_flower.study.estimates import Estimate, differences, estimate
+from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.product import Coordinates
+from nmoe_flower.study.rows import Row
+from nmoe_flower.study.tables import absent_in_words
+
+__all__ = ["Comparison", "Pair", "compare"]
+
+Verdict = Literal["higher", "lower", "within the noise", "no estimate of the noise", "failed",
+                  "missing"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One number of two variants, compared seed by seed.
+
+    Attributes:
+        labels: What tells the pair from the others of its table: gate, test, metric, axes.
+        of: Mean over the seeds that both have, of the first; None if there is no such seed.
+        against: The same of the second.
+        each: By seed, what the first has more.
+        difference: Mean of that with its standard error; None if there is no such seed.
+        absent: By seed that one of both lacks: ``failed`` or ``missing``.
+    """
+
+    labels: tuple[str, ...]
+    of: Estimate | None
+    against: Estimate | None
+    each: Mapping[int, float]
+    difference: Estimate | None
+    absent: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the difference is: more, less, within the noise, or of one seed alone."""
+        if self.difference is None:
+            return "failed" if "failed" in self.absent.values() else "missing"
+        if self.difference.within_noise is None:
+            return "no estimate of the noise"
+        if self.difference.within_noise:
+            return "within the noise"
+        return "higher" if self.difference.mean > 0 else "lower"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison as plain data.
+
+    Attributes:
+        name: Of its files.
+        title: What stands above it.
+        of: What the first is called.
+        against: What the second is called.
+        heads: Above the labels of the pairs, one for each.
+        seeds: The seeds, each a column if there are several.
+        pairs: The lines.
+        notes: Sentences below.
+        digits: Decimals.
+    """
+
+    name: str
+    title: str
+    of: str
+    against: str
+    heads: tuple[str, ...]
+    seeds: tuple[int, ...]
+    pairs: tuple[Pair, ...]
+    notes: tuple[str, ...]
+    digits: int = 4
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """What stands above every column."""
+        seeds = (f"seed {seed}" for seed in self.seeds) if len(self.seeds) > 1 else ()
+        return (*self.heads, f"{self.against}, mean", f"{self.of}, mean", *seeds,
+                "mean difference", "95 % interval", "verdict")  # fmt: skip
+
+    @property
+    def lines(self) -> tuple[tuple[str, ...], ...]:
+        """Every line in words, as wide as the header."""
+        return tuple(self._line(pair) for pair in self.pairs)
+
+    def _line(self, pair: Pair) -> tuple[str, ...]:
+        def number(value: float | None, sign: str = "") -> str:
+            return "-" if value is None else f"{value:{sign}.{self.digits}f}"
+
+        found = pair.difference
+        means = [number(None if e is None else e.mean) for e in (pair.against, pair.of)]
+        each = [
+            pair.absent.get(seed) or number(pair.each.get(seed), "+")
+            for seed in (self.seeds if len(self.seeds) > 1 else ())
+        ]
+        if found is None:
+            return (*pair.labels, *means, *each, "-", "-", pair.verdict)
+        error = "" if found.se is None else f" ± {number(found.se)}"
+        ends = found.interval
+        interval = "-" if ends is None else " to ".join(number(end, "+") for end in ends)
+        return (*pair.labels, *means, *each, number(found.mean, "+") + error, interval,
+                pair.verdict)  # fmt: skip
+
+
+Key = tuple[Any, ...]
+
+
+def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> Comparison:
+    """Pair the rows of both sides that differ in nothing but what is compared."""
+    told = {*comparison.of, *comparison.against}
+    axes = dict.fromkeys(axis for row in rows for axis in row.values)
+    beside = [d for d in ("variant", *axes, "gate", "test", "metric") if d not in told]
+    sides = [
+        {_key(row, beside): row for row in _side(comparison, rows, at)}
+        for at in (comparison.of, comparison.against)
+    ]
+    keys = list(dict.fromkeys((*sides[0], *sides[1])))
+    listed = {"gate": comparison.gates, "test": comparison.tests, "metric": comparison.metrics}
+    keys.sort(
+        key=lambda key: [
+            labels.order(d, value, listed.get(d, ())) for d, value in zip(beside, key, strict=True)
+        ]
+    )
+    shown = [place for place in range(len(beside)) if len({key[place] for key in keys}) > 1]
+    if not shown and keys:
+        shown = [beside.index("metric")]
+    pairs = tuple(
+        _pair(
+            tuple(labels.of_value(beside[place], key[place]) for place in shown),
+            sides[0].get(key),
+            sides[1].get(key),
+        )
+        for key in keys
+    )
+    names = [
+        ", ".join(labels.of_value(d, v, alone=True) for d, values in side.items() for v in values)
+        for side in (comparison.of, comparison.against)
+    ]
+    same = [
+        labels.of_value(d, keys[0][place], alone=True)
+        for place, d in enumerate(beside)
+        if keys and place not in shown and keys[0][place] not in ("", None)
+    ]
+    seeds = tuple(sorted({seed for pair in pairs for seed in (*pair.each, *pair.absent)}))
+    heads = tuple(labels.of_dimension(beside[place]) for place in shown)
+    return Comparison(
+        comparison.name, comparison.heading, names[0], names[1], heads, seeds, pairs,
+        tuple(_notes(pairs, same, seeds, [row for side in sides for row in side.values()])),
+    )  # fmt: skip
+
+
+def _side(comparison: ComparisonSpec, rows: Sequence[Row], at: Coordinates) -> Iterator[Row]:
+    wanted: dict[str, Sequence[Any]] = dict(at)
+    wanted |= {"metric": comparison.metrics} if "metric" not in at else {}
+    for name, values in (("gate", comparison.gates), ("test", comparison.tests)):
+        if values and name not in at:
+            wanted[name] = values
+    for row in rows:
+        if all(row.stands(d, values) for d, values in wanted.items()):
+            yield row
+
+
+def _key(row: Row, dimensions: Sequence[str]) -> Key:
+    return tuple(row.at(dimension) for dimension in dimensions)
+
+
+def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None) -> Pair:
+    first, second = (row.numbers if row else {} for row in (of, against))
+    each = dict(sorted(differences(first, second).items()))
+    absent = {
+        seed: "failed" if any(row and seed in row.failed for row in (of, against)) else "missing"
+        for row in (of, against)
+        for seed in (row.asked if row else ())
+        if seed not in each
+    }
+    if not each:
+        return Pair(labels, None, None, {}, None, absent)
+    means = [estimate([side[seed] for seed in each]) for side in (first, second)]
+    return Pair(labels, means[0], means[1], each, estimate(list(each.values())), absent)
+
+
+def _notes(
+    pairs: Sequence[Pair], same: Sequence[str], seeds: Sequence[int], rows: Sequence[Row]
+) -> Iterator[str]:
+    if same:
+        yield f"{', '.join(same)}."
+    if len(seeds) > 1:
+        yield (
+            f"Paired by seed ({', '.join(map(str, seeds))}): mean difference ± its standard error; "
+            "the 95 % interval is Student's t with n - 1 degrees of freedom. Within the noise: the "
+            "interval holds 0."
+        )
+    elif seeds:
+        yield f"Seed {seeds[0]} alone: there is no estimate of the noise."
+    if any(pair.absent for pair in pairs):
+        yield "A seed that one side lacks counts on neither."
+        yield from absent_in_words(rows)

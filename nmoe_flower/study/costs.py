@@ -1,0 +1,98 @@
+"""What it cost to come to a number: bytes per device, exchanges, minutes.
+
+Training alone is counted. Tests, what is asked before training, and the controls are yardsticks of
+whoever studies the methods; no device pays for them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nmoe_flower.catalogue import GATES
+from nmoe_flower.config import Config
+
+__all__ = ["COSTS", "Cost", "cost_of"]
+
+Results = Mapping[str, Any]
+# What every gate of a run stands on, and what only those with weights need.
+_STAGE_1 = ("initial", "extractor", "extractor/given")
+_BEFORE_GATES = (*_STAGE_1, "latents", "head", "experts")
+_FOR_GATES = ("answer", "answers")
+_ALIGNED = (*_STAGE_1, "probe", "alignment")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training cost.
+
+    Attributes:
+        bytes_per_device: Up and down, the mean over the devices; None if the data left them.
+        exchanges: Round trips.
+    """
+
+    bytes_per_device: float | None
+    exchanges: int | None
+
+
+def cost_of(results: Results | None, config: Config, gate: str, stage_1: Results | None) -> Cost:
+    """What it cost to come to the answers of a gate.
+
+    Args:
+        results: What the run's results.json holds.
+        config: The run's settings.
+        gate: The gate or control, as in the rows of results.
+        stage_1: What the run says that trained the extractor, if that was another one; its stage
+            1 counts here too.
+    """
+    base = gate.removesuffix("+prior")
+    if base == "control:local-classifier":
+        return Cost(0, 0)
+    if base == "control:centralized" or results is None:
+        return Cost(None, None)
+    counted = _stages(base, config)
+    paid = {name: cost for name, cost in _of(results).items() if name in counted}
+    if stage_1 is not None:
+        earlier = {f"before/{name}": c for name, c in _of(stage_1).items() if name == "extractor"}
+        paid |= earlier
+    moved = sum(cost.get("bytes_up") or 0 for cost in paid.values())
+    moved += sum(cost.get("bytes_down") or 0 for cost in paid.values())
+    trips = sum(_trips(name, cost, config) for name, cost in paid.items())
+    return Cost(moved / config.data.num_clients, trips)
+
+
+def _stages(gate: str, config: Config) -> tuple[str, ...]:
+    if config.run.system == "aligned":
+        return _ALIGNED
+    if gate.startswith("control:"):
+        return (*_STAGE_1, "latents", "head")
+    if gate in GATES and not GATES[gate].trainer:
+        return _BEFORE_GATES
+    return (*_BEFORE_GATES, *_FOR_GATES, f"gate/{gate}")
+
+
+def _of(results: Results) -> dict[str, Mapping[str, Any]]:
+    return dict(results.get("stages") or {})
+
+
+def _trips(name: str, cost: Mapping[str, Any], config: Config) -> int:
+    two = config.extractor.method == "fedsc" and config.contrast.exchange == "two-phase"
+    phases = 2 if two and name.rpartition("/")[2] == "extractor" else 1
+    return phases * int(cost.get("rounds") or 0)
+
+
+def _seconds(results: Results, stage_1: Results | None) -> float:
+    before = (stage_1 or {}).get("seconds") or 0.0
+    return float(results.get("seconds") or 0.0) + float(before)
+
+
+# Metrics of a run that are neither in its rows nor in its configuration.
+COSTS: dict[str, Callable[[Results, Config, str, Results | None], float | None]] = {
+    "bytes_per_device": lambda results, config, gate, before: (
+        cost_of(results, config, gate, before).bytes_per_device
+    ),
+    "exchanges": lambda results, config, gate, before: (
+        cost_of(results, config, gate, before).exchanges
+    ),
+    "seconds": lambda results, config, gate, before: _seconds(results, before),
+    "minutes": lambda results, config, gate, before: _seconds(results, before) / 60,
+}

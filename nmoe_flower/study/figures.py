@@ -1,0 +1,389 @@
+"""The figures of a study: what is drawn as plain data, and the drawing of it.
+
+A `Figure` is plain data, for matplotlib here and for whoever draws it elsewhere. Marks are
+means over the seeds, bars and bands reach one standard error to either side; a single seed has
+none.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nmoe_flower.report import canvas, seeds_in_words
+from nmoe_flower.study.curves import Curve, RoutingMap
+from nmoe_flower.study.declared import FigureSpec
+from nmoe_flower.study.estimates import estimate
+from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.product import same
+from nmoe_flower.study.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Figure", "Panel", "Point", "Series", "draw_figure", "fill_figure"]
+
+_MARKS = ("o", "s", "D", "^", "v", "P", "X")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.2)))
+_ACROSS = {"round": "rounds", "bytes": "bytes", "seconds": "seconds"}
+_ANNOTATED = 12  # experts, at most, whose shares are written into a map
+_MAPS_IN_A_LINE = 4
+_MEGA = 1e6
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mark: a mean over seeds.
+
+    Attributes:
+        x: Where it stands: a number, or the label of a value that is none.
+        mean: The mean.
+        se: Its standard error; None for one seed.
+        n: How many seeds count.
+    """
+
+    x: float | str
+    mean: float
+    se: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or colour: its label, and its points from left to right."""
+
+    label: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heat map: from each client (row) to each expert (column), and what stands above it.
+
+    Attributes:
+        label: Which variant, gate, test.
+        shares: [clients, experts]; rows sum to 1.
+        local_ratio: The mean of the diagonal.
+        scores: What else is known of it, as macro F1: by its label.
+    """
+
+    label: str
+    shares: tuple[tuple[float, ...], ...]
+    local_ratio: float
+    scores: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as plain data.
+
+    Attributes:
+        name: Of its files.
+        title: What stands above it.
+        kind: lines, dots, rounds: `series`; routing: `panels`.
+        x: What the horizontal axis is.
+        y: What the vertical axis is; with dots, which lie, the other way round.
+        series: The lines, or the colours of dots.
+        panels: The heat maps.
+        notes: What it stands for: seeds, bars, what is missing.
+        log: Whether the horizontal axis is logarithmic, as its values are.
+    """
+
+    name: str
+    title: str
+    kind: str
+    x: str = ""
+    y: str = ""
+    series: tuple[Series, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    notes: tuple[str, ...] = ()
+    log: bool = False
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The values along the axis if they are no numbers, in order; else empty."""
+        found = dict.fromkeys(point.x for series in self.series for point in series.points)
+        return tuple(map(str, found)) if any(isinstance(x, str) for x in found) else ()
+
+
+def fill_figure(
+    figure: FigureSpec,
+    rows: Sequence[Row],
+    labels: Labels,
+    *,
+    curves: Sequence[Curve] = (),
+    routing: Sequence[RoutingMap] = (),
+) -> Figure:
+    """What a figure shows.
+
+    Args:
+        figure: As its file declares it.
+        rows: The study's rows.
+        labels: What things are called.
+        curves: How the runs went; for rounds.
+        routing: Who asked whom; for routing.
+    """
+    if figure.kind == "routing":
+        return _maps(figure, rows, labels, routing)
+    if figure.kind == "rounds":
+        return _curves(figure, labels, curves)
+    return _lines(figure, rows, labels)
+
+
+def _lines(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
+    chosen = [
+        row for row in rows
+        if row.metric == figure.y and all(row.stands(d, v) for d, v in _where(figure).items())
+    ]  # fmt: skip
+    found: dict[tuple[Any, ...], dict[Any, Row]] = {}
+    for row in chosen:
+        found.setdefault(tuple(row.at(d) for d in figure.series), {})[row.at(figure.x)] = row
+    xs = dict.fromkeys(x for points in found.values() for x in points)
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
+    series = []
+    for key in _in_order(found, figure, labels):
+        points = sorted(found[key].items(), key=lambda item: labels.order(figure.x, item[0]))
+        if numbers:
+            points.sort(key=lambda item: item[0])
+        marks = [
+            Point(float(x) if numbers else labels.of_value(figure.x, x), e.mean, e.se, e.n)
+            for x, row in points
+            if (e := row.estimate) is not None
+        ]
+        series.append(Series(_label(figure, key, labels), tuple(marks)))
+    return Figure(
+        figure.name, figure.heading, figure.kind, labels.of_dimension(figure.x),
+        _y_label(figure, labels), tuple(series), notes=tuple(_row_notes(chosen)),
+        log=numbers and _is_geometric([float(x) for x in xs]),
+    )  # fmt: skip
+
+
+def _where(figure: FigureSpec) -> dict[str, tuple[Any, ...]]:
+    chosen = {"gate": figure.gate, "test": figure.test}
+    return {**figure.where, **{d: (value,) for d, value in chosen.items() if value}}
+
+
+def _label(figure: FigureSpec, key: tuple[Any, ...], labels: Labels) -> str:
+    pairs = zip(figure.series, key, strict=True)
+    return ", ".join(labels.of_value(d, value, alone=True) for d, value in pairs)
+
+
+def _in_order(
+    keys: Sequence[tuple[Any, ...]] | dict[tuple[Any, ...], Any], figure: FigureSpec, labels: Labels
+) -> list[tuple[Any, ...]]:
+    return sorted(
+        keys,
+        key=lambda key: [labels.order(d, v) for d, v in zip(figure.series, key, strict=True)],
+    )
+
+
+def _y_label(figure: FigureSpec, labels: Labels) -> str:
+    test = f", {labels.of_value('test', figure.test)}" if figure.test else ""
+    return f"{labels.of_value('metric', figure.y)}{test}"
+
+
+def _row_notes(rows: Sequence[Row]) -> Iterator[str]:
+    seeds = sorted({seed for row in rows for seed in row.each})
+    if seeds:
+        yield seeds_in_words(seeds)
+    if any(row.estimate is not None and row.estimate.se is not None for row in rows):
+        yield "bars: standard error"
+    absent = [row for row in rows if row.failed or row.missing]
+    if absent:
+        told = dict.fromkeys(row.folder for row in absent)
+        yield f"seeds missing or failed: {', '.join(told)}"
+
+
+def _is_geometric(xs: Sequence[float]) -> bool:
+    """Whether numbers lie far apart, so that a plain axis would heap the small ones.
+
+    >>> _is_geometric([5, 10, 20, 50]), _is_geometric([1, 2, 3]), _is_geometric([0, 1, 100])
+    (True, False, False)
+    """
+    return len(xs) > 2 and min(xs) > 0 and max(xs) / min(xs) >= 10
+
+
+def _curves(figure: FigureSpec, labels: Labels, curves: Sequence[Curve]) -> Figure:
+    across = _ACROSS[figure.x]
+    where = {d: values for d, values in _where(figure).items() if d != "gate"}
+    chosen = [
+        curve for curve in curves
+        if curve.metric == figure.y
+        and all(any(same(curve.at(d), v) for v in values) for d, values in where.items())
+    ]  # fmt: skip
+    found: dict[tuple[Any, ...], list[Curve]] = {}
+    for curve in chosen:
+        found.setdefault(tuple(curve.at(d) for d in figure.series), []).append(curve)
+    series = []
+    for key in _in_order(found, figure, labels):
+        tests = min(len(curve.rounds) for curve in found[key])
+        points = []
+        for at in range(tests):
+            e = estimate([curve.scores[at] for curve in found[key]])
+            place = estimate([getattr(curve, across)[at] for curve in found[key]]).mean
+            points.append(Point(place / (_MEGA if across == "bytes" else 1), e.mean, e.se, e.n))
+        series.append(Series(_label(figure, key, labels), tuple(points)))
+    seeds = sorted({curve.seed for curve in chosen})
+    notes = [seeds_in_words(seeds)] if seeds else ["no run kept its rounds"]
+    if any(point.se is not None for one in series for point in one.points):
+        notes.append("bands: standard error")
+    names = {"rounds": "round", "bytes": "MB per device", "seconds": "seconds of training"}
+    return Figure(
+        figure.name, figure.heading, figure.kind, names[across], _y_label(figure, labels),
+        tuple(series), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _maps(
+    figure: FigureSpec, rows: Sequence[Row], labels: Labels, routing: Sequence[RoutingMap]
+) -> Figure:
+    where = _where(figure)
+    chosen = [one for one in routing if all(one.stands(d, v) for d, v in where.items())]
+    chosen.sort(
+        key=lambda one: [labels.order(d, one.at(d)) for d in (*figure.series, "gate", "test")]
+    )
+    several = [
+        d for d in ("variant", *dict.fromkeys(a for one in chosen for a in one.values), "gate",
+                    "test")
+        if d in figure.series or len({one.at(d) for one in chosen}) > 1
+    ]  # fmt: skip
+    panels = []
+    for one in chosen:
+        label = ", ".join(labels.of_value(d, one.at(d), alone=True) for d in several)
+        scores = [
+            (labels.of_value("metric", row.metric), e.mean)
+            for row in rows
+            if row.metric == figure.y
+            and all(row.at(d) == one.at(d) for d in ("variant", "gate", "test", *one.values))
+            and (e := row.estimate) is not None
+        ]
+        panels.append(Panel(label, one.shares, one.local_ratio, tuple(scores)))
+    seeds = sorted({seed for one in chosen for seed in one.seeds})
+    return Figure(
+        figure.name, figure.heading, "routing", "expert", "client", panels=tuple(panels),
+        notes=(seeds_in_words(seeds),) if seeds else ("nothing was routed",),
+    )  # fmt: skip
+
+
+def draw_figure(figure: Figure, path: Path) -> None:
+    """Draw a figure; the suffix of the file says whether PNG, PDF or SVG.
+
+    Raises:
+        NMoEError: matplotlib is missing, or the file cannot be written.
+    """
+    {"routing": _draw_maps, "dots": _draw_dots}.get(figure.kind, _draw_lines)(figure, path)
+
+
+def _note(figure: Figure) -> str:
+    return "; ".join(figure.notes)
+
+
+def _draw_lines(figure: Figure, path: Path) -> None:
+    drawn = canvas.new(4.8, 3.0 + 0.16 * math.ceil(len(figure.series) / 3))
+    axis = drawn.subplots()
+    names = list(figure.categories)
+    colours = canvas.line_colours(len(figure.series))
+    for at, (series, colour) in enumerate(zip(figure.series, colours, strict=True)):
+        xs = [names.index(str(p.x)) if names else float(p.x) for p in series.points]
+        means = np.array([p.mean for p in series.points])
+        errors = np.array([p.se or 0.0 for p in series.points])
+        look = {"color": colour, "linestyle": _DASHES[at // len(_MARKS) % len(_DASHES)],
+                "linewidth": 1.3, "label": canvas.shortened(series.label, 40)}  # fmt: skip
+        if figure.kind == "rounds":
+            if errors.any():
+                axis.fill_between(xs, means - errors, means + errors, color=colour, alpha=0.15,
+                                  linewidth=0)  # fmt: skip
+            axis.plot(xs, means, marker="o" if len(xs) < 30 else "", markersize=2.5, **look)
+        else:
+            axis.errorbar(xs, means, yerr=errors if errors.any() else None,
+                          marker=_MARKS[at % len(_MARKS)], markersize=3.6, capsize=2,
+                          elinewidth=0.9, **look)  # fmt: skip
+    axis.set_xlabel(figure.x)
+    axis.set_ylabel(figure.y)
+    if figure.log:
+        _log_axis(axis, figure)
+    elif names:
+        axis.set_xticks(range(len(names)), names)
+    elif figure.kind == "rounds" and figure.x == "round":
+        canvas.count_rounds(axis)
+    canvas.light_grid(axis, which="both")
+    _legend(drawn, axis, figure)
+    canvas.save(drawn, path, note=_note(figure))
+
+
+def _log_axis(axis: "Axes", figure: Figure) -> None:
+    """A logarithmic axis with a tick where there is a point."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    xs = sorted({float(point.x) for series in figure.series for point in series.points})
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(xs))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(xs, [f"{x:g}" for x in xs])
+    axis.set_xlabel(f"{figure.x} (log scale)")
+
+
+def _draw_dots(figure: Figure, path: Path) -> None:
+    names = list(figure.categories) or sorted(
+        {f"{p.x:g}" for series in figure.series for p in series.points}, key=float
+    )
+    drawn = canvas.new(4.8, 1.2 + 0.3 * max(len(names), 1))
+    axis = drawn.subplots()
+    count = len(figure.series)
+    colours = canvas.line_colours(count)
+    for at, (series, colour) in enumerate(zip(figure.series, colours, strict=True)):
+        shift = 0.5 * ((at + 0.5) / max(count, 1) - 0.5)
+        ys = [names.index(p.x if isinstance(p.x, str) else f"{p.x:g}") + shift
+              for p in series.points]  # fmt: skip
+        errors = [p.se or 0.0 for p in series.points]
+        axis.errorbar([p.mean for p in series.points], ys, xerr=errors if any(errors) else None,
+                      linestyle="", marker=_MARKS[at % len(_MARKS)], markersize=4, color=colour,
+                      capsize=1.8, elinewidth=0.9,
+                      label=canvas.shortened(series.label, 40))  # fmt: skip
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlabel(figure.y)
+    canvas.light_grid(axis, which="both")
+    _legend(drawn, axis, figure)
+    canvas.save(drawn, path, note=_note(figure))
+
+
+def _legend(drawn: Any, axis: "Axes", figure: Figure) -> None:
+    if any(series.label for series in figure.series):
+        handles, names = axis.get_legend_handles_labels()
+        drawn.legend(handles, names, loc="outside lower center", frameon=False, fontsize=7,
+                     ncols=3 if max(map(len, names)) < 24 else 2, handlelength=2.2)  # fmt: skip
+
+
+def _draw_maps(figure: Figure, path: Path) -> None:
+    panels = figure.panels
+    lines = max(1, -(-len(panels) // _MAPS_IN_A_LINE))
+    columns = max(1, -(-len(panels) // lines))
+    drawn = canvas.new(2.2 * columns + 0.9, 2.45 * lines + 0.2)
+    drawn.set_layout_engine("compressed")
+    axes = list(drawn.subplots(lines, columns, squeeze=False).flat)
+    image = None
+    for at, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
+        shares = np.asarray(panel.shares)
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        told = [f"LR = {100 * panel.local_ratio:.0f} %"]
+        told += [f"{name} = {value:.3f}" for name, value in panel.scores]
+        label = canvas.shortened(panel.label, 40)
+        axis.set_title("\n".join(filter(None, (label, ", ".join(told)))), fontsize=7.5)
+        axis.set_xticks(canvas.few_ticks(shares.shape[1]))
+        axis.set_yticks(canvas.few_ticks(shares.shape[0]))
+        axis.set_xlabel("Expert ID")
+        if at % columns == 0:
+            axis.set_ylabel("Client ID")
+        if max(shares.shape) <= _ANNOTATED:
+            canvas.write_shares(axis, shares, fontsize=4)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    if image is not None:
+        bar = drawn.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
+        bar.set_label("Share of the client's samples")
+        bar.outline.set_linewidth(0.4)
+    canvas.save(drawn, path, note=_note(figure))

@@ -1,0 +1,94 @@
+"""What tables and figures call the things of a study, and in which order they stand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nmoe_flower.report import GATE_NAMES, gate_order
+from nmoe_flower.study.product import same
+
+__all__ = ["METRIC_NAMES", "Labels"]
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auc": "AUC",
+    "local_ratio": "local ratio",
+    "bytes_per_sample": "bytes per sample",
+    "bytes_per_device": "bytes per device",
+    "representation.probe_accuracy": "linear probe",
+    "representation.knn_accuracy": "k-NN",
+    "representation.effective_rank": "effective rank",
+    "representation.noise_edge": "noise edge",
+}
+TEST_NAMES = {"local": "local test", "iid": "IID test", "validation": "validation"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of a study's values, and their order.
+
+    Attributes:
+        variants: By name, what a variant is called.
+        axes: By axis, its values in the order of the file.
+        own: What the study calls a value of any kind, by that value: these go first.
+    """
+
+    variants: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    def of_dimension(self, dimension: str) -> str:
+        """What stands above the labels of a dimension.
+
+        >>> Labels().of_dimension("data.tau"), Labels().of_dimension("gate")
+        ('tau', 'gate')
+        """
+        return self.own.get(dimension) or dimension.rpartition(".")[2]
+
+    def of_value(self, dimension: str, value: Any, *, alone: bool = False) -> str:
+        """What one value of a dimension is called.
+
+        Args:
+            dimension: variant, gate, test, metric, seed, or an axis.
+            value: The value.
+            alone: It stands where nothing else names the dimension, as above a column.
+
+        >>> labels = Labels(variants={"a": "Ours"})
+        >>> labels.of_value("variant", "a"), labels.of_value("data.tau", 0.5, alone=True)
+        ('Ours', 'tau = 0.5')
+        >>> labels.of_value("metric", "gate.top-k"), labels.of_value("gate", "control:fedavg")
+        ('top-k', 'FedAvg')
+        """
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if text in self.own:
+            return self.own[text]
+        if dimension == "variant":
+            return self.variants.get(text, text)
+        if dimension == "gate":
+            base = text.removesuffix("+prior")
+            name: str = GATE_NAMES.get(base, base)
+            return f"{name} + prior" if base != text else name
+        if dimension == "test":
+            return TEST_NAMES.get(text, text)
+        if dimension == "metric":
+            return METRIC_NAMES.get(text, text.rpartition(".")[2].replace("_", " "))
+        names = dimension == "seed" or "." in dimension
+        return f"{self.of_dimension(dimension)} = {text}" if alone and names else text
+
+    def order(self, dimension: str, value: Any, listed: Sequence[Any] = ()) -> tuple[int, Any]:
+        """Sort key: as the table lists them, else as the file does."""
+        known = list(listed)
+        if dimension == "variant":
+            known = known or list(self.variants)
+        elif dimension not in ("gate", "test", "metric", "seed"):
+            known = list(self.axes.get(dimension, ()))
+        for place, other in enumerate(known):
+            if same(value, other):
+                return place, ""
+        if dimension == "gate":
+            return len(known) + gate_order(value)[0], value
+        if dimension == "seed":
+            return int(value), ""
+        return len(known), str(value)

@@ -1,0 +1,335 @@
+"""The rows of ``table.json``: every number that a study asks for, over its seeds.
+
+A row is one variant, one set of values of the axes, one gate, one test and one metric. It keeps the
+value of every seed, so that tables, paired comparisons and figures need nothing else.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.study.costs import COSTS, cost_of
+from nmoe_flower.study.estimates import Estimate, estimate
+from nmoe_flower.study.measured import gates_of, tests_of
+from nmoe_flower.study.product import StudyRun, frozen, same
+
+__all__ = [
+    "Quantity",
+    "Row",
+    "RunOutcome",
+    "of_a_row",
+    "row_to_json",
+    "rows_from_json",
+    "rows_of",
+    "value_of",
+]
+
+_DIGITS = 9  # significant ones that are kept, of a run as of what is published of it
+Value = float | str | bool | None
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What one run of a study has come to.
+
+    Attributes:
+        run: The run.
+        results: What its results.json holds; None if it has not finished.
+        stage_1: What the results.json of the run holds that trained its extractor, if that was
+            another one.
+        failed: Why it failed; empty if it did not.
+    """
+
+    run: StudyRun
+    results: Mapping[str, Any] | None = None
+    stage_1: Mapping[str, Any] | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True, order=True)
+class Quantity:
+    """A number that a study asks of its runs; ``gate`` and ``test`` are "" where it has none."""
+
+    gate: str
+    test: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of ``table.json``.
+
+    Attributes:
+        variant: Name of the variant; ``base`` in a study without named variants.
+        folder: Name of the runs' folder below the study.
+        values: By axis, the value.
+        gate: Who routed, or which control answered; "" if the number is not that of a gate.
+        test: ``local``, ``iid`` or ``validation``; "" likewise.
+        metric: A metric of results, a path in results.json, a cost, or a key of the configuration.
+        asked: Seeds of the study that this variant has.
+        each: By seed, the value; seeds that have none are left out. Of a key of the configuration
+            it may be text.
+        failed: By seed, why that run failed.
+        bytes_per_device: Bytes up and down that training it cost a device, mean over the seeds;
+            None if that cannot be told.
+        exchanges: Round trips that it took, mean over the seeds; None likewise.
+        paper: The published value that stands beside it; None if there is none.
+    """
+
+    variant: str
+    folder: str
+    values: Mapping[str, Any]
+    gate: str
+    test: str
+    metric: str
+    asked: tuple[int, ...]
+    each: Mapping[int, Value]
+    failed: Mapping[int, str] = field(default_factory=dict)
+    bytes_per_device: float | None = None
+    exchanges: float | None = None
+    paper: float | None = None
+
+    @property
+    def numbers(self) -> dict[int, float]:
+        """By seed, the value, where it is a number."""
+        return {seed: float(v) for seed, v in self.each.items() if isinstance(v, int | float)}
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean and standard error of the seeds that have a number; None if none has."""
+        values = self.numbers
+        return estimate([values[seed] for seed in sorted(values)]) if values else None
+
+    @property
+    def text(self) -> str:
+        """What the seeds say, if it is text; those that differ one after the other."""
+        texts = [str(self.each[s]) for s in sorted(self.each) if isinstance(self.each[s], str)]
+        return ", ".join(dict.fromkeys(texts))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Seeds whose runs are not there yet."""
+        return tuple(s for s in self.asked if s not in self.each and s not in self.failed)
+
+    @property
+    def failed_in_words(self) -> str:
+        """Which seeds failed, and why; empty if none has."""
+        told = (f"{self.folder} seed {seed} ({why})" for seed, why in sorted(self.failed.items()))
+        return "; ".join(told)
+
+    @property
+    def missing_in_words(self) -> str:
+        """Which seeds are missing; empty if none is."""
+        if not self.missing:
+            return ""
+        word = "seeds" if len(self.missing) > 1 else "seed"
+        return f"{self.folder} {word} {', '.join(map(str, self.missing))}"
+
+    @property
+    def scores(self) -> bool:
+        """Whether it says how good something is, which settings and costs do not."""
+        plain = self.metric in COSTS or self.metric.startswith(("stages.", "privacy."))
+        return not plain and (of_a_row(self.metric) or self.metric not in Config().flat())
+
+    def of_seeds(self, seeds: Collection[int]) -> "Row":
+        """The row of some of its seeds alone."""
+        return replace(
+            self,
+            asked=tuple(seed for seed in self.asked if seed in seeds),
+            each={seed: value for seed, value in self.each.items() if seed in seeds},
+            failed={seed: why for seed, why in self.failed.items() if seed in seeds},
+        )
+
+    def at(self, dimension: str) -> Any:
+        """Where the row stands in a dimension: variant, gate, test, metric, or an axis."""
+        if dimension in ("variant", "gate", "test", "metric"):
+            return getattr(self, dimension)
+        return self.values.get(dimension)
+
+    def stands(self, dimension: str, values: Collection[Any]) -> bool:
+        """Whether it stands at one of these; what has no gate or test stands at all of them."""
+        at = self.at(dimension)
+        return (at == "" and dimension in ("gate", "test")) or any(same(at, v) for v in values)
+
+
+def rows_of(
+    outcomes: Sequence[RunOutcome],
+    wanted: Iterable[Quantity],
+    *,
+    paper: Mapping[tuple[str, Quantity], float] | None = None,
+) -> list[Row]:
+    """Every number that is wanted of every variant, in their order.
+
+    A number that no run of a variant measures (a gate it does not train) has no row there; one
+    that waits for a run that is missing or has failed has one, without values.
+
+    Args:
+        outcomes: The study's runs, finished or not.
+        wanted: Which numbers.
+        paper: Published values, by folder and number.
+    """
+    numbers, rows = list(dict.fromkeys(wanted)), []
+    for folder in dict.fromkeys(one.run.variant for one in outcomes):
+        seeds = [one for one in outcomes if one.run.variant == folder]
+        for number in numbers:
+            row = _row(seeds, number, (paper or {}).get((folder, number)))
+            if row is not None:
+                rows.append(row)
+    return rows
+
+
+def _row(outcomes: Sequence[RunOutcome], number: Quantity, paper: float | None) -> Row | None:
+    finished = [one for one in outcomes if one.results is not None]
+    found = {one.run.seed: value_of(one, number) for one in finished}
+    each = {seed: value for seed, value in found.items() if value is not None}
+    first = outcomes[0].run
+    if not each and (len(finished) == len(outcomes) or not _measures(first.config, number)):
+        return None
+    costs = [
+        cost_of(one.results, one.run.config, number.gate, one.stage_1)
+        for one in finished
+        if number.gate
+    ]
+    return Row(
+        first.named,
+        first.variant,
+        first.values,
+        number.gate,
+        number.test,
+        number.metric,
+        asked=tuple(sorted(one.run.seed for one in outcomes)),
+        each=each,
+        failed={one.run.seed: one.failed for one in outcomes if one.failed},
+        bytes_per_device=_mean([cost.bytes_per_device for cost in costs]),
+        exchanges=_mean([cost.exchanges for cost in costs]),
+        paper=paper,
+    )
+
+
+def _measures(config: Config, number: Quantity) -> bool:
+    """Whether a run with these settings will measure a number."""
+    gate, test = number.gate, number.test
+    return not gate or (gate in gates_of(config) and test in tests_of(config))
+
+
+def of_a_row(metric: str) -> bool:
+    """Whether a metric is one of a gate in a test, and not of the whole run.
+
+    >>> of_a_row("macro_f1"), of_a_row("representation.probe_accuracy"), of_a_row("seconds")
+    (True, False, False)
+    """
+    return "." not in metric and metric not in COSTS
+
+
+def value_of(one: RunOutcome, number: Quantity) -> Value:
+    """What a finished run says of a number; None if it has not measured that."""
+    assert one.results is not None
+    config, metric = one.run.config, number.metric
+    if of_a_row(metric):
+        for row in one.results["rows"]:
+            if (row["gate"], row["test"]) == (number.gate, number.test):
+                return _kept(row.get(metric))
+        return None
+    if metric in COSTS:
+        return _kept(COSTS[metric](one.results, config, number.gate, one.stage_1))
+    settings = config.flat()
+    if metric in settings:
+        return _kept(settings[metric])
+    found = _at(one.results, metric)
+    return _kept(found if found is not None else _at(one.stage_1 or {}, metric))
+
+
+def _at(results: Mapping[str, Any], path: str) -> Any:
+    """What stands at a path; names in it may hold dots themselves."""
+    if path in results:
+        return results[path]
+    for name, inner in results.items():
+        if path.startswith(f"{name}.") and isinstance(inner, Mapping):
+            return _at(inner, path[len(name) + 1 :])
+    return None
+
+
+def _kept(value: Any) -> Value:
+    """A value as it stands in ``table.json``: finite, and with so many digits that all agree."""
+    if isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return _rounded(value)
+    return None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _rounded(sum(known) / len(known)) if known and len(known) == len(values) else None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """A row as it stands in ``table.json``."""
+    found, seeds = row.estimate, sorted(row.each)
+    told: dict[str, Any] = {
+        "variant": row.variant,
+        "folder": row.folder,
+        "values": dict(row.values),
+        "gate": row.gate,
+        "test": row.test,
+        "metric": row.metric,
+        "mean": _rounded(found.mean) if found else row.text or None,
+        "se": None if found is None or found.se is None else _rounded(found.se),
+        "n": len(seeds),
+        "seeds": seeds,
+        "each": [row.each[seed] for seed in seeds],
+        "bytes_per_device": row.bytes_per_device,
+        "exchanges": row.exchanges,
+        "paper": row.paper,
+    }
+    if row.missing:
+        told["missing"] = list(row.missing)
+    if row.failed:
+        failed = sorted(row.failed.items())
+        told["failed"] = "; ".join(f"seed {seed}: {why}" for seed, why in failed)
+        told["reasons"] = {str(seed): why for seed, why in failed}
+    return told
+
+
+def rows_from_json(rows: Sequence[Mapping[str, Any]], name: str) -> list[Row]:
+    """The rows of a ``table.json``, read back.
+
+    Args:
+        rows: The rows.
+        name: The file, for errors.
+
+    Raises:
+        NMoEError: A row lacks a key, or has one of another kind.
+    """
+    return [_read(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _read(row: Mapping[str, Any], name: str) -> Row:
+    try:
+        failed = {int(seed): str(why) for seed, why in row.get("reasons", {}).items()}
+        seeds = [int(seed) for seed in row["seeds"]]
+        return Row(
+            variant=str(row["variant"]),
+            folder=str(row["folder"]),
+            values={axis: frozen(value) for axis, value in row["values"].items()},
+            gate=str(row["gate"]),
+            test=str(row["test"]),
+            metric=str(row["metric"]),
+            asked=tuple(sorted({*seeds, *failed, *row.get("missing", ())})),
+            each=dict(zip(seeds, row["each"], strict=True)),
+            failed=failed,
+            bytes_per_device=row["bytes_per_device"],
+            exchanges=row["exchanges"],
+            paper=row["paper"],
+        )
+    except KeyError as error:
+        raise NMoEError(f"{name}: {error.args[0]} is missing") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise NMoEError(f"{name} cannot be read: {error}") from None

@@ -1,0 +1,131 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.study.declared import SweepSpec
+from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.rows import Row
+from nmoe_flower.study.sweep import choose, hide_the_others, sweep_table
+from tests.study.conftest import Write, row
+
+RATE = SweepSpec(over=("extractor.learning-rate",), gate="federated")
+LABELS = Labels(axes={"extractor.learning-rate": (0.1, 0.2, 0.4)})
+
+
+def at(rate: float, test: str, *scores: float, **more: Any) -> Row:
+    return row(dict(enumerate(scores)), test=test, folder=f"rate-{rate}",
+               values={"extractor.learning-rate": rate}, **more)  # fmt: skip
+
+
+# The test would choose 0.4: whoever looks at it would be told 0.9.
+ROWS = [
+    at(0.1, "validation", 0.60, 0.62), at(0.1, "iid", 0.5, 0.5),
+    at(0.2, "validation", 0.64, 0.66), at(0.2, "iid", 0.7, 0.8),
+    at(0.4, "validation", 0.62, 0.62), at(0.4, "iid", 0.9, 0.9),
+]  # fmt: skip
+
+
+def test_validation_chooses_and_only_the_choice_is_tested() -> None:
+    (choice,) = choose(RATE, ROWS)
+    assert choice.winner is not None
+    assert choice.winner.values == {"extractor.learning-rate": 0.2}
+    assert [round(e.mean, 6) for e in choice.tests.values()] == [0.75]
+    table = sweep_table(RATE, [choice], LABELS)
+    assert table.header == ("learning-rate", "accuracy, validation", "chosen", "accuracy, IID test")
+    assert table.lines == (
+        ("0.1", "0.610 ± 0.010", "", ""),
+        ("0.2", "0.650 ± 0.010", "yes", "0.750 ± 0.050"),
+        ("0.4", "0.620 ± 0.000", "", ""),
+    )
+    kept = hide_the_others(RATE, ROWS, [choice])
+    assert [(r.folder, r.test) for r in kept if r.test != "validation"] == [("rate-0.2", "iid")]
+    assert len([r for r in kept if r.test == "validation"]) == 3
+
+
+def test_the_lowest_wins_where_that_is_best() -> None:
+    (choice,) = choose(RATE.model_copy(update={"best": "lowest"}), ROWS)
+    assert choice.winner is not None
+    assert choice.winner.values == {"extractor.learning-rate": 0.1}
+
+
+def test_nothing_wins_as_long_as_one_that_might_is_missing() -> None:
+    rows = [*ROWS[:4], at(0.4, "validation", 0.9, asked=(0, 1))]
+    (choice,) = choose(RATE, rows)
+    assert (choice.winner, choice.tests) == (None, {})
+    assert choice.note == "no choice yet: learning-rate = 0.4: seed 1 is missing"
+    assert all(r.test == "validation" for r in hide_the_others(RATE, rows, [choice]))
+
+
+def test_a_value_that_always_fails_does_not_hold_up_the_others() -> None:
+    gone = at(0.4, "validation", asked=(0, 1), failed={0: "RoundError: a", 1: "RoundError: b"})
+    (choice,) = choose(RATE, [*ROWS[:4], gone])
+    assert choice.winner is not None
+    table = sweep_table(RATE, [choice], LABELS)
+    assert table.lines[-1] == ("0.4", "failed", "", "")
+    assert "learning-rate = 0.4: seed 0 failed (RoundError: a), seed 1 failed" in table.notes[0]
+    (choice,) = choose(RATE, [gone])
+    assert choice.note == "no choice: every value has failed"
+
+
+def test_what_lies_within_one_error_of_the_choice_is_told() -> None:
+    rows = [at(0.1, "validation", 0.6, 0.62), at(0.2, "validation", 0.605, 0.613)]
+    (choice,) = choose(RATE, rows)
+    assert [one.values["extractor.learning-rate"] for one in choice.close] == [0.2]
+    assert "within one standard error of the choice: learning-rate = 0.2." in (
+        sweep_table(RATE, [choice], LABELS).notes
+    )
+
+
+def test_each_variant_and_each_value_of_the_other_axes_chooses_for_itself() -> None:
+    rows = [
+        row({0: score}, variant=variant, test="validation",
+            values={"data.tau": tau, "extractor.learning-rate": rate})
+        for variant, tau, rate, score in (
+            ("a", 0.5, 0.1, 0.6), ("a", 0.5, 0.2, 0.5), ("a", 0.2, 0.1, 0.3), ("a", 0.2, 0.2, 0.4),
+            ("b", 0.5, 0.1, 0.1), ("b", 0.5, 0.2, 0.2),
+        )
+    ]  # fmt: skip
+    found = {
+        (c.rest["variant"], c.rest["data.tau"]): c.winner.values["extractor.learning-rate"]
+        for c in choose(RATE, rows)
+        if c.winner
+    }
+    assert found == {("a", 0.5): 0.1, ("a", 0.2): 0.2, ("b", 0.5): 0.2}
+
+
+scores = st.lists(st.floats(0, 1), min_size=2, max_size=2)
+
+
+@given(
+    st.dictionaries(st.sampled_from([0.1, 0.2, 0.4, 0.8]), st.tuples(scores, scores), min_size=1)
+)
+def test_the_tests_have_no_say(found: dict[float, tuple[list[float], list[float]]]) -> None:
+    """Whatever the test images say, the same value wins."""
+    rows = [at(rate, "validation", *seen) for rate, (seen, _) in found.items()]
+    tested = [at(rate, "iid", *hidden) for rate, (_, hidden) in found.items()]
+    with_tests, without = choose(RATE, [*rows, *tested]), choose(RATE, rows)
+    assert [c.winner for c in with_tests] == [c.winner for c in without]
+    best = max(sum(seen) / 2 for seen, _ in found.values())
+    winner = with_tests[0].winner
+    assert winner is not None
+    assert winner.score is not None
+    assert winner.score.mean == pytest.approx(best)
+
+
+def test_a_choice_by_test_images_is_refused(written: Write) -> None:
+    text = """
+title = "Sweep"
+[set]
+gate.methods = "federated"
+[axes]
+extractor.learning-rate = [0.1, 0.2]
+[sweep]
+over = ["extractor.learning-rate"]
+gate = "federated"
+test = "iid"
+"""
+    with pytest.raises(ConfigError, match=r"sweep.*test = iid.*validation"):
+        written(text)
