@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nmoe_flower.report import GATE_NAMES, gate_order
+from nmoe_flower.report import GATE_NAMES, gate_order, place_of_test, test_label
 from nmoe_flower.study.product import same
 
 __all__ = ["METRIC_NAMES", "Labels"]
@@ -22,7 +22,6 @@ METRIC_NAMES = {
     "representation.effective_rank": "effective rank",
     "representation.noise_edge": "noise edge",
 }
-TEST_NAMES = {"local": "local test", "iid": "IID test", "validation": "validation"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,9 @@ class Labels:
             base = text.removesuffix("+prior")
             name: str = GATE_NAMES.get(base, base)
             return f"{name} + prior" if base != text else name
-        if dimension == "test":
-            return TEST_NAMES.get(text, text)
+        if dimension == "test" and text:
+            label: str = test_label(text)
+            return label if label.startswith("IID") else f"{label[0].lower()}{label[1:]}"
         if dimension == "metric":
             return METRIC_NAMES.get(text, text.rpartition(".")[2].replace("_", " "))
         names = dimension == "seed" or "." in dimension
@@ -89,6 +89,8 @@ class Labels:
                 return place, ""
         if dimension == "gate":
             return len(known) + gate_order(value)[0], value
+        if dimension == "test":
+            return place_of_test(value)
         if dimension == "seed":
             return int(value), ""
         return len(known), str(value)

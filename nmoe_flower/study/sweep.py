@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nmoe_flower.study.declared import VALIDATION, SweepSpec
+from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.study.declared import SweepSpec
 from nmoe_flower.study.estimates import Estimate
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
