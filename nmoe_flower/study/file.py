@@ -1,14 +1,14 @@
 """A study's file: what runs, and what comes out. Read whole and held against itself at once."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from nmoe_flower.config import Config, Override, kebab
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_toml
-from nmoe_flower.recipes import find_recipe
+from nmoe_flower.recipes import find_recipe, find_study
 from nmoe_flower.study.declared import (
     MEASURED,
     ComparisonSpec,
@@ -19,6 +19,7 @@ from nmoe_flower.study.declared import (
     TableSpec,
     read_declared,
 )
+from nmoe_flower.study.include import Part
 from nmoe_flower.study.product import (
     BASE,
     FIXED,
@@ -50,6 +51,7 @@ _KEYS = (
     "axes",
     "variants",
     "skip",
+    "include",
     "tables",
     "paper",
     "comparisons",
@@ -73,7 +75,8 @@ class Study:
         paper_tables: Whether the cells of the NMoE paper stand beside ours.
         variants: The variants by name; one called ``base`` if the file names none.
         axes: The axes by name, in order.
-        runs: The runs: variants, then axes, then seeds, less what is skipped.
+        runs: The runs: those of included studies; then variants, then axes, then seeds, less what
+            is skipped.
         tables: The tables; what they leave out (gates, tests) is filled in.
         paper: The published values.
         comparisons: The paired comparisons.
@@ -102,13 +105,20 @@ class Study:
         return Measurable(self.runs, tuple(self.axes))
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Iterable[Override] = ()) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        overrides: Iterable[Override] = (),
+        *,
+        above: tuple[Path, ...] = (),
+    ) -> Self:
         """Read a study's file, and refuse all that could not run or come out of it.
 
         Args:
             path: The file.
             overrides: Settings that go before the file's, for every run: pairs of a dotted key
                 and its value, or texts ``key=value``.
+            above: The studies that include this one, resolved.
 
         Raises:
             ConfigError: The file is missing, is not TOML or is a recipe; a key, an axis, a variant
@@ -116,12 +126,21 @@ class Study:
                 that no run has. The text names the file and the key.
         """
         path = Path(path)
+        if path.resolve() in above:
+            raise ConfigError(f"the study {path} includes itself")
         given = read_toml(path, what="the study")
         with within(f"the study {path}"):
-            return cls._read(path, {kebab(key): value for key, value in given.items()}, overrides)
+            named = {kebab(key): value for key, value in given.items()}
+            return cls._read(path, named, list(overrides), (*above, path.resolve()))
 
     @classmethod
-    def _read(cls, path: Path, given: Mapping[str, Any], overrides: Iterable[Override]) -> Self:
+    def _read(
+        cls,
+        path: Path,
+        given: Mapping[str, Any],
+        changes: Sequence[Override],
+        above: tuple[Path, ...],
+    ) -> Self:
         if "title" not in given:
             raise ConfigError(
                 f"it has no title, so it is a recipe: nmoe run {path} runs it; a study has a "
@@ -132,12 +151,20 @@ class Study:
             raise ConfigError(
                 f"{path.stem!r} names its folder; allowed: letters, digits, '.', '_' and '-'"
             )
-        seeds = _seeds(given.get("seeds", [0]))
-        variants, axes = _variants(given, path), _axes(_table(given, "axes"))
-        changes = list(overrides)
+        included = list(_included(given.get("include", []), path, changes, above))
+        seeds = _seeds(given.get("seeds", [0])) if "seeds" in given or not included else ()
+        seeds = seeds or tuple(dict.fromkeys(run.seed for part in included for run in part.runs))
+        own = not included or any(key in given for key in ("recipe", "variants", "axes"))
+        variants = _variants(given, path) if own else []
+        axes = _axes(_table(given, "axes"))
         _refuse_fixed(changes, axes)
         runs = list(product(path.stem, variants, axes, seeds, changes))
         runs = _kept(runs, given.get("skip", []), variants, axes, seeds)
+        for part in reversed(included):
+            with within(f"include {part.name}"):
+                theirs = Part(list(part.variants.values()), list(part.axes.values()), part.runs)
+                whole = theirs.joined(Part(variants, axes, runs), seeds)
+            variants, axes, runs = whole.variants, whole.axes, whole.runs
         refuse_twins(runs)
         measured = Measurable(runs, tuple(axis.name for axis in axes))
         tables, paper, comparisons, sweep, figures = read_declared(given, measured)
@@ -374,6 +401,28 @@ def _kept(
             if not any(selects(left_out[-1], run) for run in runs):
                 raise ConfigError("no run is like that")
     kept = [run for run in runs if not any(selects(where, run) for where in left_out)]
-    if not kept:
+    if runs and not kept:
         raise ConfigError("skip: every run is left out")
     return kept
+
+
+def _included(
+    parts: Any, path: Path, overrides: Sequence[Override], above: tuple[Path, ...]
+) -> Iterator[Study]:
+    """The studies whose runs this one takes, each with those runs only that it takes."""
+    if not isinstance(parts, list):
+        raise ConfigError(f"include is wanted as tables: write [[include]], got {in_words(parts)}")
+    for number, part in enumerate(parts, start=1):
+        with within(f"include {number}"):
+            if not isinstance(part, Mapping):
+                raise ConfigError(f"a table is wanted, got {in_words(part)}")
+            for key in part:
+                refuse_unknown(key, ("study", "where"), "key of an include")
+            name = _of_kind(part, "study", str, "")
+            beside = path.parent / Path(name).expanduser()
+            beside = beside if beside.suffix == ".toml" else beside.with_name(f"{name}.toml")
+            place = beside if beside.is_file() else find_study(name)
+            other = Study.load(place, overrides, above=above)
+            known = {name: other.measured.values[name] for name in ("variant", *other.axes, "seed")}
+            where = coordinates(_table(part, "where"), known)
+            yield replace(other, runs=[run for run in other.runs if selects(where, run)])

@@ -412,6 +412,7 @@ def test_a_list_may_be_a_value(folder: Path) -> None:
             "axes",
             "variants",
             "skip",
+            "include",
             "tables",
             "paper",
             "comparisons",
@@ -423,7 +424,7 @@ def test_a_list_may_be_a_value(folder: Path) -> None:
 def test_anything_in_any_place_is_a_study_or_a_config_error(value: Any, key: str) -> None:
     """No value of TOML ends in anything else."""
     with suppress(ConfigError):
-        assert Study._read(Path("any.toml"), {"title": "T", key: value}, []).runs
+        assert Study._read(Path("any.toml"), {"title": "T", key: value}, [], ()).runs
 
 
 # --- what is measured, known before ---
