@@ -83,7 +83,7 @@ REFUSED = {
     "a recipe": ("", "", "include 1: .*it has no title", "gate.rounds = 2\n"),
     "a key": ("where =", "were =", "include 1: were is no key .* did you mean where", FIRST),
     "nobody": ("data.tau = 0.5", "data.tau = 0.9", "include 1: data.tau = 0.9 is what no", FIRST),
-    "no axes": ("[axes.length]", "[axes.width]", "include first: its axes are .*length, and", FIRST),
+    "no axes": ("[axes.length]", "[axes.width]", "include first: its axes .*length, and", FIRST),
     "no table": ("[[include]]", "[include]", "include is wanted as tables", FIRST),
     "a seed": ('title = "Second"', 'title = "S"\nseeds = [7]', "no run is taken: none .* 7", FIRST),
     "a name": ("[variants.wide]", "[variants.ce]", "ce is a variant there and here", FIRST),
