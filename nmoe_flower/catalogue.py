@@ -157,6 +157,7 @@ BACKBONES = {
     "linear": BackboneEntry(
         "nmoe_flower.models.extractor:build_linear", reads=("images", "features"), bf16=False
     ),
+    "narrow-residual": BackboneEntry("nmoe_flower.models.extractor:NARROW_RESIDUAL"),
 }
 
 

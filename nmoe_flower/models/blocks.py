@@ -137,6 +137,26 @@ class NarrowStage(nn.Module):
         return maps + F.gelu(self.norm2(self.conv2(maps)))
 
 
+class NarrowBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, GELU after each; the branch starts at zero.
+
+    Its last scale is zero, so that a deep net starts as the shallow one and trains at its rate.
+    """
+
+    def __init__(self, width: int, *, norm: str) -> None:
+        super().__init__()
+        self.conv1 = make_conv(width, width, 3, norm=norm)
+        self.norm1 = make_norm(width, norm=norm)
+        self.conv2 = make_conv(width, width, 3, norm=norm)
+        self.norm2 = make_norm(width, norm=norm)
+        nn.init.zeros_(self.norm2.get_parameter("weight"))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps [B, C, H, W] -> maps of the same shape."""
+        branch = F.gelu(self.norm1(self.conv1(maps)))
+        return maps + F.gelu(self.norm2(self.conv2(branch)))
+
+
 class PlainStage(nn.Module):
     """One convolution, halved by max pooling; GELU. For images too small for anything deeper."""
 

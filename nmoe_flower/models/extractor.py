@@ -17,6 +17,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.blocks import (
     NORMS,
     BasicBlock,
+    NarrowBlock,
     NarrowStage,
     PlainStage,
     check_choice,
@@ -133,6 +134,13 @@ def _narrow_stages(inputs: int, widths: Sequence[int], norm: str) -> list[nn.Mod
     return [NarrowStage(*pair, norm=norm) for pair in pairwise((inputs, *widths))]
 
 
+def _narrow_residual_stages(inputs: int, widths: Sequence[int], norm: str) -> list[nn.Module]:
+    return [
+        nn.Sequential(stage, NarrowBlock(width, norm=norm))
+        for stage, width in zip(_narrow_stages(inputs, widths, norm), widths, strict=True)
+    ]
+
+
 def _plain_stages(inputs: int, widths: Sequence[int], norm: str) -> list[nn.Module]:
     return [PlainStage(*pair, norm=norm) for pair in pairwise((inputs, *widths))]
 
@@ -192,6 +200,15 @@ DIGITS: Final = StagedFamily(
 NARROW: Final = StagedFamily(
     "narrow", _narrow_stages, nn.GELU, (32, 128, 256), 3, ("cosine", *_STEMS), "last-max"
 )
+NARROW_RESIDUAL: Final = StagedFamily(
+    "narrow-residual",
+    _narrow_residual_stages,
+    nn.GELU,
+    (64, 256, 256),
+    3,
+    ("cosine", *_STEMS),
+    "last-max",
+)
 RESNET18: Final = StagedFamily(
     "resnet18", _resnet_stages, nn.ReLU, (64, 128, 256, 512), 3, _STEMS, "last-mean"
 )
@@ -212,6 +229,7 @@ def build_extractor(
 
     Args:
         name: Backbone: ``resnet18`` (He et al. 2015), ``narrow`` (a fast residual net for CPUs),
+            ``narrow-residual`` (twice as deep, each stage with a residual block more),
             ``digits`` (tiny, for grey images of 8 to 28 pixels), ``mlp`` (linear layers, for rows
             of features) or ``linear`` (the pixels or features themselves).
         in_channels: Channels of the images.

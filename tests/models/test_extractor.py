@@ -14,6 +14,7 @@ from nmoe_flower.models.extractor import StagedExtractor, build_extractor
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"in_channels": 1, "image_size": 8},
     "narrow": {"widths": (8, 16, 24), "image_size": 17},
+    "narrow-residual": {"widths": (8, 16, 24), "image_size": 17},
     "resnet18": {"widths": (8, 8, 16, 24), "image_size": 16},
 }
 
@@ -101,11 +102,11 @@ def test_stems_take_odd_sizes_and_grey_images(stem: str) -> None:
     assert extractor(torch.randn(2, 1, 19, 19)).shape == (2, 64)
 
 
-@pytest.mark.parametrize("name", ["digits", "narrow", "resnet18"])
+@pytest.mark.parametrize("name", ["digits", "narrow", "narrow-residual", "resnet18"])
 @pytest.mark.parametrize("stem", ["cifar", "patch", "pool"])
 def test_smallest_image_works_and_one_less_is_refused(name: str, stem: str) -> None:
     options: dict[str, Any] = {**SMALL[name], "stem": stem}
-    smallest = {"digits": 4, "narrow": 8, "resnet18": 8}[name] * (1 if stem == "cifar" else 2)
+    smallest = (4 if name == "digits" else 8) * (1 if stem == "cifar" else 2)
     options["image_size"] = smallest
     assert build_extractor(name, **options)(pixels(options)).isfinite().all()
     options["image_size"] = smallest - 1
@@ -180,6 +181,26 @@ def test_only_batch_norm_carries_state_and_mixes_samples(norm: str) -> None:
     assert extractor.state_dict().keys() == dict(extractor.named_parameters()).keys()
     images = torch.randn(6, 1, 8, 8)
     assert torch.allclose(extractor(images)[:2], extractor(images[:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_residual_narrow_net_starts_as_the_plain_one_and_leaves_it_at_once(norm: str) -> None:
+    options = SMALL["narrow"] | {"norm": norm}
+    deep, plain = (
+        build_extractor("narrow-residual", **options),
+        build_extractor("narrow", **options),
+    )
+    state = {name.replace(".0.", ".", 1): value for name, value in deep.state_dict().items()}
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    images = pixels(options)
+    latents = deep(images)
+    assert torch.equal(latents, plain(images))
+    torch.arange(latents.numel()).view_as(latents).mul(latents).sum().backward()
+    scales = [p for name, p in deep.named_parameters() if name.endswith("1.norm2.weight")]
+    assert len(scales) == 3
+    for scale in scales:  # GELU passes half of a gradient at zero, ReLU would pass none
+        assert scale.grad is not None
+        assert scale.grad.abs().min() > 0
 
 
 def test_same_seed_same_net_and_channels_last_same_latents() -> None:
