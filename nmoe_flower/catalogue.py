@@ -1,7 +1,7 @@
 """What comes along by name, a row each: gates, backbones, schemes, policies and more.
 
 For the first system gates, their objectives, methods of stage 1, controls and backbones; for the
-second policies and ways of its gate; for both schemes that share a data set out.
+second policies and ways of its gate; for both schemes that share a data set out, and trackers.
 
 A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
 these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for
@@ -22,6 +22,7 @@ __all__ = [
     "POLICIES",
     "SCHEMES",
     "TESTS",
+    "TRACKERS",
     "VALIDATION",
     "AlignmentGateEntry",
     "BackboneEntry",
@@ -30,6 +31,7 @@ __all__ = [
     "MethodEntry",
     "PolicyEntry",
     "SchemeEntry",
+    "TrackerEntry",
     "found",
 ]
 
@@ -249,6 +251,34 @@ ALIGNMENT_GATES = {
     "travelling": AlignmentGateEntry("nmoe_flower.pipeline.alignment.train:travelling_gate"),
     "closed-form": AlignmentGateEntry(
         "nmoe_flower.pipeline.alignment.train:solved_gate", solved=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TrackerEntry:
+    """One tool that runs can be tracked with.
+
+    Attributes:
+        label: The name the tool gives itself.
+        tracker: ``module:Class``, a `nmoe_flower.tracking.Tracker` without arguments.
+        package: What is imported of it.
+        extra: The extra of this package that installs it.
+    """
+
+    label: str
+    tracker: str
+    package: str
+    extra: str
+
+
+TRACKERS = {
+    "tensorboard": TrackerEntry(
+        "TensorBoard", "nmoe_flower.tracking.tensorboard:TensorBoard", "tensorboard", "tracking"
+    ),
+    "mlflow": TrackerEntry("MLflow", "nmoe_flower.tracking.mlflow:MLflow", "mlflow", "mlflow"),
+    "wandb": TrackerEntry(
+        "Weights & Biases", "nmoe_flower.tracking.wandb:WeightsAndBiases", "wandb", "wandb"
     ),
 }
 

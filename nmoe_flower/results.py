@@ -4,6 +4,7 @@
 
     <out>/<name>/ config.toml (resolved)  provenance.json  rounds.jsonl  results.json
                   checkpoints/  clients/  weights/  figures/  run.lock (while it runs)
+                  tracking.json  tensorboard/  wandb/ (if it is tracked)
 """
 
 import logging
@@ -34,8 +35,8 @@ __all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder"]
 FORMAT_VERSION = 1
 
 _log = logging.getLogger(__name__)
-_OWN_FILES = ("rounds.jsonl", "results.json", "provenance.json", "config.toml")
-_OWN_FOLDERS = ("checkpoints", "clients", "weights", "figures")
+_OWN_FILES = ("rounds.jsonl", "results.json", "tracking.json", "provenance.json", "config.toml")
+_OWN_FOLDERS = ("checkpoints", "clients", "weights", "figures", "tensorboard", "wandb")
 _WORK = ("checkpoints", "rounds.jsonl", "results.json")
 _BEFORE_TRAINING = ("describe", "initial")
 # These change where a run happens or how long it waits, never what it computes.

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +23,7 @@ from nmoe_flower.rehearsal import rehearse
 from nmoe_flower.results import RunFolder
 from nmoe_flower.running_data import open_data, remember_data
 from nmoe_flower.summary import draw, summary_lines
-from nmoe_flower.tracking import TensorBoard, require_tensorboard
+from nmoe_flower.tracking import Track, Tracked, Tracker
 
 __all__ = ["Engine", "RecipeLike", "RunResult", "run"]
 
@@ -48,7 +48,8 @@ class RunResult:
         folder: The run folder: ``folder.path``, ``folder.config``, ``folder.rounds()``.
         results: What ``results.json`` holds.
         figures: The figures that were drawn.
-        notes: What could not be done beside the run, in words: figures without matplotlib.
+        notes: What could not be done beside the run, in words: figures without matplotlib, a
+            tracker that failed after the last round.
         seconds: How long it took, from the first check to the last figure.
     """
 
@@ -99,6 +100,7 @@ def run(
     overwrite: bool = False,
     progress: Format | Progress | None = "auto",
     figures: bool = True,
+    track: Track | str | Sequence[str | Tracker] = (),
     tensorboard: bool = False,
     **overrides: Any,
 ) -> RunResult:
@@ -127,7 +129,10 @@ def run(
             an object of your own with the methods of ``nmoe_flower.progress.Progress``, or None:
             say nothing.
         figures: Draw the figures, if matplotlib (the extra ``report``) is installed.
-        tensorboard: Whether to write ``tensorboard/`` into the run folder.
+        track: Trackers beside it: ``"tensorboard"``, ``"mlflow"``, ``"wandb"``, several of them,
+            objects with the methods of `nmoe_flower.tracking.Tracker`, or a
+            `nmoe_flower.tracking.Track`, which says more. One that fails never stops the run.
+        tensorboard: Whether to add ``"tensorboard"`` to ``track``.
         **overrides: Configuration keys as arguments, section and key two underscores apart:
             ``gate__rounds=5``. They go before ``set``.
 
@@ -142,14 +147,16 @@ def run(
     _check_call(recipe, out, name, engine, workers, resume, overwrite)
     if engine == "ray":
         require_ray()
+    tracking = Track.of(track)
     if tensorboard:
-        require_tensorboard()
+        tracking = Track.of(replace(tracking, trackers=["tensorboard", *tracking.trackers]))
     changes: list[Override] = list(set.items() if isinstance(set, Mapping) else set)
     changes += [(_key_of(argument), value) for argument, value in overrides.items()]
     if seed is not None:
         changes.append(("run.seed", seed))
     view = make_progress(progress) if progress is None or isinstance(progress, str) else progress
     folder, notes, drawn = None, list[str](), list[Path]()
+    tracked = Tracked(tracking, complain=notes.append)
     with ExitStack() as held:
         try:
             with interruptible():
@@ -160,9 +167,14 @@ def run(
                     folder = _begun(
                         held, recipe, [*changes, *named], view, out=out, overwrite=overwrite
                     )
-                if tensorboard:
-                    view = TensorBoard(folder.path / "tensorboard", view)
-                _train(folder, view, engine, workers, resumed=resume is not None)
+                held.enter_context(tracked).begin(folder)
+                _train(
+                    folder,
+                    tracked.beside(view, tell=None if progress is None else view.message),
+                    engine,
+                    workers,
+                    resumed=resume is not None,
+                )
         except KeyboardInterrupt as stop:
             stop.args = (_interrupted(folder),)
             raise
@@ -175,6 +187,7 @@ def run(
             raise EngineError(f"the run ended without results: {folder.results_path} is missing")
         if figures:
             drawn = draw(folder, notes.append)
+        tracked.finish(drawn)
     return RunResult(folder, folder.results(), drawn, notes, time.monotonic() - started)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 EXTRAS = (
     *("matplotlib", "datasets", "flwr_datasets", "pandas", "pyarrow", "ray", "opacus"),
-    *("tensorboard", "grpc_health", "prometheus_client"),
+    *("tensorboard", "mlflow", "wandb", "grpc_health", "prometheus_client"),
 )
 TINY = [
     "data.num-clients=2", "extractor.rounds=1", "extractor.backbone=linear", "gate.rounds=1",
@@ -29,6 +29,10 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
             "needs datasets: pip install", "data"),
     "tensorboard": (["run", "--name", "t", "--tensorboard"], 1,
                     "tracking needs TensorBoard: pip install", "tracking"),
+    "mlflow": (["run", "--name", "t", "--track", "mlflow"], 1,
+               "tracking needs MLflow: pip install", "mlflow"),
+    "wandb": (["run", "--name", "t", "--track", "wandb"], 1,
+              "tracking needs Weights & Biases: pip install", "wandb"),
     "ray": (["run", "--name", "r", "--engine", "ray"], 1,
             "the ray engine needs ray, which is not installed here: pip install", "simulation"),
     "private weights": (
