@@ -63,6 +63,10 @@ class Part:
 
 
 def parts(folder: Path) -> list[Part]:
+    """Every start of a run, once W&B's own process has ended, which writes the files."""
+    import wandb
+
+    wandb.teardown()
     found = sorted(
         folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
     )
