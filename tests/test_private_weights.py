@@ -1,11 +1,7 @@
 """Runs whose extractor is trained with DP-SGD: what they send, say, refuse and remember."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
+from tests.forks import Nmoe
 
 CLIENTS = 3
 TINY: dict[str, Any] = {
@@ -221,32 +218,15 @@ def test_killed_outright_it_forgets_no_step(tmp_path: Path, cache: Path, go: Goi
     straight = go("straight", **changed)
     named = {"run.out": str(tmp_path), "run.name": "killed", "data.cache-dir": str(cache)}
     recipe = [f"{key}={value}" for key, value in (TINY | changed | named).items()]
-    program = "import sys; from nmoe_flower.cli import main; sys.exit(main())"
     killed = tmp_path / "killed"
-
-    def nmoe(*arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-c", program, "run", "--no-figures", "--workers", "0", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    process, deadline = nmoe("--out", str(tmp_path), "--name", "killed", "--set", *recipe), 300.0
-    path, until = killed / "rounds.jsonl", time.monotonic() + deadline
-    while not (path.is_file() and b'"stage": "extractor", "round": 5,' in path.read_bytes()):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    command = ("run", "--no-figures", "--workers", "0")
+    new = ("--out", str(tmp_path), "--name", "killed", "--set", *recipe)
+    with Nmoe(tmp_path, *command, *new) as process:
+        process.kill_once(killed / "rounds.jsonl", b'"stage": "extractor", "round": 5,')
     paid = [book["steps"][0][2] for book in ledgers(killed)]
     assert all(5 <= count < 12 for count in paid)
-    resumed = nmoe("--resume", str(killed))
-    out, _ = resumed.communicate(timeout=deadline)
-    assert resumed.returncode == 0, out
+    with Nmoe(tmp_path, *command, "--resume", str(killed)) as process:
+        process.finish()
     assert [book["steps"] for book in ledgers(killed)] == [
         book["steps"] for book in ledgers(straight)
     ]

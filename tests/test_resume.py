@@ -1,12 +1,8 @@
 """Killed at any moment and resumed, a run ends bit for bit as if nothing had happened."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
+from tests.forks import Nmoe
 
 TINY: dict[str, Any] = {
     "data.num-clients": 4,
@@ -53,19 +50,6 @@ PRIVATE = FEDSC | {
     "privacy.delta": 1e-3,
     "privacy.releases": 3,
 }
-DEADLINE = 120.0
-PROGRAM = """
-import os, signal, sys
-from nmoe_flower.cli import main
-from nmoe_flower.pipeline import Run
-write, halt_at = Run.record, os.environ.get("HALT_AT")
-def record(run, stage, current, *others, **beside):
-    write(run, stage, current, *others, **beside)
-    if f"{stage} {current}" == halt_at:
-        os.kill(os.getpid(), signal.SIGSTOP)  # waits for its SIGKILL, however slow the tests are
-Run.record = record
-sys.exit(main())
-"""
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -136,39 +120,18 @@ def damage_newest(folder: Path) -> Path:
 # --- a process, killed ----------------------------------------------------------------------------
 
 
-def nmoe(folder: Path, *arguments: str, halt_at: str = "") -> "subprocess.Popen[str]":
-    environment = {
-        "NMOE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HALT_AT": halt_at
-    }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "run", "--no-figures", *arguments],
-        cwd=folder,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def kill_at(folder: Path, stage: str, round: int, *arguments: str) -> None:
     """Start a run and SIGKILL it when rounds.jsonl tells of this round, of whatever attempt."""
-    process = nmoe(folder.parent.parent, *arguments, halt_at=f"{stage} {round}")
     sign = f'"stage": "{stage}", "round": {round},'.encode()
-    path, deadline = folder / "rounds.jsonl", time.monotonic() + DEADLINE
-    while not (path.is_file() and sign in path.read_bytes()):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{stage} {round} never came"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    command = ("run", "--no-figures", *arguments)
+    with Nmoe(folder.parent.parent, *command, halt_at=f"{stage} {round}") as process:
+        process.kill_once(folder / "rounds.jsonl", sign)
     assert not (folder / "results.json").exists()
 
 
-def finish(process: "subprocess.Popen[str]") -> str:
-    out, _ = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 0, out
-    return out
+def finish(folder: Path, *arguments: str) -> None:
+    with Nmoe(folder, "run", "--no-figures", *arguments) as process:
+        process.finish()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -182,7 +145,7 @@ def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
     kill_at(killed, "extractor", 20, *resume, "1")
     damaged = damage_newest(killed)
     kill_at(killed, "gate/federated", 10, *resume, "0")
-    finish(nmoe(tmp_path, *resume, "0"))
+    finish(tmp_path, *resume, "0")
     go_on(straight, tmp_path / "cache", never, **changed)
 
     assert damaged.name not in {path.name for path in (killed / "checkpoints").iterdir()}
@@ -204,7 +167,7 @@ def test_a_private_run_killed_in_stage_one_forgets_no_release(tmp_path: Path) ->
     kill_at(killed, "extractor", 8, *new)
     spent = json.loads((killed / "clients" / "0" / "privacy.json").read_text())["spent"]
     assert spent["0"][0][1] == 4  # rounds 1, 3, 5 and 7
-    finish(nmoe(tmp_path, "--resume", str(killed), "--workers", "0"))
+    finish(tmp_path, "--resume", str(killed), "--workers", "0")
     go_on(straight, tmp_path / "cache", never, **changed)
 
     assert_equal_runs(killed, straight)
@@ -224,7 +187,7 @@ def test_an_alignment_run_killed_in_training_goes_on_with_its_assignments(tmp_pa
     straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
     new = ["--workers", "0", "--name", "killed", "--set", *recipe]
     kill_at(killed, "alignment", 8, *new)
-    finish(nmoe(tmp_path, "--resume", str(killed), "--workers", "0"))
+    finish(tmp_path, "--resume", str(killed), "--workers", "0")
     go_on(straight, tmp_path / "cache", never, **aligned)
 
     assert_equal_runs(killed, straight)
