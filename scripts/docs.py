@@ -28,12 +28,15 @@ from nmoe_flower import errors
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.cli import main as main_of_nmoe
 from nmoe_flower.config import Config
+from nmoe_flower.report import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "docs-source"
 SITE = ROOT / "build" / "site"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
+# Pages of published runs, by name: patterns below results/.
+REPORTS = {"fedce-long": "fedce/long/seed-*", "alignment-one-class": "alignment-one-class/*/seed-*"}
 
 
 # --- configuration ---
@@ -226,6 +229,8 @@ def assemble(target: Path) -> None:
         shutil.rmtree(target)
     shutil.copytree(DOCS, target)
     _bring_results(target)
+    for name, pattern in REPORTS.items():
+        write_page(sorted((ROOT / "results").glob(pattern)), target / "reports" / f"{name}.html")
     reference = target / "reference"
     (reference / "configuration.md").write_text(configuration(), encoding="utf-8")
     (reference / "cli.md").write_text(command_line(), encoding="utf-8")

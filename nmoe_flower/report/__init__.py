@@ -3,6 +3,7 @@
 from nmoe_flower.report.alignment import alignment_table, draw_alignment, most_bytes
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
+from nmoe_flower.report.html import write_page
 from nmoe_flower.report.paper import paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
@@ -44,5 +45,6 @@ __all__ = [
     "test_label",
     "to_csv",
     "to_markdown",
+    "write_page",
     "write_report",
 ]

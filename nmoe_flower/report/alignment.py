@@ -24,6 +24,7 @@ from nmoe_flower.report.tables import grid
 
 __all__ = [
     "Curve",
+    "alignment_lines",
     "alignment_table",
     "curve_of",
     "draw_alignment",
@@ -130,6 +131,14 @@ def _average(values: np.ndarray) -> float:
 
 def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (0.4, 0.59)) -> str:
     """Markdown: one line per configuration, means over seeds with their standard deviation."""
+    header, lines, note = alignment_lines(runs, targets=targets)
+    return "\n".join([*grid(header, lines, words=1), "", note, ""])
+
+
+def alignment_lines(
+    runs: Sequence[FinishedRun], *, targets: Sequence[float] = (0.4, 0.59)
+) -> tuple[list[str], list[list[str]], str]:
+    """`alignment_table` as its header, its lines and what is said below it."""
     header = ["Policy", "Whole mixture", "Mean of last 5", "Placed, local test"]
     header += ["Rounds to plateau"]
     header += [f"Rounds to {100 * target:g} %" for target in targets]
@@ -160,7 +169,7 @@ def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (
         "got or sent in any round, per byte of extractor, gate and its experts. Clock: simulated "
         "seconds, or those that clients measured."
     )
-    return "\n".join([*grid(header, lines, words=1), "", note, ""])
+    return header, lines, note
 
 
 def _accuracy(run: FinishedRun, gate: str, test: str) -> float:

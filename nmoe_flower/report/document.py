@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import GATES
 from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.report.alignment import alignment_table, draw_alignment, is_alignment
-from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
+from nmoe_flower.report.figures import (
+    draw_accuracy,
+    draw_partition,
+    draw_rounds,
+    draw_routing,
+    drawn_routing,
+)
 from nmoe_flower.report.paper import paper_table, paper_to_markdown
 from nmoe_flower.report.representation import (
     draw_representation,
@@ -25,18 +30,13 @@ from nmoe_flower.report.runs import (
 )
 from nmoe_flower.report.tables import (
     GATE_NAMES,
-    gate_order,
     grid,
-    place_of_test,
     results_table,
-    shown_tests,
     to_csv,
     to_markdown,
 )
 
 __all__ = ["draw_figures", "write_report"]
-
-_PLAIN_GATES = frozenset(name for name, gate in GATES.items() if gate.plain)
 
 
 def draw_figures(run_dir: Path, out: Path | None = None) -> list[Path]:
@@ -62,17 +62,7 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
     note = seeds_in_words(numbers, averaged=False)
     draw_accuracy([r.results for r in seeds or (run,)], drawn[0], note=seeds_in_words(numbers))
     routing = results.get("routing") or {}
-    drawings = [_gate_and_test(name) for name in routing]
-    shown = shown_tests(test for _, test in drawings)
-    for gate, test in sorted(drawings, key=_place):
-        base = gate.removesuffix("+prior")
-        # The prior correction changes answers, never who is asked.
-        if (
-            test not in shown
-            or base in _PLAIN_GATES
-            or (base != gate and f"{base}/{test}" in routing)
-        ):
-            continue
+    for gate, test in drawn_routing(routing):
         drawn.append(folder / f"{_file_name(f'routing-{gate}-{test}')}.png")
         title = f"{GATE_NAMES.get(gate, gate)}, {'IID' if test == 'iid' else test} test"
         draw_routing(routing[f"{gate}/{test}"], drawn[-1], title=title, note=note)
@@ -95,16 +85,6 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
         drawn.append(folder / "representation.png")
         draw_representation(rounds, drawn[-1], note=note)
     return drawn + (draw_alignment(seeds or [run], folder) if is_alignment(run) else [])
-
-
-def _gate_and_test(name: str) -> tuple[str, str]:
-    gate, _, test = name.rpartition("/")
-    return gate, test
-
-
-def _place(drawing: tuple[str, str]) -> tuple[Any, ...]:
-    gate, test = drawing
-    return gate_order(gate), place_of_test(test)
 
 
 def _file_name(text: str) -> str:

@@ -2,13 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.catalogue import GATES
 from nmoe_flower.report.canvas import (
     BLUE,
     GREY,
@@ -23,7 +24,14 @@ from nmoe_flower.report.canvas import (
     shortened,
     write_shares,
 )
-from nmoe_flower.report.tables import GATE_NAMES, gate_kind, gate_order, shown_tests, test_label
+from nmoe_flower.report.tables import (
+    GATE_NAMES,
+    gate_kind,
+    gate_order,
+    place_of_test,
+    shown_tests,
+    test_label,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +41,7 @@ __all__ = [
     "draw_partition",
     "draw_rounds",
     "draw_routing",
+    "drawn_routing",
     "moving_mean",
 ]
 
@@ -47,6 +56,8 @@ _TEST = "-test"
 _ELSEWHERE = ("balanced", "probe-", "knn-")  # no metrics of training, or in figures of their own
 _COLUMNS = 2
 _LONG = 30
+
+_PLAIN_GATES = frozenset(name for name, gate in GATES.items() if gate.plain)
 
 # By metric: round and value.
 Points = dict[str, list[tuple[float, float]]]
@@ -179,6 +190,27 @@ def _legend(axis: "Axes", rows: Sequence[Mapping[str, Any]], *, seeds: int) -> N
             handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=7,
             handletextpad=0.5, columnspacing=1.6,
         )  # fmt: skip
+
+
+def drawn_routing(routing: Collection[str]) -> list[tuple[str, str]]:
+    """Gate and test of the routing that is worth a look, in the order of figures.
+
+    Args:
+        routing: Keys of ``routing`` in results.json, ``<gate>/<test>``.
+
+    >>> drawn_routing(["federated/iid", "random/iid", "federated/local", "federated+prior/local"])
+    [('federated', 'local'), ('federated', 'iid')]
+    """
+    named = [(gate, test) for gate, _, test in (name.rpartition("/") for name in routing)]
+    tests = shown_tests(test for _, test in named)
+    found = []
+    for gate, test in named:
+        base = gate.removesuffix("+prior")
+        # The prior correction changes answers, never who is asked.
+        known = base in _PLAIN_GATES or (base != gate and f"{base}/{test}" in routing)
+        if test in tests and not known:
+            found.append((gate, test))
+    return sorted(found, key=lambda pair: (gate_order(pair[0]), place_of_test(pair[1])))
 
 
 def draw_routing(

@@ -1,0 +1,350 @@
+"""The summary in words: what was run, where a plain baseline wins, what is within the noise."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.config import Config
+from nmoe_flower.report.alignment import is_alignment
+from nmoe_flower.report.html.parts import MINUS, Fact, Said
+from nmoe_flower.report.runs import FinishedRun
+from nmoe_flower.report.tables import GATE_NAMES, gate_kind, method_label, shown_tests, test_label
+
+__all__ = [
+    "Groups",
+    "data_set",
+    "facts",
+    "gate_name",
+    "plain_gates",
+    "summary",
+    "test_in_sentence",
+    "what_was_run",
+]
+
+Groups = Mapping[str, Sequence[FinishedRun]]
+
+_LEVEL = 0.95
+_SAME = 1e-12  # differences that are this small are rounding
+# Gates that need no training at all, and controls that are one model each.
+_BASELINES = {
+    "local": "every client's own expert alone",
+    "random": "an expert drawn at random",
+    "control:fedavg": "one averaged model (FedAvg)",
+    "control:local-classifier": "a classifier of every client's own",
+    "single": "a single model",
+}
+
+
+def plain_gates() -> tuple[str, ...]:
+    """What counts as a plain baseline of the networked system, without prior correction."""
+    return tuple(name for name in _BASELINES if name != "single")
+
+
+def gate_name(gate: str) -> str:
+    """How pages call a gate or control.
+
+    >>> gate_name("control:fedavg+prior"), gate_name("federated+prior")
+    ('FedAvg + prior', 'federated + prior')
+    """
+    base, plus, _ = gate.partition("+prior")
+    return GATE_NAMES.get(base, base) + (" + prior" if plus else "")
+
+
+def test_in_sentence(test: str) -> str:
+    """How a sentence calls a test.
+
+    >>> test_in_sentence("local"), test_in_sentence("iid"), test_in_sentence("validation")
+    ('local test', 'IID test', 'validation')
+    """
+    label = test_label(test)
+    return label if label[:2].isupper() else label[0].lower() + label[1:]
+
+
+def _tests(groups: Groups) -> list[str]:
+    """What is told of in words, in order."""
+    return shown_tests(row["test"] for of in groups.values() for row in of[0].results["rows"])
+
+
+def data_set(config: Config) -> str:
+    """The name of the data, without the folder it lies in."""
+    return Path(config.data.dataset).name or config.data.dataset
+
+
+# --- what was run ---
+
+
+def what_was_run(groups: Groups) -> str:
+    """One sentence: how many runs of what, on which data, with which seeds."""
+    runs = [run for of in groups.values() for run in of]
+    data = _listed(dict.fromkeys(data_set(run.config) for run in runs))
+    shares = _listed(dict.fromkeys(_scheme(run.config) for run in runs))
+    clients = _listed(dict.fromkeys(str(run.config.data.num_clients) for run in runs))
+    seeds = sorted({run.config.run.seed for run in runs})
+    seconds = [run.results.get("seconds") for run in runs]
+    known = [float(value) for value in seconds if value is not None]
+    count = f"{len(runs)} runs of {len(groups)} configurations" if len(runs) > 1 else "One run"
+    if len(runs) > 1 and len(groups) == 1:
+        count = f"{len(runs)} runs of one configuration"
+    took = f" It took {_time(sum(known))}." if known else ""
+    if len(runs) > 1 and known:
+        took = f" They took {_time(sum(known))} in all."
+    return (
+        f"{count}: {'; '.join(_systems(runs))}; on {data} shared out among {clients} "
+        f"client{'s' if clients != '1' else ''} ({shares}); seed{'s' if len(seeds) > 1 else ''} "
+        f"{_listed(map(str, seeds))}.{took}"
+    )
+
+
+def _systems(runs: Sequence[FinishedRun]) -> list[str]:
+    """What was trained, each once."""
+    networked = dict.fromkeys(
+        f"{method_label(run.config.extractor.method)} and one expert per client, "
+        f"top-{run.config.gate.top_k}"
+        for run in runs
+        if run.config.run.system != "aligned"
+    )
+    aligned = [run.config.alignment for run in runs if run.config.run.system == "aligned"]
+    policies = dict.fromkeys(one.policy for one in aligned if one.experts != 1)
+    found = list(networked)
+    if policies:
+        word = "policies" if len(policies) > 1 else "policy"
+        found.append(f"experts aligned with clients by the {word} {_listed(policies)}")
+    if any(one.experts == 1 for one in aligned):
+        found.append("a single model trained by the same clients")
+    return found
+
+
+def _scheme(config: Config) -> str:
+    data = config.data
+    if data.scheme == "dominant":
+        return f"dominant classes, τ = {data.tau:g}"
+    if data.scheme == "dirichlet":
+        return f"Dirichlet, alpha = {data.alpha:g}"
+    if data.scheme == "pathological":
+        return f"{data.classes_per_client} class{'es' if data.classes_per_client > 1 else ''} each"
+    return {"iid": "IID", "natural": "as it comes"}.get(data.scheme, data.scheme)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> _listed(["a", "b", "c"]), _listed(["a"])
+    ('a, b and c', 'a')
+    """
+    *first, last = list(names) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _time(seconds: float) -> str:
+    """A duration in words.
+
+    >>> _time(52.3), _time(2926), _time(8000)
+    ('52 s', '49 min', '2 h 13 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# --- who wins ---
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One gate of one configuration in one test."""
+
+    configuration: str
+    gate: str
+    plain: str
+    rows: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(row["accuracy"] for row in self.rows.values())
+
+
+def _entries(groups: Groups, test: str) -> list[_Entry]:
+    """What can be deployed, of every configuration; upper bounds and pooled data are left out."""
+    found = []
+    for name, runs in groups.items():
+        rows: dict[str, dict[int, Mapping[str, Any]]] = {}
+        for run in runs:
+            for row in run.results["rows"]:
+                if row["test"] == test and row["accuracy"] is not None:
+                    rows.setdefault(row["gate"], {})[run.config.run.seed] = row
+        aligned = is_alignment(runs[0])
+        for gate, of in rows.items():
+            base = gate.removesuffix("+prior")
+            plain = _BASELINES.get(base, "")
+            if aligned:
+                plain = _BASELINES["single"] if runs[0].config.alignment.experts == 1 else ""
+            elif gate_kind(gate) == "upper bound" or (gate_kind(gate) == "control" and not plain):
+                continue
+            found.append(_Entry(name, gate, plain, of))
+    return found
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How much more the first has, the half width of its interval, and what it is taken over."""
+
+    mean: float
+    reach: float | None
+    over: str
+
+    @property
+    def within_noise(self) -> bool:
+        return self.reach is None or abs(self.mean) <= self.reach + _SAME
+
+    def __str__(self) -> str:
+        mean = f"{self.mean:+.3f}".replace("-", MINUS)
+        return (
+            f"{mean} {self.over}"
+            if self.reach is None
+            else f"{mean} ± {self.reach:.3f} {self.over}"
+        )
+
+
+def _difference(first: _Entry, second: _Entry) -> _Difference:
+    """Paired by seed; with one seed by client; otherwise nothing is known of the noise."""
+    seeds = sorted(first.rows.keys() & second.rows.keys())
+    if len(seeds) > 1:
+        each = [first.rows[s]["accuracy"] - second.rows[s]["accuracy"] for s in seeds]
+        return _Difference(statistics.fmean(each), _reach(each), f"over {len(seeds)} seeds")
+    if seeds:
+        clients = [_per_client(entry.rows[seeds[0]]) for entry in (first, second)]
+        if len(clients[0]) == len(clients[1]) > 1:
+            each = [a - b for a, b in zip(*clients, strict=True)]
+            over = f"over the {len(each)} clients of one seed"
+            return _Difference(first.mean - second.mean, _reach(each), over)
+    return _Difference(first.mean - second.mean, None, "with no estimate of the noise")
+
+
+def _per_client(row: Mapping[str, Any]) -> list[float]:
+    values = (row.get("per_client") or {}).get("accuracy") or []
+    return [float(v) for v in values] if all(v is not None for v in values) else []
+
+
+def _reach(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean: Student's t with n - 1 degrees of freedom."""
+    from scipy.special import stdtrit
+
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return float(stdtrit(len(values) - 1, (1 + _LEVEL) / 2)) * error
+
+
+def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
+    """A paragraph per test with its weight: 0 a baseline wins, 1 noise, 2 a gate wins."""
+    found = []
+    for test in _tests(groups):
+        entries = _entries(groups, test)
+        learned = max((e for e in entries if not e.plain), key=lambda e: e.mean, default=None)
+        plain = max((e for e in entries if e.plain), key=lambda e: e.mean, default=None)
+        where = f"the {test_in_sentence(test)}"
+        if learned is None or plain is None:
+            one = learned or plain
+            if one is not None:
+                found.append((2, Said(f"Best on {where}: {_called(one, groups)}, {one.mean:.3f}.")))
+            continue
+        more = _difference(learned, plain)
+        aligned = is_alignment(groups[learned.configuration][0])
+        noun, any_ = ("assignment", "a single model") if aligned else ("gate", "a plain baseline")
+        gate, baseline = _called(learned, groups), f"{plain.plain} ({_called(plain, groups)})"
+        numbers = (
+            f"The best {noun}, {gate}, reaches {learned.mean:.3f}, the best plain baseline, "
+            f"{baseline}, {plain.mean:.3f}: {more}."
+        )
+        if more.reach is not None and more.within_noise:
+            first, weight = f"On {where} no {noun} beats {any_} beyond the noise.", 1
+        elif more.mean < 0:
+            first, weight = f"On {where} {any_} wins.", 0
+        else:
+            first, weight = f"On {where} the best {noun} beats {any_}.", 2
+        if more.reach is None:
+            first = first.removesuffix(".") + ", as far as one number of each can tell."
+        found.append((weight, Said(numbers, first)))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _called(entry: _Entry, groups: Groups) -> str:
+    of = f" of {entry.configuration}" if len(groups) > 1 else ""
+    return f"{gate_name(entry.gate)}{of}"
+
+
+def summary(groups: Groups, paper: Sequence[Mapping[str, Any]]) -> list[Said]:
+    """The words at the head of a page, what matters most first.
+
+    Args:
+        groups: Runs by the name of their configuration.
+        paper: What `paper_table` gives for the runs.
+    """
+    told = [said for _, said in _verdicts(groups)]
+    if told and any("±" in said.text for said in told):
+        told.append(Said(
+            "± after a difference is its 95 % interval. A difference within it is noise, and no "
+            "evidence for either."
+        ))  # fmt: skip
+    beside = _paper(paper)
+    first = Said(what_was_run(groups))
+    return [first, *told, *([beside] if beside else []), *_findings(groups)]
+
+
+def _paper(paper: Sequence[Mapping[str, Any]]) -> Said | None:
+    """How many cells are at or above the paper's."""
+    cells = [
+        (row[metric], row[f"paper_{metric}"])
+        for row in paper
+        for metric in ("accuracy", "macro_f1", "auc")
+        if row[metric] is not None
+    ]
+    if not cells:
+        return None
+    enough = sum(ours >= theirs for ours, theirs in cells)
+    return Said(
+        f"Of {len(cells)} numbers that the paper prints, too, {enough} are at or above the paper's "
+        f"and {len(cells) - enough} below."
+        if enough < len(cells)
+        else f"All {len(cells)} numbers that the paper prints, too, are at or above the paper's."
+    )
+
+
+def _findings(groups: Groups) -> list[Said]:
+    """Collapsed features and dropped replies."""
+    found = []
+    for name, runs in groups.items():
+        of = f"{name}: " if len(groups) > 1 else ""
+        for run in runs:
+            collapse = (run.results.get("representation") or {}).get("collapse")
+            if collapse:
+                text = f"{of}the features collapsed (seed {run.config.run.seed}): {collapse}"
+                found.append(Said("", text, "warning"))
+        dropped = sum(len(r.get("failures") or ()) for run in runs for r in run.rounds)
+        if dropped:
+            found.append(Said(f"{of}{dropped} replies of clients could not be used."))
+    return found
+
+
+# --- numbers at the head ---
+
+
+def facts(groups: Groups) -> list[Fact]:
+    """A few numbers: the best gate and the best baseline of each test, and what an answer costs."""
+    found = []
+    for test in _tests(groups)[:2]:
+        entries = _entries(groups, test)
+        for title, of in (
+            ("best gate", [e for e in entries if not e.plain]),
+            ("best plain baseline", [e for e in entries if e.plain]),
+        ):
+            if of:
+                best = max(of, key=lambda entry: entry.mean)
+                name = test_label(test)
+                if is_alignment(groups[best.configuration][0]):
+                    title = "best" if title == "best gate" else title
+                fact = Fact(f"{name}, {title}", f"{best.mean:.3f}", _called(best, groups))
+                found.append(fact)
+    return found
