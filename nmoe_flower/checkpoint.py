@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nmoe_flower.errors import CheckpointError, NMoEError
-from nmoe_flower.files import pack_arrays, read_arrays, sync_folder, write_bytes
+from nmoe_flower.files import pack_arrays, read_arrays, read_metadata, sync_folder, write_bytes
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -95,6 +95,18 @@ class Checkpoints:
                 return _read(step, path)
             except CheckpointError as error:
                 _log.warning("skipping a damaged checkpoint: %s", error)
+        return None
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, without its arrays; None if it cannot be read.
+
+        For a look from outside: whether the file is whole is not checked.
+        """
+        for _, path in sorted(self._files(), reverse=True):
+            with contextlib.suppress(CheckpointError, ValueError):
+                state = json.loads(read_metadata(path).get("state", ""))
+                if isinstance(state, dict):
+                    return state
         return None
 
     def _files(self) -> list[tuple[int, Path]]:

@@ -32,11 +32,13 @@ from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 __all__ = [
     "all_or_none",
     "append_line",
+    "link_or_copy",
     "load_arrays",
     "pack_arrays",
     "parse_json",
     "read_arrays",
     "read_json",
+    "read_metadata",
     "read_text",
     "read_toml",
     "safe_child",
@@ -172,7 +174,7 @@ def _move_files(new: Path, target: Path, old: Path, last: str) -> None:
                 undo.callback(one.rmdir)
             if place.exists():
                 before.parent.mkdir(parents=True, exist_ok=True)
-                _keep(place, before)
+                link_or_copy(place, before)
                 undo.callback(before.replace, place)
                 (new / path).replace(place)
             else:
@@ -183,8 +185,14 @@ def _move_files(new: Path, target: Path, old: Path, last: str) -> None:
         sync_folder(place)
 
 
-def _keep(path: Path, copy: Path) -> None:
-    """A second name of the file, or a copy where the file system knows no such names."""
+def link_or_copy(path: Path, copy: Path) -> None:
+    """Give a file a second name, or make a copy where the file system knows no such names.
+
+    For files that are only ever replaced whole, as all writers of this module do.
+
+    Raises:
+        OSError: Neither can be.
+    """
     try:
         os.link(path, copy)
     except OSError:
@@ -470,6 +478,19 @@ def load_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         CheckpointError: The file is missing, cut or not safetensors.
     """
     return read_arrays(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, whose arrays are not read.
+
+    Raises:
+        CheckpointError: The file is missing, cut or not safetensors.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:

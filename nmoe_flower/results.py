@@ -30,7 +30,7 @@ from nmoe_flower.files import (
 )
 from nmoe_flower.provenance import provenance
 
-__all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder"]
+__all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder", "placed"]
 
 FORMAT_VERSION = 1
 
@@ -51,6 +51,28 @@ FREE_KEYS = frozenset(
         "run.round-timeout",
     }
 )
+# Settings that name what is read; a run's folder has them absolute.
+_PATHS = (
+    ("data", "dataset"),
+    ("data", "cache-dir"),
+    ("extractor", "start"),
+    ("alignment", "trace"),
+)
+
+
+def placed(config: Config, path: Path) -> Config:
+    """The configuration of a run in ``path``, which names all it reads with absolute paths."""
+    values = config.model_dump(by_alias=True)
+    values["run"] |= {"out": str(path.parent), "name": path.name}
+    for section, key in _PATHS:
+        values[section][key] = _absolute(values[section][key])
+    return Config.parse(values)
+
+
+def _absolute(name: str) -> str:
+    """An existing file or folder by its full path, because workers may start elsewhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in ("", "digits") and path.exists() else name
 
 
 class RunFolder:

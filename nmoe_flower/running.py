@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -20,24 +20,18 @@ from nmoe_flower.progress import Follower, Format, Progress, make_progress
 from nmoe_flower.provenance import usable_cores
 from nmoe_flower.recipes import find_recipe
 from nmoe_flower.rehearsal import rehearse
-from nmoe_flower.results import RunFolder
+from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running_data import open_data, remember_data
 from nmoe_flower.summary import draw, summary_lines
 from nmoe_flower.tracking import Track, Tracked, Tracker
 
-__all__ = ["Engine", "RecipeLike", "RunResult", "run"]
+__all__ = ["CLIENT_APP", "Engine", "RecipeLike", "RunResult", "run", "run_in"]
 
 Engine = Literal["inprocess", "ray"]
 RecipeLike = str | Path | Config | Mapping[str, Any]
 
-_CLIENT_APP = "nmoe_flower.client_app:app"
+CLIENT_APP = "nmoe_flower.client_app:app"
 _MOST_WORKERS = 4096
-_PATHS = (
-    ("data", "dataset"),
-    ("data", "cache-dir"),
-    ("extractor", "start"),
-    ("alignment", "trace"),
-)
 
 
 @dataclass(frozen=True)
@@ -191,6 +185,41 @@ def run(
     return RunResult(folder, folder.results(), drawn, notes, time.monotonic() - started)
 
 
+def run_in(
+    path: Path,
+    config: Config,
+    *,
+    workers: int,
+    view: Progress,
+    begun: Callable[[RunFolder], object] = lambda folder: None,
+    anew: bool = False,
+    until: str = "",
+) -> RunFolder:
+    """Run a configuration in a folder, or go on with what is there: what studies are made of.
+
+    Args:
+        path: The run folder, absolute.
+        config: The configuration; ``run.name`` and ``run.out`` are those of the folder.
+        workers: Client processes, 0 to 4096.
+        view: Where the run reports to.
+        begun: Called with the folder of a new run before it trains.
+        anew: Delete the run that is there.
+        until: Name of the stage to stop after; empty: the whole run.
+
+    Raises:
+        NMoEError: As `run` does.
+    """
+    with ExitStack() as held, interruptible():
+        if RunFolder.has_trained(path) and not anew:
+            folder = _resumed(held, path, [], view)
+        else:
+            settings: list[Override] = [("run.name", path.name)]
+            folder = _begun(held, config, settings, view, out=path.parent, overwrite=anew)
+            begun(folder)
+        _train(folder, view, "inprocess", workers, resumed=False, until=until)
+    return folder
+
+
 def _check_call(
     recipe: RecipeLike | None,
     out: str | Path | None,
@@ -251,7 +280,7 @@ def _resumed(
     folder = RunFolder.resume(path)
     config = Config.load(path / "config.toml", overrides)
     folder.check_config(config)
-    config = _placed(config, path)
+    config = placed(config, path)
     if not folder.results_path.is_file():
         _rehearsed(config, view, began=folder)
     return RunFolder(path, config)
@@ -272,10 +301,10 @@ def _begun(
     root = Path(out or config.run.out or "runs").expanduser().resolve()
     chosen = "name" in config.run.model_fields_set
     name = config.run.name if chosen else _name_of(source)
-    config = _placed(config, root / name)
+    config = placed(config, root / name)
     data = _rehearsed(config, view)
     path = _claimed(held, root, name, fixed=chosen or overwrite)
-    config = with_features(_placed(config, path), data)
+    config = with_features(placed(config, path), data)
     folder = RunFolder.create(path, config, overwrite=overwrite)
     remember_data(folder, data)
     return folder
@@ -323,23 +352,14 @@ def _name_of(recipe: Path | Config | Mapping[str, Any] | None) -> str:
     return "-".join(words).strip("-._")[:64] or Config().run.name
 
 
-def _placed(config: Config, path: Path) -> Config:
-    """The configuration of a run in ``path``, which names all it reads with absolute paths."""
-    values = config.model_dump(by_alias=True)
-    values["run"] |= {"out": str(path.parent), "name": path.name}
-    for section, key in _PATHS:
-        values[section][key] = _absolute(values[section][key])
-    return Config.parse(values)
-
-
-def _absolute(name: str) -> str:
-    """An existing file or folder by its full path, because workers may start elsewhere."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if name not in ("", "digits") and path.exists() else name
-
-
 def _train(
-    folder: RunFolder, view: Progress, engine: Engine, workers: int | None, *, resumed: bool
+    folder: RunFolder,
+    view: Progress,
+    engine: Engine,
+    workers: int | None,
+    *,
+    resumed: bool,
+    until: str = "",
 ) -> None:
     view.message(f"run folder {folder.path}")
     for note in folder.config.advice():
@@ -351,17 +371,17 @@ def _train(
     if engine == "ray":
         _train_with_ray(folder, view, workers, resumed=resumed)
     else:
-        _train_in_process(folder, view, min(workers, folder.config.data.num_clients))
+        _train_in_process(folder, view, min(workers, folder.config.data.num_clients), until)
 
 
-def _train_in_process(folder: RunFolder, view: Progress, workers: int) -> None:
+def _train_in_process(folder: RunFolder, view: Progress, workers: int, until: str) -> None:
     from nmoe_flower.server_app import execute
 
     config = folder.config
     with InProcessGrid(
-        _CLIENT_APP, config.data.num_clients, run_config=config.flat(), workers=workers
+        CLIENT_APP, config.data.num_clients, run_config=config.flat(), workers=workers
     ) as grid:
-        execute(grid, folder, on_round=view.update, on_answer=view.answered)
+        execute(grid, folder, on_round=view.update, on_answer=view.answered, until=until)
 
 
 def _train_with_ray(folder: RunFolder, view: Progress, workers: int, *, resumed: bool) -> None:

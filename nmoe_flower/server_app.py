@@ -156,6 +156,7 @@ def execute(
     on_round: Callable[[Mapping[str, Any]], None] = lambda _: None,
     on_answer: Answered = lambda stage, count, clients: None,
     at_exit: Callable[[Callable[[], None]], None] = lambda save: None,
+    until: str = "",
 ) -> None:
     """Run the pipeline from where the folder's checkpoints left it, and write its results.
 
@@ -167,6 +168,8 @@ def execute(
             how many.
         at_exit: Takes the function that saves the last finished round, for a process that may be
             ended without unwinding this call. Whatever unwinds it, Ctrl-C included, saves too.
+        until: Name of the stage to stop after: there are a checkpoint and no results then; empty:
+            the whole run.
 
     Raises:
         RoundError: The run cannot go on.
@@ -185,11 +188,13 @@ def execute(
     folder.truncate_rounds(lambda _: next(kept, None) is not None)
     at_exit(run.save_noted)
     try:
-        results = run_pipeline(run)
+        results = run_pipeline(run, until=until)
     except BaseException:
         with uninterrupted():
             _save_noted(run)
         raise
+    if results is None:
+        return
     for name, arrays in run.artifacts.weights().items():
         folder.save_weights(name, arrays)
     folder.set_provenance(data=results.pop("fingerprint"))

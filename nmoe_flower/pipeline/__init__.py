@@ -8,7 +8,7 @@ from nmoe_flower.pipeline.alignment import rehearse_alignment
 from nmoe_flower.pipeline.artifacts import Artifacts
 from nmoe_flower.pipeline.ask import Holding, gather, holdings
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
-from nmoe_flower.pipeline.networked import given_weights, stage_1_strategy
+from nmoe_flower.pipeline.networked import ask_initial, given_weights, stage_1_strategy
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Answered, Journal, Run
 from nmoe_flower.pipeline.stages import SYSTEMS, run_pipeline
@@ -21,6 +21,7 @@ __all__ = [
     "Holding",
     "Journal",
     "Run",
+    "ask_initial",
     "exchanges",
     "federate",
     "gather",

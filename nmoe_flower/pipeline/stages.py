@@ -53,11 +53,13 @@ SYSTEMS = {
 }
 
 
-def run_pipeline(run: Run) -> dict[str, Any]:
+def run_pipeline(run: Run, *, until: str = "") -> dict[str, Any] | None:
     """Run every stage that is not finished yet; return the content of ``results.json``.
 
     Args:
         run: New, or restored from a checkpoint.
+        until: Name of the stage to stop after, with a checkpoint and without results (None);
+            empty: run all of them.
 
     Raises:
         CheckpointError: The run is resumed, and a client holds other data than before.
@@ -68,9 +70,10 @@ def run_pipeline(run: Run) -> dict[str, Any]:
         check_unchanged(run)
     system = SYSTEMS[run.config.run.system]
     for name, stage in system.stages.items():
-        if name in run.stages:
-            continue
-        stage(run)
-        run.stages.append(name)
-        run.save(f"{name}/done")
+        if name not in run.stages:
+            stage(run)
+            run.stages.append(name)
+            run.save(f"{name}/done")
+        if name == until:
+            return None
     return system.evaluate(run)

@@ -31,6 +31,9 @@ __all__ = [
 
 TEST_BATCH = 500
 SOURCE = "source"
+# Beside images and weights: who holds which of them, the network, and what is held out for gates.
+_SECTIONS = ("data", "extractor")
+_KEYS = ("run.seed", "run.device", "run.precision", "gate.holdout", "gate.folds")
 
 
 def load_classifier(
@@ -86,7 +89,8 @@ def latents_of(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
 
     The gate trains on a hold-out that the expert does not see; with ``gate.folds`` both train on
     everything, see ``clients/expert.py: _out_of_fold``. Those in the store are taken if they come
-    from this extractor, these images and this configuration; otherwise they are computed and kept.
+    from this extractor, these images and the settings they depend on, whichever run left them;
+    otherwise they are computed and kept.
     """
     source = _source(device, extractor)
     with suppress(CheckpointError):  # none were kept, or the file is damaged
@@ -127,7 +131,12 @@ def _computed(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
 
 def _source(device: Device, extractor: Extractor) -> np.ndarray:
     """What latents depend on, as a digest: uint8 [32]."""
-    told = [device.data.fingerprint, device.folder, device.config.flat()]
+    settings = {
+        key: value
+        for key, value in device.config.flat().items()
+        if key in _KEYS or key.partition(".")[0] in _SECTIONS
+    }
+    told = [device.data.fingerprint, device.folder, settings]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted(extractor.state_dict().items()):
         digest.update(name.encode())

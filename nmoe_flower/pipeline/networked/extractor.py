@@ -19,7 +19,14 @@ from nmoe_flower.records import ARRAYS, GATE, HEAD, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOptions
 
-__all__ = ["fedce", "fedsc", "given_weights", "stage_1_strategy", "train_extractor"]
+__all__ = [
+    "ask_initial",
+    "fedce",
+    "fedsc",
+    "given_weights",
+    "stage_1_strategy",
+    "train_extractor",
+]
 
 LOCAL_RATE_UNDER_ADAMW = 0.1  # cancels in one-step rounds; large enough for float32 differences
 LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
@@ -28,13 +35,10 @@ LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
 def train_extractor(run: Run) -> None:
     """Leave the extractor (FedCE: with its head), and fresh gate and head for later stages."""
     holdings(run)  # clients that cannot train together are refused before they do
-    settings, seed_node = run.config.extractor, min(run.partitions.values())
+    settings = run.config.extractor
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
     if not run.artifacts.initial_gate:
-        fresh = gather(run, "initial", Action.INITIAL, RecordDict(), only=[seed_node])[seed_node]
-        run.artifacts.initial_gate = records.to_numpy(fresh.array_records[GATE])
-        run.artifacts.initial_head = records.to_numpy(fresh.array_records[HEAD])
-        initial = fresh.array_records[ARRAYS]
+        initial = ask_initial(run)
     if settings.start:
         folder = Path(settings.start).expanduser()
         run.artifacts.classifier = given_weights(folder, records.to_numpy(initial))
@@ -61,6 +65,15 @@ def train_extractor(run: Run) -> None:
         if not name.startswith("projector.")
     }
     _keep_findings(run, strategy)
+
+
+def ask_initial(run: Run) -> ArrayRecord:
+    """Ask a client for fresh weights: leave those of gate and head, return those of stage 1."""
+    node = min(run.partitions.values())
+    fresh = gather(run, "initial", Action.INITIAL, RecordDict(), only=[node])[node]
+    run.artifacts.initial_gate = records.to_numpy(fresh.array_records[GATE])
+    run.artifacts.initial_head = records.to_numpy(fresh.array_records[HEAD])
+    return fresh.array_records[ARRAYS]
 
 
 def stage_1_strategy(config: Config) -> SteppedFedAvg:
