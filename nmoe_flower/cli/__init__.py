@@ -23,6 +23,7 @@ from nmoe_flower.cli import (
     report,
     run,
     serve,
+    study,
 )
 from nmoe_flower.errors import NMoEError
 
@@ -34,6 +35,7 @@ _COMMANDS = (
     run,
     partition,
     report,
+    study,
     config,
     recipes,
     align,

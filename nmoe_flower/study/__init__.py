@@ -15,6 +15,7 @@ from nmoe_flower.study.figures import Figure, Panel, Point, Series
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.measured import ROW_METRICS, gates_of, numbers_of, tests_of
+from nmoe_flower.study.plan import PlannedRun, SharedStage, StudyPlan, chosen, find_state, make_plan
 from nmoe_flower.study.product import Axis, Coordinates, StudyRun, Variant, same, selects
 from nmoe_flower.study.rows import Quantity, Row, RunOutcome
 from nmoe_flower.study.sweep import Candidate, Choice, SweepTable
@@ -40,20 +41,26 @@ __all__ = [
     "Pair",
     "Panel",
     "PaperValue",
+    "PlannedRun",
     "Point",
     "Quantity",
     "RoutingMap",
     "Row",
     "RunOutcome",
     "Series",
+    "SharedStage",
     "Study",
+    "StudyPlan",
     "StudyRun",
     "StudyTable",
     "SweepSpec",
     "SweepTable",
     "TableSpec",
     "Variant",
+    "chosen",
+    "find_state",
     "gates_of",
+    "make_plan",
     "numbers_of",
     "same",
     "selects",

@@ -24,7 +24,17 @@ from nmoe_flower.lock import locked
 from nmoe_flower.progress import Progress
 from nmoe_flower.results import FREE_KEYS, RunFolder, placed
 
-__all__ = ["STAGE", "Stages1", "begin_after", "depends_on", "give_latents", "key_of", "ready"]
+__all__ = [
+    "STAGE",
+    "Stages1",
+    "begin_after",
+    "depends_on",
+    "give_latents",
+    "is_ready",
+    "key_of",
+    "ready",
+    "trains_stage_1",
+]
 
 STAGE = "extractor"
 HALF_TAKEN = "stage-1.taken"
@@ -39,7 +49,8 @@ _KEYS = frozenset(
 _OF_THE_HEAD = "expert.hidden"  # is stage 1's business where its head is shaped as an expert
 # What the fresh gate and head depend on that a client hands out before stage 1.
 _FRESH = ("gate.hidden", "gate.noisy", "gate.top-k", _OF_THE_HEAD)
-_FILLED_IN = frozenset({"data.feature-columns", "data.feature-means", "data.feature-deviations"})
+# What a run fills in from its data.
+FILLED_IN = frozenset({"data.feature-columns", "data.feature-means", "data.feature-deviations"})
 _WAIT = 2.0  # seconds between two looks at a stage 1 that somebody else trains
 
 
@@ -122,7 +133,7 @@ def _different(config: Config, trained: Config) -> list[str]:
     return [
         key
         for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key) and not (key in _FILLED_IN and not ours.get(key))
+        if ours.get(key) != theirs.get(key) and not (key in FILLED_IN and not ours.get(key))
     ]
 
 

@@ -1,0 +1,265 @@
+"""``nmoe study``: many runs from one file, and the tables and figures that come out of them."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from nmoe_flower.arguments import SEED, Whole
+from nmoe_flower.errors import ConfigError, NMoEError
+from nmoe_flower.progress import duration
+
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "run a whole study, and make its tables and figures"
+_INTERRUPTED = 130
+_SHOWN = {
+    "finished": "finished",
+    "stopped": "stopped half-way",
+    "failed": "failed",
+    "missing": "missing",
+    "broken": "broken",
+    "other": "of another configuration",
+}
+_COMMANDS = """\
+Each line makes one run, or one stage 1 that several runs share. Any of them may run anywhere at the
+same time, on machines that share the folder: a run whose stage 1 is missing trains it, and whoever
+needs it meanwhile waits. Nobody waits if the lines of stage 1 (--part stage-1) end before the
+others (--part runs) begin.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verbs of ``nmoe study`` and their options."""
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=type(parser))
+    plan = verbs.add_parser("plan", help="what is there, what is missing, how long it takes")
+    _add_study(plan)
+    _add_choice(plan)
+    plan.add_argument("--format", choices=("text", "json"), default="text")
+    plan.set_defaults(command=_plan)
+
+    run = verbs.add_parser("run", help="run what is missing, and go on with what was stopped")
+    _add_study(run)
+    _add_choice(run)
+    run.add_argument(
+        "--one",
+        metavar="RUN",
+        help="this one alone (VARIANT/seed-N, or stage-1/KEY), as nmoe study commands prints it",
+    )
+    run.add_argument(
+        "--jobs", type=Whole(1, 256), default=1, metavar="N", help="runs at a time (1)"
+    )
+    run.add_argument(
+        "--workers",
+        type=Whole(0, 4096),
+        metavar="N",
+        help="client processes of each run (default: the cores, shared by the runs at a time)",
+    )
+    run.add_argument("--dry-run", action="store_true", help="only say what would be run")
+    run.add_argument("--format", choices=("text", "json"), default="text")
+    run.set_defaults(command=_run)
+
+    commands = verbs.add_parser(
+        "commands",
+        help="print a command line for each missing run, for Slurm, GNU parallel or Ray",
+        description=_COMMANDS,
+    )
+    _add_study(commands)
+    _add_choice(commands)
+    commands.add_argument("--part", choices=("all", "stage-1", "runs"), default="all")
+    commands.add_argument("--workers", type=Whole(0, 4096), metavar="N", help="of each run")
+    commands.set_defaults(command=_commands)
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    """``STUDY``, ``--set`` and where its runs are."""
+    parser.add_argument(
+        "study", metavar="STUDY", help="a TOML file, or the name of one that comes along"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="settings of every run, before the file's: --set data.dataset=/a/folder",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="of all studies (./runs)"
+    )
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Which runs, and where stage 1 is shared."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATTERN",
+        help="variants, or VARIANT/seed-N; * and ? stand for anything",
+    )
+    parser.add_argument("--seeds", nargs="+", type=SEED, default=[], metavar="SEED")
+    parser.add_argument(
+        "--stage-1",
+        type=Path,
+        metavar="DIR",
+        help="where stage 1 is trained and found, by several studies (default: the study's own)",
+    )
+
+
+def _planned(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """The study as it stands, of the runs that are meant."""
+    from nmoe_flower.recipes import find_study
+    from nmoe_flower.study import Study, chosen, make_plan
+
+    study = Study.load(find_study(args.study), args.overrides)
+    runs = chosen(study, only=args.only, seeds=args.seeds)
+    out = args.out.expanduser().resolve()
+    stage_1 = args.stage_1.expanduser().resolve() if args.stage_1 else None
+    return make_plan(study, out, stage_1=stage_1, runs=runs)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    plan = _planned(args)
+    if args.format == "json":
+        print(json.dumps(plan.to_json()))
+    else:
+        _show(plan)
+    return 0
+
+
+def _show(plan) -> None:  # type: ignore[no-untyped-def]
+    from nmoe_flower.summary import padded
+
+    numbers = {stage.key: str(number) for number, stage in enumerate(plan.stages, start=1)}
+    rows = [["run", "state", "stage 1", "minutes"]]
+    for one in plan.runs:
+        minutes = f"{one.seconds / 60:.1f}" if one.runs else "-"
+        rows.append(
+            [
+                f"{one.run.variant}/seed-{one.run.seed}",
+                _SHOWN[one.state],
+                numbers.get(one.stage_1, "-"),
+                minutes,
+            ]
+        )
+    print(f"{plan.study.title}\n", padded(rows), "", sep="\n")
+    for one in plan.runs:
+        if one.reason:
+            print(f"{one.run.variant}/seed-{one.run.seed}: {_SHOWN[one.state]}: {one.reason}")
+    if plan.stages:
+        table = [["stage 1", "state", "runs", "minutes"]]
+        for stage in plan.stages:
+            state = f"{stage.state} {stage.reason}".strip()
+            table.append(
+                [
+                    f"{numbers[stage.key]}  {stage.path.name}",
+                    state,
+                    str(stage.users),
+                    f"{stage.seconds / 60:.1f}",
+                ]
+            )
+        print("", padded(table), "", sep="\n")
+    counts = [f"{plan.count(state)} {text}" for state, text in _SHOWN.items() if plan.count(state)]
+    print(f"{len(plan.runs)} runs: {', '.join(counts)}")
+    if plan.seconds:
+        print(
+            f"about {duration(plan.seconds)} of work are left, one run at a time (estimated from "
+            f"{plan.source})"
+        )
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the study, or one of its runs; returns the exit code."""
+    if args.one:
+        return _run_one(args)
+    plan = _planned(args)
+    if args.dry_run:
+        _show(plan)
+        return 0
+    from nmoe_flower.study.run import StudyView, run_study
+
+    view = StudyView(json_lines=args.format == "json")
+    done = run_study(plan, jobs=args.jobs, workers=args.workers, view=view)
+    again = shlex.join(["nmoe", "study", "run", args.study])
+    view.say(
+        f"{done.finished} of {len(plan.runs)} runs are finished, {done.made} of them now"
+        + (f"; {len(done.failed)} failed" if done.failed else "")
+        + (f"; {done.left} were not made" if done.left else "")
+        + f": {plan.folder}",
+        finished=done.finished, made=done.made, failed=done.failed, left=done.left,
+    )  # fmt: skip
+    if done.interrupted:
+        print(f"nmoe: interrupted; go on with: {again}", file=sys.stderr)
+        return _INTERRUPTED
+    return 1 if done.failed or done.left else 0
+
+
+def _run_one(args: argparse.Namespace) -> int:
+    """One run, or one shared stage 1, in this process."""
+    from nmoe_flower.progress import make_progress
+    from nmoe_flower.provenance import usable_cores
+    from nmoe_flower.study.one import Task, carry_out
+
+    if args.only or args.seeds or args.dry_run:
+        raise ConfigError("--one names the run: leave out --only, --seeds and --dry-run")
+    plan = _planned(args)
+    workers = usable_cores() if args.workers is None else args.workers
+    task = None
+    for one in plan.runs:
+        if f"{one.run.variant}/seed-{one.run.seed}" == args.one:
+            if one.state == "finished":
+                print(f"{args.one} is finished already")
+                return 0
+            if not one.runs:
+                raise NMoEError(f"{args.one}: nothing was touched: {one.reason}")
+            stage = next((s for s in plan.stages if s.key == one.stage_1), None)
+            task = Task.of(
+                one.path, one.run.config, stage_1=stage.path if stage else None, alone=False,
+                workers=workers,
+            )  # fmt: skip
+    for stage in plan.stages:
+        if f"stage-1/{stage.key}" == args.one:
+            task = Task.of(
+                stage.path, stage.config, stage_1=stage.path, alone=True, workers=workers
+            )
+    if task is None:
+        if args.one.startswith("stage-1/"):
+            print(f"no run needs {args.one} any more")
+            return 0
+        raise ConfigError(
+            f"--one {args.one}: {plan.study.path} has no such run; nmoe study plan lists them"
+        )
+    view = make_progress("json" if args.format == "json" else "auto")
+    try:
+        carry_out(task, view)
+    finally:
+        view.close()
+    return 0
+
+
+def _commands(args: argparse.Namespace) -> int:
+    plan = _planned(args)
+    common = ["--out", str(plan.folder.parent)]
+    if args.stage_1:
+        common += ["--stage-1", str(args.stage_1.expanduser().resolve())]
+    if args.overrides:
+        common += ["--set", *args.overrides]
+    if args.workers is not None:
+        common += ["--workers", str(args.workers)]
+    names = [f"stage-1/{one.key}" for one in plan.stages if one.state != "finished"]
+    runs = [f"{one.run.variant}/seed-{one.run.seed}" for one in plan.runs if one.runs]
+    wanted = {"all": [*names, *runs], "stage-1": names, "runs": runs}[args.part]
+    path = str(plan.study.path.resolve())
+    for name in wanted:
+        print(shlex.join(["nmoe", "study", "run", path, "--one", name, *common]))
+    for one in plan.runs:
+        if one.state in ("broken", "other"):
+            print(
+                f"nmoe: left out: {one.run.variant}/seed-{one.run.seed}: {one.reason}",
+                file=sys.stderr,
+            )
+    return 0

@@ -1,0 +1,186 @@
+"""One run of a study, or one shared stage 1, from what is there to its end.
+
+As a program (``python -m nmoe_flower.study.one``) it takes the task as one line of JSON on standard
+input, tells its rounds as lines of JSON, and stops, with the last finished round saved, when that
+input ends: with whoever started it.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import LockedError, NMoEError
+from nmoe_flower.files import write_json
+from nmoe_flower.progress import Progress, make_progress
+from nmoe_flower.results import RunFolder
+from nmoe_flower.study.plan import FAILED
+from nmoe_flower.study.share import HALF_TAKEN, begin_after, give_latents, ready
+
+__all__ = ["Task", "carry_out", "note_failure"]
+
+INTERRUPTED = 130
+# What no other run could do either: there is no room, or nothing may be written.
+_HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done in one process.
+
+    Attributes:
+        path: The run folder.
+        config: The configuration, as nested tables.
+        stage_1: The run folder of the shared stage 1; empty: the run needs none.
+        stage_alone: Only train the stage.
+        workers: Client processes.
+    """
+
+    path: str
+    config: Mapping[str, Any]
+    stage_1: str
+    stage_alone: bool
+    workers: int
+
+    @classmethod
+    def of(
+        cls, path: Path, config: Config, *, stage_1: Path | None, alone: bool, workers: int
+    ) -> "Task":
+        """The task for a run or a stage; every round of it is saved, unless told otherwise."""
+        settings = config.model_dump(by_alias=True, mode="json", exclude_unset=True)
+        settings.setdefault("run", {})
+        settings["run"].pop("name", None)
+        settings["run"].pop("out", None)
+        settings["run"].setdefault("checkpoint-every", 1)
+        return cls(str(path), settings, str(stage_1 or ""), alone, workers)
+
+    def to_line(self) -> str:
+        """The task as one line of text."""
+        return json.dumps(asdict(self))
+
+
+def carry_out(task: Task, view: Progress) -> None:
+    """Do it, or what of it is left.
+
+    Raises:
+        NMoEError: It cannot be done. The reason is left in the folder it is about.
+    """
+    config, path = Config.parse(task.config), Path(task.path)
+    stage = Path(task.stage_1) if task.stage_1 else None
+    if stage is not None and not (RunFolder.has_trained(path) and not _is_half(path)):
+        with _noted(stage):
+            ready(stage, config, workers=task.workers, view=view)
+    if task.stage_alone:
+        return
+    with _noted(path):
+        _run(path, config, stage, task.workers, view)
+    if stage is not None:
+        give_latents(path, stage)
+
+
+def _run(path: Path, config: Config, stage: Path | None, workers: int, view: Progress) -> None:
+    from nmoe_flower.running import run_in
+
+    def begun(folder: RunFolder) -> None:
+        if stage is not None:
+            view.message(f"stage 1 is that of {stage}")
+            begin_after(stage, folder)
+
+    run_in(path, config, workers=workers, view=view, begun=begun, anew=_is_half(path))
+
+
+def _is_half(path: Path) -> bool:
+    return (path / HALF_TAKEN).exists()
+
+
+class _noted:  # noqa: N801 - reads as what it does
+    """Keep the reason of a failure in its folder, until it does not fail."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            with suppress(OSError):
+                (self.path / FAILED).unlink(missing_ok=True)
+        elif isinstance(error, Exception) and not isinstance(error, LockedError):
+            note_failure(self.path, told(error))
+
+
+def note_failure(path: Path, reason: str) -> None:
+    """Write down why a run failed; a disk that refuses must not hide the reason."""
+    with suppress(NMoEError, OSError):
+        path.mkdir(parents=True, exist_ok=True)
+        date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json(path / FAILED, {"format-version": 1, "error": reason, "date": date})
+
+
+def told(error: BaseException) -> str:
+    """An error in words: of this package as it is, of others with its kind."""
+    return str(error) if isinstance(error, NMoEError) else f"{type(error).__name__}: {error}"
+
+
+def is_hopeless(error: BaseException | None) -> bool:
+    """Whether other runs would fail as well: the disk is full, or nothing may be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _HOPELESS:
+            return True
+        error = error.__cause__
+    return False
+
+
+def main() -> int:
+    """Carry out the task on standard input; returns the exit code."""
+    line = _first_line()
+    threading.Thread(target=_stop_with_whoever_started, daemon=True).start()
+    view = make_progress("json")
+    try:
+        carry_out(Task(**json.loads(line)), view)
+    except (KeyboardInterrupt, SystemExit):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return INTERRUPTED
+    except Exception as error:
+        if not isinstance(error, NMoEError):
+            import traceback
+
+            traceback.print_exc()
+        _say({"failed": told(error), "hopeless": is_hopeless(error)})
+        return 1
+    _say({"done": True})
+    return 0
+
+
+def _say(values: Mapping[str, Any]) -> None:
+    with suppress(OSError):
+        print(json.dumps(values), flush=True)
+
+
+def _first_line() -> bytes:
+    """The task, read past Python's own buffer, which a thread that reads on would hold at exit."""
+    line = b""
+    while not line.endswith(b"\n") and (more := os.read(0, 1)):
+        line += more
+    return line
+
+
+def _stop_with_whoever_started() -> None:
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

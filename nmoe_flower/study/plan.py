@@ -1,0 +1,439 @@
+"""What of a study is there, what is missing, what shares work with what, and how long it takes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError, NMoEError
+from nmoe_flower.files import read_json
+from nmoe_flower.results import FREE_KEYS, RunFolder, placed
+from nmoe_flower.study.file import Study
+from nmoe_flower.study.product import StudyRun, in_words
+from nmoe_flower.study.share import (
+    FILLED_IN,
+    HALF_TAKEN,
+    STAGE,
+    Stages1,
+    key_of,
+    trains_stage_1,
+)
+
+__all__ = ["FAILED", "PlannedRun", "SharedStage", "StudyPlan", "chosen", "find_state", "make_plan"]
+
+State = Literal["finished", "stopped", "failed", "missing", "broken", "other"]
+FAILED = "failed.json"
+"""Why a run failed, in its folder, until it does not."""
+
+_RESULTS = Path(__file__).resolve().parents[2] / "results"  # of a checkout
+# How long stage 1 takes goes by these, and by its rounds; how long the rest takes, by those too.
+_PACE = (
+    "data.dataset",
+    "data.num-clients",
+    "data.train-per-client",
+    "extractor.method",
+    "extractor.backbone",
+    "extractor.widths",
+    "extractor.norm",
+    "extractor.pool",
+    "extractor.local-steps",
+    "extractor.local-epochs",
+    "extractor.batch-size",
+    "contrast.view-size",
+    "run.device",
+)
+_WORK = ("run.system", "run.controls", "run.control-epochs", "gate.methods", "head.rounds")
+_FIRST = ("describe", "initial", STAGE, f"{STAGE}-test")  # stages that others share
+# Seconds of a round where nobody has measured anything like it: of stage 1, of later ones.
+_GUESSED = {"digits": (0.1, 0.05), "": (1.0, 0.1)}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study, and how it stands.
+
+    Attributes:
+        run: The run.
+        path: Its folder.
+        state: finished; stopped (it goes on where it was); failed (it is tried again); missing;
+            broken (its files cannot be read); other (another configuration is there).
+        reason: Why, in words; where a stopped run stands. Empty: nothing to say.
+        stage_1: Name of the shared stage; empty: it needs none, any more or at all.
+        seconds: What it still takes, without the shared stage.
+    """
+
+    run: StudyRun
+    path: Path
+    state: State
+    reason: str
+    stage_1: str
+    seconds: float
+
+    @property
+    def runs(self) -> bool:
+        """Whether ``nmoe study run`` would run it."""
+        return self.state in ("stopped", "failed", "missing")
+
+
+@dataclass(frozen=True)
+class SharedStage:
+    """A stage 1, and the runs that wait for it.
+
+    Attributes:
+        key: Its name.
+        path: Its run folder.
+        state: finished, stopped, or missing.
+        reason: Where a stopped one stands; empty: nothing to say.
+        seconds: What it still takes.
+        config: The configuration of the first run that needs it.
+        users: How many runs need it still.
+    """
+
+    key: str
+    path: Path
+    state: State
+    reason: str
+    seconds: float
+    config: Config = field(repr=False)
+    users: int = 1
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """How a study stands.
+
+    Attributes:
+        study: The study.
+        folder: The study's folder.
+        runs: Its runs, in order.
+        stages: The shared stages that are still needed, in the order of their runs.
+        source: Where the estimates come from, in words.
+    """
+
+    study: Study
+    folder: Path
+    runs: list[PlannedRun]
+    stages: list[SharedStage]
+    source: str
+
+    @property
+    def seconds(self) -> float:
+        """What all that is missing takes, one after the other."""
+        return sum(one.seconds for one in self.runs) + sum(one.seconds for one in self.stages)
+
+    def count(self, state: State) -> int:
+        """How many runs stand so."""
+        return sum(one.state == state for one in self.runs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {
+            "study": self.study.name,
+            "title": self.study.title,
+            "folder": str(self.folder),
+            "minutes": round(self.seconds / 60, 1),
+            "estimated-from": self.source,
+            "runs": [
+                {
+                    "run": f"{one.run.variant}/seed-{one.run.seed}",
+                    "variant": one.run.named,
+                    "values": dict(one.run.values),
+                    "seed": one.run.seed,
+                    "state": one.state,
+                    "reason": one.reason,
+                    "stage-1": one.stage_1,
+                    "minutes": round(one.seconds / 60, 1),
+                }
+                for one in self.runs
+            ],
+            "stage-1": [
+                {
+                    "key": one.key,
+                    "folder": str(one.path),
+                    "state": one.state,
+                    "reason": one.reason,
+                    "runs": one.users,
+                    "minutes": round(one.seconds / 60, 1),
+                }
+                for one in self.stages
+            ],
+        }
+
+
+def chosen(study: Study, *, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[StudyRun]:
+    """The runs of a study that are meant.
+
+    Args:
+        study: The study.
+        only: Patterns of variants or of ``variant/seed-N``, with ``*`` and ``?``; none: all.
+        seeds: Seeds of the study; none: all.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or a seed is not the study's.
+    """
+    for seed in seeds:
+        if seed not in study.seeds:
+            raise ConfigError(
+                f"--seeds {seed}: {study.path} has no such seed; allowed: {in_words(*study.seeds)}"
+            )
+    found = []
+    for run in study.runs:
+        names = (run.variant, f"{run.variant}/seed-{run.seed}", run.named)
+        if any(fnmatchcase(name, pattern) for name in names for pattern in only or ("*",)):
+            found.append(run)
+    for pattern in only:
+        if not any(
+            fnmatchcase(name, pattern)
+            for run in study.runs
+            for name in (run.variant, f"{run.variant}/seed-{run.seed}", run.named)
+        ):
+            variants = dict.fromkeys(run.variant for run in study.runs)
+            raise ConfigError(
+                f"--only {pattern} matches no run of {study.path}; variants: {in_words(*variants)}"
+            )
+    return [run for run in found if run.seed in (seeds or study.seeds)]
+
+
+def make_plan(
+    study: Study,
+    out: Path,
+    *,
+    stage_1: Path | None = None,
+    runs: Sequence[StudyRun] | None = None,
+    results: Path = _RESULTS,
+) -> StudyPlan:
+    """Look at a study's folder; nothing is written.
+
+    Args:
+        study: The study.
+        out: The folder of all studies.
+        stage_1: The folder of shared stages; None: the own one of the study that a run is of.
+        runs: Runs of the study; None: all.
+        results: Published runs, to estimate by; it need not exist.
+    """
+    folder = out / study.name
+    stages: dict[Path, Stages1] = {}
+    wanted = study.runs if runs is None else list(runs)
+    seen = [(run, out / run.place, *find_state(run, out / run.place)) for run in wanted]
+    clock = _Clock(_measured(seen, results))
+    planned, shared = [], dict[str, SharedStage]()
+    for run, path, state, reason in seen:
+        fresh = state in ("missing", "failed") and not RunFolder.has_trained(path)
+        key = key_of(run.config) if trains_stage_1(run.config) else ""
+        seconds = 0.0
+        if state in ("stopped", "failed", "missing"):
+            seconds = clock.later(run.config)
+            if not fresh:
+                seconds += clock.stage_1(run.config) * (1 - _share_done(path, run.config))
+        if fresh and key:
+            root = stage_1 or path.parents[1] / "stage-1"  # that of an included study
+            place = stages.setdefault(root, Stages1(root))
+            shared[key] = _shared(key, run.config, place, clock, shared.get(key))
+        planned.append(PlannedRun(run, path, state, reason, key if fresh else "", seconds))
+    return StudyPlan(study, folder, planned, list(shared.values()), clock.source)
+
+
+def find_state(run: StudyRun, path: Path) -> tuple[State, str]:
+    """How a run stands, and why, in words.
+
+    Args:
+        run: The run.
+        path: Its folder; it need not exist.
+    """
+    failed = _failure(path)
+    if not (path / "config.toml").is_file():
+        return ("failed", failed) if failed else ("missing", "")
+    try:
+        there = RunFolder.resume(path)
+    except NMoEError as error:
+        return "broken", str(error)
+    if (path / HALF_TAKEN).exists() or not RunFolder.has_trained(path):
+        return ("failed", failed) if failed else ("missing", "")
+    if different := _differences(run.config, there.config, path):
+        return "other", f"another configuration is there: {'; '.join(different)}"
+    if there.results_path.exists():
+        try:
+            there.results()
+        except NMoEError as error:
+            return "broken", str(error)
+        return "finished", ""
+    if failed:
+        return "failed", failed
+    return "stopped", _where(there)
+
+
+def _differences(ours: Config, theirs: Config, path: Path) -> list[str]:
+    """Settings in which the run that is there is another than the study's, with both values."""
+    asked, there = placed(ours, path).flat(), theirs.flat()
+    return [
+        f"{key} is {in_words(there[key])} and not {in_words(value)}"
+        for key, value in asked.items()
+        if key not in FREE_KEYS and there[key] != value and not (key in FILLED_IN and not value)
+    ]
+
+
+def _failure(path: Path) -> str:
+    if not (path / FAILED).exists():
+        return ""
+    try:
+        told = read_json(path / FAILED)
+    except NMoEError:
+        return "for a reason that cannot be read any more"
+    return str(told.get("error", "")) if isinstance(told, dict) else ""
+
+
+def _where(folder: RunFolder) -> str:
+    state = folder.checkpoints.newest_state()
+    if state is None:
+        return "before its first checkpoint"
+    stage, current = str(state.get("stage", "")), state.get("round", 0)
+    return (
+        f"after round {current} of {stage}" if current else f"after {stage.removesuffix('/done')}"
+    )
+
+
+def _share_done(path: Path, config: Config) -> float:
+    """How much of stage 1 a stopped run or stage has behind it, 0 to 1."""
+    state = RunFolder(path, Config()).checkpoints.newest_state()
+    if state is None:
+        return 0.0
+    if state.get("stage") == STAGE:
+        return min(1.0, float(state.get("round", 0)) / max(1, config.extractor.rounds))
+    return 1.0 if STAGE in state.get("stages", ()) else 0.0
+
+
+def _shared(
+    key: str, config: Config, stages: Stages1, clock: "_Clock", before: SharedStage | None
+) -> SharedStage:
+    if before is not None:
+        return SharedStage(
+            key, before.path, before.state, before.reason, before.seconds, before.config,
+            before.users + 1,
+        )  # fmt: skip
+    path = stages.place(config)
+    done = _share_done(path, config)
+    began = done > 0 or RunFolder.has_trained(path)
+    state: State = "finished" if done == 1 else "stopped" if began else "missing"
+    reason = _failure(path) or (_where(RunFolder(path, config)) if state == "stopped" else "")
+    return SharedStage(key, path, state, reason, clock.stage_1(config) * (1 - done), config)
+
+
+# --- how long ---
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a finished run took: seconds of stage 1, and of all that came after."""
+
+    config: Config
+    stage_1: float
+    later: float
+
+
+def _measured(
+    seen: Iterable[tuple[StudyRun, Path, State, str]], results: Path
+) -> Iterator[tuple[str, list[_Measured]]]:
+    """Finished runs of the study, one of each variant; then the published ones."""
+    first = {run.variant: (run, path) for run, path, state, _ in seen if state == "finished"}
+    yield (
+        "finished runs of this study",
+        [
+            one
+            for run, path in first.values()
+            if (one := _read_costs(run.config, path / "results.json")) is not None
+        ],
+    )
+    variants = {file.parents[1]: file for file in sorted(results.glob("*/*/seed-*/config.toml"))}
+    found = []
+    for file in variants.values():
+        try:
+            config = Config.load(file)
+        except NMoEError:
+            continue
+        if (one := _read_costs(config, file.with_name("results.json"))) is not None:
+            found.append(one)
+    yield "published runs", found
+
+
+def _read_costs(config: Config, file: Path) -> _Measured | None:
+    try:
+        stages = read_json(file)["stages"]
+        seconds = {name: float(cost["seconds"]) for name, cost in stages.items()}
+    except (NMoEError, KeyError, TypeError, ValueError):
+        return None
+    first = sum(value for name, value in seconds.items() if name in _FIRST)
+    return _Measured(config, first, sum(seconds.values()) - first)
+
+
+class _Clock:
+    """Estimates from what was measured, the nearest first."""
+
+    def __init__(self, measured: Iterator[tuple[str, list[_Measured]]]) -> None:
+        self._sources = measured
+        self._read: list[tuple[str, list[_Measured]]] = []
+        self._used: dict[str, None] = {}
+        self._known: dict[Any, float] = {}
+
+    @property
+    def source(self) -> str:
+        """Where the estimates came from, in words."""
+        return ", ".join(self._used) or "nothing: all is there"
+
+    def stage_1(self, config: Config) -> float:
+        """Seconds of stage 1."""
+        rounds = config.extractor.rounds
+        asked = _alike(config, _PACE)
+
+        def found(one: _Measured) -> float | None:
+            if one.config.extractor.rounds == 0 or one.config.extractor.start:
+                return None
+            return rounds * one.stage_1 / one.config.extractor.rounds
+
+        return self._estimate(("1", asked, rounds), _PACE, asked, found, rounds * _guess(config)[0])
+
+    def later(self, config: Config) -> float:
+        """Seconds of all that comes after stage 1."""
+        keys = (*_PACE, *_WORK)
+        asked = _alike(config, keys)
+        rounds = config.head.rounds + config.gate.rounds * len(config.gate.methods)
+        if config.run.system == "aligned":
+            rounds = config.alignment.rounds
+        guess = rounds * _guess(config)[1]
+        return self._estimate(("2", asked), keys, asked, lambda one: one.later, guess)
+
+    def _estimate(self, name: Any, keys: Any, asked: Any, found: Any, guess: float) -> float:
+        if name in self._known:
+            return self._known[name]
+        for source, measured in self._all():
+            values = [found(one) for one in measured if _alike(one.config, keys) == asked]
+            values = [value for value in values if value is not None]
+            if values:
+                self._used[source] = None
+                self._known[name] = sum(values) / len(values)
+                return self._known[name]
+        self._used["guesses by the number of rounds"] = None
+        self._known[name] = guess
+        return guess
+
+    def _all(self) -> Iterator[tuple[str, list[_Measured]]]:
+        """Sources, read only when the nearer ones did not do."""
+        yield from self._read
+        for source in self._sources:
+            self._read.append(source)
+            yield source
+
+
+def _alike(config: Config, keys: Sequence[str]) -> tuple[Any, ...]:
+    """What two runs share if one takes as long as the other; all data but digits are alike."""
+    found = []
+    for key in keys:
+        section, _, leaf = key.partition(".")
+        value = getattr(getattr(config, section), leaf.replace("-", "_"))
+        found.append(value == "digits" if key == "data.dataset" else value)
+    return tuple(found)
+
+
+def _guess(config: Config) -> tuple[float, float]:
+    return _GUESSED.get(config.data.dataset, _GUESSED[""])

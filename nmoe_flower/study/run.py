@@ -1,0 +1,351 @@
+"""Run what is missing of a study: several processes, one for each run, and what they tell."""
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from nmoe_flower.engine import interruptible, uninterrupted
+from nmoe_flower.errors import LockedError
+from nmoe_flower.lock import locked
+from nmoe_flower.progress import duration
+from nmoe_flower.provenance import usable_cores
+from nmoe_flower.study.one import Task, note_failure
+from nmoe_flower.study.plan import FAILED, PlannedRun, StudyPlan
+from nmoe_flower.study.share import is_ready
+
+__all__ = ["StudyOutcome", "StudyView", "run_study"]
+
+_TICK = 0.5  # seconds between two looks at the clock
+_PATIENCE = 60.0  # seconds for a run to save its last round
+_LAST_LINES = 3
+
+
+@dataclass
+class StudyOutcome:
+    """How a study ended.
+
+    Attributes:
+        finished: Runs that were there, and those that were made now.
+        made: Runs that were made now.
+        failed: Reasons by run.
+        left: Runs that were not tried, because the disk is full or somebody stopped the study.
+        interrupted: Somebody stopped it.
+    """
+
+    finished: int = 0
+    made: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    left: int = 0
+    interrupted: bool = False
+
+
+class StudyView:
+    """What a study tells while it runs, as plain lines or as JSON, one object a line."""
+
+    def __init__(
+        self,
+        *,
+        json_lines: bool = False,
+        stream: IO[str] | None = None,
+        every: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Tell on ``stream`` (standard output); of a run at work, a line each ``every`` seconds."""
+        self._json, self._stream, self._every, self._clock = json_lines, stream, every, clock
+        self._told = clock()
+
+    def say(self, text: str, **values: Any) -> None:
+        """One line: the text, or the values behind it."""
+        self._told = self._clock()
+        print(json.dumps(values) if self._json else text, file=self._stream, flush=True)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a word about runs at work."""
+        return self._clock() - self._told >= self._every
+
+
+@dataclass
+class _Child:
+    """A run in its process.
+
+    Attributes:
+        number: Which of all that are to be made.
+        planned: The run.
+        process: The process.
+        errors: What it writes on standard error.
+        since: When it was started.
+        expected: Seconds it was expected to take.
+        at: What it is doing.
+        ended: It has closed its standard output.
+    """
+
+    number: int
+    planned: PlannedRun
+    process: "subprocess.Popen[str]"
+    errors: IO[str]
+    since: float
+    expected: float
+    at: str = "starting"
+    failed: str = ""
+    hopeless: bool = False
+    ended: bool = False
+
+    @property
+    def name(self) -> str:
+        return name_of(self.planned)
+
+    def reason(self) -> str:
+        """Why it failed, in words."""
+        if self.failed:
+            return self.failed
+        code = self.process.returncode
+        if code < 0:
+            with suppress(ValueError):
+                ended = signal.Signals(-code).name
+                hint = ": the system may be out of memory" if ended == "SIGKILL" else ""
+                return f"its process was ended by {ended}{hint}"
+        self.errors.seek(0)
+        last = self.errors.read().strip().splitlines()[-_LAST_LINES:]
+        return f"its process ended with exit code {code}: {' / '.join(last) or 'without a word'}"
+
+
+def name_of(planned: PlannedRun) -> str:
+    """What a run is called in its study: ``variant/seed-N``."""
+    return f"{planned.run.variant}/seed-{planned.run.seed}"
+
+
+def run_study(
+    plan: StudyPlan,
+    *,
+    jobs: int = 1,
+    workers: int | None = None,
+    view: StudyView | None = None,
+) -> StudyOutcome:
+    """Run what a plan says is missing; the rest of a study goes on when a run fails.
+
+    Args:
+        plan: The plan; the folders of its study, and of those it includes, are held meanwhile.
+        jobs: Runs at a time, at least 1.
+        workers: Client processes of each. None: the cores, shared by the runs.
+        view: Where the study tells how it goes.
+
+    Raises:
+        LockedError: Another process runs this study there.
+        NMoEError: The folder cannot be written.
+    """
+    view = view or StudyView()
+    workers = max(1, usable_cores() // jobs) if workers is None else workers
+    try:
+        with ExitStack() as held:
+            for folder in sorted({plan.folder, *(one.path.parents[1] for one in plan.runs)}):
+                held.enter_context(locked(folder))
+            return _Shift(plan, jobs, workers, view).work()
+    except LockedError as error:
+        raise LockedError(f"the study {plan.study.name} is being run already: {error}") from None
+
+
+class _Shift:
+    """The runs of one call, and the processes that make them."""
+
+    def __init__(self, plan: StudyPlan, jobs: int, workers: int, view: StudyView) -> None:
+        self._plan, self._jobs, self._workers, self._view = plan, jobs, workers, view
+        self._stages = {stage.key: stage for stage in plan.stages}
+        self._ready = {key for key, stage in self._stages.items() if stage.state == "finished"}
+        self._waiting = [one for one in plan.runs if one.runs]
+        self._total = len(self._waiting)
+        self._children: list[_Child] = []
+        self._lines: queue.Queue[tuple[_Child, str]] = queue.Queue()
+        self._outcome = StudyOutcome(finished=plan.count("finished"))
+        self._pace = (0.0, 0.0)  # seconds that runs took, and that they were expected to take
+        self._hopeless = False
+
+    def work(self) -> StudyOutcome:
+        """All of it; Ctrl-C lets every run save its last round."""
+        for one in self._plan.runs:
+            if one.state in ("broken", "other"):
+                self._failed(one, f"nothing was touched: {one.reason}")
+        try:
+            with interruptible():
+                try:
+                    while (self._waiting and not self._hopeless) or self._children:
+                        self._start()
+                        self._listen()
+                        self._reap()
+                finally:
+                    with uninterrupted():
+                        self._end()
+        except (KeyboardInterrupt, SystemExit):
+            self._outcome.interrupted = True
+        return self._outcome
+
+    # --- one turn ---
+
+    def _start(self) -> None:
+        """Start runs while there is room; one that waits for a stage 1 in the making is later."""
+        while len(self._children) < self._jobs and not self._hopeless:
+            busy = {child.planned.stage_1 for child in self._children} - self._ready - {""}
+            planned = next((one for one in self._waiting if one.stage_1 not in busy), None)
+            if planned is None:
+                return
+            self._waiting.remove(planned)
+            child = self._spawn(planned)
+            self._children.append(child)
+            self._tell(
+                child, f"{planned.state}, starts" if planned.state != "missing" else "starts"
+            )
+
+    def _spawn(self, planned: PlannedRun) -> _Child:
+        stage = self._stages.get(planned.stage_1)
+        task = Task.of(
+            planned.path,
+            planned.run.config,
+            stage_1=stage.path if stage else None,
+            alone=False,
+            workers=self._workers,
+        )
+        errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nmoe_flower.study.one"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C reaches it through us, once
+        )
+        expected = planned.seconds
+        if stage and planned.stage_1 not in self._ready:
+            expected += stage.seconds
+        number = self._total - len(self._waiting)
+        child = _Child(number, planned, process, errors, time.monotonic(), expected)
+        assert process.stdin is not None
+        with suppress(OSError):  # it has ended already, and will be reaped
+            process.stdin.write(task.to_line() + "\n")
+            process.stdin.flush()
+        threading.Thread(target=self._read, args=(child,), daemon=True).start()
+        return child
+
+    def _read(self, child: _Child) -> None:
+        assert child.process.stdout is not None
+        for line in child.process.stdout:
+            self._lines.put((child, line))
+        self._lines.put((child, ""))
+
+    def _listen(self) -> None:
+        """Take what runs tell, until there is nothing for a moment."""
+        with suppress(queue.Empty):
+            self._take(*self._lines.get(timeout=_TICK))
+            while True:
+                self._take(*self._lines.get_nowait())
+        if self._view.is_due:
+            for child in self._children:
+                self._tell(child, child.at)
+
+    def _take(self, child: _Child, line: str) -> None:
+        if not line:
+            child.ended = True
+            return
+        with suppress(ValueError):
+            told = json.loads(line)
+            if "stage" in told:
+                child.at = f"{told['stage']} {told.get('round')}/{told.get('rounds')}"
+            elif "failed" in told:
+                child.failed, child.hopeless = str(told["failed"]), bool(told.get("hopeless"))
+            elif str(told.get("message", "")).startswith("waiting for"):
+                child.at = str(told["message"])
+        stage = self._stages.get(child.planned.stage_1)
+        if stage and stage.key not in self._ready and "message" in line and is_ready(stage.path):
+            self._ready.add(stage.key)
+
+    def _reap(self) -> None:
+        for child in [one for one in self._children if one.ended]:
+            child.process.wait()
+            self._children.remove(child)
+            took = time.monotonic() - child.since
+            if child.process.returncode == 0:
+                self._outcome.finished += 1
+                self._outcome.made += 1
+                if child.expected:
+                    self._pace = (self._pace[0] + took, self._pace[1] + child.expected)
+                self._ready.add(child.planned.stage_1)
+                self._tell(child, f"finished in {duration(took)}")
+            else:
+                self._bury(child)
+            self._close(child)
+
+    def _bury(self, child: _Child) -> None:
+        reason = child.reason()
+        self._hopeless = self._hopeless or child.hopeless
+        if not child.failed:  # else it has written it down itself
+            note_failure(child.planned.path, reason)
+        self._failed(child.planned, reason)
+        stage = self._stages.get(child.planned.stage_1)
+        if stage and stage.key not in self._ready and (stage.path / FAILED).exists():
+            for other in [one for one in self._waiting if one.stage_1 == stage.key]:
+                self._waiting.remove(other)
+                self._failed(other, f"stage 1 failed: {reason}")
+
+    def _failed(self, planned: PlannedRun, reason: str) -> None:
+        self._outcome.failed[name_of(planned)] = reason
+        self._view.say(
+            f"{name_of(planned)}: failed: {reason}",
+            run=name_of(planned), state="failed", reason=reason,
+        )  # fmt: skip
+
+    # --- telling ---
+
+    def _tell(self, child: _Child, what: str) -> None:
+        left = self._seconds_left()
+        about = f"; about {duration(left)} left" if left >= 1 else ""
+        self._view.say(
+            f"[{child.number}/{self._total}] {child.name}: {what}{about}",
+            run=child.name, number=child.number, of=self._total, now=what,
+            seconds_left=round(left),
+        )  # fmt: skip
+
+    def _seconds_left(self) -> float:
+        """How long the rest takes, as the runs so far took longer or shorter than expected."""
+        waiting = sum(one.seconds for one in self._waiting)
+        asked = {one.stage_1 for one in self._waiting} - self._ready - {""}
+        asked -= {child.planned.stage_1 for child in self._children}
+        waiting += sum(self._stages[key].seconds for key in asked)
+        now = time.monotonic()
+        took, expected = self._pace
+        factor = took / expected if expected else 1.0
+        running = [max(0.0, c.expected * factor - (now - c.since)) for c in self._children]
+        return (waiting * factor + sum(running)) / self._jobs
+
+    # --- the end ---
+
+    def _end(self) -> None:
+        """Let the runs at work save their last round, and end them."""
+        for child in self._children:
+            assert child.process.stdin is not None
+            with suppress(OSError):
+                child.process.stdin.close()
+        deadline = time.monotonic() + _PATIENCE
+        for child in self._children:
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            if child.process.poll() is None:
+                child.process.kill()
+                child.process.wait()
+            self._close(child)
+        self._outcome.left = len(self._waiting) + len(self._children)
+
+    def _close(self, child: _Child) -> None:
+        child.errors.close()
+        for stream in (child.process.stdin, child.process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
