@@ -180,7 +180,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _show(plan)
         return 0
-    from nmoe_flower.study.run import StudyView, run_study
+    from nmoe_flower.study import StudyView, run_study
 
     view = StudyView(json_lines=args.format == "json")
     done = run_study(plan, jobs=args.jobs, workers=args.workers, view=view)
@@ -202,7 +202,7 @@ def _run_one(args: argparse.Namespace) -> int:
     """One run, or one shared stage 1, in this process."""
     from nmoe_flower.progress import make_progress
     from nmoe_flower.provenance import usable_cores
-    from nmoe_flower.study.one import Task, carry_out
+    from nmoe_flower.study import StudyTask, carry_out
 
     if args.only or args.seeds or args.dry_run:
         raise ConfigError("--one names the run: leave out --only, --seeds and --dry-run")
@@ -217,13 +217,13 @@ def _run_one(args: argparse.Namespace) -> int:
             if not one.runs:
                 raise NMoEError(f"{args.one}: nothing was touched: {one.reason}")
             stage = next((s for s in plan.stages if s.key == one.stage_1), None)
-            task = Task.of(
+            task = StudyTask.of(
                 one.path, one.run.config, stage_1=stage.path if stage else None, alone=False,
                 workers=workers,
             )  # fmt: skip
     for stage in plan.stages:
         if f"stage-1/{stage.key}" == args.one:
-            task = Task.of(
+            task = StudyTask.of(
                 stage.path, stage.config, stage_1=stage.path, alone=True, workers=workers
             )
     if task is None:

@@ -15,9 +15,11 @@ from nmoe_flower.study.figures import Figure, Panel, Point, Series
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.measured import ROW_METRICS, gates_of, numbers_of, tests_of
+from nmoe_flower.study.one import StudyTask, carry_out
 from nmoe_flower.study.plan import PlannedRun, SharedStage, StudyPlan, chosen, find_state, make_plan
 from nmoe_flower.study.product import Axis, Coordinates, StudyRun, Variant, same, selects
 from nmoe_flower.study.rows import Quantity, Row, RunOutcome
+from nmoe_flower.study.run import StudyOutcome, StudyView, run_study
 from nmoe_flower.study.sweep import Candidate, Choice, SweepTable
 from nmoe_flower.study.tables import Cell, Column, Line, StudyTable
 
@@ -50,18 +52,23 @@ __all__ = [
     "Series",
     "SharedStage",
     "Study",
+    "StudyOutcome",
     "StudyPlan",
     "StudyRun",
     "StudyTable",
+    "StudyTask",
+    "StudyView",
     "SweepSpec",
     "SweepTable",
     "TableSpec",
     "Variant",
+    "carry_out",
     "chosen",
     "find_state",
     "gates_of",
     "make_plan",
     "numbers_of",
+    "run_study",
     "same",
     "selects",
     "tests_of",

@@ -26,7 +26,7 @@ from nmoe_flower.results import RunFolder
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.share import HALF_TAKEN, begin_after, give_latents, ready
 
-__all__ = ["Task", "carry_out", "note_failure"]
+__all__ = ["StudyTask", "carry_out", "note_failure"]
 
 INTERRUPTED = 130
 # What no other run could do either: there is no room, or nothing may be written.
@@ -34,7 +34,7 @@ _HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 
 
 @dataclass(frozen=True)
-class Task:
+class StudyTask:
     """What is to be done in one process.
 
     Attributes:
@@ -54,7 +54,7 @@ class Task:
     @classmethod
     def of(
         cls, path: Path, config: Config, *, stage_1: Path | None, alone: bool, workers: int
-    ) -> "Task":
+    ) -> "StudyTask":
         """The task for a run or a stage; every round of it is saved, unless told otherwise."""
         settings = config.model_dump(by_alias=True, mode="json", exclude_unset=True)
         settings.setdefault("run", {})
@@ -68,7 +68,7 @@ class Task:
         return json.dumps(asdict(self))
 
 
-def carry_out(task: Task, view: Progress) -> None:
+def carry_out(task: StudyTask, view: Progress) -> None:
     """Do it, or what of it is left.
 
     Raises:
@@ -147,7 +147,7 @@ def main() -> int:
     threading.Thread(target=_stop_with_whoever_started, daemon=True).start()
     view = make_progress("json")
     try:
-        carry_out(Task(**json.loads(line)), view)
+        carry_out(StudyTask(**json.loads(line)), view)
     except (KeyboardInterrupt, SystemExit):
         return INTERRUPTED
     except BrokenPipeError:

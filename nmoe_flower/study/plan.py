@@ -15,7 +15,7 @@ from nmoe_flower.study.product import StudyRun, in_words
 from nmoe_flower.study.share import (
     FILLED_IN,
     HALF_TAKEN,
-    STAGE,
+    STAGE_1,
     Stages1,
     key_of,
     trains_stage_1,
@@ -45,7 +45,7 @@ _PACE = (
     "run.device",
 )
 _WORK = ("run.system", "run.controls", "run.control-epochs", "gate.methods", "head.rounds")
-_FIRST = ("describe", "initial", STAGE, f"{STAGE}-test")  # stages that others share
+_FIRST = ("describe", "initial", STAGE_1, f"{STAGE_1}-test")  # stages that others share
 # Seconds of a round where nobody has measured anything like it: of stage 1, of later ones.
 _GUESSED = {"digits": (0.1, 0.05), "": (1.0, 0.1)}
 
@@ -56,7 +56,7 @@ class PlannedRun:
 
     Attributes:
         run: The run.
-        path: Its folder.
+        path: The run's folder.
         state: finished; stopped (it goes on where it was); failed (it is tried again); missing;
             broken (its files cannot be read); other (another configuration is there).
         reason: Why, in words; where a stopped run stands. Empty: nothing to say.
@@ -82,8 +82,8 @@ class SharedStage:
     """A stage 1, and the runs that wait for it.
 
     Attributes:
-        key: Its name.
-        path: Its run folder.
+        key: The stage's name.
+        path: The stage's run folder.
         state: finished, stopped, or missing.
         reason: Where a stopped one stands; empty: nothing to say.
         seconds: What it still takes.
@@ -107,7 +107,7 @@ class StudyPlan:
     Attributes:
         study: The study.
         folder: The study's folder.
-        runs: Its runs, in order.
+        runs: The runs, in order.
         stages: The shared stages that are still needed, in the order of their runs.
         source: Where the estimates come from, in words.
     """
@@ -240,7 +240,7 @@ def find_state(run: StudyRun, path: Path) -> tuple[State, str]:
 
     Args:
         run: The run.
-        path: Its folder; it need not exist.
+        path: The run's folder; it need not exist.
     """
     failed = _failure(path)
     if not (path / "config.toml").is_file():
@@ -299,9 +299,9 @@ def _share_done(path: Path, config: Config) -> float:
     state = RunFolder(path, Config()).checkpoints.newest_state()
     if state is None:
         return 0.0
-    if state.get("stage") == STAGE:
+    if state.get("stage") == STAGE_1:
         return min(1.0, float(state.get("round", 0)) / max(1, config.extractor.rounds))
-    return 1.0 if STAGE in state.get("stages", ()) else 0.0
+    return 1.0 if STAGE_1 in state.get("stages", ()) else 0.0
 
 
 def _shared(

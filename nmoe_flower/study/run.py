@@ -13,12 +13,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from nmoe_flower.engine import interruptible, uninterrupted
 from nmoe_flower.errors import LockedError
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import duration
 from nmoe_flower.provenance import usable_cores
-from nmoe_flower.study.one import Task, note_failure
+from nmoe_flower.study.one import StudyTask, note_failure
 from nmoe_flower.study.plan import FAILED, PlannedRun, StudyPlan
 from nmoe_flower.study.share import is_ready
 
@@ -171,6 +170,8 @@ class _Shift:
 
     def work(self) -> StudyOutcome:
         """All of it; Ctrl-C lets every run save its last round."""
+        from nmoe_flower.engine import interruptible, uninterrupted
+
         for one in self._plan.runs:
             if one.state in ("broken", "other"):
                 self._failed(one, f"nothing was touched: {one.reason}")
@@ -206,7 +207,7 @@ class _Shift:
 
     def _spawn(self, planned: PlannedRun) -> _Child:
         stage = self._stages.get(planned.stage_1)
-        task = Task.of(
+        task = StudyTask.of(
             planned.path,
             planned.run.config,
             stage_1=stage.path if stage else None,

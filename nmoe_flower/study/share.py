@@ -25,7 +25,7 @@ from nmoe_flower.progress import Progress
 from nmoe_flower.results import FREE_KEYS, RunFolder, placed
 
 __all__ = [
-    "STAGE",
+    "STAGE_1",
     "Stages1",
     "begin_after",
     "depends_on",
@@ -36,7 +36,7 @@ __all__ = [
     "trains_stage_1",
 ]
 
-STAGE = "extractor"
+STAGE_1 = "extractor"
 HALF_TAKEN = "stage-1.taken"
 """The file that stands in a run folder while stage 1 is being copied into it."""
 
@@ -70,7 +70,7 @@ def depends_on(config: Config) -> dict[str, Scalar]:
     labelled = config.extractor.method == "fedce" and config.extractor.head == "expert"
     return {
         key: value
-        for key, value in placed(config, Path(STAGE)).flat().items()
+        for key, value in placed(config, Path(STAGE_1)).flat().items()
         if key not in FREE_KEYS
         and (
             key.partition(".")[0] in _SECTIONS or key in _KEYS or (labelled and key == _OF_THE_HEAD)
@@ -140,7 +140,7 @@ def _different(config: Config, trained: Config) -> list[str]:
 def is_ready(path: Path) -> bool:
     """Whether a run folder holds a finished stage 1."""
     state = RunFolder(path, Config()).checkpoints.newest_state()
-    return state is not None and STAGE in state.get("stages", ())
+    return state is not None and STAGE_1 in state.get("stages", ())
 
 
 def ready(
@@ -170,7 +170,7 @@ def ready(
         try:
             with locked(path):  # before all that a run checks first
                 pass
-            run_in(path, config, workers=workers, view=view, until=STAGE)
+            run_in(path, config, workers=workers, view=view, until=STAGE_1)
         except LockedError as error:
             if not told:
                 view.message(f"waiting for stage 1: {error}")
@@ -224,9 +224,9 @@ _OF_THE_ORIGIN = ("started", "versions", "git", "machine")
 def _finished(origin: RunFolder) -> Checkpoint:
     checkpoint = origin.checkpoints.latest()
     stages = checkpoint.state["stages"] if checkpoint is not None else []
-    if checkpoint is None or STAGE not in stages:
+    if checkpoint is None or STAGE_1 not in stages:
         raise CheckpointError(f"stage 1 in {origin.path} is not finished")
-    if stages != [STAGE] or checkpoint.state["stage"] != f"{STAGE}/done":
+    if stages != [STAGE_1] or checkpoint.state["stage"] != f"{STAGE_1}/done":
         raise CheckpointError(
             f"the run in {origin.path} went on after stage 1, and what others would share is "
             "gone: move it to a folder of its own"
