@@ -53,19 +53,13 @@ def coverage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]
         data: What was shared out.
         clients: What each client got.
     """
-    train, local, iid, aside = (
+    train, local, iid = (
         [getattr(client, part) for client in clients]
-        for part in ("train", "test_local", "test_iid", "validation")
+        for part in ("train", "test_local", "test_iid")
     )
     section, scheme = config.data, sharing(config.data.scheme)
-    limit = _limit("train-per-client", section.train_per_client)
     return [
-        _coverage(
-            "train",
-            data.train,
-            train,
-            [*limit, *_for_validation(aside), *scheme.why_train(data, train, bool(limit))],
-        ),
+        _coverage("train", data.train, train, _why_not_trained(config, data, clients)),
         _coverage(
             "local test",
             data.test,
@@ -108,10 +102,18 @@ def _limit(key: str, size: int) -> list[str]:
     return [f"data.{key} is {size}"] if size else []
 
 
-def _for_validation(aside: Sequence[Indices]) -> list[str]:
-    """Training samples on which nobody trains."""
-    size = sum(map(len, aside))
-    return [f"{size:,} are for validation (data.validation-per-client)"] if size else []
+def _why_not_trained(
+    config: "Config", data: ImageData, clients: Sequence[ClientIndices]
+) -> list[str]:
+    """Why training samples are left out: for validation, or as the scheme has it."""
+    aside = sum(len(client.validation) for client in clients)
+    found = [f"{aside:,} are for validation (data.validation-per-client)"] if aside else []
+    taken = [np.concatenate([client.train, client.validation]) for client in clients]
+    if sum(map(len, taken)) == len(data.train):
+        return found
+    limit = _limit("train-per-client", config.data.train_per_client)
+    why = sharing(config.data.scheme).why_train(data, taken, bool(limit))
+    return [*limit, *found, *why]
 
 
 def _unknown_classes(data: ImageData) -> list[str]:

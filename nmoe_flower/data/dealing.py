@@ -60,6 +60,8 @@ def round_quotas(quotas: Quotas) -> npt.NDArray[np.int64]:
 def largest_size(quotas: Callable[[int], Quotas], available: npt.NDArray[np.int64]) -> int:
     """Largest size per client for which no class is asked for more than it has; 0 if none."""
     total = int(available.sum())
+    if not total:
+        return 0
     whole = quotas(total)
     used = whole.sum(axis=0) > 0
     # Rounding moves a class total by less than two samples per client.

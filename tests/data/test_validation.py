@@ -173,6 +173,30 @@ def test_numbers_below_zero_and_beyond_all_data_are_refused(tmp_path: Path) -> N
             partition_clients(data, validation_per_client=10**30, train_per_client=limit, **asked)
 
 
+def test_where_nothing_is_left_none_are_allowed(tmp_path: Path) -> None:
+    data = made(92, 4, 3, 1)  # 96 samples, 32 each
+    with pytest.raises(
+        DataError, match=r"the 0 training samples that .*; allowed: 0, or a smaller"
+    ):
+        partition_clients(
+            data, scheme="iid", num_clients=3, train_per_client=32, validation_per_client=1,
+            cache_dir=tmp_path,
+        )  # fmt: skip
+
+
+def test_what_is_given_up_is_the_only_reason_where_nothing_else_is_left(tmp_path: Path) -> None:
+    data = made(92, 4, 3, 1)
+    config = Config.parse(
+        {"data.num-clients": 3, "data.scheme": "iid", "data.validation-per-client": 5,
+         "data.cache-dir": str(tmp_path)}
+    )  # fmt: skip
+    train, *_ = coverage(config, data, configured_partition(config, data, num_clients=3))
+    assert str(train) == (
+        "train: 81 of 96 samples are used; 15 are not: 15 are for validation "
+        "(data.validation-per-client)"
+    )
+
+
 def test_what_is_left_out_for_validation_is_told(warm_cache: Path) -> None:
     config = Config.parse(
         {"data.num-clients": 4, "data.train-per-client": 60, "data.validation-per-client": 25,
