@@ -6,18 +6,28 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments.publish import figures, run
 from experiments.publish.published import RESULTS
-from nmoe_flower.report import load_runs
-from nmoe_flower.report.alignment import alignment_table
+from nmoe_flower.study import (
+    Study,
+    findings_of,
+    findings_to_json,
+    kept_rounds,
+    read_findings,
+    small_picture,
+)
+
+PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/table.json"))
 
 
-@pytest.mark.parametrize("study", ["one-class", "two-classes", "digits"])
-def test_the_table_of_the_policies_is_what_the_published_runs_say(study: str) -> None:
-    folder = RESULTS / f"alignment-{study}"
-    runs = load_runs(sorted(path.parent for path in folder.glob("*/seed-*/results.json")))
-    stored = (folder / "table.txt").read_text(encoding="utf-8")
-    assert alignment_table(runs).rstrip() + "\n" == stored
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_tables_of_a_study_are_what_its_published_runs_say(name: str) -> None:
+    study = Study.load(RESULTS.parent / "experiments" / f"{name}.toml")
+    found = findings_of(study, RESULTS)
+    stored = (RESULTS / name / "table.json").read_text(encoding="utf-8")
+    assert findings_to_json(found) == stored
+    again = read_findings(study, RESULTS / name / "table.json")
+    assert again.tables == found.tables
+    assert again.comparisons == found.comparisons
 
 
 def rounds(path: Path, stages: dict[str, int], **metrics: object) -> Path:
@@ -32,7 +42,7 @@ def rounds(path: Path, stages: dict[str, int], **metrics: object) -> Path:
 
 def test_without_a_figure_some_rounds_are_kept_the_last_among_them(tmp_path: Path) -> None:
     path = rounds(tmp_path / "rounds.jsonl", {"extractor": 120, "gate": 3}, loss=1 / 3)
-    kept = [json.loads(line) for line in run.lines(path)]
+    kept = [json.loads(line) for line in kept_rounds(path)]
     assert [r["round"] for r in kept if r["stage"] == "extractor"] == list(range(3, 121, 3))
     assert [r["round"] for r in kept if r["stage"] == "gate"] == [1, 2, 3]
     assert kept[0] == {"stage": "extractor", "round": 3, "metrics": {"loss": 0.33333}}
@@ -41,7 +51,7 @@ def test_without_a_figure_some_rounds_are_kept_the_last_among_them(tmp_path: Pat
 def test_with_a_figure_all_that_it_is_drawn_from_is_kept(tmp_path: Path) -> None:
     path = rounds(tmp_path / "rounds.jsonl", {"extractor": 120}, loss=1.0, **{"effective-rank": 2})
     for figure, metrics in (("rounds", {"loss": 1.0}), ("representation", {"effective-rank": 2})):
-        kept = [json.loads(line) for line in run.lines(path, figures=["accuracy", figure])]
+        kept = [json.loads(line) for line in kept_rounds(path, figures=["accuracy", figure])]
         assert len(kept) == 120
         assert kept[0]["metrics"] == metrics
 
@@ -49,7 +59,7 @@ def test_with_a_figure_all_that_it_is_drawn_from_is_kept(tmp_path: Path) -> None
 def test_the_second_systems_curves_keep_their_bytes(tmp_path: Path) -> None:
     path = rounds(tmp_path / "rounds.jsonl", {"alignment": 1, "alignment-test": 1},
                   **{"loss": 1.0, "bytes-to-part": 1.0, "accuracy-iid": 0.5})  # fmt: skip
-    kept = [json.loads(line) for line in run.lines(path)]
+    kept = [json.loads(line) for line in kept_rounds(path)]
     assert [r["metrics"] for r in kept] == [{"bytes-to-part": 1.0}, {"accuracy-iid": 0.5}]
     assert kept[0]["bytes_up"] == 8
 
@@ -57,7 +67,7 @@ def test_the_second_systems_curves_keep_their_bytes(tmp_path: Path) -> None:
 def test_a_figure_keeps_its_size_and_looks(tmp_path: Path) -> None:
     drawn = Image.linear_gradient("L").convert("RGBA")
     drawn.save(tmp_path / "drawn.png")
-    (tmp_path / "small.png").write_bytes(figures.small(tmp_path / "drawn.png"))
+    (tmp_path / "small.png").write_bytes(small_picture(tmp_path / "drawn.png"))
     with Image.open(tmp_path / "small.png") as kept:
         assert kept.mode == "P"
         assert kept.size == drawn.size

@@ -37,6 +37,7 @@ IDEAS = {
     "figures": "what is drawn: of runs, of a study",
     "gate": "who is asked: model, stage, client",
     "head": "the classifier of all: stage, client",
+    "policies": "who trains which experts: decided, tabulated",
     "rows": "what was measured: of a run, of a study",
     "tables": "what is tabulated: of runs, of a study",
     "run": "a run in progress, and the runs of a study",

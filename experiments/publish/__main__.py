@@ -4,7 +4,6 @@ python -m experiments.publish run RUN_DIR STUDY/VARIANT    what is kept of a fin
 python -m experiments.publish pages [--check]              the tables of all pages, from results/
 python -m experiments.publish figures [--check]          the figures again, from results/
 python -m experiments.publish privacy RUN_DIR ...          FedSC by what was private
-python -m experiments.publish alignment --help             every policy of the second system
 python -m experiments.publish synthetic [TABLE ...]        what is computed, or drawn at random
 """
 
@@ -12,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("run", "pages", "figures", "privacy", "alignment", "synthetic")
+COMMANDS = ("run", "pages", "figures", "privacy", "synthetic")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,43 +7,27 @@ python -m experiments.publish figures --check    # 1 if one differs from what it
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 from experiments.publish.published import RESULTS
 from nmoe_flower.files import write_bytes
-from nmoe_flower.report import alignment_table, draw_alignment, draw_figures, load_runs
-
-COLOURS = 256
-
-
-def small(figure: Path) -> bytes:
-    """A figure as a PNG with a palette: a third of the bytes, and the same to the eye."""
-    with Image.open(figure) as image:
-        drawn = image.convert("RGB").quantize(
-            COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
-        )
-    data = BytesIO()
-    drawn.save(data, "PNG", optimize=True)
-    return data.getvalue()
+from nmoe_flower.report import draw_alignment, draw_figures, load_runs
+from nmoe_flower.study import small_picture
 
 
 def again() -> Iterator[tuple[Path, bytes]]:
-    """Every published figure, and table of policies, with what its files say it is."""
+    """Every published figure, with what its files say it is."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for figures in sorted(RESULTS.glob("*/*/seed-*/figures")):
             drawn = {path.name: path for path in draw_figures(figures.parent, out / figures.name)}
             for path in sorted(figures.glob("*.png")):
-                yield path, small(drawn[path.name])
+                yield path, small_picture(drawn[path.name])
         for study in sorted(path.parent for path in RESULTS.glob("*/alignment.png")):
             runs = load_runs(sorted(path.parent for path in study.glob("*/seed-*/results.json")))
-            yield study / "table.txt", f"{alignment_table(runs).rstrip()}\n".encode()
             for path in draw_alignment(runs, out):
                 if (study / path.name).exists():
-                    yield study / path.name, small(path)
+                    yield study / path.name, small_picture(path)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,16 +1,19 @@
 """Write the tables of docs/results.md and of other pages from the result files in results/.
 
-Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of the run NAME say: where
-it comes from, its table, what its stages cost; or the ``table.txt`` of the study NAME. A name of
-``fedsc.TABLES`` is a table over several of them.
-``--check`` only compares.
+Between ``<!-- study NAME TABLE -->`` and ``<!-- end -->`` stands a table of the study
+``experiments/NAME.toml``, made from ``results/NAME/table.json``: one of its tables, comparisons, or
+what its sweep chose. Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of
+the run NAME say: where it comes from, its table, what its stages cost; or the ``table.txt`` of
+NAME. A name of ``fedsc.TABLES`` is a table over several of them. ``--check`` only compares.
 """
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from experiments.publish.fedsc import TABLES
 from experiments.publish.published import RESULTS, place, read
+from nmoe_flower.study import Study, Tabular, read_findings, table_to_markdown, tables_by_name
 
 DOCS = RESULTS.parent / "docs"
 PAGES = [
@@ -25,6 +28,7 @@ PAGES = [
     )
 ]
 BLOCK = re.compile(r"(<!-- run (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+OF_STUDY = re.compile(r"(<!-- study (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 COLUMNS = (
     ("accuracy", "local"),
     ("accuracy", "iid"),
@@ -97,12 +101,26 @@ def block(match: re.Match[str]) -> str:
     return match[1] + "\n".join(lines) + "\n" + match[4]
 
 
+@cache
+def found(study: str) -> dict[str, Tabular]:
+    """Every table of a published study, by name."""
+    read_study = Study.load(RESULTS.parent / "experiments" / f"{study}.toml")
+    return tables_by_name(read_findings(read_study, RESULTS / study / "table.json"))
+
+
+def study_block(match: re.Match[str]) -> str:
+    tables = found(match[2])
+    if match[3] not in tables:
+        raise SystemExit(f"{match[1].strip()}: no such table; there are {', '.join(tables)}")
+    return match[1] + table_to_markdown(tables[match[3]]) + match[5]
+
+
 def main(argv: Sequence[str]) -> int:
     """Write the tables, or compare; 1 if one differs."""
     differ = 0
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
-        written = BLOCK.sub(block, page)
+        written = OF_STUDY.sub(study_block, BLOCK.sub(block, page))
         if "--check" not in argv:
             path.write_text(written, encoding="utf-8")
         elif written != page:

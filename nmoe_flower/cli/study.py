@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
+from nmoe_flower.cli.study_report import add_report
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.progress import duration
 
@@ -70,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_argument("--part", choices=("all", "stage-1", "runs"), default="all")
     commands.add_argument("--workers", type=Whole(0, 4096), metavar="N", help="of each run")
     commands.set_defaults(command=_commands)
+
+    add_report(verbs.add_parser("report", help="tables and figures of what has finished"))
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,18 @@
 """Tables and figures from finished runs."""
 
-from nmoe_flower.report.alignment import alignment_table, draw_alignment, most_bytes
+from nmoe_flower.report.alignment import (
+    alignment_lines,
+    alignment_table,
+    draw_alignment,
+    most_bytes,
+)
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
 from nmoe_flower.report.html import write_page
-from nmoe_flower.report.paper import paper_table, paper_to_markdown
+from nmoe_flower.report.paper import paper_cell, paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
+from nmoe_flower.report.shape import read_provenance, read_results, read_rounds
 from nmoe_flower.report.tables import (
     GATE_NAMES,
     gate_order,
@@ -23,6 +29,7 @@ __all__ = [
     "GATE_NAMES",
     "FinishedRun",
     "Traffic",
+    "alignment_lines",
     "alignment_table",
     "draw_accuracy",
     "draw_alignment",
@@ -36,9 +43,13 @@ __all__ = [
     "grid",
     "load_runs",
     "most_bytes",
+    "paper_cell",
     "paper_table",
     "paper_to_markdown",
     "place_of_test",
+    "read_provenance",
+    "read_results",
+    "read_rounds",
     "read_traffic",
     "results_table",
     "seeds_in_words",

@@ -38,6 +38,7 @@ __all__ = [
 
 Curve = dict[str, np.ndarray]
 SUSTAINED = 3
+TARGETS = (0.4, 0.59)
 PART = "bytes-to-part"
 _ORDER = ("single model", "single model, one step", *POLICIES)
 
@@ -129,14 +130,14 @@ def _average(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = (0.4, 0.59)) -> str:
+def alignment_table(runs: Sequence[FinishedRun], *, targets: Sequence[float] = TARGETS) -> str:
     """Markdown: one line per configuration, means over seeds with their standard deviation."""
     header, lines, note = alignment_lines(runs, targets=targets)
     return "\n".join([*grid(header, lines, words=1), "", note, ""])
 
 
 def alignment_lines(
-    runs: Sequence[FinishedRun], *, targets: Sequence[float] = (0.4, 0.59)
+    runs: Sequence[FinishedRun], *, targets: Sequence[float] = TARGETS
 ) -> tuple[list[str], list[list[str]], str]:
     """`alignment_table` as its header, its lines and what is said below it."""
     header = ["Policy", "Whole mixture", "Mean of last 5", "Placed, local test"]
@@ -161,7 +162,8 @@ def alignment_lines(
         time = [run.results["alignment"]["simulated_seconds"] for run in seeds]
         lines.append([*cells, _mean(time, digits=1), str(len(seeds))])
     note = (
-        "Whole mixture: IID test after the last round, and mean of the last 5 tests. "
+        "± is the standard deviation over n seeds. Whole mixture: IID test after the last round, "
+        "and mean of the last 5 tests. "
         "A target or the plateau (a point below the "
         f"mean of the last {SUSTAINED} tests) is reached in the first of {SUSTAINED} tests in a "
         "row at or above it; one number per seed, - for never. Load CV: of all samples trained per "

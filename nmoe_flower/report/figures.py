@@ -378,8 +378,7 @@ def _draw_accuracy(axis: "Axes", curves: Points) -> None:
     for name in sorted(curves, reverse=True):
         x, y = np.array(curves[name]).T
         colour, dashes, marker, size = styles.get(name) or (next(spare, BLUE), "-", "^", 3)
-        spoken = test_label(name.removeprefix("accuracy-"))
-        label = spoken if spoken.startswith("IID") else spoken.lower()
+        label = name.removeprefix("accuracy-").replace("iid", "IID") + " test"
         axis.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker,
                   markersize=size, label=label if name in styles else name)  # fmt: skip
     axis.set_ylabel("Test accuracy")

@@ -13,17 +13,36 @@ from nmoe_flower.study.declared import (
 from nmoe_flower.study.estimates import Estimate
 from nmoe_flower.study.figures import Figure, Panel, Point, Series
 from nmoe_flower.study.file import Study
+from nmoe_flower.study.findings import Findings, findings_of, findings_to_json, read_findings
 from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.markup import (
+    FORMATS,
+    Tabular,
+    latex_text,
+    table_to_csv,
+    table_to_latex,
+    table_to_markdown,
+)
 from nmoe_flower.study.measured import ROW_METRICS, gates_of, numbers_of, tests_of
 from nmoe_flower.study.one import StudyTask, carry_out
 from nmoe_flower.study.plan import PlannedRun, SharedStage, StudyPlan, chosen, find_state, make_plan
 from nmoe_flower.study.product import Axis, Coordinates, StudyRun, Variant, same, selects
+from nmoe_flower.study.publish import (
+    kept_rounds,
+    portable,
+    publish_run,
+    publish_study,
+    small_picture,
+)
 from nmoe_flower.study.rows import Quantity, Row, RunOutcome
 from nmoe_flower.study.run import StudyOutcome, StudyView, run_study
 from nmoe_flower.study.sweep import Candidate, Choice, SweepTable
 from nmoe_flower.study.tables import Cell, Column, Line, StudyTable
+from nmoe_flower.study.writing import PICTURES, from_where, tables_by_name, write_findings
 
 __all__ = [
+    "FORMATS",
+    "PICTURES",
     "ROW_METRICS",
     "Axis",
     "Candidate",
@@ -37,6 +56,7 @@ __all__ = [
     "Estimate",
     "Figure",
     "FigureSpec",
+    "Findings",
     "Labels",
     "Line",
     "Measurable",
@@ -61,15 +81,31 @@ __all__ = [
     "SweepSpec",
     "SweepTable",
     "TableSpec",
+    "Tabular",
     "Variant",
     "carry_out",
     "chosen",
     "find_state",
+    "findings_of",
+    "findings_to_json",
+    "from_where",
     "gates_of",
+    "kept_rounds",
+    "latex_text",
     "make_plan",
     "numbers_of",
+    "portable",
+    "publish_run",
+    "publish_study",
+    "read_findings",
     "run_study",
     "same",
     "selects",
+    "small_picture",
+    "table_to_csv",
+    "table_to_latex",
+    "table_to_markdown",
+    "tables_by_name",
     "tests_of",
+    "write_findings",
 ]

@@ -7,9 +7,9 @@ t, n - 1 degrees of freedom) lies on one side of 0.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from nmoe_flower.study.declared import ComparisonSpec
+from nmoe_flower.study.declared import NUMBER, ComparisonSpec
 from nmoe_flower.study.estimates import Estimate, differences, estimate
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.product import Coordinates
@@ -111,20 +111,22 @@ class Comparison:
                 pair.verdict)  # fmt: skip
 
 
-Key = tuple[Any, ...]
-
-
 def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> Comparison:
     """Pair the rows of both sides that differ in nothing but what is compared."""
     told = {*comparison.of, *comparison.against}
     axes = dict.fromkeys(axis for row in rows for axis in row.values)
-    beside = [d for d in ("variant", *axes, "gate", "test", "metric") if d not in told]
+    inner = (NUMBER,) if comparison.numbers else ("gate", "test", "metric")
+    beside = [d for d in ("variant", *axes, *inner) if d not in told]
     sides = [
-        {_key(row, beside): row for row in _side(comparison, rows, at)}
+        {
+            tuple(number if d == NUMBER else row.at(d) for d in beside): row
+            for row, number in _side(comparison, rows, at)
+        }
         for at in (comparison.of, comparison.against)
     ]
     keys = list(dict.fromkeys((*sides[0], *sides[1])))
     listed = {"gate": comparison.gates, "test": comparison.tests, "metric": comparison.metrics}
+    listed |= {NUMBER: tuple(number.label for number in comparison.numbers)}
     keys.sort(
         key=lambda key: [
             labels.order(d, value, listed.get(d, ())) for d, value in zip(beside, key, strict=True)
@@ -132,7 +134,7 @@ def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> 
     )
     shown = [place for place in range(len(beside)) if len({key[place] for key in keys}) > 1]
     if not shown and keys:
-        shown = [beside.index("metric")]
+        shown = [len(beside) - 1]
     pairs = tuple(
         _pair(
             tuple(labels.of_value(beside[place], key[place]) for place in shown),
@@ -158,19 +160,21 @@ def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> 
     )  # fmt: skip
 
 
-def _side(comparison: ComparisonSpec, rows: Sequence[Row], at: Coordinates) -> Iterator[Row]:
-    wanted: dict[str, Sequence[Any]] = dict(at)
-    wanted |= {"metric": comparison.metrics} if "metric" not in at else {}
-    for name, values in (("gate", comparison.gates), ("test", comparison.tests)):
-        if values and name not in at:
-            wanted[name] = values
+def _side(
+    comparison: ComparisonSpec, rows: Sequence[Row], at: Coordinates
+) -> Iterator[tuple[Row, str]]:
+    """The rows of one side, each with the name of its number, if numbers have names."""
+    asked = {"gate": comparison.gates, "test": comparison.tests, "metric": comparison.metrics}
     for row in rows:
-        if all(row.stands(d, values) for d, values in wanted.items()):
-            yield row
-
-
-def _key(row: Row, dimensions: Sequence[str]) -> Key:
-    return tuple(row.at(dimension) for dimension in dimensions)
+        if not all(row.stands(d, values) for d, values in at.items()):
+            continue
+        for number in comparison.numbers:
+            if (row.gate, row.test, row.metric) == (number.gate, number.test, number.metric):
+                yield row, number.label
+        if not comparison.numbers and all(
+            row.stands(d, values) for d, values in asked.items() if values and d not in at
+        ):
+            yield row, ""
 
 
 def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None) -> Pair:

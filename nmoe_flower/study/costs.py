@@ -11,7 +11,7 @@ from typing import Any
 from nmoe_flower.catalogue import GATES
 from nmoe_flower.config import Config
 
-__all__ = ["COSTS", "Cost", "cost_of"]
+__all__ = ["COSTS", "OF_A_GATE", "Cost", "cost_of"]
 
 Results = Mapping[str, Any]
 # What every gate of a run stands on, and what only those with weights need.
@@ -96,3 +96,5 @@ COSTS: dict[str, Callable[[Results, Config, str, Results | None], float | None]]
     "seconds": lambda results, config, gate, before: _seconds(results, before),
     "minutes": lambda results, config, gate, before: _seconds(results, before) / 60,
 }
+OF_A_GATE = ("bytes_per_device", "exchanges")
+"""The costs that differ from gate to gate."""

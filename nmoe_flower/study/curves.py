@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _TEST = "-test"
+_COLUMNS = ("rounds", "bytes", "seconds", "scores")
 _CURVE_DIGITS, _SHARE_DIGITS = 6, 4
 
 
@@ -107,7 +108,7 @@ def curves_of(one: RunOutcome, records: Sequence[Mapping[str, Any]]) -> list[Cur
     """
     run, clients = one.run, one.run.config.data.num_clients
     moved = spent = 0.0
-    found: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     tested = {r["stage"].removesuffix(_TEST) for r in records if r["stage"].endswith(_TEST)}
     for record in records:
         if record["stage"] in tested:
@@ -117,7 +118,9 @@ def curves_of(one: RunOutcome, records: Sequence[Mapping[str, Any]]) -> list[Cur
             for name, value in (record.get("metrics") or {}).items():
                 metric, _, test = name.rpartition("-")
                 if metric and isinstance(value, int | float) and math.isfinite(value):
-                    place = (record["round"], moved, spent, float(value))
+                    place = tuple(
+                        _rounded(v, _CURVE_DIGITS) for v in (record["round"], moved, spent, value)
+                    )
                     found.setdefault((metric.replace("-", "_"), test), []).append(place)
     return [
         Curve(run.named, run.values, run.seed, test, metric, *zip(*points, strict=True))
@@ -154,10 +157,7 @@ def curves_to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         {
             "variant": curve.variant, "values": dict(curve.values), "seed": curve.seed,
             "test": curve.test, "metric": curve.metric,
-            **{
-                name: [_rounded(value, _CURVE_DIGITS) for value in getattr(curve, name)]
-                for name in ("rounds", "bytes", "seconds", "scores")
-            },
+            **{name: list(getattr(curve, name)) for name in _COLUMNS},
         }
         for curve in curves
     ]  # fmt: skip
@@ -168,7 +168,7 @@ def curves_from_json(curves: Sequence[Mapping[str, Any]]) -> list[Curve]:
     return [
         Curve(
             one["variant"], _values(one), int(one["seed"]), one["test"], one["metric"],
-            *(tuple(map(float, one[name])) for name in ("rounds", "bytes", "seconds", "scores")),
+            *(tuple(map(float, one[name])) for name in _COLUMNS),
         )
         for one in curves
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Names, Section, explain, kebab
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.study.measured import gates_of, numbers_of, tests_of
+from nmoe_flower.study.measured import ROW_METRICS, gates_of, numbers_of, tests_of
 from nmoe_flower.study.product import (
     Coordinates,
     StudyRun,
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 MEASURED = ("gate", "test", "metric")  # dimensions within a run
+NUMBER = "number"  # the dimension of numbers with names of their own
 Where = Mapping[str, tuple[Any, ...]]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -53,14 +54,30 @@ class _Output(Section):
         return self.title or self.name
 
 
+class NumberSpec(Section):
+    """One number of a run, with a name of its own, where a product of dimensions has too many."""
+
+    label: str = Field(min_length=1, description="what the table calls it")
+    metric: str = Field("accuracy", description="of a row, a path in results.json, or a key")
+    gate: str = Field("", description="as results name it; empty: it is not that of a gate")
+    test: str = Field("", description="empty: it is not that of a test")
+    digits: int | None = Field(None, ge=0, le=12, description="after the point; left out: as all")
+
+
 class TableSpec(_Output):
     """A table: a cell for each value of its rows and columns, each the mean over the seeds."""
 
-    rows: Names = Field(min_length=1, description="dimensions")
+    kind: Literal["cells", "policies"] = Field(
+        "cells", description="policies: those of the second system side by side, in fixed columns"
+    )
+    rows: Names = Field((), description="dimensions")
     columns: Names = Field((), description="dimensions")
     gates: Names = Field((), description="as results name them; empty: all")
     tests: Names = Field((), description="empty: all")
     metrics: Names = Field(("accuracy",), description="of a row, a path in results.json, or a key")
+    numbers: tuple[NumberSpec, ...] = Field(
+        (), description="in place of gates, tests and metrics: the values of the dimension number"
+    )
     show: tuple[Literal["paper", "difference"], ...] = Field((), description="beside each cell")
     where: Where = Field({}, description="which values of other dimensions")
     digits: int = Field(3, ge=0, le=12, description="after the point")
@@ -74,6 +91,9 @@ class ComparisonSpec(_Output):
     gates: Names = Field((), description="empty: all of both")
     tests: Names = Field((), description="empty: all")
     metrics: Names = Field(("accuracy",), description="of a row, or a path in results.json")
+    numbers: tuple[NumberSpec, ...] = Field(
+        (), description="in place of gates, tests and metrics: a line each"
+    )
 
 
 class SweepSpec(Section):
@@ -178,7 +198,7 @@ class Measurable:
                 )
         cells: dict[tuple[Any, ...], StudyRun] = {}
         for run in self.runs:
-            cell = tuple(run.at(name) for name in fixed if name not in MEASURED)
+            cell = tuple(run.at(name) for name in fixed if name not in (*MEASURED, NUMBER))
             other = cells.setdefault(cell, run)
             for name in ("variant", *self.axes):
                 if not same(other.at(name), run.at(name)):
@@ -227,12 +247,26 @@ def read_declared(
 def _table(given: Mapping[str, Any], measured: Measurable) -> TableSpec:
     outer = _known(measured, "variant", "seed", *measured.axes)
     table = _read(TableSpec, given, where=outer)
+    inner = measured.within(table.where)
+    if table.kind == "policies":
+        for run in inner.runs:
+            if run.config.run.system != "aligned":
+                raise ConfigError(f"kind = policies: {run.variant} has run.system = networked")
+        return table
+    if not table.rows:
+        raise ConfigError(f"rows: none is named; allowed: {in_words(*measured.dimensions)}")
     fixed = (*table.rows, *table.columns)
     for name in fixed:
-        refuse_unknown(name, measured.dimensions, "dimension")
+        known = (*measured.dimensions, *([NUMBER] if table.numbers else []))
+        refuse_unknown(name, known, "dimension")
         if fixed.count(name) > 1:
             raise ConfigError(f"{name} stands in rows and in columns; allowed: once")
-    inner = measured.within(table.where)
+    if table.numbers:
+        _check_numbers(inner, table, given)
+        if NUMBER not in fixed:
+            raise ConfigError("numbers are given, and number stands neither in rows nor in columns")
+        inner.refuse_open(fixed, {})
+        return table
     table = table.model_copy(update=_asked(inner, table))
     asked = {"gate": table.gates, "test": table.tests, "metric": table.metrics}
     inner.refuse_open(fixed, asked)
@@ -258,6 +292,20 @@ def _comparison(given: Mapping[str, Any], measured: Measurable) -> ComparisonSpe
             "no run of one has a partner of the other, with the same seed and the same of "
             f"{in_words(*(n for n in measured.axes if n not in named)) or 'all else'}"
         )
+    for name, side in sides.items():
+        for dimension, values in side.items():
+            if len(values) > 1:
+                raise ConfigError(
+                    f"{name}: {dimension} has several values ({in_words(*values)}), and a run "
+                    "would have several partners; allowed: one"
+                )
+    if one.numbers:
+        for inner in found.values():
+            _check_numbers(inner, one, given)
+        for dimension in ("gate", "test"):
+            if dimension in named:
+                raise ConfigError(f"numbers and a {dimension} in of or against: choose one of both")
+        return one
     for dimension, plural in (("gate", "gates"), ("test", "tests")):
         if dimension in named and getattr(one, plural):
             raise ConfigError(f"{plural} and a {dimension} in of or against: choose one of both")
@@ -266,6 +314,27 @@ def _comparison(given: Mapping[str, Any], measured: Measurable) -> ComparisonSpe
         key: tuple(value for value in asked[0][key] if value in asked[1][key]) for key in asked[0]
     }
     return one.model_copy(update=common)
+
+
+def _check_numbers(
+    inner: Measurable, one: TableSpec | ComparisonSpec, given: Mapping[str, Any]
+) -> None:
+    """Refuse numbers that nobody measures, that have one name, or what they take the place of."""
+    for plural in ("gates", "tests", "metrics"):
+        if plural in given:
+            raise ConfigError(f"numbers and {plural}: choose one of both")
+    labels = [number.label for number in one.numbers]
+    for number in one.numbers:
+        with within(f"numbers ({number.label})"):
+            if labels.count(number.label) > 1:
+                raise ConfigError("the label stands there twice")
+            inner.require("metric", [number.metric])
+            inner.require("gate", [number.gate] if number.gate else [])
+            inner.require("test", [number.test] if number.test else [])
+            if number.metric in ROW_METRICS and not (number.gate and number.test):
+                raise ConfigError(f"{number.metric} is measured by a gate in a test: name both")
+            if number.metric not in ROW_METRICS and number.test:
+                raise ConfigError(f"{number.metric} is not that of a test: name none")
 
 
 def _sweep(given: Mapping[str, Any], measured: Measurable) -> SweepSpec:
@@ -356,6 +425,13 @@ def _paper(
 
 
 def _shows(table: TableSpec, value: PaperValue, metric: str, runs: Sequence[StudyRun]) -> bool:
+    if table.numbers:
+        return any(
+            number.metric == metric
+            and number.gate in value.at["gate"]
+            and number.test in value.at["test"]
+            for number in table.numbers
+        )
     return (
         metric in table.metrics
         and any(gate in table.gates for gate in value.at["gate"])

@@ -142,14 +142,15 @@ def _lines(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
     for row in chosen:
         found.setdefault(tuple(row.at(d) for d in figure.series), {})[row.at(figure.x)] = row
     xs = dict.fromkeys(x for points in found.values() for x in points)
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
+    values = {x: _number(x) for x in xs}
+    numbers = None not in values.values()
     series = []
     for key in _in_order(found, figure, labels):
         points = sorted(found[key].items(), key=lambda item: labels.order(figure.x, item[0]))
         if numbers:
-            points.sort(key=lambda item: item[0])
+            points.sort(key=lambda item: values[item[0]] or 0.0)
         marks = [
-            Point(float(x) if numbers else labels.of_value(figure.x, x), e.mean, e.se, e.n)
+            Point(_place(x, values[x] if numbers else None, figure, labels), e.mean, e.se, e.n)
             for x, row in points
             if (e := row.estimate) is not None
         ]
@@ -157,8 +158,27 @@ def _lines(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
     return Figure(
         figure.name, figure.heading, figure.kind, labels.of_dimension(figure.x),
         _y_label(figure, labels), tuple(series), notes=tuple(_row_notes(chosen)),
-        log=numbers and _is_geometric([float(x) for x in xs]),
+        log=numbers and _is_geometric([value for value in values.values() if value is not None]),
     )  # fmt: skip
+
+
+def _place(x: Any, number: float | None, figure: FigureSpec, labels: Labels) -> float | str:
+    """Where a point stands: a number, if all are numbers, or a label."""
+    return labels.of_value(figure.x, x) if number is None else number
+
+
+def _number(value: Any) -> float | None:
+    """A value of an axis as a number, where it is one or the name of one.
+
+    >>> _number("20"), _number(0.5), _number("iid"), _number(True)
+    (20.0, 0.5, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _where(figure: FigureSpec) -> dict[str, tuple[Any, ...]]:
@@ -290,7 +310,7 @@ def _draw_lines(figure: Figure, path: Path) -> None:
         xs = [names.index(str(p.x)) if names else float(p.x) for p in series.points]
         means = np.array([p.mean for p in series.points])
         errors = np.array([p.se or 0.0 for p in series.points])
-        look = {"color": colour, "linestyle": _DASHES[at // len(_MARKS) % len(_DASHES)],
+        look = {"color": colour, "linestyle": _DASHES[at % len(_DASHES)],
                 "linewidth": 1.3, "label": canvas.shortened(series.label, 40)}  # fmt: skip
         if figure.kind == "rounds":
             if errors.any():

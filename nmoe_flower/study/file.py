@@ -11,6 +11,7 @@ from nmoe_flower.files import read_toml
 from nmoe_flower.recipes import find_recipe, find_study
 from nmoe_flower.study.declared import (
     MEASURED,
+    NUMBER,
     ComparisonSpec,
     FigureSpec,
     Measurable,
@@ -52,13 +53,14 @@ _KEYS = (
     "variants",
     "skip",
     "include",
+    "labels",
     "tables",
     "paper",
     "comparisons",
     "sweep",
     "figures",
 )
-_DIMENSIONS = ("variant", "seed", *MEASURED)
+_DIMENSIONS = ("variant", "seed", *MEASURED, NUMBER)
 _LARGEST_SEED = 2**32 - 1  # as run.seed
 
 
@@ -82,6 +84,7 @@ class Study:
         comparisons: The paired comparisons.
         sweep: What is chosen on validation data; None: nothing.
         figures: The pictures.
+        labels: What tables and figures call a value of any dimension, or a dimension.
     """
 
     path: Path
@@ -98,6 +101,7 @@ class Study:
     comparisons: tuple[ComparisonSpec, ...] = ()
     sweep: SweepSpec | None = None
     figures: tuple[FigureSpec, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def measured(self) -> Measurable:
@@ -183,7 +187,21 @@ class Study:
             comparisons,
             sweep,
             figures,
+            _labels(_table(given, "labels"), measured),
         )
+
+
+def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
+    """What things are called here, each of them there."""
+    found = {}
+    known = {str(value) for values in measured.values.values() for value in values}
+    for key, label in dotted(table):
+        with within("labels"):
+            refuse_unknown(key, [*measured.dimensions, *sorted(known)], "dimension or value here")
+            if not isinstance(label, str) or not label:
+                raise ConfigError(f"{key}: text is wanted, got {in_words(label)}")
+            found[key] = label
+    return found
 
 
 def _refuse_other_keys(given: Mapping[str, Any]) -> None:

@@ -44,7 +44,8 @@ class Labels:
         >>> Labels().of_dimension("data.tau"), Labels().of_dimension("gate")
         ('tau', 'gate')
         """
-        return self.own.get(dimension) or dimension.rpartition(".")[2]
+        short = "" if dimension == "number" else dimension.rpartition(".")[2]
+        return self.own.get(dimension, short)
 
     def of_value(self, dimension: str, value: Any, *, alone: bool = False) -> str:
         """What one value of a dimension is called.
@@ -65,6 +66,8 @@ class Labels:
             return self.own[text]
         if dimension == "variant":
             return self.variants.get(text, text)
+        if dimension == "number":
+            return text
         if dimension == "gate":
             base = text.removesuffix("+prior")
             name: str = GATE_NAMES.get(base, base)
@@ -82,7 +85,7 @@ class Labels:
         known = list(listed)
         if dimension == "variant":
             known = known or list(self.variants)
-        elif dimension not in ("gate", "test", "metric", "seed"):
+        elif dimension not in ("gate", "test", "metric", "seed", "number"):
             known = list(self.axes.get(dimension, ()))
         for place, other in enumerate(known):
             if same(value, other):

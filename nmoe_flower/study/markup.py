@@ -1,15 +1,26 @@
-"""A `StudyTable` as Markdown, CSV and LaTeX."""
+"""What a study found as Markdown, CSV and LaTeX: tables, comparisons, what a sweep chose."""
 
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from nmoe_flower.report import grid
+from nmoe_flower.study.comparisons import Comparison
+from nmoe_flower.study.sweep import SweepTable
 from nmoe_flower.study.tables import Cell, Column, StudyTable
 
-__all__ = ["latex_text", "table_to_csv", "table_to_latex", "table_to_markdown"]
+__all__ = [
+    "FORMATS",
+    "Tabular",
+    "latex_text",
+    "table_to_csv",
+    "table_to_latex",
+    "table_to_markdown",
+]
+
+Tabular = StudyTable | Comparison | SweepTable
 
 _CSV = ("gate", "test", "metric", "status", "n", "seeds", "mean", "se", "paper", "difference",
         "bytes_per_device", "exchanges", "note")  # fmt: skip
@@ -23,20 +34,34 @@ _LATEX = {
 _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 
-def table_to_markdown(table: StudyTable) -> str:
+def table_to_markdown(table: Tabular) -> str:
     """The table and its notes as Markdown, without its title."""
-    header = [_markdown_text(head) for head in table.heads]
-    for column in table.columns:
-        header += [_markdown_text(text) for text in _above(column)]
-    body = [
-        [_markdown_text(text) for text in (*line.labels, *_texts(line.cells, table.columns))]
-        for line in table.lines
-    ]
-    words = max(len(table.heads), 1)
-    lines = grid(header, body, words=words)
+    header, body = _plain_cells(table)
+    lines = grid(
+        [_markdown_text(text) for text in header],
+        [[_markdown_text(text) for text in line] for line in body],
+        words=_words(table),
+    )
     for note in table.notes:
         lines += ["", _markdown_text(note)]
     return "\n".join(lines) + "\n"
+
+
+def _plain_cells(table: Tabular) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The header and every line in words, as wide as each other."""
+    if not isinstance(table, StudyTable):
+        return list(table.header), list(table.lines)
+    header = [*table.heads]
+    for column in table.columns:
+        header += _above(column)
+    return header, [(*line.labels, *_texts(line.cells, table.columns)) for line in table.lines]
+
+
+def _words(table: Tabular) -> int:
+    """How many columns hold words, from the left; all others hold numbers."""
+    if isinstance(table, SweepTable):
+        return next(at for at, head in enumerate(table.header) if head.endswith("validation"))
+    return max(len(table.heads), 1)
 
 
 def _above(column: Column) -> list[str]:
@@ -56,28 +81,64 @@ def _markdown_text(text: str) -> str:
     return " ".join(text.replace("|", r"\|").split())
 
 
-def table_to_csv(table: StudyTable) -> str:
-    """The table as tidy CSV: one value a line, numbers whole, a header; no cell twice."""
-    cells = [cell for line in table.lines for cell in line.cells if cell.row is not None]
-    rows = list({id(cell.row): cell for cell in cells}.values())
-    axes = list(dict.fromkeys(axis for cell in rows if cell.row for axis in cell.row.values))
+def table_to_csv(table: Tabular) -> str:
+    """The table as tidy CSV with a header: one value a line, numbers whole, no value twice."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", *axes, *_CSV])
-    for cell in rows:
-        assert cell.row is not None
-        row = cell.row
-        writer.writerow(
-            [
-                row.variant, *(_plain(row.values.get(axis)) for axis in axes),
-                row.gate, row.test, row.metric, cell.status, cell.n,
-                " ".join(map(str, sorted(row.each))),
-                _plain(cell.words or cell.mean), _plain(cell.se), _plain(cell.paper),
-                _plain(cell.difference), _plain(row.bytes_per_device), _plain(row.exchanges),
-                cell.note,
-            ]
-        )  # fmt: skip
+    if isinstance(table, StudyTable):
+        writer.writerows(_of_table(table))
+    elif isinstance(table, Comparison):
+        writer.writerows(_of_comparison(table))
+    else:
+        writer.writerows(_of_sweep(table))
     return text.getvalue()
+
+
+def _of_table(table: StudyTable) -> Iterator[list[str]]:
+    cells = [cell for line in table.lines for cell in line.cells]
+    known = {id(cell.row): (cell, cell.row) for cell in cells if cell.row is not None}
+    axes = list(dict.fromkeys(axis for _, row in known.values() for axis in row.values))
+    yield ["variant", *axes, *_CSV]
+    for cell, row in known.values():
+        values = (
+            row.variant, *(row.values.get(axis) for axis in axes), row.gate, row.test, row.metric,
+            cell.status, cell.n, tuple(sorted(row.each)), cell.words or cell.mean, cell.se,
+            cell.paper, cell.difference, row.bytes_per_device, row.exchanges, cell.note,
+        )  # fmt: skip
+        yield [_plain(value) for value in values]
+
+
+def _of_comparison(table: Comparison) -> Iterator[list[str]]:
+    names = ("of", "against", "n", "seeds", "of_mean", "against_mean", "difference", "se", "low",
+             "high", "verdict")  # fmt: skip
+    yield [*table.heads, *names]
+    for pair in table.pairs:
+        found, ends = pair.difference, pair.difference.interval if pair.difference else None
+        means = [None if e is None else e.mean for e in (pair.of, pair.against)]
+        values = (
+            *pair.labels, table.of, table.against, len(pair.each), tuple(sorted(pair.each)), *means,
+            *((found.mean, found.se) if found else (None, None)), *(ends or (None, None)),
+            pair.verdict,
+        )  # fmt: skip
+        yield [_plain(value) for value in values]
+
+
+def _of_sweep(table: SweepTable) -> Iterator[list[str]]:
+    choices = table.choices
+    rest = list(dict.fromkeys(d for choice in choices for d in choice.rest))
+    axes = list(dict.fromkeys(a for c in choices for one in c.candidates for a in one.values))
+    tests = list(dict.fromkeys(test for choice in choices for test in choice.tests))
+    yield [*rest, *axes, "n", "validation", "validation_se", "chosen", *tests, "note"]
+    for choice in choices:
+        for one in choice.candidates:
+            score, won = one.score, one is choice.winner
+            tested = [choice.tests[t].mean if won and t in choice.tests else None for t in tests]
+            values = (
+                *(choice.rest.get(d) for d in rest), *(one.values.get(a) for a in axes),
+                *((score.n, score.mean, score.se) if score else (0, None, None)),
+                "yes" if won else "no", *tested, one.note or choice.note,
+            )  # fmt: skip
+            yield [_plain(value) for value in values]
 
 
 def _plain(value: object) -> str:
@@ -87,33 +148,33 @@ def _plain(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def table_to_latex(table: StudyTable, *, label: str = "") -> str:
-    r"""The table as LaTeX for ``booktabs``; what columns share is written once, across them.
-
-    Args:
-        table: The table.
-        label: Of ``\label``; the table's name if not given.
-    """
-    words, numbers = len(table.heads), sum(1 + len(column.shows) for column in table.columns)
+def table_to_latex(table: Tabular) -> str:
+    r"""The table as LaTeX for ``booktabs``; what columns share is written once, across them."""
+    header, body = _plain_cells(table)
+    words = _words(table)
+    heads = _latex_heads(table) if isinstance(table, StudyTable) else [_latex_line(header)]
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{latex_text(table.title)}}}",
-        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9.-]+', '-', label or table.name)}}}",
-        f"\\begin{{tabular}}{{{'l' * words}{'r' * numbers}}}",
+        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9.-]+', '-', table.name)}}}",
+        f"\\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}",
         "\\toprule",
-        *_latex_heads(table),
+        *heads,
         "\\midrule",
+        *(_latex_line(line) for line in body),
+        "\\bottomrule",
+        "\\end{tabular}",
     ]
-    for line in table.lines:
-        texts = (*line.labels, *_texts(line.cells, table.columns))
-        lines.append(" & ".join(map(latex_text, texts)) + r" \\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
     if table.notes:
         notes = " ".join(latex_text(note) for note in table.notes)
         lines += ["", "\\smallskip", f"\\footnotesize {notes}"]
     return "\n".join([*lines, "\\end{table}", ""])
+
+
+def _latex_line(texts: Sequence[str]) -> str:
+    return " & ".join(map(latex_text, texts)) + r" \\"
 
 
 def _latex_heads(table: StudyTable) -> Iterator[str]:
@@ -143,3 +204,11 @@ def latex_text(text: str) -> str:
     '50 \\% of data\\_set \\#1, 0.5 $\\pm$ 0.1'
     """
     return _SPECIAL.sub(lambda found: _LATEX[found[0]], " ".join(text.split()))
+
+
+FORMATS: dict[str, Callable[[Tabular], str]] = {
+    "md": table_to_markdown,
+    "csv": table_to_csv,
+    "tex": table_to_latex,
+}
+"""How a table can be written, by the suffix of its file."""

@@ -7,6 +7,7 @@ value of every seed, so that tables, paired comparisons and figures need nothing
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from nmoe_flower.config import Config
@@ -27,7 +28,6 @@ __all__ = [
     "value_of",
 ]
 
-_DIGITS = 9  # significant ones that are kept, of a run as of what is published of it
 Value = float | str | bool | None
 
 
@@ -41,12 +41,16 @@ class RunOutcome:
         stage_1: What the results.json of the run holds that trained its extractor, if that was
             another one.
         failed: Why it failed; empty if it did not.
+        path: Its folder; None if there is none.
+        provenance: What its provenance.json holds.
     """
 
     run: StudyRun
     results: Mapping[str, Any] | None = None
     stage_1: Mapping[str, Any] | None = None
     failed: str = ""
+    path: Path | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, order=True)
@@ -253,21 +257,15 @@ def _at(results: Mapping[str, Any], path: str) -> Any:
 
 
 def _kept(value: Any) -> Value:
-    """A value as it stands in ``table.json``: finite, and with so many digits that all agree."""
+    """A value as it stands in ``table.json``; None for what JSON has no number for."""
     if isinstance(value, bool | str | int):
         return value
-    if isinstance(value, float) and math.isfinite(value):
-        return _rounded(value)
-    return None
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return _rounded(sum(known) / len(known)) if known and len(known) == len(values) else None
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -280,8 +278,8 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "gate": row.gate,
         "test": row.test,
         "metric": row.metric,
-        "mean": _rounded(found.mean) if found else row.text or None,
-        "se": None if found is None or found.se is None else _rounded(found.se),
+        "mean": found.mean if found else row.text or None,
+        "se": found.se if found else None,
         "n": len(seeds),
         "seeds": seeds,
         "each": [row.each[seed] for seed in seeds],

@@ -23,9 +23,6 @@ from nmoe_flower.study.share import is_ready
 
 __all__ = ["StudyOutcome", "StudyView", "run_study"]
 
-PROGRAM = [sys.executable, "-m", "nmoe_flower.study.one"]
-"""What makes one run, in a process of its own."""
-
 _TICK = 0.5  # seconds between two looks at the clock
 _PATIENCE = 60.0  # seconds for a run to save its last round
 _LAST_LINES = 3
@@ -219,7 +216,7 @@ class _Shift:
         )
         errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         process = subprocess.Popen(
-            PROGRAM,
+            [sys.executable, "-m", "nmoe_flower.study.one"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -58,11 +58,23 @@ class Choice:
 
 @dataclass(frozen=True)
 class SweepTable:
-    """A sweep as plain data, beside its choices: a header, lines in words, sentences below."""
+    """A sweep as plain data.
 
+    Attributes:
+        name: Of its files.
+        title: What stands above it.
+        header: What stands above every column.
+        lines: Every value that was tried, in words, as wide as the header.
+        notes: Sentences below.
+        choices: What was chosen, one for each variant and set of values of the other axes.
+    """
+
+    name: str
+    title: str
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    choices: tuple[Choice, ...]
 
 
 def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
@@ -185,7 +197,8 @@ def sweep_table(
         f"Chosen: the {sweep.best} {metric} of {labels.of_value('gate', sweep.gate)} on validation "
         "images, which nobody trains on. Only the choice was tested."
     )
-    return SweepTable(tuple(header), tuple(lines), tuple(notes))
+    title = f"Chosen on validation data: {', '.join(labels.of_dimension(d) for d in sweep.over)}"
+    return SweepTable("choice", title, tuple(header), tuple(lines), tuple(notes), tuple(choices))
 
 
 def _number(found: Estimate | None, digits: int) -> str:

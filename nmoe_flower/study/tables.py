@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nmoe_flower.study.declared import TableSpec
+from nmoe_flower.study.declared import NUMBER, TableSpec
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
 
@@ -135,8 +135,33 @@ class StudyTable:
 
 
 Place = tuple[Any, ...]
-Entry = tuple[Row, int | None]
-"""A row, and the seed that is meant of it; None: all of them."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A row that belongs into a table, and where.
+
+    Attributes:
+        row: The row, of the seeds that are meant.
+        seed: The seed, where seeds are a dimension.
+        number: Which of the table's numbers it is, if it has numbers of its own.
+        digits: Decimals.
+    """
+
+    row: Row
+    seed: int | None
+    number: str
+    digits: int
+
+    def at(self, dimension: str) -> Any:
+        """Where it stands in a dimension."""
+        if dimension == "seed":
+            return self.seed
+        return self.number if dimension == NUMBER else self.row.at(dimension)
+
+    def place(self, dimensions: Sequence[str]) -> Place:
+        """Where it stands in several."""
+        return tuple(self.at(dimension) for dimension in dimensions)
 
 
 def fill_table(table: TableSpec, rows: Sequence[Row], labels: Labels) -> StudyTable:
@@ -147,10 +172,10 @@ def fill_table(table: TableSpec, rows: Sequence[Row], labels: Labels) -> StudyTa
     chosen = list(_chosen(table, rows))
     down, along = (_places(part, table, chosen, labels) for part in (table.rows, table.columns))
     cells: dict[tuple[Place, Place], Cell] = {}
-    for row, seed in chosen:
-        for line in _fitting(_place(table.rows, row, seed), down):
-            for column in _fitting(_place(table.columns, row, seed), along):
-                cells[line, column] = cell_of(row, seed, digits=table.digits)
+    for entry in chosen:
+        for line in _fitting(entry.place(table.rows), down):
+            for column in _fitting(entry.place(table.columns), along):
+                cells[line, column] = cell_of(entry.row, entry.seed, digits=entry.digits)
     lines = tuple(
         Line(
             tuple(labels.of_value(d, v) for d, v in zip(table.rows, line, strict=True)),
@@ -178,21 +203,31 @@ def fill_table(table: TableSpec, rows: Sequence[Row], labels: Labels) -> StudyTa
     return StudyTable(table.name, table.heading, heads, columns, lines, tuple(notes))
 
 
-def _chosen(table: TableSpec, rows: Iterable[Row]) -> Iterator[Entry]:
+def _chosen(table: TableSpec, rows: Iterable[Row]) -> Iterator[_Entry]:
     """The rows that belong into the table; each once per seed if seeds are a dimension."""
     by_seed = "seed" in (*table.rows, *table.columns)
     seeds = table.where.get("seed")
     where = {name: values for name, values in table.where.items() if name != "seed"}
-    where |= {"gate": table.gates, "test": table.tests, "metric": table.metrics}
     for row in rows:
-        if all(row.stands(name, values) for name, values in where.items()):
-            one = row if seeds is None else row.of_seeds(seeds)
+        if not all(row.stands(name, values) for name, values in where.items()):
+            continue
+        one = row if seeds is None else row.of_seeds(seeds)
+        for number, digits in _numbers(table, row):
             for seed in one.asked if by_seed else (None,):
-                yield one, seed
+                yield _Entry(one, seed, number, digits)
 
 
-def _place(dimensions: Sequence[str], row: Row, seed: int | None) -> Place:
-    return tuple(seed if d == "seed" else row.at(d) for d in dimensions)
+def _numbers(table: TableSpec, row: Row) -> list[tuple[str, int]]:
+    """Which of a table's numbers a row is, and their decimals; without a name if none has one."""
+    if not table.numbers:
+        asked = {"gate": table.gates, "test": table.tests, "metric": table.metrics}
+        there = all(row.stands(name, values) for name, values in asked.items())
+        return [("", table.digits)] if there else []
+    return [
+        (number.label, table.digits if number.digits is None else number.digits)
+        for number in table.numbers
+        if (row.gate, row.test, row.metric) == (number.gate, number.test, number.metric)
+    ]
 
 
 def _fitting(place: Place, known: Sequence[Place]) -> list[Place]:
@@ -203,14 +238,15 @@ def _fitting(place: Place, known: Sequence[Place]) -> list[Place]:
 
 
 def _places(
-    dimensions: Sequence[str], table: TableSpec, chosen: Sequence[Entry], labels: Labels
+    dimensions: Sequence[str], table: TableSpec, chosen: Sequence[_Entry], labels: Labels
 ) -> list[Place]:
     """Every place that has a row, each dimension in the order of the file."""
-    found = list(dict.fromkeys(_place(dimensions, row, seed) for row, seed in chosen))
+    found = list(dict.fromkeys(entry.place(dimensions) for entry in chosen))
     # What has no gate or test stands beside those that have one, if there are any.
     whole = [place for place in found if not _is_half(place, dimensions)]
     halves = [p for p in found if _is_half(p, dimensions) and not _fitting(p, whole)]
     listed = {"gate": table.gates, "test": table.tests, "metric": table.metrics}
+    listed |= {NUMBER: tuple(number.label for number in table.numbers)}
     return sorted(
         whole + halves,
         key=lambda place: [
@@ -257,7 +293,7 @@ def _shows(table: TableSpec, cells: Sequence[Cell]) -> tuple[Shown, ...]:
 
 def _shared(
     table: TableSpec,
-    chosen: Sequence[Entry],
+    chosen: Sequence[_Entry],
     heads: Sequence[Sequence[str]],
     telling: Sequence[bool],
     labels: Labels,
@@ -267,8 +303,9 @@ def _shared(
         heads
     ) else []  # fmt: skip
     for dimension in ("metric", "gate", "test"):
-        values = {row.at(dimension) for row, _ in chosen} - {""}
-        if dimension not in (*table.rows, *table.columns) and len(values) == 1:
+        values = {entry.at(dimension) for entry in chosen} - {""}
+        open_to = dimension not in (*table.rows, *table.columns) and not table.numbers
+        if open_to and len(values) == 1:
             same_heads.append(labels.of_value(dimension, values.pop(), alone=True))
     if same_heads:
         text = ", ".join(label for label in same_heads if label)

@@ -1,0 +1,68 @@
+"""``nmoe study report``: tables and figures of a study, from its runs or from published ones."""
+
+import argparse
+import sys
+from pathlib import Path
+
+__all__ = ["add_report"]
+
+_FORMATS = ("md", "csv", "tex")
+_PICTURES = ("png", "pdf", "svg")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The options of ``nmoe study report``."""
+    parser.add_argument(
+        "study", metavar="STUDY", help="a TOML file, or the name of one that comes along"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR",
+        help="the folder that holds the study's folder: runs, or results for published ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to (default: report in the study's folder)"
+    )
+    parser.add_argument(
+        "--format", type=_several(_FORMATS), default=_FORMATS, metavar="LIST",
+        help=f"of every table's files: {','.join(_FORMATS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--figures", type=_several(_PICTURES), default=("png",), metavar="LIST",
+        help=f"of every figure's files: {','.join(_PICTURES)} (default: png)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--publish", type=Path, metavar="DIR",
+        help="also copy the runs' small files and table.json to DIR/<study>",
+    )  # fmt: skip
+    parser.set_defaults(command=_report)
+
+
+def _several(allowed: tuple[str, ...]) -> "argparse._ActionType":
+    """Reads ``a,b`` as names of a list."""
+
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        unknown = [name for name in names if name not in allowed]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(map(repr, unknown)) or 'nothing'} is given; allowed: "
+                f"{','.join(allowed)}"
+            )
+        return names
+
+    return read
+
+
+def _report(args: argparse.Namespace) -> int:
+    from nmoe_flower.recipes import find_study
+    from nmoe_flower.study import Study, findings_of, publish_study, write_findings
+
+    study = Study.load(find_study(args.study))
+    findings = findings_of(study, args.runs)
+    out = args.out if args.out is not None else args.runs / study.name / "report"
+    print(f"report  {write_findings(findings, out, formats=args.format, pictures=args.figures)}")
+    if args.publish is not None:
+        print(f"published  {publish_study(findings, args.runs, args.publish)}")
+    for sentence in findings.absent:
+        print(f"note: {sentence}", file=sys.stderr)
+    return 0

@@ -1,0 +1,370 @@
+"""What a study has found: its rows, and the tables, comparisons, choice and figures made of them.
+
+`findings_of` reads run folders; `read_findings` reads a ``table.json``, which holds the same.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import read_json
+from nmoe_flower.report import paper_cell, read_rounds
+from nmoe_flower.study.comparisons import Comparison, compare
+from nmoe_flower.study.costs import COSTS, OF_A_GATE
+from nmoe_flower.study.curves import (
+    Curve,
+    RoutingMap,
+    curves_from_json,
+    curves_of,
+    curves_to_json,
+    routing_from_json,
+    routing_of,
+    routing_to_json,
+)
+from nmoe_flower.study.declared import FigureSpec, TableSpec
+from nmoe_flower.study.figures import Figure, fill_figure
+from nmoe_flower.study.file import Study
+from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.measured import gates_of, tests_of
+from nmoe_flower.study.outcomes import outcomes_of
+from nmoe_flower.study.policies import policies_from_json, policies_table, policies_to_json
+from nmoe_flower.study.rows import (
+    Quantity,
+    Row,
+    RunOutcome,
+    of_a_row,
+    row_to_json,
+    rows_from_json,
+    rows_of,
+)
+from nmoe_flower.study.sweep import Choice, SweepTable, choose, hide_the_others, sweep_table
+from nmoe_flower.study.tables import StudyTable, absent_in_words, fill_table
+
+__all__ = [
+    "Findings",
+    "findings_from",
+    "findings_of",
+    "findings_to_json",
+    "quantities",
+    "read_findings",
+]
+
+TABLE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is reported of a study.
+
+    Attributes:
+        study: The study.
+        rows: Every number that it asks for, in the order of its variants.
+        curves: How runs went, if a figure shows it.
+        routing: Who asked whom, if a figure shows it.
+        policies: Tables of the second system's policies, by name.
+        outcomes: The runs it was read from; empty if it was read from a ``table.json``.
+        provenance: Where the numbers come from: ``machine``, ``versions``, ``revisions`` and
+            ``dates``, each a list of all there are; ``minutes`` in all; ``runs`` that were asked
+            for and ``finished`` ones.
+    """
+
+    study: Study
+    rows: tuple[Row, ...]
+    curves: tuple[Curve, ...] = ()
+    routing: tuple[RoutingMap, ...] = ()
+    policies: Mapping[str, StudyTable] = field(default_factory=dict)
+    outcomes: tuple[RunOutcome, ...] = field(default=(), repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What its things are called."""
+        study = self.study
+        return Labels(
+            {one.name: one.label for one in study.variants.values()},
+            {axis.name: axis.values for axis in study.axes.values()},
+            study.labels,
+        )
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """What its sweep has chosen; empty without one."""
+        return choose(self.study.sweep, self.rows) if self.study.sweep else []
+
+    @cached_property
+    def shown(self) -> list[Row]:
+        """The rows that may be looked at: of a sweep no test but those of its choice."""
+        sweep = self.study.sweep
+        return hide_the_others(sweep, self.rows, self.choices) if sweep else list(self.rows)
+
+    @cached_property
+    def tables(self) -> list[StudyTable]:
+        """Its tables; one of all gates if it declares none."""
+        return [
+            self.policies[spec.name]
+            if spec.kind == "policies"
+            else fill_table(spec, self.shown, self.labels)
+            for spec in tables_of(self.study)
+        ]
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Its paired comparisons."""
+        return [compare(spec, self.shown, self.labels) for spec in self.study.comparisons]
+
+    @cached_property
+    def sweep(self) -> SweepTable | None:
+        """What its sweep has tried and chosen; None without one."""
+        if self.study.sweep is None:
+            return None
+        return sweep_table(self.study.sweep, self.choices, self.labels)
+
+    @cached_property
+    def figures(self) -> list[Figure]:
+        """Its figures."""
+        return [
+            fill_figure(spec, self.shown, self.labels, curves=self.curves, routing=self.routing)
+            for spec in self.study.figures
+        ]
+
+    @property
+    def absent(self) -> list[str]:
+        """Which runs failed, and why, and which are missing; empty if all are there."""
+        return list(absent_in_words(self.rows))
+
+
+def findings_of(study: Study, runs: Path) -> Findings:
+    """Read what a study's runs have found.
+
+    Args:
+        study: The study.
+        runs: The folder that holds the study's folder: that of runs, or of published ones.
+
+    Raises:
+        NMoEError: No run has finished; a folder holds a run of other settings, or a file of
+            another shape.
+    """
+    found = findings_from(study, outcomes_of(study, runs), runs / study.name)
+    kept = runs / study.name / "table.json"
+    if kept.is_file():  # published: of rounds and routing only what the figures show is kept there
+        before = read_findings(study, kept)
+        found = replace(
+            found, curves=found.curves or before.curves, routing=found.routing or before.routing
+        )
+    return found
+
+
+def findings_from(study: Study, outcomes: Sequence[RunOutcome], place: Path) -> Findings:
+    """What a study has found, from what its runs have come to; ``place`` is for errors."""
+    if all(one.results is None for one in outcomes):
+        raise NMoEError(
+            f"no run of {study.name} has finished in {place}: run it with nmoe study run "
+            f"{study.path}"
+        )
+    wanted = list(quantities(study))
+    drawn = {spec.y for spec in study.figures if spec.kind == "rounds"}
+    curves = [
+        curve
+        for one in outcomes
+        if one.path is not None and one.results is not None and drawn
+        for curve in curves_of(one, read_rounds(one.path / "rounds.jsonl"))
+        if curve.metric in drawn
+    ]
+    gates = {gate for spec in study.figures if spec.kind == "routing"
+             for gate in _gates(study, spec)}  # fmt: skip
+    return Findings(
+        study,
+        tuple(rows_of(outcomes, wanted, paper=_paper(study, wanted))),
+        tuple(curves),
+        tuple(routing_of(outcomes, sorted(gates))),
+        {
+            spec.name: policies_table(spec, outcomes)
+            for spec in study.tables
+            if spec.kind == "policies"
+        },
+        tuple(outcomes),
+        _provenance(outcomes),
+    )
+
+
+def tables_of(study: Study) -> Sequence[TableSpec]:
+    """The tables that a study declares; one of all gates and tests if it declares none."""
+    if study.tables:
+        return study.tables
+    rows = (*(["variant"] if len(study.variants) > 1 else []), *study.axes, "gate")
+    spec = TableSpec(name="results", title=study.title, rows=rows, columns=("test",))
+    return [spec.model_copy(update={"gates": _all_gates(study), "tests": _all_tests(study)})]
+
+
+def quantities(study: Study) -> Iterator[Quantity]:
+    """Every number that a study's tables, comparisons, sweep and figures ask of its runs."""
+    named = [number for table in tables_of(study) for number in table.numbers]
+    named += [number for comparison in study.comparisons for number in comparison.numbers]
+    for number in named:
+        yield from _quantities(number.metric, [number.gate], [number.test])
+    for table in tables_of(study):
+        for metric in table.metrics if table.kind == "cells" and not table.numbers else ():
+            yield from _quantities(metric, table.gates, table.tests)
+    for comparison in study.comparisons:
+        for metric in comparison.metrics if not comparison.numbers else ():
+            yield from _quantities(metric, comparison.gates, comparison.tests)
+    if study.sweep is not None:
+        yield from _quantities(study.sweep.metric, [study.sweep.gate], _all_tests(study))
+    for figure in study.figures:
+        if figure.kind != "rounds":
+            tests = [figure.test] if figure.test else figure.where.get("test", _all_tests(study))
+            yield from _quantities(figure.y, _gates(study, figure), tests)
+
+
+def _quantities(metric: str, gates: Iterable[str], tests: Iterable[str]) -> Iterator[Quantity]:
+    if of_a_row(metric):
+        tests = list(tests)
+        yield from (Quantity(gate, test, metric) for gate in gates for test in tests)
+    elif metric in OF_A_GATE:
+        yield from (Quantity(gate, "", metric) for gate in gates)
+    else:
+        yield Quantity("", "", metric)
+
+
+def _gates(study: Study, figure: FigureSpec) -> Sequence[str]:
+    return [figure.gate] if figure.gate else figure.where.get("gate", _all_gates(study))
+
+
+def _all_gates(study: Study) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(gate for run in study.runs for gate in gates_of(run.config)))
+
+
+def _all_tests(study: Study) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(test for run in study.runs for test in tests_of(run.config)))
+
+
+def _paper(study: Study, wanted: Sequence[Quantity]) -> dict[tuple[str, Quantity], float]:
+    """Published values by variant and number: those of the file before those of the paper."""
+    found: dict[tuple[str, Quantity], float] = {}
+    runs = list({run.variant: run for run in study.runs}.values())
+    for run in runs if study.paper_tables else ():
+        data = run.config.data
+        for number in wanted:
+            cell = paper_cell(
+                number.gate,
+                extractor=run.config.extractor.method,
+                scheme=data.scheme,
+                tau=data.tau,
+                test=number.test,
+            )
+            value = (cell or {}).get(number.metric)
+            if isinstance(value, float):
+                found[run.variant, number] = value
+    for value_of in study.paper:
+        for run in runs:
+            for number in wanted:
+                there = value_of.is_of(run, gate=number.gate, test=number.test)
+                if there and number.metric in value_of.values:
+                    found[run.variant, number] = value_of.values[number.metric]
+    return found
+
+
+def _provenance(outcomes: Sequence[RunOutcome]) -> dict[str, Any]:
+    """Where the numbers come from, everything once, in the order of the runs."""
+    finished = [one for one in outcomes if one.results is not None]
+    machines, versions, revisions, dates = [], [], [], []
+    for one in finished:
+        machine, git = (one.provenance.get(key) or {} for key in ("machine", "git"))
+        if machine:
+            machines.append(f"{machine.get('cores')} cores of {machine.get('cpu')}")
+        told = one.provenance.get("versions") or {}
+        versions.append({name: told[name] for name in ("torch", "flwr", "nmoe-flower")
+                         if name in told})  # fmt: skip
+        if git.get("revision"):
+            revisions.append(str(git["revision"])[:7] + (" (changed)" if git.get("dirty") else ""))
+        dates.append(str(one.provenance.get("started", ""))[:10])
+    minutes = sum(COSTS["minutes"](one.results or {}, one.run.config, "", None) or 0.0
+                  for one in finished)  # fmt: skip
+    return {
+        "machine": list(dict.fromkeys(machines)),
+        "versions": [dict(one) for one in dict.fromkeys(tuple(v.items()) for v in versions)],
+        "revisions": list(dict.fromkeys(revisions)),
+        "dates": sorted({date for date in dates if date}),
+        "minutes": round(minutes, 1),
+        "runs": len(outcomes),
+        "finished": len(finished),
+    }
+
+
+def findings_to_json(findings: Findings) -> str:
+    """The text of ``table.json``: one row a line, so that changes can be read.
+
+    Of a sweep, tests of what was not chosen are left out.
+    """
+    study = findings.study
+    content: dict[str, Any] = {
+        "format-version": TABLE_VERSION,
+        "study": study.name,
+        "title": study.title,
+        "seeds": list(study.seeds),
+        "provenance": dict(findings.provenance),
+        "rows": [row_to_json(row) for row in findings.shown],
+        "curves": curves_to_json(findings.curves),
+        "routing": routing_to_json(findings.routing),
+        "policies": [policies_to_json(table) for table in findings.policies.values()],
+    }
+    return lines_of_json(
+        {key: value for key, value in content.items() if value != [] or key == "rows"}
+    )
+
+
+def lines_of_json(content: Mapping[str, Any]) -> str:
+    """JSON with one line for each row of a list and each value of a table.
+
+    >>> print(lines_of_json({"a": [1, 2], "b": {"c": 3}, "d": 4}), end="")
+    {
+      "a": [
+        1,
+        2
+      ],
+      "b": {
+        "c": 3
+      },
+      "d": 4
+    }
+    """
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list) and value:
+            inner = ",\n".join(f"    {json.dumps(row)}" for row in value)
+            text = f"[\n{inner}\n  ]"
+        elif isinstance(value, dict) and value:
+            inner = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            text = f"{{\n{inner}\n  }}"
+        else:
+            text = json.dumps(value)
+        parts.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_findings(study: Study, path: Path) -> Findings:
+    """What a study has found, from its ``table.json``.
+
+    Raises:
+        NMoEError: The file is missing, of another study or another version, or edited by hand.
+    """
+    content = read_json(path, raises=NMoEError)
+    if not isinstance(content, dict) or content.get("format-version") != TABLE_VERSION:
+        raise NMoEError(f"{path} is no table of a study of format version {TABLE_VERSION}")
+    if content.get("study") != study.name:
+        raise NMoEError(f"{path} is of the study {content.get('study')!r}, not {study.name!r}")
+    try:
+        return Findings(
+            study,
+            tuple(rows_from_json(content["rows"], str(path))),
+            tuple(curves_from_json(content.get("curves", []))),
+            tuple(routing_from_json(content.get("routing", []))),
+            {one["name"]: policies_from_json(one) for one in content.get("policies", [])},
+            provenance=dict(content["provenance"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NMoEError(f"{path} cannot be read: {error!r}") from None

@@ -1,0 +1,125 @@
+"""What the runs of a study have come to, read from their folders: those of runs, or published ones.
+
+Both have the same layout, ``<study>/<variant>/seed-N`` below one folder.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import read_json, read_toml
+from nmoe_flower.report import read_provenance, read_results
+from nmoe_flower.results import FREE_KEYS, RunFolder
+from nmoe_flower.study.file import Study
+from nmoe_flower.study.plan import FAILED
+from nmoe_flower.study.product import StudyRun
+from nmoe_flower.study.rows import RunOutcome
+from nmoe_flower.study.share import FILLED_IN
+
+__all__ = ["outcomes_of", "read_outcome", "refuse_another"]
+
+# Where data and weights lie is the machine's affair; a run fills in what it takes from its data.
+_PATHS = frozenset({"data.dataset", "extractor.start"})
+_MOST_SHOWN = 4
+
+
+def outcomes_of(study: Study, runs: Path) -> list[RunOutcome]:
+    """Every run of a study, as far as it got.
+
+    Args:
+        study: The study.
+        runs: The folder that holds the study's folder.
+
+    Raises:
+        NMoEError: A folder holds a run of other settings, or its files cannot be read; every one
+            is named.
+    """
+    found, faults = [], []
+    for run in study.runs:
+        try:
+            found.append(read_outcome(run, runs))
+        except NMoEError as error:
+            faults.append(str(error))
+    if faults:
+        more = len(faults) - _MOST_SHOWN
+        told = [*faults[:_MOST_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        raise NMoEError("\n".join(told))
+    return found
+
+
+def read_outcome(run: StudyRun, runs: Path) -> RunOutcome:
+    """One run, as far as it got.
+
+    Raises:
+        NMoEError: Its folder holds a run of other settings, or its files cannot be read.
+    """
+    folder = runs / run.place
+    if not (folder / "config.toml").is_file():
+        return RunOutcome(run, failed=_reason(folder))
+    there = RunFolder.resume(folder)
+    refuse_another(run, there.config, folder)
+    if not there.results_path.is_file():
+        return RunOutcome(run, path=folder, failed=_reason(folder))
+    return RunOutcome(
+        run,
+        read_results(there.results_path),
+        _stage_1(there.config, runs),
+        path=folder,
+        provenance=read_provenance(there.provenance_path),
+    )
+
+
+def refuse_another(run: StudyRun, found: Config, folder: Path) -> None:
+    """Refuse a folder whose run is not the study's.
+
+    Raises:
+        NMoEError: Settings differ; each is named with both values.
+    """
+    asked, there = run.config.flat(), found.flat()
+    different = [
+        f"{key} = {there[key]!r}, the study has {asked[key]!r}"
+        for key in asked
+        if key not in FREE_KEYS | _PATHS
+        and asked[key] != there[key]
+        and not (key in FILLED_IN and not asked[key])
+    ]
+    if different:
+        raise NMoEError(
+            f"{folder} holds a run of other settings ({'; '.join(different)}): move it away, or "
+            "put its settings back"
+        )
+
+
+def _stage_1(config: Config, runs: Path) -> Mapping[str, Any] | None:
+    """Results of the run that trained the extractor, if another one did and can be found."""
+    start = config.extractor.start
+    if not start:
+        return None
+    place = Path(start).expanduser()
+    if not (place / "results.json").is_file():
+        place = _by_name(runs).get(place.name, place)
+    return read_results(place / "results.json") if (place / "results.json").is_file() else None
+
+
+@cache
+def _by_name(runs: Path) -> dict[str, Path]:
+    """The runs below a folder of studies, by the names they had when they ran."""
+    found = {}
+    for path in sorted(runs.glob("*/*/seed-*/config.toml")):
+        with suppress(NMoEError):
+            name = read_toml(path).get("run", {}).get("name")
+            found[str(name)] = path.parent
+    return found
+
+
+def _reason(folder: Path) -> str:
+    """Why the run in a folder has failed; empty if it has not, as far as the folder tells."""
+    if not (folder / FAILED).is_file():
+        return ""
+    told = read_json(folder / FAILED, raises=NMoEError)
+    reason = told.get("error") if isinstance(told, dict) else None
+    return " ".join(str(reason or "for an unknown reason").split())

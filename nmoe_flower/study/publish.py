@@ -1,0 +1,206 @@
+"""What is kept of finished runs where others can see it: small files, no paths of the machine.
+
+``<study>/<variant>/seed-N/`` gets configuration and provenance whole, and of the results what
+tables are made of. The layout is that of a study's runs, so whatever reads those reads this.
+"""
+
+import io
+import json
+import shutil
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from PIL import Image
+
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import all_or_none, write_bytes, write_text
+from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
+from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
+
+__all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
+
+_COLOURS = 256
+_DIGITS, _OF_ROUNDS = 6, 5  # significant ones, of what no table shows; rows stay whole
+_KEPT = 50  # rounds of a stage
+_COLUMNS = ("stage", "round", "metrics")
+_TRAFFIC = ("bytes_up", "bytes_down")
+# Of the second system, what its curves are drawn from.
+_CURVES = {
+    "alignment": ("load-variation", "load-variation-total", "bytes-to-part", "elapsed-seconds"),
+    "alignment-test": ("accuracy-iid",),
+}
+_OVER_ROUNDS: dict[str, Callable[[str], bool]] = {
+    "rounds": lambda name: "loss" in name or "accuracy" in name,
+    "representation": lambda name: name != "loss",
+}
+
+
+def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
+    """Copy what is kept of a study's finished runs, and its ``table.json``; all or nothing.
+
+    What stands in the folder already and is not written again stays.
+
+    Args:
+        findings: What the study has found, read from run folders.
+        runs: The folder that holds the study's folder. If it is the target, only ``table.json``
+            is written anew.
+        target: The folder that shall hold it, as ``results``.
+
+    Returns:
+        The study's folder there.
+
+    Raises:
+        NMoEError: It cannot be written.
+    """
+    study = findings.study
+    if findings.policies:
+        refuse_more_bytes(findings.outcomes)
+    place = target / study.name
+    if place.resolve() == (runs / study.name).resolve():
+        write_text(place / "table.json", findings_to_json(findings))
+        return place
+    with all_or_none(place, last="table.json") as new:
+        first = True
+        for one in findings.outcomes:
+            own = one.run.place.parts[0] == study.name  # others are published with their study
+            if own and one.results is not None and one.path is not None:
+                kept = bool(findings.policies)  # what their tables and figures are made from
+                publish_run(one.path, new / one.run.variant, clients=False, routing=False,
+                            rounds=kept, audit=kept and first)  # fmt: skip
+                first = False
+        for path in draw_policies(findings.outcomes, new) if findings.policies else ():
+            write_bytes(path, small_picture(path))
+        write_text(new / "table.json", findings_to_json(findings))
+    return place
+
+
+def publish_run(
+    run: Path,
+    variant: Path,
+    *,
+    figures: Sequence[str] = (),
+    rounds: bool = False,
+    audit: bool = False,
+    clients: bool = True,
+    routing: bool = True,
+) -> Path:
+    """Copy a finished run into ``variant/seed-N``; returns that folder.
+
+    Args:
+        run: A run folder with results.
+        variant: Folder to write below, ``results/<study>/<variant>``.
+        figures: Names of the run's own figures to keep, without suffix.
+        rounds: Keep the rounds, too; figures that are drawn over rounds keep them anyway.
+        audit: Keep who was assigned what in each round of the second system, too.
+        clients: Keep every client's own values.
+        routing: Keep who asked whom.
+    """
+    config = portable(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
+    target = variant / f"seed-{config['run']['seed']}"
+    write_text(target / "config.toml", tomli_w.dumps(config))
+    shutil.copy(run / "provenance.json", target / "provenance.json")
+    if (run / "results.json").is_file():
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        kept = _kept_results(results, clients=clients, routing=routing)
+        write_text(target / "results.json", lines_of_json(kept))
+    if rounds or _OVER_ROUNDS.keys() & set(figures):
+        kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit)
+        write_text(target / "rounds.jsonl", "".join(kept_lines))
+    for name in figures:
+        picture = small_picture(run / "figures" / f"{name}.png")
+        write_bytes(target / "figures" / f"{name}.png", picture)
+    return target
+
+
+def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> dict[str, Any]:
+    """The results with no more than tables need."""
+    kept = dict(results)
+    kept["rows"] = []
+    for row in results["rows"]:
+        own = rounded(row.get("per_client") or {}, _DIGITS)
+        line = {key: value for key, value in row.items() if key != "per_client"}
+        kept["rows"].append({**line, "per_client": own} if clients else line)
+    kept.pop("routing", None)
+    if routing and results.get("routing"):
+        kept["routing"] = rounded(results["routing"], _DIGITS)
+    kept["stages"] = rounded(results.get("stages") or {}, _DIGITS)
+    return kept
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without folders of the machine it ran on."""
+    config["run"]["out"] = ""
+    config["data"]["cache-dir"] = ""
+    if Path(config["data"]["dataset"]).is_absolute():
+        config["data"]["dataset"] = "uoft-cs/cifar10"
+    if start := config["extractor"].get("start"):
+        config["extractor"]["start"] = f"runs/{Path(start).name}"
+    return config
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Every float with that many significant digits.
+
+    >>> rounded({"a": [0.123456, 7]}, 3)
+    {'a': [0.123, 7]}
+    """
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, list):
+        return [rounded(inner, digits) for inner in value]
+    if isinstance(value, Mapping):
+        return {key: rounded(inner, digits) for key, inner in value.items()}
+    return value
+
+
+def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False) -> Iterator[str]:
+    """What is kept of a ``rounds.jsonl``: all that the figures need, or without one, some of it."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    needs = [need for name, need in _OVER_ROUNDS.items() if name in figures]
+    kept = range(len(records)) if needs else _some(records)
+    for place in kept:
+        found = records[place]
+        curves = _CURVES.get(found["stage"])
+        columns = (*_COLUMNS, *(_TRAFFIC if curves else ()), *(("audit",) if audit else ()))
+        line = {name: found[name] for name in columns if found.get(name) is not None}
+        line["metrics"] = {
+            name: value
+            for name, value in (found["metrics"] or {}).items()
+            if (not curves or name in curves) and (not needs or any(need(name) for need in needs))
+        }
+        if line["metrics"]:
+            yield json.dumps(rounded(line, _OF_ROUNDS)) + "\n"
+
+
+def _some(records: Sequence[dict[str, Any]]) -> list[int]:
+    """Places of at most `_KEPT` records of each stage, from the last one back."""
+    stages: dict[str, list[int]] = defaultdict(list)
+    for place, record in enumerate(records):
+        if record["metrics"]:
+            stages[record["stage"]].append(place)
+    kept = set()
+    for places in stages.values():
+        kept |= set(places[:: -max(1, -(-len(places) // _KEPT))])
+    return sorted(kept)
+
+
+def small_picture(figure: Path) -> bytes:
+    """A figure as a PNG with a palette: a third of the bytes, and the same to the eye.
+
+    Raises:
+        NMoEError: It is missing, or no picture.
+    """
+    try:
+        with Image.open(figure) as image:
+            drawn = image.convert("RGB").quantize(
+                _COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
+            )
+    except OSError as error:
+        raise NMoEError(f"cannot read the figure {figure}: {error}") from None
+    data = io.BytesIO()
+    drawn.save(data, "PNG", optimize=True)
+    return data.getvalue()

@@ -1,0 +1,100 @@
+"""What ``nmoe study report`` writes: report.md, tables, figures, and ``table.json``."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nmoe_flower.files import all_or_none, write_text
+from nmoe_flower.study.figures import draw_figure
+from nmoe_flower.study.findings import Findings, findings_to_json
+from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
+from nmoe_flower.study.policies import draw_policies
+
+__all__ = ["PICTURES", "from_where", "tables_by_name", "write_findings"]
+
+PICTURES = ("png", "pdf", "svg")
+"""What figures can be written as, by the suffix of the file."""
+
+
+def write_findings(
+    findings: Findings,
+    out: Path,
+    *,
+    formats: Sequence[str] = tuple(FORMATS),
+    pictures: Sequence[str] = ("png",),
+) -> Path:
+    """Write the report of a study into one folder; all of it, or nothing.
+
+    Args:
+        findings: What the study has found.
+        out: The folder; made if missing.
+        formats: Of each table's own files: ``md``, ``csv``, ``tex``.
+        pictures: Of each figure's files: ``png``, ``pdf``, ``svg``.
+
+    Returns:
+        The report, ``out/report.md``, which shows all tables and, if there is a PNG or SVG of
+        them, the figures. Beside it ``table-NAME``, ``figure-NAME`` and ``table.json``.
+
+    Raises:
+        NMoEError: The folder cannot be written, or matplotlib is missing.
+    """
+    with all_or_none(out) as new:
+        for name, table in tables_by_name(findings).items():
+            for suffix in formats:
+                write_text(new / f"table-{name}.{suffix}", FORMATS[suffix](table))
+        for figure in findings.figures:
+            for suffix in pictures:
+                draw_figure(figure, new / f"figure-{figure.name}.{suffix}")
+        drawn = draw_policies(findings.outcomes, new) if findings.policies else []
+        write_text(new / "table.json", findings_to_json(findings))
+        write_text(new / "report.md", "\n".join(_report(findings, pictures, drawn)).rstrip() + "\n")
+    return out / "report.md"
+
+
+def tables_by_name(findings: Findings) -> dict[str, Tabular]:
+    """Everything that is a table, by the name of its files: tables, comparisons, the choice."""
+    found: dict[str, Tabular] = {table.name: table for table in findings.tables}
+    found |= {comparison.name: comparison for comparison in findings.comparisons}
+    if findings.sweep is not None:
+        found[findings.sweep.name] = findings.sweep
+    return found
+
+
+def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) -> Iterator[str]:
+    study = findings.study
+    yield from (f"# {study.title}", "")
+    if study.about.strip():
+        yield from (study.about.strip(), "")
+    yield from (f"{from_where(findings)}", "")
+    for sentence in findings.absent:
+        yield from (f"**{sentence}**", "")
+    for table in tables_by_name(findings).values():
+        yield from (f"## {table.title}", "", table_to_markdown(table))
+    for path in drawn:
+        yield from (f"![{path.stem}]({path.name})", "")
+    shown = next((suffix for suffix in pictures if suffix != "pdf"), None)
+    for figure in findings.figures:
+        yield from (f"## {figure.title}", "")
+        if shown:
+            yield from (f"![{figure.title}](figure-{figure.name}.{shown})", "")
+        yield from (f"{'; '.join(figure.notes).capitalize()}.", "")
+    yield from ("## Again", "", "```bash", f"nmoe study run {study.path}",
+                f"nmoe study report {study.path}", "```")  # fmt: skip
+
+
+def from_where(findings: Findings) -> str:
+    """Where the numbers come from, in a sentence: runs, seeds, machine, time, versions."""
+    told, study = findings.provenance, findings.study
+    seeds = ", ".join(map(str, study.seeds))
+    parts = [
+        f"{told['finished']} of {told['runs']} runs",
+        f"seed{'s' if len(study.seeds) > 1 else ''} {seeds}",
+        " and ".join(told["machine"]),
+        f"{told['minutes']:,.0f} minutes in exchanges",
+        " to ".join(dict.fromkeys((*told["dates"][:1], *told["dates"][-1:]))),
+        " and ".join(
+            ", ".join(f"{name} {version}" for name, version in one.items())
+            for one in told["versions"]
+        ),
+        f"revision {', '.join(told['revisions'])}" if told["revisions"] else "",
+    ]
+    return "; ".join(part for part in parts if part) + "."

@@ -1,0 +1,236 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.study import (
+    Study,
+    findings_of,
+    findings_to_json,
+    publish_study,
+    read_findings,
+    write_findings,
+)
+from tests.study.conftest import Write, finish
+
+TEXT = """
+title = "A study of 100 %"
+about = "All about it."
+seeds = [0, 1]
+[set]
+gate.methods = "federated,local"
+run.controls = "fedavg"
+[axes]
+data.tau = [0.5, 0.2]
+[labels]
+federated = "FedGate"
+[[tables]]
+name = "main"
+title = "Main table"
+rows = ["gate"]
+columns = ["data.tau"]
+gates = ["federated", "control:fedavg"]
+tests = ["iid"]
+show = ["paper"]
+[[tables]]
+name = "numbers"
+rows = ["data.tau"]
+columns = ["number"]
+numbers = [
+  { label = "rounds", metric = "extractor.rounds" },
+  { label = "FedGate, IID", gate = "federated", test = "iid", digits = 1 },
+  { label = "own, local", gate = "local", test = "local" },
+]
+[[paper]]
+gate = "federated"
+test = "iid"
+data.tau = 0.2
+accuracy = 0.25
+[[comparisons]]
+name = "skew"
+title = "Skew"
+of = { data.tau = 0.2 }
+against = { data.tau = 0.5 }
+numbers = [{ label = "FedGate, IID", gate = "federated", test = "iid" }]
+[[figures]]
+name = "lines"
+kind = "lines"
+x = "data.tau"
+series = ["gate"]
+test = "iid"
+where = { gate = ["federated", "local"] }
+[[figures]]
+name = "rounds"
+kind = "rounds"
+x = "bytes"
+series = ["data.tau"]
+test = "iid"
+[[figures]]
+name = "who"
+title = "Who asks whom"
+kind = "routing"
+y = "macro_f1"
+gate = "federated"
+test = "iid"
+"""
+
+
+@pytest.fixture
+def study(written: Write, tmp_path: Path) -> Study:
+    """Four runs, all finished, in ``runs``."""
+    study = written(TEXT, "of-100")
+    for at in range(4):
+        finish(study, at, tmp_path / "runs", shift=0.1 * (at >= 2))
+    return study
+
+
+def test_tables_comparisons_and_figures_come_from_the_folders(study: Study, tmp_path: Path) -> None:
+    found = findings_of(study, tmp_path / "runs")
+    main, numbers = found.tables
+    # Seeds 0.50 and 0.51 at tau 0.5, a tenth more at tau 0.2.
+    assert [[cell.text for cell in line.cells] for line in main.lines] == [
+        ["0.505 ± 0.005", "0.605 ± 0.005"], ["0.505 ± 0.005", "0.605 ± 0.005"],
+    ]  # fmt: skip
+    assert [line.labels for line in main.lines] == [("FedGate",), ("FedAvg",)]
+    assert main.lines[0].cells[1].difference_text == "+0.355"
+    assert [column.labels for column in numbers.columns] == [
+        ("rounds",), ("FedGate, IID",), ("own, local",),
+    ]  # fmt: skip
+    assert [cell.text for cell in numbers.lines[1].cells] == ["120", "0.6 ± 0.0", "0.605 ± 0.005"]
+    (pair,) = found.comparisons[0].pairs
+    assert (pair.labels, pair.verdict) == (("FedGate, IID",), "higher")
+    lines, rounds, who = found.figures
+    assert [series.label for series in lines.series] == ["FedGate", "local"]
+    assert [(point.x, round(point.mean, 3)) for point in lines.series[0].points] == [
+        (0.2, 0.605), (0.5, 0.505),
+    ]  # fmt: skip
+    # A round moves 10 MB among ten clients; tests are no training.
+    assert [point.x for point in rounds.series[0].points] == [1, 2, 3, 4, 5, 6]
+    assert [point.mean for point in rounds.series[0].points][:2] == pytest.approx([0.1, 0.2])
+    assert who.panels[0].local_ratio == 0.625
+    assert who.panels[0].scores == (("macro F1", pytest.approx(0.505)),)
+    assert found.provenance["minutes"] == 4.0
+    assert (found.provenance["runs"], found.provenance["finished"]) == (4, 4)
+    assert found.absent == []
+
+
+def test_table_json_says_the_same(study: Study, tmp_path: Path) -> None:
+    found = findings_of(study, tmp_path / "runs")
+    path = tmp_path / "table.json"
+    path.write_text(findings_to_json(found), encoding="utf-8")
+    again = read_findings(study, path)
+    assert again.tables == found.tables
+    assert again.comparisons == found.comparisons
+    assert again.figures == found.figures
+    assert findings_to_json(again) == path.read_text(encoding="utf-8")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    assert {"format-version", "study", "title", "seeds", "provenance", "rows"} <= told.keys()
+
+
+def test_published_runs_say_the_same_and_are_small(study: Study, tmp_path: Path) -> None:
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    found = findings_of(study, runs)
+    place = publish_study(found, runs, results)
+    assert sorted(path.name for path in place.iterdir()) == ["table.json", "tau-0.2", "tau-0.5"]
+    seed = place / "tau-0.2" / "seed-1"
+    assert sorted(path.name for path in seed.iterdir()) == [
+        "config.toml", "provenance.json", "results.json",
+    ]  # fmt: skip
+    kept = json.loads((seed / "results.json").read_text(encoding="utf-8"))
+    assert "routing" not in kept
+    assert "per_client" not in kept["rows"][0]
+    assert str(tmp_path) not in (seed / "config.toml").read_text(encoding="utf-8")
+    again = findings_of(study, results)
+    assert findings_to_json(again) == (place / "table.json").read_text(encoding="utf-8")
+    assert again.figures == found.figures  # of rounds and routing table.json has what is drawn
+    assert publish_study(again, results, results) == place
+
+
+def test_a_report_has_every_file_that_is_asked_for(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    found = findings_of(study, tmp_path / "runs")
+    report = write_findings(found, out, formats=["csv", "tex"], pictures=["svg"])
+    tables = [f"table-{name}.{form}" for name in ("main", "numbers", "skew")
+              for form in ("csv", "tex")]  # fmt: skip
+    figures = [f"figure-{name}.svg" for name in ("lines", "rounds", "who")]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*tables, *figures, "report.md", "table.json"]
+    )
+    text = report.read_text(encoding="utf-8")
+    assert text.startswith("# A study of 100 %\n\nAll about it.\n\n4 of 4 runs; seeds 0, 1; ")
+    assert "| FedGate | 0.505 ± 0.005 | 0.605 ± 0.005 | 0.250 |" in text
+    assert "![Who asks whom](figure-who.svg)" in text
+    assert "<svg" in (out / "figure-lines.svg").read_text(encoding="utf-8")
+
+
+def test_all_of_a_report_or_nothing(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "report.md").write_text("the last one")
+
+    def full(*args: object) -> None:
+        raise NMoEError("No space left on device")
+
+    monkeypatch.setattr("nmoe_flower.study.writing.draw_figure", full)
+    with pytest.raises(NMoEError, match="No space left"):
+        write_findings(findings_of(study, tmp_path / "runs"), out)
+    assert [path.name for path in out.iterdir()] == ["report.md"]
+    assert (out / "report.md").read_text() == "the last one"
+
+
+def test_a_failed_and_a_missing_run_are_told(written: Write, tmp_path: Path) -> None:
+    study, runs = written(TEXT, "of-100"), tmp_path / "runs"
+    finish(study, 0, runs)
+    failed = runs / study.runs[1].place
+    failed.mkdir(parents=True)
+    (failed / "failed.json").write_text('{"error": "RoundError: no\\nclient came"}')
+    found = findings_of(study, runs)
+    assert found.absent == [
+        "Failed: tau-0.5 seed 1 (RoundError: no client came).", "Missing: tau-0.2 seeds 0, 1.",
+    ]  # fmt: skip
+    texts = [cell.text for cell in found.tables[0].lines[0].cells]
+    assert texts == ["0.500 (n = 1)", "missing"]
+    text = write_findings(found, tmp_path / "out", formats=[], pictures=[]).read_text()
+    assert "1 of 4 runs" in text
+    assert "**Failed: tau-0.5 seed 1 (RoundError: no client came).**" in text
+
+
+def test_a_run_of_other_settings_is_refused_with_both_values(study: Study, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / study.runs[2].place / "config.toml"
+    path.write_text(path.read_text().replace("rounds = 120", "rounds = 121"))
+    with pytest.raises(NMoEError, match=r"tau-0\.2/seed-0 holds .*extractor\.rounds = 121.* 120"):
+        findings_of(study, tmp_path / "runs")
+
+
+def test_where_the_data_lay_is_no_other_setting(study: Study, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / study.runs[2].place / "config.toml"
+    path.write_text(path.read_text().replace('dataset = "digits"', 'dataset = "/data/digits"'))
+    assert findings_of(study, tmp_path / "runs").provenance["finished"] == 4
+
+
+def test_nothing_finished_is_refused_with_the_command(written: Write, tmp_path: Path) -> None:
+    study = written(TEXT, "of-100")
+    with pytest.raises(NMoEError, match=r"no run of of-100 has finished in .*nmoe study run"):
+        findings_of(study, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "no table of a study"),
+        ('{"format-version": 1, "study": "x"}', "is of the study 'x', not 'of-100'"),
+        ('{"format-version": 1, "study": "of-100"}', "cannot be read"),
+        ('{"format-version": 1, "study": "of-100", "rows": [{}], "provenance": {}}', "row 1"),
+        ("[", "is not valid JSON"),
+    ],
+)
+def test_a_table_json_edited_by_hand_is_refused(
+    written: Write, tmp_path: Path, text: str, told: str
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(NMoEError, match=told):
+        read_findings(written(TEXT, "of-100"), path)
