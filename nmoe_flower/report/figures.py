@@ -378,7 +378,8 @@ def _draw_accuracy(axis: "Axes", curves: Points) -> None:
     for name in sorted(curves, reverse=True):
         x, y = np.array(curves[name]).T
         colour, dashes, marker, size = styles.get(name) or (next(spare, BLUE), "-", "^", 3)
-        label = name.removeprefix("accuracy-").replace("iid", "IID") + " test"
+        spoken = test_label(name.removeprefix("accuracy-"))
+        label = spoken if spoken.startswith("IID") else spoken.lower()
         axis.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker,
                   markersize=size, label=label if name in styles else name)  # fmt: skip
     axis.set_ylabel("Test accuracy")

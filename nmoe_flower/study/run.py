@@ -23,6 +23,9 @@ from nmoe_flower.study.share import is_ready
 
 __all__ = ["StudyOutcome", "StudyView", "run_study"]
 
+PROGRAM = [sys.executable, "-m", "nmoe_flower.study.one"]
+"""What makes one run, in a process of its own."""
+
 _TICK = 0.5  # seconds between two looks at the clock
 _PATIENCE = 60.0  # seconds for a run to save its last round
 _LAST_LINES = 3
@@ -216,7 +219,7 @@ class _Shift:
         )
         errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         process = subprocess.Popen(
-            [sys.executable, "-m", "nmoe_flower.study.one"],
+            PROGRAM,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -202,7 +202,7 @@ def test_test_accuracy_stands_beside_the_loss(drawn, tmp_path):
     told = records("extractor", 3, loss=lambda n: 1 / n)
     told += [
         {"stage": "extractor-test", "round": 2, "metrics": {"accuracy-iid": 0.4,
-         "accuracy-local": 0.5, "balanced-accuracy-iid": 0.1}},
+         "accuracy-local": 0.5, "accuracy-validation": 0.6, "balanced-accuracy-iid": 0.1}},
         {"stage": "experts", "round": 1, "metrics": {}},
     ]  # fmt: skip
     told += records("gate/federated", 2, loss=lambda n: n)
@@ -210,12 +210,13 @@ def test_test_accuracy_stands_beside_the_loss(drawn, tmp_path):
     shown = [(axis.get_title("left"), axis.get_ylabel()) for axis in drawn[0].axes if axis.axison]
     assert shown == [
         ("extractor", "Training loss"),
-        ("extractor", "Test accuracy\n(axis starts at 0.4)"),  # of 0.4 and 0.5
+        ("extractor", "Test accuracy\n(axis starts at 0.4)"),  # of 0.4 to 0.6
         ("gate/federated", "Training loss\n(axis starts at 1)"),  # of 1 and 2
     ]
     loss, tested = drawn[0].axes[:2]
     assert loss.lines[0].get_xydata().tolist() == [[1, 1], [2, 0.5], [3, 1 / 3]]
     assert [(line.get_label(), *line.get_xydata().tolist()) for line in tested.lines] == [
+        ("validation", [2, 0.6]),
         ("local test", [2, 0.5]),
         ("IID test", [2, 0.4]),
     ]

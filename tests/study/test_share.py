@@ -207,6 +207,8 @@ def test_every_setting_is_in_the_key_or_changes_nothing_of_stage_1(
     for key, value in OTHERS.items():
         if key in ("run.out", "run.name", "data.cache-dir"):  # each run below has its own
             continue
+        if key.startswith("alignment.") and method is FEDSC:  # one method will do for these
+            continue
         changed = {**base, **BESIDE.get(key, {}), key: value}
         if key == "expert.init":
             changed[key] = "fine-tune"

@@ -505,21 +505,44 @@ def _privacy(groups: Groups) -> list[PagePart]:
 
 
 def _cost(groups: Groups) -> list[PagePart]:
+    """Every stage of every run; of several configurations their sums before that."""
     several = sum(map(len, groups.values())) > 1
     columns = [TableColumn("Configuration", words=True), TableColumn("Seed")] if several else []
     columns.append(TableColumn("Stage", words=True))
     columns += map(TableColumn, ("Rounds", "Seconds", "MB up", "MB down"))
     body = []
+    sums = []
     for name, runs in groups.items():
-        for run in runs:
-            for stage, cost in (run.results.get("stages") or {}).items():
+        costs = [(run, run.results.get("stages") or {}) for run in runs]
+        for run, stages in costs:
+            for stage, cost in stages.items():
                 cells = [TableCell(name), TableCell(str(run.config.run.seed))] if several else []
-                moved = [cost.get(key) for key in ("bytes_up", "bytes_down")]
                 cells += [TableCell(stage), number_cell(cost.get("rounds"), digits=0)]
-                cells += [number_cell(cost.get("seconds"), digits=1)]
-                cells += [number_cell(None if v is None else v / 1e6, digits=2) for v in moved]
-                body.append(cells)
-    return [SortableTable("All clients together", columns, body)] if body else []
+                body.append([*cells, *_amounts([cost])])
+        if any(stages for _, stages in costs):
+            every = [cost for _, stages in costs for cost in stages.values()]
+            sums.append([TableCell(name), TableCell(str(len(runs))), *_amounts(every, len(runs))])
+    if not body:
+        return []
+    table = SortableTable("All clients together", columns, body)
+    if not several:
+        return [table]
+    heads = [TableColumn("Configuration", words=True), TableColumn("Seeds")]
+    heads += map(TableColumn, ("Seconds", "MB up", "MB down"))
+    notes = ["Mean over the seeds, all stages and all clients together, tests and controls too."]
+    return [
+        SortableTable("A whole run", heads, sums, notes),
+        Fold("Every stage of every run", [table]),
+    ]
+
+
+def _amounts(costs: Sequence[Mapping[str, Any]], runs: int = 1) -> list[TableCell]:
+    """Seconds, megabytes up and megabytes down of stages; a dash where none is known."""
+    cells = []
+    for key, unit, digits in (("seconds", 1, 1), ("bytes_up", 1e6, 2), ("bytes_down", 1e6, 2)):
+        known = [cost[key] for cost in costs if cost.get(key) is not None]
+        cells.append(number_cell(sum(known) / unit / runs if known else None, digits=digits))
+    return cells
 
 
 def _provenance(groups: Groups) -> list[PagePart]:
@@ -579,7 +602,8 @@ def _commands(groups: Groups) -> list[PagePart]:
     """One command per configuration, of its first seed."""
     commands = []
     for name, runs in groups.items():
-        seeds = [str(run.config.run.seed) for run in runs]
-        more = f" (seed {seeds[0]}; others by --seed {', '.join(seeds[1:])})" if seeds[1:] else ""
-        commands.append((name, Command(f"{name}{more}", command_of(runs[0].config))))
+        first, *others = [str(run.config.run.seed) for run in runs]
+        seeds = f"seed {first}" + (f"; others by --seed {', '.join(others)}" if others else "")
+        title = f"S{seeds[1:]}" if len(groups) > _FEW else f"{name}, {seeds}"
+        commands.append((name, Command(title, command_of(runs[0].config))))
     return _folded(commands) if len(commands) > _FEW else [part for _, part in commands]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.config import Config
 from nmoe_flower.report.alignment import is_alignment
 from nmoe_flower.report.html.parts import MINUS, Fact, Said
@@ -34,13 +35,12 @@ _BASELINES = {
     "random": "an expert drawn at random",
     "control:fedavg": "one averaged model (FedAvg)",
     "control:local-classifier": "a classifier of every client's own",
-    "single": "a single model",
 }
 
 
 def plain_gates() -> tuple[str, ...]:
     """What counts as a plain baseline of the networked system, without prior correction."""
-    return tuple(name for name in _BASELINES if name != "single")
+    return tuple(_BASELINES)
 
 
 def gate_name(gate: str) -> str:
@@ -177,15 +177,24 @@ def _entries(groups: Groups, test: str) -> list[_Entry]:
                 if row["test"] == test and row["accuracy"] is not None:
                     rows.setdefault(row["gate"], {})[run.config.run.seed] = row
         aligned = is_alignment(runs[0])
+        if aligned and POLICIES[runs[0].config.alignment.policy].truth:
+            continue
         for gate, of in rows.items():
             base = gate.removesuffix("+prior")
             plain = _BASELINES.get(base, "")
             if aligned:
-                plain = _BASELINES["single"] if runs[0].config.alignment.experts == 1 else ""
+                plain = _plain_policy(runs[0].config)
             elif gate_kind(gate) == "upper bound" or (gate_kind(gate) == "control" and not plain):
                 continue
             found.append(_Entry(name, gate, plain, of))
     return found
+
+
+def _plain_policy(config: Config) -> str:
+    """What kind of plain baseline a run of the alignment system is; empty for none."""
+    if config.alignment.experts == 1:
+        return "a single model"
+    return "an assignment drawn at random" if config.alignment.policy == "random" else ""
 
 
 @dataclass(frozen=True)
@@ -252,18 +261,18 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
             continue
         more = _difference(learned, plain)
         aligned = is_alignment(groups[learned.configuration][0])
-        noun, any_ = ("assignment", "a single model") if aligned else ("gate", "a plain baseline")
+        noun = "assignment" if aligned else "gate"
         gate, baseline = _called(learned, groups), f"{plain.plain} ({_called(plain, groups)})"
         numbers = (
             f"The best {noun}, {gate}, reaches {learned.mean:.3f}, the best plain baseline, "
             f"{baseline}, {plain.mean:.3f}: {more}."
         )
         if more.reach is not None and more.within_noise:
-            first, weight = f"On {where} no {noun} beats {any_} beyond the noise.", 1
+            first, weight = f"On {where} no {noun} beats a plain baseline beyond the noise.", 1
         elif more.mean < 0:
-            first, weight = f"On {where} {any_} wins.", 0
+            first, weight = f"On {where} a plain baseline wins.", 0
         else:
-            first, weight = f"On {where} the best {noun} beats {any_}.", 2
+            first, weight = f"On {where} the best {noun} beats a plain baseline.", 2
         if more.reach is None:
             first = first.removesuffix(".") + ", as far as one number of each can tell."
         found.append((weight, Said(numbers, first)))
@@ -271,6 +280,9 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
 
 
 def _called(entry: _Entry, groups: Groups) -> str:
+    if is_alignment(groups[entry.configuration][0]):
+        which = {"mixture": "its whole mixture", "placed": "what it places on each client"}
+        return f"{entry.configuration}, {which.get(entry.gate, entry.gate)}"
     of = f" of {entry.configuration}" if len(groups) > 1 else ""
     return f"{gate_name(entry.gate)}{of}"
 

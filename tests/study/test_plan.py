@@ -1,0 +1,275 @@
+"""How a study stands: what is there, missing, broken; what is shared; how long the rest takes."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmoe_flower import cli
+from nmoe_flower.checkpoint import Checkpoints
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.progress import make_progress
+from nmoe_flower.results import RunFolder, placed
+from nmoe_flower.running import run_in
+from nmoe_flower.study import Study, chosen, make_plan
+from nmoe_flower.study.plan import FAILED
+from nmoe_flower.study.share import HALF_TAKEN, key_of
+from tests.study.test_share import TINY, assert_equal_runs
+
+FILE = 'title = "Gates of the digits"\nseeds = [0, 1]\n[axes]\ngate.top-k = [1, 2]\n'
+RESULTS = {
+    "rows": [],
+    "stages": {"extractor": {"seconds": 240.0}, "gate/federated": {"seconds": 60.0}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_cache: Path) -> Path:
+    monkeypatch.setenv("NMOE_CACHE", str(warm_cache))
+    monkeypatch.chdir(tmp_path)
+    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in TINY.items())
+    (tmp_path / "small.toml").write_text(f"{FILE}[set]\n{settings}")
+    return tmp_path
+
+
+def load(folder: Path) -> Study:
+    return Study.load(folder / "small.toml")
+
+
+def made(folder: Path, number: int, **settings: Any) -> RunFolder:
+    """The folder of a run that has only begun."""
+    run = load(folder).runs[number]
+    path = folder / "runs" / run.place
+    config = Config.parse({**run.config.flat(), **settings})
+    return RunFolder.create(path, placed(config, path))
+
+
+def checkpoint(run: RunFolder, **state: Any) -> None:
+    Checkpoints(run.path / "checkpoints").save(1, {}, {"stages": [], "costs": {}, **state})
+
+
+def states(folder: Path, **options: Any) -> list[tuple[str, str]]:
+    plan = make_plan(load(folder), folder / "runs", results=folder / "none", **options)
+    return [(one.state, one.reason) for one in plan.runs]
+
+
+# --- states ---
+
+
+def test_nothing_is_there(folder: Path) -> None:
+    plan = make_plan(load(folder), folder / "runs", results=folder / "none")
+    assert [one.state for one in plan.runs] == ["missing"] * 4
+    assert [(stage.users, stage.state) for stage in plan.stages] == [(2, "missing")] * 2
+    assert plan.seconds > 0
+    assert not (folder / "runs").exists()
+
+
+def test_every_state_is_told_with_its_reason(folder: Path) -> None:
+    made(folder, 0).write_results(RESULTS)
+    checkpoint(made(folder, 1), stage="extractor", round=5)
+    (broken := made(folder, 2)).results_path.write_text("{")
+    other = made(folder, 3, **{"data.tau": 0.9, "gate.rounds": 7})
+    checkpoint(other, stage="extractor", round=5)
+    found = states(folder)
+    assert found[0] == ("finished", "")
+    assert found[1] == ("stopped", "after round 5 of extractor")
+    assert found[2][0] == "broken"
+    assert f"{broken.results_path} is not valid JSON" in found[2][1]
+    assert found[3] == (
+        "other",
+        "another configuration is there: data.tau is 0.9 and not 0.3; gate.rounds is 7 and not 2",
+    )
+
+
+def test_a_run_that_failed_or_never_trained_is_tried_again(folder: Path) -> None:
+    made(folder, 0, **{"data.tau": 0.9})  # begun, and nothing to lose
+    (folder / "runs" / load(folder).runs[1].place).mkdir(parents=True)
+    (folder / "runs" / load(folder).runs[1].place / FAILED).write_text('{"error": "no room"}')
+    half = made(folder, 2)
+    checkpoint(half, stage="extractor/done")
+    (half.path / HALF_TAKEN).write_text("")
+    failed = made(folder, 3)
+    checkpoint(failed, stage="gate/federated", round=1)
+    (failed.path / FAILED).write_text("[")
+    assert states(folder) == [
+        ("missing", ""),
+        ("failed", "no room"),
+        ("missing", ""),
+        ("failed", "for a reason that cannot be read any more"),
+    ]
+
+
+def test_a_config_that_cannot_be_read_is_broken(folder: Path) -> None:
+    (made(folder, 0).path / "config.toml").write_text("gate = 3")
+    assert states(folder)[0][0] == "broken"
+
+
+def test_what_a_run_fills_in_from_its_data_is_no_difference(folder: Path) -> None:
+    table = "data.kind = 'features'\ndata.dataset = 'x.csv'\nextractor.backbone = 'mlp'\n"
+    (folder / "small.toml").write_text(f'title = "T"\n[set]\n{table}')
+    filled = {
+        "data.feature-columns": "a", "data.feature-means": "1.5", "data.feature-deviations": "2.0"
+    }  # fmt: skip
+    made(folder, 0, **filled).write_results(RESULTS)
+    assert states(folder) == [("finished", "")]
+
+
+def test_stage_1_elsewhere_is_found(folder: Path) -> None:
+    run = load(folder).runs[0]
+    shared = folder / "shared" / "by-hand"
+    checkpoint(RunFolder.create(shared, run.config), stage="extractor/done", stages=["extractor"])
+    plan = make_plan(load(folder), folder / "runs", stage_1=folder / "shared")
+    assert [(stage.path, stage.state, stage.seconds) for stage in plan.stages[:1]] == [
+        (shared, "finished", 0.0)
+    ]
+    assert plan.stages[1].path == folder / "shared" / key_of(load(folder).runs[1].config)
+
+
+# --- how long ---
+
+
+def test_estimates_are_those_of_the_nearest_run_measured(folder: Path) -> None:
+    made(folder, 0).write_results(RESULTS)
+    plan = make_plan(load(folder), folder / "runs", results=folder / "none")
+    assert plan.source == "finished runs of this study"
+    assert [one.seconds for one in plan.runs] == [0.0, 60.0, 60.0, 60.0]
+    assert [stage.seconds for stage in plan.stages] == [240.0, 240.0]
+    published = folder / "published" / "small"
+    shutil.move(folder / "runs" / "small", published)
+    again = make_plan(load(folder), folder / "runs", results=folder / "published")
+    assert (again.source, again.seconds) == ("published runs", 4 * 60.0 + 2 * 240.0)
+
+
+def test_a_stopped_run_has_only_its_rest_to_do(folder: Path) -> None:
+    made(folder, 0).write_results(RESULTS)
+    checkpoint(made(folder, 1), stage="extractor", round=1)  # of 2
+    plan = make_plan(load(folder), folder / "runs", results=folder / "none")
+    assert plan.runs[1].seconds == 60.0 + 0.5 * 240.0
+
+
+# --- which runs ---
+
+
+@pytest.mark.parametrize(
+    ("only", "seeds", "names"),
+    [
+        ([], [], ["1/0", "1/1", "2/0", "2/1"]),
+        (["top-k-2"], [], ["2/0", "2/1"]),
+        (["*/seed-1"], [], ["1/1", "2/1"]),
+        (["top-k-?"], [1], ["1/1", "2/1"]),
+        (["top-k-1/seed-0", "top-k-2/seed-1"], [], ["1/0", "2/1"]),
+        (["base"], [0], ["1/0", "2/0"]),
+    ],
+)
+def test_some_runs_are_chosen(
+    only: list[str], seeds: list[int], names: list[str], folder: Path
+) -> None:
+    runs = chosen(load(folder), only=only, seeds=seeds)
+    assert [f"{run.values['gate.top-k']}/{run.seed}" for run in runs] == names
+
+
+def test_a_choice_that_matches_nothing_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--only nothing\* matches no run of .*: top-k-1, top-k"):
+        chosen(load(folder), only=["nothing*"])
+    with pytest.raises(ConfigError, match=r"--seeds 7: .* has no such seed; allowed: 0, 1"):
+        chosen(load(folder), seeds=[7])
+
+
+# --- the commands ---
+
+
+def nmoe(*words: str) -> int:
+    return cli.main(["study", *words])
+
+
+def test_plan_tells_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(made(folder, 1), stage="extractor", round=1)
+    assert nmoe("plan", "small.toml") == 0
+    text = capsys.readouterr().out
+    assert "Gates of the digits" in text
+    assert "top-k-1/seed-1: stopped half-way: after round 1 of extractor" in text
+    assert "4 runs: 1 stopped half-way, 3 missing" in text
+    assert "of work are left" in text
+    assert nmoe("plan", "small.toml", "--format", "json", "--seeds", "1") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(run["run"], run["state"]) for run in told["runs"]] == [
+        ("top-k-1/seed-1", "stopped"), ("top-k-2/seed-1", "missing")
+    ]  # fmt: skip
+    assert [stage["runs"] for stage in told["stage-1"]] == [1]
+    assert nmoe("run", "small.toml", "--dry-run") == 0
+    assert "4 runs: 1 stopped half-way, 3 missing" in capsys.readouterr().out
+
+
+def test_a_folder_changed_by_hand_is_named_and_nothing_is_overwritten(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = made(folder, 0, **{"data.tau": 0.9})
+    checkpoint(other, stage="extractor", round=5)
+    (broken := made(folder, 1)).results_path.write_text("{")
+    before = {path: path.read_bytes() for path in other.path.rglob("*") if path.is_file()}
+    assert nmoe("run", "small.toml", "--only", "top-k-1") == 1
+    told = capsys.readouterr().out
+    assert "top-k-1/seed-0: failed: nothing was touched: another configuration is there" in told
+    assert "data.tau is 0.9 and not 0.3" in told
+    assert "0 of 2 runs are finished, 0 of them now; 2 failed" in told
+    assert {path: path.read_bytes() for path in before} == before
+    assert broken.results_path.read_text() == "{"
+    assert nmoe("run", "small.toml", "--one", "top-k-1/seed-0") == 1
+    assert "nothing was touched" in capsys.readouterr().err
+    assert nmoe("commands", "small.toml", "--only", "top-k-1") == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("nmoe: left out: top-k-1/seed-")) == ("", 2)
+
+
+def test_lines_run_anywhere_and_end_as_runs_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--seeds", "0", "--workers", "0", "--set", "gate.rounds=3"]
+    assert nmoe("commands", "small.toml", *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    study = Study.load("small.toml", ["gate.rounds=3"])
+    runs = [run for run in study.runs if run.seed == 0]
+    names = [f"stage-1/{key_of(runs[0].config)}", "top-k-1/seed-0", "top-k-2/seed-0"]
+    assert [shlex.split(line)[5] for line in lines] == names
+    assert nmoe("commands", "small.toml", "--part", "stage-1", *options) == 0
+    assert capsys.readouterr().out.splitlines() == lines[:1]
+    assert nmoe("commands", "small.toml", "--part", "runs", *options) == 0
+    assert capsys.readouterr().out.splitlines() == lines[1:]
+    for line in (lines[2], lines[0], lines[1]):  # whoever comes first trains stage 1
+        assert cli.main(shlex.split(line)[1:]) == 0
+    for run in runs:
+        alone = folder / "alone" / run.variant
+        run_in(alone, run.config, workers=0, view=make_progress(None))
+        assert_equal_runs(folder / "runs" / run.place, alone)
+    capsys.readouterr()
+    assert nmoe("commands", "small.toml", *options) == 0
+    assert capsys.readouterr().out == ""
+    for line in lines:
+        assert cli.main(shlex.split(line)[1:]) == 0  # a line that was done already
+    assert "is finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "small.toml", "--one", "x/seed-0"], "has no such run; nmoe study plan lists them"),
+        (["run", "small.toml", "--one", "x", "--seeds", "0"], "--one names the run"),
+        (["plan", "missing"], "there is no file 'missing' and no study of that name"),
+        (["plan", "missing.toml"], "cannot read the study missing.toml"),
+        (["plan", "cifar10"], "cifar10 is a recipe: nmoe run cifar10"),
+        (["plan", "small.toml", "--set", "gate.top-k=3"], "the axis gate.top-k sets it"),
+        (["plan", "small.toml", "--only", "none"], "--only none matches no run"),
+    ],
+)
+def test_wrong_words_are_one_message(
+    words: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nmoe(*words) == 1
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("nmoe: error: ")
+    assert not (folder / "runs").exists()

@@ -1,0 +1,290 @@
+"""A study's runs in their processes: what fails, what is stopped, what is left, what is told."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import LockedError, NMoEError
+from nmoe_flower.lock import locked
+from nmoe_flower.progress import make_progress
+from nmoe_flower.results import RunFolder
+from nmoe_flower.running import run_in
+from nmoe_flower.study import Study, StudyTask, StudyView, carry_out, make_plan, run_study
+from nmoe_flower.study import one as one_module
+from nmoe_flower.study import run as run_module
+from nmoe_flower.study.plan import FAILED
+from tests.study.test_share import TINY, assert_equal_runs
+
+SILENT = make_progress(None)
+FILE = """
+title = "T"
+seeds = [0, 1]
+[axes]
+gate.top-k = [1, 2]
+"""
+# A run's process without torch: it reads its task, and does what its folder's name says.
+FAKE = """
+import json, os, pathlib, signal, sys, time
+task = json.loads(sys.stdin.readline())
+path = pathlib.Path(task["path"])
+path.mkdir(parents=True, exist_ok=True)
+log = path.parents[1] / "log"
+with log.open("a") as file:
+    file.write(f"{path.parent.name}/{path.name} {task['workers']}\\n")
+print(json.dumps({"stage": "extractor", "round": 1, "rounds": 2}), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch: pytest.MonkeyPatch, warm_cache: Path) -> None:
+    monkeypatch.setenv("NMOE_CACHE", str(warm_cache))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    (tmp_path / "small.toml").write_text(FILE)
+    return Study.load(tmp_path / "small.toml")
+
+
+@pytest.fixture
+def lines() -> StringIO:
+    return StringIO()
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, program: str = "") -> None:
+    monkeypatch.setattr(run_module, "PROGRAM", [sys.executable, "-c", FAKE + program])
+
+
+def view(lines: StringIO) -> StudyView:
+    return StudyView(json_lines=True, stream=lines, every=1e9)
+
+
+def told(lines: StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines.getvalue().splitlines()]
+
+
+def log(tmp_path: Path) -> list[str]:
+    return (tmp_path / "runs" / "small" / "log").read_text().splitlines()
+
+
+# --- the scheduler, with processes that only pretend ---
+
+
+def test_runs_are_made_in_order_and_told(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    fake(monkeypatch)
+    done = run_study(make_plan(study, tmp_path / "runs"), workers=3, view=view(lines))
+    assert (done.finished, done.made, done.failed, done.left) == (4, 4, {}, 0)
+    names = ["top-k-1/seed-0", "top-k-1/seed-1", "top-k-2/seed-0", "top-k-2/seed-1"]
+    assert log(tmp_path) == [f"{name} 3" for name in names]
+    starts = [one for one in told(lines) if one["now"] == "starts"]
+    assert [(one["run"], one["number"], one["of"]) for one in starts] == [
+        (name, number, 4) for number, name in enumerate(names, start=1)
+    ]
+    assert [one["seconds_left"] for one in told(lines)][-1] == 0
+
+
+def test_runs_at_a_time_share_the_cores_and_wait_for_a_stage_in_the_making(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    """With two at a time the second is that of the other seed: it has another stage 1."""
+    monkeypatch.setattr(run_module, "usable_cores", lambda: 8)
+    fake(monkeypatch)
+    run_study(make_plan(study, tmp_path / "runs"), jobs=2, view=view(lines))
+    starts = [one["run"] for one in told(lines) if one["now"] == "starts"]
+    assert starts[:2] == ["top-k-1/seed-0", "top-k-1/seed-1"]
+    assert {line.split()[1] for line in log(tmp_path)} == {"4"}
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (
+            "print(json.dumps({'failed': 'no room'})); sys.exit(1)",
+            "no room",
+        ),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL: the system may be out of mem"),
+        ("sys.exit('something odd')", "ended with exit code 1: something odd"),
+        ("os._exit(3)", "ended with exit code 3: without a word"),
+    ],
+)
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    program: str, reason: str, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    lines: StringIO,
+) -> None:  # fmt: skip
+    fake(monkeypatch, f"if path.parent.name == 'top-k-1' and path.name == 'seed-0': {program}")
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    assert list(done.failed) == ["top-k-1/seed-0"]
+    assert reason in done.failed["top-k-1/seed-0"]
+    assert (done.made, done.left) == (3, 0)
+    if not program.startswith("print"):  # then nobody but us can have written it down
+        kept = json.loads((tmp_path / "runs/small/top-k-1/seed-0" / FAILED).read_text())
+        assert reason in kept["error"]
+        (planned, *_) = make_plan(study, tmp_path / "runs").runs
+        assert (planned.state, planned.runs) == ("failed", True)
+        assert reason in planned.reason
+
+
+def test_a_stage_that_fails_fails_all_that_need_it(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    fake(
+        monkeypatch,
+        "if path.name == 'seed-0':\n"
+        "    stage = pathlib.Path(task['stage_1']); stage.mkdir(parents=True)\n"
+        f"    (stage / {FAILED!r}).write_text('{{}}')\n"
+        "    print(json.dumps({'failed': 'it diverged'})); sys.exit(1)",
+    )
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    assert done.failed == {
+        "top-k-1/seed-0": "it diverged",
+        "top-k-2/seed-0": "stage 1 failed: it diverged",
+    }
+    assert [line.split()[0] for line in log(tmp_path)] == [
+        "top-k-1/seed-0", "top-k-1/seed-1", "top-k-2/seed-1"
+    ]  # fmt: skip
+
+
+def test_a_full_disk_ends_a_study_at_once(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    failed = {"failed": "No space left", "hopeless": True}
+    fake(monkeypatch, f"print(json.dumps({failed})); sys.exit(1)")
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    assert (done.failed, done.left) == ({"top-k-1/seed-0": "No space left"}, 3)
+    assert len(log(tmp_path)) == 1
+
+
+def test_ctrl_c_lets_runs_save_and_ends_them(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    fake(
+        monkeypatch,
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "while os.read(0, 100): pass\n"  # as the program does: the end of it means stop
+        "(path / 'saved').write_text('')",
+    )
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    assert (done.interrupted, done.made, done.left) == (True, 0, 4)
+    assert (tmp_path / "runs/small/top-k-1/seed-0/saved").exists()
+
+
+def test_two_at_once_are_refused(study: Study, tmp_path: Path) -> None:
+    plan = make_plan(study, tmp_path / "runs")
+    with (
+        locked(plan.folder),
+        pytest.raises(LockedError, match=r"the study small is being run already: .*is in use by"),
+    ):
+        run_study(plan)
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(NMoEError, match=r"cannot write .*/run\.lock"):
+        run_study(make_plan(study, tmp_path / "runs"))
+
+
+# --- one run, for real ---
+
+
+def task(path: Path, stage: Path, **settings: Any) -> StudyTask:
+    config = Config.parse(TINY | settings)
+    return StudyTask.of(path, config, stage_1=stage, alone=False, workers=0)
+
+
+def process(task: StudyTask) -> "subprocess.Popen[str]":
+    child = subprocess.Popen(
+        run_module.PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    child.stdin.write(task.to_line() + "\n")
+    child.stdin.flush()
+    return child
+
+
+@pytest.mark.parametrize("how", ["killed", "left alone"])
+def test_a_process_that_ends_loses_one_round_at_most(how: str, tmp_path: Path) -> None:
+    """By kill -9; or softly, because whoever started it was killed and its input ends."""
+    settings = {"extractor.rounds": 400, "run.evaluate-every": 400}
+    asked = task(tmp_path / "run", tmp_path / "stage", **settings)
+    child = process(asked)
+    assert child.stdout is not None
+    assert child.stdin is not None
+    seen = 0
+    for line in child.stdout:
+        record = json.loads(line)
+        if record.get("stage") == "extractor":
+            seen = record["round"]
+        if seen == 3 and how == "killed":
+            child.kill()
+        elif seen == 3:
+            child.stdin.close()
+    assert child.wait() == (-signal.SIGKILL if how == "killed" else one_module.INTERRUPTED)
+    child.stdin.close()
+    child.stdout.close()
+    state = RunFolder(tmp_path / "stage", Config()).checkpoints.newest_state()
+    assert state is not None
+    assert 3 <= seen < 400
+    assert state["round"] >= seen - 1
+
+
+def test_what_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    asked = task(tmp_path / "run", tmp_path / "stage")
+
+    class Stops:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
+        def update(self, record: Any) -> None:
+            if (record["stage"], record["round"]) in (("extractor", 1), ("gate/federated", 1)):
+                place = f"{record['stage']} {len(stopped)}"
+                if record["stage"] not in stopped:
+                    stopped[record["stage"]] = place
+                    raise KeyboardInterrupt
+
+    stopped: dict[str, str] = {}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(asked, Stops())
+    carry_out(asked, SILENT)
+    run_in(tmp_path / "alone", Config.parse(TINY), workers=0, view=SILENT)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+    assert not (tmp_path / "run" / FAILED).exists()
+
+
+def test_a_failure_is_kept_in_its_folder_until_it_is_none(tmp_path: Path) -> None:
+    asked = task(tmp_path / "run", tmp_path / "stage", **{"data.dataset": str(tmp_path / "none")})
+    with pytest.raises(NMoEError):
+        carry_out(asked, SILENT)
+    kept = json.loads((tmp_path / "stage" / FAILED).read_text())
+    assert "data.dataset" in kept["error"]
+    assert kept["date"]
+    assert not (tmp_path / "run").exists()
+    carry_out(task(tmp_path / "run", tmp_path / "stage"), SILENT)
+    assert not (tmp_path / "stage" / FAILED).exists()
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_disk_that_is_full_is_known_by_its_number() -> None:
+    full = NMoEError("cannot write x: No space left on device")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert one_module.is_hopeless(full)
+    assert not one_module.is_hopeless(NMoEError("else"))
+    assert not one_module.is_hopeless(OSError(2, "No such file"))
+
+
+def test_every_round_is_saved_unless_a_study_says_otherwise(tmp_path: Path) -> None:
+    for given, expected in (({}, 1), ({"run.checkpoint-every": 7}, 7)):
+        asked = task(tmp_path / "run", tmp_path / "stage", **given)
+        assert Config.parse(asked.config).run.checkpoint_every == expected
+        assert os.linesep not in asked.to_line()
