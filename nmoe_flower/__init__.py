@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         StreamingFedAvg,
         StreamingOptions,
     )
+    from nmoe_flower.trained import load_mixture
 
 __all__ = [
     "AdamW",
@@ -79,6 +80,7 @@ __all__ = [
     "build_extractor",
     "epsilon_spent",
     "export_run",
+    "load_mixture",
     "noise_multiplier_for",
     "run",
     "sensitivity",
@@ -106,6 +108,7 @@ _HOMES = {
         "AdamW", "ExpertAlignment", "FedCE", "FedGate", "FedSC", "RollGate", "StreamingFedAvg",
         "StreamingOptions",
     ),
+    "nmoe_flower.trained": ("load_mixture",),
 }  # fmt: skip
 
 

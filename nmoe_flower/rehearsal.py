@@ -202,12 +202,10 @@ def _rehearse_gates(config: Config, latent_dim: int) -> None:
     import torch
 
     from nmoe_flower.losses import check_objective
-    from nmoe_flower.models import Gate, check_gate, own_gate
+    from nmoe_flower.models import check_gate, configured_gate, own_gate
 
     settings, experts = config.gate, config.data.num_clients
-    gate = Gate(
-        latent_dim, experts, hidden=settings.hidden, top_k=settings.top_k, noisy=settings.noisy
-    )
+    gate = configured_gate(config, latent_dim, num_experts=experts)
     _check_memory(gate, "gate.hidden", settings.hidden)
     with torch.device("cpu"):
         if is_own(settings.objective):

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ from typing import Any, get_args, get_origin
 from unittest import mock
 
 from pydantic.fields import FieldInfo
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import notebooks
 
 import nmoe_flower
 from nmoe_flower import errors
@@ -223,11 +228,20 @@ def _path(module_name: str) -> list[str]:
 # --- the site ---
 
 
-def assemble(target: Path) -> None:
-    """Copy docs/ to ``target`` and add what is generated."""
+def assemble(target: Path, *, execute: bool = False) -> None:
+    """Copy docs/ to ``target`` and add what is generated.
+
+    Args:
+        target: Made anew.
+        execute: Whether to run the notebooks, so that their pages have outputs.
+    """
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(DOCS, target)
+    for path in notebooks.notebooks():
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = notebooks.executed(path, Path(folder)) if execute else notebooks.read(path)
+        notebooks.page(notebook, target / "notebooks" / f"{path.stem}.md")
     _bring_results(target)
     for name, pattern in REPORTS.items():
         write_page(sorted((ROOT / "results").glob(pattern)), target / "reports" / f"{name}.html")
@@ -268,7 +282,7 @@ def build() -> int:
     if silent := silent_names():
         print(f"public names without a docstring: {', '.join(silent)}", file=sys.stderr)
         return 1
-    assemble(SOURCE)
+    assemble(SOURCE, execute=True)
     command = [sys.executable, "-m", "mkdocs", "build", "--clean", "--strict", "--quiet"]
     environment = {
         **os.environ,

@@ -38,7 +38,7 @@ ROWS = [
     {"clients", "strategies", "inference"},
     {"pipeline"},
     {"results", "progress", "rehearsal"},
-    {"client_app", "report", "running_data", "tracking"},
+    {"client_app", "report", "running_data", "tracking", "trained"},
     {"summary"},
     {"server_app"},
     {"deploy", "running"},

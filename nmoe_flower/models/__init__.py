@@ -7,6 +7,7 @@ from nmoe_flower.models.build import (
     check_backbone,
     check_gate,
     configured_extractor,
+    configured_gate,
     own_gate,
 )
 from nmoe_flower.models.expert import Classifier, Expert
@@ -71,6 +72,7 @@ __all__ = [
     "choose_prior",
     "combine",
     "configured_extractor",
+    "configured_gate",
     "correct",
     "em_prior",
     "mixed",

@@ -9,10 +9,17 @@ from torch import Tensor, nn
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.extractor import Extractor, build_extractor
-from nmoe_flower.models.gate import Router, Routing
+from nmoe_flower.models.gate import Gate, Router, Routing
 from nmoe_flower.own_code import call_own, is_own, load_own
 
-__all__ = ["Backbone", "check_backbone", "check_gate", "configured_extractor", "own_gate"]
+__all__ = [
+    "Backbone",
+    "check_backbone",
+    "check_gate",
+    "configured_extractor",
+    "configured_gate",
+    "own_gate",
+]
 
 _KEYS = {"image": "backbone", "norm": "norm", "stem": "stem", "width": "widths", "widths": "widths"}
 """The key that an error of `build_extractor` is about, by the error's first word."""
@@ -60,6 +67,12 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
     except ConfigError as error:
         key = _KEYS.get(str(error).split()[0], "backbone")
         raise ConfigError(f"extractor.{key}: {error}") from None
+
+
+def configured_gate(config: Config, latent_dim: int, *, num_experts: int) -> Gate:
+    """Build ``gate.*`` for latents of ``latent_dim`` numbers, at fresh weights."""
+    gate = config.gate
+    return Gate(latent_dim, num_experts, hidden=gate.hidden, top_k=gate.top_k, noisy=gate.noisy)
 
 
 def _own_extractor(name: str, image_shape: Sequence[int]) -> Extractor:

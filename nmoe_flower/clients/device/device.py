@@ -35,6 +35,7 @@ from nmoe_flower.models import (
     Gate,
     Projector,
     configured_extractor,
+    configured_gate,
 )
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
 from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, part_of
@@ -277,15 +278,8 @@ class Device:
 
     def gate(self, latent_dim: int) -> Gate:
         """A fresh gate over all clients' experts, the same on every client."""
-        gate = self.config.gate
         with seeded(initial_seed(self.config, "gate")):
-            fresh = Gate(
-                latent_dim,
-                self.num_clients,
-                hidden=gate.hidden,
-                top_k=gate.top_k,
-                noisy=gate.noisy,
-            )
+            fresh = configured_gate(self.config, latent_dim, num_experts=self.num_clients)
         return fresh.to(self.torch_device)
 
     def keep_extractor(self, classifier: Mapping[str, np.ndarray]) -> None:

@@ -26,7 +26,7 @@ from torch import nn
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import BundleError, ConfigError, NMoEError
 from nmoe_flower.files import pack_arrays, read_json, safe_child, write_bytes, write_json
-from nmoe_flower.models import Expert, Gate, configured_extractor
+from nmoe_flower.models import Expert, Gate, configured_extractor, configured_gate
 
 __all__ = ["BUNDLE_PARTS", "MANIFEST", "Bundle", "Manifest"]
 
@@ -260,17 +260,13 @@ class Bundle:
         return data
 
     def _build(self, part: str, data: bytes) -> nn.Module:
-        manifest, gate = self.manifest, self.config.gate
+        manifest = self.manifest
         module: nn.Module
         if part == "extractor":
             module = configured_extractor(self.config, manifest.image_shape)
         elif part == "gate":
-            module = Gate(
-                manifest.latent_dim,
-                manifest.num_clients,
-                hidden=gate.hidden,
-                top_k=gate.top_k,
-                noisy=gate.noisy,
+            module = configured_gate(
+                self.config, manifest.latent_dim, num_experts=manifest.num_clients
             )
         else:
             hidden = self.config.expert.hidden
