@@ -78,8 +78,9 @@ def all_found(
         "test": [holding.test for holding in held.values()],
         "classes": next(iter(held.values())).classes,
     }
-    if run.config.data.validation_per_client:
-        partition["validation"] = [holding.validation for holding in held.values()]
+    validation = [holding.validation for holding in held.values()]
+    if all(validation):
+        partition["validation"] = validation
     beside = {
         "privacy": privacy(run),
         "representation": representation(run, sizes=counts.sum(axis=1).tolist()),

@@ -33,9 +33,13 @@ def test_a_given_extractor_leads_to_the_same_results(new_pipeline: New) -> None:
     whole = new_pipeline("whole", {**LEAN, "extractor.backbone": "digits"})
     expected = whole()
     changes = {"extractor.backbone": "digits", "extractor.start": str(save_weights(whole))}
-    given = new_pipeline("given", {**LEAN, **changes})
+    # Validation images are none of those that stage 1 was trained on, here without any.
+    given = new_pipeline("given", {**LEAN, **changes, "data.validation-per-client": 20})
     found = given()
-    assert found["rows"] == expected["rows"]
+    rows = {test: [row for row in found["rows"] if (row["test"] == "validation") == test]
+            for test in (False, True)}  # fmt: skip
+    assert rows[False] == expected["rows"]
+    assert len(rows[True]) == len(rows[False]) / 2
     assert "extractor" not in found["stages"]
     assert [line for line in given.lines if line["stage"] == "extractor"] == []
 
