@@ -64,6 +64,7 @@ ROWS: dict[str, list[str]] = {
     "extractor.widths": ["8", "12,16", "8,8,8", "0,8", "-8,8", "8,nan", "8,2000000"],
     "extractor.stem": ["nonsense", "cosine|extractor.backbone=resnet18"],
     "extractor.pool": CHOICE,
+    "extractor.mirror": [*SWITCH, "true|extractor.backbone=mlp"],
     "extractor.head": [*CHOICE, "linear"],
     "extractor.rounds": ["-1"],
     "extractor.local-steps": ["-1", "0"],

@@ -40,6 +40,9 @@ class ExtractorConfig(Section):
     pool: Literal["last", "last-mean", "last-max", "multi"] = Field(
         "last", description="where the latent is cut; multi adds earlier stages, pooled 3 x 3"
     )
+    mirror: bool = Field(
+        False, description="outside training: latents average an image and its mirror image"
+    )
     head: Literal["expert", "linear"] = Field(
         "expert", description="what stage 1 trains on the latents: an expert's MLP, or one layer"
     )
@@ -78,13 +81,19 @@ class ExtractorConfig(Section):
                 f"{self.local_steps} and {self.local_epochs}"
             )
         if is_own(self.backbone):
-            for key in ("norm", "widths", "stem", "pool"):
+            for key in ("norm", "widths", "stem", "pool", "mirror"):
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
                     raise ValueError(
                         f"{key} = {value} is for the backbones that come along; leave it out with "
                         f"backbone = {self.backbone}"
                     )
+        elif self.mirror and "features" in BACKBONES[self.backbone].reads:
+            allowed = [name for name, row in BACKBONES.items() if "features" not in row.reads]
+            raise ValueError(
+                f"mirror = true turns images round, and backbone = {self.backbone} reads rows of "
+                f"numbers; allowed: {', '.join(allowed)}"
+            )
         if self.server_optimizer == "adamw" and self.momentum_at != "server":
             raise ValueError(
                 "server-optimizer = adamw has moments of its own: momentum-at must be server, got "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models.extractor import Extractor, build_extractor
+from nmoe_flower.models.extractor import Extractor, StagedExtractor, build_extractor
 from nmoe_flower.models.gate import Gate, Router, Routing
 from nmoe_flower.own_code import call_own, is_own, load_own
 
@@ -55,7 +55,7 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
     if is_own(extractor.backbone):
         return _own_extractor(extractor.backbone, image_shape)
     try:
-        return build_extractor(
+        built = build_extractor(
             extractor.backbone,
             in_channels=image_shape[0],
             image_size=(image_shape[1], image_shape[2]),
@@ -67,6 +67,9 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
     except ConfigError as error:
         key = _KEYS.get(str(error).split()[0], "backbone")
         raise ConfigError(f"extractor.{key}: {error}") from None
+    if isinstance(built, StagedExtractor):
+        built.mirror = extractor.mirror
+    return built
 
 
 def configured_gate(config: Config, latent_dim: int, *, num_experts: int) -> Gate:

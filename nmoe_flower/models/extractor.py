@@ -87,7 +87,12 @@ class StagedExtractor(Extractor):
     Each latent is then centred and scaled to the root mean square ``LATENT_SCALE``, so one
     learning rate suits the convolutions and a head at any width: raw maxima share a large
     positive mean, on which a head of several layers died at the rate the convolutions need.
+
+    Attributes:
+        mirror: Whether the maps of an image and of its mirror image are averaged, outside training.
     """
+
+    mirror = False
 
     def __init__(
         self, stem: nn.Module, stages: Sequence[nn.Module], widths: Sequence[int], *, pool: str
@@ -102,6 +107,8 @@ class StagedExtractor(Extractor):
     def forward(self, images: Tensor) -> Tensor:
         """Latents [B, D] of images [B, C, H, W], each of mean 0 and one scale."""
         pooled = self.pooled(images)
+        if self.mirror and not self.training:
+            pooled = (pooled + self.pooled(images.flip(-1))) / 2
         return F.layer_norm(pooled, pooled.shape[1:]) * LATENT_SCALE
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.models import configured_extractor
 from nmoe_flower.models.blocks import NORMS, StandardisedConv2d, make_conv, make_norm, patch_cosines
-from nmoe_flower.models.extractor import StagedExtractor, build_extractor
+from nmoe_flower.models.extractor import LATENT_SCALE, StagedExtractor, build_extractor
 
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"in_channels": 1, "image_size": 8},
@@ -80,6 +82,32 @@ def test_latents_have_mean_zero_and_one_scale(name: str) -> None:
     assert latents.mean(1).abs().max() < 1e-6
     rms = latents.square().mean(1).sqrt()
     assert torch.allclose(rms, torch.full_like(rms, 0.25), rtol=1e-3)
+
+
+def test_a_mirror_averages_the_maps_of_both_sides_outside_training() -> None:
+    config = Config.parse({"extractor.backbone": "narrow", "extractor.mirror": True})
+    body = configured_extractor(config, (3, 32, 32))
+    plain = configured_extractor(Config.parse({"extractor.backbone": "narrow"}), (3, 32, 32))
+    plain.load_state_dict(body.state_dict())
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    turned = images.flip(-1)
+    assert isinstance(body, StagedExtractor)
+    with torch.inference_mode():
+        assert torch.equal(body.train()(images), plain.train()(images))
+        latents = body.eval()(images)
+        assert torch.allclose(body(turned), latents, atol=1e-6)  # the order of a sum
+        mean = (body.pooled(images) + body.pooled(turned)) / 2
+        wanted = (
+            LATENT_SCALE * (mean - mean.mean(1, True)) / mean.std(1, correction=0, keepdim=True)
+        )
+        assert torch.allclose(latents, wanted, atol=1e-4)
+        assert not torch.allclose(latents, plain.eval()(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "linear", "mine:Net"])
+def test_only_images_have_a_mirror(backbone: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?i)mirror = true"):
+        Config.parse({"extractor.backbone": backbone, "extractor.mirror": True})
 
 
 def test_default_sizes() -> None:
