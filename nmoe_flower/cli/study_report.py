@@ -31,6 +31,10 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         help=f"of every figure's files: {','.join(_PICTURES)} (default: png)",
     )  # fmt: skip
     parser.add_argument(
+        "--html", type=Path, metavar="FILE",
+        help="one page to open in a browser, send or print; without --out, no folder is written",
+    )  # fmt: skip
+    parser.add_argument(
         "--publish", type=Path, metavar="DIR",
         help="also copy the runs' small files and table.json to DIR/<study>",
     )  # fmt: skip
@@ -55,12 +59,16 @@ def _several(allowed: tuple[str, ...]) -> "argparse._ActionType":
 
 def _report(args: argparse.Namespace) -> int:
     from nmoe_flower.recipes import find_study
-    from nmoe_flower.study import Study, findings_of, publish_study, write_findings
+    from nmoe_flower.study import Study, findings_of, publish_study, write_findings, write_webpage
 
     study = Study.load(find_study(args.study))
     findings = findings_of(study, args.runs)
     out = args.out if args.out is not None else args.runs / study.name / "report"
-    print(f"report  {write_findings(findings, out, formats=args.format, pictures=args.figures)}")
+    if args.out is not None or args.html is None:
+        path = write_findings(findings, out, formats=args.format, pictures=args.figures)
+        print(f"report  {path}")
+    if args.html is not None:
+        print(f"report  {write_webpage(findings, args.html)}")
     if args.publish is not None:
         print(f"published  {publish_study(findings, args.runs, args.publish)}")
     for sentence in findings.absent:

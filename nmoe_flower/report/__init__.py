@@ -7,6 +7,7 @@ from nmoe_flower.report.alignment import (
     most_bytes,
 )
 from nmoe_flower.report.document import draw_figures, write_report
+from nmoe_flower.report.estimates import Estimate, differences, estimate
 from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
 from nmoe_flower.report.html import write_page
 from nmoe_flower.report.paper import paper_cell, paper_table, paper_to_markdown
@@ -15,6 +16,7 @@ from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
 from nmoe_flower.report.shape import read_provenance, read_results, read_rounds
 from nmoe_flower.report.tables import (
     GATE_NAMES,
+    gate_kind,
     gate_order,
     grid,
     place_of_test,
@@ -27,10 +29,12 @@ from nmoe_flower.report.traffic import Traffic, draw_traffic, read_traffic
 
 __all__ = [
     "GATE_NAMES",
+    "Estimate",
     "FinishedRun",
     "Traffic",
     "alignment_lines",
     "alignment_table",
+    "differences",
     "draw_accuracy",
     "draw_alignment",
     "draw_figures",
@@ -39,6 +43,8 @@ __all__ = [
     "draw_rounds",
     "draw_routing",
     "draw_traffic",
+    "estimate",
+    "gate_kind",
     "gate_order",
     "grid",
     "load_runs",

@@ -1,5 +1,6 @@
 """Studies: many runs from one file, and the tables and figures that come out of them."""
 
+from nmoe_flower.report import Estimate
 from nmoe_flower.study.comparisons import Comparison, Pair
 from nmoe_flower.study.curves import Curve, RoutingMap
 from nmoe_flower.study.declared import (
@@ -10,7 +11,6 @@ from nmoe_flower.study.declared import (
     SweepSpec,
     TableSpec,
 )
-from nmoe_flower.study.estimates import Estimate
 from nmoe_flower.study.figures import Figure, Panel, Point, Series
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.findings import Findings, findings_of, findings_to_json, read_findings
@@ -38,6 +38,7 @@ from nmoe_flower.study.rows import Quantity, Row, RunOutcome
 from nmoe_flower.study.run import StudyOutcome, StudyView, run_study
 from nmoe_flower.study.sweep import Candidate, Choice, SweepTable
 from nmoe_flower.study.tables import Cell, Column, Line, StudyTable
+from nmoe_flower.study.webpage import write_webpage
 from nmoe_flower.study.writing import PICTURES, from_where, tables_by_name, write_findings
 
 __all__ = [
@@ -108,4 +109,5 @@ __all__ = [
     "tables_by_name",
     "tests_of",
     "write_findings",
+    "write_webpage",
 ]

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nmoe_flower.report import Estimate, differences, estimate
 from nmoe_flower.study.declared import NUMBER, ComparisonSpec
-from nmoe_flower.study.estimates import Estimate, differences, estimate
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.product import Coordinates
 from nmoe_flower.study.rows import Row

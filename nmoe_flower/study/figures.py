@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nmoe_flower.report import canvas, seeds_in_words
+from nmoe_flower.report import canvas, estimate, seeds_in_words
 from nmoe_flower.study.curves import Curve, RoutingMap
 from nmoe_flower.study.declared import FigureSpec
-from nmoe_flower.study.estimates import estimate
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.product import same
 from nmoe_flower.study.rows import Row

@@ -12,8 +12,8 @@ from typing import Any
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.report import Estimate, estimate
 from nmoe_flower.study.costs import COSTS, cost_of
-from nmoe_flower.study.estimates import Estimate, estimate
 from nmoe_flower.study.measured import gates_of, tests_of
 from nmoe_flower.study.product import StudyRun, frozen, same
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.report import Estimate
 from nmoe_flower.study.declared import SweepSpec
-from nmoe_flower.study.estimates import Estimate
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
 

@@ -1,5 +1,66 @@
 """Reports as HTML: one page each, which loads nothing from elsewhere."""
 
-from nmoe_flower.report.html.of_runs import write_page
+from nmoe_flower.report.html.charts import (
+    COLOURS,
+    DotRow,
+    LineSeries,
+    dot_chart,
+    heat_map,
+    line_chart,
+)
+from nmoe_flower.report.html.of_runs import run_sections, write_page
+from nmoe_flower.report.html.page import markdown, to_html
+from nmoe_flower.report.html.parts import (
+    MINUS,
+    MISSING,
+    AxisChoice,
+    Charts,
+    Command,
+    Dots,
+    Fact,
+    FormattedText,
+    Maps,
+    Page,
+    PagePart,
+    PageSection,
+    Said,
+    SortableTable,
+    TableCell,
+    TableColumn,
+    number_cell,
+)
+from nmoe_flower.report.html.words import gate_name, plain_gates, summary, test_in_sentence
 
-__all__ = ["write_page"]
+__all__ = [
+    "COLOURS",
+    "MINUS",
+    "MISSING",
+    "AxisChoice",
+    "Charts",
+    "Command",
+    "DotRow",
+    "Dots",
+    "Fact",
+    "FormattedText",
+    "LineSeries",
+    "Maps",
+    "Page",
+    "PagePart",
+    "PageSection",
+    "Said",
+    "SortableTable",
+    "TableCell",
+    "TableColumn",
+    "dot_chart",
+    "gate_name",
+    "heat_map",
+    "line_chart",
+    "markdown",
+    "number_cell",
+    "plain_gates",
+    "run_sections",
+    "summary",
+    "test_in_sentence",
+    "to_html",
+    "write_page",
+]

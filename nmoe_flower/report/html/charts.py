@@ -6,7 +6,7 @@ Colours are classes, which the style sheet fills for light and dark; nothing her
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -31,6 +31,7 @@ _LETTER = 6.1  # of a label, on average
 _LINE = 14.0  # between labels
 _DIRECT = 8  # lines, at most, with a label of their own
 _SHORT = 20  # letters of such a label
+_FEW_POINTS = 24  # of a line, at most, that are dots, too
 _POINTS = 160  # of a line, at most
 _SHARES = (0.01, 0.03, 0.07, 0.13, 0.23, 0.35, 0.50, 0.65, 0.80)
 _NUMBERED = 12  # rows and columns, at most, whose numbers are written into the map
@@ -75,10 +76,10 @@ class DrawnLine:
     dash: int
     path: str
     band: str
+    bars: str
     dots: str
     label: str
     label_at: float
-    end: tuple[float, float]
     xs: str
     ys: str
     last: str
@@ -86,13 +87,16 @@ class DrawnLine:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Values over rounds, bytes or seconds.
+    """Values over rounds, bytes, seconds, or the values of a setting.
 
     Attributes:
         title: What is drawn.
         x_title: What the horizontal axis counts.
         unit: What follows a number of that axis, as ``MB``.
         lines: The series, on their places.
+        x_span: The first and the last value of the horizontal axis.
+        stops: The only values of that axis with what they are called; empty: any number.
+        direct: Whether lines have labels of their own.
     """
 
     title: str
@@ -108,11 +112,18 @@ class LineChart:
     y_ticks: list[Tick]
     lines: list[DrawnLine]
     x_span: tuple[float, float]
+    stops: list[tuple[float, str]]
     direct: bool
 
 
 def line_chart(
-    title: str, series: Sequence[LineSeries], *, x_title: str, unit: str = "", share: bool = True
+    title: str,
+    series: Sequence[LineSeries],
+    *,
+    x_title: str,
+    unit: str = "",
+    share: bool = True,
+    stops: Sequence[tuple[float, str]] = (),
 ) -> LineChart:
     """Lay out lines; the horizontal axis begins at 0, the vertical one where the values do.
 
@@ -122,13 +133,18 @@ def line_chart(
         x_title: What the horizontal axis counts.
         unit: What follows a number of that axis.
         share: Values are fractions, and the axis ends at 1 at most.
+        stops: The only places of points along the axis, with their labels, from left to right. The
+            axis begins and ends a little beyond them, and bands become bars.
     """
     drawn = [_thinned(one) for one in series]
     drawn = [one for one in drawn if one.x]
     values = [v for one in drawn for v in (*one.y, *one.low, *one.high)]
     y_low, y_high, y_ticks = _span(values, share=share)
-    x_high = max((one.x[-1] for one in drawn), default=1.0) or 1.0
-    x_marks = nice_ticks(0.0, x_high, 5)
+    if stops:
+        room = 0.08 * (stops[-1][0] - stops[0][0]) or 1.0
+        x_low, x_high = stops[0][0] - room, stops[-1][0] + room
+    else:
+        x_low, x_high = 0.0, max((one.x[-1] for one in drawn), default=1.0) or 1.0
     direct = 1 < len(drawn) <= _DIRECT
     names = [_shortened(one.name) for one in drawn]
     margin = max(map(len, names)) * _LETTER + 14 if direct and names else 14.0
@@ -136,7 +152,7 @@ def line_chart(
     top, bottom = 12.0, _HEIGHT - 36.0
 
     def across(x: float) -> float:
-        return left + (right - left) * x / x_high
+        return left + (right - left) * (x - x_low) / (x_high - x_low)
 
     def up(y: float) -> float:
         return bottom - (bottom - top) * (y - y_low) / (y_high - y_low)
@@ -146,34 +162,51 @@ def line_chart(
     lines = []
     for place, one in enumerate(drawn):
         points = [(across(x), up(y)) for x, y in zip(one.x, one.y, strict=True)]
-        band = ""
-        if one.low:
-            there = [(across(x), up(y)) for x, y in zip(one.x, one.high, strict=True)]
-            back = [(across(x), up(y)) for x, y in zip(one.x, one.low, strict=True)]
-            band = _path([*there, *reversed(back)]) + "z"
-        few = len(points) <= 24
+        highs = [(across(x), up(y)) for x, y in zip(one.x, one.high, strict=False)]
+        lows = [(across(x), up(y)) for x, y in zip(one.x, one.low, strict=False)]
+        bars = "".join(
+            f"M{_at(x)} {_at(high)}V{_at(low)}"
+            for (x, high), (_, low) in zip(highs, lows, strict=True)
+        )
+        few = len(points) <= _FEW_POINTS
         lines.append(
             DrawnLine(
                 one.name,
                 place % COLOURS,
                 place // COLOURS % 3,
                 _path(points),
-                band,
+                _path([*highs, *reversed(lows)]) + "z" if highs and not stops else "",
+                bars if stops else "",
                 "".join(f"M{_at(x)} {_at(y)}h0" for x, y in points) if few else "",
                 names[place],
                 round(labels[place], 1),
-                points[-1],
                 " ".join(f"{x:.5g}" for x in one.x),
                 " ".join(f"{y:.4g}" for y in one.y),
                 f"{one.y[-1]:.3f}",
             )
         )
+    plain = [(x, _plain(x)) for x in nice_ticks(0.0, x_high, 5)]
+    marks = _apart(stops, across) if stops else plain
     return LineChart(
         title, x_title, unit, _WIDTH, _HEIGHT, left, right, top, bottom,
-        [Tick(round(across(x), 1), _plain(x)) for x in x_marks],
+        [Tick(round(across(x), 1), text) for x, text in marks],
         [Tick(round(up(y), 1), _plain(y)) for y in y_ticks],
-        lines, (0.0, x_high), direct,
+        lines, (x_low, x_high), [(float(f"{x:.5g}"), label) for x, label in stops], direct,
     )  # fmt: skip
+
+
+def _apart(
+    stops: Sequence[tuple[float, str]], across: Callable[[float], float]
+) -> list[tuple[float, str]]:
+    """The stops whose labels have room, from the left."""
+    found: list[tuple[float, str]] = []
+    free = -math.inf
+    for x, label in stops:
+        half = len(_shortened(label)) * _LETTER / 2 + 3
+        if across(x) - half >= free:
+            found.append((x, _shortened(label)))
+            free = across(x) + half
+    return found
 
 
 def _thinned(series: LineSeries) -> LineSeries:
@@ -473,7 +506,8 @@ class DotRow:
 
     Attributes:
         label: What the line is.
-        kind: What colours it: ``gate``, ``upper bound``, ``control`` or ``baseline``.
+        kind: What colours it: ``gate``, ``upper bound``, ``control``, ``baseline``, or ``k0`` to
+            ``k6``, the colours of lines.
         values: One per client or seed, as small dots.
         mean: The large one.
     """
@@ -536,7 +570,7 @@ def dot_chart(
 
     placed, y, before = [], top, ""
     for row in rows:
-        y += 8.0 if before not in {"", row.kind} else 0.0
+        y += 8.0 if before not in {"", row.kind} and not row.kind.startswith("k") else 0.0
         before = row.kind
         inside = [value for value in row.values if math.isfinite(value)]
         spread = f", {what}s from {min(inside):.3f} to {max(inside):.3f}" if inside else ""

@@ -18,8 +18,9 @@ from nmoe_flower.report.html.parts import Page
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
-__all__ = ["to_html"]
+__all__ = ["markdown", "to_html"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,6 +46,18 @@ def to_html(page: Page) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+def markdown(text: str) -> "Markup":
+    """Markdown as HTML; tags in it are text, and links lead to the web alone.
+
+    >>> markdown("*a* <b> [c](javascript:d)").strip()
+    Markup('<p><em>a</em> &lt;b&gt; [c](javascript:d)</p>')
+    """
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    return Markup(MarkdownIt("commonmark", {"html": False}).disable("image").render(text))
 
 
 @cache

@@ -87,6 +87,7 @@ class TableCell:
         key: What the column is sorted by, where the text does not say it.
         strong: The best of its kind.
         tone: How it is coloured: ``better``, ``worse``, ``same``, ``failed`` or nothing.
+        about: What is told when it is pointed at.
     """
 
     text: str
@@ -95,6 +96,7 @@ class TableCell:
     key: str | None = None
     strong: bool = False
     tone: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The summary in words: what was run, where a plain baseline wins, what is within the noise."""
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.config import Config
 from nmoe_flower.report.alignment import is_alignment
+from nmoe_flower.report.estimates import Estimate, differences, estimate
 from nmoe_flower.report.html.parts import MINUS, Fact, Said
 from nmoe_flower.report.runs import FinishedRun
 from nmoe_flower.report.tables import GATE_NAMES, gate_kind, method_label, shown_tests, test_label
@@ -27,8 +27,6 @@ __all__ = [
 
 Groups = Mapping[str, Sequence[FinishedRun]]
 
-_LEVEL = 0.95
-_SAME = 1e-12  # differences that are this small are rounding
 # Gates that need no training at all, and controls that are one model each.
 _BASELINES = {
     "local": "every client's own expert alone",
@@ -199,51 +197,37 @@ def _plain_policy(config: Config) -> str:
 
 @dataclass(frozen=True)
 class _Difference:
-    """How much more the first has, the half width of its interval, and what it is taken over."""
+    """How much more the first has, what is known of the noise, and what it is taken over."""
 
-    mean: float
-    reach: float | None
+    found: Estimate
     over: str
 
-    @property
-    def within_noise(self) -> bool:
-        return self.reach is None or abs(self.mean) <= self.reach + _SAME
-
     def __str__(self) -> str:
-        mean = f"{self.mean:+.3f}".replace("-", MINUS)
-        return (
-            f"{mean} {self.over}"
-            if self.reach is None
-            else f"{mean} ± {self.reach:.3f} {self.over}"
-        )
+        mean = f"{self.found.mean:+.3f}".replace("-", MINUS)
+        ends = self.found.interval
+        if ends is None:
+            return f"{mean} {self.over}"
+        return f"{mean} ± {(ends[1] - ends[0]) / 2:.3f} {self.over}"
 
 
 def _difference(first: _Entry, second: _Entry) -> _Difference:
     """Paired by seed; with one seed by client; otherwise nothing is known of the noise."""
-    seeds = sorted(first.rows.keys() & second.rows.keys())
-    if len(seeds) > 1:
-        each = [first.rows[s]["accuracy"] - second.rows[s]["accuracy"] for s in seeds]
-        return _Difference(statistics.fmean(each), _reach(each), f"over {len(seeds)} seeds")
-    if seeds:
-        clients = [_per_client(entry.rows[seeds[0]]) for entry in (first, second)]
+    sides = [{s: row["accuracy"] for s, row in one.rows.items()} for one in (first, second)]
+    more = differences(*sides)
+    if len(more) > 1:
+        return _Difference(estimate(list(more.values())), f"over {len(more)} seeds")
+    for seed in more:
+        clients = [_per_client(entry.rows[seed]) for entry in (first, second)]
         if len(clients[0]) == len(clients[1]) > 1:
-            each = [a - b for a, b in zip(*clients, strict=True)]
-            over = f"over the {len(each)} clients of one seed"
-            return _Difference(first.mean - second.mean, _reach(each), over)
-    return _Difference(first.mean - second.mean, None, "with no estimate of the noise")
+            each = estimate([a - b for a, b in zip(*clients, strict=True)])
+            return _Difference(each, f"over the {each.n} clients of one seed")
+    means = estimate([first.mean - second.mean])
+    return _Difference(means, "with no estimate of the noise")
 
 
 def _per_client(row: Mapping[str, Any]) -> list[float]:
     values = (row.get("per_client") or {}).get("accuracy") or []
     return [float(v) for v in values] if all(v is not None for v in values) else []
-
-
-def _reach(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean: Student's t with n - 1 degrees of freedom."""
-    from scipy.special import stdtrit
-
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return float(stdtrit(len(values) - 1, (1 + _LEVEL) / 2)) * error
 
 
 def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
@@ -267,13 +251,13 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
             f"The best {noun}, {gate}, reaches {learned.mean:.3f}, the best plain baseline, "
             f"{baseline}, {plain.mean:.3f}: {more}."
         )
-        if more.reach is not None and more.within_noise:
+        if more.found.within_noise:
             first, weight = f"On {where} no {noun} beats a plain baseline beyond the noise.", 1
-        elif more.mean < 0:
+        elif more.found.mean < 0:
             first, weight = f"On {where} a plain baseline wins.", 0
         else:
             first, weight = f"On {where} the best {noun} beats a plain baseline.", 2
-        if more.reach is None:
+        if more.found.within_noise is None:
             first = first.removesuffix(".") + ", as far as one number of each can tell."
         found.append((weight, Said(numbers, first)))
     return sorted(found, key=lambda pair: pair[0])

@@ -106,9 +106,11 @@ def policies_page(tmp_path_factory):
 def made_up_page(tmp_path_factory):
     """Odd values and names, every one of them somewhere."""
     columns = [TableColumn("Name", words=True), TableColumn("Value"), TableColumn("Size")]
+    columns += [TableColumn("wide", group="ours, and wide")] * 20
     values = [0.5, None, 0.125, -0.25, float("nan"), 1.0]
     rows = [
-        [TableCell(name), number_cell(value, signed=True), number_cell(size, digits=0)]
+        [TableCell(name), number_cell(value, signed=True), number_cell(size, digits=0),
+         *[TableCell("0.5", "± 0.25", "n = 2", about=ATTACK)] * 20]
         for name, value, size in zip(
             ["b10", "b9", ATTACK, "a", "'\"&<", "c"], values, [1e6, 950, 12_000, 0, 5, None],
             strict=True,

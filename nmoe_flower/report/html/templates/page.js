@@ -138,21 +138,22 @@
       xs: line.dataset.x.split(" ").map(Number), ys: line.dataset.y.split(" ").map(Number),
     }));
     const stops = [...new Set(lines.flatMap((line) => line.xs))].sort((a, b) => a - b);
-    const [left, right, end] = ["left", "right", "end"].map((key) => Number(svg.dataset[key]));
+    const [left, right, start, end] = ["left", "right", "start", "end"].map((key) => Number(svg.dataset[key]));
+    const names = new Map(svg.dataset.stops ? JSON.parse(svg.dataset.stops) : []);
     const cross = svg.querySelector(".cross");
     const nearest = (values, x) => values.reduce((best, value, at) => Math.abs(value - x) < Math.abs(values[best] - x) ? at : best, 0);
     let at = stops.length - 1;
     const show = () => {
       const x = stops[at];
       lines.forEach((line, place) => {
-        const beyond = x < line.xs[0] || x > line.xs[line.xs.length - 1];
+        const beyond = names.size ? !line.xs.includes(x) : x < line.xs[0] || x > line.xs[line.xs.length - 1];
         if (shown[place]) shown[place].textContent = beyond ? "–" : line.ys[nearest(line.xs, x)].toFixed(3);
       });
-      const across = left + (right - left) * x / end;
+      const across = left + (right - left) * (x - start) / (end - start);
       cross.setAttribute("x1", across);
       cross.setAttribute("x2", across);
       cross.style.visibility = "visible";
-      read.textContent = `at ${svg.dataset.title} ${x.toLocaleString("en", { maximumSignificantDigits: 4 })} ${svg.dataset.unit}`.trim();
+      read.textContent = `at ${svg.dataset.title} ${names.get(x) ?? x.toLocaleString("en", { maximumSignificantDigits: 4 })} ${svg.dataset.unit}`.trim();
     };
     const clear = () => {
       shown.forEach((element, place) => { element.textContent = last[place]; });
@@ -160,7 +161,7 @@
       cross.style.visibility = "hidden";
     };
     follow(svg, (event) => {
-      const x = (inside(svg, event)[0] - left) / (right - left) * end;
+      const x = start + (inside(svg, event)[0] - left) / (right - left) * (end - start);
       at = nearest(stops, x);
       show();
     }, clear);

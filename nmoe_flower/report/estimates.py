@@ -20,9 +20,9 @@ class Estimate:
     """What n seeds say about one number.
 
     Attributes:
-        mean: Their mean.
-        se: Its standard error; None of a single seed, which says nothing about the noise.
-        n: How many they are, at least 1.
+        mean: Mean over the seeds.
+        se: Standard error of the mean; None of a single seed, which says nothing of the noise.
+        n: How many seeds there are, at least 1.
     """
 
     mean: float

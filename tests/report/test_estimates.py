@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.study.estimates import Estimate, differences, estimate
+from nmoe_flower.report import Estimate, differences, estimate
 
 values = st.lists(st.floats(0, 1), min_size=2, max_size=9)
 # Student's t at 97.5 %, from any printed table.

@@ -1,0 +1,556 @@
+"""The page of a study: who wins in words, its tables to sort, its figures to point at.
+
+Everything is made of `Findings`, so what is published needs no run folder. Where there are run
+folders, the page also says who holds what, what is private, and what the stages cost.
+"""
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.files import write_text
+from nmoe_flower.report import (
+    Estimate,
+    FinishedRun,
+    differences,
+    estimate,
+    gate_kind,
+    read_rounds,
+)
+from nmoe_flower.report.html import (
+    COLOURS,
+    MINUS,
+    MISSING,
+    AxisChoice,
+    Charts,
+    Command,
+    DotRow,
+    Dots,
+    Fact,
+    FormattedText,
+    LineSeries,
+    Maps,
+    Page,
+    PagePart,
+    PageSection,
+    Said,
+    SortableTable,
+    TableCell,
+    TableColumn,
+    dot_chart,
+    gate_name,
+    heat_map,
+    line_chart,
+    markdown,
+    number_cell,
+    plain_gates,
+    run_sections,
+    summary,
+    test_in_sentence,
+    to_html,
+)
+from nmoe_flower.study.comparisons import Comparison
+from nmoe_flower.study.figures import Figure, Series
+from nmoe_flower.study.findings import Findings
+from nmoe_flower.study.rows import Row, RunOutcome
+from nmoe_flower.study.sweep import SweepTable
+from nmoe_flower.study.tables import Cell, Column, StudyTable
+from nmoe_flower.study.writing import from_where
+
+__all__ = ["page_of_study", "write_webpage"]
+
+# Of runs, what the study's own tables and figures do not say.
+_OF_RUNS = ("rounds", "routing", "partition", "features", "privacy", "cost")
+_MOST_VARIANTS = 16  # whose routing and rounds are shown, beside what figures are declared
+_NO_NUMBER = ("-", "", "failed", "missing")
+_TOLD = 3  # settings that are told in words, each on its own; more make a table
+
+
+def write_webpage(findings: Findings, path: Path) -> Path:
+    """Write the report of a study as one HTML file that needs nothing else.
+
+    Args:
+        findings: What the study has found.
+        path: The file; its folder is made if missing.
+
+    Returns:
+        The file.
+
+    Raises:
+        NMoEError: Jinja is missing, or the file cannot be written.
+    """
+    write_text(path, to_html(page_of_study(findings)))
+    return path
+
+
+def page_of_study(findings: Findings) -> Page:
+    """The page of a study that `findings_of` or `read_findings` read."""
+    study = findings.study
+    about: list[PagePart] = [FormattedText(markdown(study.about))] if study.about.strip() else []
+    verdicts = sorted(_verdicts(findings), key=lambda one: one.weight)
+    tables: list[PagePart] = [_of_verdicts(verdicts)] if len(verdicts) > _TOLD else []
+    tables += [_table(table) for table in findings.tables]
+    tables += [_words(comparison) for comparison in findings.comparisons]
+    if findings.sweep is not None:
+        tables.append(_words(findings.sweep))
+    figures = [part for figure in findings.figures for part in _figure(figure)]
+    sections = [
+        PageSection("about", "What this is", about),
+        PageSection("tables", "Tables", tables),
+        PageSection("figures", "Figures", figures),
+        *_of_runs(findings),
+        PageSection("provenance", "Provenance", [_provenance(findings)]),
+        PageSection("reproduce", "Run it again", _commands(findings)),
+    ]
+    return Page(
+        title=study.title,
+        under=from_where(findings),
+        lead=list(_lead(findings, verdicts)),
+        facts=list(_facts(findings)),
+        sections=[section for section in sections if section.parts],
+    )
+
+
+# --- words ---
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The best gate and the best plain baseline of one setting and test."""
+
+    where: str
+    test: str
+    gate: str
+    reached: float
+    baseline: str
+    plain: float
+    more: Estimate
+
+    @property
+    def weight(self) -> int:
+        """0 where a baseline wins, 1 in the noise, 2 where a gate wins."""
+        if self.more.within_noise:
+            return 1
+        return 0 if self.reached < self.plain else 2
+
+    @property
+    def words(self) -> str:
+        """Who wins, in words."""
+        known = ("a plain baseline wins", "within the noise", "a gate wins")[self.weight]
+        return known + (", one seed alone" if self.more.within_noise is None else "")
+
+    @property
+    def sentence(self) -> str:
+        """Where, and who wins there."""
+        place = f"{self.where}, {self.test}" if self.where else f"the {self.test}"
+        told = (
+            "a plain baseline wins",
+            "no gate beats a plain baseline beyond the noise",
+            "the best gate beats every plain baseline",
+        )[self.weight]
+        unsure = ", as far as one seed can tell" if self.more.within_noise is None else ""
+        return f"{place[0].upper()}{place[1:]}: {told}{unsure}."
+
+    @property
+    def numbers(self) -> str:
+        """What both reach, and the interval of the difference."""
+        ends = self.more.interval
+        more = "" if ends is None else f", 95 % interval {_signed(ends[0])} to {_signed(ends[1])}"
+        return (
+            f"The best gate, {self.gate}, reaches {self.reached:.3f}, the best plain baseline, "
+            f"{self.baseline}, {self.plain:.3f} ({_signed(self.more.mean)}{more})."
+        )
+
+
+def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
+    """What matters most first: what is not there, baselines that win, then the rest."""
+    for sentence in findings.absent:
+        yield Said("", sentence, "warning")
+    if verdicts:
+        yield from _counted(verdicts)
+    elif groups := _groups(findings):
+        yield from summary(groups, ())[1:]
+    cells = [cell for table in findings.tables for line in table.lines for cell in line.cells]
+    compared = [cell.difference for cell in cells if cell.difference is not None]
+    if compared:
+        enough = sum(more >= 0 for more in compared)
+        below = len(compared) - enough
+        yield Said(
+            f"Of {len(compared)} cells that have a published value beside them, {enough} are at or "
+            f"above it and {below} below."
+            if below
+            else f"All {enough} cells that have a published value beside them are at or above it."
+        )
+    pairs = [pair for comparison in findings.comparisons for pair in comparison.pairs]
+    if pairs:
+        noise = sum(pair.verdict == "within the noise" for pair in pairs)
+        told = sum(pair.verdict in ("higher", "lower") for pair in pairs)
+        yield Said(
+            f"Of {len(pairs)} paired comparisons {told} lie beyond the noise and {noise} within it."
+        )
+    for choice in findings.choices:
+        if choice.winner is not None and choice.winner.score is not None:
+            values = ", ".join(f"{key} = {value}" for key, value in choice.winner.values.items())
+            yield Said(
+                f"Chosen on validation data alone: {values} ({choice.winner.score.mean:.3f} there)."
+            )
+
+
+def _counted(verdicts: Sequence[_Verdict]) -> Iterator[Said]:
+    """A few settings one by one; of many a count."""
+    if len(verdicts) <= _TOLD:
+        yield from (Said(one.numbers, one.sentence) for one in verdicts)
+        return
+    weights = [one.weight for one in verdicts]
+    wins, noise = weights.count(0), weights.count(1)
+    alone = sum(one.more.within_noise is None for one in verdicts)
+    rest = f"in {noise} none does beyond the noise" if noise else ""
+    told = [f"the best gate is above every plain baseline in {weights.count(2)}", rest]
+    unsure = f" In {alone} of them there is one seed alone, and no estimate of the noise."
+    yield Said(
+        f"Of {len(verdicts)} pairs of setting and test, {', '.join(filter(None, told))}."
+        f"{unsure * bool(alone)} The first table has them all.",
+        f"A plain baseline wins in {wins} of {len(verdicts)}." if wins else "",
+    )
+
+
+def _verdicts(findings: Findings) -> Iterator[_Verdict]:
+    """For each setting and test the best gate against the best plain baseline, by accuracy."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in findings.shown:
+        if row.metric == "accuracy" and row.gate and row.test != VALIDATION and row.numbers:
+            groups.setdefault((tuple(row.values.items()), row.test), []).append(row)
+    for (values, test), rows in groups.items():
+        plain = [row for row in rows if row.gate.removesuffix("+prior") in plain_gates()]
+        gates = [row for row in rows if gate_kind(row.gate) == "gate" and row not in plain]
+        if not gates or not plain:
+            continue
+        gate, baseline = (max(of, key=_mean) for of in (gates, plain))
+        more = differences(gate.numbers, baseline.numbers)
+        found = estimate(list(more.values()) or [_mean(gate) - _mean(baseline)])
+        where = ", ".join(_setting(axis, value, findings) for axis, value in values)
+        yield _Verdict(
+            where, test_in_sentence(test), _called(gate, findings), _mean(gate),
+            _called(baseline, findings), _mean(baseline), found,
+        )  # fmt: skip
+
+
+def _setting(axis: str, value: Any, findings: Findings) -> str:
+    """A value of an axis, with the axis where the value alone says nothing."""
+    text = findings.labels.of_value(axis, value, alone=True)
+    return f"{text} {findings.labels.of_dimension(axis)}" if _is_number(text) else text
+
+
+def _mean(row: Row) -> float:
+    found = row.estimate
+    return -math.inf if found is None else found.mean
+
+
+def _called(row: Row, findings: Findings) -> str:
+    """A gate, with its variant where there are several."""
+    several = len({one.variant for one in findings.rows}) > 1
+    of = f" of {findings.labels.of_value('variant', row.variant)}" if several else ""
+    return f"{gate_name(row.gate)}{of}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def _facts(findings: Findings) -> Iterator[Fact]:
+    told = findings.provenance
+    variants = len({run.variant for run in findings.study.runs})
+    seeds = len(findings.study.seeds)
+    yield Fact("runs finished", f"{told['finished']} of {told['runs']}")
+    yield Fact("variants", str(variants), f"{seeds} seed{'s' if seeds > 1 else ''}")
+    minutes = float(told["minutes"])
+    yield Fact("in exchanges", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min")
+
+
+# --- tables ---
+
+
+def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
+    """Who wins each setting and test, those first where a baseline does."""
+    settings = any(one.where for one in verdicts)
+    columns = [TableColumn("Setting", words=True)] if settings else []
+    columns += [TableColumn("Test", words=True), TableColumn("Best gate", words=True)]
+    columns += [TableColumn("Accuracy"), TableColumn("Best plain baseline", words=True)]
+    columns += [
+        TableColumn("Accuracy"),
+        TableColumn("Difference"),
+        TableColumn("Who wins", words=True),
+    ]
+    tones = ("worse", "same", "better")
+    rows = []
+    for one in verdicts:
+        ends = one.more.interval
+        reach = None if ends is None else (ends[1] - ends[0]) / 2
+        cells = [TableCell(one.where)] if settings else []
+        cells += [TableCell(one.test), TableCell(one.gate), number_cell(one.reached)]
+        cells += [TableCell(one.baseline), number_cell(one.plain)]
+        cells += [number_cell(one.more.mean, reach, signed=True)]
+        rows.append([*cells, TableCell(one.words, tone=tones[one.weight])])
+    note = (
+        "Differences are paired by seed; ± is half of the 95 % interval (Student's t). Plain "
+        "baselines: every client's own expert, an expert drawn at random, one averaged model, a "
+        "classifier of every client's own."
+    )
+    return SortableTable("Does a gate beat a plain baseline?", columns, rows, [note])
+
+
+def _table(table: StudyTable) -> SortableTable:
+    """A table of the study: ours, and beside it the published value and the difference."""
+    columns = [TableColumn(_capital(head), words=True) for head in table.heads]
+    for column in table.columns:
+        columns += _columns(column)
+    rows = [
+        [
+            *map(TableCell, line.labels),
+            *(
+                cell
+                for one, column in zip(line.cells, table.columns, strict=True)
+                for cell in _cells(one, column)
+            ),
+        ]
+        for line in table.lines
+    ]
+    return SortableTable(table.title, columns, rows, table.notes)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _columns(column: Column) -> list[TableColumn]:
+    *above, last = column.labels or ("",)
+    if not column.shows:
+        return [TableColumn(last or "Value", group=", ".join(above))]
+    group = ", ".join(filter(None, column.labels))
+    return [TableColumn("ours", group=group), TableColumn("paper", group=group)]
+
+
+def _cells(cell: Cell, column: Column) -> list[TableCell]:
+    """Ours and, where the table shows it, the published value with what ours has more."""
+    if not column.shows:
+        return [_ours(cell)]
+    more = cell.difference
+    if cell.paper is None or more is None:
+        return [_ours(cell), TableCell(cell.paper_text.replace("-", MISSING), tone="p")]
+    tone = "better" if more >= 0 else "worse"
+    shown = number_cell(more, digits=cell.decimals, signed=True).text
+    return [_ours(cell), TableCell(cell.paper_text, shown, tone=f"p {tone}")]
+
+
+def _ours(cell: Cell) -> TableCell:
+    if cell.words:
+        mean, _, spread = cell.words.partition(" ± ")
+        return TableCell(MISSING if mean == "-" else mean, f"± {spread}" if spread else "")
+    if cell.mean is None:
+        failed = cell.status in ("failed", "missing")
+        text = cell.status if failed else MISSING
+        return TableCell(text, tone="failed" if failed else "", about=cell.note)
+    shown = number_cell(cell.mean, cell.se, digits=cell.decimals)
+    seeds = f"n={cell.n}" if cell.status == "partial" else ""
+    return TableCell(shown.text, shown.spread, seeds, about=cell.note)
+
+
+def _words(table: Comparison | SweepTable) -> SortableTable:
+    """A table that is words already."""
+    lines = table.lines
+    numbers = [_is_numbers([line[at] for line in lines]) for at in range(len(table.header))]
+    columns = [
+        TableColumn(_capital(head), words=not number)
+        for head, number in zip(table.header, numbers, strict=True)
+    ]
+    rows = [
+        [
+            _from_words(text, verdict=at == len(line) - 1, number=number)
+            for at, (text, number) in enumerate(zip(line, numbers, strict=True))
+        ]
+        for line in lines
+    ]
+    return SortableTable(table.title, columns, rows, table.notes)
+
+
+def _is_numbers(texts: Sequence[str]) -> bool:
+    """Whether a column is of numbers, some of which may not be there."""
+    words = [text.partition(" ")[0].replace(",", "") for text in texts if text not in _NO_NUMBER]
+    return bool(words) and all(map(_is_number, words))
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
+
+
+def _from_words(text: str, *, verdict: bool, number: bool) -> TableCell:
+    if text in ("-", ""):
+        return TableCell(MISSING)
+    if text in _NO_NUMBER:
+        return TableCell(text, tone="failed")
+    if number:
+        mean, _, spread = text.partition(" ± ")
+        key = mean.partition(" ")[0] if " " in mean else None
+        return TableCell(mean.replace("-", MINUS), f"± {spread}" if spread else "", key=key)
+    tones = {"higher": "better", "lower": "worse", "within the noise": "same"}
+    return TableCell(text, tone=tones.get(text, "") if verdict else "")
+
+
+# --- figures ---
+
+
+def _figure(figure: Figure) -> list[PagePart]:
+    notes = [_sentence("; ".join(figure.notes))] if figure.notes else []
+    if figure.kind == "routing":
+        maps = [
+            heat_map(
+                panel.shares,
+                title=panel.label or figure.title,
+                said=_sentence(
+                    ", ".join(
+                        [f"local ratio {100 * panel.local_ratio:.1f} %"]
+                        + [f"{name} {value:.3f}" for name, value in panel.scores]
+                    )
+                ),
+                say="Client {r} asks expert {c} for {v} of its samples.",
+                row_title="Client",
+                column_title="Expert",
+                own=len(panel.shares) == len(panel.shares[0]) > 1,
+            )
+            for panel in figure.panels
+        ]
+        return [Maps(maps, f"{figure.title}: share of a client's samples", notes)] if maps else []
+    drawn = [series for series in figure.series if series.points]
+    if not drawn:
+        return []
+    if figure.kind == "dots":
+        return [Dots([_dots(figure, drawn)], notes)]
+    return [Charts([AxisChoice(figure.x, [_lines(figure, drawn)])], notes)]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
+def _lines(figure: Figure, drawn: Sequence[Series]) -> Any:
+    """Lines over numbers or names; where numbers lie far apart, evenly by their logarithms."""
+    names = list(figure.categories)
+
+    def place(x: float | str) -> float:
+        if names:
+            return float(names.index(str(x)))
+        return math.log10(float(x)) if figure.log else float(x)
+
+    known = dict.fromkeys(point.x for series in drawn for point in series.points)
+    stops = sorted((place(x), x if isinstance(x, str) else f"{x:g}") for x in known)
+    series = []
+    for one in drawn:
+        errors = [point.se or 0.0 for point in one.points]
+        means = [point.mean for point in one.points]
+        spread = any(errors)
+        series.append(
+            LineSeries(
+                one.label or figure.y,
+                [place(point.x) for point in one.points],
+                means,
+                [m - e for m, e in zip(means, errors, strict=True)] if spread else (),
+                [m + e for m, e in zip(means, errors, strict=True)] if spread else (),
+            )
+        )
+    share = all(0 <= point.mean <= 1 for one in drawn for point in one.points)
+    across = f"{figure.x} (log scale)" if figure.log else figure.x
+    return line_chart(
+        f"{figure.title}: {figure.y}",
+        series,
+        x_title=across,
+        share=share,
+        stops=() if figure.kind == "rounds" else stops,
+    )
+
+
+def _dots(figure: Figure, drawn: Sequence[Series]) -> Any:
+    """A line for each name and series, the series in the colours of lines."""
+    names = list(figure.categories) or sorted(
+        {f"{point.x:g}" for one in drawn for point in one.points}, key=float
+    )
+    rows = []
+    for name in names:
+        for at, one in enumerate(drawn):
+            for point in one.points:
+                if (point.x if isinstance(point.x, str) else f"{point.x:g}") == name:
+                    label = f"{name}, {one.label}" if len(drawn) > 1 else name
+                    ends = (
+                        [] if point.se is None else [point.mean - point.se, point.mean + point.se]
+                    )
+                    rows.append(DotRow(label, f"k{at % COLOURS}", ends, point.mean))
+    return dot_chart(f"{figure.title}: {figure.y}", rows, what="end of the error bar")
+
+
+# --- runs ---
+
+
+def _of_runs(findings: Findings) -> list[PageSection]:
+    """What the finished runs say of themselves; nothing where only their numbers are kept."""
+    groups = _groups(findings)
+    if not groups:
+        return []
+    left_out = {"rounds", "routing"} if len(groups) > _MOST_VARIANTS else set()
+    left_out |= {"routing"} if any(f.kind == "routing" for f in findings.figures) else set()
+    left_out |= {"rounds"} if any(f.kind == "rounds" for f in findings.figures) else set()
+    wanted = set(_OF_RUNS) - left_out
+    return [section for section in run_sections(groups, ()) if section.anchor in wanted]
+
+
+def _groups(findings: Findings) -> dict[str, list[FinishedRun]]:
+    """The finished runs by variant; nothing where only their numbers are kept."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for one in findings.outcomes:
+        if one.results is not None and one.path is not None:
+            groups.setdefault(one.run.variant, []).append(_finished(one))
+    return groups
+
+
+def _finished(one: RunOutcome) -> FinishedRun:
+    assert one.path is not None
+    return FinishedRun(
+        one.path,
+        one.run.config,
+        dict(one.results or {}),
+        dict(one.provenance),
+        read_rounds(one.path / "rounds.jsonl"),
+        configuration=one.run.variant,
+        label=one.run.variant,
+    )
+
+
+def _provenance(findings: Findings) -> SortableTable:
+    """Everything that the numbers come from, and how far the runs are."""
+    told: Mapping[str, Any] = findings.provenance
+    versions = [", ".join(f"{k} {v}" for k, v in one.items()) for one in told["versions"]]
+    lines = {
+        "Runs finished": f"{told['finished']} of {told['runs']}",
+        "Seeds": ", ".join(map(str, findings.study.seeds)),
+        "Minutes in exchanges": f"{told['minutes']:,.1f}",
+        "Started": " to ".join(dict.fromkeys((*told["dates"][:1], *told["dates"][-1:]))),
+        "Machines": "; ".join(told["machine"]),
+        "Versions": "; ".join(versions),
+        "Revisions": ", ".join(told["revisions"]),
+    }
+    columns = [TableColumn("Of", words=True), TableColumn("Recorded", words=True)]
+    rows = [[TableCell(name), TableCell(text)] for name, text in lines.items() if text]
+    return SortableTable("Where the numbers come from", columns, rows)
+
+
+def _commands(findings: Findings) -> list[PagePart]:
+    name = shlex.quote(str(findings.study.path))
+    return [
+        Command("All runs that are missing", f"nmoe study run {name}"),
+        Command("This page", f"nmoe study report {name} --html {findings.study.name}.html"),
+    ]
