@@ -3,15 +3,16 @@
 python -m experiments.publish run RUN_DIR STUDY/VARIANT    what is kept of a finished run
 python -m experiments.publish pages [--check]              the tables of all pages, from results/
 python -m experiments.publish figures [--check]          the figures again, from results/
-python -m experiments.publish privacy RUN_DIR ...          FedSC by what was private
 python -m experiments.publish synthetic [TABLE ...]        what is computed, or drawn at random
+
+What is kept of a study, and its table.json: nmoe study report STUDY --publish results
 """
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("run", "pages", "figures", "privacy", "synthetic")
+COMMANDS = ("run", "pages", "figures", "synthetic")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,14 +4,13 @@ Between ``<!-- study NAME TABLE -->`` and ``<!-- end -->`` stands a table of the
 ``experiments/NAME.toml``, made from ``results/NAME/table.json``: one of its tables, comparisons, or
 what its sweep chose. Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of
 the run NAME say: where it comes from, its table, what its stages cost; or the ``table.txt`` of
-NAME. A name of ``fedsc.TABLES`` is a table over several of them. ``--check`` only compares.
+NAME. ``--check`` only compares.
 """
 
 import re
 from collections.abc import Sequence
 from functools import cache
 
-from experiments.publish.fedsc import TABLES
 from experiments.publish.published import RESULTS, place, read
 from nmoe_flower.study import Study, Tabular, read_findings, table_to_markdown, tables_by_name
 
@@ -92,8 +91,6 @@ def costs(name: str) -> list[str]:
 
 def block(match: re.Match[str]) -> str:
     name = match[2]
-    if name in TABLES:
-        return match[1] + "\n".join(TABLES[name]()) + "\n" + match[4]
     table_file = place(name) / "table.txt"  # several runs, tabulated by another script
     if table_file.is_file():
         return match[1] + table_file.read_text(encoding="utf-8") + match[4]

@@ -10,6 +10,7 @@ from typing import Any
 
 from nmoe_flower.catalogue import GATES
 from nmoe_flower.config import Config
+from nmoe_flower.privacy import noise_multiplier_for
 
 __all__ = ["COSTS", "OF_A_GATE", "Cost", "cost_of"]
 
@@ -85,6 +86,14 @@ def _seconds(results: Results, stage_1: Results | None) -> float:
     return float(results.get("seconds") or 0.0) + float(before)
 
 
+def _noise_multiplier(config: Config) -> float | None:
+    """Noise of a private matrix, as a multiple of its sensitivity; None without."""
+    settings = config.privacy
+    if not settings.enabled:
+        return None
+    return noise_multiplier_for(settings.epsilon, settings.delta, settings.releases)
+
+
 # Metrics of a run that are neither in its rows nor in its configuration.
 COSTS: dict[str, Callable[[Results, Config, str, Results | None], float | None]] = {
     "bytes_per_device": lambda results, config, gate, before: (
@@ -95,6 +104,8 @@ COSTS: dict[str, Callable[[Results, Config, str, Results | None], float | None]]
     ),
     "seconds": lambda results, config, gate, before: _seconds(results, before),
     "minutes": lambda results, config, gate, before: _seconds(results, before) / 60,
+    "noise_multiplier": lambda results, config, gate, before: _noise_multiplier(config),
 }
+
 OF_A_GATE = ("bytes_per_device", "exchanges")
 """The costs that differ from gate to gate."""

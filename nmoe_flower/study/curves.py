@@ -134,13 +134,13 @@ def routing_of(outcomes: Sequence[RunOutcome], gates: Sequence[str]) -> list[Rou
     found = []
     for folder in dict.fromkeys(one.run.variant for one in outcomes):
         runs = [one for one in outcomes if one.run.variant == folder and one.results is not None]
-        names = {name: None for one in runs for name in (one.results or {}).get("routing") or {}}
+        names = dict.fromkeys(name for one in runs for name in _maps_of(one))
         for name in names:
             gate, _, test = name.rpartition("/")
-            with_it = [one for one in runs if name in (one.results or {})["routing"]]
+            with_it = [one for one in runs if name in _maps_of(one)]
             if gate not in gates:
                 continue
-            matrices = [np.asarray((one.results or {})["routing"][name]) for one in with_it]
+            matrices = [np.asarray(_maps_of(one)[name]) for one in with_it]
             if len({matrix.shape for matrix in matrices}) > 1:
                 raise NMoEError(f"{folder}: the routing of {name} has another shape in each seed")
             mean = np.mean(matrices, axis=0)
@@ -149,6 +149,11 @@ def routing_of(outcomes: Sequence[RunOutcome], gates: Sequence[str]) -> list[Rou
             seeds = tuple(one.run.seed for one in with_it)
             found.append(RoutingMap(run.named, run.values, gate, test, seeds, shares))
     return found
+
+
+def _maps_of(one: RunOutcome) -> Mapping[str, Any]:
+    """By gate and test, a run's matrix of who asked whom; published runs may have none."""
+    return (one.results or {}).get("routing") or {}
 
 
 def curves_to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:

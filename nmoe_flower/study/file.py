@@ -52,6 +52,7 @@ _KEYS = (
     "axes",
     "variants",
     "skip",
+    "exceptions",
     "include",
     "labels",
     "tables",
@@ -85,6 +86,7 @@ class Study:
         sweep: What is chosen on validation data; None: nothing.
         figures: The pictures.
         labels: What tables and figures call a value of any dimension, or a dimension.
+        exceptions: Which runs have other settings than their variant, a sentence each.
     """
 
     path: Path
@@ -102,6 +104,7 @@ class Study:
     sweep: SweepSpec | None = None
     figures: tuple[FigureSpec, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    exceptions: tuple[str, ...] = ()
 
     @property
     def measured(self) -> Measurable:
@@ -164,6 +167,7 @@ class Study:
         _refuse_fixed(changes, axes)
         runs = list(product(path.stem, variants, axes, seeds, changes))
         runs = _kept(runs, given.get("skip", []), variants, axes, seeds)
+        runs, exceptions = _excepted(runs, given.get("exceptions", []), variants, axes, seeds)
         for part in reversed(included):
             with within(f"include {part.name}"):
                 theirs = Part(list(part.variants.values()), list(part.axes.values()), part.runs)
@@ -188,6 +192,7 @@ class Study:
             sweep,
             figures,
             _labels(_table(given, "labels"), measured),
+            exceptions,
         )
 
 
@@ -405,11 +410,7 @@ def _kept(
     """The runs that no ``[[skip]]`` leaves out."""
     if not isinstance(skips, list):
         raise ConfigError(f"skip is wanted as tables: write [[skip]], got {in_words(skips)}")
-    known = {
-        "variant": [variant.name for variant in variants],
-        **{axis.name: axis.values for axis in axes},
-        "seed": list(seeds),
-    }
+    known = _dimensions_of_runs(variants, axes, seeds)
     left_out = []
     for number, skip in enumerate(skips, start=1):
         with within(f"skip {number}"):
@@ -422,6 +423,52 @@ def _kept(
     if runs and not kept:
         raise ConfigError("skip: every run is left out")
     return kept
+
+
+def _dimensions_of_runs(
+    variants: Sequence[Variant], axes: Sequence[Axis], seeds: Sequence[int]
+) -> dict[str, list[Any]]:
+    """The values that tell runs apart, by dimension."""
+    return {
+        "variant": [variant.name for variant in variants],
+        **{axis.name: axis.values for axis in axes},
+        "seed": list(seeds),
+    }
+
+
+def _excepted(
+    runs: Sequence[StudyRun],
+    exceptions: Any,
+    variants: Sequence[Variant],
+    axes: Sequence[Axis],
+    seeds: Sequence[int],
+) -> tuple[list[StudyRun], tuple[str, ...]]:
+    """The runs, some with settings of their own; and which, in words."""
+    if not isinstance(exceptions, list):
+        raise ConfigError(
+            f"exceptions is wanted as tables: write [[exceptions]], got {in_words(exceptions)}"
+        )
+    known = _dimensions_of_runs(variants, axes, seeds)
+    found, told = list(runs), []
+    for number, exception in enumerate(exceptions, start=1):
+        with within(f"exceptions {number}"):
+            if not isinstance(exception, Mapping):
+                raise ConfigError(f"a table is wanted, got {in_words(exception)}")
+            settings = _settings(_table(exception, "set"), "set")
+            where = coordinates({k: v for k, v in exception.items() if k != "set"}, known)
+            if not settings or not where:
+                raise ConfigError(f"names {'no run' if settings else 'no setting: set = {...}'}")
+            meant = [run for run in found if selects(where, run)]
+            if not meant:
+                raise ConfigError("no run is like that")
+            found = [
+                replace(run, config=Config.load(run.config, settings)) if run in meant else run
+                for run in found
+            ]
+            which = ", ".join(f"{key} {in_words(*values)}" for key, values in where.items())
+            what = ", ".join(f"{key} = {in_words(value)}" for key, value in settings)
+            told.append(f"{which}: {what}")
+    return found, tuple(told)
 
 
 def _included(

@@ -16,11 +16,12 @@ ROW_METRICS = (
     "bytes_per_sample",
 )
 _PLAIN_METRICS = ROW_METRICS[:3]
-_EVERY = ("seconds", "exchanges", "bytes_per_device")
+_EVERY = ("seconds", "minutes", "exchanges", "bytes_per_device")
 _REPRESENTATION = (
     "effective_rank",
     "dimensions",
     "noise_edge",
+    "collapse",
     "probe_accuracy",
     "knn_accuracy",
     "alignment",
@@ -83,6 +84,8 @@ def numbers_of(config: Config) -> tuple[str, ...]:
         found += [f"alignment.{name}" for name in _ALIGNMENT]
     if config.extractor.method == "fedsc" and not config.extractor.start:
         found += [f"representation.{name}" for name in _REPRESENTATION]
+    if config.privacy.enabled:
+        found.append("noise_multiplier")
     if config.privacy.enabled or config.privacy.weights:
         found += [f"privacy.{name}" for name in _PRIVACY]
     if config.privacy.weights:

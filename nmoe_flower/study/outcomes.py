@@ -18,7 +18,7 @@ from nmoe_flower.study.file import Study
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.rows import RunOutcome
-from nmoe_flower.study.share import FILLED_IN
+from nmoe_flower.study.share import FILLED_IN, depends_on
 
 __all__ = ["outcomes_of", "read_outcome", "refuse_another"]
 
@@ -61,32 +61,42 @@ def read_outcome(run: StudyRun, runs: Path) -> RunOutcome:
     if not (folder / "config.toml").is_file():
         return RunOutcome(run, failed=_reason(folder))
     there = RunFolder.resume(folder)
-    refuse_another(run, there.config, folder)
+    trainer = _trainer(there.config, runs)
+    refuse_another(run, there.config, folder, trainer=trainer)
     if not there.results_path.is_file():
         return RunOutcome(run, path=folder, failed=_reason(folder))
+    known = trainer is not None and (trainer / "results.json").is_file()
     return RunOutcome(
         run,
         read_results(there.results_path),
-        _stage_1(there.config, runs),
+        read_results(trainer / "results.json") if trainer is not None and known else None,
         path=folder,
         provenance=read_provenance(there.provenance_path),
     )
 
 
-def refuse_another(run: StudyRun, found: Config, folder: Path) -> None:
+def refuse_another(
+    run: StudyRun, found: Config, folder: Path, *, trainer: Path | None = None
+) -> None:
     """Refuse a folder whose run is not the study's.
+
+    Where data and weights lie may differ. A run that was given its extractor may have the settings
+    of stage 1 from the run that trained it.
+
+    Args:
+        run: The study's run.
+        found: The settings of the run that is there.
+        folder: Where it is.
+        trainer: The folder of the run that trained its extractor, if that was another one.
 
     Raises:
         NMoEError: Settings differ; each is named with both values.
     """
-    asked, there = run.config.flat(), found.flat()
-    different = [
-        f"{key} = {there[key]!r}, the study has {asked[key]!r}"
-        for key in asked
-        if key not in FREE_KEYS | _PATHS
-        and asked[key] != there[key]
-        and not (key in FILLED_IN and not asked[key])
-    ]
+    different = _differences(run.config, found.flat())
+    if different and trainer is not None:
+        first = depends_on(RunFolder.resume(trainer).config)
+        if not _differences(run.config, {**found.flat(), **first}):
+            return
     if different:
         raise NMoEError(
             f"{folder} holds a run of other settings ({'; '.join(different)}): move it away, or "
@@ -94,15 +104,24 @@ def refuse_another(run: StudyRun, found: Config, folder: Path) -> None:
         )
 
 
-def _stage_1(config: Config, runs: Path) -> Mapping[str, Any] | None:
-    """Results of the run that trained the extractor, if another one did and can be found."""
+def _differences(asked: Config, there: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} = {there[key]!r}, the study has {value!r}"
+        for key, value in asked.flat().items()
+        if key not in FREE_KEYS | _PATHS
+        and value != there[key]
+        and not (key in FILLED_IN and not value)
+    ]
+
+
+def _trainer(config: Config, runs: Path) -> Path | None:
+    """The run that trained the extractor, if another one did and can be found."""
     start = config.extractor.start
     if not start:
         return None
     place = Path(start).expanduser()
-    if not (place / "results.json").is_file():
-        place = _by_name(runs).get(place.name, place)
-    return read_results(place / "results.json") if (place / "results.json").is_file() else None
+    place = place if (place / "config.toml").is_file() else _by_name(runs).get(place.name, place)
+    return place if (place / "config.toml").is_file() else None
 
 
 @cache

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Value = float | str | bool | None
+_OF_WHAT_IS_PRIVATE = ("privacy.epsilon", "privacy.delta", "privacy.releases")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Row:
         each: By seed, the value; seeds that have none are left out. Of a key of the configuration
             it may be text.
         failed: By seed, why that run failed.
+        unmeasured: Seeds whose runs have finished without it.
         bytes_per_device: Bytes up and down that training it cost a device, mean over the seeds;
             None if that cannot be told.
         exchanges: Round trips that it took, mean over the seeds; None likewise.
@@ -92,6 +94,7 @@ class Row:
     asked: tuple[int, ...]
     each: Mapping[int, Value]
     failed: Mapping[int, str] = field(default_factory=dict)
+    unmeasured: tuple[int, ...] = ()
     bytes_per_device: float | None = None
     exchanges: float | None = None
     paper: float | None = None
@@ -116,7 +119,8 @@ class Row:
     @property
     def missing(self) -> tuple[int, ...]:
         """Seeds whose runs are not there yet."""
-        return tuple(s for s in self.asked if s not in self.each and s not in self.failed)
+        known = {*self.each, *self.failed, *self.unmeasured}
+        return tuple(seed for seed in self.asked if seed not in known)
 
     @property
     def failed_in_words(self) -> str:
@@ -145,6 +149,7 @@ class Row:
             asked=tuple(seed for seed in self.asked if seed in seeds),
             each={seed: value for seed, value in self.each.items() if seed in seeds},
             failed={seed: why for seed, why in self.failed.items() if seed in seeds},
+            unmeasured=tuple(seed for seed in self.unmeasured if seed in seeds),
         )
 
     def at(self, dimension: str) -> Any:
@@ -207,6 +212,7 @@ def _row(outcomes: Sequence[RunOutcome], number: Quantity, paper: float | None) 
         asked=tuple(sorted(one.run.seed for one in outcomes)),
         each=each,
         failed={one.run.seed: one.failed for one in outcomes if one.failed},
+        unmeasured=tuple(sorted(seed for seed, value in found.items() if value is None)),
         bytes_per_device=_mean([cost.bytes_per_device for cost in costs]),
         exchanges=_mean([cost.exchanges for cost in costs]),
         paper=paper,
@@ -239,11 +245,13 @@ def value_of(one: RunOutcome, number: Quantity) -> Value:
         return None
     if metric in COSTS:
         return _kept(COSTS[metric](one.results, config, number.gate, one.stage_1))
-    settings = config.flat()
-    if metric in settings:
-        return _kept(settings[metric])
-    found = _at(one.results, metric)
-    return _kept(found if found is not None else _at(one.stage_1 or {}, metric))
+    for results in (one.results, one.stage_1 or {}):
+        if (found := _kept(_at(results, metric))) is not None:
+            return found
+    private = config.privacy.enabled or config.privacy.weights
+    if metric in _OF_WHAT_IS_PRIVATE and not private:
+        return None  # a budget that nobody has asked to keep
+    return _kept(config.flat().get(metric))
 
 
 def _at(results: Mapping[str, Any], path: str) -> Any:
@@ -289,6 +297,8 @@ def row_to_json(row: Row) -> dict[str, Any]:
     }
     if row.missing:
         told["missing"] = list(row.missing)
+    if row.unmeasured:
+        told["unmeasured"] = list(row.unmeasured)
     if row.failed:
         failed = sorted(row.failed.items())
         told["failed"] = "; ".join(f"seed {seed}: {why}" for seed, why in failed)
@@ -313,6 +323,7 @@ def _read(row: Mapping[str, Any], name: str) -> Row:
     try:
         failed = {int(seed): str(why) for seed, why in row.get("reasons", {}).items()}
         seeds = [int(seed) for seed in row["seeds"]]
+        unmeasured = tuple(row.get("unmeasured", ()))
         return Row(
             variant=str(row["variant"]),
             folder=str(row["folder"]),
@@ -320,9 +331,10 @@ def _read(row: Mapping[str, Any], name: str) -> Row:
             gate=str(row["gate"]),
             test=str(row["test"]),
             metric=str(row["metric"]),
-            asked=tuple(sorted({*seeds, *failed, *row.get("missing", ())})),
+            asked=tuple(sorted({*seeds, *failed, *unmeasured, *row.get("missing", ())})),
             each=dict(zip(seeds, row["each"], strict=True)),
             failed=failed,
+            unmeasured=unmeasured,
             bytes_per_device=row["bytes_per_device"],
             exchanges=row["exchanges"],
             paper=row["paper"],

@@ -62,6 +62,11 @@ class Cell:
         return 0 if size >= _WHOLE else min(self.digits, 1) if size >= _FEWER else self.digits
 
     @property
+    def _is_tiny(self) -> bool:
+        """Whether nothing of it would be left after so many decimals."""
+        return self.mean is not None and self.mean != 0 and abs(self.mean) < 0.5 / 10**self.digits
+
+    @property
     def text(self) -> str:
         """The cell in words: ``0.873 ± 0.002``, ``0.873 (n = 1)``, ``failed``, ``missing``, ``-``.
 
@@ -74,6 +79,8 @@ class Cell:
             return self.words
         if self.mean is None:
             return "-" if self.status in ("none", "measured") else self.status
+        if self._is_tiny:
+            return f"{self.mean:.{max(self.digits, 1)}g}"
         same = self.digits == 0 and not self.se  # a setting, or a count that all seeds share
         spread = "" if self.se is None or same else f" ± {self.se:,.{self.decimals}f}"
         short = f" (n = {self.n})" if self.status == "partial" else ""
@@ -264,7 +271,7 @@ def cell_of(row: Row, seed: int | None = None, *, digits: int = 3) -> Cell:
     """The cell of a row, or of one of its seeds."""
     row = row if seed is None else row.of_seeds([seed])
     found, asked = row.estimate, len(row.asked)
-    status: Status = "failed" if row.failed else "missing"
+    status: Status = "failed" if row.failed else "missing" if row.missing else "none"
     if row.each:
         status = "measured" if len(row.each) == asked else "partial"
     if found is None:

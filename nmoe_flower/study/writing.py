@@ -1,9 +1,13 @@
 """What ``nmoe study report`` writes: report.md, tables, figures, and ``table.json``."""
 
+import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, write_text
+from nmoe_flower.recipes import find_study
 from nmoe_flower.study.figures import draw_figure
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
@@ -67,6 +71,8 @@ def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) 
     yield from (f"{from_where(findings)}", "")
     for sentence in findings.absent:
         yield from (f"**{sentence}**", "")
+    if study.exceptions:
+        yield from (f"Runs with settings of their own: {'; '.join(study.exceptions)}.", "")
     for table in tables_by_name(findings).values():
         yield from (f"## {table.title}", "", table_to_markdown(table))
     for path in drawn:
@@ -77,8 +83,18 @@ def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) 
         if shown:
             yield from (f"![{figure.title}](figure-{figure.name}.{shown})", "")
         yield from (f"{'; '.join(figure.notes).capitalize()}.", "")
-    yield from ("## Again", "", "```bash", f"nmoe study run {study.path}",
-                f"nmoe study report {study.path}", "```")  # fmt: skip
+    name = _typed(findings)
+    yield from ("## Again", "", "```bash", f"nmoe study run {name}", f"nmoe study report {name}",
+                "```")  # fmt: skip
+
+
+def _typed(findings: Findings) -> str:
+    """What one types for the study: its name, if it comes along, or its file."""
+    name, path = findings.study.name, findings.study.path
+    with suppress(ConfigError):
+        if find_study(name).resolve() == path.resolve():
+            return name
+    return shlex.quote(str(path))
 
 
 def from_where(findings: Findings) -> str:

@@ -35,11 +35,16 @@ def test_the_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_measured_figures_are_those_of_the_results() -> None:
-    """``experiments.publish pages`` fills the place from results/fedsc-privacy/table.txt."""
+    """``experiments.publish pages`` fills the place from results/fedsc-privacy/table.json."""
     text = PAGE.read_text(encoding="utf-8")
     section = text.split("## Measured on CIFAR-10\n")[1].split("\n## ")[0]
     (inside,) = re.findall(
-        r"^<!-- run fedsc-privacy -->\n(.*)<!-- end -->$", section, re.DOTALL | re.MULTILINE
+        r"^<!-- study fedsc-privacy privacy -->\n(.*)<!-- end -->$",
+        section,
+        re.DOTALL | re.MULTILINE,
     )
-    table = PAGE.parents[2] / "results" / "fedsc-privacy" / "table.txt"
-    assert inside == table.read_text(encoding="utf-8")
+    table = PAGE.parents[2] / "results" / "fedsc-privacy" / "table.json"
+    rows = json.loads(table.read_text(encoding="utf-8"))["rows"]
+    noise = [row["mean"] for row in rows if row["metric"] == "noise_multiplier"]
+    assert len(noise) == 2
+    assert all(f"| {value:.2f} |" in inside for value in noise)

@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nmoe_flower.errors import NMoEError
+from nmoe_flower import cli
+from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.study import (
+    Quantity,
     Study,
     findings_of,
     findings_to_json,
@@ -12,6 +15,8 @@ from nmoe_flower.study import (
     read_findings,
     write_findings,
 )
+from nmoe_flower.study.outcomes import outcomes_of
+from nmoe_flower.study.rows import value_of
 from tests.study.conftest import Write, finish
 
 TEXT = """
@@ -234,3 +239,118 @@ def test_a_table_json_edited_by_hand_is_refused(
     path.write_text(text)
     with pytest.raises(NMoEError, match=told):
         read_findings(written(TEXT, "of-100"), path)
+
+
+EXCEPTIONS = """
+title = "With exceptions"
+seeds = [0, 1]
+[set]
+gate.methods = "federated,local"
+run.controls = []
+[[tables]]
+name = "main"
+rows = ["gate"]
+tests = ["iid"]
+[[exceptions]]
+seed = 1
+set = { gate.methods = ["federated"], extractor.rounds = 7 }
+"""
+
+
+def test_a_run_with_settings_of_its_own_counts_and_is_told(written: Write, tmp_path: Path) -> None:
+    study = written(EXCEPTIONS)
+    assert [run.config.extractor.rounds for run in study.runs] == [120, 7]
+    for at in range(2):
+        finish(study, at, tmp_path / "runs")
+    found = findings_of(study, tmp_path / "runs")
+    cells = {line.labels[0]: line.cells[0] for line in found.tables[0].lines}
+    # Seed 1 has finished without the gate local: nothing is missing, and one seed counts.
+    assert (cells["local"].text, cells["local"].note) == ("0.500 (n = 1)", "")
+    assert cells["federated"].n == 2
+    assert found.absent == []
+    text = write_findings(found, tmp_path / "out", pictures=[]).read_text(encoding="utf-8")
+    assert "own: seed 1: gate.methods = [federated], extractor.rounds = 7." in text
+    path = tmp_path / "table.json"
+    path.write_text(findings_to_json(found), encoding="utf-8")
+    assert read_findings(study, path).tables == found.tables
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("seed = 1", "seed = 7", "exceptions 1: seed = 7 is what no run has; allowed: 0, 1"),
+        ("seed = 1\n", "", "exceptions 1: names no run"),
+        ("extractor.rounds = 7", "extractor.round = 7", "did you mean extractor.rounds"),
+        ("[[exceptions]]", "[exceptions]", r"write \[\[exceptions\]\]"),
+        ('gate.methods = ["federated"], extractor.rounds = 7', "", "names no setting"),
+    ],
+)
+def test_exceptions_that_cannot_be_are_refused(
+    written: Write, before: str, after: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        written(EXCEPTIONS.replace(before, after))
+
+
+def test_a_run_that_was_given_its_extractor_has_its_trainers_stage_1(
+    written: Write, tmp_path: Path
+) -> None:
+    text = EXCEPTIONS.split("[[tables]]")[0]
+    text += "[variants.a]\n[variants.b]\nset = { extractor.rounds = 50 }\n"
+    study, runs = written(text.replace("seeds = [0, 1]", "seeds = [0]")), tmp_path / "runs"
+    finish(study, 0, runs, representation={"probe_accuracy": 0.25})
+    path = finish(study, 1, runs) / "config.toml"
+    written_down = path.read_text().replace("rounds = 50", "rounds = 120")
+    path.write_text(written_down)
+    with pytest.raises(NMoEError, match=r"b/seed-0 holds .*extractor\.rounds = 120.* 50"):
+        findings_of(study, runs)
+    trainer = runs / study.runs[0].place
+    config = trainer / "config.toml"
+    config.write_text(config.read_text().replace("rounds = 120", "rounds = 50"))
+    path.write_text(written_down.replace('start = ""', f'start = "{trainer}"'))
+    (one,) = outcomes_of(replace(study, runs=study.runs[1:]), runs)
+    assert one.stage_1 is not None
+    assert value_of(one, Quantity("", "", "representation.probe_accuracy")) == 0.25
+
+
+def test_the_command_writes_publishes_and_names_what_is_missing(
+    written: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, runs, results = written(EXCEPTIONS), tmp_path / "runs", tmp_path / "results"
+    finish(study, 0, runs)
+    words = ["study", "report", str(study.path), "--runs", str(runs), "--publish", str(results)]
+    assert cli.main([*words, "--format", "md"]) == 0
+    told = capsys.readouterr()
+    assert f"report  {runs}/little/report/report.md" in told.out
+    assert told.err == "note: Missing: base seed 1.\n"
+    assert (results / "little" / "base" / "seed-0" / "results.json").is_file()
+    assert [path.name for path in (runs / "little" / "report").glob("table*")] != []
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*words, "--format", "xlsx"])
+    assert "'xlsx' is given; allowed: md,csv,tex" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('label = "rounds", metric = "extractor.rounds"', 'label = "own, local", gate = "local", '
+         'test = "iid"', "the label stands there twice"),
+        ('metric = "extractor.rounds"', 'metric = "extractor.rounds", test = "iid"',
+         "extractor.rounds is not that of a test"),
+        ('metric = "extractor.rounds"', 'metric = "accuracy"', "is measured by a gate in a test"),
+        ('gate = "local", test = "local"', 'gate = "oracle", test = "local"', "oracle is no gate"),
+        ('columns = ["number"]', "columns = []", "number stands neither in rows nor in columns"),
+        ('columns = ["number"]', 'columns = ["number"]\ngates = ["local"]', "numbers and gates"),
+        ('kind = "lines"', 'kind = "bars"', "kind"),
+        ("of = { data.tau = 0.2 }", "of = { data.tau = [0.2, 0.5] }", "has several values"),
+        ('federated = "FedGate"', 'fedrated = "FedGate"', "labels: fedrated is no .* federated"),
+        ('federated = "FedGate"', "federated = 1", "labels: federated: text is wanted"),
+        ('name = "main"', 'name = "main"\nkind = "policies"', "has run.system = networked"),
+    ],
+)  # fmt: skip
+def test_outputs_that_cannot_be_are_refused(
+    written: Write, before: str, after: str, told: str
+) -> None:
+    assert before in TEXT
+    with pytest.raises(ConfigError, match=told):
+        written(TEXT.replace(before, after, 1))
