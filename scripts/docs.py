@@ -33,15 +33,17 @@ from nmoe_flower import errors
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.cli import main as main_of_nmoe
 from nmoe_flower.config import Config
+from nmoe_flower.recipes import packaged_studies
 from nmoe_flower.report import write_page
+from nmoe_flower.study import Study, findings_of, write_webpage
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "docs-source"
 SITE = ROOT / "build" / "site"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
-# Pages of published runs, by name: patterns below results/.
-REPORTS = {"fedce-long": "fedce/long/seed-*", "alignment-one-class": "alignment-one-class/*/seed-*"}
+# Pages of published runs, by name: patterns below results/. Published studies have theirs, too.
+REPORTS = {"fedce-long": "fedce/long/seed-*"}
 
 
 # --- configuration ---
@@ -245,6 +247,10 @@ def assemble(target: Path, *, execute: bool = False) -> None:
     _bring_results(target)
     for name, pattern in REPORTS.items():
         write_page(sorted((ROOT / "results").glob(pattern)), target / "reports" / f"{name}.html")
+    for study in packaged_studies():
+        if (ROOT / "results" / study.name / "table.json").is_file():
+            findings = findings_of(Study.load(study.path), ROOT / "results")
+            write_webpage(findings, target / "reports" / f"{study.name}.html")
     reference = target / "reference"
     (reference / "configuration.md").write_text(configuration(), encoding="utf-8")
     (reference / "cli.md").write_text(command_line(), encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.files import write_text
+from nmoe_flower.recipes import packaged_studies
 from nmoe_flower.report import (
     Estimate,
     FinishedRun,
@@ -42,7 +43,6 @@ from nmoe_flower.report.html import (
     TableCell,
     TableColumn,
     dot_chart,
-    gate_name,
     heat_map,
     line_chart,
     markdown,
@@ -140,8 +140,8 @@ class _Verdict:
     @property
     def words(self) -> str:
         """Who wins, in words."""
-        known = ("a plain baseline wins", "within the noise", "a gate wins")[self.weight]
-        return known + (", one seed alone" if self.more.within_noise is None else "")
+        known = ("baseline", "within the noise", "gate")[self.weight]
+        return known + "?" * (self.more.within_noise is None)
 
     @property
     def sentence(self) -> str:
@@ -254,7 +254,7 @@ def _called(row: Row, findings: Findings) -> str:
     """A gate, with its variant where there are several."""
     several = len({one.variant for one in findings.rows}) > 1
     of = f" of {findings.labels.of_value('variant', row.variant)}" if several else ""
-    return f"{gate_name(row.gate)}{of}"
+    return f"{findings.labels.of_value('gate', row.gate)}{of}"
 
 
 def _signed(value: float) -> str:
@@ -300,6 +300,8 @@ def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
         "baselines: every client's own expert, an expert drawn at random, one averaged model, a "
         "classifier of every client's own."
     )
+    if any(one.words.endswith("?") for one in verdicts):
+        note += " ?: of one seed, with no estimate of the noise."
     return SortableTable("Does a gate beat a plain baseline?", columns, rows, [note])
 
 
@@ -476,20 +478,21 @@ def _lines(figure: Figure, drawn: Sequence[Series]) -> Any:
 
 
 def _dots(figure: Figure, drawn: Sequence[Series]) -> Any:
-    """A line for each name and series, the series in the colours of lines."""
+    """A row for each name and series; below a head for each name where there are several series."""
     names = list(figure.categories) or sorted(
         {f"{point.x:g}" for one in drawn for point in one.points}, key=float
     )
+    several, coloured = len(drawn) > 1, len(drawn) <= COLOURS
     rows = []
     for name in names:
+        rows += [DotRow(name, "head", (), math.nan)] if several else []
         for at, one in enumerate(drawn):
             for point in one.points:
                 if (point.x if isinstance(point.x, str) else f"{point.x:g}") == name:
-                    label = f"{name}, {one.label}" if len(drawn) > 1 else name
-                    ends = (
-                        [] if point.se is None else [point.mean - point.se, point.mean + point.se]
-                    )
-                    rows.append(DotRow(label, f"k{at % COLOURS}", ends, point.mean))
+                    e = point.se
+                    ends = [] if e is None else [point.mean - e, point.mean + e]
+                    kind = f"k{at if coloured else 0}"
+                    rows.append(DotRow(one.label if several else name, kind, ends, point.mean))
     return dot_chart(f"{figure.title}: {figure.y}", rows, what="end of the error bar")
 
 
@@ -510,11 +513,22 @@ def _of_runs(findings: Findings) -> list[PageSection]:
 
 def _groups(findings: Findings) -> dict[str, list[FinishedRun]]:
     """The finished runs by variant; nothing where only their numbers are kept."""
-    groups: dict[str, list[FinishedRun]] = {}
-    for one in findings.outcomes:
-        if one.results is not None and one.path is not None:
-            groups.setdefault(one.run.variant, []).append(_finished(one))
+    runs = [one for one in findings.outcomes if one.results is not None and one.path is not None]
+    names = {one.run.variant: _of_run(one, findings) for one in runs}
+    told = names if len(set(names.values())) == len(names) else {name: name for name in names}
+    groups: dict[str, list[FinishedRun]] = {told[one.run.variant]: [] for one in runs}
+    for one in runs:
+        groups[told[one.run.variant]].append(_finished(one))
     return groups
+
+
+def _of_run(one: RunOutcome, findings: Findings) -> str:
+    """What a run's variant is called, with the values of its axes."""
+    run, labels = one.run, findings.labels
+    several = len(findings.study.variants) > 1
+    variant = [labels.of_value("variant", run.named)] if several else []
+    settings = [_setting(axis, value, findings) for axis, value in run.values.items()]
+    return ", ".join([*variant, *settings]) or run.variant
 
 
 def _finished(one: RunOutcome) -> FinishedRun:
@@ -549,8 +563,11 @@ def _provenance(findings: Findings) -> SortableTable:
 
 
 def _commands(findings: Findings) -> list[PagePart]:
-    name = shlex.quote(str(findings.study.path))
+    """How to run the study and make this page again, wherever the file lies."""
+    study = findings.study
+    known = {one.path.resolve(): one.name for one in packaged_studies()}
+    name = shlex.quote(known.get(study.path.resolve(), study.path.name))
     return [
         Command("All runs that are missing", f"nmoe study run {name}"),
-        Command("This page", f"nmoe study report {name} --html {findings.study.name}.html"),
+        Command("This page", f"nmoe study report {name} --html {shlex.quote(study.name)}.html"),
     ]

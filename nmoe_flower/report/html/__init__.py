@@ -29,7 +29,7 @@ from nmoe_flower.report.html.parts import (
     TableColumn,
     number_cell,
 )
-from nmoe_flower.report.html.words import gate_name, plain_gates, summary, test_in_sentence
+from nmoe_flower.report.html.words import plain_gates, summary, test_in_sentence
 
 __all__ = [
     "COLOURS",
@@ -52,7 +52,6 @@ __all__ = [
     "TableCell",
     "TableColumn",
     "dot_chart",
-    "gate_name",
     "heat_map",
     "line_chart",
     "markdown",

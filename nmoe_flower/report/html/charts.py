@@ -34,6 +34,7 @@ _SHORT = 20  # letters of such a label
 _FEW_POINTS = 24  # of a line, at most, that are dots, too
 _POINTS = 160  # of a line, at most
 _SHARES = (0.01, 0.03, 0.07, 0.13, 0.23, 0.35, 0.50, 0.65, 0.80)
+_LONG = 30  # letters of the label of a row of dots
 _NUMBERED = 12  # rows and columns, at most, whose numbers are written into the map
 
 
@@ -507,7 +508,7 @@ class DotRow:
     Attributes:
         label: What the line is.
         kind: What colours it: ``gate``, ``upper bound``, ``control``, ``baseline``, or ``k0`` to
-            ``k6``, the colours of lines.
+            ``k6``, the colours of lines; ``head``: only the label, above the rows that follow.
         values: One per client or seed, as small dots.
         mean: The large one.
     """
@@ -558,11 +559,12 @@ def dot_chart(
         mark: A value that a line is drawn at, and what it is.
         what: What a small dot is, as ``client``.
     """
-    rows = [row for row in rows if math.isfinite(row.mean)]
+    rows = [row for row in rows if math.isfinite(row.mean) or row.kind == "head"]
     values = [v for row in rows for v in (*row.values, row.mean) if math.isfinite(v)]
     low, high, ticks = _span(values, share=True)
     step = 19.0
-    left = 14.0 + max((min(len(row.label), 24) for row in rows), default=0) * _LETTER
+    labels = [min(len(row.label), _LONG) for row in rows if row.kind != "head"]
+    left = 14.0 + max(labels, default=0) * _LETTER
     right, top = _WIDTH - 46.0, 14.0
 
     def across(value: float) -> float:
@@ -570,8 +572,13 @@ def dot_chart(
 
     placed, y, before = [], top, ""
     for row in rows:
-        y += 8.0 if before not in {"", row.kind} and not row.kind.startswith("k") else 0.0
+        colour = row.kind.startswith("k")
+        y += 8.0 if before not in {"", row.kind} and not colour else 0.0
         before = row.kind
+        if row.kind == "head":
+            placed.append(Dot(row.label, "head", y, "", 0.0, "", row.label))
+            y += step
+            continue
         inside = [value for value in row.values if math.isfinite(value)]
         spread = f", {what}s from {min(inside):.3f} to {max(inside):.3f}" if inside else ""
         placed.append(

@@ -15,6 +15,7 @@ import pytest
 
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_json, write_text
+from nmoe_flower.recipes import find_study
 from nmoe_flower.report import write_page
 from nmoe_flower.report.html.charts import heat_map
 from nmoe_flower.report.html.page import to_html
@@ -29,6 +30,7 @@ from nmoe_flower.report.html.parts import (
     number_cell,
 )
 from nmoe_flower.results import FORMAT_VERSION
+from nmoe_flower.study import Study, findings_of, write_webpage
 
 ATTACK = "</script><img src=x onerror=alert(1)>"
 PUBLISHED = Path(__file__).parents[3] / "results"
@@ -100,6 +102,14 @@ def policies_page(tmp_path_factory):
     """The page of several configurations, two seeds each."""
     path = tmp_path_factory.mktemp("page") / "policies.html"
     return write_page(sorted((PUBLISHED / "alignment-one-class").glob("*/seed-*")), path)
+
+
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory):
+    """The page of a published study."""
+    study = Study.load(find_study("alignment-digits"))
+    path = tmp_path_factory.mktemp("page") / "study.html"
+    return write_webpage(findings_of(study, PUBLISHED), path)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +282,7 @@ def test_a_line_tells_its_value_where_it_is_pointed_at(opened, run_page):
 # --- looks ---
 
 
-@pytest.mark.parametrize("page", ["run_page", "policies_page", "made_up_page"])
+@pytest.mark.parametrize("page", ["run_page", "policies_page", "study_page", "made_up_page"])
 def test_no_page_scrolls_sideways_on_a_phone(opened, request, page):
     tab = opened(request.getfixturevalue(page), width=360)
     for width in (360, 320):
@@ -343,7 +353,7 @@ BASICS = """() => {
     return faults; }"""
 
 
-@pytest.mark.parametrize("page", ["run_page", "policies_page", "made_up_page"])
+@pytest.mark.parametrize("page", ["run_page", "policies_page", "study_page", "made_up_page"])
 def test_everything_has_a_name_and_headings_are_in_order(opened, request, page):
     assert opened(request.getfixturevalue(page)).evaluate(BASICS) == []
 

@@ -1,0 +1,165 @@
+"""The page of a study, read without a browser."""
+
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+
+from nmoe_flower import cli
+from nmoe_flower.study import Study, findings_of, findings_to_json, read_findings, write_webpage
+from nmoe_flower.study.webpage import page_of_study
+from tests.study.conftest import finish
+from tests.study.test_findings import TEXT
+
+PLAIN = """
+title = "Plain"
+seeds = [0, 1]
+[set]
+gate.methods = "federated,local"
+run.controls = "fedavg"
+[axes]
+data.tau = [0.5, 0.2]
+[labels]
+federated = "FedGate"
+"""
+ATTACK = "</script><img src=x onerror=alert(1)>"
+
+
+def words(text):
+    body = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+def page(study, runs, path):
+    return write_webpage(findings_of(study, runs), path).read_text(encoding="utf-8")
+
+
+def score(run, scores):
+    """Give the rows of a run other accuracies, by gate."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    for row in results["rows"]:
+        row["accuracy"] = scores.get(row["gate"], row["accuracy"])
+    (run / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture
+def study(written):
+    return written(TEXT)
+
+
+def test_a_page_has_tables_figures_and_the_way_back(study, tmp_path):
+    for at in range(len(study.runs)):
+        finish(study, at, tmp_path / "runs", shift=at / 100)
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    found = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert [found[0], found[1], found[2], *found[-2:]] == [
+        "What this is", "Tables", "Figures", "Provenance", "Run it again",
+    ]  # fmt: skip
+    told = words(text)
+    assert "A study of 100 %" in told
+    assert "4 of 4 runs" in told
+    assert "Main table" in told
+    assert "Skew" in told
+    # 0.53, 0.54 and so on, where the file has 0.25 beside it.
+    assert re.search(r"ours.*paper.*0\.250 \+0\.2", told)
+    assert "nmoe study run little.toml" in told  # wherever the folder was
+    assert str(tmp_path) not in text
+
+
+def test_runs_that_failed_or_are_missing_are_named_at_the_head(study, tmp_path):
+    finish(study, 0, tmp_path / "runs")
+    place = tmp_path / "runs" / study.runs[2].place
+    place.mkdir(parents=True)
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    told = words(text)
+    assert told.index("Missing:") < told.index("What this is")
+    assert 'class="failed"' in text
+    assert "Missing: tau-0.5 seed 1; tau-0.2 seeds 0, 1." in told
+
+
+def test_where_a_baseline_wins_is_said_first_and_paired_by_seed(written, tmp_path):
+    study = written(PLAIN)
+    for at, run in enumerate(study.runs):
+        shift = 0.01 * run.seed
+        better = run.values["data.tau"] == 0.2
+        score(
+            finish(study, at, tmp_path / "runs"),
+            {"federated": 0.6 + shift, "local": (0.7 if better else 0.5) + shift,
+             "federated+prior": 0.1, "local+prior": 0.1, "control:fedavg": 0.2,
+             "control:fedavg+prior": 0.2},
+        )  # fmt: skip
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    # Two values of tau, two tests each; local loses by 0.1 in both seeds, or wins by it.
+    assert "A plain baseline wins in 2 of 4." in told
+    assert "the best gate is above every plain baseline in 2." in told
+    assert told.index("A plain baseline wins in") < told.index("Does a gate beat")
+    number = "0.605 local 0.705 \N{MINUS SIGN}0.100 ± 0.000 baseline"
+    assert f"tau = 0.2 local test FedGate {number}" in told
+    assert "tau = 0.5 local test FedGate 0.605 local 0.505 +0.100 ± 0.000 gate" in told
+
+
+def test_a_page_of_what_is_published_needs_no_run_folder(study, tmp_path):
+    for at in range(len(study.runs)):
+        finish(study, at, tmp_path / "runs")
+    kept = tmp_path / "table.json"
+    kept.write_text(findings_to_json(findings_of(study, tmp_path / "runs")), encoding="utf-8")
+    path = write_webpage(read_findings(study, kept), tmp_path / "page.html")
+    text = path.read_text(encoding="utf-8")
+    assert "Who holds what" not in text
+    assert "Main table" in text
+    assert path.read_bytes() == write_webpage(read_findings(study, kept), path).read_bytes()
+
+
+def test_what_a_file_says_is_text(tmp_path):
+    path = tmp_path / "little.toml"
+    path.write_text(
+        f"title = '{ATTACK}'\nabout = '''{ATTACK} *here* [x](javascript:alert(1))'''\nseeds = [0]\n"
+        f"[labels]\nfederated = '{ATTACK}'\n[set]\ngate.methods = 'federated,local'\n"
+        "run.controls = ''\n",
+        encoding="utf-8",
+    )
+    study = Study.load(path)
+    finish(study, 0, tmp_path / "runs")
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    assert "<img" not in text
+    assert "<em>here</em>" in text
+    assert 'href="javascript' not in text
+    assert text.count("</script>") == 1
+
+
+def test_a_study_of_24_runs_with_10_clients_stays_below_two_megabytes(tmp_path):
+    path = tmp_path / "large.toml"
+    path.write_text(
+        "title = 'large'\nseeds = [0, 1, 2]\n[axes]\ndata.tau = [0.5, 0.3, 0.2, 0.1]\n"
+        "extractor.rounds = [500, 600]\n",
+        encoding="utf-8",
+    )
+    study = Study.load(path)
+    assert len(study.runs) == 24
+    rng = np.random.default_rng(0)
+    gates = ("rolling", "federated", "prototype", "global", "control:centralized")
+    for at in range(24):
+        routing = {
+            f"{gate}/{test}": rng.dirichlet(np.ones(10), 10).round(4).tolist()
+            for gate in gates
+            for test in ("local", "iid")
+        }
+        counts = rng.poisson(200, (10, 10)).tolist()
+        classes = [str(name) for name in range(10)]
+        partition = {"train": counts, "test": counts, "classes": classes}
+        finish(study, at, tmp_path / "runs", routing=routing, partition=partition)
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    assert len(text.encode()) < 2_000_000
+    assert text.count('<svg class="map') == 8 * 10 + 8 * 2
+
+
+def test_the_command_writes_the_page_alone(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finish(study, 0, tmp_path / "runs")
+    typed = ["study", "report", "little.toml", "--html", "page.html"]
+    assert cli.main(typed) == 0
+    assert capsys.readouterr().out == "report  page.html\n"
+    assert not (tmp_path / "runs" / "little" / "report").exists()
+    assert page_of_study(findings_of(study, tmp_path / "runs")).title == "A study of 100 %"
