@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from nmoe_flower.checkpoint import Checkpoints
-from nmoe_flower.config import Config
+from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.files import (
     append_line,
@@ -30,7 +30,7 @@ from nmoe_flower.files import (
 )
 from nmoe_flower.provenance import provenance
 
-__all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder", "placed"]
+__all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder", "absolute_settings", "placed"]
 
 FORMAT_VERSION = 1
 
@@ -67,6 +67,14 @@ def placed(config: Config, path: Path) -> Config:
     for section, key in _PATHS:
         values[section][key] = _absolute(values[section][key])
     return Config.parse(values)
+
+
+def absolute_settings(config: Config) -> dict[str, Scalar]:
+    """A configuration's settings by dotted key, with what it reads named by absolute paths."""
+    settings = config.flat()
+    for section, key in _PATHS:
+        settings[f"{section}.{key}"] = _absolute(str(settings[f"{section}.{key}"]))
+    return settings
 
 
 def _absolute(name: str) -> str:

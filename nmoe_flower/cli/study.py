@@ -187,7 +187,6 @@ def _run(args: argparse.Namespace) -> int:
 
     view = StudyView(json_lines=args.format == "json")
     done = run_study(plan, jobs=args.jobs, workers=args.workers, view=view)
-    again = shlex.join(["nmoe", "study", "run", args.study])
     view.say(
         f"{done.finished} of {len(plan.runs)} runs are finished, {done.made} of them now"
         + (f"; {len(done.failed)} failed" if done.failed else "")
@@ -196,9 +195,21 @@ def _run(args: argparse.Namespace) -> int:
         finished=done.finished, made=done.made, failed=done.failed, left=done.left,
     )  # fmt: skip
     if done.interrupted:
-        print(f"nmoe: interrupted; go on with: {again}", file=sys.stderr)
+        print(f"nmoe: interrupted; go on with: {_again(args)}", file=sys.stderr)
         return _INTERRUPTED
     return 1 if done.failed or done.left else 0
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command line that goes on."""
+    words = ["nmoe", "study", "run", args.study]
+    for option, value in (("--out", args.out), ("--stage-1", args.stage_1)):
+        words += [option, str(value)] if value and value != Path("runs") else []
+    for option, values in (
+        ("--set", args.overrides), ("--only", args.only), ("--seeds", args.seeds)
+    ):  # fmt: skip
+        words += [option, *map(str, values)] if values else []
+    return shlex.join([*words, *(["--jobs", str(args.jobs)] if args.jobs > 1 else [])])
 
 
 def _run_one(args: argparse.Namespace) -> int:

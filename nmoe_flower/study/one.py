@@ -1,13 +1,14 @@
 """One run of a study, or one shared stage 1, from what is there to its end.
 
-As a program (``python -m nmoe_flower.study.one``) it takes the task as one line of JSON on standard
-input, tells its rounds as lines of JSON, and stops, with the last finished round saved, when that
-input ends: with whoever started it.
+As a program (``python -m nmoe_flower.study.one``) it takes tasks as lines of JSON on standard
+input, one after the other, and tells their rounds as lines of JSON. When that input ends it stops,
+with the last finished round saved: it ends with whoever started it.
 """
 
 import errno
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -142,24 +143,26 @@ def is_hopeless(error: BaseException | None) -> bool:
 
 
 def main() -> int:
-    """Carry out the task on standard input; returns the exit code."""
-    line = _first_line()
-    threading.Thread(target=_stop_with_whoever_started, daemon=True).start()
+    """Carry out the tasks on standard input until one fails; returns the exit code."""
+    tasks: queue.Queue[bytes | None] = queue.Queue()
+    busy = threading.Event()
+    threading.Thread(target=_read, args=(tasks, busy), daemon=True).start()
     view = make_progress("json")
-    try:
-        carry_out(StudyTask(**json.loads(line)), view)
-    except (KeyboardInterrupt, SystemExit):
-        return INTERRUPTED
-    except BrokenPipeError:
-        return INTERRUPTED
-    except Exception as error:
-        if not isinstance(error, NMoEError):
-            import traceback
+    while (line := tasks.get()) is not None:
+        busy.set()
+        try:
+            carry_out(StudyTask(**json.loads(line)), view)
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+            return INTERRUPTED
+        except Exception as error:
+            if not isinstance(error, NMoEError):
+                import traceback
 
-            traceback.print_exc()
-        _say({"failed": told(error), "hopeless": is_hopeless(error)})
-        return 1
-    _say({"done": True})
+                traceback.print_exc()
+            _say({"failed": told(error), "hopeless": is_hopeless(error)})
+            return 1
+        busy.clear()
+        _say({"done": True})
     return 0
 
 
@@ -168,18 +171,19 @@ def _say(values: Mapping[str, Any]) -> None:
         print(json.dumps(values), flush=True)
 
 
-def _first_line() -> bytes:
-    """The task, read past Python's own buffer, which a thread that reads on would hold at exit."""
-    line = b""
-    while not line.endswith(b"\n") and (more := os.read(0, 1)):
-        line += more
-    return line
+def _read(tasks: "queue.Queue[bytes | None]", busy: threading.Event) -> None:
+    """Take in tasks, and at the end of the input stop the one that is being carried out.
 
-
-def _stop_with_whoever_started() -> None:
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    Python's own buffer is left out, because a thread that waits there would hold it at exit.
+    """
+    kept = b""
+    while more := os.read(0, 65536):
+        *lines, kept = (kept + more).split(b"\n")
+        for line in lines:
+            tasks.put(line)
+    tasks.put(None)
+    if busy.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

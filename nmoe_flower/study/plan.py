@@ -1,15 +1,18 @@
 """What of a study is there, what is missing, what shares work with what, and how long it takes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ConfigError, NMoEError
-from nmoe_flower.files import read_json
-from nmoe_flower.results import FREE_KEYS, RunFolder, placed
+from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
+from nmoe_flower.files import read_json, read_text
+from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.product import StudyRun, in_words
 from nmoe_flower.study.share import (
@@ -216,7 +219,8 @@ def make_plan(
     folder = out / study.name
     stages: dict[Path, Stages1] = {}
     wanted = study.runs if runs is None else list(runs)
-    seen = [(run, out / run.place, *find_state(run, out / run.place)) for run in wanted]
+    resume = _Resume()
+    seen = [(run, out / run.place, *find_state(run, out / run.place, resume)) for run in wanted]
     clock = _Clock(_measured(seen, results))
     planned, shared = [], dict[str, SharedStage]()
     for run, path, state, reason in seen:
@@ -235,27 +239,30 @@ def make_plan(
     return StudyPlan(study, folder, planned, list(shared.values()), clock.source)
 
 
-def find_state(run: StudyRun, path: Path) -> tuple[State, str]:
+def find_state(
+    run: StudyRun, path: Path, resume: Callable[[Path], RunFolder] = RunFolder.resume
+) -> tuple[State, str]:
     """How a run stands, and why, in words.
 
     Args:
         run: The run.
         path: The run's folder; it need not exist.
+        resume: Reads the folder.
     """
     failed = _failure(path)
     if not (path / "config.toml").is_file():
         return ("failed", failed) if failed else ("missing", "")
     try:
-        there = RunFolder.resume(path)
+        there = resume(path)
     except NMoEError as error:
         return "broken", str(error)
     if (path / HALF_TAKEN).exists() or not RunFolder.has_trained(path):
         return ("failed", failed) if failed else ("missing", "")
-    if different := _differences(run.config, there.config, path):
+    if different := _differences(run.config, there.config):
         return "other", f"another configuration is there: {'; '.join(different)}"
     if there.results_path.exists():
         try:
-            there.results()
+            _ = _looks_whole(there.results_path) or there.results()
         except NMoEError as error:
             return "broken", str(error)
         return "finished", ""
@@ -264,9 +271,42 @@ def find_state(run: StudyRun, path: Path) -> tuple[State, str]:
     return "stopped", _where(there)
 
 
-def _differences(ours: Config, theirs: Config, path: Path) -> list[str]:
+class _Resume:
+    """Finds runs again, and reads configurations that differ in their seeds once."""
+
+    _OWN = re.compile(r"^(?:seed = (\d+)|name = .*|out = .*)\n", re.MULTILINE)
+
+    def __init__(self) -> None:
+        self._read: dict[str, Config] = {}
+
+    def __call__(self, path: Path) -> RunFolder:
+        """As `RunFolder.resume`."""
+        text = read_text(path / "config.toml", raises=CheckpointError)
+        common, seeds = self._OWN.sub("", text), self._OWN.findall(text)
+        known, seeds = self._read.get(common), [seed for seed in seeds if seed]
+        if known is None or len(seeds) != 1 or not (path / "provenance.json").is_file():
+            folder = RunFolder.resume(path)
+            self._read[common] = folder.config
+            return folder
+        run = known.run.model_copy(update={"seed": int(seeds[0])})
+        return RunFolder(path, known.model_copy(update={"run": run}))
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file holds results, by a quick look; what is wrong is found by another."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_bytes(), parse_constant=_refuse)
+        return isinstance(found, dict) and isinstance(found.get("rows"), list)
+    return False
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _differences(ours: Config, theirs: Config) -> list[str]:
     """Settings in which the run that is there is another than the study's, with both values."""
-    asked, there = placed(ours, path).flat(), theirs.flat()
+    asked, there = absolute_settings(ours), theirs.flat()
     return [
         f"{key} is {in_words(there[key])} and not {in_words(value)}"
         for key, value in asked.items()

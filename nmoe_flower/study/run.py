@@ -77,30 +77,58 @@ class StudyView:
 
 
 @dataclass
+class _Process:
+    """A process that makes one run after another, so that torch is loaded once.
+
+    Attributes:
+        process: The process.
+        errors: What it writes on standard error.
+        child: The run it makes now; None: it waits for one.
+    """
+
+    process: "subprocess.Popen[str]"
+    errors: IO[str]
+    child: "_Child | None" = None
+
+    def give(self, line: str) -> None:
+        """Send it a task."""
+        assert self.process.stdin is not None
+        with suppress(OSError):  # it has ended already, and will be reaped
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+
+    def close(self) -> None:
+        """Let go of its files; it must have ended."""
+        self.errors.close()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+
+@dataclass
 class _Child:
     """A run in its process.
 
     Attributes:
         number: Which of all that are to be made.
         planned: The run.
-        process: The process.
-        errors: What it writes on standard error.
+        host: The process.
         since: When it was started.
         expected: Seconds it was expected to take.
         at: What it is doing.
-        ended: It has closed its standard output.
+        failed: Why it failed, in its own words.
+        hopeless: Others would fail for the same reason.
     """
 
     number: int
     planned: PlannedRun
-    process: "subprocess.Popen[str]"
-    errors: IO[str]
+    host: _Process
     since: float
     expected: float
     at: str = "starting"
     failed: str = ""
     hopeless: bool = False
-    ended: bool = False
 
     @property
     def name(self) -> str:
@@ -110,14 +138,14 @@ class _Child:
         """Why it failed, in words."""
         if self.failed:
             return self.failed
-        code = self.process.returncode
+        code = self.host.process.returncode
         if code < 0:
             with suppress(ValueError):
                 ended = signal.Signals(-code).name
                 hint = ": the system may be out of memory" if ended == "SIGKILL" else ""
                 return f"its process was ended by {ended}{hint}"
-        self.errors.seek(0)
-        last = self.errors.read().strip().splitlines()[-_LAST_LINES:]
+        self.host.errors.seek(0)
+        last = self.host.errors.read().strip().splitlines()[-_LAST_LINES:]
         return f"its process ended with exit code {code}: {' / '.join(last) or 'without a word'}"
 
 
@@ -166,7 +194,8 @@ class _Shift:
         self._waiting = [one for one in plan.runs if one.runs]
         self._total = len(self._waiting)
         self._children: list[_Child] = []
-        self._lines: queue.Queue[tuple[_Child, str]] = queue.Queue()
+        self._idle: list[_Process] = []
+        self._lines: queue.Queue[tuple[_Process, str]] = queue.Queue()
         self._outcome = StudyOutcome(finished=plan.count("finished"))
         self._pace = (0.0, 0.0)  # seconds that runs took, and that they were expected to take
         self._hopeless = False
@@ -184,7 +213,6 @@ class _Shift:
                     while (self._waiting and not self._hopeless) or self._children:
                         self._start()
                         self._listen()
-                        self._reap()
                 finally:
                     with uninterrupted():
                         self._end()
@@ -202,13 +230,12 @@ class _Shift:
             if planned is None:
                 return
             self._waiting.remove(planned)
-            child = self._spawn(planned)
-            self._children.append(child)
+            child = self._begin(planned)
             self._tell(
                 child, f"{planned.state}, starts" if planned.state != "missing" else "starts"
             )
 
-    def _spawn(self, planned: PlannedRun) -> _Child:
+    def _begin(self, planned: PlannedRun) -> _Child:
         stage = self._stages.get(planned.stage_1)
         task = StudyTask.of(
             planned.path,
@@ -217,6 +244,17 @@ class _Shift:
             alone=False,
             workers=self._workers,
         )
+        expected = planned.seconds
+        if stage and planned.stage_1 not in self._ready:
+            expected += stage.seconds
+        host = self._idle.pop() if self._idle else self._spawn()
+        number = self._total - len(self._waiting)
+        host.child = _Child(number, planned, host, time.monotonic(), expected)
+        self._children.append(host.child)
+        host.give(task.to_line())
+        return host.child
+
+    def _spawn(self) -> _Process:
         errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         process = subprocess.Popen(
             PROGRAM,
@@ -227,23 +265,15 @@ class _Shift:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C reaches it through us, once
         )
-        expected = planned.seconds
-        if stage and planned.stage_1 not in self._ready:
-            expected += stage.seconds
-        number = self._total - len(self._waiting)
-        child = _Child(number, planned, process, errors, time.monotonic(), expected)
-        assert process.stdin is not None
-        with suppress(OSError):  # it has ended already, and will be reaped
-            process.stdin.write(task.to_line() + "\n")
-            process.stdin.flush()
-        threading.Thread(target=self._read, args=(child,), daemon=True).start()
-        return child
+        host = _Process(process, errors)
+        threading.Thread(target=self._read, args=(host,), daemon=True).start()
+        return host
 
-    def _read(self, child: _Child) -> None:
-        assert child.process.stdout is not None
-        for line in child.process.stdout:
-            self._lines.put((child, line))
-        self._lines.put((child, ""))
+    def _read(self, host: _Process) -> None:
+        assert host.process.stdout is not None
+        for line in host.process.stdout:
+            self._lines.put((host, line))
+        self._lines.put((host, ""))
 
     def _listen(self) -> None:
         """Take what runs tell, until there is nothing for a moment."""
@@ -255,37 +285,50 @@ class _Shift:
             for child in self._children:
                 self._tell(child, child.at)
 
-    def _take(self, child: _Child, line: str) -> None:
+    def _take(self, host: _Process, line: str) -> None:
+        child = host.child
         if not line:
-            child.ended = True
+            self._gone(host)
+        if not line or child is None:
             return
+        told: dict[str, Any] = {}
         with suppress(ValueError):
             told = json.loads(line)
-            if "stage" in told:
-                child.at = f"{told['stage']} {told.get('round')}/{told.get('rounds')}"
-            elif "failed" in told:
-                child.failed, child.hopeless = str(told["failed"]), bool(told.get("hopeless"))
-            elif str(told.get("message", "")).startswith("waiting for"):
-                child.at = str(told["message"])
+        if "stage" in told:
+            child.at = f"{told['stage']} {told.get('round')}/{told.get('rounds')}"
+        elif "failed" in told:
+            child.failed, child.hopeless = str(told["failed"]), bool(told.get("hopeless"))
+        elif "done" in told:
+            self._idle.append(host)
+            self._finished(child)
+        elif str(told.get("message", "")).startswith("waiting for"):
+            child.at = str(told["message"])
         stage = self._stages.get(child.planned.stage_1)
-        if stage and stage.key not in self._ready and "message" in line and is_ready(stage.path):
+        if stage and stage.key not in self._ready and "message" in told and is_ready(stage.path):
             self._ready.add(stage.key)
 
-    def _reap(self) -> None:
-        for child in [one for one in self._children if one.ended]:
-            child.process.wait()
-            self._children.remove(child)
-            took = time.monotonic() - child.since
-            if child.process.returncode == 0:
-                self._outcome.finished += 1
-                self._outcome.made += 1
-                if child.expected:
-                    self._pace = (self._pace[0] + took, self._pace[1] + child.expected)
-                self._ready.add(child.planned.stage_1)
-                self._tell(child, f"finished in {duration(took)}")
-            else:
-                self._bury(child)
-            self._close(child)
+    def _finished(self, child: _Child) -> None:
+        child.host.child = None
+        self._children.remove(child)
+        took = time.monotonic() - child.since
+        self._outcome.finished += 1
+        self._outcome.made += 1
+        if child.expected:
+            self._pace = (self._pace[0] + took, self._pace[1] + child.expected)
+        self._ready.add(child.planned.stage_1)
+        self._tell(child, f"finished in {duration(took)}")
+
+    def _gone(self, host: _Process) -> None:
+        """A process has ended: the run it made has failed, unless it ended well."""
+        host.process.wait()
+        if host in self._idle:
+            self._idle.remove(host)
+        if host.child is not None and host.process.returncode == 0:
+            self._finished(host.child)
+        elif host.child is not None:
+            self._children.remove(host.child)
+            self._bury(host.child)
+        host.close()
 
     def _bury(self, child: _Child) -> None:
         reason = child.reason()
@@ -332,24 +375,18 @@ class _Shift:
     # --- the end ---
 
     def _end(self) -> None:
-        """Let the runs at work save their last round, and end them."""
-        for child in self._children:
-            assert child.process.stdin is not None
+        """Let the runs at work save their last round, and end their processes."""
+        hosts = [child.host for child in self._children] + self._idle
+        for host in hosts:
+            assert host.process.stdin is not None
             with suppress(OSError):
-                child.process.stdin.close()
+                host.process.stdin.close()
         deadline = time.monotonic() + _PATIENCE
-        for child in self._children:
+        for host in hosts:
             with suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            if child.process.poll() is None:
-                child.process.kill()
-                child.process.wait()
-            self._close(child)
+                host.process.wait(max(0.0, deadline - time.monotonic()))
+            if host.process.poll() is None:
+                host.process.kill()
+                host.process.wait()
+            host.close()
         self._outcome.left = len(self._waiting) + len(self._children)
-
-    def _close(self, child: _Child) -> None:
-        child.errors.close()
-        for stream in (child.process.stdin, child.process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()

@@ -22,7 +22,7 @@ from nmoe_flower.errors import CheckpointError, LockedError, NMoEError
 from nmoe_flower.files import link_or_copy, to_json, write_text
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import Progress
-from nmoe_flower.results import FREE_KEYS, RunFolder, placed
+from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 
 __all__ = [
     "STAGE_1",
@@ -70,7 +70,7 @@ def depends_on(config: Config) -> dict[str, Scalar]:
     labelled = config.extractor.method == "fedce" and config.extractor.head == "expert"
     return {
         key: value
-        for key, value in placed(config, Path(STAGE_1)).flat().items()
+        for key, value in absolute_settings(config).items()
         if key not in FREE_KEYS
         and (
             key.partition(".")[0] in _SECTIONS or key in _KEYS or (labelled and key == _OF_THE_HEAD)

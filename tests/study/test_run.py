@@ -106,6 +106,26 @@ def test_runs_at_a_time_share_the_cores_and_wait_for_a_stage_in_the_making(
     assert {line.split()[1] for line in log(tmp_path)} == {"4"}
 
 
+def test_a_process_makes_one_run_after_another(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    """So torch is loaded once; it ends when nothing more comes."""
+    fake(
+        monkeypatch,
+        "pids = path.parents[1] / 'pids'\n"
+        "with pids.open('a') as file: print(os.getpid(), file=file)\n"
+        "print(json.dumps({'done': True}), flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    with pids.open('a') as file: print(os.getpid(), file=file)\n"
+        "    print(json.dumps({'done': True}), flush=True)\n",
+    )
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    assert (done.made, done.failed, done.left) == (4, {}, 0)
+    pids = (tmp_path / "runs" / "small" / "pids").read_text().split()
+    assert len(pids) == 4
+    assert len(set(pids)) == 1
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
