@@ -143,7 +143,7 @@ def nmoe_commands() -> list[tuple[str, str]]:
         if "<!-- edit: nmoe_flower/" in page.read_text(encoding="utf-8"):
             continue  # its commands are of another package, and pages/test_pages.py runs them
         for line in shell_lines(page):
-            command = line.removeprefix(".venv/bin/")
+            command = re.split(r" [|>] ", line.removeprefix(".venv/bin/"))[0]
             if command.startswith("nmoe "):
                 found.append((name_of(page), command))
     return found
