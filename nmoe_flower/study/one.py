@@ -13,15 +13,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import LockedError, NMoEError
 from nmoe_flower.files import write_json
+from nmoe_flower.lock import locked
 from nmoe_flower.progress import Progress, make_progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.study.plan import FAILED
@@ -30,6 +32,7 @@ from nmoe_flower.study.share import HALF_TAKEN, begin_after, give_latents, ready
 __all__ = ["StudyTask", "carry_out", "note_failure"]
 
 INTERRUPTED = 130
+_ATTEMPTS, _BETWEEN = 16, 2.0  # seconds between two, while somebody else works in the folder
 # What no other run could do either: there is no room, or nothing may be written.
 _HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 
@@ -69,27 +72,47 @@ class StudyTask:
         return json.dumps(asdict(self))
 
 
-def carry_out(task: StudyTask, view: Progress) -> None:
+def carry_out(
+    task: StudyTask, view: Progress, *, sleep: Callable[[float], None] = time.sleep
+) -> None:
     """Do it, or what of it is left.
 
+    Args:
+        task: What is to be done.
+        view: Where it reports to.
+        sleep: Waits so many seconds.
+
     Raises:
+        LockedError: Somebody else works in the run's folder, and goes on doing so.
         NMoEError: It cannot be done. The reason is left in the folder it is about.
     """
     config, path = Config.parse(task.config), Path(task.path)
     stage = Path(task.stage_1) if task.stage_1 else None
     if stage is not None and not (RunFolder.has_trained(path) and not _is_half(path)):
         with _noted(stage):
-            ready(stage, config, workers=task.workers, view=view)
+            ready(stage, config, workers=task.workers, view=view, sleep=sleep)
     if task.stage_alone:
         return
     with _noted(path):
-        _run(path, config, stage, task.workers, view)
+        for attempt in count(1):
+            try:
+                _run(path, config, stage, task.workers, view)
+                break
+            except LockedError as error:  # perhaps by one that was stopped, and saves its round
+                if attempt == _ATTEMPTS:
+                    raise
+                if attempt == 1:
+                    view.message(f"waiting for a while: {error}")
+                sleep(_BETWEEN)
     if stage is not None:
         give_latents(path, stage)
 
 
 def _run(path: Path, config: Config, stage: Path | None, workers: int, view: Progress) -> None:
     from nmoe_flower.running import run_in
+
+    with locked(path):  # before all that a run checks first
+        pass
 
     def begun(folder: RunFolder) -> None:
         if stage is not None:

@@ -337,6 +337,8 @@ class _Shift:
             note_failure(child.planned.path, reason)
         self._failed(child.planned, reason)
         stage = self._stages.get(child.planned.stage_1)
+        if self._hopeless:  # said once; the others are left as they are
+            return
         if stage and stage.key not in self._ready and (stage.path / FAILED).exists():
             for other in [one for one in self._waiting if one.stage_1 == stage.key]:
                 self._waiting.remove(other)

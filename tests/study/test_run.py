@@ -1,6 +1,7 @@
 """A study's runs in their processes: what fails, what is stopped, what is left, what is told."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import LockedError, NMoEError
-from nmoe_flower.lock import locked
+from nmoe_flower.lock import LOCK, locked
 from nmoe_flower.progress import make_progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.running import run_in
@@ -179,7 +180,12 @@ def test_a_full_disk_ends_a_study_at_once(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
 ) -> None:
     failed = {"failed": "No space left", "hopeless": True}
-    fake(monkeypatch, f"print(json.dumps({failed})); sys.exit(1)")
+    fake(
+        monkeypatch,
+        "stage = pathlib.Path(task['stage_1']); stage.mkdir(parents=True)\n"
+        f"(stage / {FAILED!r}).write_text('{{}}')\n"
+        f"print(json.dumps({failed})); sys.exit(1)",
+    )
     done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
     assert (done.failed, done.left) == ({"top-k-1/seed-0": "No space left"}, 3)
     assert len(log(tmp_path)) == 1
@@ -308,3 +314,36 @@ def test_every_round_is_saved_unless_a_study_says_otherwise(tmp_path: Path) -> N
         asked = task(tmp_path / "run", tmp_path / "stage", **given)
         assert Config.parse(asked.config).run.checkpoint_every == expected
         assert os.linesep not in asked.to_line()
+
+
+def test_a_folder_in_use_is_waited_for_and_then_named(tmp_path: Path) -> None:
+    """As by a run that was stopped a moment ago, and saves its last round."""
+    asked = task(tmp_path / "run", tmp_path / "stage", **{"gate.methods": "local"})
+    waits: list[float] = []
+    (tmp_path / "run").mkdir()
+    holder = os.open(tmp_path / "run" / LOCK, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(LockedError, match="is in use by"):
+        carry_out(asked, SILENT, sleep=waits.append)
+    assert 10 < sum(waits) < 60
+    assert not (tmp_path / "run" / FAILED).exists()  # it is no failure of the run
+
+    def leaves(_: float) -> None:
+        os.close(holder)
+
+    carry_out(asked, SILENT, sleep=leaves)
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_run_without_a_stage_1_of_its_own_has_none_to_share(tmp_path: Path) -> None:
+    alone = {"run.system": "aligned", "alignment.extractor": "frozen", "alignment.rounds": 1}
+    (tmp_path / "small.toml").write_text(
+        'title = "T"\n[set]\n'
+        + "".join(f"{key} = {json.dumps(value)}\n" for key, value in (TINY | alone).items())
+    )
+    plan = make_plan(Study.load(tmp_path / "small.toml"), tmp_path / "runs")
+    assert (plan.stages, plan.runs[0].stage_1) == ([], "")
+    config = plan.runs[0].run.config
+    carry_out(StudyTask.of(plan.runs[0].path, config, stage_1=None, alone=False, workers=0), SILENT)
+    (planned,) = make_plan(Study.load(tmp_path / "small.toml"), tmp_path / "runs").runs
+    assert planned.state == "finished"

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -238,6 +239,13 @@ def test_the_heads_shape_is_stage_1s_affair_with_labels_alone() -> None:
     assert key(expert__hidden="8") != key(expert__hidden="9")
     free = {"extractor__method": "fedsc"}
     assert key(expert__hidden="8", **free) == key(expert__hidden="9", **free)
+
+
+def test_the_page_says_what_the_key_is_made_of() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "studies.md").read_text()
+    (said,) = [part for part in page.split("\n\n") if part.startswith("The key is made of")]
+    named = set(re.findall(r"`([\w.-]+)`", said))
+    assert named == {*share._SECTIONS, *share._KEYS, "expert.hidden"}
 
 
 # --- folders ---
