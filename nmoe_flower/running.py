@@ -194,6 +194,7 @@ def run_in(
     begun: Callable[[RunFolder], object] = lambda folder: None,
     anew: bool = False,
     until: str = "",
+    track: Track | None = None,
 ) -> RunFolder:
     """Run a configuration in a folder, or go on with what is there: what studies are made of.
 
@@ -205,10 +206,12 @@ def run_in(
         begun: Called with the folder of a new run before it trains.
         anew: Delete the run that is there.
         until: Name of the stage to stop after; empty: the whole run.
+        track: Trackers of the run; the view says what goes wrong with them.
 
     Raises:
         NMoEError: As `run` does.
     """
+    tracked = Tracked(Track() if track is None else track, complain=view.message)
     with ExitStack() as held, interruptible():
         if RunFolder.has_trained(path) and not anew:
             folder = _resumed(held, path, [], view)
@@ -216,7 +219,11 @@ def run_in(
             settings: list[Override] = [("run.name", path.name)]
             folder = _begun(held, config, settings, view, out=path.parent, overwrite=anew)
             begun(folder)
-        _train(folder, view, "inprocess", workers, resumed=False, until=until)
+        held.enter_context(tracked).begin(folder)
+        shown = tracked.beside(view, tell=view.message)
+        _train(folder, shown, "inprocess", workers, resumed=False, until=until)
+        if not until:
+            tracked.finish([])
     return folder
 
 

@@ -5,13 +5,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nmoe_flower.arguments import PORT, recipe_argument
+from nmoe_flower.arguments import PORT, NameList, recipe_argument
+from nmoe_flower.catalogue import TRACKERS
 from nmoe_flower.errors import ConfigError
 
 __all__ = [
     "add_keys",
     "add_metrics_port",
     "add_recipe",
+    "add_track",
     "check_keys",
     "needs_serve",
     "serve_metrics",
@@ -36,6 +38,17 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         metavar="KEY=VALUE",
         help="override configuration keys, as in --set data.num-clients=20 gate.top-k=2",
+    )
+
+
+def add_track(parser: argparse.ArgumentParser) -> None:
+    """``--track``."""
+    parser.add_argument(
+        "--track",
+        type=NameList(tuple(TRACKERS)),
+        default=[],
+        metavar="NAMES",
+        help=f"tell trackers, too: {', '.join(TRACKERS)}",
     )
 
 

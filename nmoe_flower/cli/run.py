@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from nmoe_flower.arguments import SEED, NameList, Whole
-from nmoe_flower.catalogue import TRACKERS
-from nmoe_flower.cli.options import add_recipe
+from nmoe_flower.arguments import SEED, Whole
+from nmoe_flower.cli.options import add_recipe, add_track
 
 __all__ = ["ABOUT", "add_arguments"]
 
@@ -31,13 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is there")
     parser.add_argument("--format", choices=("auto", "text", "json"), default="auto")
     parser.add_argument("--no-figures", action="store_true")
-    parser.add_argument(
-        "--track",
-        type=NameList(tuple(TRACKERS)),
-        default=[],
-        metavar="NAMES",
-        help=f"tell trackers, too: {', '.join(TRACKERS)}",
-    )
+    add_track(parser)
     parser.add_argument("--tensorboard", action="store_true", help="as --track tensorboard")
 
     def command(args: argparse.Namespace) -> int:

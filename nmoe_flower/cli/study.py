@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
+from nmoe_flower.cli.options import add_track
 from nmoe_flower.cli.study_report import add_report
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.progress import duration
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="client processes of each run (default: the cores, shared by the runs at a time)",
     )
+    add_track(run)
     run.add_argument("--dry-run", action="store_true", help="only say what would be run")
     run.add_argument("--format", choices=("text", "json"), default="text")
     run.set_defaults(command=_run)
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_choice(commands)
     commands.add_argument("--part", choices=("all", "stage-1", "runs"), default="all")
     commands.add_argument("--workers", type=Whole(0, 4096), metavar="N", help="of each run")
+    add_track(commands)
     commands.set_defaults(command=_commands)
 
     add_report(verbs.add_parser("report", help="tables and figures of what has finished"))
@@ -177,6 +180,9 @@ def _show(plan) -> None:  # type: ignore[no-untyped-def]
 
 def _run(args: argparse.Namespace) -> int:
     """Run the study, or one of its runs; returns the exit code."""
+    from nmoe_flower.tracking import Track
+
+    Track.of(args.track)  # refused before anything, if one is not installed
     if args.one:
         return _run_one(args)
     plan = _planned(args)
@@ -186,7 +192,7 @@ def _run(args: argparse.Namespace) -> int:
     from nmoe_flower.study import StudyView, run_study
 
     view = StudyView(json_lines=args.format == "json")
-    done = run_study(plan, jobs=args.jobs, workers=args.workers, view=view)
+    done = run_study(plan, jobs=args.jobs, workers=args.workers, view=view, track=args.track)
     view.say(
         f"{done.finished} of {len(plan.runs)} runs are finished, {done.made} of them now"
         + (f"; {len(done.failed)} failed" if done.failed else "")
@@ -209,6 +215,7 @@ def _again(args: argparse.Namespace) -> str:
         ("--set", args.overrides), ("--only", args.only), ("--seeds", args.seeds)
     ):  # fmt: skip
         words += [option, *map(str, values)] if values else []
+    words += ["--track", ",".join(args.track)] if args.track else []
     return shlex.join([*words, *(["--jobs", str(args.jobs)] if args.jobs > 1 else [])])
 
 
@@ -216,7 +223,7 @@ def _run_one(args: argparse.Namespace) -> int:
     """One run, or one shared stage 1, in this process."""
     from nmoe_flower.progress import make_progress
     from nmoe_flower.provenance import usable_cores
-    from nmoe_flower.study import StudyTask, carry_out
+    from nmoe_flower.study import StudyTask, carry_out, track_of
 
     if args.only or args.seeds or args.dry_run:
         raise ConfigError("--one names the run: leave out --only, --seeds and --dry-run")
@@ -233,7 +240,7 @@ def _run_one(args: argparse.Namespace) -> int:
             stage = next((s for s in plan.stages if s.key == one.stage_1), None)
             task = StudyTask.of(
                 one.path, one.run.config, stage_1=stage.path if stage else None, alone=False,
-                workers=workers,
+                workers=workers, track=track_of(plan.study.name, one.run, args.track),
             )  # fmt: skip
     for stage in plan.stages:
         if f"stage-1/{stage.key}" == args.one:
@@ -264,6 +271,8 @@ def _commands(args: argparse.Namespace) -> int:
         common += ["--set", *args.overrides]
     if args.workers is not None:
         common += ["--workers", str(args.workers)]
+    if args.track:
+        common += ["--track", ",".join(args.track)]
     names = [f"stage-1/{one.key}" for one in plan.stages if one.state != "finished"]
     runs = [f"{one.run.variant}/seed-{one.run.seed}" for one in plan.runs if one.runs]
     wanted = {"all": [*names, *runs], "stage-1": names, "runs": runs}[args.part]

@@ -24,7 +24,7 @@ from nmoe_flower.study.markup import (
     table_to_markdown,
 )
 from nmoe_flower.study.measured import ROW_METRICS, gates_of, numbers_of, tests_of
-from nmoe_flower.study.one import StudyTask, carry_out
+from nmoe_flower.study.one import StudyTask, carry_out, track_of
 from nmoe_flower.study.plan import PlannedRun, SharedStage, StudyPlan, chosen, find_state, make_plan
 from nmoe_flower.study.product import Axis, Coordinates, StudyRun, Variant, same, selects
 from nmoe_flower.study.publish import (
@@ -108,6 +108,7 @@ __all__ = [
     "table_to_markdown",
     "tables_by_name",
     "tests_of",
+    "track_of",
     "write_findings",
     "write_webpage",
 ]

@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from nmoe_flower.lock import locked
 from nmoe_flower.progress import Progress, make_progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.study.plan import FAILED
+from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.share import HALF_TAKEN, begin_after, give_latents, ready
+from nmoe_flower.tracking import Track
 
-__all__ = ["StudyTask", "carry_out", "note_failure"]
+__all__ = ["StudyTask", "carry_out", "note_failure", "track_of"]
 
 INTERRUPTED = 130
 _ATTEMPTS, _BETWEEN = 16, 2.0  # seconds between two, while somebody else works in the folder
@@ -47,6 +49,7 @@ class StudyTask:
         stage_1: The run folder of the shared stage 1; empty: the run needs none.
         stage_alone: Only train the stage.
         workers: Client processes.
+        track: What makes a `nmoe_flower.tracking.Track` of the run; empty: nothing is tracked.
     """
 
     path: str
@@ -54,10 +57,18 @@ class StudyTask:
     stage_1: str
     stage_alone: bool
     workers: int
+    track: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, path: Path, config: Config, *, stage_1: Path | None, alone: bool, workers: int
+        cls,
+        path: Path,
+        config: Config,
+        *,
+        stage_1: Path | None,
+        alone: bool,
+        workers: int,
+        track: Track | None = None,
     ) -> "StudyTask":
         """The task for a run or a stage; every round of it is saved, unless told otherwise."""
         settings = config.model_dump(by_alias=True, mode="json", exclude_unset=True)
@@ -65,11 +76,25 @@ class StudyTask:
         settings["run"].pop("name", None)
         settings["run"].pop("out", None)
         settings["run"].setdefault("checkpoint-every", 1)
-        return cls(str(path), settings, str(stage_1 or ""), alone, workers)
+        tracked = {} if track is None else asdict(track)
+        return cls(str(path), settings, str(stage_1 or ""), alone, workers, tracked)
 
     def to_line(self) -> str:
         """The task as one line of text."""
         return json.dumps(asdict(self))
+
+
+def track_of(study: str, run: StudyRun, trackers: Sequence[str]) -> Track:
+    """How a study's run is tracked: the study is the experiment; variant, axes and seed are tags.
+
+    Args:
+        study: The study's name.
+        run: The run.
+        trackers: Names of `nmoe_flower.catalogue.TRACKERS`.
+    """
+    values = {axis: str(value) for axis, value in run.values.items()}
+    tags = {**values, "study": study, "variant": run.variant, "seed": str(run.seed)}
+    return Track(tuple(trackers), study, tags, name=f"{run.variant}/seed-{run.seed}")
 
 
 def carry_out(
@@ -96,7 +121,7 @@ def carry_out(
     with _noted(path):
         for attempt in count(1):
             try:
-                _run(path, config, stage, task.workers, view)
+                _run(path, config, stage, task.workers, view, Track(**task.track))
                 break
             except LockedError as error:  # perhaps by one that was stopped, and saves its round
                 if attempt == _ATTEMPTS:
@@ -108,7 +133,9 @@ def carry_out(
         give_latents(path, stage)
 
 
-def _run(path: Path, config: Config, stage: Path | None, workers: int, view: Progress) -> None:
+def _run(
+    path: Path, config: Config, stage: Path | None, workers: int, view: Progress, track: Track
+) -> None:
     from nmoe_flower.running import run_in
 
     with locked(path):  # before all that a run checks first
@@ -119,7 +146,8 @@ def _run(path: Path, config: Config, stage: Path | None, workers: int, view: Pro
             view.message(f"stage 1 is that of {stage}")
             begin_after(stage, folder)
 
-    run_in(path, config, workers=workers, view=view, begun=begun, anew=_is_half(path))
+    anew = _is_half(path)
+    run_in(path, config, workers=workers, view=view, begun=begun, anew=anew, track=track)
 
 
 def _is_half(path: Path) -> bool:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -17,7 +17,7 @@ from nmoe_flower.errors import LockedError
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import duration
 from nmoe_flower.provenance import usable_cores
-from nmoe_flower.study.one import StudyTask, note_failure
+from nmoe_flower.study.one import StudyTask, note_failure, track_of
 from nmoe_flower.study.plan import FAILED, PlannedRun, StudyPlan
 from nmoe_flower.study.share import is_ready
 
@@ -160,6 +160,7 @@ def run_study(
     jobs: int = 1,
     workers: int | None = None,
     view: StudyView | None = None,
+    track: Sequence[str] = (),
 ) -> StudyOutcome:
     """Run what a plan says is missing; the rest of a study goes on when a run fails.
 
@@ -168,6 +169,8 @@ def run_study(
         jobs: Runs at a time, at least 1.
         workers: Client processes of each. None: the cores, shared by the runs.
         view: Where the study tells how it goes.
+        track: Trackers of each run, names of `nmoe_flower.catalogue.TRACKERS`: the study is
+            MLflow's experiment and the group in W&B; variant, axes and seed are tags.
 
     Raises:
         LockedError: Another process runs this study there.
@@ -179,7 +182,7 @@ def run_study(
         with ExitStack() as held:
             for folder in sorted({plan.folder, *(one.path.parents[1] for one in plan.runs)}):
                 held.enter_context(locked(folder))
-            return _Shift(plan, jobs, workers, view).work()
+            return _Shift(plan, jobs, workers, view, track).work()
     except LockedError as error:
         raise LockedError(f"the study {plan.study.name} is being run already: {error}") from None
 
@@ -187,8 +190,11 @@ def run_study(
 class _Shift:
     """The runs of one call, and the processes that make them."""
 
-    def __init__(self, plan: StudyPlan, jobs: int, workers: int, view: StudyView) -> None:
+    def __init__(
+        self, plan: StudyPlan, jobs: int, workers: int, view: StudyView, track: Sequence[str]
+    ) -> None:
         self._plan, self._jobs, self._workers, self._view = plan, jobs, workers, view
+        self._track = track
         self._stages = {stage.key: stage for stage in plan.stages}
         self._ready = {key for key, stage in self._stages.items() if stage.state == "finished"}
         self._waiting = [one for one in plan.runs if one.runs]
@@ -243,6 +249,7 @@ class _Shift:
             stage_1=stage.path if stage else None,
             alone=False,
             workers=self._workers,
+            track=track_of(self._plan.study.name, planned.run, self._track),
         )
         expected = planned.seconds
         if stage and planned.stage_1 not in self._ready:
@@ -303,6 +310,9 @@ class _Shift:
             self._finished(child)
         elif str(told.get("message", "")).startswith("waiting for"):
             child.at = str(told["message"])
+        elif str(told.get("message", "")).startswith("tracking: "):
+            note = told["message"]
+            self._view.say(f"{child.name}: {note}", run=child.name, note=note)
         stage = self._stages.get(child.planned.stage_1)
         if stage and stage.key not in self._ready and "message" in told and is_ready(stage.path):
             self._ready.add(stage.key)

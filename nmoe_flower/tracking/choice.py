@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,11 +26,13 @@ class Track:
         experiment: MLflow's experiment, and the group in W&B; None: what the environment says
             (``MLFLOW_EXPERIMENT_NAME``), else ``nmoe-flower``, and no group.
         tags: Texts that a run is to be found by, such as a study's variant.
+        name: What the tools are to call the run; None: as its folder is called.
     """
 
     trackers: Sequence[str | Tracker] = ()
     experiment: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    name: str | None = None
 
     @classmethod
     def of(cls, wanted: "Track | str | Sequence[str | Tracker]") -> "Track":
@@ -52,7 +54,7 @@ class Track:
             if tracker not in distinct:
                 _check(tracker)
                 distinct.append(tracker)
-        return cls(tuple(distinct), track.experiment, track.tags)
+        return replace(track, trackers=tuple(distinct))
 
     def makers(self) -> dict[str, Callable[[], Tracker]]:
         """What makes each tracker, by what it is called in messages and in the run folder."""

@@ -6,6 +6,7 @@ is said.
 
 import logging
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["MLflow"]
 
 _EXPERIMENT = "nmoe-flower"
+_SQLITE = "sqlite:///"
+_FILES = "./mlruns"
 _MOST_PARAMS = 100  # of one request, as MLflow has it
 _MOST_METRICS = 1000
 _LONGEST = 5000  # characters of a value
@@ -55,6 +58,7 @@ class MLflow:
         warnings.filterwarnings("ignore", "The ``noload`` loader", DeprecationWarning)  # MLflow's
         self._folder = run.folder
         store = known.get("store") or os.environ.get("MLFLOW_TRACKING_URI") or _local()
+        _make_whole(store)
         self._client = MlflowClient(tracking_uri=store)
         if known and self._is_there(known.get("run", "")):
             self._run_id = known["run"]
@@ -110,10 +114,15 @@ class MLflow:
         from mlflow.exceptions import MlflowException
 
         assert self._client is not None
-        with suppress(MlflowException):
-            return str(self._client.create_experiment(name))
         there = self._client.get_experiment_by_name(name)
-        if there is None or there.lifecycle_stage != "active":
+        if there is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:
+                there = self._client.get_experiment_by_name(name)
+                if there is None:
+                    raise
+        if there.lifecycle_stage != "active":
             raise ValueError(f"the experiment {name!r} was deleted: restore it, or choose another")
         return str(there.experiment_id)
 
@@ -135,8 +144,27 @@ class MLflow:
             self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in part])
 
 
+def _make_whole(store: str) -> None:
+    """Make a store that is missing, all of its tables at once.
+
+    MLflow makes them one after the other, and neither two processes that begin together nor one
+    that is killed meanwhile leaves a store that works.
+    """
+    place = Path(store.removeprefix(_SQLITE))
+    if not store.startswith(_SQLITE) or place.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    made: Any = SqlAlchemyStore  # untyped
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as folder:
+        new = Path(folder, place.name)
+        made(f"{_SQLITE}{new}", _FILES).engine.dispose()
+        with suppress(FileExistsError):  # somebody else was faster
+            os.link(new, place)
+
+
 def _local() -> str:
-    return f"sqlite:///{Path('mlflow.db').resolve()}"
+    return f"{_SQLITE}{Path('mlflow.db').resolve()}"
 
 
 def _tags(run: TrackedRun) -> dict[str, str]:

@@ -66,7 +66,7 @@ class Tracked:
             return
         self._folder = folder
         run = TrackedRun(
-            folder.path.name,
+            self._track.name or folder.path.name,
             folder.path,
             folder.config.flat(),
             folder.provenance(),
@@ -89,8 +89,8 @@ class Tracked:
         """
         if not self._track.trackers:
             return view
-        look = None if tell is None else partial(self._pass_on, lambda text: tell(f"note: {text}"))
-        return _Both(view, self._round, look or (lambda: None))
+        look = partial(self._pass_on, tell) if tell is not None else (lambda: None)
+        return _Both(view, self._round, look)
 
     def finish(self, figures: Sequence[Path]) -> None:
         """Track what the run found.
@@ -113,7 +113,7 @@ class Tracked:
         """Called from their threads, too: it is told from this one."""
         assert self._folder is not None
         later = f"; to catch up later: nmoe run --resume {self._folder.path} --track {name}"
-        self._complaints.put(f"{name} {what}{later if name in TRACKERS else ''}")
+        self._complaints.put(f"tracking: {name} {what}{later if name in TRACKERS else ''}")
 
     def _pass_on(self, tell: Callable[[str], None]) -> None:
         with suppress(Empty):

@@ -30,7 +30,7 @@ class TrackedRun:
     """The run that is tracked, as it begins.
 
     Attributes:
-        name: What the tool is to call it: that of the run folder.
+        name: What the tool is to call it.
         folder: The run folder, absolute.
         config: The resolved configuration by dotted key.
         provenance: Versions, revision, seed and machine, as provenance.json has them.

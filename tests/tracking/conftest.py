@@ -80,10 +80,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        from mlflow import MlflowClient
+        from nmoe_flower.tracking.mlflow import _make_whole
 
         store = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-        MlflowClient(tracking_uri=store)
+        _make_whole(store)
     return store
 
 

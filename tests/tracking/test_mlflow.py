@@ -9,7 +9,7 @@ import pytest
 
 from nmoe_flower.config import Config
 from nmoe_flower.results import RunFolder
-from nmoe_flower.tracking import Track, Tracked
+from nmoe_flower.tracking import Track, Tracked, mlflow
 from nmoe_flower.tracking.mlflow import MLflow
 from tests.tracking.conftest import FINAL, TABLE, finished, record
 from tests.tracking.test_tracked import follow
@@ -102,6 +102,43 @@ def test_without_a_word_the_store_is_in_the_working_folder(
     assert follow(folder, "mlflow") == ""
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert len(list((tmp_path / "mlruns").glob("*/*/artifacts/results.csv"))) == 1
+
+
+def test_a_store_that_another_process_makes_meanwhile_is_taken(
+    tmp_path: Path, client: Any, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where MLflow itself makes one table after the other, two at once break it for good."""
+    from mlflow import MlflowClient
+
+    place, link = tmp_path / "new.db", mlflow.os.link
+    inodes = []
+
+    class Quick:
+        """Makes a store in no time."""
+
+        def __init__(self, uri: str, files: str) -> None:
+            shutil.copy(store.removeprefix("sqlite:///"), uri.removeprefix("sqlite:///"))
+            self.engine = self
+
+        def dispose(self) -> None:
+            pass
+
+    def later(new: Path, there: Path) -> None:
+        shutil.copy(store.removeprefix("sqlite:///"), there)
+        inodes.append(there.stat().st_ino)
+        link(new, there)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlflow.os, "link", later)
+    monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", Quick)
+    mlflow._make_whole(f"sqlite:///{place}")
+    assert [place.stat().st_ino] == inodes
+    assert [path.name for path in tmp_path.glob("*new*")] == ["new.db"]
+    mlflow._make_whole(f"sqlite:///{place}")  # it is there
+    mlflow._make_whole("http://127.0.0.1:9")  # not ours to make
+    assert len(inodes) == 1
+    monkeypatch.undo()
+    MlflowClient(tracking_uri=f"sqlite:///{place}").create_experiment("works")
 
 
 def test_values_that_are_too_long_are_cut(folder: RunFolder, client: Any) -> None:

@@ -185,7 +185,7 @@ def test_a_tracker_that_fails_is_told_once_and_others_go_on(
     bad, good = Notebook(fails, error), Notebook()
     said = follow(folder, bad, good, rounds=[record("extractor", n) for n in range(1, 4)])
     reason = "RuntimeError: dead" if isinstance(error, RuntimeError) else "SystemExit: 3"
-    assert said == f"Notebook failed and keeps no more of this run ({reason})"
+    assert said == f"tracking: Notebook failed and keeps no more of this run ({reason})"
     assert bad.names[: CALLS.index(fails) + 1] == list(CALLS[: CALLS.index(fails) + 1])
     assert bad.names[-1] == "close"
     assert good.names == list(CALLS)
@@ -199,8 +199,9 @@ def test_what_cannot_be_loaded_is_told_with_the_way_to_catch_up(
 ) -> None:
     monkeypatch.setitem(sys.modules, "nmoe_flower.tracking.mlflow", ModuleType("broken"))
     assert follow(folder, "mlflow") == (
-        "mlflow failed and keeps no more of this run (AttributeError: module 'broken' has no "
-        f"attribute 'MLflow'); to catch up later: nmoe run --resume {folder.path} --track mlflow"
+        "tracking: mlflow failed and keeps no more of this run (AttributeError: module 'broken' "
+        "has no attribute 'MLflow'); to catch up later: "
+        f"nmoe run --resume {folder.path} --track mlflow"
     )
 
 
@@ -226,7 +227,7 @@ def test_a_tracker_that_hangs_is_left(folder: RunFolder) -> None:
     with Tracked(Track.of([Hanging()]), said.append, patience=0.01) as tracked:
         tracked.begin(folder)
     free.set()
-    assert said == ["Hanging has not kept all of this run, and is left"]
+    assert said == ["tracking: Hanging has not kept all of this run, and is left"]
 
 
 def test_what_goes_wrong_meanwhile_is_said_meanwhile(folder: RunFolder) -> None:
@@ -237,7 +238,9 @@ def test_what_goes_wrong_meanwhile_is_said_meanwhile(folder: RunFolder) -> None:
         view = tracked.beside(make_progress(None), tell=said.append)
         view.update(record("extractor", 1))
         view.answered("experts", 1, 2)
-    assert said == ["note: Notebook failed and keeps no more of this run (RuntimeError: no begin)"]
+    assert said == [
+        "tracking: Notebook failed and keeps no more of this run (RuntimeError: no begin)"
+    ]
     assert later == []
 
 
