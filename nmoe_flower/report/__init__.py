@@ -10,7 +10,7 @@ from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.estimates import Estimate, differences, estimate
 from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
 from nmoe_flower.report.html import write_page
-from nmoe_flower.report.paper import paper_cell, paper_table, paper_to_markdown
+from nmoe_flower.report.paper import is_papers_setting, paper_cell, paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
 from nmoe_flower.report.shape import read_provenance, read_results, read_rounds
@@ -47,6 +47,7 @@ __all__ = [
     "gate_kind",
     "gate_order",
     "grid",
+    "is_papers_setting",
     "load_runs",
     "most_bytes",
     "paper_cell",

@@ -8,12 +8,14 @@ ResNet-18, 10 clients with 2,500 training and 1,000 test images each, top-1, one
 import re
 from collections.abc import Sequence
 
+from nmoe_flower.config import Config
 from nmoe_flower.report.runs import FinishedRun, label_runs
 from nmoe_flower.report.tables import Row, grid, method_label, number, results_table
 
 __all__ = [
     "CITATION",
     "PAPER_METHODS",
+    "is_papers_setting",
     "paper_cell",
     "paper_table",
     "paper_to_markdown",
@@ -196,6 +198,18 @@ def paper_table(runs: Sequence[FinishedRun]) -> list[Row]:
             ours[f"paper_{metric}"] = cell[metric]
         table.append(ours)
     return sorted(table, key=_position)
+
+
+def is_papers_setting(config: Config) -> bool:
+    """Whether a run's numbers may stand beside the paper's: its data, clients and top-1.
+
+    >>> is_papers_setting(Config.parse({"data.dataset": "uoft-cs/cifar10", "gate.top-k": 1}))
+    True
+    >>> is_papers_setting(Config.parse({"gate.top-k": 1}))
+    False
+    """
+    data = config.data
+    return _is_cifar10(data.dataset) and data.num_clients == 10 and config.gate.top_k == 1
 
 
 def _is_cifar10(dataset: str) -> bool:

@@ -150,7 +150,7 @@ def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> 
     same = [
         labels.of_value(d, keys[0][place], alone=True)
         for place, d in enumerate(beside)
-        if keys and place not in shown and keys[0][place] not in ("", None)
+        if keys and place not in shown and labels.of_value(d, keys[0][place])
     ]
     seeds = tuple(sorted({seed for pair in pairs for seed in (*pair.each, *pair.absent)}))
     heads = tuple(labels.of_dimension(beside[place]) for place in shown)

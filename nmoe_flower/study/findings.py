@@ -12,7 +12,7 @@ from typing import Any
 
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import read_json
-from nmoe_flower.report import paper_cell, read_rounds
+from nmoe_flower.report import is_papers_setting, paper_cell, read_rounds
 from nmoe_flower.study.comparisons import Comparison, compare
 from nmoe_flower.study.costs import COSTS, OF_A_GATE
 from nmoe_flower.study.curves import (
@@ -32,6 +32,7 @@ from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.measured import gates_of, tests_of
 from nmoe_flower.study.outcomes import outcomes_of
 from nmoe_flower.study.policies import policies_from_json, policies_table, policies_to_json
+from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.rows import (
     Quantity,
     Row,
@@ -41,7 +42,15 @@ from nmoe_flower.study.rows import (
     rows_from_json,
     rows_of,
 )
-from nmoe_flower.study.sweep import Choice, SweepTable, choose, hide_the_others, sweep_table
+from nmoe_flower.study.sweep import (
+    Choice,
+    SweepTable,
+    choose,
+    hide_the_others,
+    is_chosen,
+    may_be_told,
+    sweep_table,
+)
 from nmoe_flower.study.tables import StudyTable, absent_in_words, fill_table
 
 __all__ = [
@@ -54,6 +63,7 @@ __all__ = [
 ]
 
 TABLE_VERSION = 1
+_UNTOLD = "-: not measured, or the test of a value that was not chosen."
 
 
 @dataclass(frozen=True)
@@ -102,14 +112,34 @@ class Findings:
         return hide_the_others(sweep, self.rows, self.choices) if sweep else list(self.rows)
 
     @cached_property
+    def shown_curves(self) -> list[Curve]:
+        """The curves that may be looked at, likewise."""
+        sweep, choices = self.study.sweep, self.choices
+        return [one for one in self.curves if sweep is None or may_be_told(sweep, one, choices)]
+
+    @cached_property
+    def shown_routing(self) -> list[RoutingMap]:
+        """Who asked whom, as far as it may be looked at, likewise."""
+        sweep, choices = self.study.sweep, self.choices
+        return [one for one in self.routing if sweep is None or may_be_told(sweep, one, choices)]
+
+    def tells_tests_of(self, run: StudyRun) -> bool:
+        """Whether the tests of a run may be looked at."""
+        sweep = self.study.sweep
+        return sweep is None or is_chosen(sweep, run, self.choices)
+
+    @cached_property
     def tables(self) -> list[StudyTable]:
         """Its tables; one of all gates if it declares none."""
-        return [
+        filled = [
             self.policies[spec.name]
             if spec.kind == "policies"
             else fill_table(spec, self.shown, self.labels)
             for spec in tables_of(self.study)
         ]
+        if self.study.sweep is None:
+            return filled
+        return [replace(table, notes=(*table.notes, _UNTOLD)) for table in filled]
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -127,7 +157,9 @@ class Findings:
     def figures(self) -> list[Figure]:
         """Its figures."""
         return [
-            fill_figure(spec, self.shown, self.labels, curves=self.curves, routing=self.routing)
+            fill_figure(
+                spec, self.shown, self.labels, curves=self.shown_curves, routing=self.shown_routing
+            )
             for spec in self.study.figures
         ]
 
@@ -246,7 +278,8 @@ def _paper(study: Study, wanted: Sequence[Quantity]) -> dict[tuple[str, Quantity
     """Published values by variant and number: those of the file before those of the paper."""
     found: dict[tuple[str, Quantity], float] = {}
     runs = list({run.variant: run for run in study.runs}.values())
-    for run in runs if study.paper_tables else ():
+    beside = study.paper_tables
+    for run in [run for run in runs if beside and is_papers_setting(run.config)]:
         data = run.config.data
         for number in wanted:
             cell = paper_cell(
@@ -308,8 +341,8 @@ def findings_to_json(findings: Findings) -> str:
         "seeds": list(study.seeds),
         "provenance": dict(findings.provenance),
         "rows": [row_to_json(row) for row in findings.shown],
-        "curves": curves_to_json(findings.curves),
-        "routing": routing_to_json(findings.routing),
+        "curves": curves_to_json(findings.shown_curves),
+        "routing": routing_to_json(findings.shown_routing),
         "policies": [policies_to_json(table) for table in findings.policies.values()],
     }
     return lines_of_json(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nmoe_flower.report import GATE_NAMES, gate_order, place_of_test, test_label
-from nmoe_flower.study.product import same
+from nmoe_flower.study.product import BASE, same
 
 __all__ = ["METRIC_NAMES", "Labels"]
 
@@ -65,7 +65,7 @@ class Labels:
         if text in self.own:
             return self.own[text]
         if dimension == "variant":
-            return self.variants.get(text, text)
+            return "" if text == BASE else self.variants.get(text, text)
         if dimension == "number":
             return text
         if dimension == "gate":

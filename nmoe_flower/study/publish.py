@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 from PIL import Image
 
+from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import all_or_none, write_bytes, write_text
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
@@ -70,7 +71,8 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
             if own and one.results is not None and one.path is not None:
                 kept = bool(findings.policies)  # what their tables and figures are made from
                 publish_run(one.path, new / one.run.variant, clients=False, routing=False,
-                            rounds=kept, audit=kept and first)  # fmt: skip
+                            rounds=kept, audit=kept and first,
+                            tests=findings.tells_tests_of(one.run))  # fmt: skip
                 first = False
         for path in draw_policies(findings.outcomes, new) if findings.policies else ():
             write_bytes(path, small_picture(path))
@@ -87,6 +89,7 @@ def publish_run(
     audit: bool = False,
     clients: bool = True,
     routing: bool = True,
+    tests: bool = True,
 ) -> Path:
     """Copy a finished run into ``variant/seed-N``; returns that folder.
 
@@ -98,6 +101,7 @@ def publish_run(
         audit: Keep who was assigned what in each round of the second system, too.
         clients: Keep every client's own values.
         routing: Keep who asked whom.
+        tests: Keep rows of tests; without, those of validation data alone.
     """
     config = portable(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
     target = variant / f"seed-{config['run']['seed']}"
@@ -105,6 +109,8 @@ def publish_run(
     shutil.copy(run / "provenance.json", target / "provenance.json")
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        if not tests:
+            results["rows"] = [row for row in results["rows"] if row["test"] == VALIDATION]
         kept = _kept_results(results, clients=clients, routing=routing)
         write_text(target / "results.json", lines_of_json(kept))
     if rounds or _OVER_ROUNDS.keys() & set(figures):

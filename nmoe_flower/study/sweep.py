@@ -7,7 +7,7 @@ trains on, and of the tests only that of the choice is told.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.report import Estimate
@@ -15,7 +15,15 @@ from nmoe_flower.study.declared import SweepSpec
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
 
-__all__ = ["Candidate", "Choice", "SweepTable", "choose", "hide_the_others"]
+__all__ = [
+    "Candidate",
+    "Choice",
+    "SweepTable",
+    "choose",
+    "hide_the_others",
+    "is_chosen",
+    "may_be_told",
+]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,23 @@ class SweepTable:
     choices: tuple[Choice, ...]
 
 
+class _Placed(Protocol):
+    """What stands at a variant and a value of each axis."""
+
+    @property
+    def values(self) -> Mapping[str, Any]: ...
+
+    def at(self, dimension: str) -> Any:
+        """Where it stands in a dimension."""
+
+
+class _Tested(_Placed, Protocol):
+    """What stands at a test besides."""
+
+    @property
+    def test(self) -> str: ...
+
+
 def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
     """Choose for every variant and every set of values of the other axes.
 
@@ -107,11 +132,11 @@ def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
     return choices
 
 
-def _rest(sweep: SweepSpec, row: Row) -> tuple[Any, ...]:
+def _rest(sweep: SweepSpec, row: _Placed) -> tuple[Any, ...]:
     return tuple((d, row.at(d)) for d in ("variant", *row.values) if d not in sweep.over)
 
 
-def _swept(sweep: SweepSpec, row: Row) -> dict[str, Any]:
+def _swept(sweep: SweepSpec, row: _Placed) -> dict[str, Any]:
     return {axis: row.at(axis) for axis in sweep.over}
 
 
@@ -158,17 +183,22 @@ def hide_the_others(sweep: SweepSpec, rows: Sequence[Row], choices: Sequence[Cho
 
     Settings and costs stay.
     """
-    won = [(_key(choice.rest), choice.winner.values) for choice in choices if choice.winner]
-    kept = []
-    for row in rows:
-        chosen = (_key(dict(_rest(sweep, row))), _swept(sweep, row)) in won
-        if row.test == VALIDATION or chosen or not row.scores:
-            kept.append(row)
-    return kept
+    return [row for row in rows if not row.scores or may_be_told(sweep, row, choices)]
 
 
-def _key(rest: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(rest.items())
+def may_be_told(sweep: SweepSpec, one: _Tested, choices: Sequence[Choice]) -> bool:
+    """Whether it is of validation data, or of what a sweep has chosen."""
+    return one.test == VALIDATION or is_chosen(sweep, one, choices)
+
+
+def is_chosen(sweep: SweepSpec, one: _Placed, choices: Sequence[Choice]) -> bool:
+    """Whether it is of what a sweep has chosen."""
+    return any(
+        choice.winner is not None
+        and dict(_rest(sweep, one)) == choice.rest
+        and _swept(sweep, one) == choice.winner.values
+        for choice in choices
+    )
 
 
 def sweep_table(

@@ -15,8 +15,9 @@ from nmoe_flower.study import (
     read_findings,
     write_findings,
 )
+from nmoe_flower.study.findings import findings_from
 from nmoe_flower.study.outcomes import outcomes_of
-from nmoe_flower.study.rows import value_of
+from nmoe_flower.study.rows import RunOutcome, value_of
 from tests.study.conftest import Write, finish
 
 TEXT = """
@@ -354,3 +355,87 @@ def test_outputs_that_cannot_be_are_refused(
     assert before in TEXT
     with pytest.raises(ConfigError, match=told):
         written(TEXT.replace(before, after, 1))
+
+
+SWEPT = """
+title = "Swept"
+seeds = [0, 1]
+[set]
+gate.methods = "federated"
+run.controls = []
+data.train-per-client = 60
+data.validation-per-client = 5
+[axes]
+extractor.learning-rate = [0.1, 0.2, 0.4]
+[sweep]
+over = ["extractor.learning-rate"]
+gate = "federated"
+[[tables]]
+name = "main"
+rows = ["extractor.learning-rate"]
+columns = ["test"]
+gates = ["federated"]
+[[figures]]
+name = "lines"
+kind = "lines"
+x = "extractor.learning-rate"
+gate = "federated"
+test = "iid"
+[[figures]]
+name = "rounds"
+kind = "rounds"
+test = "iid"
+series = ["extractor.learning-rate"]
+[[figures]]
+name = "who"
+kind = "routing"
+gate = "federated"
+test = "iid"
+series = ["extractor.learning-rate"]
+"""
+
+
+def test_no_file_tells_the_tests_of_what_was_not_chosen(written: Write, tmp_path: Path) -> None:
+    study, runs, results = written(SWEPT), tmp_path / "runs", tmp_path / "results"
+    for at in range(6):
+        path = finish(study, at, runs) / "results.json"
+        told = json.loads(path.read_text())
+        rate = study.runs[at].values["extractor.learning-rate"]
+        for row in told["rows"]:  # by validation 0.2 wins, by the tests 0.4 would
+            seen = row["test"] == "validation"
+            row["accuracy"] = {0.1: 0.5, 0.2: 0.7, 0.4: 0.6}[rate] if seen else rate + 0.46875
+        path.write_text(json.dumps(told))
+    found = findings_of(study, runs)
+    texts = [[cell.text for cell in line.cells] for line in found.tables[0].lines]
+    assert texts[1] == ["0.669 ± 0.000", "0.669 ± 0.000", "0.700 ± 0.000"]
+    assert texts[2] == ["-", "-", "0.600 ± 0.000"]
+    lines, rounds, who = found.figures
+    assert [[point.x for point in one.points] for one in lines.series] == [[0.2]]
+    assert [one.label for one in rounds.series] == ["learning-rate = 0.2"]
+    assert [panel.label for panel in who.panels] == ["learning-rate = 0.2"]
+    write_findings(found, tmp_path / "out", pictures=["svg"])
+    publish_study(found, runs, results)
+    files = [path for folder in (tmp_path / "out", results) for path in folder.rglob("*")]
+    files = [path for path in files if path.is_file()]
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not any(hidden in text for hidden in ("0.56875", "0.86875", "0.569", "0.869")), path
+    assert len(files) > 20
+    assert findings_of(study, results).tables == found.tables
+
+
+def test_the_papers_cells_stand_beside_runs_of_its_setting_alone(written: Write) -> None:
+    text = TEXT.replace("[labels]", "[variants.digits]\n[variants.cifar]\nset = {data.dataset = "
+                        '"uoft-cs/cifar10"}\n[labels]')  # fmt: skip
+    text = text.replace('title = "A', 'paper-tables = true\ntitle = "A')
+    study = written(text.split("[[tables]]")[0] + "[[tables]]\nname = 'main'\nrows = ['variant', "
+                    "'gate']\ncolumns = ['data.tau']\ntests = ['iid']\n")  # fmt: skip
+    rows = findings_from(study, [RunOutcome(study.runs[0], RESULTS_OF_NOBODY)], Path()).rows
+    assert [row.paper for row in rows] == [None] * len(rows)
+    other = next(run for run in study.runs if run.named == "cifar")
+    rows = findings_from(study, [RunOutcome(other, RESULTS_OF_NOBODY)], Path()).rows
+    (fedgate,) = [row for row in rows if row.gate == "federated"]
+    assert fedgate.paper == 0.6998  # Table II, FedCE, FedGate, tau = 0.5
+
+
+RESULTS_OF_NOBODY = {"rows": [{"gate": "federated", "test": "iid", "accuracy": 0.5}]}
