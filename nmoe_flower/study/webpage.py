@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.config import Config
 from nmoe_flower.files import write_text
 from nmoe_flower.recipes import packaged_studies
 from nmoe_flower.report import (
@@ -49,6 +50,7 @@ from nmoe_flower.report.html import (
     number_cell,
     plain_gates,
     run_sections,
+    shares_in_words,
     summary,
     test_in_sentence,
     to_html,
@@ -146,7 +148,7 @@ class _Verdict:
     @property
     def sentence(self) -> str:
         """Where, and who wins there."""
-        place = f"{self.where}, {self.test}" if self.where else f"the {self.test}"
+        place = f"{self.where}, {self.test}" if self.where else self.test
         told = (
             "a plain baseline wins",
             "no gate beats a plain baseline beyond the noise",
@@ -219,24 +221,46 @@ def _counted(verdicts: Sequence[_Verdict]) -> Iterator[Said]:
 
 
 def _verdicts(findings: Findings) -> Iterator[_Verdict]:
-    """For each setting and test the best gate against the best plain baseline, by accuracy."""
+    """For each setting and test the best gate against the best plain baseline, by accuracy.
+
+    What is compared has the same data. With prior correction a gate is compared with baselines
+    that have it, too.
+    """
+    data = {run.variant: _data(run.config) for run in findings.study.runs}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in findings.shown:
         if row.metric == "accuracy" and row.gate and row.test != VALIDATION and row.numbers:
-            groups.setdefault((tuple(row.values.items()), row.test), []).append(row)
-    for (values, test), rows in groups.items():
-        plain = [row for row in rows if row.gate.removesuffix("+prior") in plain_gates()]
-        gates = [row for row in rows if gate_kind(row.gate) == "gate" and row not in plain]
-        if not gates or not plain:
+            place = (tuple(row.values.items()), data.get(row.folder, ""), row.test)
+            groups.setdefault(place, []).append(row)
+    several = len({(values, shares) for values, shares, _ in groups}) > len(
+        {values for values, _, _ in groups}
+    )
+    for (values, shares, test), rows in groups.items():
+        pairs = [pair for prior in (False, True) if (pair := _best(rows, prior=prior))]
+        if not pairs:
             continue
-        gate, baseline = (max(of, key=_mean) for of in (gates, plain))
+        gate, baseline = max(pairs, key=lambda pair: _mean(pair[0]))
         more = differences(gate.numbers, baseline.numbers)
         found = estimate(list(more.values()) or [_mean(gate) - _mean(baseline)])
-        where = ", ".join(_setting(axis, value, findings) for axis, value in values)
+        settings = [_setting(axis, value, findings) for axis, value in values]
         yield _Verdict(
-            where, test_in_sentence(test), _called(gate, findings), _mean(gate),
-            _called(baseline, findings), _mean(baseline), found,
+            ", ".join([*settings, *([shares] if several else [])]), test_in_sentence(test),
+            _called(gate, findings), _mean(gate), _called(baseline, findings), _mean(baseline),
+            found,
         )  # fmt: skip
+
+
+def _data(config: Config) -> str:
+    """What the clients of a run hold, in words."""
+    return f"{config.data.num_clients} clients, {shares_in_words(config)}"
+
+
+def _best(rows: Sequence[Row], *, prior: bool) -> tuple[Row, Row] | None:
+    """The best gate and the best plain baseline, both with prior correction or both without."""
+    alike = [row for row in rows if row.gate.endswith("+prior") == prior]
+    plain = [row for row in alike if row.gate.removesuffix("+prior") in plain_gates()]
+    gates = [row for row in alike if gate_kind(row.gate) == "gate" and row not in plain]
+    return (max(gates, key=_mean), max(plain, key=_mean)) if gates and plain else None
 
 
 def _setting(axis: str, value: Any, findings: Findings) -> str:
@@ -254,7 +278,7 @@ def _called(row: Row, findings: Findings) -> str:
     """A gate, with its variant where there are several."""
     several = len({one.variant for one in findings.rows}) > 1
     of = f" of {findings.labels.of_value('variant', row.variant)}" if several else ""
-    return f"{findings.labels.of_value('gate', row.gate)}{of}"
+    return f"{findings.labels.of_value('gate', row.gate)}{of}".replace("`", "")
 
 
 def _signed(value: float) -> str:
@@ -296,9 +320,9 @@ def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
         cells += [number_cell(one.more.mean, reach, signed=True)]
         rows.append([*cells, TableCell(one.words, tone=tones[one.weight])])
     note = (
-        "Differences are paired by seed; ± is half of the 95 % interval (Student's t). Plain "
-        "baselines: every client's own expert, an expert drawn at random, one averaged model, a "
-        "classifier of every client's own."
+        "The same data; with prior correction on both sides or on neither. Paired by seed; ± is "
+        "half of the 95 % interval (Student's t). Plain baselines: every client's own expert, an "
+        "expert drawn at random, one averaged model, a classifier of every client's own."
     )
     if any(one.words.endswith("?") for one in verdicts):
         note += " ?: of one seed, with no estimate of the noise."
@@ -307,12 +331,12 @@ def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
 
 def _table(table: StudyTable) -> SortableTable:
     """A table of the study: ours, and beside it the published value and the difference."""
-    columns = [TableColumn(_capital(head), words=True) for head in table.heads]
+    columns = [TableColumn(_head(head), words=True) for head in table.heads]
     for column in table.columns:
         columns += _columns(column)
     rows = [
         [
-            *map(TableCell, line.labels),
+            *(TableCell(label.replace("`", "")) for label in line.labels),
             *(
                 cell
                 for one, column in zip(line.cells, table.columns, strict=True)
@@ -324,14 +348,16 @@ def _table(table: StudyTable) -> SortableTable:
     return SortableTable(table.title, columns, rows, table.notes)
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _head(text: str) -> str:
+    """What stands above a column: never nothing, for it can be sorted by."""
+    plain = text.replace("`", "") or "number"
+    return plain[0].upper() + plain[1:]
 
 
 def _columns(column: Column) -> list[TableColumn]:
     *above, last = column.labels or ("",)
     if not column.shows:
-        return [TableColumn(last or "Value", group=", ".join(above))]
+        return [TableColumn(last.replace("`", "") or "Value", group=", ".join(above))]
     group = ", ".join(filter(None, column.labels))
     return [TableColumn("ours", group=group), TableColumn("paper", group=group)]
 
@@ -349,16 +375,16 @@ def _cells(cell: Cell, column: Column) -> list[TableCell]:
 
 
 def _ours(cell: Cell) -> TableCell:
-    if cell.words:
-        mean, _, spread = cell.words.partition(" ± ")
-        return TableCell(MISSING if mean == "-" else mean, f"± {spread}" if spread else "")
-    if cell.mean is None:
-        failed = cell.status in ("failed", "missing")
-        text = cell.status if failed else MISSING
-        return TableCell(text, tone="failed" if failed else "", about=cell.note)
-    shown = number_cell(cell.mean, cell.se, digits=cell.decimals)
-    seeds = f"n={cell.n}" if cell.status == "partial" else ""
-    return TableCell(shown.text, shown.spread, seeds, about=cell.note)
+    short = f" (n = {cell.n})" if cell.status == "partial" and cell.mean is not None else ""
+    text = cell.text.removesuffix(short)
+    if text in ("failed", "missing"):
+        return TableCell(text, tone="failed", about=cell.note)
+    if text == "-":
+        return TableCell(MISSING, about=cell.note)
+    mean, _, spread = text.partition(" ± ")
+    mean = mean if cell.words else mean.replace("-", MINUS)
+    mark = f"n={cell.n}" if short else ""
+    return TableCell(mean, f"± {spread}" if spread else "", mark, about=cell.note)
 
 
 def _words(table: Comparison | SweepTable) -> SortableTable:
@@ -366,7 +392,7 @@ def _words(table: Comparison | SweepTable) -> SortableTable:
     lines = table.lines
     numbers = [_is_numbers([line[at] for line in lines]) for at in range(len(table.header))]
     columns = [
-        TableColumn(_capital(head), words=not number)
+        TableColumn(_head(head), words=not number)
         for head, number in zip(table.header, numbers, strict=True)
     ]
     rows = [
@@ -528,7 +554,7 @@ def _of_run(one: RunOutcome, findings: Findings) -> str:
     several = len(findings.study.variants) > 1
     variant = [labels.of_value("variant", run.named)] if several else []
     settings = [_setting(axis, value, findings) for axis, value in run.values.items()]
-    return ", ".join([*variant, *settings]) or run.variant
+    return ", ".join([*variant, *settings]).replace("`", "") or run.variant
 
 
 def _finished(one: RunOutcome) -> FinishedRun:

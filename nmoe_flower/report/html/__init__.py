@@ -29,7 +29,7 @@ from nmoe_flower.report.html.parts import (
     TableColumn,
     number_cell,
 )
-from nmoe_flower.report.html.words import plain_gates, summary, test_in_sentence
+from nmoe_flower.report.html.words import plain_gates, shares_in_words, summary, test_in_sentence
 
 __all__ = [
     "COLOURS",
@@ -58,6 +58,7 @@ __all__ = [
     "number_cell",
     "plain_gates",
     "run_sections",
+    "shares_in_words",
     "summary",
     "test_in_sentence",
     "to_html",

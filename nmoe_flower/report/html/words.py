@@ -20,6 +20,7 @@ __all__ = [
     "facts",
     "gate_name",
     "plain_gates",
+    "shares_in_words",
     "summary",
     "test_in_sentence",
     "what_was_run",
@@ -31,7 +32,7 @@ Groups = Mapping[str, Sequence[FinishedRun]]
 _BASELINES = {
     "local": "every client's own expert alone",
     "random": "an expert drawn at random",
-    "control:fedavg": "one averaged model (FedAvg)",
+    "control:fedavg": "one averaged model",
     "control:local-classifier": "a classifier of every client's own",
 }
 
@@ -78,7 +79,7 @@ def what_was_run(groups: Groups) -> str:
     """One sentence: how many runs of what, on which data, with which seeds."""
     runs = [run for of in groups.values() for run in of]
     data = _listed(dict.fromkeys(data_set(run.config) for run in runs))
-    shares = _listed(dict.fromkeys(_scheme(run.config) for run in runs))
+    shares = _listed(dict.fromkeys(shares_in_words(run.config) for run in runs))
     clients = _listed(dict.fromkeys(str(run.config.data.num_clients) for run in runs))
     seeds = sorted({run.config.run.seed for run in runs})
     seconds = [run.results.get("seconds") for run in runs]
@@ -115,7 +116,8 @@ def _systems(runs: Sequence[FinishedRun]) -> list[str]:
     return found
 
 
-def _scheme(config: Config) -> str:
+def shares_in_words(config: Config) -> str:
+    """How the data are shared out among the clients."""
     data = config.data
     if data.scheme == "dominant":
         return f"dominant classes, τ = {data.tau:g}"
@@ -246,7 +248,7 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
         more = _difference(learned, plain)
         aligned = is_alignment(groups[learned.configuration][0])
         noun = "assignment" if aligned else "gate"
-        gate, baseline = _called(learned, groups), f"{plain.plain} ({_called(plain, groups)})"
+        gate, baseline = _called(learned, groups), f"{_called(plain, groups)} ({plain.plain})"
         numbers = (
             f"The best {noun}, {gate}, reaches {learned.mean:.3f}, the best plain baseline, "
             f"{baseline}, {plain.mean:.3f}: {more}."

@@ -107,7 +107,7 @@ def policies_page(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study_page(tmp_path_factory):
     """The page of a published study."""
-    study = Study.load(find_study("alignment-digits"))
+    study = Study.load(find_study("fedsc"))
     path = tmp_path_factory.mktemp("page") / "study.html"
     return write_webpage(findings_of(study, PUBLISHED), path)
 
