@@ -198,6 +198,8 @@ def run_in(
 ) -> RunFolder:
     """Run a configuration in a folder, or go on with what is there: what studies are made of.
 
+    Rounds are saved as often as takes 2 % of the time, and the last one when something stops it.
+
     Args:
         path: The run folder, absolute.
         config: The configuration; ``run.name`` and ``run.out`` are those of the folder.
@@ -221,7 +223,7 @@ def run_in(
             begun(folder)
         held.enter_context(tracked).begin(folder)
         shown = tracked.beside(view, tell=view.message)
-        _train(folder, shown, "inprocess", workers, resumed=False, until=until)
+        _train(folder, shown, "inprocess", workers, resumed=False, until=until, soonest=0.0)
         if not until:
             tracked.finish([])
     return folder
@@ -367,6 +369,7 @@ def _train(
     *,
     resumed: bool,
     until: str = "",
+    soonest: float | None = None,
 ) -> None:
     view.message(f"run folder {folder.path}")
     for note in folder.config.advice():
@@ -378,17 +381,27 @@ def _train(
     if engine == "ray":
         _train_with_ray(folder, view, workers, resumed=resumed)
     else:
-        _train_in_process(folder, view, min(workers, folder.config.data.num_clients), until)
+        workers = min(workers, folder.config.data.num_clients)
+        _train_in_process(folder, view, workers, until, soonest)
 
 
-def _train_in_process(folder: RunFolder, view: Progress, workers: int, until: str) -> None:
+def _train_in_process(
+    folder: RunFolder, view: Progress, workers: int, until: str, soonest: float | None
+) -> None:
     from nmoe_flower.server_app import execute
 
     config = folder.config
     with InProcessGrid(
         CLIENT_APP, config.data.num_clients, run_config=config.flat(), workers=workers
     ) as grid:
-        execute(grid, folder, on_round=view.update, on_answer=view.answered, until=until)
+        execute(
+            grid,
+            folder,
+            on_round=view.update,
+            on_answer=view.answered,
+            until=until,
+            soonest=soonest,
+        )
 
 
 def _train_with_ray(folder: RunFolder, view: Progress, workers: int, *, resumed: bool) -> None:

@@ -157,6 +157,7 @@ def execute(
     on_answer: Answered = lambda stage, count, clients: None,
     at_exit: Callable[[Callable[[], None]], None] = lambda save: None,
     until: str = "",
+    soonest: float | None = None,
 ) -> None:
     """Run the pipeline from where the folder's checkpoints left it, and write its results.
 
@@ -170,6 +171,7 @@ def execute(
             ended without unwinding this call. Whatever unwinds it, Ctrl-C included, saves too.
         until: Name of the stage to stop after: there are a checkpoint and no results then; empty:
             the whole run.
+        soonest: Seconds between two checkpoints at least; None: as usual.
 
     Raises:
         RoundError: The run cannot go on.
@@ -180,6 +182,8 @@ def execute(
         on_round(record)
 
     run = Run(grid, folder.config, journal, answered=on_answer, checkpoints=folder.checkpoints)
+    if soonest is not None:
+        run.soonest = soonest
     checkpoint = folder.checkpoints.latest()
     if checkpoint is not None:
         folder.check_settings(checkpoint.state.get("settings", {}))

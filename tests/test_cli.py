@@ -75,7 +75,7 @@ class Pipeline:
         folder: RunFolder,
         *,
         on_round: Callable[[Mapping[str, Any]], None],
-        on_answer: Callable[..., None],
+        **_more: object,
     ) -> None:
         assert grid is self
         folder.append_round(ROUND)

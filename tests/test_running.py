@@ -50,7 +50,7 @@ class Training:
         self.workers.append(workers)
         yield
 
-    def execute(self, _: None, folder: RunFolder, *, on_round: Any, on_answer: Any) -> None:
+    def execute(self, _: None, folder: RunFolder, *, on_round: Any, **_more: Any) -> None:
         self.configs.append(folder.config)
         folder.append_round(ROUND)
         on_round(ROUND)

@@ -10,7 +10,6 @@ from nmoe_flower.arguments import SEED, Whole
 from nmoe_flower.cli.options import add_track
 from nmoe_flower.cli.study_report import add_report
 from nmoe_flower.errors import ConfigError, NMoEError
-from nmoe_flower.progress import duration
 
 __all__ = ["ABOUT", "add_arguments"]
 
@@ -138,6 +137,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _show(plan) -> None:  # type: ignore[no-untyped-def]
+    from nmoe_flower.progress import duration
     from nmoe_flower.summary import padded
 
     numbers = {stage.key: str(number) for number, stage in enumerate(plan.stages, start=1)}

@@ -43,6 +43,7 @@ class Run:
         answered: Called with a stage that waits for each client, how many have answered, and of
             how many.
         checkpoints: Where to save; None saves nothing.
+        soonest: Seconds between two checkpoints at least, where none asks for so many rounds.
         partitions: Node id to partition id, learned from the nodes.
         described: What each partition said it holds, once it was asked.
         artifacts: What finished stages left.
@@ -58,6 +59,7 @@ class Run:
     journal: Journal
     answered: Answered = lambda stage, count, clients: None
     checkpoints: Checkpoints | None = None
+    soonest: float = SOONEST
     partitions: Partitions = field(default_factory=Partitions)
     described: dict[int, dict[str, Any]] = field(default_factory=dict)
     artifacts: Artifacts = field(default_factory=Artifacts)
@@ -147,7 +149,7 @@ class Run:
         every = self.config.run.checkpoint_every
         if every:
             return current % every == 0
-        wait = min(LATEST, max(SOONEST, TIMES_THE_COST * self._cost))
+        wait = min(LATEST, max(self.soonest, TIMES_THE_COST * self._cost))
         return time.monotonic() - self._saved_at >= wait
 
     def save(self, stage: str) -> None:

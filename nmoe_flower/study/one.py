@@ -70,12 +70,10 @@ class StudyTask:
         workers: int,
         track: Track | None = None,
     ) -> "StudyTask":
-        """The task for a run or a stage; every round of it is saved, unless told otherwise."""
+        """The task for a run or a stage."""
         settings = config.model_dump(by_alias=True, mode="json", exclude_unset=True)
-        settings.setdefault("run", {})
-        settings["run"].pop("name", None)
-        settings["run"].pop("out", None)
-        settings["run"].setdefault("checkpoint-every", 1)
+        for key in ("name", "out"):
+            settings.get("run", {}).pop(key, None)
         tracked = {} if track is None else asdict(track)
         return cls(str(path), settings, str(stage_1 or ""), alone, workers, tracked)
 
