@@ -8,7 +8,7 @@ from nmoe_flower.results import FREE_KEYS
 
 __all__ = ["command_of"]
 
-_WIDTH = 92
+_WIDTH = 84
 _ELSEWHERE = FREE_KEYS - {"run.name"}  # where it runs and how long it waits is the reader's choice
 
 

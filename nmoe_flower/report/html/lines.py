@@ -125,7 +125,7 @@ def charts_of(groups: Mapping[str, Sequence[FinishedRun]]) -> Charts | None:
             axes.append(AxisChoice(button, charts))
     if not axes:
         return None
-    notes = []
+    notes = ["Vertical axes need not begin at 0."]
     if any(len(of) > 1 for of in curves.values()):
         notes.append(
             "A line is the mean over the seeds; its band reaches from the least to the most."

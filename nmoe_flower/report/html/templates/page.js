@@ -153,7 +153,9 @@
       cross.setAttribute("x1", across);
       cross.setAttribute("x2", across);
       cross.style.visibility = "visible";
-      read.textContent = `at ${svg.dataset.title} ${names.get(x) ?? x.toLocaleString("en", { maximumSignificantDigits: 4 })} ${svg.dataset.unit}`.trim();
+      const number = names.get(x) ?? x.toLocaleString("en", { maximumSignificantDigits: 4 });
+      const { title, unit } = svg.dataset;
+      read.textContent = unit ? `at ${number} ${unit} (${title})` : `at ${title} ${number}`;
     };
     const clear = () => {
       shown.forEach((element, place) => { element.textContent = last[place]; });
