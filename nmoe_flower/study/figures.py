@@ -212,8 +212,8 @@ def _row_notes(rows: Sequence[Row]) -> Iterator[str]:
         yield "bars: standard error"
     absent = [row for row in rows if row.failed or row.missing]
     if absent:
-        told = dict.fromkeys(row.folder for row in absent)
-        yield f"seeds missing or failed: {', '.join(told)}"
+        folders = {row.folder for row in absent}
+        yield f"runs missing or failed in {len(folders)} of {len({row.folder for row in rows})}"
 
 
 def _is_geometric(xs: Sequence[float]) -> bool:
@@ -301,7 +301,8 @@ def _note(figure: Figure) -> str:
 
 
 def _draw_lines(figure: Figure, path: Path) -> None:
-    drawn = canvas.new(4.8, 3.0 + 0.16 * math.ceil(len(figure.series) / 3))
+    lines = math.ceil(len(figure.series) / _legend_columns(figure))
+    drawn = canvas.new(4.8, 3.0 + 0.17 * lines)
     axis = drawn.subplots()
     names = list(figure.categories)
     colours = canvas.line_colours(len(figure.series))
@@ -349,12 +350,13 @@ def _draw_dots(figure: Figure, path: Path) -> None:
     names = list(figure.categories) or sorted(
         {f"{p.x:g}" for series in figure.series for p in series.points}, key=float
     )
-    drawn = canvas.new(4.8, 1.2 + 0.3 * max(len(names), 1))
-    axis = drawn.subplots()
     count = len(figure.series)
+    legend = 0.17 * math.ceil(count / _legend_columns(figure))
+    drawn = canvas.new(4.8, 0.9 + max(0.3, 0.1 * count + 0.1) * max(len(names), 1) + legend)
+    axis = drawn.subplots()
     colours = canvas.line_colours(count)
     for at, (series, colour) in enumerate(zip(figure.series, colours, strict=True)):
-        shift = 0.5 * ((at + 0.5) / max(count, 1) - 0.5)
+        shift = min(0.8, 0.16 * count) * ((at + 0.5) / count - 0.5)
         ys = [names.index(p.x if isinstance(p.x, str) else f"{p.x:g}") + shift
               for p in series.points]  # fmt: skip
         errors = [p.se or 0.0 for p in series.points]
@@ -374,7 +376,13 @@ def _legend(drawn: Any, axis: "Axes", figure: Figure) -> None:
     if any(series.label for series in figure.series):
         handles, names = axis.get_legend_handles_labels()
         drawn.legend(handles, names, loc="outside lower center", frameon=False, fontsize=7,
-                     ncols=3 if max(map(len, names)) < 24 else 2, handlelength=2.2)  # fmt: skip
+                     ncols=_legend_columns(figure), handlelength=2.2)  # fmt: skip
+
+
+def _legend_columns(figure: Figure) -> int:
+    """How many labels fit beside each other."""
+    longest = max((len(series.label) for series in figure.series), default=0)
+    return 3 if longest < 24 else 2
 
 
 def _draw_maps(figure: Figure, path: Path) -> None:

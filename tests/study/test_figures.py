@@ -1,0 +1,97 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmoe_flower.report import canvas
+from nmoe_flower.study.declared import FigureSpec
+from nmoe_flower.study.figures import Figure, Panel, Point, Series, draw_figure, fill_figure
+from nmoe_flower.study.labels import Labels
+from tests.study.conftest import row
+
+LABELS = Labels(variants={"a": "First", "b": "Second"}, axes={"data.num-clients": (5, 10, 50)})
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures as they were finished, instead of files."""
+    kept: list[Any] = []
+    monkeypatch.setattr(canvas, "_write", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def lines(**more: Any) -> FigureSpec:
+    values = {"name": "f", "kind": "lines", "x": "data.num-clients", "series": ("variant",),
+              "gate": "federated", "test": "iid", **more}  # fmt: skip
+    return FigureSpec(**values)
+
+
+def rows() -> list[Any]:
+    return [
+        row({0: 0.5 + size / 1000, 1: 0.52 + size / 1000}, variant=variant, folder=variant,
+            values={"data.num-clients": size}, gate=gate)
+        for variant in ("b", "a") for size in (50, 5, 10) for gate in ("federated", "local")
+    ]  # fmt: skip
+
+
+def test_a_line_is_the_means_with_their_errors_in_order() -> None:
+    figure = fill_figure(lines(), rows(), LABELS)
+    assert [one.label for one in figure.series] == ["First", "Second"]
+    assert [point.x for point in figure.series[0].points] == [5, 10, 50]
+    assert [round(point.mean, 3) for point in figure.series[0].points] == [0.515, 0.52, 0.56]
+    assert {round(point.se or 0, 6) for point in figure.series[0].points} == {0.01}  # 0.02 / 2
+    assert (figure.x, figure.y, figure.log) == ("num-clients", "accuracy, IID test", True)
+    assert figure.notes == ("mean of 2 seeds: 0, 1", "bars: standard error")
+
+
+def test_values_that_are_no_numbers_are_categories() -> None:
+    spec = lines(kind="dots", x="gate", gate="", where={"data.num-clients": (5,)})
+    figure = fill_figure(spec, rows(), LABELS)
+    assert figure.categories == ("federated", "local")
+    assert figure.log is False
+
+
+def test_a_point_that_is_missing_leaves_a_gap_and_is_told() -> None:
+    found = [*rows()[:4], row({}, asked=(0, 1), variant="b", folder="b",
+                              values={"data.num-clients": 10})]  # fmt: skip
+    figure = fill_figure(lines(), found, LABELS)
+    assert [point.x for point in figure.series[0].points] == [5, 50]
+    assert figure.notes[-1] == "runs missing or failed in 1 of 1"
+
+
+def test_what_is_drawn_is_what_was_filled(drawn: list[Any]) -> None:
+    draw_figure(fill_figure(lines(), rows(), LABELS), Path("unused.png"))
+    (axis,) = drawn[0].axes
+    curves = [container.lines[0] for container in axis.containers]
+    assert [list(curve.get_xdata()) for curve in curves] == [[5, 10, 50]] * 2
+    assert axis.get_xscale() == "log"
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["First", "Second"]
+    assert drawn[0].get_suptitle() == "mean of 2 seeds: 0, 1; bars: standard error"
+
+
+def test_dots_have_room_for_every_colour(drawn: list[Any]) -> None:
+    points = (Point("one", 0.5, 0.01, 2), Point("two", 0.6, 0.01, 2))
+    for count in (1, 16):
+        many = tuple(Series(f"series {number}", points) for number in range(count))
+        draw_figure(Figure("d", "", "dots", "x", "y", many), Path("unused.png"))
+    few, many_of_them = (figure.get_figheight() for figure in drawn)
+    assert many_of_them > 2 * few
+    heights = sorted(c.lines[0].get_ydata()[0] for c in drawn[1].axes[0].containers)
+    assert heights[-1] < 0.5 < 0.5 + heights[-1] - heights[0]  # the next one begins at 0.5
+
+
+def test_maps_say_what_stays_at_home(drawn: list[Any]) -> None:
+    panels = tuple(
+        Panel(name, ((0.75, 0.25), (0.5, 0.5)), 0.625, (("macro F1", 0.5),)) for name in "abcde"
+    )
+    draw_figure(Figure("m", "", "routing", panels=panels), Path("unused.png"))
+    titles = [axis.get_title() for axis in drawn[0].axes if axis.get_title()]
+    assert titles == [f"{name}\nLR = 62 %, macro F1 = 0.500" for name in "abcde"]
+
+
+def test_figures_are_written_as_pdf_too(tmp_path: Path) -> None:
+    figure = canvas.new(1, 1)
+    canvas.save(figure, tmp_path / "f.pdf")
+    canvas.save(figure, tmp_path / "g.pdf")
+    assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "f.pdf").read_bytes() == (tmp_path / "g.pdf").read_bytes()
