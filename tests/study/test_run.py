@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from io import StringIO
@@ -23,6 +22,7 @@ from nmoe_flower.study import Study, StudyTask, StudyView, carry_out, make_plan,
 from nmoe_flower.study import one as one_module
 from nmoe_flower.study import run as run_module
 from nmoe_flower.study.plan import FAILED
+from tests.forks import Nmoe
 from tests.study.test_share import TINY, assert_equal_runs
 
 SILENT = make_progress(None)
@@ -238,18 +238,12 @@ def process(task: StudyTask) -> "subprocess.Popen[str]":
     return child
 
 
-@pytest.mark.parametrize("how", ["killed", "left alone"])
-def test_a_process_that_ends_loses_one_round_at_most(how: str, tmp_path: Path) -> None:
-    """By kill -9; or softly, because whoever started it was killed and its input ends.
-
-    Then the last round is saved, however seldom the others are.
-    """
-    every = 1 if how == "killed" else 1000
+def test_a_run_whose_study_is_killed_saves_its_last_round(tmp_path: Path) -> None:
+    """Its input ends then; the round under way is lost, however seldom rounds are saved."""
     settings = {
-        "extractor.rounds": 400, "run.evaluate-every": 400, "run.checkpoint-every": every
+        "extractor.rounds": 400, "run.evaluate-every": 400, "run.checkpoint-every": 1000
     }  # fmt: skip
-    asked = task(tmp_path / "run", tmp_path / "stage", **settings)
-    child = process(asked)
+    child = process(task(tmp_path / "run", tmp_path / "stage", **settings))
     assert child.stdout is not None
     assert child.stdin is not None
     seen = 0
@@ -257,41 +251,40 @@ def test_a_process_that_ends_loses_one_round_at_most(how: str, tmp_path: Path) -
         record = json.loads(line)
         if record.get("stage") == "extractor":
             seen = record["round"]
-        if seen == 3 and how == "killed":
-            child.kill()
-        elif seen == 3:
+        if seen == 3:
             child.stdin.close()
-    assert child.wait() == (-signal.SIGKILL if how == "killed" else one_module.INTERRUPTED)
-    child.stdin.close()
     child.stdout.close()
+    assert child.wait() == one_module.INTERRUPTED
     state = RunFolder(tmp_path / "stage", Config()).checkpoints.newest_state()
     assert state is not None
     assert 3 <= seen < 400
     assert state["round"] >= seen - 1
 
 
-def test_what_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    asked = task(tmp_path / "run", tmp_path / "stage")
-
-    class Stops:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: None
-
-        def update(self, record: Any) -> None:
-            if (record["stage"], record["round"]) in (("extractor", 1), ("gate/federated", 1)):
-                place = f"{record['stage']} {len(stopped)}"
-                if record["stage"] not in stopped:
-                    stopped[record["stage"]] = place
-                    raise KeyboardInterrupt
-
-    stopped: dict[str, str] = {}
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            carry_out(asked, Stops())
-    carry_out(asked, SILENT)
-    run_in(tmp_path / "alone", Config.parse(TINY), workers=0, view=SILENT)
-    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
-    assert not (tmp_path / "run" / FAILED).exists()
+def test_a_run_that_is_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """By kill -9, in the shared stage 1 and in a later one."""
+    settings = TINY | {"extractor.rounds": 20, "gate.rounds": 20, "run.checkpoint-every": 1}
+    (tmp_path / "small.toml").write_text(
+        'title = "T"\n[set]\n'
+        + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    )
+    words = ("study", "run", "small.toml", "--one", "base/seed-0", "--workers", "0")
+    run = Study.load(tmp_path / "small.toml").runs[0]
+    (stage,) = make_plan(Study.load(tmp_path / "small.toml"), tmp_path / "runs").stages
+    made = tmp_path / "runs" / run.place
+    for path, sign in (
+        (stage.path / "rounds.jsonl", b'"extractor", "round": 3,'),
+        (made / "rounds.jsonl", b'"gate/federated", "round": 3,'),
+    ):
+        with Nmoe(tmp_path, *words) as nmoe:
+            nmoe.kill_once(path, sign)
+        state = RunFolder(path.parent, Config()).checkpoints.newest_state()
+        assert state is not None
+        assert state["round"] >= 2  # one round is lost at most
+    with Nmoe(tmp_path, *words) as nmoe:
+        nmoe.finish()
+    run_in(tmp_path / "alone", run.config, workers=0, view=SILENT)
+    assert_equal_runs(made, tmp_path / "alone")
 
 
 def test_a_failure_is_kept_in_its_folder_until_it_is_none(tmp_path: Path) -> None:
