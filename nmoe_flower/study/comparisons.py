@@ -59,7 +59,7 @@ class Comparison:
     """A comparison as plain data.
 
     Attributes:
-        name: Of its files.
+        name: The name of the files.
         title: What stands above it.
         of: What the first is called.
         against: What the second is called.

@@ -38,7 +38,7 @@ class Curve:
         variant: Name of the variant.
         values: By axis, the value.
         seed: The seed.
-        test: ``local``, ``iid`` or ``validation``.
+        test: The test's name: ``local``, ``iid`` or ``validation``.
         metric: The metric, as ``accuracy``.
         rounds: Rounds of training before each test.
         bytes: Bytes up and down per device until then.

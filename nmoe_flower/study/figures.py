@@ -40,7 +40,7 @@ class Point:
     Attributes:
         x: Where it stands: a number, or the label of a value that is none.
         mean: The mean.
-        se: Its standard error; None for one seed.
+        se: The standard error; None for one seed.
         n: How many seeds count.
     """
 
@@ -80,7 +80,7 @@ class Figure:
     """A figure as plain data.
 
     Attributes:
-        name: Of its files.
+        name: The name of the files.
         title: What stands above it.
         kind: lines, dots, rounds: `series`; routing: `panels`.
         x: What the horizontal axis is.

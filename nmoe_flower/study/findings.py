@@ -130,7 +130,7 @@ class Findings:
 
     @cached_property
     def tables(self) -> list[StudyTable]:
-        """Its tables; one of all gates if it declares none."""
+        """The tables; one of all gates if it declares none."""
         filled = [
             self.policies[spec.name]
             if spec.kind == "policies"
@@ -143,7 +143,7 @@ class Findings:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Its paired comparisons."""
+        """The paired comparisons."""
         return [compare(spec, self.shown, self.labels) for spec in self.study.comparisons]
 
     @cached_property
@@ -155,7 +155,7 @@ class Findings:
 
     @cached_property
     def figures(self) -> list[Figure]:
-        """Its figures."""
+        """The figures."""
         return [
             fill_figure(
                 spec, self.shown, self.labels, curves=self.shown_curves, routing=self.shown_routing

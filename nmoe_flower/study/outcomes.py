@@ -55,7 +55,7 @@ def read_outcome(run: StudyRun, runs: Path) -> RunOutcome:
     """One run, as far as it got.
 
     Raises:
-        NMoEError: Its folder holds a run of other settings, or its files cannot be read.
+        NMoEError: The folder holds a run of other settings, or its files cannot be read.
     """
     folder = runs / run.place
     if not (folder / "config.toml").is_file():

@@ -42,7 +42,7 @@ class RunOutcome:
         stage_1: What the results.json of the run holds that trained its extractor, if that was
             another one.
         failed: Why it failed; empty if it did not.
-        path: Its folder; None if there is none.
+        path: The run's folder; None if there is none.
         provenance: What its provenance.json holds.
     """
 

@@ -69,7 +69,7 @@ class SweepTable:
     """A sweep as plain data.
 
     Attributes:
-        name: Of its files.
+        name: The name of the files.
         title: What stands above it.
         header: What stands above every column.
         lines: Every value that was tried, in words, as wide as the header.

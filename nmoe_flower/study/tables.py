@@ -28,7 +28,7 @@ class Cell:
             ``failed``: none, and at least one run failed; ``missing``: none, and no run failed;
             ``none``: the study has no such run, or it does not measure this.
         mean: Mean over the seeds; None if there is no number.
-        se: Its standard error; None for one seed.
+        se: The standard error; None for one seed.
         n: Seeds that count.
         asked: Seeds of the study.
         paper: The published value; None if there is none.
@@ -124,7 +124,7 @@ class StudyTable:
     """A table as plain data.
 
     Attributes:
-        name: Of its files.
+        name: The name of the files.
         title: What stands above it.
         heads: Above the labels of the lines, one for each.
         columns: The columns of cells, from left to right.

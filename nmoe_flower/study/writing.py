@@ -31,8 +31,8 @@ def write_findings(
     Args:
         findings: What the study has found.
         out: The folder; made if missing.
-        formats: Of each table's own files: ``md``, ``csv``, ``tex``.
-        pictures: Of each figure's files: ``png``, ``pdf``, ``svg``.
+        formats: Kinds of each table's files: ``md``, ``csv``, ``tex``.
+        pictures: Kinds of each figure's files: ``png``, ``pdf``, ``svg``.
 
     Returns:
         The report, ``out/report.md``, which shows all tables and, if there is a PNG or SVG of
