@@ -71,7 +71,8 @@ class WeightsAndBiases:
             if axis not in self._stages:
                 self._stages.add(axis)
                 self._run.define_metric(tidy(f"{one.stage}/*"), step_metric=axis)
-            self._run.log({**one.metrics, axis: one.round}, step=one.order)
+            values = {**one.metrics, axis: one.round}
+            self._run.log(values, step=one.order, commit=True)  # now, not with the next one
 
     def finish(self, results: Mapping[str, Any], figures: Sequence[Path]) -> None:
         """Log the table, the figures and the run folder's small files."""

@@ -136,6 +136,15 @@ def test_a_resumed_run_goes_on_where_it_was(folder: RunFolder) -> None:
     assert "tracking" not in json.dumps(folder.results())
 
 
+def test_a_round_that_was_interrupted_is_kept_when_it_comes_again(folder: RunFolder) -> None:
+    first, second = Notebook(), Notebook()
+    cut = record("extractor", 2) | {"clients": []}
+    follow(folder, first, rounds=[record("extractor", 1), cut], end=False)
+    follow(folder, second, rounds=[record("extractor", 2)])
+    assert first.kept == [("extractor", 1)]
+    assert second.kept == [("extractor", 2)]
+
+
 def test_a_tracked_run_that_is_gone_is_told_anew(folder: RunFolder) -> None:
     first, second = Notebook(), Notebook()
     second.known = {"run": "2"}

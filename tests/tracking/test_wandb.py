@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nmoe_flower.results import RunFolder
-from nmoe_flower.tracking import Track, Tracked
+from nmoe_flower.tracking import Track, Tracked, TrackedRound
+from nmoe_flower.tracking.wandb import WeightsAndBiases
 from tests.tracking.conftest import FINAL, finished, record
 from tests.tracking.test_tracked import follow
 
@@ -109,6 +110,23 @@ def test_a_study_s_runs_are_a_group_with_tags(
     assert (part.run.project, part.run.run_group) == ("mine", "table-2")
     assert list(part.run.tags) == [f"variant:{'b' * 56}"]
     assert part.exit_code == 130
+
+
+def test_a_round_is_not_held_back_until_the_next() -> None:
+    """Whoever is killed would lose it, though it counts as kept."""
+    logged = []
+
+    class Run:
+        def define_metric(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def log(self, values: Any, *, step: int, commit: bool) -> None:
+            logged.append((values, step, commit))
+
+    tracker = WeightsAndBiases()
+    tracker._run = Run()  # type: ignore[assignment]
+    tracker.rounds([TrackedRound("extractor", 3, {"extractor/loss": 0.5}, 4, 0.0)])
+    assert logged == [({"extractor/loss": 0.5, "extractor/round": 3}, 4, True)]
 
 
 def test_online_without_a_login_asks_nobody(
