@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class Behind:
                 kept = Kept(known)
                 self._file.write(self.name, kept)
             while not self._ended.wait(_INTERVAL):
-                self._keep(tracker, kept)
-            self._keep(tracker, kept)
+                self._keep(tracker, kept, last=False)
+            self._keep(tracker, kept, last=self._found is not None)
             if self._found is not None:
                 tracker.finish(*self._found)
             tracker.close(self._outcome)
@@ -88,19 +89,34 @@ class Behind:
                 with contextlib.suppress(BaseException):
                     tracker.close("failed")
 
-    def _keep(self, tracker: Tracker, kept: Kept) -> None:
-        """Pass on what has come since the last time."""
-        count = len(self._waiting)  # others may append meanwhile
-        arrived, self._waiting[:count] = self._waiting[:count], []
+    def _keep(self, tracker: Tracker, kept: Kept, *, last: bool) -> None:
+        """Pass on what has come since the last time.
+
+        A round that was interrupted has a record, too, the last one, and is repeated when the run
+        goes on. So the newest record waits for the next, which shows whether it is repeated.
+
+        Args:
+            tracker: Gets the rounds.
+            kept: What it has.
+            last: Whether nothing more comes, and the run has finished.
+        """
+        count = max(len(self._waiting) - (not last), 0)  # others may append meanwhile
+        arrived, after = self._waiting[:count], self._waiting[1 : count + 1]
+        del self._waiting[:count]
         new = [
             TrackedRound(record["stage"], record["round"], numbers(record), kept.order, when)
-            for record, when in arrived
-            if kept.takes(record)
+            for (record, when), later in zip_longest(arrived, after)
+            if not (later and _repeats(later[0], record)) and kept.takes(record)
         ]
         for start in range(0, len(new), _MOST_ROUNDS):
             tracker.rounds(new[start : start + _MOST_ROUNDS])
         if new:
             self._file.write(self.name, kept)
+
+
+def _repeats(later: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether a run went back, so that ``record`` will come again."""
+    return bool(later["stage"] == record["stage"] and later["round"] <= record["round"])
 
 
 def said(error: BaseException) -> str:

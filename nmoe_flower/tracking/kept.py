@@ -27,12 +27,7 @@ class Kept:
     finished: bool = False
 
     def takes(self, record: Mapping[str, Any]) -> bool:
-        """Note a record; False if it was kept before, as one that a resumed run repeats.
-
-        A round that was interrupted has no clients, and comes again.
-        """
-        if record.get("clients") == []:
-            return False
+        """Note a record; False if it was kept before, as one that a resumed run repeats."""
         stage, number = str(record["stage"]), int(record["round"])
         if number <= self.rounds.get(stage, 0):
             return False

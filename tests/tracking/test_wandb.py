@@ -78,9 +78,9 @@ def test_what_was_written_reads_back_and_goes_on(
     folder: RunFolder, offline: Mapping[str, Any]
 ) -> None:
     first = record("extractor", 1, loss=2.0, routing=[0.5])
-    assert follow(folder, "wandb", rounds=[first], end=False) == ""
     more = [record("extractor", 2, loss=1.0), record("gate/rolling", 1, loss=3.0)]
-    assert follow(folder, "wandb", rounds=[first, *more]) == ""
+    assert follow(folder, "wandb", rounds=[first, record("extractor", 2)], end=False) == ""
+    assert follow(folder, "wandb", rounds=more) == ""
     one, two = parts(folder.path)
     assert one.run.run_id == two.run.run_id
     assert (two.run.project, two.run.display_name) == ("nmoe-flower", "one")
