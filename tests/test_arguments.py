@@ -16,7 +16,7 @@ OURS = (Whole, Number, ListenAddress, NameList, OutputFile)
 # Options that take any text; what it may be is checked where it is used.
 TEXTS = {
     "--set", "--name", "--gate", "--data", "--classes", "--hosts", "--deny", "--move", "--dataset",
-    "names", "images", "arguments",
+    "names", "images", "arguments", "study", "--one", "--only",
 }  # fmt: skip
 WRONG = ("nan", "inf", "-inf", "Infinity", "-1", "1" + "0" * 400, "-" + "9" * 5000, "x", "", " ",
          "1e999", "0x10", "1_0_x", "٣x")  # fmt: skip
