@@ -6,7 +6,6 @@ tables are made of. The layout is that of a study's runs, so whatever reads thos
 
 import io
 import json
-import shutil
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from PIL import Image
 
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import all_or_none, write_bytes, write_text
+from nmoe_flower.files import all_or_none, write_bytes, write_json, write_text
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
 
@@ -106,7 +105,10 @@ def publish_run(
     config = portable(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
     target = variant / f"seed-{config['run']['seed']}"
     write_text(target / "config.toml", tomli_w.dumps(config))
-    shutil.copy(run / "provenance.json", target / "provenance.json")
+    origin = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    if "stage-1" in origin:
+        origin["stage-1"]["from"] = f"stage-1/{Path(origin['stage-1']['from']).name}"
+    write_json(target / "provenance.json", origin)
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
         if not tests:

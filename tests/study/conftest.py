@@ -51,6 +51,7 @@ def finish(study: Study, at: int, runs: Path, shift: float = 0.0, **more: Any) -
         )
     ]  # fmt: skip
     folder.rounds_path.write_text("".join(json.dumps(one) + "\n" for one in rounds))
+    folder.set_provenance(**{"stage-1": {"from": str(runs / "stage-1" / "some-key")}})
     folder.write_results(results)
     return folder.path
 

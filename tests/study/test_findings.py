@@ -146,7 +146,10 @@ def test_published_runs_say_the_same_and_are_small(study: Study, tmp_path: Path)
     kept = json.loads((seed / "results.json").read_text(encoding="utf-8"))
     assert "routing" not in kept
     assert "per_client" not in kept["rows"][0]
-    assert str(tmp_path) not in (seed / "config.toml").read_text(encoding="utf-8")
+    for path in seed.iterdir():
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path
+    origin = json.loads((seed / "provenance.json").read_text(encoding="utf-8"))
+    assert origin["stage-1"]["from"] == "stage-1/some-key"
     again = findings_of(study, results)
     assert findings_to_json(again) == (place / "table.json").read_text(encoding="utf-8")
     assert again.figures == found.figures  # of rounds and routing table.json has what is drawn
