@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from io import StringIO
@@ -200,7 +201,11 @@ def test_ctrl_c_lets_runs_save_and_ends_them(
         "while os.read(0, 100): pass\n"  # as the program does: the end of it means stop
         "(path / 'saved').write_text('')",
     )
-    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.interrupted, done.made, done.left) == (True, 0, 4)
     assert (tmp_path / "runs/small/top-k-1/seed-0/saved").exists()
 
