@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nmoe_flower.arguments import Whole, recipe_argument
-from nmoe_flower.cli.options import needs_serve
+from nmoe_flower.cli.options import add_set, needs_serve
 from nmoe_flower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -151,9 +151,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="", metavar="DIR", help="a node's images, in its folder")
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all there are")
     parser.add_argument("--recipe", type=recipe_argument, metavar="RECIPE")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=VALUE"
-    )
+    add_set(parser)
     parser.add_argument(
         "--wheel", type=Path, metavar="FILE.whl",
         help="of nmoe-flower, for the machines to install (made of what runs here)",

@@ -13,6 +13,7 @@ __all__ = [
     "add_keys",
     "add_metrics_port",
     "add_recipe",
+    "add_set",
     "add_track",
     "check_keys",
     "needs_serve",
@@ -30,6 +31,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="a TOML file, or the name of one that comes along (nmoe recipes)",
     )
+    add_set(parser, "override configuration keys, as in --set data.num-clients=20 gate.top-k=2")
+
+
+def add_set(parser: argparse.ArgumentParser, help: str | None = None) -> None:
+    """``--set``, whose settings are ``overrides``."""
     parser.add_argument(
         "--set",
         nargs="+",
@@ -37,7 +43,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="override configuration keys, as in --set data.num-clients=20 gate.top-k=2",
+        help=help,
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
-from nmoe_flower.cli.options import add_track
+from nmoe_flower.cli.options import add_set, add_track
 from nmoe_flower.cli.study_report import add_report
 from nmoe_flower.errors import ConfigError, NMoEError
 
@@ -82,15 +82,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", metavar="STUDY", help="a TOML file, or the name of one that comes along"
     )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="settings of every run, before the file's: --set data.dataset=/a/folder",
-    )
+    add_set(parser, "settings of every run, before the file's: --set data.dataset=/a/folder")
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="of all studies (./runs)"
     )

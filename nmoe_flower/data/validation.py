@@ -37,26 +37,9 @@ def from_spare(
     """
     held = np.concatenate([client.train for client in clients])
     spare = np.setdiff1d(np.arange(len(data.train)), held)
-    labels = np.asarray(data.train.labels)
     if owned:
-        assert data.train.clients is not None
-        owners = np.asarray(data.train.clients)
-        found = []
-        for number, client in enumerate(clients):
-            mine = spare[owners[spare] == owners[client.train[0]]]
-            if len(mine) < size:
-                raise DataError(
-                    f"{_KEY} is {size}, but client {number} has {len(mine)} training samples "
-                    f"beside the {len(client.train)} it trains on; "
-                    + _allowed(min(_owned_spare(owners, spare, one) for one in clients))
-                )
-            wanted = np.bincount(labels[client.train], minlength=data.num_classes)
-            there = np.bincount(labels[mine], minlength=data.num_classes)
-            counts = _bounded(wanted, size, there)
-            rng = numpy_stream(seed, "partition", "validation", number)
-            (chosen,) = deal(labels[mine], counts[None], rng)
-            found.append(replace(client, validation=mine[chosen]))
-        return found
+        return _from_owned(data, clients, spare, size=size, seed=seed)
+    labels = np.asarray(data.train.labels)
     train = label_counts(labels, [client.train for client in clients], data.num_classes)
     shares = train / train.sum(axis=1, keepdims=True)
     available = np.bincount(labels[spare], minlength=data.num_classes)
@@ -82,6 +65,27 @@ def from_spare(
         replace(client, validation=spare[chosen])
         for client, chosen in zip(clients, dealt, strict=True)
     ]
+
+
+def _from_owned(
+    data: ImageData, clients: Sequence[ClientIndices], spare: Indices, *, size: int, seed: int
+) -> list[ClientIndices]:
+    """Validation samples from what of each client's own nobody trains on."""
+    assert data.train.clients is not None
+    owners, labels = np.asarray(data.train.clients), np.asarray(data.train.labels)
+    own = [spare[owners[spare] == owners[client.train[0]]] for client in clients]
+    found = []
+    for number, (client, mine) in enumerate(zip(clients, own, strict=True)):
+        if len(mine) < size:
+            raise DataError(
+                f"{_KEY} is {size}, but client {number} has {len(mine)} training samples "
+                f"beside the {len(client.train)} it trains on; {_allowed(min(map(len, own)))}"
+            )
+        wanted = np.bincount(labels[client.train], minlength=data.num_classes)
+        there = np.bincount(labels[mine], minlength=data.num_classes)
+        chosen = _drawn(labels[mine], _bounded(wanted, size, there), number, seed)
+        found.append(replace(client, validation=mine[chosen]))
+    return found
 
 
 def from_training(
@@ -121,9 +125,7 @@ def from_training(
                 f"0 to {spare.sum(axis=1).min()}"
             )
         counts = _bounded(counted[number], size, spare[number])
-        rng = numpy_stream(seed, "partition", "validation", number)
-        (chosen,) = deal(labels[client.train], counts[None], rng)
-        given = client.train[chosen]
+        given = client.train[_drawn(labels[client.train], counts, number, seed)]
         rest = client.train[~np.isin(client.train, given)]
         found.append(replace(client, train=rest, validation=given))
     return found
@@ -142,8 +144,10 @@ def _bounded(held: Indices, size: int, available: Indices) -> Indices:
     return counts
 
 
-def _owned_spare(owners: Indices, spare: Indices, client: ClientIndices) -> int:
-    return int(np.count_nonzero(owners[spare] == owners[client.train[0]]))
+def _drawn(labels: Indices, counts: Indices, client: int, seed: int) -> Indices:
+    """Places in ``labels``, [n]: so many of each class, [C], at random."""
+    (chosen,) = deal(labels, counts[None], numpy_stream(seed, "partition", "validation", client))
+    return chosen
 
 
 def _allowed(most: int) -> str:
