@@ -138,7 +138,7 @@ def _show(plan) -> None:  # type: ignore[no-untyped-def]
         minutes = f"{one.seconds / 60:.1f}" if one.runs else "-"
         rows.append(
             [
-                f"{one.run.variant}/seed-{one.run.seed}",
+                one.run.name,
                 _SHOWN[one.state],
                 numbers.get(one.stage_1, "-"),
                 minutes,
@@ -147,7 +147,7 @@ def _show(plan) -> None:  # type: ignore[no-untyped-def]
     print(f"{plan.study.title}\n", padded(rows), "", sep="\n")
     for one in plan.runs:
         if one.reason:
-            print(f"{one.run.variant}/seed-{one.run.seed}: {_SHOWN[one.state]}: {one.reason}")
+            print(f"{one.run.name}: {_SHOWN[one.state]}: {one.reason}")
     if plan.stages:
         table = [["stage 1", "state", "runs", "minutes"]]
         for stage in plan.stages:
@@ -223,7 +223,7 @@ def _run_one(args: argparse.Namespace) -> int:
     workers = usable_cores() if args.workers is None else args.workers
     task = None
     for one in plan.runs:
-        if f"{one.run.variant}/seed-{one.run.seed}" == args.one:
+        if one.run.name == args.one:
             if one.state == "finished":
                 print(f"{args.one} is finished already")
                 return 0
@@ -266,7 +266,7 @@ def _commands(args: argparse.Namespace) -> int:
     if args.track:
         common += ["--track", ",".join(args.track)]
     names = [f"stage-1/{one.key}" for one in plan.stages if one.state != "finished"]
-    runs = [f"{one.run.variant}/seed-{one.run.seed}" for one in plan.runs if one.runs]
+    runs = [one.run.name for one in plan.runs if one.runs]
     wanted = {"all": [*names, *runs], "stage-1": names, "runs": runs}[args.part]
     path = str(plan.study.path.resolve())
     for name in wanted:
@@ -274,7 +274,7 @@ def _commands(args: argparse.Namespace) -> int:
     for one in plan.runs:
         if one.state in ("broken", "other"):
             print(
-                f"nmoe: left out: {one.run.variant}/seed-{one.run.seed}: {one.reason}",
+                f"nmoe: left out: {one.run.name}: {one.reason}",
                 file=sys.stderr,
             )
     return 0

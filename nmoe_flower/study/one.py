@@ -92,7 +92,7 @@ def track_of(study: str, run: StudyRun, trackers: Sequence[str]) -> Track:
     """
     values = {axis: str(value) for axis, value in run.values.items()}
     tags = {**values, "study": study, "variant": run.variant, "seed": str(run.seed)}
-    return Track(tuple(trackers), study, tags, name=f"{run.variant}/seed-{run.seed}")
+    return Track(tuple(trackers), study, tags, name=run.name)
 
 
 def carry_out(

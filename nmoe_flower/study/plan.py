@@ -140,7 +140,7 @@ class StudyPlan:
             "estimated-from": self.source,
             "runs": [
                 {
-                    "run": f"{one.run.variant}/seed-{one.run.seed}",
+                    "run": one.run.name,
                     "variant": one.run.named,
                     "values": dict(one.run.values),
                     "seed": one.run.seed,
@@ -181,22 +181,22 @@ def chosen(study: Study, *, only: Sequence[str] = (), seeds: Sequence[int] = ())
             raise ConfigError(
                 f"--seeds {seed}: {study.path} has no such seed; allowed: {in_words(*study.seeds)}"
             )
-    found = []
-    for run in study.runs:
-        names = (run.variant, f"{run.variant}/seed-{run.seed}", run.named)
-        if any(fnmatchcase(name, pattern) for name in names for pattern in only or ("*",)):
-            found.append(run)
     for pattern in only:
-        if not any(
-            fnmatchcase(name, pattern)
-            for run in study.runs
-            for name in (run.variant, f"{run.variant}/seed-{run.seed}", run.named)
-        ):
+        if not any(_is_meant(run, pattern) for run in study.runs):
             variants = dict.fromkeys(run.variant for run in study.runs)
             raise ConfigError(
                 f"--only {pattern} matches no run of {study.path}; variants: {in_words(*variants)}"
             )
-    return [run for run in found if run.seed in (seeds or study.seeds)]
+    return [
+        run
+        for run in study.runs
+        if run.seed in (seeds or study.seeds)
+        and any(_is_meant(run, pattern) for pattern in only or ("*",))
+    ]
+
+
+def _is_meant(run: StudyRun, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in (run.variant, run.name, run.named))
 
 
 def make_plan(

@@ -111,6 +111,11 @@ class StudyRun:
     config: Config = field(repr=False)
     place: Path
 
+    @property
+    def name(self) -> str:
+        """What it is called in its study: ``variant/seed-N``."""
+        return f"{self.variant}/seed-{self.seed}"
+
     def at(self, dimension: str) -> Any:
         """Where the run stands on a dimension: variant, seed, or an axis.
 

@@ -132,7 +132,7 @@ class _Child:
 
     @property
     def name(self) -> str:
-        return name_of(self.planned)
+        return self.planned.run.name
 
     def reason(self) -> str:
         """Why it failed, in words."""
@@ -147,11 +147,6 @@ class _Child:
         self.host.errors.seek(0)
         last = self.host.errors.read().strip().splitlines()[-_LAST_LINES:]
         return f"its process ended with exit code {code}: {' / '.join(last) or 'without a word'}"
-
-
-def name_of(planned: PlannedRun) -> str:
-    """What a run is called in its study: ``variant/seed-N``."""
-    return f"{planned.run.variant}/seed-{planned.run.seed}"
 
 
 def run_study(
@@ -355,11 +350,9 @@ class _Shift:
                 self._failed(other, f"stage 1 failed: {reason}")
 
     def _failed(self, planned: PlannedRun, reason: str) -> None:
-        self._outcome.failed[name_of(planned)] = reason
-        self._view.say(
-            f"{name_of(planned)}: failed: {reason}",
-            run=name_of(planned), state="failed", reason=reason,
-        )  # fmt: skip
+        name = planned.run.name
+        self._outcome.failed[name] = reason
+        self._view.say(f"{name}: failed: {reason}", run=name, state="failed", reason=reason)
 
     # --- telling ---
 
