@@ -101,7 +101,7 @@ def run_page(tmp_path_factory):
 def policies_page(tmp_path_factory):
     """The page of several configurations, two seeds each."""
     path = tmp_path_factory.mktemp("page") / "policies.html"
-    return write_page(sorted((PUBLISHED / "alignment-one-class").glob("*/seed-*")), path)
+    return write_page(sorted((PUBLISHED / "paper-2-figure-3").glob("*/seed-*")), path)
 
 
 @pytest.fixture(scope="module")
