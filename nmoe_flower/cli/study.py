@@ -103,7 +103,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         "--stage-1",
         type=Path,
         metavar="DIR",
-        help="where stage 1 is trained and found, by several studies (default: the study's own)",
+        help="where stage 1 is trained and found, by all studies (default: OUT/stage-1)",
     )
 
 

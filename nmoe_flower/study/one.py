@@ -28,7 +28,14 @@ from nmoe_flower.progress import Progress, make_progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.product import StudyRun
-from nmoe_flower.study.share import HALF_TAKEN, begin_after, give_latents, ready
+from nmoe_flower.study.share import (
+    HALF_TAKEN,
+    begin_after,
+    give_latents,
+    head_place,
+    ready,
+    trains_head,
+)
 from nmoe_flower.tracking import Track
 
 __all__ = ["StudyTask", "carry_out", "note_failure", "track_of"]
@@ -114,6 +121,11 @@ def carry_out(
     if stage is not None and not (RunFolder.has_trained(path) and not _is_half(path)):
         with _noted(stage):
             ready(stage, config, workers=task.workers, view=view, sleep=sleep)
+        if trains_head(config) and not task.stage_alone:
+            head = head_place(stage, config)
+            with _noted(path):
+                ready(head, config, workers=task.workers, view=view, after=stage, sleep=sleep)
+            stage = head
     if task.stage_alone:
         return
     with _noted(path):

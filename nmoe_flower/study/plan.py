@@ -212,7 +212,7 @@ def make_plan(
     Args:
         study: The study.
         out: The folder of all studies.
-        stage_1: The folder of shared stages; None: the own one of the study that a run is of.
+        stage_1: The folder of shared stages; None: ``stage-1`` beside the studies.
         runs: Runs of the study; None: all.
         results: Published runs, to estimate by; it need not exist.
     """
@@ -232,7 +232,7 @@ def make_plan(
             if not fresh:
                 seconds += clock.stage_1(run.config) * (1 - _share_done(path, run.config))
         if fresh and key:
-            root = stage_1 or path.parents[1] / "stage-1"  # that of an included study
+            root = stage_1 or path.parents[2] / "stage-1"  # beside all studies
             place = stages.setdefault(root, Stages1(root))
             shared[key] = _shared(key, run.config, place, clock, shared.get(key))
         planned.append(PlannedRun(run, path, state, reason, key if fresh else "", seconds))

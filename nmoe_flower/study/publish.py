@@ -20,6 +20,7 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import all_or_none, write_bytes, write_json, write_text
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
+from nmoe_flower.study.share import HEAD
 
 __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
 
@@ -107,7 +108,7 @@ def publish_run(
     write_text(target / "config.toml", tomli_w.dumps(config))
     origin = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
     if "stage-1" in origin:
-        origin["stage-1"]["from"] = f"stage-1/{Path(origin['stage-1']['from']).name}"
+        origin["stage-1"]["from"] = _named_stage(Path(origin["stage-1"]["from"]))
     write_json(target / "provenance.json", origin)
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
@@ -122,6 +123,16 @@ def publish_run(
         picture = small_picture(run / "figures" / f"{name}.png")
         write_bytes(target / "figures" / f"{name}.png", picture)
     return target
+
+
+def _named_stage(folder: Path) -> str:
+    """The folder of a shared stage 1, or of a head after it, without where it lay.
+
+    >>> _named_stage(Path("/runs/stage-1/fedsc-1a2b")), _named_stage(Path("/x/fedsc-1a2b/head/3c"))
+    ('stage-1/fedsc-1a2b', 'stage-1/fedsc-1a2b/head/3c')
+    """
+    kept = 3 if folder.parent.name == HEAD else 1
+    return "/".join(("stage-1", *folder.parts[-kept:]))
 
 
 def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> dict[str, Any]:

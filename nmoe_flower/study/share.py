@@ -1,9 +1,10 @@
-"""One stage 1 for all runs that differ in later stages only.
+"""One stage 1 for all runs that differ in later stages only, and one head on it for those of them.
 
 Stage 1 is trained in a run folder of its own, ``stage-1/<key>``, that stops with a checkpoint of
 the finished stage. A run that needs it begins with a copy of that: its checkpoint, its records, and
 what the clients keep on their disks. From there on it is an ordinary run that was stopped, and ends
-with the numbers it would have had alone.
+with the numbers it would have had alone. A stage head in between is shared in the same way: it is a
+run that begins after stage 1 and stops, in ``stage-1/<key>/head/<digest>``.
 """
 
 import hashlib
@@ -25,18 +26,22 @@ from nmoe_flower.progress import Progress
 from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 
 __all__ = [
+    "HEAD",
     "STAGE_1",
     "Stages1",
     "begin_after",
     "depends_on",
     "give_latents",
+    "head_place",
     "is_ready",
     "key_of",
     "ready",
+    "trains_head",
     "trains_stage_1",
 ]
 
 STAGE_1 = "extractor"
+HEAD = "head"
 HALF_TAKEN = "stage-1.taken"
 """The file that stands in a run folder while stage 1 is being copied into it."""
 
@@ -59,6 +64,11 @@ def trains_stage_1(config: Config) -> bool:
     if config.run.system == "aligned" and config.alignment.extractor != "stage-1":
         return False
     return not config.extractor.start
+
+
+def trains_head(config: Config) -> bool:
+    """Whether a run has a stage head of some rounds between stages 1 and 2."""
+    return config.run.system == "networked" and config.head.rounds > 0
 
 
 def depends_on(config: Config) -> dict[str, Scalar]:
@@ -86,9 +96,26 @@ def key_of(config: Config) -> str:
     >>> key_of(Config.parse({"run.seed": 3})) == key_of(Config.parse({"run.seed": 4}))
     False
     """
-    told = json.dumps(depends_on(config), sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()[:12]
-    return f"{config.extractor.method}-seed-{config.run.seed}-{digest}"
+    return f"{config.extractor.method}-seed-{config.run.seed}-{_digest(depends_on(config))}"
+
+
+def head_place(stage_1: Path, config: Config) -> Path:
+    """The run folder of the head that a configuration trains on the stage 1 in a folder."""
+    return stage_1 / HEAD / _digest(_head_depends_on(config))
+
+
+def _head_depends_on(config: Config) -> dict[str, Scalar]:
+    """The settings beside those of stage 1 that the head depends on, by dotted key."""
+    shaped = config.extractor.head == "expert"
+    return {
+        key: value
+        for key, value in config.flat().items()
+        if key.startswith("head.") or (shaped and key == _OF_THE_HEAD)
+    }
+
+
+def _digest(settings: Mapping[str, Scalar]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -127,9 +154,11 @@ class Stages1:
         return found
 
 
-def _different(config: Config, trained: Config) -> list[str]:
-    """Keys in which a stage 1 is another; what a run fills in from its data is none."""
+def _different(config: Config, trained: Config, stage: str = STAGE_1) -> list[str]:
+    """Keys in which a stage 1 or head is another; what a run fills in from its data is none."""
     ours, theirs = depends_on(config), depends_on(trained)
+    if stage == HEAD:
+        ours, theirs = ours | _head_depends_on(config), theirs | _head_depends_on(trained)
     return [
         key
         for key in sorted({*ours, *theirs})
@@ -137,10 +166,10 @@ def _different(config: Config, trained: Config) -> list[str]:
     ]
 
 
-def is_ready(path: Path) -> bool:
-    """Whether a run folder holds a finished stage 1."""
+def is_ready(path: Path, stage: str = STAGE_1) -> bool:
+    """Whether a run folder holds a finished stage 1, or a finished head."""
     state = RunFolder(path, Config()).checkpoints.newest_state()
-    return state is not None and STAGE_1 in state.get("stages", ())
+    return state is not None and stage in state.get("stages", ())
 
 
 def ready(
@@ -149,15 +178,17 @@ def ready(
     *,
     workers: int,
     view: Progress,
+    after: Path | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Train stage 1 in its folder, or wait for whoever does.
+    """Train stage 1 in its folder, or a head after it, or wait for whoever does.
 
     Args:
         path: The run folder of the stage.
         config: The configuration of a run that needs it.
         workers: Client processes.
         view: Where the training reports to.
+        after: The run folder of the finished stage 1, for a head; None: stage 1 is what is trained.
         sleep: Waits so many seconds.
 
     Raises:
@@ -165,30 +196,36 @@ def ready(
     """
     from nmoe_flower.running import run_in
 
-    told = False
-    while not is_ready(path):
+    def begun(folder: RunFolder) -> None:
+        if after is not None:
+            begin_after(after, folder)
+
+    stage, told = HEAD if after is not None else STAGE_1, False
+    while not is_ready(path, stage):
         try:
             with locked(path):  # before all that a run checks first
                 pass
-            run_in(path, config, workers=workers, view=view, until=STAGE_1)
+            anew = (path / HALF_TAKEN).exists()
+            run_in(path, config, workers=workers, view=view, begun=begun, anew=anew, until=stage)
         except LockedError as error:
             if not told:
-                view.message(f"waiting for stage 1: {error}")
+                name = "the head" if after is not None else "stage 1"
+                view.message(f"waiting for {name}: {error}")
             told = True
             sleep(_WAIT)
 
 
 def begin_after(source: Path, folder: RunFolder) -> None:
-    """Let a new run begin where stage 1 has ended in another folder.
+    """Let a new run begin where stage 1, or the head after it, has ended in another folder.
 
     Killed in between, the run is half taken: it is begun anew next time.
 
     Args:
         source: The run folder of the stage.
-        folder: The new run, of a configuration that has this stage 1.
+        folder: The new run, of a configuration that has this stage 1, and this head if it is one.
 
     Raises:
-        CheckpointError: There is no finished stage 1, or it is that of another configuration.
+        CheckpointError: There is no finished stage, or it is that of another configuration.
         NMoEError: The folder cannot be written.
     """
     mark = folder.path / HALF_TAKEN
@@ -199,6 +236,10 @@ def begin_after(source: Path, folder: RunFolder) -> None:
             f"{source} holds the stage 1 of another configuration, in {', '.join(different)}"
         )
     checkpoint = _finished(origin)
+    if different := _different(folder.config, origin.config, checkpoint.state["stages"][-1]):
+        raise CheckpointError(
+            f"{source} holds the head of another configuration, in {', '.join(different)}"
+        )
     arrays, state = dict(checkpoint.arrays), dict(checkpoint.state)
     records = origin.rounds()[: state["written"]]
     if any(origin.config.flat()[key] != folder.config.flat()[key] for key in _FRESH):
@@ -226,7 +267,10 @@ def _finished(origin: RunFolder) -> Checkpoint:
     stages = checkpoint.state["stages"] if checkpoint is not None else []
     if checkpoint is None or STAGE_1 not in stages:
         raise CheckpointError(f"stage 1 in {origin.path} is not finished")
-    if stages != [STAGE_1] or checkpoint.state["stage"] != f"{STAGE_1}/done":
+    after_head = trains_head(origin.config) and stages == [STAGE_1, HEAD]
+    if not (stages == [STAGE_1] or after_head) or (
+        checkpoint.state["stage"] != f"{stages[-1]}/done"
+    ):
         raise CheckpointError(
             f"the run in {origin.path} went on after stage 1, and what others would share is "
             "gone: move it to a folder of its own"

@@ -23,6 +23,7 @@ from nmoe_flower.progress import make_progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.running import CLIENT_APP, run_in
 from nmoe_flower.study import share
+from nmoe_flower.study.one import StudyTask, carry_out
 
 SILENT = make_progress(None)
 TINY: dict[str, Any] = {
@@ -323,6 +324,50 @@ def test_latents_are_computed_once_for_all(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(latents, "_computed", never)
     other = Config.parse({**TINY, "gate.rounds": 3, "expert.epochs": 2})
     after_stage_1(other, tmp_path / "second", source)
+
+
+def test_a_run_after_a_shared_head_is_the_run_alone(tmp_path: Path) -> None:
+    """The head is trained for the first run, and taken by one with other experts and gates."""
+    first = Config.parse(TINY | FEDSC)
+    second = Config.parse(TINY | FEDSC | LATER["shapes"] | LATER["rounds"])
+    stage = share.Stages1(tmp_path / "stage-1").place(first)
+    run_in(tmp_path / "alone", second, workers=0, view=SILENT)
+    for name, config in (("first", first), ("second", second)):
+        task = StudyTask.of(tmp_path / name, config, stage_1=stage, alone=False, workers=0)
+        carry_out(task, SILENT)
+    assert_equal_runs(tmp_path / "second", tmp_path / "alone")
+    (head,) = (stage / share.HEAD).iterdir()
+    assert share.head_place(stage, second) == head
+    for name in ("first", "second"):
+        assert RunFolder.resume(tmp_path / name).provenance()["stage-1"]["from"] == str(head)
+    assert share.is_ready(stage)
+    assert not share.is_ready(stage, share.HEAD)  # it stays what other heads begin after
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("head.rounds", 3),
+        ("head.batch-size", 5),
+        ("head.learning-rate", 1e-3),
+        ("head.weight-decay", 0.1),
+        ("expert.hidden", "4"),
+    ],
+)
+def test_another_head_is_trained_in_a_place_of_its_own(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    config = Config.parse(TINY | FEDSC)
+    other = Config.parse(TINY | FEDSC | {key: value})
+    assert share.key_of(other) == share.key_of(config)
+    assert share.head_place(tmp_path, other) != share.head_place(tmp_path, config)
+    stage = tmp_path / "stage"
+    share.ready(stage, config, workers=0, view=SILENT)
+    head = share.head_place(stage, config)
+    share.ready(head, config, workers=0, view=SILENT, after=stage)
+    folder = RunFolder.create(tmp_path / "run", other)
+    with pytest.raises(CheckpointError, match=f"head of another configuration, in .*{key}"):
+        share.begin_after(head, folder)
 
 
 def test_whoever_comes_second_waits(tmp_path: Path) -> None:
