@@ -1,0 +1,24 @@
+"""Text of several clients as windows of tokens, and what makes the tokens."""
+
+from nmoe_flower.data.text.tokenizers import (
+    ByteTokenizer,
+    PieceTokenizer,
+    open_tokenizer,
+    tokenise,
+    train_tokenizer,
+    wrap_tokenizer,
+)
+from nmoe_flower.data.text.windows import TextData, TextSplit, Tokenizer, pack
+
+__all__ = [
+    "ByteTokenizer",
+    "PieceTokenizer",
+    "TextData",
+    "TextSplit",
+    "Tokenizer",
+    "open_tokenizer",
+    "pack",
+    "tokenise",
+    "train_tokenizer",
+    "wrap_tokenizer",
+]
