@@ -1,7 +1,8 @@
 """What comes along by name, a row each: gates, backbones, schemes, policies and more.
 
 For the first system gates, their objectives, methods of stage 1, controls and backbones; for the
-second policies and ways of its gate; for both schemes that share a data set out, and trackers.
+second policies and ways of its gate; for both schemes that share a data set out, domains to see it
+in, and trackers.
 
 A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
 these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for
@@ -16,6 +17,7 @@ __all__ = [
     "ALIGNMENT_GATES",
     "BACKBONES",
     "CONTROLS",
+    "DOMAINS",
     "GATES",
     "METHODS",
     "OBJECTIVES",
@@ -184,6 +186,21 @@ SCHEMES = {
         "nmoe_flower.data.schemes:PATHOLOGICAL", key="data.classes-per-client"
     ),
     "natural": SchemeEntry("nmoe_flower.data.schemes:NATURAL"),
+}
+
+
+# In what devices may see images: a function each, of images uint8 [n, H, W, channels] alone.
+DOMAINS = {
+    "clean": "nmoe_flower.data.domains:clean",
+    "rot90": "nmoe_flower.data.domains:rot90",
+    "rot180": "nmoe_flower.data.domains:rot180",
+    "rot270": "nmoe_flower.data.domains:rot270",
+    "invert": "nmoe_flower.data.domains:invert",
+    "gray": "nmoe_flower.data.domains:gray",
+    "blur": "nmoe_flower.data.domains:blur",
+    "jpeg5": "nmoe_flower.data.domains:jpeg5",
+    "noise": "nmoe_flower.data.domains:noise",
+    "zoom": "nmoe_flower.data.domains:zoom",
 }
 
 

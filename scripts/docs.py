@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 from unittest import mock
 
 from pydantic.fields import FieldInfo
@@ -33,6 +33,8 @@ from nmoe_flower import errors
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.cli import main as main_of_nmoe
 from nmoe_flower.config import Config
+from nmoe_flower.config.section import NamesOrOwn
+from nmoe_flower.own_code import FORM
 from nmoe_flower.recipes import packaged_studies
 from nmoe_flower.report import write_page
 from nmoe_flower.study import Study, findings_of, write_webpage
@@ -83,6 +85,8 @@ def _allowed(field: FieldInfo) -> str:
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
+        if get_origin(inner) is Annotated:
+            return f"any of {_names_or_own(get_args(inner)[1:])}"
         if get_args(inner):
             return "any of " + ", ".join(f"`{choice}`" for choice in get_args(inner))
         kinds = {int: "whole numbers", str: "names"}
@@ -92,7 +96,7 @@ def _allowed(field: FieldInfo) -> str:
     if kind is bool:
         return "`true`, `false`"
     if kind is str:
-        return "text"
+        return _names_or_own(field.metadata) or "text"
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     bounds = [
         f"{sign} {getattr(bound, name):g}"
@@ -101,6 +105,15 @@ def _allowed(field: FieldInfo) -> str:
         if getattr(bound, name, None) is not None
     ]
     return ("whole number " if kind is int else "number ") + " and ".join(bounds)
+
+
+def _names_or_own(metadata: Iterable[Any]) -> str:
+    """The names that a text may be, if it may not be any."""
+    return "".join(
+        ", ".join(f"`{name}`" for name in (*one.names, FORM))
+        for one in metadata
+        if isinstance(one, NamesOrOwn)
+    )
 
 
 # --- command line and errors ---

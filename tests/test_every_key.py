@@ -47,6 +47,11 @@ ROWS: dict[str, list[str]] = {
     "data.partition-column": NUL,
     "data.num-clients": ["1", "0", "-3", "2000"],
     "data.scheme": [*CHOICE, "natural"],
+    "data.domains": [
+        "upside-down", "clean,clean", "clean,rot90", "clean|data.scheme=natural",
+        "clean,no_such:thing|data.scheme=natural data.num-clients=2",
+    ],
+    "data.renamings": ["-1", "2", "9|data.scheme=natural"],
     "data.tau": [*NOT_ABOVE_0, "30"],
     "data.alpha": NOT_ABOVE_0,
     "data.classes-per-client": [*BELOW_1, "11|data.scheme=pathological"],

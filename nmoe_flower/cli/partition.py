@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from nmoe_flower.config import Config
+    from nmoe_flower.data import ClientIndices, ImageData
+
 __all__ = ["ABOUT", "add_arguments"]
 
 ABOUT = "show which client holds what"
+_PICTURED, _PICTURES = 20, 10  # clients that images are drawn of, and how many
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +63,7 @@ def _command(args: argparse.Namespace) -> int:
             data.class_names,
             path,
             counts_validation=tables["validation"].tolist() if "validation" in tables else (),
+            pictures=_pictures(settings, data, clients),
         )
         print(f"drawn to {path}")
     except NMoEError as error:
@@ -66,6 +71,24 @@ def _command(args: argparse.Namespace) -> int:
             raise
         print(f"nmoe: not drawn: {error}", file=sys.stderr)
     return 0
+
+
+def _pictures(
+    config: "Config", data: "ImageData", clients: "Sequence[ClientIndices]"
+) -> dict[str, list[tuple[str, "npt.NDArray[np.uint8]"]]]:
+    """Some training images of each client, with its name of their class, where clients differ."""
+    from nmoe_flower.data import names_of_clients
+
+    if config.data.scheme != "natural" or data.features is not None:
+        return {}
+    names = names_of_clients(config, data)[:_PICTURED]
+    return {
+        f"{number} {name}" if name != str(number) else name: [
+            (data.class_names[data.train.labels[row]], data.train.images[row])
+            for row in client.train[:_PICTURES]
+        ]
+        for number, (name, client) in enumerate(zip(names, clients, strict=False))
+    }
 
 
 def _table(

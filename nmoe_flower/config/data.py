@@ -3,14 +3,25 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nmoe_flower.catalogue import SCHEMES, TESTS, VALIDATION
-from nmoe_flower.config.section import Floats, Names, NamesOrOwn, Section, shown
+from nmoe_flower.catalogue import DOMAINS, SCHEMES, TESTS, VALIDATION
+from nmoe_flower.config.section import (
+    Distinct,
+    Floats,
+    Names,
+    NamesOrOwn,
+    Section,
+    shown,
+    split,
+)
 
 __all__ = ["DataConfig"]
 
 
+Domains = Annotated[
+    tuple[Annotated[str, NamesOrOwn(tuple(DOMAINS))], ...], BeforeValidator(split), Distinct
+]
 LARGEST_SIDE = 4096
 
 
@@ -51,6 +62,12 @@ class DataConfig(Section):
     )
     partition_column: str = Field(
         "", description="for natural: whose a sample is; empty: the folder above the class says it"
+    )
+    domains: Domains = Field(
+        (), description="for natural: client i sees its images in the i-th, as clean, rot90, blur"
+    )
+    renamings: int = Field(
+        0, ge=0, description="for natural: client i calls the classes by permutation i mod this"
     )
     tau: float = Field(0.3, gt=0, description="dominant share is 1 / (1 + tau)")
     alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet scheme")
@@ -97,6 +114,36 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _is_dealt_to_its_clients(self) -> Self:
+        if not self.is_dealt:
+            return self
+        key = "domains" if self.domains else "renamings"
+        value = ", ".join(self.domains) or self.renamings
+        if self.scheme != "natural":
+            raise ValueError(
+                f"{key} = {value} makes an image some client's own, and scheme = {self.scheme} "
+                "does not look at it: use scheme = natural, or leave it out"
+            )
+        if self.partition_column:
+            raise ValueError(
+                f"partition-column = {self.partition_column} says whose an image is, and so does "
+                f"{key} = {value}: leave one of them out"
+            )
+        if self.domains and self.kind != "images":
+            raise ValueError(f"domains = {value} are for images, got kind = {self.kind}")
+        if self.domains and self.num_clients > len(self.domains):
+            raise ValueError(
+                f"num-clients = {self.num_clients} needs as many domains, got {len(self.domains)}: "
+                f"{value}"
+            )
+        if self.renamings > self.num_clients:
+            raise ValueError(
+                f"renamings = {self.renamings} is more than there are clients; allowed: 0 to "
+                f"{self.num_clients} (num-clients)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
         table = self.kind == "features"
         of_tables = {
@@ -128,6 +175,11 @@ class DataConfig(Section):
                 "digits"
             )
         return self
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether opening the data makes every image some client's."""
+        return bool(self.domains or self.renamings)
 
     @property
     def tests(self) -> tuple[str, ...]:

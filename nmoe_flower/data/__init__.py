@@ -10,6 +10,8 @@ from nmoe_flower.data.cache import cache_root
 from nmoe_flower.data.columns import TABLE_SUFFIXES, Table, read_table
 from nmoe_flower.data.coverage import Coverage, coverage
 from nmoe_flower.data.dealing import dominant_share_from_tau
+from nmoe_flower.data.domains import seen_in
+from nmoe_flower.data.domains_dealt import in_domains
 from nmoe_flower.data.features import standardise
 from nmoe_flower.data.images import Features, ImageData, Portion, Split, counted, what_changed
 from nmoe_flower.data.indices import ClientIndices, label_counts
@@ -56,6 +58,7 @@ __all__ = [
     "dominant_share_from_tau",
     "features_of",
     "fit_pixels",
+    "in_domains",
     "label_counts",
     "load_images",
     "names_of_clients",
@@ -65,6 +68,7 @@ __all__ = [
     "own_share",
     "partition_clients",
     "read_table",
+    "seen_in",
     "standardise",
     "to_pixels",
     "what_changed",

@@ -1,11 +1,13 @@
 """Where decoded images lie, and how an entry is opened and put there whole."""
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from nmoe_flower.data.images import Features, ImageData, Split
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_json
 
-__all__ = ["build_entry", "cache_root", "open_entry", "unwritable"]
+__all__ = ["build_entry", "cache_root", "open_entry", "save_entry", "unwritable"]
 
 
 def cache_root(cache_dir: Path | str | None = None) -> Path:
@@ -98,6 +100,33 @@ def build_entry(entry: Path, name: str, write: Callable[[Path], None]) -> ImageD
     if data is None:
         raise DataError(f"the data cache entry {entry} is damaged right after it was written")
     return data
+
+
+def save_entry(building: Path, splits: Sequence[Split], about: Mapping[str, Any]) -> None:
+    """Complete a folder that has both splits' images: labels, clients and, last, the description.
+
+    Args:
+        building: The folder.
+        splits: The train and the test split.
+        about: Names of classes and clients, and what else `open_entry` reads.
+    """
+    digest = hashlib.sha256()
+    for name, split in zip(("train", "test"), splits, strict=True):
+        np.save(building / f"{name}-labels.npy", split.labels)
+        digest.update(split.labels.data)
+        digest.update(split.images.data)
+        if split.clients is not None:
+            np.save(building / f"{name}-clients.npy", split.clients)
+            digest.update(split.clients.data)
+    meta = {
+        "shapes": {"train": splits[0].images.shape, "test": splits[1].images.shape},
+        **about,
+        "fingerprint": digest.hexdigest(),
+    }
+    (building / "meta.json").write_text(json.dumps(meta, indent=1))
+    for path in building.glob("*.*"):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _install(building: Path, entry: Path, name: str) -> None:

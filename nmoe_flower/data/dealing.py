@@ -22,6 +22,7 @@ __all__ = [
     "dominant_share_from_tau",
     "draw_alike",
     "draw_balanced",
+    "largest_balanced",
     "largest_size",
     "round_quotas",
 ]
@@ -121,8 +122,15 @@ def draw_balanced(
     """Equal, disjoint shards with every class that occurs alike; ``size`` each if possible."""
     classes, codes = np.unique(labels, return_inverse=True)
     shares = np.full((num_clients, len(classes)), 1 / len(classes))
-    possible = min(size, largest_size(lambda count: shares * count, np.bincount(codes)))
+    possible = min(size, largest_balanced(labels, num_clients))
     return deal(codes.astype(np.int64), round_quotas(shares * possible), rng)
+
+
+def largest_balanced(labels: Indices, num_clients: int) -> int:
+    """Most samples that each client can have of what occurs alike, nobody the same ones."""
+    counts = np.unique(labels, return_counts=True)[1]
+    shares = np.full((num_clients, len(counts)), 1 / len(counts))
+    return largest_size(lambda count: shares * count, counts)
 
 
 def dominant_share_from_tau(tau: float) -> float:

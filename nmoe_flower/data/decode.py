@@ -1,8 +1,5 @@
 """Decode a data set, once, into arrays that can be mapped into memory."""
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.data.cache import save_entry
 from nmoe_flower.data.class_folders import read_class_folders
 from nmoe_flower.data.features import describe_features, read_features, standardise, tables_beside
 from nmoe_flower.data.hugging_face import read_hugging_face
@@ -38,24 +36,8 @@ def decode_source(request: DataRequest, building: Path, progress: OnDecoded) -> 
         progress(sum(map(len, splits)), sum(map(len, splits)))
     else:
         splits, about = _decode_images(request, building, progress)
-    digest = hashlib.sha256()
-    for name, split in zip(("train", "test"), splits, strict=True):
-        np.save(building / f"{name}-labels.npy", split.labels)
-        digest.update(split.labels.data)
-        digest.update(split.images.data)
-        if split.clients is not None:
-            np.save(building / f"{name}-clients.npy", split.clients)
-            digest.update(split.clients.data)
-    meta = {
-        "shapes": {"train": splits[0].images.shape, "test": splits[1].images.shape},
-        **about,
-        "fingerprint": digest.hexdigest(),
-    }
-    (building / "meta.json").write_text(json.dumps(meta, indent=1))
     shutil.rmtree(building / "arrow", ignore_errors=True)
-    for path in building.glob("*.*"):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+    save_entry(building, splits, about)
 
 
 def _decode_images(

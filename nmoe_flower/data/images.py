@@ -75,6 +75,7 @@ class ImageData:
         client_names: Whom the rows belong to, if that was asked for.
         features: Names and statistics of a table's columns; None for images.
         beside: Samples of the splits that nobody asked for, by name.
+        unnamed: The fingerprint before clients gave classes names of their own; empty: they do not.
     """
 
     name: str
@@ -85,6 +86,12 @@ class ImageData:
     client_names: tuple[str, ...] = ()
     features: Features | None = None
     beside: Mapping[str, int] = field(default_factory=dict)
+    unnamed: str = ""
+
+    @property
+    def images_fingerprint(self) -> str:
+        """Equal for data whose images are equal, also where labels were renamed."""
+        return self.unnamed or self.fingerprint
 
     @property
     def num_classes(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from nmoe_flower.data.cache import build_entry, cache_root, open_entry
 from nmoe_flower.data.decode import OnDecoded, decode_source
+from nmoe_flower.data.domains_dealt import in_domains
 from nmoe_flower.data.images import Features, ImageData
 from nmoe_flower.data.indices import ClientIndices
 from nmoe_flower.data.partition import partition_clients
@@ -115,8 +116,23 @@ def load_images(
 
 
 def configured_images(config: "Config", *, progress: OnDecoded | None = None) -> ImageData:
-    """Open the data set of ``config``. See ``load_images``, also for what it raises."""
-    return _load(config, config.data.dataset, progress)
+    """Open the data set of ``config``, dealt out if devices see it in domains or rename classes.
+
+    See ``load_images`` and ``in_domains``, also for what they raise.
+    """
+    section = config.data
+    data = _load(config, section.dataset, progress)
+    if not section.is_dealt:
+        return data
+    return in_domains(
+        data,
+        domains=section.domains,
+        renamings=section.renamings,
+        num_clients=section.num_clients,
+        seed=config.run.seed,
+        cache_dir=section.cache_dir or None,
+        progress=progress,
+    )
 
 
 def with_features(config: "Config", data: ImageData) -> "Config":
@@ -228,7 +244,7 @@ def _load(
         test_split=section.test_split,
         size=section.pixels,
         fit=section.fit,
-        by_client=section.scheme == "natural" and not own,
+        by_client=section.scheme == "natural" and not (own or section.is_dealt),
         client_column=section.partition_column,
         kind=section.kind,
         feature_columns=section.feature_columns,

@@ -13,7 +13,7 @@ import numpy as np
 
 from nmoe_flower.catalogue import SCHEMES
 from nmoe_flower.data.cache import cache_root
-from nmoe_flower.data.dealing import check_clients, draw_balanced
+from nmoe_flower.data.dealing import Indices, check_clients, draw_balanced, largest_balanced
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices, open_indices, save_indices
 from nmoe_flower.data.schemes import Deal, sharing
@@ -24,7 +24,7 @@ from nmoe_flower.seeds import numpy_stream
 
 __all__ = ["partition_clients"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def partition_clients(
@@ -65,7 +65,9 @@ def partition_clients(
     clients are disjoint. A larger size than that, or data so skewed that it is 0, makes clients
     share test samples of the scarce classes; no client holds a sample twice.
 
-    ``test_iid`` has the size of ``test_local`` where the smallest class allows it.
+    ``test_iid`` has the size of ``test_local`` where the smallest class allows it. For ``natural``
+    it holds those whom the samples belong to alike as well, each with every class alike, unless
+    that would leave less than half of its samples.
 
     ``validation_per_client`` training samples per client, with the class shares of its training
     samples, are in nobody's training part. With a ``train_per_client`` they come from what that
@@ -152,8 +154,29 @@ def _split(data: ImageData, arguments: dict[str, Any]) -> list[ClientIndices]:
     train, local = sharing(arguments["scheme"]).share(Deal(data, rows, arguments))
     rng = numpy_stream(seed, "partition", "test-iid")
     size = round(sum(map(len, local)) / len(local))
-    balanced = draw_balanced(test, clients, size, rng)
+    owners = data.test.clients if sharing(arguments["scheme"]).owned else None
+    alike = test if owners is None else _with_owners(test, owners[rows], clients, size)
+    balanced = draw_balanced(alike, clients, size, rng)
     return [
         ClientIndices(held, rows[own], rows[iid])
         for held, own, iid in zip(train, local, balanced, strict=True)
     ]
+
+
+def _with_owners(labels: Indices, owners: Indices, clients: int, size: int) -> Indices:
+    """What the IID test holds alike, as a code per test sample: owner and class, or the class.
+
+    Args:
+        labels: Class of each test sample, [T].
+        owners: Whom it belongs to, [T].
+        clients: How many clients get a test.
+        size: Samples that each of them should get.
+    """
+    classes, codes = np.unique(labels, return_inverse=True)
+    people, who = np.unique(owners, return_inverse=True)
+    # In such an order that neighbours differ in both: few samples are spread over both, too.
+    both = ((who - codes) % len(people) * len(classes) + codes).astype(np.int64)
+    if len(np.unique(both)) < len(people) * len(classes):
+        return labels
+    most = largest_balanced(both, clients)
+    return both if 2 * most >= min(size, largest_balanced(labels, clients)) else labels

@@ -35,6 +35,7 @@ from nmoe_flower.report.tables import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = [
     "draw_accuracy",
@@ -251,6 +252,7 @@ def draw_partition(
     path: Path,
     *,
     counts_validation: Sequence[Sequence[int]] = (),
+    pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]] | None = None,
     note: str = "",
 ) -> None:
     """Who holds what: samples per class, stacked, one bar per client, a panel per part.
@@ -261,26 +263,34 @@ def draw_partition(
         class_names: The C names.
         path: The PNG to write.
         counts_validation: Counts ``[clients, C]``; empty if there is no such data.
+        pictures: Some images of each client, with what it calls their class, uint8
+            [H, W, channels], by the client's name; they are drawn below, a row each.
         note: What the figure stands for, as the seed.
     """
     parts = {"Training data": np.asarray(counts_train), "Local test data": np.asarray(counts_test)}
     if len(counts_validation):
         parts["Validation data"] = np.asarray(counts_validation)
-    figure = new(3.6 * len(parts), 2.6)
+    below = 0.52 * len(pictures) if pictures else 0.0  # inches
+    figure = new(3.6 * len(parts), 2.6 + below)
     from matplotlib.patches import Patch
 
-    axes = figure.subplots(1, len(parts))
+    bars: Figure | SubFigure = figure
+    if pictures:
+        parted = figure.subfigures(2, 1, height_ratios=(2.6, below), squeeze=False)
+        bars = parted[0, 0]
+        _draw_pictures(parted[1, 0], pictures)
+    axes = bars.subplots(1, len(parts))
     paint = colours(len(class_names))
     for axis, (title, counts) in zip(axes, parts.items(), strict=True):
         clients = np.arange(len(counts))
-        below = np.zeros(len(counts))
+        heights = np.zeros(len(counts))
         for place in range(len(class_names)):
             held = np.flatnonzero(counts[:, place])  # hundreds of classes leave few at a client
             axis.bar(
-                clients[held], counts[held, place], 0.85, bottom=below[held], color=paint[place],
+                clients[held], counts[held, place], 0.85, bottom=heights[held], color=paint[place],
                 linewidth=0,
             )  # fmt: skip
-            below += counts[:, place]
+            heights += counts[:, place]
         axis.set_title(title, fontsize=8.5)
         axis.set_xlabel("Client ID")
         axis.set_xticks(few_ticks(len(counts)))
@@ -288,13 +298,32 @@ def draw_partition(
         light_grid(axis)
     axes[0].set_ylabel("Samples")
     if len(class_names) <= 20:
-        figure.legend(
+        bars.legend(
             [Patch(color=colour, linewidth=0) for colour in paint],
             [shortened(name) for name in class_names],
             loc="outside right center", title="Class", title_fontsize=7.5,
             frameon=False, fontsize=7, ncols=math.ceil(len(class_names) / 12), reverse=True,
         )  # fmt: skip
     save(figure, path, note=note)
+
+
+def _draw_pictures(
+    figure: "SubFigure", pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]]
+) -> None:
+    """A row of images per client, its name before them and the name of its class under each."""
+    columns = max(map(len, pictures.values()))
+    axes = figure.subplots(len(pictures), columns, squeeze=False)
+    for row, (name, images) in zip(axes, pictures.items(), strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        row[0].text(
+            -0.3, 0.5, shortened(name), fontsize=7, ha="right", va="center",
+            transform=row[0].transAxes,
+        )  # fmt: skip
+        for axis, (label, image) in zip(row, images, strict=False):
+            grey = image.shape[2] == 1
+            axis.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(shortened(label), fontsize=4.5, pad=1, y=-0.24)
 
 
 def draw_rounds(rounds: Sequence[Mapping[str, Any]], path: Path, *, note: str = "") -> None:
