@@ -50,6 +50,9 @@ class GateEntry:
         upper_bound: It is trained or chosen with what no device has.
         pools: Everybody's data meets at one place: for simulations only.
         plain: Whether the routing is known without looking, so that no figure is drawn of it.
+        holdout: Each device makes it of the experts' answers to its hold-out.
+        owners: It is told whose each sample of a test is, which the scheme ``natural`` knows.
+        usual: It is among ``gate.methods`` unless these are named.
     """
 
     router: str = ""
@@ -58,6 +61,9 @@ class GateEntry:
     upper_bound: bool = False
     pools: bool = False
     plain: bool = False
+    holdout: bool = False
+    owners: bool = False
+    usual: bool = True
 
 
 # In the order of tables and figures.
@@ -67,8 +73,18 @@ GATES = {
     "federated": GateEntry(trainer="nmoe_flower.pipeline.networked.gate:FEDERATED"),
     "local": GateEntry(router="nmoe_flower.models:LocalGate", plain=True),
     "prototype": GateEntry(router="nmoe_flower.models:PrototypeGate", prototypes=True),
+    "client-weights": GateEntry(
+        router="nmoe_flower.models:ClientWeightsGate", holdout=True, usual=False
+    ),
     "global": GateEntry(
         trainer="nmoe_flower.pipeline.networked.gate:GLOBAL", upper_bound=True, pools=True
+    ),
+    "domain": GateEntry(
+        router="nmoe_flower.models:DomainGate",
+        upper_bound=True,
+        plain=True,
+        owners=True,
+        usual=False,
     ),
     "oracle": GateEntry(router="nmoe_flower.models:OracleGate", upper_bound=True, plain=True),
 }
@@ -199,7 +215,7 @@ DOMAINS = {
     "gray": "nmoe_flower.data.domains:gray",
     "blur": "nmoe_flower.data.domains:blur",
     "jpeg5": "nmoe_flower.data.domains:jpeg5",
-    "noise": "nmoe_flower.data.domains:noise",
+    "noise": "nmoe_flower.data.domains:noisy",
     "zoom": "nmoe_flower.data.domains:zoom",
 }
 

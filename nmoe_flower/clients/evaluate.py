@@ -22,6 +22,7 @@ from nmoe_flower.models import (
     correct,
     em_prior,
     own_gate,
+    with_home_bias,
 )
 from nmoe_flower.own_code import is_own
 from nmoe_flower.records import (
@@ -31,6 +32,7 @@ from nmoe_flower.records import (
     EXPERT,
     GATE,
     HEAD,
+    HOLDOUT,
     LATENTS,
     NUM_EXAMPLES,
     PROTOTYPES,
@@ -95,7 +97,10 @@ def _all_methods(
     site = _site(device, received, test)
     pool = CachedExperts(site.answers)
     for method in device.config.gate.methods:
-        mixture = NMoE(nn.Identity(), _router(device, method, received, site), pool)
+        router = with_home_bias(
+            _router(device, method, received, site), site.own_id, site.settings.home_bias
+        )
+        mixture = NMoE(nn.Identity(), router, pool)
         noise = generator(device.seed("evaluate", method, test))
         with torch.inference_mode():
             prediction = mixture.mixture(latents, generator=noise)
@@ -105,14 +110,18 @@ def _all_methods(
 
 
 def _site(device: Device, received: Arrays, test: str) -> GateSite:
-    means = received.get(PROTOTYPES)
+    means, owners = received.get(PROTOTYPES), device.owners(test)
+    answers, latents = device.store.load(ANSWERS), device.store.load(LATENTS)
     return GateSite(
         own_id=device.partition,
         num_experts=device.num_clients,
         settings=device.config.gate,
         prototypes=None if means is None else torch.from_numpy(np.array(means)),
-        answers=torch.from_numpy(np.array(device.store.load(ANSWERS)[test])),
-        labels=torch.from_numpy(np.array(device.store.load(LATENTS)[f"{test}-labels"])),
+        answers=torch.from_numpy(np.array(answers[test])),
+        labels=torch.from_numpy(np.array(latents[f"{test}-labels"])),
+        holdout_answers=torch.from_numpy(np.array(answers[HOLDOUT])),
+        holdout_labels=torch.from_numpy(np.array(latents["holdout-labels"])),
+        owners=None if owners is None else torch.from_numpy(owners),
     )
 
 

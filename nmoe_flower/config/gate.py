@@ -10,14 +10,18 @@ from nmoe_flower.config.section import Distinct, Floats, NamesOrOwn, Section, sp
 __all__ = ["GateConfig"]
 
 _NAMES = tuple(GATES)
+_USUAL = tuple(name for name, gate in GATES.items() if gate.usual)
 Gates = Annotated[tuple[Annotated[str, NamesOrOwn(_NAMES)], ...], BeforeValidator(split), Distinct]
 
 
 class GateConfig(Section):
     """Stage 3: the shared gate, and how its answers are read."""
 
-    methods: Gates = Field(_NAMES, description="the gates to train and evaluate")
+    methods: Gates = Field(_USUAL, description="the gates to train and evaluate")
     top_k: int = Field(1, ge=1, description="experts asked per sample")
+    home_bias: float = Field(
+        0.0, ge=0, le=1e6, description="added to the own expert's score wherever there are scores"
+    )
     hidden: int = Field(0, ge=0, description="0: a linear gate")
     noisy: bool = Field(False, description="noisy top-k while training")
     rounds: int = Field(40, ge=1, description="of FedGate")

@@ -99,6 +99,12 @@ def _parts_fit_together(config: "Config") -> None:
             "expert.sharing = none leaves every expert at home: the only gate then is local, "
             f"got gate.methods = {', '.join(config.gate.methods)}"
         )
+    told = [name for name in config.gate.methods if name in GATES and GATES[name].owners]
+    if told and config.data.scheme != "natural":
+        raise ValueError(
+            f"gate.methods = {told[0]} must be told whose each image is, and data.scheme = "
+            f"{config.data.scheme} makes them nobody's: use natural, or leave it out"
+        )
     if config.run.min_replies > clients:
         raise ValueError(
             f"run.min-replies is {config.run.min_replies} but there are {clients} clients"

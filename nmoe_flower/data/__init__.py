@@ -28,6 +28,7 @@ from nmoe_flower.data.opening import (
 from nmoe_flower.data.own import Partition
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
+from nmoe_flower.data.schemes import largest_clients
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise
@@ -60,6 +61,7 @@ __all__ = [
     "fit_pixels",
     "in_domains",
     "label_counts",
+    "largest_clients",
     "load_images",
     "names_of_clients",
     "normalise",

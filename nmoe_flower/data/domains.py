@@ -83,7 +83,7 @@ def jpeg5(images: Pixels) -> Pixels:
     return np.stack([_compressed(image) for image in images])
 
 
-def noise(images: Pixels) -> Pixels:
+def noisy(images: Pixels) -> Pixels:
     """Gaussian noise with a deviation of 40 grey values, drawn from the image's own bytes."""
     draws = [
         np.random.default_rng(zlib.crc32(image.tobytes())).normal(0, _NOISE, image.shape)

@@ -10,20 +10,25 @@ from nmoe_flower.models.build import (
     configured_gate,
     own_gate,
 )
+from nmoe_flower.models.client_weights import ClientWeightsGate, mixture_weights
 from nmoe_flower.models.expert import Classifier, Expert
 from nmoe_flower.models.extractor import Extractor, build_extractor
 from nmoe_flower.models.filters import FilterBank
 from nmoe_flower.models.gate import (
+    DomainGate,
     Gate,
     GateSite,
+    HomeBias,
     LocalGate,
     OracleGate,
     PrototypeGate,
     RandomGate,
     Router,
     Routing,
+    ScoringRouter,
     check_top_k,
     route_top_k,
+    with_home_bias,
 )
 from nmoe_flower.models.nmoe import (
     CachedExperts,
@@ -44,13 +49,16 @@ __all__ = [
     "CachedExperts",
     "CentralizedMoE",
     "Classifier",
+    "ClientWeightsGate",
     "Contrastive",
+    "DomainGate",
     "Expert",
     "ExpertPool",
     "Extractor",
     "FilterBank",
     "Gate",
     "GateSite",
+    "HomeBias",
     "LocalExperts",
     "LocalGate",
     "Mixture",
@@ -63,6 +71,7 @@ __all__ = [
     "RandomGate",
     "Router",
     "Routing",
+    "ScoringRouter",
     "StandardisedConv2d",
     "alignment_loss",
     "build_extractor",
@@ -76,6 +85,8 @@ __all__ = [
     "correct",
     "em_prior",
     "mixed",
+    "mixture_weights",
     "own_gate",
     "route_top_k",
+    "with_home_bias",
 ]

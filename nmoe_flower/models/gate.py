@@ -12,17 +12,21 @@ from nmoe_flower.config import GateConfig
 from nmoe_flower.errors import ConfigError
 
 __all__ = [
+    "DomainGate",
     "Gate",
     "GateSite",
+    "HomeBias",
     "LocalGate",
     "OracleGate",
     "PrototypeGate",
     "RandomGate",
     "Router",
     "Routing",
+    "ScoringRouter",
     "check_top_k",
     "require_generator",
     "route_top_k",
+    "with_home_bias",
 ]
 
 
@@ -47,6 +51,21 @@ class Router(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoringRouter(Router, Protocol):
+    """A router that goes by scores: those of the best K experts, through a softmax, are weights.
+
+    Attributes:
+        top_k: K, the experts that ``route`` picks.
+    """
+
+    top_k: int
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Score latents [B, D]: logits [B, E]."""
+        ...
+
+
 @dataclass(frozen=True)
 class GateSite:
     """What a gate without weights may be built from: a device, and the test it is evaluated on.
@@ -58,6 +77,10 @@ class GateSite:
         prototypes: Mean latent of every client, [E, D]; None if no configured gate asks for them.
         answers: Logits of every expert for the test, [N, E, C].
         labels: The true classes of the test, [N]; only an upper bound may look at them.
+        holdout_answers: Logits of every expert for the device's own hold-out, [H, E, C].
+        holdout_labels: The classes of the hold-out, [H], which are the device's own to look at.
+        owners: Whose each sample of the test is, [N], -1 for nobody's; only an upper bound may
+            look. None if the data does not say.
     """
 
     own_id: int
@@ -66,6 +89,9 @@ class GateSite:
     prototypes: Tensor | None
     answers: Tensor
     labels: Tensor
+    holdout_answers: Tensor | None = None
+    holdout_labels: Tensor | None = None
+    owners: Tensor | None = None
 
 
 def route_top_k(scores: Tensor, top_k: int = 1) -> Routing:
@@ -154,13 +180,24 @@ class Gate(nn.Module):
         Raises:
             ConfigError: The gate is noisy and in training mode, and there is no ``generator``.
         """
-        normal = F.layer_norm(latents, (self.latent_dim,))
-        scores: Tensor = self.head(normal if self.body is None else self.body(normal))
+        normal = self._normal(latents)
+        scores = self._scored(normal)
         if self.noise is None or not self.training:
             return scores
         source = require_generator(generator, "a noisy gate in training mode")
         draws = torch.randn(scores.shape, generator=source, device=source.device)
         return scores + draws.to(scores) * F.softplus(self.noise(normal))
+
+    def _normal(self, latents: Tensor) -> Tensor:
+        return F.layer_norm(latents, (self.latent_dim,))
+
+    def _scored(self, normal: Tensor) -> Tensor:
+        scores: Tensor = self.head(normal if self.body is None else self.body(normal))
+        return scores
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Score latents [B, D] without noise: logits [B, E], as a call in evaluation mode."""
+        return self._scored(self._normal(latents))
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Pick the top-k experts of latents [B, D]."""
@@ -316,3 +353,67 @@ class OracleGate:
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Send the N latents [N, D] of the test, in order, to their best experts."""
         return Routing(self.best, latents.new_ones(self.best.shape))
+
+
+class DomainGate:
+    """An upper bound: the expert of the client that each sample is from.
+
+    Where samples of different clients look different this is being told the domain. What is
+    nobody's goes to the own expert.
+
+    Args:
+        owners: Whose each of N samples is, [N]; -1 for nobody's.
+        own_id: This device's own expert.
+    """
+
+    def __init__(self, owners: Tensor, own_id: int) -> None:
+        self.owners = owners.where(owners >= 0, torch.full_like(owners, own_id))[:, None]
+
+    @classmethod
+    def at(cls, site: GateSite) -> Self:
+        """The gate of one device and test."""
+        if site.owners is None:
+            raise ConfigError(
+                "the gate domain must be told whose each sample is, which the scheme natural knows"
+            )
+        return cls(site.owners, site.own_id)
+
+    def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
+        """Send the N latents [N, D] of the test, in order, to the experts of their clients."""
+        return Routing(self.owners, latents.new_ones(self.owners.shape))
+
+
+class HomeBias:
+    """A gate that leans towards one's own expert, by so much on the scale of its scores.
+
+    Args:
+        gate: What scores.
+        own_id: This device's own expert.
+        bias: What is added to its score: 3 makes it 20 times as likely.
+
+    Attributes:
+        top_k: K, the experts that ``route`` picks.
+
+    >>> gate = PrototypeGate(torch.tensor([[0.0, 0.0], [4.0, 0.0]]), variance=1.0)
+    >>> HomeBias(gate, own_id=1, bias=5.0).scores(torch.tensor([[1.0, 7.0]]))
+    tensor([[0., 1.]])
+    """
+
+    def __init__(self, gate: ScoringRouter, own_id: int, bias: float) -> None:
+        self._gate, self._own_id, self._bias = gate, own_id, bias
+        self.top_k = gate.top_k
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Score latents [B, D]: logits [B, E]."""
+        scores = self._gate.scores(latents).clone()
+        scores[:, self._own_id] += self._bias
+        return scores
+
+    def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
+        """Pick the top-k experts of latents [B, D]."""
+        return route_top_k(self.scores(latents), self.top_k)
+
+
+def with_home_bias(gate: Router, own_id: int, bias: float) -> Router:
+    """A gate as it is used at one device: by scores it leans home, without any it stays."""
+    return HomeBias(gate, own_id, bias) if bias and isinstance(gate, ScoringRouter) else gate

@@ -15,7 +15,7 @@ from nmoe_flower.privacy import noise_multiplier_for
 __all__ = ["COSTS", "OF_A_GATE", "Cost", "cost_of"]
 
 Results = Mapping[str, Any]
-# What every gate of a run stands on, and what only those with weights need.
+# What every gate of a run stands on, and what only those need that look at experts' answers.
 _STAGE_1 = ("initial", "extractor", "extractor/given")
 _BEFORE_GATES = (*_STAGE_1, "latents", "head", "experts")
 _FOR_GATES = ("answer", "answers")
@@ -66,7 +66,7 @@ def _stages(gate: str, config: Config) -> tuple[str, ...]:
         return _ALIGNED
     if gate.startswith("control:"):
         return (*_STAGE_1, "latents", "head")
-    if gate in GATES and not GATES[gate].trainer:
+    if gate in GATES and not (GATES[gate].trainer or GATES[gate].holdout):
         return _BEFORE_GATES
     return (*_BEFORE_GATES, *_FOR_GATES, f"gate/{gate}")
 

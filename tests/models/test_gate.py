@@ -5,15 +5,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nmoe_flower.config import GateConfig
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models import (
+    ClientWeightsGate,
+    DomainGate,
     Gate,
+    GateSite,
+    HomeBias,
     LocalGate,
     PrototypeGate,
     RandomGate,
     Router,
     Routing,
+    ScoringRouter,
     route_top_k,
+    with_home_bias,
 )
 
 
@@ -252,3 +259,47 @@ def test_every_gate_is_a_router(gate, top_k, rows):
     assert routing.weights.dtype == torch.float32
     assert routing.expert_ids.shape == routing.weights.shape == (rows, top_k)
     torch.testing.assert_close(routing.weights.sum(dim=1), torch.ones(rows))
+
+
+def test_home_bias_is_added_to_the_own_score_alone():
+    gate = trained(Gate(4, 3, top_k=2))
+    latents = torch.randn(6, 4, generator=source(1))
+    plain, home = gate.scores(latents), HomeBias(gate, own_id=1, bias=2.0).scores(latents)
+    assert (home - plain).tolist() == [[0, pytest.approx(2.0), 0]] * 6
+    routing = with_home_bias(gate, 1, 1e3).route(latents)
+    assert routing.expert_ids[:, 0].tolist() == [1] * 6
+    assert routing.expert_ids.shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate(2, 3),
+        PrototypeGate(torch.eye(3, 2)),
+        ClientWeightsGate(torch.tensor([0.2, 0.3, 0.5])),
+    ],
+)
+def test_whatever_has_scores_can_lean_home(gate):
+    assert with_home_bias(gate, 0, 0.0) is gate
+    biased = with_home_bias(gate, 2, 50.0)
+    assert isinstance(biased, ScoringRouter)
+    assert biased.route(torch.ones(4, 2)).expert_ids.tolist() == [[2]] * 4
+
+
+@pytest.mark.parametrize(
+    "gate", [LocalGate(1), RandomGate(3), DomainGate(torch.zeros(4).long(), 0)]
+)
+def test_a_gate_without_scores_stays_what_it_is(gate):
+    assert with_home_bias(gate, 2, 50.0) is gate
+
+
+def test_the_domain_gate_asks_whose_sample_it_is_and_itself_where_it_is_nobodys():
+    routing = DomainGate(torch.tensor([2, 0, -1, 1]), own_id=3).route(torch.zeros(4, 5))
+    assert routing.expert_ids.tolist() == [[2], [0], [3], [1]]
+    assert routing.weights.tolist() == [[1.0]] * 4
+
+
+def test_the_domain_gate_must_be_told():
+    site = GateSite(0, 2, GateConfig(), None, torch.zeros(1, 2, 2), torch.zeros(1))
+    with pytest.raises(ConfigError, match="must be told whose each sample is"):
+        DomainGate.at(site)

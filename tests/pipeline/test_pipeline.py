@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmoe_flower.catalogue import GATES
 from nmoe_flower.errors import RoundError
 
 New = Callable[..., Any]
@@ -20,7 +19,7 @@ def test_a_whole_run_leaves_every_row(new_pipeline: New) -> None:
     pipeline = new_pipeline("whole", {"gate.top-k": 2, "data.tau": 0.25})
     results = pipeline()
     rows = rows_of(results)
-    methods = {*GATES, *CONTROLS}
+    methods = {*pipeline.config.gate.methods, *CONTROLS}
     named = {m + suffix for m in methods for suffix in ("", "+prior")}
     named.remove("control:local-classifier+prior")  # it was trained under its own prior
     assert set(rows) == set(itertools.product(named, ("local", "iid")))

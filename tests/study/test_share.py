@@ -151,6 +151,7 @@ OTHERS: dict[str, Any] = {
     "expert.learning-rate": 0.1, "expert.weight-decay": 0.1, "expert.logit-adjustment": 0.5,
     "expert.sharing": "latents",
     "gate.methods": "random", "gate.top-k": 2, "gate.hidden": 5, "gate.noisy": True,
+    "gate.home-bias": 1.0,
     "gate.rounds": 5, "gate.local-steps": 2, "gate.batch-size": 5, "gate.learning-rate": 0.2,
     "gate.optimizer": "adamw", "gate.fraction-train": 0.5, "gate.objective": "switch",
     "gate.temperature": 2.0, "gate.balance": 0.1, "gate.normalise-gradient": False,

@@ -23,6 +23,7 @@ from nmoe_flower.data import (
     Views,
     configured_images,
     configured_partition,
+    largest_clients,
     own_images,
     own_share,
     with_features,
@@ -146,6 +147,20 @@ class Device:
             VALIDATION: Portion(self.data.train, indices.validation),
         }
         return {name: found[name] for name in self.config.data.tests}
+
+    def owners(self, test: str) -> np.ndarray | None:
+        """Whose each sample of a test is: the ids of clients, -1 for nobody's, int64 [n].
+
+        None if the data does not say.
+        """
+        portion = self.tests[test]
+        if self.folder:
+            return np.full(len(portion.rows), self.partition)
+        if self.config.data.scheme != "natural" or portion.split.clients is None:
+            return None
+        places = np.full(len(self.data.client_names), -1)
+        places[largest_clients(self.data, self.num_clients)] = np.arange(self.num_clients)
+        return np.asarray(places[portion.split.clients[portion.rows]])
 
     @property
     def everyone(self) -> list[ClientIndices]:

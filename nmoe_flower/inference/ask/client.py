@@ -18,7 +18,7 @@ from nmoe_flower.inference.ask.record import CallRecord
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.protocol import PeerList
-from nmoe_flower.models import NMoE, check_top_k
+from nmoe_flower.models import HomeBias, NMoE, check_top_k
 
 __all__ = ["Answer", "Client", "identity_of"]
 
@@ -69,17 +69,18 @@ class Client:
     ) -> None:
         self.bundle = bundle
         self._extractor = bundle.extractor()
-        self._gate = bundle.gate()
+        gate = bundle.gate()
         if top_k is not None:
-            check_top_k(top_k, self._gate.num_experts)
-            self._gate.top_k = top_k
+            check_top_k(top_k, gate.num_experts)
+            gate.top_k = top_k
+        self._gate = HomeBias(gate, bundle.partition, bundle.config.gate.home_bias)
         self.experts = RemoteExperts(
             peers,
             own=bundle.partition,
             local=bundle.expert(),
             identity=identity,
             extractor_version=bundle.extractor_version,
-            ranking=self._gate,
+            ranking=self._gate.scores,
             **settings,
         )
 
