@@ -1,9 +1,10 @@
-"""One Python process with everything imported, whose forks run `nmoe` and `python` at once.
+"""One Python process with everything imported, whose forks run `nmoe`, `python` and more at once.
 
-A page has dozens of commands, and importing torch takes each of them seconds. `Warm` writes two
-small programs, `nmoe` and `python`, into a folder to put first on the PATH. They send their
-arguments, folder, environment and standard streams to the warm process, which forks: the fork is
-the command. What it does is the same; only the imports are done already.
+A page has dozens of commands, and importing torch takes each of them seconds. `Warm` writes small
+programs, `nmoe` and `python` unless told otherwise, into a folder to put first on the PATH. They
+send their arguments, folder, environment and standard streams to the warm process, which forks: the
+fork is the command. What it does is the same; only the imports are done already. A fork ends with
+the program that asked for it, even if that is killed.
 """
 
 import contextlib
@@ -16,7 +17,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +44,22 @@ sys.exit(int.from_bytes(link.recv(8), "big"))
 """
 
 
-class Warm:
-    """A warm process and the folder with its two programs; a context manager."""
+PAGES = ("nmoe", "python")
 
-    def __init__(self, folder: Path) -> None:
+
+class Warm:
+    """A warm process and the folder with its programs; a context manager.
+
+    Args:
+        folder: An empty folder for the programs.
+        names: Which ones: `nmoe` (as pages run it), `python`, and any command an installed package
+            brings.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str] = PAGES) -> None:
         self.programs = folder
-        for name in ("nmoe", "python"):
+        self._names = names
+        for name in names:
             text = CLIENT.format(python=sys.executable, socket=str(folder / SOCKET), name=name)
             (folder / name).write_text(text, encoding="utf-8")
             (folder / name).chmod(0o755)
@@ -54,7 +68,7 @@ class Warm:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.programs / SOCKET))
         listener.listen(64)
-        command = [sys.executable, __file__, str(listener.fileno())]
+        command = [sys.executable, __file__, str(listener.fileno()), *self._names]
         self._process = subprocess.Popen(command, pass_fds=[listener.fileno()])
         listener.close()  # the process has it; a client that comes early waits in the queue
         return self
@@ -85,7 +99,8 @@ def _answer(link: socket.socket) -> int:
     command = os.fork()
     if command == 0:
         link.close()
-        os.setpgid(0, group)  # ends with its terminal, like any command
+        with contextlib.suppress(PermissionError):  # of another session
+            os.setpgid(0, group)  # ends with its terminal, like any command
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
@@ -96,11 +111,19 @@ def _answer(link: socket.socket) -> int:
     for stream in streams:
         os.close(stream)
     link.sendall(command.to_bytes(8, "big"))
+    threading.Thread(target=_end_with_client, args=(link, command), daemon=True).start()
     _, status = os.waitpid(command, 0)
     code = os.waitstatus_to_exitcode(status)
     with contextlib.suppress(BrokenPipeError):
         link.sendall((code if code >= 0 else 128 - code).to_bytes(8, "big"))
     return 0
+
+
+def _end_with_client(link: socket.socket, command: int) -> None:
+    """A client says nothing more: once the link can be read, it is gone."""
+    with contextlib.suppress(OSError):
+        link.recv(1)
+        os.kill(command, signal.SIGKILL)
 
 
 def _run(program: str, arguments: list[str]) -> int:
@@ -117,8 +140,11 @@ def _run(program: str, arguments: list[str]) -> int:
             from nmoe_flower.cli import main
 
             code = main(shortened(arguments, os.environ))
-        else:
+        elif program == "python":
             _python(arguments)
+        else:
+            sys.argv = [program, *arguments]
+            code = _command(program)()
     except SystemExit as leaving:
         code = leaving.code
     except BaseException:
@@ -131,6 +157,11 @@ def _run(program: str, arguments: list[str]) -> int:
         os.write(2, f"{code}\n".encode())
         return 1
     return code or 0
+
+
+def _command(name: str) -> Any:
+    (script,) = entry_points(group="console_scripts", name=name)
+    return script.load()
 
 
 def _python(arguments: list[str]) -> None:
@@ -150,7 +181,7 @@ def _python(arguments: list[str]) -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
-def _load() -> None:
+def _load(names: Sequence[str]) -> None:
     """Import what commands import late. Nothing computes before a fork, so no thread is lost."""
     import matplotlib
 
@@ -159,6 +190,8 @@ def _load() -> None:
         importlib.import_module(name)
     for module in pkgutil.walk_packages(nmoe_flower.__path__, "nmoe_flower."):
         importlib.import_module(module.name)
+    for name in set(names) - set(PAGES):
+        _command(name)
 
 
 def cold(folder: Path) -> None:
@@ -171,5 +204,5 @@ def cold(folder: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "nmoe":
         sys.exit(_run("nmoe", sys.argv[2:]))
-    _load()
+    _load(sys.argv[2:])
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -13,6 +13,8 @@ from nmoe_flower.engine.restarts import Restarts
 
 __all__ = ["StreamingExchange"]
 
+_PATIENCE = 10
+
 
 class StreamingExchange:
     """A window over the messages, and a reorder buffer of replies.
@@ -21,7 +23,8 @@ class StreamingExchange:
         grid: The grid that carries the messages.
         messages: Read as the window moves on.
         window: Most messages under way at once.
-        poll: Seconds between two pulls; 0 for a grid that waits by itself.
+        poll: Seconds between two pulls at first. The longer no reply comes, the longer the pause: a
+            tenth of that time, at most ten times ``poll``. 0 for a grid that waits by itself.
         timeout: Seconds for all of it, from now; None waits for ever.
     """
 
@@ -42,7 +45,8 @@ class StreamingExchange:
         self._expired = False
         self._taken = 0
         self._consumed = 0
-        self._restarts = Restarts(grid, time.monotonic())
+        self._news = time.monotonic()
+        self._restarts = Restarts(grid, self._news)
         self._waiting: dict[str, tuple[int, Message]] = {}
         self._ready: dict[int, Message] = {}
 
@@ -77,6 +81,7 @@ class StreamingExchange:
                 )
             return
         self._restarts.before_sending()
+        self._news = time.monotonic()
         ids = _paired_ids(batch, list(self._grid.push_messages(batch)))
         for index, (message, message_id) in enumerate(zip(batch, ids, strict=True), first):
             if message_id and message_id not in self._waiting:
@@ -98,7 +103,13 @@ class StreamingExchange:
         if remaining is not None and remaining <= 0:
             self._expire()
         elif self._poll:
-            time.sleep(self._poll if remaining is None else min(self._poll, remaining))
+            pause = self._pause()
+            time.sleep(pause if remaining is None else min(pause, remaining))
+
+    def _pause(self) -> float:
+        """Seconds until the next pull, each of which costs a SuperLink some 20 ms."""
+        waited = time.monotonic() - self._news
+        return min(max(self._poll, waited / _PATIENCE), self._poll * _PATIENCE)
 
     def _pull(self, remaining: float | None) -> None:
         ids = list(self._waiting)
@@ -108,6 +119,7 @@ class StreamingExchange:
         else:
             replies = self._grid.pull_messages(ids)
         for reply in replies:
+            self._news = time.monotonic()
             index, message = self._waiting.pop(reply.metadata.reply_to_message_id, (-1, reply))
             if index < 0:
                 continue

@@ -27,7 +27,7 @@ class StreamingGrid(Grid):
 
     Everything but ``send_and_receive`` goes straight to the wrapped grid. A grid with the
     attribute ``pull_blocks = True`` waits for a reply inside ``pull_messages(ids, timeout=)``;
-    any other grid is asked again every ``poll`` seconds. A SuperLink hands a message out once, so
+    any other grid is asked again and again. A SuperLink hands a message out once, so
     a node that is restarted while it has one never answers it; every few seconds such nodes are
     looked for, and their messages given up.
 
@@ -35,7 +35,8 @@ class StreamingGrid(Grid):
         grid: The grid that carries the messages.
         window: Most messages under way at once. Waves of about 100 also keep Flower's
             simulation from scanning its whole message store for each node.
-        poll: Seconds between two pulls; by default what suits the grid.
+        poll: Seconds between two pulls at first, by default what suits the grid; between later ones
+            a tenth of the time since the last reply, at most ten times ``poll``.
 
     Raises:
         ValueError: ``window`` is below 1.

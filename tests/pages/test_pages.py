@@ -1,6 +1,9 @@
 """What the pages show is run: every block, in order, as a reader would paste it."""
 
 import json
+import os
+import select
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +134,17 @@ def test_what_a_block_leaves_running_ends_with_the_page(programs: Path, tmp_path
         reader.follow(block)
         assert tool.processes.family(mark)
     assert not tool.processes.family(mark)
+
+
+def test_a_fork_ends_with_the_program_that_asked_for_it(programs: Path) -> None:
+    waiting = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    command = [programs / "python", "-c", waiting]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        fork = os.pidfd_open(int(client.stdout.readline()))
+        client.kill()
+    with os.fdopen(fork) as fork:
+        assert select.select([fork], [], [], 60.0)[0]
 
 
 def test_a_scratch_folder_is_not_the_checkout(tmp_path: Path) -> None:
