@@ -17,6 +17,7 @@ from nmoe_flower.study.tables import Cell, Column, Line, StudyTable
 
 __all__ = [
     "draw_policies",
+    "finished_folders",
     "policies_from_json",
     "policies_table",
     "policies_to_json",
@@ -34,7 +35,7 @@ def policies_table(spec: TableSpec, outcomes: Sequence[RunOutcome]) -> StudyTabl
         outcomes: The study's runs; those that have not finished are named below the table.
     """
     chosen = [one for one in outcomes if selects(spec.where, one.run)]
-    finished = _finished(chosen)
+    finished = finished_folders(chosen)
     notes, header, lines = [], [""], list[list[str]]()
     if finished:
         header, lines, note = alignment_lines(load_runs(finished))
@@ -85,7 +86,8 @@ def policies_from_json(table: Mapping[str, Any]) -> StudyTable:
     return _in_words(*(table[key] for key in ("name", "title", "header", "lines", "notes")))
 
 
-def _finished(outcomes: Sequence[RunOutcome]) -> list[Path]:
+def finished_folders(outcomes: Sequence[RunOutcome]) -> list[Path]:
+    """The folders of those runs that have results, in order."""
     return [one.path for one in outcomes if one.results is not None and one.path is not None]
 
 
@@ -105,12 +107,11 @@ def refuse_more_bytes(outcomes: Sequence[RunOutcome]) -> None:
             )
 
 
-def draw_policies(outcomes: Sequence[RunOutcome], folder: Path) -> list[Path]:
+def draw_policies(finished: Sequence[Path], folder: Path) -> list[Path]:
     """Who trained what, and accuracy against rounds, bytes and the clock; as PNG.
 
     Args:
-        outcomes: Runs of the second system.
+        finished: Folders of finished runs of the second system.
         folder: Where ``assignments.png`` and ``alignment.png`` go.
     """
-    finished = _finished(outcomes)
     return draw_alignment(load_runs(finished), folder) if finished else []

@@ -74,10 +74,15 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
                             rounds=kept, audit=kept and first,
                             tests=findings.tells_tests_of(one.run))  # fmt: skip
                 first = False
-        for path in draw_policies(findings.outcomes, new) if findings.policies else ():
-            write_bytes(path, small_picture(path))
+        for path in draw_policies(_finished_in(new), new) if findings.policies else ():
+            write_bytes(path, small_picture(path))  # of what is kept: it can be drawn again
         write_text(new / "table.json", findings_to_json(findings))
     return place
+
+
+def _finished_in(study: Path) -> list[Path]:
+    """The runs that are published of a study, by name."""
+    return sorted(path.parent for path in study.glob("*/seed-*/results.json"))
 
 
 def publish_run(

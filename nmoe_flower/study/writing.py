@@ -11,7 +11,7 @@ from nmoe_flower.recipes import find_study
 from nmoe_flower.study.figures import draw_figure
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
-from nmoe_flower.study.policies import draw_policies
+from nmoe_flower.study.policies import draw_policies, finished_folders
 
 __all__ = ["PICTURES", "from_where", "tables_by_name", "write_findings"]
 
@@ -48,7 +48,7 @@ def write_findings(
         for figure in findings.figures:
             for suffix in pictures:
                 draw_figure(figure, new / f"figure-{figure.name}.{suffix}")
-        drawn = draw_policies(findings.outcomes, new) if findings.policies else []
+        drawn = draw_policies(finished_folders(findings.outcomes), new) if findings.policies else []
         write_text(new / "table.json", findings_to_json(findings))
         write_text(new / "report.md", "\n".join(_report(findings, pictures, drawn)).rstrip() + "\n")
     return out / "report.md"
