@@ -15,6 +15,7 @@ from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Names, NamesOrOwn, Section, kebab, shown
+from nmoe_flower.config.text import TextConfig
 from nmoe_flower.config.whole import Config, Override, Scalar, explain
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RunConfig",
     "Scalar",
     "Section",
+    "TextConfig",
     "explain",
     "kebab",
     "shown",

@@ -38,8 +38,8 @@ class DataConfig(Section):
         "train", min_length=1, description="name of the split clients train on"
     )
     test_split: str = Field("test", description="of the test split; made from train if missing")
-    kind: Literal["images", "features"] = Field(
-        "images", description="features: tables of numbers (csv, parquet, npz, npy)"
+    kind: Literal["images", "features", "text"] = Field(
+        "images", description="features: tables of numbers (csv, parquet, npz, npy); or text"
     )
     feature_columns: Names = Field(
         (), description="of a table; empty: all but label and partition column"
@@ -129,8 +129,8 @@ class DataConfig(Section):
                 f"partition-column = {self.partition_column} says whose an image is, and so does "
                 f"{key} = {value}: leave one of them out"
             )
-        if self.domains and self.kind != "images":
-            raise ValueError(f"domains = {value} are for images, got kind = {self.kind}")
+        if self.kind == "text" or (self.domains and self.kind != "images"):
+            raise ValueError(f"{key} = {value} is for images, got kind = {self.kind}")
         if self.domains and self.num_clients > len(self.domains):
             raise ValueError(
                 f"num-clients = {self.num_clients} needs as many domains, got {len(self.domains)}: "
@@ -180,6 +180,25 @@ class DataConfig(Section):
     def is_dealt(self) -> bool:
         """Whether opening the data makes every image some client's."""
         return bool(self.domains or self.renamings)
+
+    @model_validator(mode="after")
+    def _text_is_dealt_by_document(self) -> Self:
+        if self.kind != "text":
+            return self
+        if self.scheme not in ("natural", "iid"):
+            raise ValueError(
+                f"scheme = {self.scheme} looks at classes, and kind = text has none: use natural "
+                "(a domain or a writer each) or iid (documents dealt to all alike)"
+            )
+        if self.dataset == "digits":
+            raise ValueError(
+                "kind = text needs a folder of documents or a table with text in dataset, got the "
+                "images digits"
+            )
+        for key, value in (("size", self.size), ("flip", self.flip), ("cutout", self.cutout)):
+            if value:
+                raise ValueError(f"{key} = {value} is for images; kind = text has none")
+        return self
 
     @property
     def tests(self) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def _parts_fit_together(config: "Config") -> None:
 
 
 def _networks_can_read_the_data(config: "Config") -> None:
-    if config.data.kind == "images":
+    if config.data.kind in ("images", "text"):
         return
     backbone = BACKBONES.get(config.extractor.backbone)
     if backbone is not None and "features" not in backbone.reads:

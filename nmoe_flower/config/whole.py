@@ -19,6 +19,7 @@ from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.rules import advice, check_rules
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section, kebab, shown
+from nmoe_flower.config.text import TextConfig
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_toml, to_toml
 
@@ -40,6 +41,7 @@ class Config(Section):
     privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({}))
     head: HeadConfig = Field(default_factory=lambda: HeadConfig.model_validate({}))
     expert: ExpertConfig = Field(default_factory=lambda: ExpertConfig.model_validate({}))
+    text: TextConfig = Field(default_factory=lambda: TextConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     alignment: AlignmentConfig = Field(default_factory=lambda: AlignmentConfig.model_validate({}))
     run: RunConfig = Field(default_factory=lambda: RunConfig.model_validate({}))

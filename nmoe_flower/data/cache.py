@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,16 @@ from nmoe_flower.data.images import Features, ImageData, Split
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_json
 
-__all__ = ["build_entry", "cache_root", "open_entry", "save_entry", "unwritable"]
+__all__ = [
+    "build_entry",
+    "cache_root",
+    "open_entry",
+    "put_entry",
+    "save_entry",
+    "unwritable",
+]
+
+Found = TypeVar("Found")
 
 
 def cache_root(cache_dir: Path | str | None = None) -> Path:
@@ -77,7 +86,23 @@ def _features(values: Mapping[str, Any]) -> Features:
 
 
 def build_entry(entry: Path, name: str, write: Callable[[Path], None]) -> ImageData:
+    """Let ``write`` fill a folder with images, give it the name ``entry`` and open it.
+
+    Raises:
+        DataError: The cache cannot be written; or ``write`` refuses the data.
+    """
+    return put_entry(entry, write, lambda folder: open_entry(folder, name))
+
+
+def put_entry(
+    entry: Path, write: Callable[[Path], None], opened: Callable[[Path], Found | None]
+) -> Found:
     """Let ``write`` fill a folder, give it the name ``entry`` and open it.
+
+    Args:
+        entry: The folder that is to be there.
+        write: Fills a folder that is given that name then.
+        opened: What an entry holds; None if it is absent or damaged.
 
     Raises:
         DataError: The cache cannot be written; or ``write`` refuses the data.
@@ -91,15 +116,15 @@ def build_entry(entry: Path, name: str, write: Callable[[Path], None]) -> ImageD
         raise unwritable(root, error.strerror or str(error)) from error
     try:
         write(building)
-        _install(building, entry, name)
+        _install(building, entry, opened)
     except OSError as error:
         raise unwritable(root, error.strerror or str(error)) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    data = open_entry(entry, name)
-    if data is None:
+    found = opened(entry)
+    if found is None:
         raise DataError(f"the data cache entry {entry} is damaged right after it was written")
-    return data
+    return found
 
 
 def save_entry(building: Path, splits: Sequence[Split], about: Mapping[str, Any]) -> None:
@@ -129,7 +154,7 @@ def save_entry(building: Path, splits: Sequence[Split], about: Mapping[str, Any]
             os.fsync(file.fileno())
 
 
-def _install(building: Path, entry: Path, name: str) -> None:
+def _install(building: Path, entry: Path, opened: Callable[[Path], Found | None]) -> None:
     """Rename a finished folder to its place, unless another process was there first."""
     for _ in range(10):
         try:
@@ -138,7 +163,7 @@ def _install(building: Path, entry: Path, name: str) -> None:
         except OSError:
             if not entry.exists():
                 raise
-        if open_entry(entry, name) is not None:
+        if opened(entry) is not None:
             return
         damaged = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".damaged-"))
         with contextlib.suppress(FileNotFoundError):  # another process moved it away

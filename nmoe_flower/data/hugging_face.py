@@ -19,7 +19,7 @@ from nmoe_flower.data.request import LABEL_NAMES, ColourFoundError, DataRequest,
 from nmoe_flower.errors import DataError
 from nmoe_flower.installation import install_hint
 
-__all__ = ["import_extra", "read_hugging_face"]
+__all__ = ["import_extra", "load_tables", "read_hugging_face"]
 
 _IMAGE_NAMES = ("img", "image", "images", "picture")
 
@@ -27,7 +27,7 @@ _IMAGE_NAMES = ("img", "image", "images", "picture")
 def read_hugging_face(request: DataRequest, arrow_dir: Path) -> tuple[list[RawSplit], list[str]]:
     """Read labels and prepare images with ``datasets``, from a folder or the hub."""
     import_extra("datasets", _purpose(request))
-    tables = _load_tables(request, arrow_dir)
+    tables = load_tables(request, arrow_dir)
     if request.train_split not in tables:
         raise DataError(
             f"data set {request.dataset!r} has no split {request.train_split!r}; "
@@ -114,8 +114,8 @@ def _quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _load_tables(request: DataRequest, arrow_dir: Path) -> dict[str, Any]:
-    """Splits by name, as ``datasets.Dataset``."""
+def load_tables(request: DataRequest, arrow_dir: Path) -> dict[str, Any]:
+    """Splits of a folder or a name on the hub, by name, as ``datasets.Dataset``."""
     import datasets
 
     folder = request.folder

@@ -235,6 +235,8 @@ def _load(
     config: "Config", dataset: str, progress: OnDecoded | None = None, *, own: bool = False
 ) -> ImageData:
     section = config.data
+    if section.kind == "text":
+        raise DataError(f"data set {dataset!r} is text (data.kind = text), and images are wanted")
     return load_images(
         dataset,
         cache_dir=section.cache_dir or None,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nmoe_flower.errors import DataError
 
-__all__ = ["LABEL_NAMES", "ColourFoundError", "DataRequest", "RawSplit", "walk_files"]
+__all__ = ["LABEL_NAMES", "ColourFoundError", "DataRequest", "RawSplit", "list_files", "walk_files"]
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 _FORMAT = 2
@@ -34,7 +34,7 @@ class DataRequest:
         fit: How they are brought to it: ``crop``, ``pad`` or ``stretch``.
         by_client: Whether it matters who each row belongs to.
         client_column: Column that says so; "": the folder above the class does.
-        kind: ``images``, or ``features`` for tables.
+        kind: ``images``, ``features`` for tables, or ``text``.
         feature_columns: Columns of a table; () takes all beside label and client.
         feature_means: What columns are standardised with; () takes the train split's means.
         feature_deviations: What columns are divided by; () takes the train split's deviations.
@@ -83,13 +83,13 @@ class DataRequest:
             identity[1] = [_identify(path.name, path)]
         elif self.dataset != "digits" and (folder := self.folder) is not None:
             stem = folder.resolve().name
-            identity[1] = _list_files(folder)
+            identity[1] = list_files(folder)
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
         readable = "".join(c if c.isalnum() else "-" for c in stem)[:40]
         return f"{readable}-{digest}"
 
 
-def _list_files(folder: Path) -> list[tuple[str | int, ...]]:
+def list_files(folder: Path) -> list[tuple[str | int, ...]]:
     """What tells every file below a folder from another one, sorted by path."""
     files: list[tuple[str | int, ...]] = []
     try:

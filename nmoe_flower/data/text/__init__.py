@@ -1,5 +1,6 @@
 """Text of several clients as windows of tokens, and what makes the tokens."""
 
+from nmoe_flower.data.text.sharing import configured_text, load_text, own_text
 from nmoe_flower.data.text.tokenizers import (
     ByteTokenizer,
     PieceTokenizer,
@@ -16,7 +17,10 @@ __all__ = [
     "TextData",
     "TextSplit",
     "Tokenizer",
+    "configured_text",
+    "load_text",
     "open_tokenizer",
+    "own_text",
     "pack",
     "tokenise",
     "train_tokenizer",

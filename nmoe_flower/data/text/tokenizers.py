@@ -69,7 +69,7 @@ class ByteTokenizer:
 
     def sizes(self, tokens: Sequence[int]) -> Sizes:
         """One byte each, and none for the end of a document."""
-        return (np.asarray(tokens) != self.end).astype(np.uint16)
+        return np.asarray(np.asarray(tokens) != self.end, dtype=np.uint16)
 
 
 class PieceTokenizer:
