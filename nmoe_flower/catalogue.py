@@ -136,17 +136,20 @@ class ControlEntry:
         label: The control's name in figures.
         trained: Clients train it for this purpose; False: stage 1 leaves it anyway.
         pools: Everybody's data meets at one place: for simulations only.
+        usual: It is among ``run.controls`` unless these are named.
     """
 
     label: str
     trained: bool = True
     pools: bool = False
+    usual: bool = True
 
 
 CONTROLS = {
     "fedavg": ControlEntry("FedAvg", trained=False),
     "local-classifier": ControlEntry("local classifier"),
     "centralized": ControlEntry("centralized MoE", pools=True),
+    "pooled-head": ControlEntry("pooled head", pools=True, usual=False),
 }
 
 

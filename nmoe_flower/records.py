@@ -32,8 +32,10 @@ __all__ = [
     "NOISE_STD",
     "NUM_EXAMPLES",
     "NUM_PARTITIONS",
+    "PARAMETERS",
     "PARTITION_ID",
     "POOLED",
+    "POOLED_HEAD",
     "PROTOTYPE",
     "PROTOTYPES",
     "SERVER_ROUND",
@@ -83,9 +85,11 @@ KEPT_ROUNDS = "kept-rounds"  # a resumed run may go on after any of these
 # Every reply, up.
 NUM_EXAMPLES = "num-examples"  # samples behind it, which weigh it
 LOSS = "loss"  # mean over the steps taken
+PARAMETERS = "parameters"  # how many numbers the client's expert has, up
 
 # Further records of a message, and the groups of those names that a client keeps.
 ANSWERS = "answers"  # both ways: what experts say to latents, by split
+POOLED_HEAD = "pooled-head"  # up: what the pooled head says to the test images; see ControlKey
 CENTRALIZED = "centralized"  # up: what the central mixture says to the test images; see ControlKey
 CORRELATION = "correlation"  # both ways: see CorrelationKey
 EXPERT = "expert"  # up: an expert's weights; down: everybody's, as <partition>/<name>
@@ -200,7 +204,7 @@ class ControlKey(_Key):
 
     CONTROLS = "controls"  # down: names; a list for training, joined by commas for the evaluation
     STEPS = "steps"  # down: of training, at least 1
-    # up, in CENTRALIZED: of the test split, then of every client's validation images
+    # up, in CENTRALIZED and POOLED_HEAD: of the test split, then of all validation images
     PROBABILITIES = "probabilities"  # [N, C]
     EXPERT_IDS = "expert-ids"  # who was asked, [N, K]
 
@@ -215,6 +219,8 @@ class Score(_Key):
     LOCAL_RATIO = "local-ratio"  # fraction of the samples that stay at home
     BYTES_PER_SAMPLE = "bytes-per-sample"  # on the network, both ways
     ROUTING = "routing"  # fractions of the samples that go to each expert, [E]
+    RIGHT_OF = "right-of"  # samples that are answered rightly, by owner and of nobody's, [E + 1]
+    ASKED_OF = "asked-of"  # samples by owner and of nobody's, [E + 1]
 
 
 class WatchKey(_Key):

@@ -10,13 +10,20 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
-from nmoe_flower.clients.device import TEST_BATCH, Device, device_of, predict
+from nmoe_flower.clients.control_head import pooled_head
+from nmoe_flower.clients.device import (
+    TEST_BATCH,
+    Device,
+    device_of,
+    predict,
+    received_classifier,
+)
 from nmoe_flower.clients.fedce import classifier_task
 from nmoe_flower.clients.weights import take_steps
 from nmoe_flower.data import Portion, normalise
 from nmoe_flower.losses import load_balance
 from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts
-from nmoe_flower.records import CENTRALIZED, NUM_EXAMPLES, ControlKey
+from nmoe_flower.records import CENTRALIZED, NUM_EXAMPLES, POOLED_HEAD, ControlKey
 from nmoe_flower.schedules import schedule
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import autocast, batch_indices, fit, generator
@@ -29,7 +36,7 @@ BALANCE_WEIGHT = 1e-2  # Fedus et al. 2021, section 2.2
 
 
 def train(message: Message, context: Context) -> Message:
-    """Train controls from scratch: this client's own classifier, the central mixture, or both."""
+    """Train controls from scratch: this client's own classifier, and what pools all data."""
     device = device_of(context)
     settings = records.config_of(message)
     steps = int(settings[ControlKey.STEPS])
@@ -40,6 +47,10 @@ def train(message: Message, context: Context) -> Message:
         arrays[CENTRALIZED] = records.from_numpy(
             {ControlKey.PROBABILITIES: probabilities, ControlKey.EXPERT_IDS: expert_ids}
         )
+    if POOLED_HEAD in settings[ControlKey.CONTROLS]:
+        network, _ = received_classifier(device, message)
+        answered, metrics["pooled-loss"] = pooled_head(device, network.extractor)
+        arrays[POOLED_HEAD] = records.from_numpy(answered)
     if LOCAL_CLASSIFIER in settings[ControlKey.CONTROLS]:
         metrics["local-loss"] = _local_classifier(device, steps)
     return records.reply(message, metrics=metrics, arrays=arrays)
@@ -103,7 +114,7 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
 
 
 def central_rows(device: Device, test: str) -> np.ndarray:
-    """Where this client's images of a test are in what the central mixture answers, [n]."""
+    """Where this client's images of a test are in what a central control answers, [n]."""
     rows = device.tests[test].rows
     if test != VALIDATION:
         return rows

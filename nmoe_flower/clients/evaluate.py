@@ -35,6 +35,7 @@ from nmoe_flower.records import (
     HOLDOUT,
     LATENTS,
     NUM_EXAMPLES,
+    POOLED_HEAD,
     PROTOTYPES,
     ControlKey,
     Score,
@@ -80,6 +81,8 @@ def route(message: Message, context: Context) -> Message:
                     f"{answered.method}{suffix}/{test}/{name}": value
                     for name, value in scores.items()
                 }
+            for name, counts in _by_owner(device, test, answered.probabilities, labels).items():
+                results[f"{answered.method}/{test}/{name}"] = counts
             if answered.expert_ids is not None:
                 row = _routing_row(device, answered.expert_ids)
                 results[f"{answered.method}/{test}/{Score.ROUTING}"] = row
@@ -171,6 +174,25 @@ def _controls(
         probabilities = torch.from_numpy(central[ControlKey.PROBABILITIES][chosen])
         ids = central[ControlKey.EXPERT_IDS][chosen]
         yield MethodAnswers("control:centralized", probabilities, ids)
+    if pooled := records.part_of(received, f"{POOLED_HEAD}/"):
+        chosen = central_rows(device, test)
+        probabilities = torch.from_numpy(pooled[ControlKey.PROBABILITIES][chosen])
+        yield MethodAnswers("control:pooled-head", probabilities, None)
+
+
+def _by_owner(
+    device: Device, test: str, probabilities: Tensor, labels: np.ndarray
+) -> dict[str, list[float]]:
+    """How many samples of each client there are, and are answered rightly; of nobody's last."""
+    owners = device.owners(test)
+    if owners is None:
+        return {}
+    places = np.where(owners < 0, device.num_clients, owners)
+    right = probabilities.argmax(dim=1).numpy() == labels
+    return {
+        Score.RIGHT_OF: np.bincount(places[right], minlength=device.num_clients + 1).tolist(),
+        Score.ASKED_OF: np.bincount(places, minlength=device.num_clients + 1).tolist(),
+    }
 
 
 def _with_prior(device: Device, answered: MethodAnswers) -> Iterator[tuple[str, Tensor]]:

@@ -18,6 +18,7 @@ from nmoe_flower.records import (
     LATENTS,
     LOSS,
     NUM_EXAMPLES,
+    PARAMETERS,
     PROTOTYPE,
     ExpertKey,
 )
@@ -53,7 +54,13 @@ def train(message: Message, context: Context) -> Message:
     if config.gate.asks_prototypes:
         arrays[PROTOTYPE] = records.from_numpy({ExpertKey.MEAN: latents["train"].mean(axis=0)})
     return records.reply(
-        message, metrics={NUM_EXAMPLES: len(device.train_labels), LOSS: loss}, arrays=arrays
+        message,
+        metrics={
+            NUM_EXAMPLES: len(device.train_labels),
+            LOSS: loss,
+            PARAMETERS: sum(array.size for array in state.values()),
+        },
+        arrays=arrays,
     )
 
 

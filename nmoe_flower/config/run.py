@@ -37,7 +37,10 @@ class RunConfig(Section):
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 where the device computes in it"
     )
-    controls: Controls = Field(tuple(CONTROLS), description="what to compare with")
+    controls: Controls = Field(
+        tuple(name for name, control in CONTROLS.items() if control.usual),
+        description="what to compare with",
+    )
     control_epochs: int = Field(0, ge=0, description="0: as many steps as stage 1 took")
     control_learning_rate: float = Field(3e-3, gt=0, description="AdamW's peak for the controls")
     evaluate_every: int = Field(0, ge=0, description="rounds; 0: about ten times in stage 1")

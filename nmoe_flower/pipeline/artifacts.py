@@ -18,6 +18,7 @@ _GROUPS = {
     "initial_gate": "gate/initial/",
     "initial_head": "head/initial/",
     "centralized": "centralized/",
+    "pooled_head": "pooled-head/",
     "mixture": "mixture/",
     "alignment": "aligned/",
 }
@@ -42,6 +43,8 @@ class Artifacts:
         centralized: ``probabilities`` [N, C] and ``expert-ids`` [N, K] of all test samples, then
             of all validation samples by client, from the central mixture among the controls; for
             evaluation.
+        pooled_head: ``probabilities`` as in ``centralized``, from the pooled head among the
+            controls; for evaluation.
         spectrum: Eigenvalues of FedSC's mean matrix, [d], from stage 1; for the results.
         accountant: What privacy stage 1 has spent, an `Accountant`'s state; for the results.
         expert_parameters: Parameters of one expert of the second system, told by a client before
@@ -57,6 +60,7 @@ class Artifacts:
     gates: dict[str, Arrays] = field(default_factory=dict)
     prototypes: np.ndarray | None = None
     centralized: Arrays = field(default_factory=dict)
+    pooled_head: Arrays = field(default_factory=dict)
     spectrum: np.ndarray | None = None
     accountant: dict[str, Any] | None = None
     expert_parameters: int = 0

@@ -103,9 +103,12 @@ COSTS: dict[str, Callable[[Results, Config, str, Results | None], float | None]]
         cost_of(results, config, gate, before).exchanges
     ),
     "seconds": lambda results, config, gate, before: _seconds(results, before),
+    "parameters": lambda results, config, gate, before: (
+        (results or {}).get("parameters", {}).get(gate.removesuffix("+prior"))
+    ),
     "minutes": lambda results, config, gate, before: _seconds(results, before) / 60,
     "noise_multiplier": lambda results, config, gate, before: _noise_multiplier(config),
 }
 
-OF_A_GATE = ("bytes_per_device", "exchanges")
+OF_A_GATE = ("bytes_per_device", "exchanges", "parameters")
 """The costs that differ from gate to gate."""

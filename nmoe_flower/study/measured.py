@@ -1,6 +1,6 @@
 """What runs measure, known before they run: the gates, tests and metrics of their results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from nmoe_flower.config import Config
 
@@ -52,6 +52,8 @@ def gates_of(config: Config) -> tuple[str, ...]:
         found.append("control:local-classifier")
     if "centralized" in controls:
         found.append("control:centralized")
+    if "pooled-head" in controls:
+        found.append("control:pooled-head")
     return tuple(_with_prior(found, config.gate.prior != "none"))
 
 
@@ -79,6 +81,7 @@ def numbers_of(config: Config) -> tuple[str, ...]:
     """
     both = config.run.system == "networked"
     found = [*(ROW_METRICS if both else _PLAIN_METRICS), *_EVERY]
+    found += ["parameters", *_by_owner(config)] if both else []
     found += [f"stages.{stage}.{cost}" for stage in _stages(config) for cost in _COST]
     if not both:
         found += [f"alignment.{name}" for name in _ALIGNMENT]
@@ -91,6 +94,16 @@ def numbers_of(config: Config) -> tuple[str, ...]:
     if config.privacy.weights:
         found += [f"privacy.{name}" for name in _PRIVATE_WEIGHTS]
     return (*found, *config.flat())
+
+
+def _by_owner(config: Config) -> Iterator[str]:
+    """Accuracies by gate, test and domain, in the words of results.json."""
+    data = config.data
+    names = [*data.domains[: data.num_clients]]
+    names += ["other"] if len(data.domains) > data.num_clients else []
+    for gate in gates_of(config) if names else ():
+        if not (gate.endswith("+prior") or "." in gate):
+            yield from (f"by_owner.{gate}.iid.{name}" for name in names if "." not in name)
 
 
 def _stages(config: Config) -> list[str]:

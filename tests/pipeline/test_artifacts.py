@@ -18,6 +18,7 @@ def full() -> Artifacts:
         gates={"rolling": {"head.weight": ONE}, "federated": {"head.weight": TWO}},
         prototypes=np.ones((2, 3)),
         centralized={"probabilities": ONE, "expert-ids": TWO},
+        pooled_head={"probabilities": TWO},
         spectrum=TWO,
         accountant={"spent": {"0": [[4.0, 2]]}},
         expert_parameters=7,
@@ -42,7 +43,7 @@ def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
         "centralized/probabilities", "classifier/extractor.w", "classifier/head.w",
         "findings/accountant", "findings/spectrum", "gate/federated/head.weight",
         "gate/initial/head.weight", "gate/rolling/head.weight", "head/initial/layers.0.weight",
-        "mixture/gate.w", "parameters/expert", "prototypes",
+        "mixture/gate.w", "parameters/expert", "pooled-head/probabilities", "prototypes",
     ]  # fmt: skip
     again = Artifacts.read(named)
     for part in fields(Artifacts):

@@ -50,3 +50,26 @@ def test_a_home_bias_keeps_everything_at_home(new_pipeline: New) -> None:
     for gate in ("prototype", "client-weights"):
         assert np.array_equal(home["routing"][f"{gate}/iid"], np.eye(4))
     assert accuracies(home, "iid")["prototype"] == accuracies(home, "iid")["local"]
+
+
+def test_one_large_head_for_all_and_accuracy_by_domain(new_pipeline: New) -> None:
+    """The newcomer's domain has no device yet: it is asked about, as ``other``."""
+    changes = {
+        "data.domains": "clean,rot90,invert,blur,rot180", "gate.methods": "prototype,local,domain",
+        "run.controls": "pooled-head", "run.control-epochs": 3, "run.control-learning-rate": 0.01,
+        "data.validation-per-client": 20,
+    }  # fmt: skip
+    results = new_pipeline("pooled", quick(**changes))()
+    found = accuracies(results, "iid")
+    assert found["control:pooled-head"] > max(found["local"], found["prototype"])
+    assert accuracies(results, "validation")["control:pooled-head"] > 0.8
+    by_owner = results["by_owner"]["local"]
+    names = ["clean", "rot90", "invert", "blur"]
+    assert list(by_owner["local"]) == names
+    assert list(by_owner["iid"]) == [*names, "other"]
+    # Five domains alike: their mean is what all samples have.
+    mean = np.mean(list(by_owner["iid"].values()))
+    assert abs(mean - found["local"]) < 0.01
+    assert results["by_owner"]["domain"]["iid"]["rot90"] > by_owner["iid"]["rot90"] + 0.2
+    # 64 pixels, 10 classes, 4 experts; prototypes are 4 means and 4 offsets.
+    assert results["parameters"] == {"prototype": 650 + 260, "local": 650, "domain": 650}

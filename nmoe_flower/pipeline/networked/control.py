@@ -1,35 +1,32 @@
-"""What the mixture is measured against: one classifier per client, one central mixture."""
+"""What the mixture is measured against: a classifier per client, and what pools all data."""
 
 from nmoe_flower import records
 from nmoe_flower.catalogue import CONTROLS
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.ask import gather, holdings, message
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import CENTRALIZED, CONFIG, Action, ControlKey
+from nmoe_flower.records import CENTRALIZED, CONFIG, POOLED_HEAD, Action, ControlKey
 
 __all__ = ["train_controls"]
 
+_CENTRAL = (CENTRALIZED, POOLED_HEAD)  # one client trains them, on everybody's data
+
 
 def train_controls(run: Run) -> None:
-    """What the mixture is measured against: one classifier per client, one central mixture."""
+    """What the mixture is measured against: a classifier per client, and what pools all data."""
     wanted = [name for name in run.config.run.controls if CONTROLS[name].trained]
     if not wanted:
         return
     fewest = min(holding.examples for holding in holdings(run).values())
     steps = _control_steps(run.config, fewest)
     central = min(run.partitions.values())
-    questions = {
-        partition: message(
-            None,
-            {
-                ControlKey.CONTROLS: [
-                    n for n in wanted if n != CENTRALIZED or partition == central
-                ],
-                ControlKey.STEPS: steps,
-            },
+    questions = {}
+    for partition in run.partitions.values():
+        named = [name for name in wanted if name not in _CENTRAL or partition == central]
+        questions[partition] = message(
+            run.artifacts.classifier if POOLED_HEAD in named else None,
+            {ControlKey.CONTROLS: named, ControlKey.STEPS: steps},
         )
-        for partition in run.partitions.values()
-    }
     asked = [
         p for p, content in questions.items() if content.config_records[CONFIG][ControlKey.CONTROLS]
     ]
@@ -37,6 +34,9 @@ def train_controls(run: Run) -> None:
     if CENTRALIZED in wanted:
         mixed = answers[central].array_records[CENTRALIZED]
         run.artifacts.centralized = records.to_numpy(mixed)
+    if POOLED_HEAD in wanted:
+        pooled = answers[central].array_records[POOLED_HEAD]
+        run.artifacts.pooled_head = records.to_numpy(pooled)
 
 
 def _control_steps(config: Config, size: int) -> int:

@@ -1,18 +1,28 @@
 """The last exchange: every client evaluates every gate; the rows of ``results.json``."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.catalogue import GATES
 from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline.ask import gather, holdings, message
 from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import CENTRALIZED, GATE, HEAD, PROTOTYPES, Action, ControlKey, Score
+from nmoe_flower.records import (
+    CENTRALIZED,
+    GATE,
+    HEAD,
+    POOLED_HEAD,
+    PROTOTYPES,
+    Action,
+    ControlKey,
+    Score,
+)
 
 __all__ = ["evaluate"]
 
@@ -35,7 +45,50 @@ def evaluate(run: Run) -> dict[str, Any]:
         for key in methods
         if f"{key}/{Score.ROUTING}" in first
     }
-    return all_found(run, held, rows=rows, routing=routing)
+    more = {"by_owner": found} if (found := _by_owner(run, methods, values)) else {}
+    return all_found(run, held, rows=rows, routing=routing, parameters=_parameters(run), **more)
+
+
+def _by_owner(
+    run: Run, methods: Sequence[str], values: Mapping[int, Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy by gate, test and the client that samples are of, whichever client was asked.
+
+    Clients are called by their domains, else by their numbers; ``other`` are samples of nobody.
+    """
+    clients = run.config.data.num_clients
+    names = run.config.data.domains[:clients] or tuple(map(str, range(clients)))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for key in methods:
+        if not all(f"{key}/{Score.ASKED_OF}" in metric for metric in values.values()):
+            continue
+        asked, right = (
+            np.sum([list(metric[f"{key}/{count}"]) for metric in values.values()], axis=0)
+            for count in (Score.ASKED_OF, Score.RIGHT_OF)
+        )
+        gate, _, test = key.rpartition("/")
+        found.setdefault(gate, {})[test] = {
+            name: float(good / all_)
+            for name, good, all_ in zip((*names, "other"), right, asked, strict=True)
+            if all_
+        }
+    return found
+
+
+def _parameters(run: Run) -> dict[str, int]:
+    """Numbers that a device holds beside the extractor to answer by each gate: expert and gate."""
+    left, expert = run.artifacts, run.artifacts.expert_parameters
+    found = {}
+    for method in run.config.gate.methods:
+        gate = sum(array.size for array in left.gates.get(method, {}).values())
+        if method in GATES and GATES[method].prototypes and left.prototypes is not None:
+            gate = left.prototypes.size + len(left.prototypes)
+        elif method in GATES and GATES[method].holdout:
+            gate = run.config.data.num_clients
+        found[method] = expert + int(gate)
+    if "fedavg" in run.config.run.controls and (head := left.part("head.")):
+        found["control:fedavg"] = sum(array.size for array in head.values())
+    return found
 
 
 def _compare(values: Mapping[int, Mapping[str, Any]]) -> None:
@@ -62,6 +115,7 @@ def _question(run: Run) -> RecordDict:
     """Gates, prototypes and controls: all that evaluation needs, in one message."""
     controls, left = run.config.run.controls, run.artifacts
     parts = {f"{GATE}/initial": left.initial_gate, CENTRALIZED: left.centralized}
+    parts[POOLED_HEAD] = left.pooled_head
     parts |= {f"{GATE}/{gate}": weights for gate, weights in left.gates.items()}
     if "fedavg" in controls:
         parts[HEAD] = left.part("head.")

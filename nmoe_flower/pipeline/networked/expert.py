@@ -16,6 +16,7 @@ from nmoe_flower.records import (
     EXPERT,
     HOLDOUT,
     LATENTS,
+    PARAMETERS,
     PROTOTYPE,
     Action,
     ExpertKey,
@@ -39,6 +40,8 @@ def train_experts(run: Run) -> None:
         }
         found = alike("prototypes", means).values()
         run.artifacts.prototypes = np.stack([arrays[ExpertKey.MEAN] for arrays in found])
+    sizes = [records.metrics_of(content).get(PARAMETERS, 0) for content in trained.values()]
+    run.artifacts.expert_parameters = int(max(sizes))
     if sharing == "weights":
         experts = ArrayRecord(
             {
