@@ -215,11 +215,13 @@ def scratch(folder: Path, root: Path = ROOT, *, whole: bool = False) -> None:
     command = ["git", "ls-files", "-z"]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     caches = shutil.ignore_patterns("__pycache__")
+    written = shutil.ignore_patterns("*.pyc.*")  # at this moment, by another process
     for name in sorted({Path(path).parts[0] for path in listed.split("\0") if path}):
         if name == "results" or (name in ("docs", "tests") and not whole):
             (folder / name).symlink_to(root / name)
         elif (root / name).is_dir():
-            shutil.copytree(root / name, folder / name, ignore=caches)
+            ignore = written if name == "nmoe_flower" else caches
+            shutil.copytree(root / name, folder / name, ignore=ignore)
         else:
             shutil.copy(root / name, folder / name)
 

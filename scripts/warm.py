@@ -45,10 +45,13 @@ sys.exit(int.from_bytes(link.recv(8), "big"))
 
 
 PAGES = ("nmoe", "python")
+CHANGED = "nmoe of a page's own package"
 
 
 class Warm:
     """A warm process and the folder with its programs; a context manager.
+
+    The programs of its folder ``changed`` do the same with the package of PYTHONPATH.
 
     Args:
         folder: An empty folder for the programs.
@@ -58,11 +61,18 @@ class Warm:
 
     def __init__(self, folder: Path, names: Sequence[str] = PAGES) -> None:
         self.programs = folder
+        self.changed = folder / "changed"
+        self.changed.mkdir()
         self._names = names
         for name in names:
-            text = CLIENT.format(python=sys.executable, socket=str(folder / SOCKET), name=name)
-            (folder / name).write_text(text, encoding="utf-8")
-            (folder / name).chmod(0o755)
+            self._write(folder / name, name)
+        self._write(self.changed / "nmoe", CHANGED)
+
+    def _write(self, path: Path, name: str) -> None:
+        socket = str(self.programs / SOCKET)
+        text = CLIENT.format(python=sys.executable, socket=socket, name=name)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
 
     def __enter__(self) -> "Warm":
         listener = socket.socket(socket.AF_UNIX)
@@ -133,7 +143,9 @@ def _run(program: str, arguments: list[str]) -> int:
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
     code: Any = 0
     try:
-        if program == "nmoe":
+        if program == CHANGED:
+            _forget()
+        if program in ("nmoe", CHANGED):
             sys.argv = ["nmoe", *arguments]
             from pages import shortened
 
@@ -157,6 +169,14 @@ def _run(program: str, arguments: list[str]) -> int:
         os.write(2, f"{code}\n".encode())
         return 1
     return code or 0
+
+
+def _forget() -> None:
+    """Leave the package to be imported anew, from where a new process would."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == nmoe_flower.__name__:
+            del sys.modules[name]
+    sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
 
 
 def _command(name: str) -> Any:
@@ -194,15 +214,6 @@ def _load(names: Sequence[str]) -> None:
         _command(name)
 
 
-def cold(folder: Path) -> None:
-    """Write a program `nmoe` that does the same in a process of its own, to use other code."""
-    program = folder / "nmoe"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} nmoe "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "nmoe":
-        sys.exit(_run("nmoe", sys.argv[2:]))
     _load(sys.argv[2:])
     _serve(socket.socket(fileno=int(sys.argv[1])))

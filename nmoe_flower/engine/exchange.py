@@ -107,7 +107,7 @@ class StreamingExchange:
             time.sleep(pause if remaining is None else min(pause, remaining))
 
     def _pause(self) -> float:
-        """Seconds until the next pull, each of which costs a SuperLink some 20 ms."""
+        """Seconds until the next pull: each costs a SuperLink milliseconds, whatever it finds."""
         waited = time.monotonic() - self._news
         return min(max(self._poll, waited / _PATIENCE), self._poll * _PATIENCE)
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import pages as tool  # noqa: E402
-from warm import Warm, cold  # noqa: E402
+from warm import Warm  # noqa: E402
 
 PAGES = [page for page in tool.pages() if tool.blocks(page)]
 
@@ -27,14 +27,11 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page_runs(
-    page: str, programs: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_page_runs(page: str, programs: Path, tmp_path: Path) -> None:
     blocks = tool.blocks(page)
     edits = tool.edits(blocks)
     tool.scratch(tmp_path, whole=edits)
-    changed = tmp_path_factory.mktemp("cold")  # a warm process has the package as it is
-    cold(changed)
+    changed = programs / "changed"  # of a page that has a package of its own
     with tool.Reader(tmp_path, programs, edits=edits, changed=changed) as reader:
         for block in blocks:
             if not block.needs:
