@@ -21,8 +21,8 @@ TOML block with the tables of a recipe has to be one. A comment before a block s
 A page that edits the package, or adds to it, works with its own copy.
 
 `nmoe run` is cut short anyway: no worker processes, no figures, few rounds of few images, small
-experts, and the digits instead of a data set from the hub. `nmoe_flower.run` has no worker processes,
-either, where the session is a fork of a warm process.
+experts, and the digits instead of a data set from the hub. Neither does `nmoe_flower.run` start
+worker processes where the session is a fork of a warm process.
 """
 
 import argparse
