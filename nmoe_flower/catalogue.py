@@ -19,6 +19,7 @@ __all__ = [
     "CONTROLS",
     "DOMAINS",
     "GATES",
+    "GIVEN",
     "METHODS",
     "OBJECTIVES",
     "POLICIES",
@@ -30,6 +31,7 @@ __all__ = [
     "BackboneEntry",
     "ControlEntry",
     "GateEntry",
+    "GivenEntry",
     "MethodEntry",
     "PolicyEntry",
     "SchemeEntry",
@@ -107,11 +109,13 @@ class MethodEntry:
         label: What tables call it.
         strategy: ``module:name`` of what makes the server half from a `Config`.
         initial: ``module:name`` of what gives the first weights at a device.
+        given: Nothing is trained, in no round: the extractor is on every device before.
     """
 
     label: str
     strategy: str
     initial: str
+    given: bool = False
 
 
 METHODS = {
@@ -124,6 +128,12 @@ METHODS = {
         "FedSC",
         strategy="nmoe_flower.pipeline.networked.extractor:fedsc",
         initial="nmoe_flower.clients.fedsc:initial",
+    ),
+    "pretrained": MethodEntry(
+        "pretrained",
+        strategy="",
+        initial="nmoe_flower.clients.pretrained:initial",
+        given=True,
     ),
 }
 
@@ -181,6 +191,26 @@ BACKBONES = {
         "nmoe_flower.models.extractor:build_linear", reads=("images", "features"), bf16=False
     ),
     "narrow-residual": BackboneEntry("nmoe_flower.models.extractor:NARROW_RESIDUAL"),
+}
+
+
+@dataclass(frozen=True)
+class GivenEntry:
+    """One place that backbones come from which somebody else has trained.
+
+    Attributes:
+        opener: ``module:name`` of what makes a `nmoe_flower.models.Given` from a
+            `nmoe_flower.models.Wish`.
+        names: Whether it has many: ``timm:NAME``.
+    """
+
+    opener: str
+    names: bool = False
+
+
+# For ``extractor.method = pretrained``.
+GIVEN = {
+    "efficientnet-lite0": GivenEntry("nmoe_flower.models.libraries:efficientnet_lite0"),
 }
 
 

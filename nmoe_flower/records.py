@@ -180,6 +180,7 @@ class HoldingKey(_Key):
     VALIDATION_COUNTS = "validation-counts"  # validation images of each class, if any, [C]
     CLASSES = "classes"  # names of the classes, in the order of the labels
     FINGERPRINT = "fingerprint"  # a digest of the data
+    EXTRACTOR = "extractor"  # the hash of a given extractor, hexadecimal; of none: not told
 
 
 class ExpertKey(_Key):

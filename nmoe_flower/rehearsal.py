@@ -57,7 +57,8 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
         like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:
             _check_given(config, like)
-        _rehearse_strategy(config)
+        if not config.extractor.is_given:
+            _rehearse_strategy(config)
     if config.run.system == "aligned":
         _rehearse_alignment(config, data, clients)
     _rehearse_privacy(config, clients)
@@ -159,8 +160,11 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     from nmoe_flower.models import check_backbone, configured_extractor
 
     shape, classes, meta = data.image_shape, data.num_classes, torch.device("meta")
-    own = is_own(config.extractor.backbone)
-    with torch.device("cpu") if own else meta:  # own code may do what the meta device cannot
+    given = config.extractor.is_given
+    own = is_own(config.extractor.backbone) and not given
+    with (
+        torch.device("cpu") if own or given else meta
+    ):  # own code may do what the meta device cannot
         body = configured_extractor(config, shape)
     if own:
         check_backbone(config, body, torch.zeros(rows, *shape))
@@ -171,7 +175,7 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
         for network in (head, _expert(config, body, classes)):
             _check_memory(network, "expert.hidden", config.expert.hidden)
         _rehearse_gates(config, body.latent_dim)
-        if not own and not config.extractor.start:
+        if not own and not given and not config.extractor.start:
             _rehearse_stage_1(config, data, rows=rows)
     like = {f"extractor.{name}": value for name, value in body.state_dict().items()}
     if config.extractor.shares_head:

@@ -18,6 +18,7 @@ from nmoe_flower.errors import ConfigError
 
 FEW = ["data.num-clients=4", "data.train-per-client=60", "data.test-per-client=10"]
 FEDSC = "extractor.method=fedsc"
+GIVEN = "extractor.method=pretrained extractor.backbone=efficientnet-lite0"
 ALIGNMENT = "run.system=aligned"
 PRIVATE = f"{FEDSC} privacy.enabled=true"
 HUGE = "99999999999999999999"
@@ -61,11 +62,18 @@ ROWS: dict[str, list[str]] = {
     "data.crop-padding": ["-1", "8", "4294967295"],
     "data.flip": SWITCH,
     "data.cutout": ["-1", "9", "4294967295"],
-    "extractor.method": CHOICE,
-    "extractor.start": [*NUL, "nowhere"],
+    "extractor.method": [*CHOICE, "pretrained"],
+    "extractor.start": [*NUL, "nowhere", f"here|{GIVEN}"],
     "extractor.reading": CHOICE,
-    "extractor.backbone": [*CHOICE, "narrow"],
-    "extractor.norm": [*CHOICE, "batch|extractor.batch-size=1 extractor.stem=pool"],
+    "extractor.backbone": [
+        *CHOICE, "narrow", "efficientnet-lite0", f"digits|{GIVEN}",
+    ],
+    "extractor.weights": [*NUL, f"nowhere|{GIVEN}", "nowhere"],
+    "extractor.resolution": ["-1", "4097", "128", f"31|{GIVEN}"],
+    "extractor.cut": ["4", "4:0", "4:65", ":2", "4:2,4:2", "4:2", f"9:1|{GIVEN}"],
+    "extractor.norm": [
+        *CHOICE, f"batch|{GIVEN}", "batch|extractor.batch-size=1 extractor.stem=pool",
+    ],
     "extractor.widths": ["8", "12,16", "8,8,8", "0,8", "-8,8", "8,nan", "8,2000000"],
     "extractor.stem": ["nonsense", "cosine|extractor.backbone=resnet18"],
     "extractor.pool": CHOICE,

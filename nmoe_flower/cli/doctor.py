@@ -26,7 +26,17 @@ ABOUT = "what is here, and what would fail"
 
 State = Literal["ok", "note", "fail"]
 
-EXTRAS = ("data", "simulation", "report", "tracking", "mlflow", "wandb", "privacy", "serve")
+EXTRAS = (
+    "data",
+    "simulation",
+    "report",
+    "tracking",
+    "mlflow",
+    "wandb",
+    "privacy",
+    "serve",
+    "vision",
+)
 # Who listens there when nothing else is said.
 PORTS = {8000: "a SuperLink", 9094: "a SuperNode", 7600: "a peer"}
 NEED_FLOWER = ("programs", "flower's folder", "local superlink")

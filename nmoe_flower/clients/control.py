@@ -23,7 +23,7 @@ from nmoe_flower.clients.weights import take_steps
 from nmoe_flower.data import Portion, normalise
 from nmoe_flower.losses import load_balance
 from nmoe_flower.models import CentralizedMoE, Gate, LocalExperts
-from nmoe_flower.records import CENTRALIZED, NUM_EXAMPLES, POOLED_HEAD, ControlKey
+from nmoe_flower.records import CENTRALIZED, LATENTS, NUM_EXAMPLES, POOLED_HEAD, ControlKey
 from nmoe_flower.schedules import schedule
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import autocast, batch_indices, fit, generator
@@ -58,8 +58,13 @@ def train(message: Message, context: Context) -> Message:
 
 def _local_classifier(device: Device, steps: int) -> float:
     """The stage-1 network on this client's images alone, in as many steps."""
-    network = device.fresh_classifier()
-    task, optimizer = classifier_task(device, network), _optimizer(device, network)
+    classifier = device.fresh_classifier()
+    network: nn.Module = classifier
+    seen: dict[str, np.ndarray] = {}
+    if device.config.extractor.is_given:  # all that is trained is the head
+        network, seen = classifier.head, device.store.load(LATENTS)
+    task = classifier_task(device, network, latents=seen.get("train"))
+    optimizer = _optimizer(device, network)
     follow = _follow_schedule(device, optimizer, steps)
     block, losses = max(1, steps // 100), []
     for first in range(0, steps, block):
@@ -69,11 +74,22 @@ def _local_classifier(device: Device, steps: int) -> float:
     device.store.save(
         LOCAL_CLASSIFIER,
         {
-            name: predict(device, network, test.split.images, test.rows).softmax(dim=1).numpy()
+            name: _logits(device, network, test, seen.get(name)).softmax(dim=1).numpy()
             for name, test in device.tests.items()
         },
     )
     return losses[-1] if losses else 0.0
+
+
+@torch.inference_mode()
+def _logits(
+    device: Device, network: nn.Module, test: Portion, latents: np.ndarray | None
+) -> Tensor:
+    if latents is None:
+        return predict(device, network, test.split.images, test.rows)
+    rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
+    found: Tensor = network.eval()(rows).float().cpu()
+    return found
 
 
 def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -85,9 +101,15 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
     pool = LocalExperts([device.expert(latent_dim) for _ in range(device.num_clients)])
     for number, expert in enumerate(pool.experts):
         _perturb(expert, derive_seed(config.run.seed, "centralized-expert", number))
-    mixture = CentralizedMoE(network.extractor, gate.to(device.torch_device), pool)
-    mixture.to(device.torch_device)
     mine = np.concatenate([indices.train for indices in device.everyone])
+    body: nn.Module = network.extractor
+    given = device.config.extractor.is_given
+    latents = torch.empty(0)
+    if given:
+        latents = predict(device, body, data.train.images, mine)
+        body = nn.Identity()
+    mixture = CentralizedMoE(body, gate, pool)
+    mixture.to(device.torch_device)
     labels = torch.from_numpy(np.asarray(data.train.labels[mine]))
     noise = generator(derive_seed(config.run.seed, "centralized-noise"))
     optimizer = _optimizer(device, mixture)
@@ -100,7 +122,11 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
             batch_indices(len(mine), size, first=0, count=steps, seed=seed)
         ):
             follow(step)
-            batch = device.augment(normalise(data.train.images[mine[chosen]]), noise)
+            batch = (
+                latents[chosen]
+                if given
+                else device.augment(normalise(data.train.images[mine[chosen]]), noise)
+            )
             yield batch.to(device.torch_device), labels[chosen].to(device.torch_device)
 
     def batch_loss(batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -109,7 +135,7 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
         return task + BALANCE_WEIGHT * load_balance(answer.gate_probabilities.float())
 
     loss = fit(mixture, batches(), batch_loss, optimizer=optimizer, bf16=device.bf16).loss
-    probabilities, expert_ids = _answer(device, mixture)
+    probabilities, expert_ids = _answer(device, mixture, network.extractor if given else None)
     return probabilities, expert_ids, loss
 
 
@@ -123,8 +149,13 @@ def central_rows(device: Device, test: str) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _answer(device: Device, mixture: CentralizedMoE) -> tuple[np.ndarray, np.ndarray]:
-    """What the mixture says to the test split, then to every client's validation images."""
+def _answer(
+    device: Device, mixture: CentralizedMoE, given: nn.Module | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the mixture says to the test split, then to every client's validation images.
+
+    A mixture on a ``given`` extractor reads its latents.
+    """
     data = device.data
     validation = np.concatenate([other.validation for other in device.everyone])
     parts = [
@@ -134,8 +165,12 @@ def _answer(device: Device, mixture: CentralizedMoE) -> tuple[np.ndarray, np.nda
     probabilities, chosen = [], []
     for part in parts:
         for start in range(0, len(part.rows), TEST_BATCH):
-            images = part.split.images[part.rows[start : start + TEST_BATCH]]
-            batch = normalise(images).to(device.torch_device)
+            rows = part.rows[start : start + TEST_BATCH]
+            if given is None:
+                batch = normalise(part.split.images[rows])
+            else:
+                batch = predict(device, given, part.split.images, rows)
+            batch = batch.to(device.torch_device)
             with autocast(device.bf16, device.torch_device):
                 answer = mixture(batch)
             probabilities.append(answer.log_probabilities.float().exp().cpu())

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower import records
@@ -78,14 +78,19 @@ def test(message: Message, context: Context) -> Message:
     return records.reply(message, metrics=metrics)
 
 
-def classifier_task(device: Device, network: Classifier) -> LocalTask:
-    """To train a classifier on this client's augmented images."""
+def classifier_task(
+    device: Device, network: nn.Module, *, latents: np.ndarray | None = None
+) -> LocalTask:
+    """To train a classifier on this client's augmented images, or a head on latents of them."""
     extractor = device.config.extractor
     images, labels = device.train_images, torch.from_numpy(device.train_labels)
     adjustment = extractor.logit_adjustment * device.log_prior
 
     def draw(chosen: np.ndarray, noise: torch.Generator) -> tuple[Tensor, ...]:
-        batch = device.augment(normalise(images[chosen]), noise)
+        if latents is None:
+            batch = device.augment(normalise(images[chosen]), noise)
+        else:
+            batch = torch.from_numpy(latents[chosen])
         return batch.to(device.torch_device), labels[chosen].to(device.torch_device)
 
     def loss(batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:

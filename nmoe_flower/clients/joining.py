@@ -6,6 +6,7 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import METHODS, found
 from nmoe_flower.clients.device import device_of
 from nmoe_flower.data import label_counts
+from nmoe_flower.models import PretrainedExtractor
 from nmoe_flower.records import ARRAYS, GATE, HEAD, NUM_EXAMPLES, PARTITION_ID, HoldingKey
 
 __all__ = ["tell_holdings", "tell_initial", "tell_partition"]
@@ -35,14 +36,15 @@ def tell_holdings(message: Message, context: Context) -> Message:
     if len(indices.validation):
         held = label_counts(data.train.labels, [indices.validation], data.num_classes)[0]
         metrics[HoldingKey.VALIDATION_COUNTS] = [int(count) for count in held]
-    return records.reply(
-        message,
-        metrics=metrics,
-        config={
-            HoldingKey.CLASSES: list(data.class_names),
-            HoldingKey.FINGERPRINT: data.fingerprint,
-        },
-    )
+    told: dict[str, str | list[str]] = {
+        HoldingKey.CLASSES: list(data.class_names),
+        HoldingKey.FINGERPRINT: data.fingerprint,
+    }
+    if device.config.extractor.is_given and isinstance(
+        extractor := device.extractor(), PretrainedExtractor
+    ):
+        told[HoldingKey.EXTRACTOR] = extractor.backbone.digest.hex()
+    return records.reply(message, metrics=metrics, config=told)
 
 
 def tell_initial(message: Message, context: Context) -> Message:

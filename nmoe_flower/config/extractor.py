@@ -1,11 +1,12 @@
 """Stage 1: how the shared feature extractor is trained."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from nmoe_flower.catalogue import BACKBONES, METHODS
-from nmoe_flower.config.section import NamesOrOwn, Section, Widths
+from nmoe_flower.catalogue import BACKBONES, GIVEN, METHODS
+from nmoe_flower.config.section import Names, NamesOrOwn, Section, Widths, shown
 from nmoe_flower.own_code import is_own
 
 __all__ = ["ExtractorConfig"]
@@ -16,12 +17,30 @@ if TYPE_CHECKING:
 else:
     MethodName = Literal[tuple(METHODS)]
 
+_LARGEST_SIDE, _LARGEST_GRID = 4096, 64
+_CUT = re.compile(r"[A-Za-z0-9_.]+:([0-9]{1,9})")
+_SHAPES = ("norm", "widths", "stem", "pool")
+"""Keys about networks that come along."""
+
+
+def _stages_and_grids(cut: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no list of ``STAGE:GRID``."""
+    for part in cut:
+        match = _CUT.fullmatch(part)
+        if match is None or not 1 <= int(match[1]) <= _LARGEST_GRID:
+            raise ValueError(
+                f"a list of STAGE:GRID with grids of 1 to {_LARGEST_GRID} is wanted, as in "
+                f"'4:2, 6:1', got {shown(part)}"
+            )
+    return cut
+
 
 class ExtractorConfig(Section):
     """Stage 1: how the shared feature extractor is trained."""
 
     method: MethodName = Field(
-        "fedce", description="with labels (fedce) or without (fedsc, see contrast)"
+        "fedce",
+        description="with labels (fedce), without (fedsc, see contrast), or not at all: given",
     )
     start: str = Field(
         "", description="a finished run's folder, whose extractor is taken; empty: train one"
@@ -29,8 +48,18 @@ class ExtractorConfig(Section):
     reading: Literal["shared-head", "private-heads"] = Field(
         "shared-head", description="one head for all, then split; or a private head each (Eq. 2)"
     )
-    backbone: Annotated[str, NamesOrOwn(tuple(BACKBONES))] = Field(
-        "digits", description="the network; mlp for features, linear only flattens"
+    backbone: Annotated[
+        str,
+        NamesOrOwn((*BACKBONES, *GIVEN), tuple(name for name, row in GIVEN.items() if row.names)),
+    ] = Field("digits", description="the network; mlp for features, linear only flattens")
+    weights: str = Field(
+        "", description="of a given backbone: a folder, a file or a hub name; empty: its own"
+    )
+    resolution: int = Field(
+        0, ge=0, le=_LARGEST_SIDE, description="side given backbones see; 0: the backbone's own"
+    )
+    cut: Annotated[Names, AfterValidator(_stages_and_grids)] = Field(
+        (), description="of a given backbone: STAGE:GRID of each pooled stage; empty: its own"
     )
     norm: Literal["group", "group-ws", "batch", "frozen"] = Field(
         "group-ws", description="group-ws: GroupNorm with weight-standardised convolutions"
@@ -80,8 +109,8 @@ class ExtractorConfig(Section):
                 "set exactly one of local-steps and local-epochs above 0, got "
                 f"{self.local_steps} and {self.local_epochs}"
             )
-        if is_own(self.backbone):
-            for key in ("norm", "widths", "stem", "pool", "mirror"):
+        if self.is_given or is_own(self.backbone):
+            for key in _SHAPES if self.is_given else (*_SHAPES, "mirror"):
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
                     raise ValueError(
@@ -100,6 +129,11 @@ class ExtractorConfig(Section):
                 f"{self.momentum_at}"
             )
         return self
+
+    @property
+    def is_given(self) -> bool:
+        """Whether every device has the extractor before the run, and nobody trains it."""
+        return METHODS[self.method].given
 
     @property
     def steps_with_adamw(self) -> bool:

@@ -40,6 +40,11 @@ def weights_refusal(extractor: ExtractorConfig, contrast: FedSCConfig) -> str | 
 
     Refused is all that lets one sample touch the gradient of another.
     """
+    if extractor.is_given:
+        return (
+            f"covers what stage 1 trains, and extractor.method = {extractor.method} trains "
+            "nothing: use false"
+        )
     if extractor.norm == "batch":
         return (
             "needs gradients of single samples, and extractor.norm = batch mixes the samples of a "

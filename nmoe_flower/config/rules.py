@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES
+from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES, GIVEN
 from nmoe_flower.config.privacy import weights_refusal
+from nmoe_flower.own_code import FORM, is_own
 
 if TYPE_CHECKING:
     from nmoe_flower.config.whole import Config
@@ -17,6 +18,7 @@ def check_rules(config: "Config") -> None:
     Raises:
         ValueError: The text names the keys, their values and what is allowed.
     """
+    _extractor_is_given_or_trained(config)
     _parts_fit_together(config)
     _networks_can_read_the_data(config)
     _weights_can_be_private(config)
@@ -55,11 +57,13 @@ def _parts_fit_together(config: "Config") -> None:
             f"head.rounds = {config.head.rounds} trains a head where stage 1 leaves none, and "
             f"extractor.method = fedce leaves one: use 0"
         )
-    headless = not config.extractor.shares_head and not config.head.rounds
-    if config.extractor.method == "fedsc" and config.expert.init == "head" and headless:
+    method = config.extractor.method
+    headless = method != "fedce" and not config.head.rounds
+    if config.expert.init == "head" and headless:
+        why = "trains nothing" if config.extractor.is_given else "trains without labels"
         raise ValueError(
-            "expert.init = head needs a head, and extractor.method = fedsc trains "
-            "without labels: set head.rounds, or use scratch"
+            f"expert.init = head needs a head, and extractor.method = {method} {why}: set "
+            "head.rounds, or use scratch"
         )
     contrastive = config.extractor.method == "fedsc"
     if contrastive and config.contrast.unbiased and config.extractor.batch_size == 1:
@@ -108,6 +112,44 @@ def _parts_fit_together(config: "Config") -> None:
     if config.run.min_replies > clients:
         raise ValueError(
             f"run.min-replies is {config.run.min_replies} but there are {clients} clients"
+        )
+
+
+def _extractor_is_given_or_trained(config: "Config") -> None:
+    """A given backbone, and only such a one, goes with the method that trains nothing."""
+    extractor = config.extractor
+    backbone = extractor.backbone
+    given = backbone.partition(":")[0] in GIVEN
+    names = ", ".join(f"{name}:NAME" if row.names else name for name, row in GIVEN.items())
+    if not extractor.is_given:
+        if given:
+            raise ValueError(
+                f"extractor.backbone = {backbone} comes trained, and extractor.method = "
+                f"{extractor.method} trains: use extractor.method = pretrained"
+            )
+        for key in ("weights", "resolution", "cut"):
+            value = getattr(extractor, key)
+            if value != type(extractor).model_fields[key].default:
+                told = ", ".join(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"extractor.{key} = {told} is for extractor.method = pretrained, got "
+                    f"{extractor.method}"
+                )
+        return
+    if not given and not is_own(backbone):
+        raise ValueError(
+            f"extractor.method = pretrained trains nothing, and extractor.backbone = {backbone} "
+            f"comes untrained; allowed: {names}, or {FORM}"
+        )
+    if extractor.start:
+        raise ValueError(
+            f"extractor.start = {extractor.start} takes what another run has trained, and "
+            "extractor.method = pretrained has extractor.weights for that: leave one of them out"
+        )
+    if given and config.data.kind == "features":
+        raise ValueError(
+            f"extractor.backbone = {backbone} reads images, and data.kind is features: use mlp or "
+            "linear, and a method that trains"
         )
 
 

@@ -99,9 +99,13 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names), Distinct]
 
 @dataclass(frozen=True)
 class NamesOrOwn:
-    """Text that is one of ``names``, or names somebody's own code: ``package.module:Name``."""
+    """Text that is one of ``names``, or names somebody's own code: ``package.module:Name``.
+
+    Those of ``libraries`` stand before a name of theirs: ``library:NAME``.
+    """
 
     names: tuple[str, ...]
+    libraries: tuple[str, ...] = ()
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -110,9 +114,15 @@ class NamesOrOwn:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, value: str) -> str:
+        library, _, name = value.partition(":")
+        if library in self.libraries:
+            if name.strip() == name and name:
+                return value
+            raise ValueError(f"input should be {library}:NAME, got {shown(value)}")
         if value in self.names or is_own(value):
             return value
-        allowed = ", ".join(map(repr, self.names))
+        listed = [*map(repr, self.names), *(f"'{library}:NAME'" for library in self.libraries)]
+        allowed = ", ".join(dict.fromkeys(listed))
         raise ValueError(f"input should be {allowed} or {FORM}, got {shown(value)}")
 
 

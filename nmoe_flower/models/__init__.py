@@ -30,6 +30,7 @@ from nmoe_flower.models.gate import (
     route_top_k,
     with_home_bias,
 )
+from nmoe_flower.models.given import Given, PretrainedExtractor, Wish
 from nmoe_flower.models.nmoe import (
     CachedExperts,
     CentralizedMoE,
@@ -58,6 +59,7 @@ __all__ = [
     "FilterBank",
     "Gate",
     "GateSite",
+    "Given",
     "HomeBias",
     "LocalExperts",
     "LocalGate",
@@ -65,6 +67,7 @@ __all__ = [
     "NMoE",
     "OracleGate",
     "Prediction",
+    "PretrainedExtractor",
     "PriorChoice",
     "Projector",
     "PrototypeGate",
@@ -73,6 +76,7 @@ __all__ = [
     "Routing",
     "ScoringRouter",
     "StandardisedConv2d",
+    "Wish",
     "alignment_loss",
     "build_extractor",
     "check_backbone",

@@ -10,6 +10,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.extractor import Extractor, StagedExtractor, build_extractor
 from nmoe_flower.models.gate import Gate, Router, Routing
+from nmoe_flower.models.given import Wish, given_extractor
 from nmoe_flower.own_code import call_own, is_own, load_own
 
 __all__ = [
@@ -45,13 +46,24 @@ class Backbone(Protocol):
 
 
 def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extractor:
-    """Build ``extractor.*`` for images of ``image_shape`` (C, H, W), at fresh weights.
+    """Build ``extractor.*`` for images of ``image_shape`` (C, H, W), at fresh or given weights.
 
     Raises:
-        ConfigError: An option is unknown, the images are too small, a width has no 8 groups, or a
-            backbone of one's own cannot be built.
+        ConfigError: An option is unknown, the images are too small, a width has no 8 groups, a
+            backbone of one's own cannot be built, or given weights are missing or damaged.
     """
     extractor = config.extractor
+    if extractor.is_given:
+        wish = Wish(
+            extractor.backbone,
+            weights=extractor.weights,
+            resolution=extractor.resolution,
+            cut=extractor.cut,
+            mirror=extractor.mirror,
+            in_channels=image_shape[0],
+            image_size=(image_shape[1], image_shape[2]),
+        )
+        return given_extractor(wish)
     if is_own(extractor.backbone):
         return _own_extractor(extractor.backbone, image_shape)
     try:

@@ -181,6 +181,7 @@ class Holding:
         train: Training images per class.
         test: Test images per class, skewed like the training images.
         validation: Validation images per class; empty if there are none.
+        extractor: Hash of the given extractor it has, hexadecimal; empty: none is given.
         classes: Names of the classes, in the order of the labels.
         fingerprint: Fingerprint of the data.
     """
@@ -191,6 +192,7 @@ class Holding:
     classes: list[str]
     fingerprint: str
     validation: list[int] = field(default_factory=list)
+    extractor: str = ""
 
     def counted(self) -> dict[str, dict[str, int]]:
         """Samples of every class, by the names of test and class."""
@@ -204,12 +206,14 @@ def holdings(run: Run) -> dict[int, Holding]:
     """By partition id, in order. The run and its checkpoints remember the answers.
 
     Raises:
-        RoundError: A client did not answer, or clients disagree about the classes.
+        RoundError: A client did not answer, or clients disagree about the classes or about the
+            given extractor.
     """
     if not run.described:
         answers = gather(run, "describe", Action.DESCRIBE, RecordDict(), check=_read)
         told = {partition: _read(content) for partition, content in answers.items()}
         _compare({partition: holding.classes for partition, holding in told.items()})
+        _compare_extractors({partition: holding.extractor for partition, holding in told.items()})
         run.described = {partition: asdict(holding) for partition, holding in told.items()}
     return {partition: Holding(**values) for partition, values in run.described.items()}
 
@@ -235,6 +239,13 @@ def check_unchanged(run: Run) -> None:
                 f"{what_changed(before[partition].counted(), now.counted())}; put back what it "
                 "was, or begin a new run"
             )
+        if now.extractor != before[partition].extractor:
+            raise CheckpointError(
+                f"client {partition} has another given extractor than when the run began: "
+                f"{now.extractor[:16]}, not {before[partition].extractor[:16]}; "
+                "put back its weights (extractor.weights, or the installed package), or begin a "
+                "new run"
+            )
 
 
 def train_counts(held: Mapping[int, Holding]) -> npt.NDArray[np.int64]:
@@ -251,6 +262,7 @@ def _read(content: RecordDict) -> Holding:
         classes=[str(name) for name in cast(list[str], config[HoldingKey.CLASSES])],
         fingerprint=str(config[HoldingKey.FINGERPRINT]),
         validation=[int(count) for count in metrics.get(HoldingKey.VALIDATION_COUNTS, [])],
+        extractor=str(config.get(HoldingKey.EXTRACTOR, "")),
     )
 
 
@@ -264,4 +276,19 @@ def _compare(classes: Mapping[int, list[str]]) -> None:
         raise RoundError(
             f"the classes of the clients differ: {said}, but client {holder} has {common}; "
             "give every node the same `classes`, in one order"
+        )
+
+
+def _compare_extractors(hashes: Mapping[int, str]) -> None:
+    """Latents of two given extractors must never meet: all have the same, or none has one."""
+    (common, _), *_ = Counter(hashes.values()).most_common()
+    if others := {partition: told for partition, told in hashes.items() if told != common}:
+        holder = min(partition for partition, told in hashes.items() if told == common)
+        said = "; ".join(
+            f"client {partition} has {told[:16]}" for partition, told in others.items()
+        )
+        raise RoundError(
+            f"the given extractors of the clients differ: {said}, but client {holder} has "
+            f"{common[:16]}; give every device the same weights (extractor.weights, or the same "
+            "version of the installed package)"
         )

@@ -2,7 +2,7 @@
 
 from nmoe_flower.catalogue import CONTROLS
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline.networked import trainer_of
+from nmoe_flower.pipeline.networked import asks_initial, trainer_of
 
 __all__ = ["SECONDS_PER_EXCHANGE", "exchanges"]
 
@@ -18,7 +18,9 @@ def exchanges(config: Config) -> dict[str, int]:
     """
     if config.run.system == "aligned":
         return _alignment(config)
-    counted = {"identity": 1, "describe": 1, "initial": 1, **_extractor(config)}
+    counted = {"identity": 1, "describe": 1, **_extractor(config)}
+    if asks_initial(config):
+        counted["initial"] = 1
     if config.head.rounds:
         counted |= {"latents": 1, "head": config.head.rounds}
     counted["experts"] = 1
@@ -35,7 +37,7 @@ def exchanges(config: Config) -> dict[str, int]:
 
 def _extractor(config: Config) -> dict[str, int]:
     settings = config.extractor
-    if settings.start:
+    if settings.start or settings.is_given:
         return {}
     rounds = settings.rounds
     every = config.run.evaluate_every or max(1, rounds // 10)

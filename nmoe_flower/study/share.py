@@ -63,7 +63,7 @@ def trains_stage_1(config: Config) -> bool:
     """Whether a run has a stage 1 of its own."""
     if config.run.system == "aligned" and config.alignment.extractor != "stage-1":
         return False
-    return not config.extractor.start
+    return not (config.extractor.start or config.extractor.is_given)
 
 
 def trains_head(config: Config) -> bool:

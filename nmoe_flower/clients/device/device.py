@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flwr.app import Context
 
-from nmoe_flower.catalogue import BACKBONES, VALIDATION
+from nmoe_flower.catalogue import BACKBONES, GIVEN, VALIDATION
 from nmoe_flower.clients.device.store import Store
 from nmoe_flower.config import Config
 from nmoe_flower.data import (
@@ -33,6 +33,7 @@ from nmoe_flower.models import (
     Classifier,
     Contrastive,
     Expert,
+    Extractor,
     Gate,
     Projector,
     configured_extractor,
@@ -254,12 +255,17 @@ class Device:
     def bf16(self) -> bool:
         """Whether the extractor computes in bfloat16."""
         backbone = BACKBONES.get(self.config.extractor.backbone)
-        worthwhile = backbone is not None and backbone.bf16
+        named = self.config.extractor.backbone.partition(":")[0] in GIVEN
+        worthwhile = named if backbone is None else backbone.bf16
         return use_bf16(self.config.run.precision, self.torch_device, worthwhile=worthwhile)
 
     def seed(self, *purpose: str | int) -> int:
         """The seed of a stream of this client's own."""
         return derive_seed(self.config.run.seed, *purpose, self.partition)
+
+    def extractor(self) -> Extractor:
+        """The extractor of stage 1, with the weights that were loaded last."""
+        return self.classifier().extractor
 
     def classifier(self) -> Classifier:
         """The stage-1 network; one per process, with the weights that were loaded last."""

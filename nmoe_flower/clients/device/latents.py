@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from nmoe_flower import records
 from nmoe_flower.clients.device.device import Device
+from nmoe_flower.clients.device.raw_latents import raw_latents
 from nmoe_flower.clients.device.store import Versions
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import CheckpointError
-from nmoe_flower.models import Classifier, Extractor
+from nmoe_flower.models import Classifier, Extractor, PretrainedExtractor
 from nmoe_flower.records import ARRAYS, HEAD, HOLDOUT, LATENTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast
@@ -39,7 +40,13 @@ _KEYS = ("run.seed", "run.device", "run.precision", "gate.holdout", "gate.folds"
 def load_classifier(
     device: Device, network: Classifier, arrays: Mapping[str, np.ndarray], *, before: int
 ) -> None:
-    """Load received weights; a private head comes from the store, as it was before a round."""
+    """Load received weights; a private head comes from the store, as it was before a round.
+
+    Raises:
+        ReplyError: They do not fit, or are of another given extractor than this device has.
+    """
+    if isinstance(network.extractor, PretrainedExtractor):
+        network.extractor.check(arrays, prefix="extractor.")
     shared = device.config.extractor.shares_head or any(n.startswith("head.") for n in arrays)
     records.load_into(network.parts(with_head=shared), arrays)
     if shared:
@@ -74,9 +81,18 @@ def received_classifier(
 
 @torch.inference_mode()
 def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.ndarray) -> Tensor:
-    """Run a network over images without augmentation: float32 on the CPU, rows as ``indices``."""
+    """Run a network over images without augmentation: float32 on the CPU, rows as ``indices``.
+
+    What a given extractor says comes from the data cache, where it is kept for all runs.
+    """
     network.eval()
     outputs = []
+    if isinstance(network, PretrainedExtractor):
+        raw = torch.from_numpy(raw_latents(device, network, images, indices))
+        for start in range(0, len(raw), TEST_BATCH):
+            part = raw[start : start + TEST_BATCH].to(device.torch_device)
+            outputs.append(network.finished(part).float().cpu())
+        return torch.cat(outputs)
     for start in range(0, len(indices), TEST_BATCH):
         batch = normalise(images[indices[start : start + TEST_BATCH]]).to(device.torch_device)
         with autocast(device.bf16, device.torch_device):

@@ -8,6 +8,7 @@ from nmoe_flower.pipeline.networked.evaluate import evaluate
 from nmoe_flower.pipeline.networked.expert import train_experts
 from nmoe_flower.pipeline.networked.extractor import (
     ask_initial,
+    asks_initial,
     given_weights,
     stage_1_strategy,
     train_extractor,
@@ -18,6 +19,7 @@ from nmoe_flower.pipeline.networked.head import train_head
 __all__ = [
     "GateTrainer",
     "ask_initial",
+    "asks_initial",
     "evaluate",
     "given_weights",
     "stage_1_strategy",

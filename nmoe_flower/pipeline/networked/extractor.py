@@ -1,4 +1,4 @@
-"""Stage 1: the shared extractor, by FedCE or FedSC."""
+"""Stage 1: the shared extractor, by FedCE or FedSC, or a given one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
 from nmoe_flower.pipeline.ask import gather, holdings
+from nmoe_flower.pipeline.networked.gate import trainer_of
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import Accountant, Budget, noise_multiplier_for, refresh_interval
@@ -21,6 +22,7 @@ from nmoe_flower.strategies import AdamW, FedCE, FedSC, SteppedFedAvg, SteppedOp
 
 __all__ = [
     "ask_initial",
+    "asks_initial",
     "fedce",
     "fedsc",
     "given_weights",
@@ -34,11 +36,17 @@ LAST_SHARE = 0.2  # of FedSC's schedule, which starts at 1 (Jing et al. 2024)
 
 def train_extractor(run: Run) -> None:
     """Leave the extractor (FedCE: with its head), and fresh gate and head for later stages."""
-    holdings(run)  # clients that cannot train together are refused before they do
+    held = holdings(run)  # clients that cannot train together are refused before they do
     settings = run.config.extractor
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
-    if not run.artifacts.initial_gate:
+    if not run.artifacts.initial_gate and asks_initial(run.config):
         initial = ask_initial(run)
+    if settings.is_given:
+        told = next(iter(held.values())).extractor
+        run.artifacts.classifier = {
+            "extractor.hash": np.frombuffer(bytes.fromhex(told), np.uint8).copy()
+        }
+        return
     if settings.start:
         folder = Path(settings.start).expanduser()
         run.artifacts.classifier = given_weights(folder, records.to_numpy(initial))
@@ -65,6 +73,12 @@ def train_extractor(run: Run) -> None:
         if not name.startswith("projector.")
     }
     _keep_findings(run, strategy)
+
+
+def asks_initial(config: Config) -> bool:
+    """Whether anything begins at weights that a client hands out: stage 1, a head, or a gate."""
+    trained = any(trainer_of(name) is not None for name in config.gate.methods)
+    return not config.extractor.is_given or bool(config.head.rounds) or trained
 
 
 def ask_initial(run: Run) -> ArrayRecord:

@@ -1,0 +1,331 @@
+"""Given extractors: a network that somebody else trained, frozen, cut and pooled to latents.
+
+Nothing of the network travels or is kept in a run: only a hash of its weights and of all that
+decides the latents, by which devices know that their latents mean the same.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower.catalogue import GIVEN, found
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.models.extractor import Extractor
+
+__all__ = ["HASH", "Given", "PretrainedExtractor", "Wish", "digest_of", "given_extractor"]
+
+HASH: Final = "hash"
+_FORM: Final = 1  # of what is hashed, and of how latents are made
+_MEAN, _DEVIATION = 0.5, 0.25  # of `nmoe_flower.data.normalise`, which made the images
+_HELD: Final = 2  # backbones a process keeps
+
+Pooled = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a configuration asks for.
+
+    Attributes:
+        backbone: ``extractor.backbone``.
+        weights: ``extractor.weights``; empty: the backbone's own.
+        resolution: Side that images are brought to, in pixels; 0: the backbone's own.
+        cut: Stages and grids, ``STAGE:GRID``; empty: the backbone's own.
+        mirror: Whether latents average those of an image and of its mirror image.
+        in_channels: Channels of the images.
+        image_size: (height, width) of the images.
+    """
+
+    backbone: str
+    weights: str = ""
+    resolution: int = 0
+    cut: tuple[str, ...] = ()
+    mirror: bool = False
+    in_channels: int = 3
+    image_size: tuple[int, int] = (32, 32)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A network somebody trained, and how it wants to be asked.
+
+    Attributes:
+        network: Images [B, channels, R, R] to whatever it gives.
+        weights: SHA-256 of its weights.
+        resolution: R; 0: the images as they are.
+        mean: Subtracted from the channels of images in 0..1.
+        deviation: What they are divided by.
+        channels: Channels it wants; grey images are repeated.
+        cut: Where it is cut if nothing else is said; empty: ``pooled``.
+        pooled: Its own features [B, D] of images, where there is no cut.
+        within: What stands before the names of its stages.
+    """
+
+    network: nn.Module
+    weights: bytes
+    resolution: int
+    mean: tuple[float, ...] = (_MEAN,)
+    deviation: tuple[float, ...] = (_DEVIATION,)
+    channels: int = 3
+    cut: tuple[str, ...] = ()
+    pooled: Pooled | None = None
+    within: str = ""
+
+
+def digest_of(state: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of weights: names, types, shapes and bytes, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+class FrozenBackbone:
+    """A given network, never trained, that turns images into raw latents. It is no module.
+
+    Attributes:
+        latent_dim: D, the length of a latent.
+        digest: SHA-256 of the weights and of what decides the latents.
+    """
+
+    def __init__(self, given: Given, wish: Wish) -> None:
+        """Freeze, cut and try it.
+
+        Raises:
+            ConfigError: It lacks a layer of the cut, or the images are too small for it.
+        """
+        self._given, self._mirror = given, wish.mirror
+        self._resolution = wish.resolution or given.resolution
+        self._network = given.network.eval().requires_grad_(False)
+        self._network.to(memory_format=torch.channels_last)
+        self._passing = threading.Lock()  # what a pass leaves at the cut belongs to one caller
+        self._cut = [_stage(name) for name in wish.cut or given.cut]
+        self._name = wish.backbone
+        layers = dict(self._network.named_modules())
+        self._layers = [(given.within + stage, grid) for stage, grid in self._cut]
+        for (stage, grid), (layer, _) in zip(self._cut, self._layers, strict=True):
+            if layer not in layers:
+                raise ConfigError(
+                    f"extractor.cut = {stage}:{grid}: {wish.backbone} has no {stage}; allowed: "
+                    f"{_listed(layers, given.within)}"
+                )
+        told = {
+            "form": _FORM,
+            "backbone": wish.backbone,
+            "resolution": self._resolution,
+            "cut": [f"{stage}:{grid}" for stage, grid in self._cut],
+            "mirror": wish.mirror,
+            "mean": list(given.mean),
+            "deviation": list(given.deviation),
+        }
+        text = json.dumps(told, sort_keys=True).encode()
+        self.digest = hashlib.sha256(given.weights + text).digest()
+        self.latent_dim = self._tried(wish)
+
+    def _tried(self, wish: Wish) -> int:
+        """Run one image through; D."""
+        image = torch.zeros(1, wish.in_channels, *wish.image_size)
+        side = self._resolution or "x".join(map(str, wish.image_size))
+        try:
+            with torch.inference_mode():
+                latents = self(image)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a network raises on maps that are too small
+            raise ConfigError(
+                f"extractor.backbone = {wish.backbone} cannot look at images of {side} pixels "
+                f"(extractor.resolution): {type(error).__name__}: {error}"
+            ) from error
+        if latents.ndim != 2 or not len(latents) or not bool(latents.isfinite().all()):
+            raise ConfigError(
+                f"extractor.backbone = {wish.backbone} gives latents {tuple(latents.shape)} of an "
+                "image; allowed: finite numbers [1, D]"
+            )
+        return int(latents.shape[1])
+
+    def __deepcopy__(self, memo: object) -> "FrozenBackbone":
+        return self
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Raw latents [B, D], float32, of images [B, C, H, W] as ``data.normalise`` makes them."""
+        seen = self._as_wanted(images)
+        latents = self._latents(seen)
+        if self._mirror:
+            latents = (latents + self._latents(seen.flip(-1))) / 2
+        return latents
+
+    def _as_wanted(self, images: Tensor) -> Tensor:
+        given, side = self._given, self._resolution
+        if images.shape[1] == 1 and given.channels > 1:
+            images = images.expand(-1, given.channels, -1, -1)
+        mean, deviation = (
+            torch.tensor(values, device=images.device, dtype=images.dtype)[:, None, None]
+            for values in (given.mean, given.deviation)
+        )
+        scaled = images * (_DEVIATION / deviation) + (_MEAN - mean) / deviation
+        if side and tuple(scaled.shape[2:]) != (side, side):
+            shrinks = side < max(scaled.shape[2:])
+            scaled = F.interpolate(
+                scaled, size=(side, side), mode="bilinear", align_corners=False, antialias=shrinks
+            )
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        with self._passing, torch.no_grad(), ExitStack() as hooks:
+            self._network.to(images.device)
+            if not self._cut:
+                pooled = self._given.pooled or (lambda network, batch: network(batch))
+                features: Tensor = pooled(self._network, images)
+                return features.float()
+            maps: dict[str, Any] = {}
+            for layer, _ in self._layers:
+                handle = self._network.get_submodule(layer).register_forward_hook(
+                    _keep(maps, layer)
+                )
+                hooks.callback(handle.remove)
+            self._network(images)
+        grids = [
+            self._gridded(maps.get(layer), stage, grid)
+            for (stage, grid), (layer, _) in zip(self._cut, self._layers, strict=True)
+        ]
+        return torch.cat(grids, dim=1)
+
+    def _gridded(self, maps: Any, stage: str, grid: int) -> Tensor:
+        """What a layer gave, pooled to grid x grid, [B, channels * grid^2]."""
+        if isinstance(maps, tuple | list) and maps:
+            maps = maps[0]
+        if isinstance(maps, Tensor) and maps.ndim == 3 and grid == 1:  # tokens [B, T, channels]
+            return maps.float().mean(dim=1)
+        if not isinstance(maps, Tensor) or maps.ndim != 4:
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise ConfigError(
+                f"extractor.cut = {stage}:{grid}: {stage} of {self._name} gives {got}; allowed: "
+                "maps [B, channels, H, W], or tokens [B, T, channels] with the grid 1"
+            )
+        if min(maps.shape[2:]) < grid:
+            raise ConfigError(
+                f"extractor.cut = {stage}:{grid}: the maps of {stage} are "
+                f"{maps.shape[3]}x{maps.shape[2]} at extractor.resolution = {self._resolution}; "
+                "allowed: a grid of at most that, or a higher resolution"
+            )
+        return F.adaptive_avg_pool2d(maps.float(), grid).flatten(1)
+
+
+class PretrainedExtractor(Extractor):
+    """A frozen backbone as an extractor, whose only state is the hash of what it is.
+
+    Attributes:
+        backbone: What turns images into raw latents; shared by all extractors of a process.
+        hash: What the latents depend on, uint8 [32].
+    """
+
+    hash: Tensor
+
+    def __init__(self, backbone: FrozenBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.latent_dim = backbone.latent_dim
+        own = torch.frombuffer(bytearray(backbone.digest), dtype=torch.uint8)
+        self.register_buffer(HASH, own)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Latents [B, D] of images [B, C, H, W]."""
+        return self.finished(self.raw(images))
+
+    def raw(self, images: Tensor) -> Tensor:
+        """What the frozen backbone says to images [B, C, H, W]: [B, D], float32."""
+        return self.backbone(images)
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """Latents [B, D] of raw ones, which may come from a cache."""
+        return raw
+
+    def check(self, received: Mapping[str, np.ndarray], *, prefix: str = "") -> None:
+        """Refuse a state whose latents would mean something else.
+
+        Raises:
+            ReplyError: Its hash is not that of this backbone.
+        """
+        theirs = received.get(prefix + HASH)
+        ours = self.backbone.digest
+        if theirs is not None and theirs.astype(np.uint8).tobytes() != ours:
+            raise ReplyError(_differs(theirs.astype(np.uint8).tobytes(), ours))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        theirs = state_dict.get(prefix + HASH)
+        if isinstance(theirs, Tensor) and bytes(theirs.flatten().tolist()) != self.backbone.digest:
+            args[-1].append(_differs(bytes(theirs.flatten().tolist()), self.backbone.digest))
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _differs(theirs: bytes, ours: bytes) -> str:
+    return (
+        f"this machine's given extractor has the hash {ours.hex()[:16]}, and {theirs.hex()[:16]} "
+        "is wanted: its weights (extractor.weights, or the installed package), its cut or its "
+        "resolution differ; give every device the same"
+    )
+
+
+def given_extractor(wish: Wish) -> PretrainedExtractor:
+    """The extractor that is wished for; its backbone is read once in a process.
+
+    Raises:
+        ConfigError: There is none, its weights cannot be read, or it cannot be cut so.
+    """
+    with torch.device("cpu"):  # wherever shapes are rehearsed: the weights decide the shape
+        return PretrainedExtractor(_frozen(wish, _trace(wish.weights), torch.initial_seed()))
+
+
+@lru_cache(maxsize=_HELD)
+def _frozen(wish: Wish, trace: object, seed: int) -> FrozenBackbone:
+    """Own code may draw its weights, hence the seed."""
+    library, _, _ = wish.backbone.partition(":")
+    row = GIVEN.get(library)
+    opened: Given = found(row.opener if row else "nmoe_flower.models.libraries:own")(wish)
+    return FrozenBackbone(opened, wish)
+
+
+def _trace(weights: str) -> tuple[int, int] | None:
+    """Time and size of a file, so that a new one is read anew."""
+    path = Path(weights).expanduser()
+    if not weights or not path.exists():
+        return None
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
+
+
+def _stage(text: str) -> tuple[str, int]:
+    stage, _, grid = text.rpartition(":")
+    return stage, int(grid)
+
+
+def _keep(maps: dict[str, Any], layer: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        maps[layer] = output
+
+    return keep
+
+
+def _listed(layers: Mapping[str, nn.Module], within: str) -> str:
+    """The layers that can be named: the outer ones, which are the stages of most networks."""
+    names = [
+        name.removeprefix(within)
+        for name in layers
+        if name.startswith(within) and name.removeprefix(within).count(".") <= (not within)
+    ]
+    shown = [name for name in names if name][:40]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) + 1 else "")
