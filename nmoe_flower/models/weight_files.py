@@ -1,6 +1,5 @@
 """Weights somebody else trained: where they lie, and how they are read without running them."""
 
-import pickle
 import re
 from importlib import metadata
 from pathlib import Path
@@ -122,15 +121,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{KEY} = {path}: it cannot be read as tensors alone, and code in a file of weights is "
-            f"never run ({_first_line(str(error))}); allowed: safetensors, or a state_dict that "
-            "torch.save wrote"
-        ) from None
     except OSError as error:
         raise ConfigError(f"{KEY} = {path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged file raises anything
+        if type(error).__name__ == "UnpicklingError":
+            raise ConfigError(
+                f"{KEY} = {path}: it cannot be read as tensors alone, and code in a file of "
+                f"weights is never run ({_first_line(str(error))}); allowed: safetensors, or a "
+                "state_dict that torch.save wrote"
+            ) from None
         raise ConfigError(
             f"{KEY} = {path}: the file is damaged or no file of weights ({_first_line(str(error))})"
         ) from None

@@ -43,7 +43,7 @@ class LatentFile:
         """Open the file, or make it with no row written.
 
         Args:
-            path: Its folder is made if missing.
+            path: Where the file is to be; a missing folder is made.
             rows: Images of the split.
             width: Numbers of a latent, D.
 
