@@ -257,7 +257,7 @@ class PretrainedExtractor(Extractor):
         """Refuse a state whose latents would mean something else.
 
         Raises:
-            ReplyError: Its hash is not that of this backbone.
+            ReplyError: The hash in it is not that of this backbone.
         """
         theirs = received.get(prefix + HASH)
         ours = self.backbone.digest
