@@ -61,7 +61,7 @@ def test_trained_gates_and_controls_stand_on_the_same_latents(new_pipeline: New)
         GIVEN
         | {
             "gate.methods": "federated,oracle",
-            "run.controls": "fedavg,local-classifier,centralized",
+            "run.controls": ",".join(CONTROLS),
             "head.rounds": 2,
             "expert.init": "fine-tune",
         },
