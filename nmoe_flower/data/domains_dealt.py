@@ -27,7 +27,7 @@ __all__ = ["in_domains"]
 
 Codes = npt.NDArray[np.int64]
 
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 8 << 20  # bytes of images that a domain is shown at once
 
 

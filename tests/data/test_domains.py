@@ -67,10 +67,10 @@ def test_what_each_domain_shows() -> None:
     assert shown("rot270") == [[12, 8, 4, 0], [13, 9, 5, 1], [14, 10, 6, 2], [15, 11, 7, 3]]
     assert shown("invert")[0] == [255, 254, 253, 252]
     assert shown("gray") == shown("clean")
-    # The middle half, [1..2] in both directions, from 0.75 to 2.25 in steps of half a pixel:
-    # 4 y + x at (0.75, 0.75) is 3.75, one step right is 4.25, one step down 5.75.
-    assert shown("zoom")[0] == [4, 4, 5, 5]
-    assert shown("zoom")[1] == [6, 6, 7, 7]
+    # From the middle, 1.5, in steps of 1 / 1.6 = 0.625 pixels: the first is at 0.5625, where
+    # 4 y + x is 2.8125; one step right it is 3.4375, one step down 5.3125.
+    assert shown("zoom")[0] == [3, 3, 4, 5]
+    assert shown("zoom")[1] == [5, 6, 7, 7]
 
 
 def test_grey_is_the_luma_of_bt_601() -> None:

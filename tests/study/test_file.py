@@ -455,8 +455,5 @@ def test_rows_are_those_of_published_runs(published: str) -> None:
 
 
 def test_the_metrics_of_a_row_are_those_on_the_wire() -> None:
-    assert set(ROW_METRICS) == {score.replace("-", "_") for score in Score} - {
-        Score.ROUTING,
-        Score.RIGHT_OF,
-        Score.ASKED_OF,
-    }
+    counted = {Score.ROUTING, Score.RIGHT_OF, Score.ASKED_OF}
+    assert set(ROW_METRICS) == {score.replace("-", "_") for score in set(Score) - counted}
