@@ -160,7 +160,7 @@ def _file_of(
     kind = device.torch_device.type
     root = cache_root(device.config.data.cache_dir or None) / "latents"
     folder = root / f"{extractor.backbone.digest.hex()[:32]}-{precision}-{kind}"
-    path = folder / f"{device.data.fingerprint[:32]}-{name}.rows"
+    path = folder / f"{device.data.images_fingerprint[:32]}-{name}.rows"
     try:
         return LatentFile(path, rows=len(images), width=extractor.latent_dim)
     except OSError as error:

@@ -147,3 +147,14 @@ def test_other_images_are_not_kept(fresh: Path) -> None:
     copied = np.array(mine.data.train.images[:3])
     predict(mine, mine.extractor(), copied, np.arange(3))
     assert files(fresh) == []
+
+
+def test_renamed_classes_leave_latents_what_they_are(fresh: Path) -> None:
+    """Other names for the classes are other data with the same images."""
+    natural = {"data_scheme": "natural", "data_domains": "clean,invert,rot90"}
+    first, looked = asked(device(fresh, **natural))
+    renamed = device(fresh, **natural, data_renamings=3)
+    assert renamed.data.fingerprint != device(fresh, **natural).data.fingerprint
+    again, none = asked(renamed)
+    assert looked > 0 == none
+    assert torch.equal(first, again)
