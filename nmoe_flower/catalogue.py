@@ -78,6 +78,7 @@ GATES = {
     "client-weights": GateEntry(
         router="nmoe_flower.models:ClientWeightsGate", holdout=True, usual=False
     ),
+    "lda": GateEntry(trainer="nmoe_flower.pipeline.networked.sums:LDA", usual=False),
     "global": GateEntry(
         trainer="nmoe_flower.pipeline.networked.gate:GLOBAL", upper_bound=True, pools=True
     ),
@@ -144,7 +145,7 @@ class ControlEntry:
 
     Attributes:
         label: The control's name in figures.
-        trained: Clients train it for this purpose; False: stage 1 leaves it anyway.
+        trained: Clients train it for this purpose; False: stages 1 and head leave it anyway.
         pools: Everybody's data meets at one place: for simulations only.
         usual: It is among ``run.controls`` unless these are named.
     """
@@ -157,6 +158,7 @@ class ControlEntry:
 
 CONTROLS = {
     "fedavg": ControlEntry("FedAvg", trained=False),
+    "ridge": ControlEntry("ridge head", trained=False, usual=False),
     "local-classifier": ControlEntry("local classifier"),
     "centralized": ControlEntry("centralized MoE", pools=True),
     "pooled-head": ControlEntry("pooled head", pools=True, usual=False),

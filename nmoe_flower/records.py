@@ -38,8 +38,10 @@ __all__ = [
     "POOLED_HEAD",
     "PROTOTYPE",
     "PROTOTYPES",
+    "RIDGE",
     "SERVER_ROUND",
     "STATISTICS",
+    "SUMS",
     "Action",
     "AlignmentKey",
     "ControlKey",
@@ -51,6 +53,7 @@ __all__ = [
     "Score",
     "StatisticsKey",
     "StepKey",
+    "SumsKey",
     "WatchKey",
     "array_bytes",
     "config_of",
@@ -100,7 +103,9 @@ LATENTS = "latents"  # both ways: latents of images, by split
 POOLED = "pooled"  # both ways: everybody's hold-out; see PooledKey
 PROTOTYPE = "prototype"  # up: a client's mean latent
 PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
+RIDGE = "ridge"  # down, in front of a name: ridge/<name>, the head solved from sums
 STATISTICS = "statistics"  # up: see StatisticsKey
+SUMS = "sums"  # up: see SumsKey
 
 # What is said of a private matrix, up.
 NOISE_MULTIPLIER = "noise-multiplier"  # deviation of the noise over the sensitivity
@@ -134,6 +139,7 @@ class Action(StrEnum):
     CORRELATION = "query.correlation", "fedsc:correlate"
     FEDSC_TEST = "evaluate.contrast", "fedsc:test"
     # stage 2
+    SUMS = "query.sums", "sums:tell"
     LATENTS = "query.latents", "head:cache_latents"
     HEAD = "train.head", "head:train"
     EXPERT = "train.expert", "expert:train"
@@ -248,6 +254,18 @@ class StatisticsKey(_Key):
     WANT_MOMENT = "want-moment"  # down: send the moment too
     SUMS = "sums"  # up: of [latent, 1] and the count, per held expert, [k, D + 2]
     MOMENT = "moment"  # up: upper triangle of the sum of outer products, [(D + 1)(D + 2) / 2]
+
+
+class SumsKey(_Key):
+    """Sums over a client's latents, in SUMS, and how they are asked for."""
+
+    MOMENTS = "moments"  # down: only count, mean and squares are wanted
+    COUNT = "count"  # up: n, a whole number
+    MEAN = "mean"  # up: the mean latent, [D]
+    SQUARES = "squares"  # up, in place of what follows: sum of (x - mean)^2, [D]
+    SCATTER = "scatter"  # up: upper triangle of the sum of (x - mean)(x - mean)^T, [D (D + 1) / 2]
+    CLASS_COUNTS = "class-counts"  # up: latents of each class, [C]
+    CLASS_SUMS = "class-sums"  # up: their sums about the mean, [C, D]
 
 
 class CorrelationKey(_Key):

@@ -21,6 +21,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.own_code import is_own
+from nmoe_flower.sums import packed_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -156,8 +157,8 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     """Run ``rows`` images through all networks; returns the arrays that stage 1 leaves."""
     import torch
 
-    from nmoe_flower.clients.device import fresh_head
-    from nmoe_flower.models import check_backbone, configured_extractor
+    from nmoe_flower.clients.device import finished_head, fresh_head
+    from nmoe_flower.models import check_backbone, configured_extractor, finished_extractor
 
     shape, classes, meta = data.image_shape, data.num_classes, torch.device("meta")
     given = config.extractor.is_given
@@ -170,16 +171,23 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
         check_backbone(config, body, torch.zeros(rows, *shape))
     else:
         _check_memory(body, "extractor.widths", config.extractor.widths)
+    with torch.device("cpu") if own or given else meta:
+        finished = finished_extractor(config, shape) if config.head.standardises else body
+    if config.head.asks_sums or "lda" in config.gate.methods:
+        with _under(f"extractor.backbone = {config.extractor.backbone}"):
+            packed_bytes(body.latent_dim)
     with meta:
-        head = fresh_head(config, body.latent_dim, classes)
-        for network in (head, _expert(config, body, classes)):
+        head = finished_head(config, finished.latent_dim, classes)
+        for network in (head, _expert(config, finished, classes)):
             _check_memory(network, "expert.hidden", config.expert.hidden)
-        _rehearse_gates(config, body.latent_dim)
+        _rehearse_gates(config, finished.latent_dim)
         if not own and not given and not config.extractor.start:
             _rehearse_stage_1(config, data, rows=rows)
     like = {f"extractor.{name}": value for name, value in body.state_dict().items()}
     if config.extractor.shares_head:
-        like |= {f"head.{name}": value for name, value in head.state_dict().items()}
+        with meta:
+            stage_1 = fresh_head(config, body.latent_dim, classes)
+        like |= {f"head.{name}": value for name, value in stage_1.state_dict().items()}
     return like
 
 

@@ -3,7 +3,7 @@
 ::
 
     <out>/<name>/ config.toml (resolved)  provenance.json  rounds.jsonl  results.json
-                  checkpoints/  clients/  weights/  figures/  run.lock (while it runs)
+                  checkpoints/  clients/  sums/  weights/  figures/  run.lock (while it runs)
                   tracking.json  tensorboard/  wandb/ (if it is tracked)
 """
 
@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 
 _log = logging.getLogger(__name__)
 _OWN_FILES = ("rounds.jsonl", "results.json", "tracking.json", "provenance.json", "config.toml")
-_OWN_FOLDERS = ("checkpoints", "clients", "weights", "figures", "tensorboard", "wandb")
+_OWN_FOLDERS = ("checkpoints", "clients", "sums", "weights", "figures", "tensorboard", "wandb")
 _WORK = ("checkpoints", "rounds.jsonl", "results.json")
 _BEFORE_TRAINING = ("describe", "initial")
 # These change where a run happens or how long it waits, never what it computes.
@@ -277,6 +277,10 @@ class RunFolder:
                 "objects with gate and test"
             )
         return dict(results)
+
+    def keep(self, name: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Keep arrays as ``<name>.safetensors``; the name may lead into a folder of the run."""
+        save_arrays(safe_child(self.path, f"{name}.safetensors"), arrays)
 
     def save_weights(self, name: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Path:
         """Save final weights as ``weights/<name>.safetensors``."""

@@ -181,7 +181,14 @@ def execute(
         folder.append_round(record)
         on_round(record)
 
-    run = Run(grid, folder.config, journal, answered=on_answer, checkpoints=folder.checkpoints)
+    run = Run(
+        grid,
+        folder.config,
+        journal,
+        answered=on_answer,
+        keep=folder.keep,
+        checkpoints=folder.checkpoints,
+    )
     if soonest is not None:
         run.soonest = soonest
     checkpoint = folder.checkpoints.latest()

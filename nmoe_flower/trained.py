@@ -40,8 +40,8 @@ def load_mixture(run: str | Path, *, gate: str = "federated") -> "NMoE":
         Expert,
         LocalExperts,
         NMoE,
-        configured_extractor,
-        configured_gate,
+        finished_extractor,
+        trained_gate,
     )
 
     folder = Path(run).expanduser()
@@ -56,8 +56,11 @@ def load_mixture(run: str | Path, *, gate: str = "federated") -> "NMoE":
     _check_gate(folder, gate)
     data = configured_images(config)
     config = with_features(config, data)
-    extractor = configured_extractor(config, data.image_shape)
-    router = configured_gate(config, extractor.latent_dim, num_experts=config.data.num_clients)
+    extractor = finished_extractor(config, data.image_shape)
+    weights = load_arrays(folder / "weights" / f"gate-{gate}.safetensors")
+    router = trained_gate(
+        config, extractor.latent_dim, weights, num_experts=config.data.num_clients
+    )
     experts = [
         Expert(extractor.latent_dim, data.num_classes, hidden=config.expert.hidden)
         for _ in range(config.data.num_clients)

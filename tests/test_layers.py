@@ -27,6 +27,7 @@ ROWS = [
         "recipes",
         "seeds",
         "schedules",
+        "sums",
         "codec",
         "files",
     },

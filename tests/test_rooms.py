@@ -39,6 +39,7 @@ IDEAS = {
     "head": "the classifier of all: stage, client",
     "policies": "who trains which experts: decided, tabulated",
     "rows": "what was measured: of a run, of a study",
+    "sums": "sums over latents: arithmetic, stage, client",
     "tables": "what is tabulated: of runs, of a study",
     "run": "a run in progress, and the runs of a study",
     "representation": "how good features are: measured, drawn",

@@ -22,6 +22,7 @@ from nmoe_flower.models import (
     correct,
     em_prior,
     own_gate,
+    trained_gate,
     with_home_bias,
 )
 from nmoe_flower.own_code import is_own
@@ -37,6 +38,7 @@ from nmoe_flower.records import (
     NUM_EXAMPLES,
     POOLED_HEAD,
     PROTOTYPES,
+    RIDGE,
     ControlKey,
     Score,
 )
@@ -144,7 +146,7 @@ def _router(device: Device, method: str, received: Arrays, site: GateSite) -> Ro
     if not state:
         raise ReplyError(f"the weights of the gate {method!r} did not come with the message")
     latent_dim = device.store.load(LATENTS)["train"].shape[1]
-    gate = device.gate(latent_dim).cpu().eval()
+    gate = trained_gate(device.config, latent_dim, state, num_experts=device.num_clients).eval()
     records.load_into(gate.state_dict(), state)
     return gate
 
@@ -160,11 +162,13 @@ def _own_expert(device: Device, latents: Tensor) -> MethodAnswers:
 def _controls(
     device: Device, received: Arrays, controls: list[str], test: str, latents: Tensor
 ) -> Iterator[MethodAnswers]:
-    if head := records.part_of(received, f"{HEAD}/"):
-        classifier = device.head(latents.shape[1]).eval()
-        records.load_into(classifier.state_dict(), head)
-        with torch.inference_mode():
-            yield MethodAnswers("control:fedavg", classifier(latents).softmax(dim=1), None)
+    for name, part in (("fedavg", HEAD), ("ridge", RIDGE)):
+        if head := records.part_of(received, f"{part}/"):
+            linear = part == RIDGE
+            classifier = device.head(latents.shape[1], linear=linear).cpu().eval()
+            records.load_into(classifier.state_dict(), head)
+            with torch.inference_mode():
+                yield MethodAnswers(f"control:{name}", classifier(latents).softmax(dim=1), None)
     if LOCAL_CLASSIFIER in controls:
         kept = device.store.load(LOCAL_CLASSIFIER)[test]
         probabilities = torch.from_numpy(np.array(kept))

@@ -175,7 +175,9 @@ def _train_expert(
     result = fit(
         expert,
         batches(),
-        lambda batch: F.cross_entropy(expert(batch[0]) + adjustment, batch[1]),
+        lambda batch: F.cross_entropy(
+            expert(batch[0]) + adjustment, batch[1], label_smoothing=settings.label_smoothing
+        ),
         optimizer=optimizer,
     )
     return expert, result.loss

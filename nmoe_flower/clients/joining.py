@@ -51,7 +51,7 @@ def tell_initial(message: Message, context: Context) -> Message:
     """Tell the initial weights of what stage 1 trains, those of a head, and those of the gate."""
     device = device_of(context)
     initial = found(METHODS[device.config.extractor.method].initial)
-    network = device.fresh_classifier()
+    network = device.fresh_classifier(finished=True)
     gate = device.gate(network.extractor.latent_dim)
     return records.reply(
         message,

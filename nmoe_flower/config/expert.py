@@ -20,6 +20,7 @@ class ExpertConfig(Section):
     batch_size: int = Field(64, ge=1, description="latents per step")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's peak, falling along a cosine")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
     logit_adjustment: float = Field(1.0, ge=0, description="times the client's log prior")
     sharing: Literal["weights", "latents", "none"] = Field(
         "weights",

@@ -52,13 +52,31 @@ def _parts_fit_together(config: "Config") -> None:
             "extractor.head is linear and expert.hidden is not empty: "
             "use expert.init = scratch, extractor.head = expert or an empty expert.hidden"
         )
+    if config.run.system != "networked" and config.head.standardises:
+        key = "method = sums" if config.head.method == "sums" else "standardise = true"
+        raise ValueError(
+            f"head.{key} is for run.system = networked, got run.system = {config.run.system}"
+        )
+    if config.head.method == "sums" and config.expert.init != "scratch" and config.expert.hidden:
+        raise ValueError(
+            f"expert.init = {config.expert.init} starts from the head, and head.method = sums "
+            f"solves a linear one, got expert.hidden = {','.join(map(str, config.expert.hidden))}: "
+            "use an empty expert.hidden, or expert.init = scratch"
+        )
+    if config.head.start == "ridge" and config.extractor.head != "linear" and config.expert.hidden:
+        raise ValueError(
+            "head.start = ridge is a linear head, and extractor.head = expert trains one with "
+            f"expert.hidden = {','.join(map(str, config.expert.hidden))}: use extractor.head = "
+            "linear, or an empty expert.hidden"
+        )
     if config.extractor.shares_head and config.head.rounds:
         raise ValueError(
             f"head.rounds = {config.head.rounds} trains a head where stage 1 leaves none, and "
             f"extractor.method = fedce leaves one: use 0"
         )
     method = config.extractor.method
-    headless = method != "fedce" and not config.head.rounds
+    solved = config.head.method == "sums"
+    headless = method != "fedce" and not config.head.rounds and not solved
     if config.expert.init == "head" and headless:
         why = "trains nothing" if config.extractor.is_given else "trains without labels"
         raise ValueError(

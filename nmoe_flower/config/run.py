@@ -51,6 +51,11 @@ class RunConfig(Section):
     connect_timeout: Seconds = Field(120.0, description="seconds to wait for the nodes")
     round_timeout: Seconds = Field(3600.0, description="seconds a round may take")
 
+    @property
+    def shows_ridge(self) -> bool:
+        """Whether a head that sums gave is a control: where it is named, or the shared one is."""
+        return "ridge" in self.controls or "fedavg" in self.controls
+
     def folder(self, run_id: int) -> Path:
         """Where this run is kept: ``out/name``, or a folder of its own per Flower run."""
         if self.out:

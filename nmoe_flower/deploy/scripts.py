@@ -11,7 +11,7 @@ from nmoe_flower import __version__
 from nmoe_flower.addresses import Address
 from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import listening
-from nmoe_flower.deploy.wheel import CONSTRAINTS, SUMS, WHEEL
+from nmoe_flower.deploy.wheel import CHECKSUMS, CONSTRAINTS, WHEEL
 from nmoe_flower.engine import flower
 
 __all__ = [
@@ -215,7 +215,7 @@ def readme(
 
 def install_script(wheel: str) -> str:
     """What makes the virtual environment of any party."""
-    return _INSTALL.format(folder=WHEEL, sums=SUMS, constraints=CONSTRAINTS, wheel=wheel)
+    return _INSTALL.format(folder=WHEEL, sums=CHECKSUMS, constraints=CONSTRAINTS, wheel=wheel)
 
 
 def server_scripts(party: Party) -> dict[str, str]:
@@ -295,7 +295,7 @@ def dockerfile(wheel: str) -> str:
     """What the image of ``compose`` is built from."""
     python = ".".join(map(str, sys.version_info[:2]))  # the constraints are of this one
     return _DOCKERFILE.format(
-        python=python, folder=WHEEL, sums=SUMS, constraints=CONSTRAINTS, wheel=wheel
+        python=python, folder=WHEEL, sums=CHECKSUMS, constraints=CONSTRAINTS, wheel=wheel
     )
 
 

@@ -41,8 +41,8 @@ from nmoe_flower.files import write_bytes, write_text
 from nmoe_flower.installation import NAME, checkout, installed_from
 
 __all__ = [
+    "CHECKSUMS",
     "CONSTRAINTS",
-    "SUMS",
     "WHEEL",
     "copy_wheel",
     "wheel_name",
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 WHEEL = "wheel"
-SUMS = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 CONSTRAINTS = "constraints.txt"
 
 _EXTRAS = ("serve", "data", "privacy")  # what a device may need
@@ -73,7 +73,7 @@ def write_wheel(folder: Path, *, given: Path | None = None) -> Path:
     """
     name, data = _read(given) if given is not None else _own_wheel()
     write_bytes(folder / name, data)
-    write_text(folder / SUMS, f"{hashlib.sha256(data).hexdigest()}  {name}\n")
+    write_text(folder / CHECKSUMS, f"{hashlib.sha256(data).hexdigest()}  {name}\n")
     write_text(folder / CONSTRAINTS, _constraints())
     return folder / name
 
@@ -94,14 +94,16 @@ def wheel_problem(folder: Path) -> str:
     """What is wrong with the wheel of a party's folder; empty: nothing."""
     try:
         name = wheel_name(folder)
-        wanted = (folder / WHEEL / SUMS).read_text(encoding="utf-8").split()
+        wanted = (folder / WHEEL / CHECKSUMS).read_text(encoding="utf-8").split()
         found = hashlib.sha256((folder / WHEEL / name).read_bytes()).hexdigest()
     except ConfigError as error:
         return str(error)
     except (OSError, ValueError) as error:
         return f"{folder / WHEEL}: {error}"
     if wanted != [found, name]:
-        return f"{folder / WHEEL / name} is not the file that {SUMS} names: copy the folder again"
+        return (
+            f"{folder / WHEEL / name} is not the file that {CHECKSUMS} names: copy the folder again"
+        )
     return ""
 
 

@@ -8,13 +8,16 @@ from nmoe_flower.models.build import (
     check_gate,
     configured_extractor,
     configured_gate,
+    finished_extractor,
     own_gate,
+    trained_gate,
 )
 from nmoe_flower.models.client_weights import ClientWeightsGate, mixture_weights
 from nmoe_flower.models.expert import Classifier, Expert
 from nmoe_flower.models.extractor import Extractor, build_extractor
 from nmoe_flower.models.filters import FilterBank
 from nmoe_flower.models.gate import (
+    DiscriminantGate,
     DomainGate,
     Gate,
     GateSite,
@@ -43,6 +46,7 @@ from nmoe_flower.models.nmoe import (
 )
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
+from nmoe_flower.models.standard import Standard, add_standard, standardised
 
 __all__ = [
     "AlignmentMixture",
@@ -52,6 +56,7 @@ __all__ = [
     "Classifier",
     "ClientWeightsGate",
     "Contrastive",
+    "DiscriminantGate",
     "DomainGate",
     "Expert",
     "ExpertPool",
@@ -75,8 +80,10 @@ __all__ = [
     "Router",
     "Routing",
     "ScoringRouter",
+    "Standard",
     "StandardisedConv2d",
     "Wish",
+    "add_standard",
     "alignment_loss",
     "build_extractor",
     "check_backbone",
@@ -88,9 +95,12 @@ __all__ = [
     "configured_gate",
     "correct",
     "em_prior",
+    "finished_extractor",
     "mixed",
     "mixture_weights",
     "own_gate",
     "route_top_k",
+    "standardised",
+    "trained_gate",
     "with_home_bias",
 ]

@@ -1,6 +1,6 @@
 """What a configuration describes: extractor and gates, one place for everyone who builds them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.extractor import Extractor, StagedExtractor, build_extractor
-from nmoe_flower.models.gate import Gate, Router, Routing
+from nmoe_flower.models.gate import DiscriminantGate, Gate, Router, Routing
 from nmoe_flower.models.given import Wish, given_extractor
+from nmoe_flower.models.standard import add_standard
 from nmoe_flower.own_code import call_own, is_own, load_own
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "check_gate",
     "configured_extractor",
     "configured_gate",
+    "finished_extractor",
     "own_gate",
+    "trained_gate",
 ]
 
 _KEYS = {"image": "backbone", "norm": "norm", "stem": "stem", "width": "widths", "widths": "widths"}
@@ -82,6 +85,30 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
     if isinstance(built, StagedExtractor):
         built.mirror = extractor.mirror
     return built
+
+
+def finished_extractor(config: Config, image_shape: Sequence[int]) -> Extractor:
+    """Build the extractor as all stages after stage 1 see it: with what sums make of its latents.
+
+    That is ``extractor.standard``, if the stage head asks for sums; its ``latent_dim`` is then
+    ``head.components``, unless that is 0.
+
+    Raises:
+        ConfigError: As `configured_extractor`, or there are too many components.
+    """
+    extractor = configured_extractor(config, image_shape)
+    if config.head.standardises:
+        add_standard(extractor, components=config.head.components)
+    return extractor
+
+
+def trained_gate(
+    config: Config, latent_dim: int, names: Collection[str], *, num_experts: int
+) -> "Gate | DiscriminantGate":
+    """Build the gate whose trained weights have these names: discriminants, or ``gate.*``."""
+    if set(names) == set(DiscriminantGate.NAMES):
+        return DiscriminantGate(latent_dim, num_experts, top_k=config.gate.top_k)
+    return configured_gate(config, latent_dim, num_experts=num_experts)
 
 
 def configured_gate(config: Config, latent_dim: int, *, num_experts: int) -> Gate:

@@ -1,8 +1,9 @@
 """Gates: what they all give back, the one that is trained, and those that need no training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,6 +13,7 @@ from nmoe_flower.config import GateConfig
 from nmoe_flower.errors import ConfigError
 
 __all__ = [
+    "DiscriminantGate",
     "DomainGate",
     "Gate",
     "GateSite",
@@ -202,6 +204,54 @@ class Gate(nn.Module):
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Pick the top-k experts of latents [B, D]."""
         return route_top_k(self(latents, generator=generator), self.top_k)
+
+
+class DiscriminantGate(nn.Module):
+    """The gate ``lda``: linear discriminants of the clients, solved from their sums, not trained.
+
+    ``weight h + bias`` is, up to what all experts have in common, the log density of a latent h
+    under client i's mean and the covariance within clients. So the softmax over them would be the
+    probability that h came from client i, if latents were normal. They are not: with D numbers the
+    differences grow like D, and the second best would weigh nothing. `scores` are therefore divided
+    by sqrt(D), which changes no ranking.
+
+    Attributes:
+        latent_dim: Numbers of a latent, D.
+        num_experts: Number of experts E.
+        top_k: K, the experts that ``route`` picks.
+
+    Raises:
+        ConfigError: A size is below 1, or ``top_k`` is not in 1..E.
+    """
+
+    NAMES: ClassVar = ("weight", "bias")
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, latent_dim: int, num_experts: int, *, top_k: int = 1) -> None:
+        super().__init__()
+        if latent_dim < 1 or num_experts < 1:
+            raise ConfigError(
+                "a gate needs latent_dim and num_experts of at least 1, got "
+                f"latent_dim={latent_dim}, num_experts={num_experts}"
+            )
+        check_top_k(top_k, num_experts)
+        self.latent_dim, self.num_experts, self.top_k = latent_dim, num_experts, top_k
+        self.register_buffer("weight", torch.zeros(num_experts, latent_dim))
+        self.register_buffer("bias", torch.zeros(num_experts))
+
+    def forward(self, latents: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """The scores of `scores`; a gate of this kind draws nothing."""
+        return self.scores(latents)
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Score latents [B, D]: logits [B, E]."""
+        scores: Tensor = F.linear(latents, self.weight.to(latents), self.bias.to(latents))
+        return scores / math.sqrt(self.latent_dim)
+
+    def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
+        """Pick the clients whose latents these are most likely, for latents [B, D]."""
+        return route_top_k(self.scores(latents), self.top_k)
 
 
 class RandomGate:

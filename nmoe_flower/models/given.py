@@ -243,15 +243,11 @@ class PretrainedExtractor(Extractor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents [B, D] of images [B, C, H, W]."""
-        return self.finished(self.raw(images))
+        return self.raw(images)
 
     def raw(self, images: Tensor) -> Tensor:
         """What the frozen backbone says to images [B, C, H, W]: [B, D], float32."""
         return self.backbone(images)
-
-    def finished(self, raw: Tensor) -> Tensor:
-        """Latents [B, D] of raw ones, which may come from a cache."""
-        return raw
 
     def check(self, received: Mapping[str, np.ndarray], *, prefix: str = "") -> None:
         """Refuse a state whose latents would mean something else.

@@ -17,6 +17,8 @@ _GROUPS = {
     "classifier": "classifier/",
     "initial_gate": "gate/initial/",
     "initial_head": "head/initial/",
+    "ridge": "ridge/",
+    "discriminants": "discriminants/",
     "centralized": "centralized/",
     "pooled_head": "pooled-head/",
     "mixture": "mixture/",
@@ -38,6 +40,9 @@ class Artifacts:
             by every later stage, and by evaluation for the control fedavg.
         initial_gate: A fresh gate, from stage 1: where every trained gate starts.
         initial_head: A fresh head, from stage 1: where the stage head starts.
+        ridge: The head solved from sums, linear, from the stage head; for evaluation.
+        discriminants: ``weight`` [E, D] and ``bias`` [E] of the gate ``lda``, solved from the same
+            sums; for stage 3.
         gates: The weights of each trained gate, by name, from stage 3; for evaluation.
         prototypes: Each client's mean latent, [E, D], from stage 2; for evaluation.
         centralized: ``probabilities`` [N, C] and ``expert-ids`` [N, K] of all test samples, then
@@ -57,6 +62,8 @@ class Artifacts:
     classifier: Arrays = field(default_factory=dict)
     initial_gate: Arrays = field(default_factory=dict)
     initial_head: Arrays = field(default_factory=dict)
+    ridge: Arrays = field(default_factory=dict)
+    discriminants: Arrays = field(default_factory=dict)
     gates: dict[str, Arrays] = field(default_factory=dict)
     prototypes: np.ndarray | None = None
     centralized: Arrays = field(default_factory=dict)

@@ -21,6 +21,8 @@ def exchanges(config: Config) -> dict[str, int]:
     counted = {"identity": 1, "describe": 1, **_extractor(config)}
     if asks_initial(config):
         counted["initial"] = 1
+    if config.head.standardises:
+        counted["sums"] = 1
     if config.head.rounds:
         counted |= {"latents": 1, "head": config.head.rounds}
     counted["experts"] = 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
@@ -24,9 +25,10 @@ from nmoe_flower.strategies import (
     wait_for_nodes,
 )
 
-__all__ = ["Answered", "Journal", "Run"]
+__all__ = ["Answered", "Journal", "Keep", "Run"]
 
 Journal = Callable[[Mapping[str, Any]], None]
+Keep = Callable[[str, Mapping[str, np.ndarray]], object]
 Answered = Callable[[str, int, int], None]
 # Seconds between two checkpoints; saving takes 2 % of the time at most, unless that is too long.
 SOONEST, LATEST, TIMES_THE_COST = 5.0, 30.0, 50.0
@@ -42,6 +44,8 @@ class Run:
         journal: Called with one record per exchange (a line of ``rounds.jsonl``).
         answered: Called with a stage that waits for each client, how many have answered, and of
             how many.
+        keep: Called with arrays of the clients that the run folder holds for later, and their name
+            there, ``sums/3``: too large for every checkpoint.
         checkpoints: Where to save; None saves nothing.
         soonest: Seconds between two checkpoints at least, where none asks for so many rounds.
         partitions: Node id to partition id, learned from the nodes.
@@ -58,6 +62,7 @@ class Run:
     config: Config
     journal: Journal
     answered: Answered = lambda stage, count, clients: None
+    keep: Keep = lambda name, arrays: None
     checkpoints: Checkpoints | None = None
     soonest: float = SOONEST
     partitions: Partitions = field(default_factory=Partitions)

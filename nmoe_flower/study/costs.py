@@ -17,7 +17,8 @@ __all__ = ["COSTS", "OF_A_GATE", "Cost", "cost_of"]
 Results = Mapping[str, Any]
 # What every gate of a run stands on, and what only those need that look at experts' answers.
 _STAGE_1 = ("initial", "extractor", "extractor/given")
-_BEFORE_GATES = (*_STAGE_1, "latents", "head", "experts")
+_HEAD = ("sums", "latents", "head")
+_BEFORE_GATES = (*_STAGE_1, *_HEAD, "experts")
 _FOR_GATES = ("answer", "answers")
 _ALIGNED = (*_STAGE_1, "probe", "alignment")
 
@@ -65,7 +66,7 @@ def _stages(gate: str, config: Config) -> tuple[str, ...]:
     if config.run.system == "aligned":
         return _ALIGNED
     if gate.startswith("control:"):
-        return (*_STAGE_1, "latents", "head")
+        return (*_STAGE_1, *(("sums",) if gate == "control:ridge" else _HEAD))
     if gate in GATES and not (GATES[gate].trainer or GATES[gate].holdout):
         return _BEFORE_GATES
     return (*_BEFORE_GATES, *_FOR_GATES, f"gate/{gate}")

@@ -46,8 +46,11 @@ def gates_of(config: Config) -> tuple[str, ...]:
         return ("mixture", "placed")
     found = ["local"] if config.expert.sharing == "none" else list(config.gate.methods)
     controls = config.run.controls
-    if "fedavg" in controls and (config.extractor.shares_head or config.head.rounds):
+    left = config.extractor.shares_head or config.head.rounds
+    if "fedavg" in controls and left and config.head.method == "fedavg":
         found.append("control:fedavg")
+    if config.run.shows_ridge and config.head.asks_sums:
+        found.append("control:ridge")
     if "local-classifier" in controls:
         found.append("control:local-classifier")
     if "centralized" in controls:
@@ -110,4 +113,5 @@ def _stages(config: Config) -> list[str]:
     if config.run.system == "aligned":
         return ["extractor", "alignment", "alignment-test", "whole", "placed"]
     gates = [f"gate/{method}" for method in config.gate.methods]
-    return ["extractor", "extractor-test", "head", "experts", *gates, "controls", "evaluation"]
+    before = ["extractor", "extractor-test", "sums", "head", "experts"]
+    return [*before, *gates, "controls", "evaluation"]

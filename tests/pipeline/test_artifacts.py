@@ -22,6 +22,8 @@ def full() -> Artifacts:
         spectrum=TWO,
         accountant={"spent": {"0": [[4.0, 2]]}},
         expert_parameters=7,
+        ridge={"w": ONE},
+        discriminants={"bias": ONE},
         mixture={"gate.w": ONE},
         alignment={"assigner/times": ONE, "elapsed": TWO},
     )
@@ -41,9 +43,11 @@ def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
     assert sorted(named) == [
         "aligned/assigner/times", "aligned/elapsed", "centralized/expert-ids",
         "centralized/probabilities", "classifier/extractor.w", "classifier/head.w",
+        "discriminants/bias",
         "findings/accountant", "findings/spectrum", "gate/federated/head.weight",
         "gate/initial/head.weight", "gate/rolling/head.weight", "head/initial/layers.0.weight",
         "mixture/gate.w", "parameters/expert", "pooled-head/probabilities", "prototypes",
+        "ridge/w",
     ]  # fmt: skip
     again = Artifacts.read(named)
     for part in fields(Artifacts):

@@ -9,6 +9,7 @@ from nmoe_flower.clients.device.alignment_mixture import (
 from nmoe_flower.clients.device.device import (
     Device,
     device_of,
+    finished_head,
     fresh_classifier,
     fresh_contrastive,
     fresh_head,
@@ -16,6 +17,7 @@ from nmoe_flower.clients.device.device import (
 )
 from nmoe_flower.clients.device.latents import (
     TEST_BATCH,
+    check_given,
     keep_head,
     latents_of,
     load_classifier,
@@ -26,12 +28,14 @@ from nmoe_flower.clients.device.store import Store, Versions
 
 __all__ = [
     "TEST_BATCH",
+    "check_given",
     "AlignmentClient",
     "Device",
     "Store",
     "Versions",
     "device_of",
     "experts_of",
+    "finished_head",
     "fresh_body",
     "fresh_classifier",
     "fresh_contrastive",

@@ -38,6 +38,7 @@ from nmoe_flower.models import (
     Projector,
     configured_extractor,
     configured_gate,
+    finished_extractor,
 )
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
 from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, part_of
@@ -47,6 +48,7 @@ from nmoe_flower.training import log_prior, seeded, use_bf16
 __all__ = [
     "Device",
     "device_of",
+    "finished_head",
     "fresh_classifier",
     "fresh_contrastive",
     "fresh_head",
@@ -69,13 +71,28 @@ def fresh_head(config: Config, latent_dim: int, num_classes: int) -> Expert:
     return Expert(latent_dim, num_classes, hidden=hidden)
 
 
+def finished_head(config: Config, latent_dim: int, num_classes: int) -> Expert:
+    """A head as the stage head leaves it: linear if it is solved from sums, else as in stage 1."""
+    if config.head.method == "sums":
+        return Expert(latent_dim, num_classes, hidden=())
+    return fresh_head(config, latent_dim, num_classes)
+
+
 def fresh_classifier(
-    config: Config, image_shape: Shape, num_classes: int, device: torch.device
+    config: Config,
+    image_shape: Shape,
+    num_classes: int,
+    device: torch.device,
+    *,
+    finished: bool = False,
 ) -> Classifier:
-    """FedCE's network at its initial weights."""
+    """FedCE's network at its initial weights; ``finished``: as the stage head leaves it."""
     with seeded(initial_seed(config, "extractor")):
-        body = configured_extractor(config, image_shape)
-        head = fresh_head(config, body.latent_dim, num_classes)
+        build, make = (
+            (finished_extractor, finished_head) if finished else (configured_extractor, fresh_head)
+        )
+        body = build(config, image_shape)
+        head = make(config, body.latent_dim, num_classes)
     network = Classifier(body, head).to(device)
     return network.to(memory_format=torch.channels_last).eval()
 
@@ -273,10 +290,26 @@ class Device:
             self.config, self.data.image_shape, self.data.num_classes, self.torch_device
         )
 
-    def fresh_classifier(self) -> Classifier:
-        """The stage-1 network at its initial weights, the same on every client."""
+    def finished_classifier(self) -> Classifier:
+        """The network as the stage head leaves it, one per process, likewise."""
+        if not self.config.head.standardises:
+            return self.classifier()
+        return _shared_classifier(
+            self.config,
+            self.data.image_shape,
+            self.data.num_classes,
+            self.torch_device,
+            finished=True,
+        )
+
+    def fresh_classifier(self, *, finished: bool = False) -> Classifier:
+        """The network of stage 1, or the finished one, at weights the same on every client."""
         return fresh_classifier(
-            self.config, self.data.image_shape, self.data.num_classes, self.torch_device
+            self.config,
+            self.data.image_shape,
+            self.data.num_classes,
+            self.torch_device,
+            finished=finished,
         )
 
     def contrastive(self) -> Contrastive:
@@ -287,9 +320,11 @@ class Device:
         """FedSC's network at its initial weights, the same on every client."""
         return fresh_contrastive(self.config, self.data.image_shape, self.torch_device)
 
-    def head(self, latent_dim: int) -> Expert:
-        """A fresh head of stage 1."""
-        return fresh_head(self.config, latent_dim, self.data.num_classes)
+    def head(self, latent_dim: int, *, linear: bool = False) -> Expert:
+        """A fresh head, as the stage head leaves it; ``linear``: one layer in any case."""
+        if linear:
+            return Expert(latent_dim, self.data.num_classes, hidden=())
+        return finished_head(self.config, latent_dim, self.data.num_classes)
 
     def expert(self, latent_dim: int) -> Expert:
         """A fresh expert, the same on every client."""

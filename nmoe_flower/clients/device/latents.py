@@ -16,13 +16,14 @@ from nmoe_flower.clients.device.raw_latents import raw_latents
 from nmoe_flower.clients.device.store import Versions
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import CheckpointError
-from nmoe_flower.models import Classifier, Extractor, PretrainedExtractor
+from nmoe_flower.models import Classifier, Extractor, PretrainedExtractor, standardised
 from nmoe_flower.records import ARRAYS, HEAD, HOLDOUT, LATENTS
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast
 
 __all__ = [
     "TEST_BATCH",
+    "check_given",
     "keep_head",
     "latents_of",
     "load_classifier",
@@ -45,8 +46,7 @@ def load_classifier(
     Raises:
         ReplyError: They do not fit, or are of another given extractor than this device has.
     """
-    if isinstance(network.extractor, PretrainedExtractor):
-        network.extractor.check(arrays, prefix="extractor.")
+    check_given(network, arrays)
     shared = device.config.extractor.shares_head or any(n.startswith("head.") for n in arrays)
     records.load_into(network.parts(with_head=shared), arrays)
     if shared:
@@ -56,6 +56,16 @@ def load_classifier(
     if head is None:
         head = {n: t.numpy() for n, t in device.fresh_classifier().head.state_dict().items()}
     records.load_into(network.head.state_dict(), head)
+
+
+def check_given(network: Classifier, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse another given extractor than this device has.
+
+    Raises:
+        ReplyError: The hash that was received is not that of this device's backbone.
+    """
+    if isinstance(network.extractor, PretrainedExtractor):
+        network.extractor.check(arrays, prefix="extractor.")
 
 
 def keep_head(device: Device, network: Classifier, server_round: int, kept: Sequence[int]) -> None:
@@ -72,8 +82,8 @@ def _heads(device: Device) -> Versions:
 def received_classifier(
     device: Device, message: Message
 ) -> tuple[Classifier, dict[str, np.ndarray]]:
-    """The classifier of a message, loaded, and its arrays as they came."""
-    network = device.classifier()
+    """The classifier that the stage head left, loaded, and its arrays as they came."""
+    network = device.finished_classifier()
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     load_classifier(device, network, arrays, before=1 << 31)
     return network, arrays
@@ -91,7 +101,7 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
         raw = torch.from_numpy(raw_latents(device, network, images, indices))
         for start in range(0, len(raw), TEST_BATCH):
             part = raw[start : start + TEST_BATCH].to(device.torch_device)
-            outputs.append(network.finished(part).float().cpu())
+            outputs.append(standardised(network, part).float().cpu())
         return torch.cat(outputs)
     for start in range(0, len(indices), TEST_BATCH):
         batch = normalise(images[indices[start : start + TEST_BATCH]]).to(device.torch_device)

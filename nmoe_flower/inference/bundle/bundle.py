@@ -26,7 +26,7 @@ from torch import nn
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import BundleError, ConfigError, NMoEError
 from nmoe_flower.files import pack_arrays, read_json, safe_child, write_bytes, write_json
-from nmoe_flower.models import Expert, Gate, configured_extractor, configured_gate
+from nmoe_flower.models import DiscriminantGate, Expert, Gate, finished_extractor, trained_gate
 
 __all__ = ["BUNDLE_PARTS", "MANIFEST", "Bundle", "Manifest"]
 
@@ -229,10 +229,10 @@ class Bundle:
         """
         return self._build("extractor", self._bytes("extractor"))
 
-    def gate(self) -> Gate:
+    def gate(self) -> Gate | DiscriminantGate:
         """The shared gate: latents [B, D] -> scores [B, E]. Raises as `extractor`."""
         gate = self._build("gate", self._bytes("gate"))
-        assert isinstance(gate, Gate)
+        assert isinstance(gate, Gate | DiscriminantGate)
         return gate
 
     def expert(self) -> Expert:
@@ -262,20 +262,23 @@ class Bundle:
     def _build(self, part: str, data: bytes) -> nn.Module:
         manifest = self.manifest
         module: nn.Module
+        try:
+            arrays = safetensors.numpy.load(data)
+        except (TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise BundleError(f"{part} in {self.folder} does not fit its config: {error}") from None
         if part == "extractor":
-            module = configured_extractor(self.config, manifest.image_shape)
+            module = finished_extractor(self.config, manifest.image_shape)
         elif part == "gate":
-            module = configured_gate(
-                self.config, manifest.latent_dim, num_experts=manifest.num_clients
+            module = trained_gate(
+                self.config, manifest.latent_dim, arrays, num_experts=manifest.num_clients
             )
         else:
             hidden = self.config.expert.hidden
             module = Expert(manifest.latent_dim, len(manifest.classes), hidden=hidden)
         try:
-            arrays = safetensors.numpy.load(data)
             state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
             module.load_state_dict(state)
-        except (RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        except (RuntimeError, TypeError) as error:
             raise BundleError(f"{part} in {self.folder} does not fit its config: {error}") from None
         return module.eval().requires_grad_(False)
 
@@ -285,4 +288,4 @@ def _version(data: bytes) -> str:
 
 
 def _latent_dim(config: Config, image_shape: tuple[int, int, int]) -> int:
-    return int(configured_extractor(config, image_shape).latent_dim)
+    return int(finished_extractor(config, image_shape).latent_dim)

@@ -19,6 +19,7 @@ from nmoe_flower.records import (
     HEAD,
     POOLED_HEAD,
     PROTOTYPES,
+    RIDGE,
     Action,
     ControlKey,
     Score,
@@ -117,8 +118,10 @@ def _question(run: Run) -> RecordDict:
     parts = {f"{GATE}/initial": left.initial_gate, CENTRALIZED: left.centralized}
     parts[POOLED_HEAD] = left.pooled_head
     parts |= {f"{GATE}/{gate}": weights for gate, weights in left.gates.items()}
-    if "fedavg" in controls:
+    if "fedavg" in controls and run.config.head.method == "fedavg":
         parts[HEAD] = left.part("head.")
+    if run.config.run.shows_ridge:
+        parts[RIDGE] = left.ridge
     arrays = {f"{part}/{name}": one for part, named in parts.items() for name, one in named.items()}
     if left.prototypes is not None:
         arrays[PROTOTYPES] = left.prototypes

@@ -77,7 +77,8 @@ def train_extractor(run: Run) -> None:
 
 def asks_initial(config: Config) -> bool:
     """Whether anything begins at weights that a client hands out: stage 1, a head, or a gate."""
-    trained = any(trainer_of(name) is not None for name in config.gate.methods)
+    trainers = filter(None, map(trainer_of, config.gate.methods))
+    trained = any(trainer.initial for trainer in trainers)
     return not config.extractor.is_given or bool(config.head.rounds) or trained
 
 

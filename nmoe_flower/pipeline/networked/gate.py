@@ -25,12 +25,14 @@ class GateTrainer:
     """How the server comes to the weights of one gate.
 
     Attributes:
-        train: Returns the trained weights, those of a `nmoe_flower.models.Gate`.
+        train: Returns the weights of a network that `nmoe_flower.models.trained_gate` builds.
         exchanges: How often that asks the clients.
+        initial: It begins at the fresh weights that a client hands out.
     """
 
     train: Callable[[Run], ArrayRecord]
     exchanges: Callable[[Config], int]
+    initial: bool = True
 
 
 def train_gates(run: Run) -> None:

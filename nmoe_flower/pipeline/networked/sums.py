@@ -1,0 +1,134 @@
+"""Between stages 1 and 2: all that sums over the clients' latents give, in one exchange."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.errors import DataError, ReplyError, RoundError
+from nmoe_flower.pipeline.ask import Holding, alike, gather, holdings, message
+from nmoe_flower.pipeline.networked.gate import GateTrainer
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import NUM_EXAMPLES, SUMS, Action, SumsKey
+from nmoe_flower.sums import Discriminants, Solution, Sums, from_moments, solve
+
+__all__ = ["LDA", "solve_head", "standardise_latents"]
+
+Told = Mapping[int, dict[str, np.ndarray]]
+
+
+def solve_head(run: Run) -> None:
+    """Leave standardisation, ridge head and the gate ``lda``: the stage head without a round."""
+    solution = _solution(run, run.config.head.components)
+    _keep(run, solution)
+    run.artifacts.classifier |= {
+        f"head.{name}": array for name, array in run.artifacts.ridge.items()
+    }
+
+
+def standardise_latents(run: Run) -> None:
+    """Leave the standardisation alone, and the ridge head where the rounds begin with it."""
+    if run.config.head.asks_sums:
+        _keep(run, _solution(run, run.config.head.components))
+        return
+    told = _told(run, moments=True)
+    _keep_standard(run, from_moments(told.values()).arrays())
+
+
+def _keep(run: Run, solution: Solution) -> None:
+    _keep_standard(run, solution.standard.arrays())
+    run.artifacts.ridge = {
+        "layers.0.weight": solution.head.weight.astype(np.float32),
+        "layers.0.bias": solution.head.bias.astype(np.float32),
+    }
+    run.artifacts.discriminants = _gate(solution.gate)
+
+
+def _keep_standard(run: Run, arrays: Mapping[str, np.ndarray]) -> None:
+    run.artifacts.classifier |= {f"extractor.standard.{n}": value for n, value in arrays.items()}
+
+
+def _gate(gate: Discriminants) -> dict[str, np.ndarray]:
+    return {"weight": gate.weight.astype(np.float32), "bias": gate.bias.astype(np.float32)}
+
+
+def _solution(run: Run, components: int) -> Solution:
+    """Ask for the sums, keep each client's in the run folder, and solve.
+
+    Raises:
+        RoundError: A client's sums are not of its latents, or all latents are the same.
+    """
+    told = _told(run)
+    for client, arrays in told.items():
+        run.keep(f"sums/{client}", arrays)
+    head = run.config.head
+    try:
+        return solve(
+            read_all(told),
+            components=components,
+            shrinkage=head.ridge,
+            sharpness=head.sharpness,
+        )
+    except DataError as error:
+        raise RoundError(f"sums: {error}") from None
+
+
+def read_all(told: Told) -> Iterator[Sums]:
+    """The sums of each client in order, one at a time: a scatter is large."""
+    return (Sums.read(arrays) for arrays in told.values())
+
+
+def _told(run: Run, *, moments: bool = False) -> Told:
+    held = holdings(run)
+    extractor = {
+        name: array
+        for name, array in run.artifacts.classifier.items()
+        if name.startswith("extractor.") and not name.startswith("extractor.standard.")
+    }
+    content = message(extractor, {SumsKey.MOMENTS: True} if moments else None)
+    answers = gather(
+        run,
+        "sums",
+        Action.SUMS,
+        content,
+        wanted=[SUMS],
+        check=partial(_check, held, moments),
+    )
+    told = {p: records.to_numpy(content.array_records[SUMS]) for p, content in answers.items()}
+    return alike("sums", told)
+
+
+def _check(held: Mapping[int, Holding], moments: bool, content: RecordDict) -> None:
+    """Refuse sums that contradict themselves, or the number of images behind them.
+
+    Raises:
+        ReplyError: With what is wrong.
+    """
+    arrays = records.to_numpy(content.array_records[SUMS])
+    examples = int(records.metrics_of(content)[NUM_EXAMPLES])
+    try:
+        if moments:
+            from_moments([arrays])
+            count = int(arrays[SumsKey.COUNT])
+        else:
+            count = Sums.read(arrays).count
+    except DataError as error:
+        raise ReplyError(str(error)) from None
+    if count != examples:
+        raise ReplyError(f"the sums are of {count} latents, and the client has {examples} images")
+
+
+def _discriminants(run: Run) -> ArrayRecord:
+    """The gate's weights: those of the stage head, or of an exchange of its own."""
+    if not run.artifacts.discriminants:
+        solution = _solution(run, 0)
+        gate = solution.gate
+        if not run.config.head.standardises:  # no latent will be: the gate must do it
+            gate = gate.before(solution.standard)
+        run.artifacts.discriminants = _gate(gate)
+    return records.from_numpy(run.artifacts.discriminants)
+
+
+LDA = GateTrainer(_discriminants, lambda config: 0 if config.head.asks_sums else 1, initial=False)
