@@ -35,7 +35,7 @@ __all__ = [
     "solve",
     "standardisation",
     "total",
-    "within",
+    "within_covariance",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -287,7 +287,7 @@ def total(parts: Iterable[Sums]) -> Sums:
     return _pooled(parts)[0]
 
 
-def within(parts: Iterable[Sums]) -> Array:
+def within_covariance(parts: Iterable[Sums]) -> Array:
     """The covariance within the parts, pooled: the sum of their scatters over that of counts.
 
     Raises:

@@ -20,7 +20,7 @@ from nmoe_flower.sums import (
     solve,
     standardisation,
     total,
-    within,
+    within_covariance,
 )
 
 CLASSES = 3
@@ -180,7 +180,7 @@ def test_all_is_solved_from_one_pass_over_the_clients(parts: list[Any]) -> None:
     np.testing.assert_array_equal(solution.head.weight, head.weight)
     gate = discriminants(
         standard.apply(np.stack([part.mean for part in found])),
-        standard.around(within(found)),
+        standard.around(within_covariance(found)),
         shrinkage=0.1,
     )
     np.testing.assert_array_equal(solution.gate.weight, gate.weight)

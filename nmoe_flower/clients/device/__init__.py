@@ -28,11 +28,11 @@ from nmoe_flower.clients.device.store import Store, Versions
 
 __all__ = [
     "TEST_BATCH",
-    "check_given",
     "AlignmentClient",
     "Device",
     "Store",
     "Versions",
+    "check_given",
     "device_of",
     "experts_of",
     "finished_head",
