@@ -1,5 +1,6 @@
 """Text of several clients as windows of tokens, and what makes the tokens."""
 
+from nmoe_flower.data.text.duplicates import duplicates, normalised, shingles
 from nmoe_flower.data.text.sharing import configured_text, load_text, own_text
 from nmoe_flower.data.text.tokenizers import (
     ByteTokenizer,
@@ -18,10 +19,13 @@ __all__ = [
     "TextSplit",
     "Tokenizer",
     "configured_text",
+    "duplicates",
     "load_text",
+    "normalised",
     "open_tokenizer",
     "own_text",
     "pack",
+    "shingles",
     "tokenise",
     "train_tokenizer",
     "wrap_tokenizer",

@@ -88,8 +88,17 @@ class TextRequest:
     def identity(self) -> list[Any]:
         """All that decides which documents there are; of a folder, all its files."""
         folder = self.source.folder
-        files = list_files(folder) if folder else []
-        return [_FORMAT, *vars(self).values(), files]
+        roots = self.roots(folder) if folder else ()
+        return [_FORMAT, *vars(self).values(), [list_files(root) for root in roots]]
+
+    def roots(self, folder: Path) -> list[Path]:
+        """The folders that are read: those of the splits if there are any, and nothing beside them.
+
+        Args:
+            folder: The data set's.
+        """
+        splits = [folder / name for name in self.splits.values() if (folder / name).is_dir()]
+        return splits if folder / self.train_split in splits else [folder]
 
 
 def read_documents(request: TextRequest, arrow_dir: Path) -> tuple[list[Document], int]:
@@ -111,7 +120,10 @@ def read_documents(request: TextRequest, arrow_dir: Path) -> tuple[list[Document
         DataError: There are none, a file is no UTF-8, or folder or columns are not as needed.
     """
     folder = request.source.folder
-    files = sorted(walk_files(folder)) if folder else []
+    files = []
+    for root in request.roots(folder) if folder else ():
+        below = root.relative_to(folder or root)
+        files += sorted((below / name).as_posix() for name in walk_files(root))
     if folder is None or _are_tables(files):
         found = list(_rows(request, arrow_dir))
     else:
@@ -143,9 +155,7 @@ def _are_tables(files: Sequence[str]) -> bool:
 def _files(request: TextRequest, folder: Path, names: Sequence[str]) -> Iterator[Document]:
     splits = {there: here for here, there in request.splits.items()}
     paths = [tuple(name.split("/")) for name in names]
-    place = _place_of_split(paths, request)
-    if place == 0:
-        paths = [parts for parts in paths if parts[0] in splits and len(parts) > 1]
+    place = 0 if request.roots(folder) != [folder] else _place_of_split(paths, request)
     for parts in paths:
         rest = [part for number, part in enumerate(parts) if number != place]
         if request.alone:
@@ -168,12 +178,10 @@ def _files(request: TextRequest, folder: Path, names: Sequence[str]) -> Iterator
 
 
 def _place_of_split(paths: Sequence[tuple[str, ...]], request: TextRequest) -> int | None:
-    """Which folder on the way to a document says its split: the first, the second, or none.
+    """Which folder on the way to a document says its split: the second of all, or none.
 
     A folder called ``test`` deep in somebody's sources is none that does.
     """
-    if any(parts[0] == request.train_split and len(parts) > 1 for parts in paths):
-        return 0
     known = set(request.splits.values())
     if paths and all(len(parts) > 2 and parts[1] in known for parts in paths):
         return 1

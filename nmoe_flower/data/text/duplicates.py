@@ -17,6 +17,8 @@ Numbers = npt.NDArray[np.uint64]
 
 SHINGLE = 64  # characters, a power of 2
 _MOST_SHINGLES = 1 << 24  # of all held-out documents, kept in memory
+_MARKS = 24  # first bits of a number that are looked at first
+_SHIFT = np.uint64(64 - _MARKS)
 _FACTOR = 0x9E3779B97F4A7C15
 
 
@@ -78,11 +80,14 @@ def duplicates(texts: Sequence[str], held_out: Sequence[str], near: float) -> It
     every = np.uint64(1 + size // _MOST_SHINGLES)
     kept = [found[found % every == 0] for found in map(shingles, held_out)] if near else []
     known = np.unique(np.concatenate([np.zeros(0, np.uint64), *kept]))
+    marked = np.zeros(1 << _MARKS, bool)
+    marked[known >> _SHIFT] = True
     for plain in texts:
         if text_number(plain) in exact:
             yield "duplicate"
             continue
-        own = shingles(plain) if near and len(known) else np.zeros(0, np.uint64)
-        own = np.unique(own[own % every == 0])
-        there = known[np.searchsorted(known[:-1], own)] == own if len(own) else np.zeros(1)
-        yield "near-duplicate" if there.mean() >= near > 0 else ""
+        own = shingles(plain) if len(known) else known
+        own = own[own % every == 0]
+        maybe = own[marked[own >> _SHIFT]]  # few, so that few are searched for
+        there = np.count_nonzero(known[np.searchsorted(known[:-1], maybe)] == maybe)
+        yield "near-duplicate" if there and there >= near * len(own) else ""
