@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from experiments.publish import worth
 from experiments.publish.published import RESULTS
 from nmoe_flower.files import write_bytes
 from nmoe_flower.report import draw_alignment, draw_figures, load_runs
@@ -28,6 +29,8 @@ def again() -> Iterator[tuple[Path, bytes]]:
             for path in draw_alignment(runs, out):
                 if (study / path.name).exists():
                     yield study / path.name, small_picture(path)
+        if (drawing := worth.draw(out / worth.PLACE.name)) is not None:
+            yield worth.PLACE, small_picture(drawing)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     differ = 0
     for path, found in again():
-        if path.read_bytes() != found:
+        if not path.exists() or path.read_bytes() != found:
             differ = int(args.check)
             print(path.relative_to(RESULTS), "differs" if args.check else "written")
             if not args.check:

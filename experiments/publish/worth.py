@@ -1,0 +1,156 @@
+"""The figure of the page that says when a mixture is worth it, from the published studies.
+
+A line for each case: what one averaged head reaches, a device alone, the mixture, and who is told
+which expert to ask. Means over the seeds of the study; bars are one standard error to either side.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from experiments.publish.published import RESULTS
+from nmoe_flower.report import canvas
+
+PLACE: Final = RESULTS / "when-to-use-it" / "when-to-use-it.png"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One mark of a line: a row of the study's ``table.json``."""
+
+    variant: str
+    gate: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the figure.
+
+    Attributes:
+        title: What is different between the devices, in words.
+        study: Whose table it is from.
+        test: On which test.
+        marks: By the names in `LOOKS`.
+        values: The axes' values, where the study has axes.
+    """
+
+    title: str
+    study: str
+    test: str
+    marks: Mapping[str, Mark]
+    values: Mapping[str, Any] | None = None
+
+
+# Colour and mark of each thing, in the order of the legend.
+LOOKS: Final = {
+    "one device alone": (canvas.GREY, "v"),
+    "one averaged head": (canvas.BLUE, "o"),
+    "mixture": (canvas.ORANGE, "D"),
+    "told whom to ask": (canvas.INK, "|"),
+}
+
+CASES: Final = (
+    Case(
+        "See different worlds\n(domains, the same labels)",
+        "vision-domains",
+        "iid",
+        {
+            "one device alone": Mark("mixture", "local"),
+            "one averaged head": Mark("averaged", "control:fedavg"),
+            "mixture": Mark("mixture", "lda"),
+            "told whom to ask": Mark("mixture", "domain"),
+        },
+    ),
+    Case(
+        "See different worlds and\nmean different things",
+        "vision-renamed",
+        "iid",
+        {
+            "one device alone": Mark("mixture", "local"),
+            "one averaged head": Mark("averaged-large", "control:fedavg"),
+            "mixture": Mark("mixture", "lda"),
+            "told whom to ask": Mark("mixture", "domain"),
+        },
+    ),
+    Case(
+        "Mean different things,\nand no input shows it",
+        "vision-hidden",
+        "local",
+        {
+            "one device alone": Mark("two", "local"),
+            "one averaged head": Mark("averaged", "control:fedavg"),
+            "mixture": Mark("two", "client-weights"),
+        },
+    ),
+    Case(
+        "Hold other shares of the\nsame classes (tau = 0.2)",
+        "vision-skew",
+        "iid",
+        {
+            "one device alone": Mark("adjusted", "local"),
+            "one averaged head": Mark("averaged", "control:fedavg"),
+            "mixture": Mark("adjusted", "federated"),
+        },
+        {"setting": "tau-0.2"},
+    ),
+)
+
+
+def found(case: Case) -> dict[str, dict[str, Any]]:
+    """The rows of a case by mark; empty where its study is not published.
+
+    Raises:
+        KeyError: The study is published, without a row that the case names.
+    """
+    table = RESULTS / case.study / "table.json"
+    if not table.is_file():
+        return {}
+    rows = {
+        (row["variant"], row["gate"]): row
+        for row in json.loads(table.read_text(encoding="utf-8"))["rows"]
+        if row["test"] == case.test
+        and row["metric"] == "accuracy"
+        and row["values"] == (case.values or {})
+    }
+    return {name: rows[mark.variant, mark.gate] for name, mark in case.marks.items()}
+
+
+def draw(path: Path) -> Path | None:
+    """Draw the cases whose studies are published; returns the file, None if none is."""
+    told = {case.title: rows for case in CASES if (rows := found(case))}
+    if not told:
+        return None
+    figure = canvas.new(5.4, 0.8 + 0.62 * len(told))
+    axis = figure.subplots()
+    for at, rows in enumerate(told.values()):
+        means = [row["mean"] for row in rows.values() if row["mean"] is not None]
+        axis.plot([min(means), max(means)], [at, at], color="#D9D9D9", linewidth=2, zorder=1)
+        for name, row in rows.items():
+            if row["mean"] is None:
+                continue
+            colour, mark = LOOKS[name]
+            axis.errorbar(row["mean"], at, xerr=row["se"], color=colour, marker=mark, linestyle="",
+                          markersize=9 if mark == "|" else 5.5, capsize=2, elinewidth=0.9,
+                          zorder=3, label=name if not at else None)  # fmt: skip
+            if name in ("mixture", "one averaged head"):
+                above = name == "mixture"
+                axis.annotate(f"{row['mean']:.3f}", (row["mean"], at), fontsize=7, color=colour,
+                              xytext=(0, 7 if above else -7), textcoords="offset points",
+                              ha="center", va="bottom" if above else "top")  # fmt: skip
+    axis.set_yticks(range(len(told)), list(told))
+    axis.set_ylim(len(told) - 0.45, -0.55)
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("accuracy")
+    canvas.light_grid(axis, which="x")
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=7, ncols=4)
+    seeds = {row["n"] for rows in told.values() for row in rows.values()}
+    canvas.save(figure, path, note=f"means of {_words(seeds)}, bars: standard error")
+    return path
+
+
+def _words(seeds: set[int]) -> str:
+    least, most = min(seeds), max(seeds)
+    return f"{least} seeds" if least == most else f"{least} to {most} seeds"
