@@ -42,7 +42,7 @@ class Package:
     """A package that text is taken from.
 
     Attributes:
-        name: Its name in Debian, or on npm.
+        name: What Debian or npm call it.
         version: The one that the sums are of.
         licence: What its text may be used under, in short; the whole text is kept beside.
         npm: Whether it is npm's.
@@ -94,7 +94,7 @@ class Store:
         """The folder of an unpacked package.
 
         Args:
-            name: Its name in ``PACKAGES``.
+            name: A key of ``PACKAGES``.
 
         Raises:
             DataError: It cannot be fetched or unpacked.

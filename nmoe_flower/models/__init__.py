@@ -47,12 +47,14 @@ from nmoe_flower.models.nmoe import (
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
 from nmoe_flower.models.standard import Standard, add_standard, standardised
+from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
 
 __all__ = [
     "AlignmentMixture",
     "Backbone",
     "CachedExperts",
     "CentralizedMoE",
+    "Chunks",
     "Classifier",
     "ClientWeightsGate",
     "Contrastive",
@@ -85,6 +87,8 @@ __all__ = [
     "Wish",
     "add_standard",
     "alignment_loss",
+    "at_home",
+    "best_of",
     "build_extractor",
     "check_backbone",
     "check_gate",
@@ -101,6 +105,7 @@ __all__ = [
     "own_gate",
     "route_top_k",
     "standardised",
+    "token_scores",
     "trained_gate",
     "with_home_bias",
 ]

@@ -295,7 +295,10 @@ def test_as_many_orders_as_there_are(tmp_path: Path, renamings: int) -> None:
         ({"domains": FOUR, "num_clients": 5}, r"num-clients = 5 needs as many domains, got 4"),
         ({"domains": FOUR, "partition_column": "user"}, r"partition-column = user .* and so does"),
         ({"renamings": 5}, r"renamings = 5 is more .* allowed: 0 to 4"),
-        ({"kind": "features", "dataset": "a.csv", "domains": FOUR}, r"domains = clean.* for images, got kind"),
+        (
+            {"kind": "features", "dataset": "a.csv", "domains": FOUR},
+            r"domains = clean.* for images, got kind",
+        ),
         ({"domains": ("clean", "no_such_module:f"), "num_clients": 2}, r"no module 'no_such_mod"),
     ],
 )
