@@ -23,17 +23,19 @@ __all__ = ["pooled_head"]
 def pooled_head(device: Device, extractor: Extractor) -> tuple[dict[str, np.ndarray], float]:
     """Train the head as experts are trained, and answer all tests: arrays, and the last loss.
 
-    Its one hidden layer is as wide as gives it the parameters of all experts and a linear gate
-    together. It takes ``run.control-epochs`` passes (0: ``expert.epochs``) at
-    ``run.control-learning-rate``.
+    It is linear and as large as all experts together where these are linear: it names client and
+    class at once, and what it says to a class is the sum over the clients. It takes
+    ``run.control-epochs`` passes (0: ``expert.epochs``) at ``run.control-learning-rate``.
     """
     config, data = device.config, device.data
-    rows = np.concatenate([indices.train for indices in device.everyone])
-    latents = predict(device, extractor, data.train.images, rows)
-    labels = torch.from_numpy(np.asarray(data.train.labels[rows])).to(device.torch_device)
-    inputs = latents.to(device.torch_device)
+    everyone = device.everyone
+    rows = np.concatenate([indices.train for indices in everyone])
+    owners = np.repeat(np.arange(len(everyone)), [len(indices.train) for indices in everyone])
+    goals = owners * data.num_classes + np.asarray(data.train.labels[rows])
+    labels = torch.from_numpy(goals).to(device.torch_device)
+    inputs = predict(device, extractor, data.train.images, rows).to(device.torch_device)
     with seeded(derive_seed(config.run.seed, "pooled-head")):
-        head = Expert(inputs.shape[1], data.num_classes, hidden=(_width(device, inputs.shape[1]),))
+        head = Expert(inputs.shape[1], len(everyone) * data.num_classes, hidden=())
     head.to(device.torch_device)
     settings = config.expert
     epochs = config.run.control_epochs or settings.epochs
@@ -56,10 +58,12 @@ def pooled_head(device: Device, extractor: Extractor) -> tuple[dict[str, np.ndar
     loss = fit(
         head,
         batches(),
-        lambda batch: F.cross_entropy(head(batch[0]), batch[1]),
+        lambda batch: F.cross_entropy(
+            head(batch[0]), batch[1], label_smoothing=settings.label_smoothing
+        ),
         optimizer=optimizer,
     ).loss
-    validation = np.concatenate([other.validation for other in device.everyone])
+    validation = np.concatenate([other.validation for other in everyone])
     answers = [
         _answer(device, extractor, head, data.test, np.arange(len(data.test))),
         _answer(device, extractor, head, data.train, validation),
@@ -67,20 +71,14 @@ def pooled_head(device: Device, extractor: Extractor) -> tuple[dict[str, np.ndar
     return {ControlKey.PROBABILITIES: np.concatenate(answers)}, loss
 
 
-def _width(device: Device, latent_dim: int) -> int:
-    """Units of the hidden layer: as many parameters as all experts and a linear gate, or fewer."""
-    experts = device.num_clients
-    expert = sum(parameter.numel() for parameter in device.expert(latent_dim).parameters())
-    budget = experts * expert + experts * (latent_dim + 1)
-    classes = device.data.num_classes
-    return max(1, (budget - classes) // (latent_dim + 1 + classes))
-
-
 @torch.inference_mode()
 def _answer(
     device: Device, extractor: Extractor, head: Expert, split: Split, rows: np.ndarray
 ) -> np.ndarray:
+    """Probabilities of the classes, [n, C]."""
+    classes = device.data.num_classes
     if not len(rows):
-        return np.empty((0, head.num_classes), np.float32)
+        return np.empty((0, classes), np.float32)
     latents = predict(device, extractor, split.images, rows).to(device.torch_device)
-    return np.asarray(head.eval()(latents).softmax(dim=1).cpu().numpy())
+    both = head.eval()(latents).softmax(dim=1)
+    return np.asarray(both.view(len(rows), -1, classes).sum(dim=1).cpu().numpy())
