@@ -35,7 +35,14 @@ __all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder", "absolute_settings", "pla
 FORMAT_VERSION = 1
 
 _log = logging.getLogger(__name__)
-_OWN_FILES = ("rounds.jsonl", "results.json", "tracking.json", "provenance.json", "config.toml")
+_OWN_FILES = (
+    "rounds.jsonl",
+    "results.json",
+    "tracking.json",
+    "provenance.json",
+    "membership.json",
+    "config.toml",
+)
 _OWN_FOLDERS = ("checkpoints", "clients", "sums", "weights", "figures", "tensorboard", "wandb")
 _WORK = ("checkpoints", "rounds.jsonl", "results.json")
 _BEFORE_TRAINING = ("describe", "initial")

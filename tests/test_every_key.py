@@ -47,6 +47,7 @@ ROWS: dict[str, list[str]] = {
     "data.fit": CHOICE,
     "data.partition-column": NUL,
     "data.num-clients": ["1", "0", "-3", "2000"],
+    "data.without": ["-1", "4|data.num-clients=3", "1,1"],
     "data.scheme": [*CHOICE, "natural"],
     "data.domains": [
         "upside-down", "clean,clean", "clean,rot90", "clean|data.scheme=natural",

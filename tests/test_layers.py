@@ -52,6 +52,7 @@ ROWS = [
     {"summary"},
     {"server_app"},
     {"deploy", "running"},
+    {"membership"},
     {"study"},
     {"cli"},
 ]

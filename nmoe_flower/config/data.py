@@ -9,6 +9,7 @@ from nmoe_flower.catalogue import DOMAINS, SCHEMES, TESTS, VALIDATION
 from nmoe_flower.config.section import (
     Distinct,
     Floats,
+    Ints,
     Names,
     NamesOrOwn,
     Section,
@@ -57,6 +58,9 @@ class DataConfig(Section):
         "crop", description="to data.size: cut the centre, add borders, or stretch"
     )
     num_clients: int = Field(10, ge=2, description="and experts: every client holds one")
+    without: Annotated[Ints, Distinct] = Field(
+        (), description="shares of clients that have left: nobody's; the clients after move up"
+    )
     scheme: Annotated[str, NamesOrOwn(tuple(SCHEMES))] = Field(
         "dominant", description="who holds what: one dominant class each, or as named"
     )
@@ -80,6 +84,20 @@ class DataConfig(Section):
     crop_padding: int = Field(1, ge=0, description="pixels; 0: no random crop")
     flip: bool = Field(False, description="random horizontal flip")
     cutout: int = Field(0, ge=0, description="side of the erased square in pixels; 0: none")
+
+    @model_validator(mode="after")
+    def _who_left_had_a_share(self) -> Self:
+        if odd := [share for share in self.without if not 0 <= share < self.shares]:
+            raise ValueError(
+                f"without = {odd[0]} is no share; allowed: 0 to {self.shares - 1}, those of "
+                f"{self.num_clients} clients (num-clients) and of {len(self.without)} that left"
+            )
+        return self
+
+    @property
+    def shares(self) -> int:
+        """How many shares the data is dealt out in: those of the clients and of who has left."""
+        return self.num_clients + len(self.without)
 
     @field_validator("size")
     @classmethod
@@ -131,15 +149,15 @@ class DataConfig(Section):
             )
         if self.kind == "text" or (self.domains and self.kind != "images"):
             raise ValueError(f"{key} = {value} is for images, got kind = {self.kind}")
-        if self.domains and self.num_clients > len(self.domains):
+        if self.domains and self.shares > len(self.domains):
             raise ValueError(
                 f"num-clients = {self.num_clients} needs as many domains, got {len(self.domains)}: "
                 f"{value}"
             )
-        if self.renamings > self.num_clients:
+        if self.renamings > self.shares:
             raise ValueError(
                 f"renamings = {self.renamings} is more than there are clients; allowed: 0 to "
-                f"{self.num_clients} (num-clients)"
+                f"{self.shares} (num-clients)"
             )
         return self
 

@@ -16,6 +16,7 @@ from nmoe_flower.data.features import standardise
 from nmoe_flower.data.images import Features, ImageData, Portion, Split, counted, what_changed
 from nmoe_flower.data.indices import ClientIndices, label_counts
 from nmoe_flower.data.opening import (
+    clients_of,
     configured_images,
     configured_partition,
     features_of,
@@ -28,7 +29,6 @@ from nmoe_flower.data.opening import (
 from nmoe_flower.data.own import Partition
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
-from nmoe_flower.data.schemes import largest_clients
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise
@@ -52,6 +52,7 @@ __all__ = [
     "Table",
     "Views",
     "cache_root",
+    "clients_of",
     "configured_images",
     "configured_partition",
     "counted",
@@ -61,7 +62,6 @@ __all__ = [
     "fit_pixels",
     "in_domains",
     "label_counts",
-    "largest_clients",
     "load_images",
     "names_of_clients",
     "normalise",

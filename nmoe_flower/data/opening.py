@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from nmoe_flower.data.cache import build_entry, cache_root, open_entry
 from nmoe_flower.data.decode import OnDecoded, decode_source
@@ -128,7 +129,7 @@ def configured_images(config: "Config", *, progress: OnDecoded | None = None) ->
         data,
         domains=section.domains,
         renamings=section.renamings,
-        num_clients=section.num_clients,
+        num_clients=section.shares,
         seed=config.run.seed,
         cache_dir=section.cache_dir or None,
         progress=progress,
@@ -195,10 +196,18 @@ def own_images(config: "Config", folder: str, *, classes: Sequence[str] = ()) ->
 
 def names_of_clients(config: "Config", data: ImageData) -> list[str]:
     """What the data calls the clients of the scheme ``natural``; their numbers under any other."""
-    count = config.data.num_clients
     if config.data.scheme != "natural":
-        return [str(client) for client in range(count)]
-    return [data.client_names[code] for code in largest_clients(data, count)]
+        return [str(client) for client in range(config.data.num_clients)]
+    return [data.client_names[code] for code in clients_of(config, data)]
+
+
+def clients_of(config: "Config", data: ImageData) -> npt.NDArray[np.int64]:
+    """The clients of the data that take part under the scheme ``natural``, int64 [num_clients].
+
+    Raises:
+        DataError: The data does not say whose samples are whose, or there are fewer clients.
+    """
+    return np.delete(largest_clients(data, config.data.shares), config.data.without)
 
 
 def own_share(data: ImageData, *, validation: int = 0, seed: int = 0) -> ClientIndices:
@@ -259,12 +268,15 @@ def _load(
 def configured_partition(
     config: "Config", data: ImageData, *, num_clients: int
 ) -> list[ClientIndices]:
-    """Share ``data`` out as ``config`` asks. See ``partition_clients``, also for what it raises."""
+    """Share ``data`` out as ``config`` asks. See ``partition_clients``, also for what it raises.
+
+    Shares of clients that have left go to nobody.
+    """
     section = config.data
-    return partition_clients(
+    dealt = partition_clients(
         data,
         scheme=section.scheme,
-        num_clients=num_clients,
+        num_clients=num_clients + len(section.without),
         tau=section.tau,
         alpha=section.alpha,
         classes_per_client=section.classes_per_client,
@@ -274,3 +286,4 @@ def configured_partition(
         seed=config.run.seed,
         cache_dir=section.cache_dir or None,
     )
+    return [share for number, share in enumerate(dealt) if number not in section.without]

@@ -8,7 +8,14 @@ from nmoe_flower.pipeline.alignment import rehearse_alignment
 from nmoe_flower.pipeline.artifacts import Artifacts
 from nmoe_flower.pipeline.ask import Holding, gather, holdings
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
-from nmoe_flower.pipeline.networked import ask_initial, given_weights, stage_1_strategy
+from nmoe_flower.pipeline.networked import (
+    ask_initial,
+    asks_initial,
+    gather_sums,
+    given_weights,
+    leave_sums,
+    stage_1_strategy,
+)
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Answered, Journal, Run
 from nmoe_flower.pipeline.stages import SYSTEMS, run_pipeline
@@ -22,11 +29,14 @@ __all__ = [
     "Journal",
     "Run",
     "ask_initial",
+    "asks_initial",
     "exchanges",
     "federate",
     "gather",
+    "gather_sums",
     "given_weights",
     "holdings",
+    "leave_sums",
     "rehearse_alignment",
     "run_pipeline",
     "stage_1_strategy",

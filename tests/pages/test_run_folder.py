@@ -22,6 +22,8 @@ RUNS = {
     "latents": "expert.sharing=latents gate.methods=federated run.controls=",
     "fedsc": "extractor.method=fedsc head.rounds=2 gate.methods=federated run.controls= "
     "privacy.enabled=true privacy.delta=1e-2",
+    "sums": "extractor.method=fedsc extractor.rounds=0 head.method=sums expert.hidden= "
+    "gate.methods=lda run.controls=ridge",
     "aligned": "run.system=aligned alignment.extractor=stage-1",
 }
 

@@ -21,9 +21,9 @@ from nmoe_flower.data import (
     ImageData,
     Portion,
     Views,
+    clients_of,
     configured_images,
     configured_partition,
-    largest_clients,
     own_images,
     own_share,
     with_features,
@@ -177,7 +177,7 @@ class Device:
         if self.config.data.scheme != "natural" or portion.split.clients is None:
             return None
         places = np.full(len(self.data.client_names), -1)
-        places[largest_clients(self.data, self.num_clients)] = np.arange(self.num_clients)
+        places[clients_of(self.config, self.data)] = np.arange(self.num_clients)
         return np.asarray(places[portion.split.clients[portion.rows]])
 
     @property

@@ -15,13 +15,16 @@ from nmoe_flower.pipeline.networked.extractor import (
 )
 from nmoe_flower.pipeline.networked.gate import GateTrainer, train_gates, trainer_of
 from nmoe_flower.pipeline.networked.head import train_head
+from nmoe_flower.pipeline.networked.sums import gather_sums, leave_sums
 
 __all__ = [
     "GateTrainer",
     "ask_initial",
     "asks_initial",
     "evaluate",
+    "gather_sums",
     "given_weights",
+    "leave_sums",
     "stage_1_strategy",
     "train_controls",
     "train_experts",

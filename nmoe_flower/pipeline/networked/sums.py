@@ -14,15 +14,23 @@ from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import NUM_EXAMPLES, SUMS, Action, SumsKey
 from nmoe_flower.sums import Discriminants, Solution, Sums, from_moments, solve
 
-__all__ = ["LDA", "solve_head", "standardise_latents"]
+__all__ = ["LDA", "gather_sums", "leave_sums", "solve_head", "standardise_latents"]
 
 Told = Mapping[int, dict[str, np.ndarray]]
 
 
 def solve_head(run: Run) -> None:
     """Leave standardisation, ridge head and the gate ``lda``: the stage head without a round."""
-    solution = _solution(run, run.config.head.components)
-    _keep(run, solution)
+    leave_sums(run, gather_sums(run))
+
+
+def leave_sums(run: Run, told: Told) -> None:
+    """Leave what follows from the sums of each client, by partition id in order.
+
+    Raises:
+        RoundError: All latents are the same.
+    """
+    _keep(run, _solution(run, told, run.config.head.components))
     run.artifacts.classifier |= {
         f"head.{name}": array for name, array in run.artifacts.ridge.items()
     }
@@ -31,9 +39,9 @@ def solve_head(run: Run) -> None:
 def standardise_latents(run: Run) -> None:
     """Leave the standardisation alone, and the ridge head where the rounds begin with it."""
     if run.config.head.asks_sums:
-        _keep(run, _solution(run, run.config.head.components))
+        _keep(run, _solution(run, gather_sums(run), run.config.head.components))
         return
-    told = _told(run, moments=True)
+    told = gather_sums(run, moments=True)
     _keep_standard(run, from_moments(told.values()).arrays())
 
 
@@ -54,13 +62,12 @@ def _gate(gate: Discriminants) -> dict[str, np.ndarray]:
     return {"weight": gate.weight.astype(np.float32), "bias": gate.bias.astype(np.float32)}
 
 
-def _solution(run: Run, components: int) -> Solution:
-    """Ask for the sums, keep each client's in the run folder, and solve.
+def _solution(run: Run, told: Told, components: int) -> Solution:
+    """Keep each client's sums in the run folder, and solve.
 
     Raises:
-        RoundError: A client's sums are not of its latents, or all latents are the same.
+        RoundError: All latents are the same.
     """
-    told = _told(run)
     for client, arrays in told.items():
         run.keep(f"sums/{client}", arrays)
     head = run.config.head
@@ -80,7 +87,17 @@ def read_all(told: Told) -> Iterator[Sums]:
     return (Sums.read(arrays) for arrays in told.values())
 
 
-def _told(run: Run, *, moments: bool = False) -> Told:
+def gather_sums(run: Run, *, moments: bool = False, only: list[int] | None = None) -> Told:
+    """Ask every client, or those of partitions ``only``, for the sums over its latents.
+
+    Args:
+        run: The run in progress, with its extractor.
+        moments: Only count, mean and squares are wanted.
+        only: Partitions to ask; None: all.
+
+    Raises:
+        RoundError: A client's sums are not of its latents, or unlike those of most.
+    """
     held = holdings(run)
     extractor = {
         name: array
@@ -93,6 +110,7 @@ def _told(run: Run, *, moments: bool = False) -> Told:
         "sums",
         Action.SUMS,
         content,
+        only=only,
         wanted=[SUMS],
         check=partial(_check, held, moments),
     )
@@ -123,7 +141,7 @@ def _check(held: Mapping[int, Holding], moments: bool, content: RecordDict) -> N
 def _discriminants(run: Run) -> ArrayRecord:
     """The gate's weights: those of the stage head, or of an exchange of its own."""
     if not run.artifacts.discriminants:
-        solution = _solution(run, 0)
+        solution = _solution(run, gather_sums(run), 0)
         gate = solution.gate
         if not run.config.head.standardises:  # no latent will be: the gate must do it
             gate = gate.before(solution.standard)

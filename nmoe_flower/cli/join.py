@@ -1,0 +1,38 @@
+"""``nmoe join``: a finished run with one client more, whose sums are added."""
+
+import argparse
+
+from nmoe_flower.arguments import Whole
+from nmoe_flower.cli.forget import add_change, finish
+
+__all__ = ["ABOUT", "add_arguments"]
+
+ABOUT = "take a client into a finished run"
+_MOST_SHARES = 1_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``nmoe join``."""
+    parser.description = (
+        "Begin OUT, a run with one client more, one of data.without: it alone is asked for its "
+        "sums, which are added to the others', and what was trained is trained again."
+    )
+    parser.epilog = "example: nmoe join runs/without-3 --share 3 --out runs/with-3"
+    add_change(parser)
+    parser.add_argument(
+        "--share",
+        type=Whole(0, _MOST_SHARES),
+        required=True,
+        metavar="N",
+        help="the number of its share of the data, one of data.without",
+    )
+
+    def command(args: argparse.Namespace) -> int:
+        from nmoe_flower.membership import join
+
+        change = join(args.run, args.share, args.out)
+        print(f"share {args.share} joined {args.run} as client {change.client}: {args.out}")
+        print(*change.lines(), sep="\n")
+        return finish(args, change.folder.path)
+
+    parser.set_defaults(command=command)

@@ -1,0 +1,287 @@
+"""Who joins and who leaves a finished run: sums are added or subtracted, and the rest follows anew.
+
+What sums gave is exactly that of a federation with these clients, because it depends on nothing
+else. What was trained (experts from the shared head, gates with rounds) is trained again without
+who left; an extractor that learned from its images is not, and that is said.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmoe_flower.checkpoint import Checkpoint
+from nmoe_flower.config import Config
+from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import CheckpointError, ConfigError, DataError
+from nmoe_flower.files import load_arrays, write_json
+from nmoe_flower.lock import locked
+from nmoe_flower.pipeline import (
+    Artifacts,
+    Run,
+    ask_initial,
+    asks_initial,
+    gather_sums,
+    holdings,
+    leave_sums,
+)
+from nmoe_flower.records import part_of
+from nmoe_flower.results import RunFolder, placed
+from nmoe_flower.running import CLIENT_APP
+from nmoe_flower.sums import Sums
+
+__all__ = ["Change", "forget", "join"]
+
+Arrays = dict[str, np.ndarray]
+_STAGES = ["extractor", "head"]
+_LEAST = 2  # clients of a federation
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a client's coming or going has left.
+
+    Attributes:
+        folder: The new run, finished up to the stage head: resuming it does the rest.
+        client: The client's number in the run before, or in the new one if it joined.
+        exact: What equals that of a federation with these clients.
+        again: What is to be trained again, and is as soon as the new run is resumed.
+        inexact: What still holds something of who has left, and why; empty: nothing does.
+        now: The number of each client that stays, by the number it had.
+    """
+
+    folder: RunFolder
+    client: int
+    exact: tuple[str, ...]
+    again: tuple[str, ...]
+    inexact: tuple[str, ...]
+    now: Mapping[int, int]
+
+    def lines(self) -> list[str]:
+        """The change in words, a line each."""
+        moved = ", ".join(f"{old} is now {new}" for old, new in self.now.items() if old != new)
+        return [
+            f"exact      {', '.join(self.exact)}: those of a run with these clients alone",
+            f"again      {', '.join(self.again)}: trained anew when the run goes on",
+            f"not exact  {'; '.join(self.inexact) or 'nothing'}",
+            *([f"numbers    {moved}"] if moved else []),
+        ]
+
+
+def forget(run: str | Path, client: int, out: str | Path) -> Change:
+    """Begin a run in which a client of a finished one has never been.
+
+    Its sums are left out and the rest is solved again; its expert and its row of the gate are gone.
+    Nothing of it is in the new folder. The old run stays as it is.
+
+    Args:
+        run: The folder of a run with ``head.method = sums``.
+        client: The client's number, 0 to N - 1.
+        out: The new run folder; it must be free.
+
+    Raises:
+        ConfigError: It never joined, two clients or fewer would not be left, the run is without
+            sums, or the new folder is taken.
+        CheckpointError: The run did not come as far, or its sums are missing or damaged.
+    """
+    origin, checkpoint = _finished(Path(run))
+    count = origin.config.data.num_clients
+    if not 0 <= client < count:
+        raise ConfigError(
+            f"client {client} never joined {origin.path}; allowed: 0 to {count - 1}, its clients"
+        )
+    if count <= _LEAST:
+        raise ConfigError(
+            f"{origin.path} has {count} clients, and a federation needs {_LEAST}: none can leave"
+        )
+    shares = _shares(origin.config)
+    config = _changed(origin.config, num_clients=count - 1, gone=shares[client], leaves=client)
+    told = _kept_sums(origin)
+    staying = [old for old in told if old != client]
+    now = {old: new for new, old in enumerate(staying)}
+    described = _described(checkpoint)
+    with ExitStack() as held:
+        begun = _begin(
+            held,
+            Path(out),
+            config,
+            checkpoint,
+            {now[old]: described[old] for old in staying if old in described},
+        )
+        leave_sums(begun, {now[old]: told[old] for old in staying})
+        return _end(begun, Path(out), client, now, leaver=True)
+
+
+def join(run: str | Path, share: int, out: str | Path) -> Change:
+    """Begin a run in which a client that had left a finished one, or waited, takes part.
+
+    It alone is asked for its sums; those of the others are in the run folder.
+
+    Args:
+        run: The folder of a run with ``head.method = sums``.
+        share: The number of its share of the data, one of ``data.without``.
+        out: The new run folder; it must be free.
+
+    Raises:
+        ConfigError: Nobody left that share, the run is without sums, or the new folder is taken.
+        CheckpointError: The run did not come as far, or its sums are missing or damaged.
+        RoundError: The client's sums cannot be used.
+    """
+    origin, checkpoint = _finished(Path(run))
+    without = origin.config.data.without
+    if share not in without:
+        waiting = ", ".join(map(str, without)) or "none, data.without is empty"
+        raise ConfigError(f"share {share} of the data waits for nobody; allowed: {waiting}")
+    count = origin.config.data.num_clients
+    config = _changed(origin.config, num_clients=count + 1, back=share)
+    client = _shares(config).index(share)
+    now = {old: old + (old >= client) for old in range(count)}
+    told = {now[old]: arrays for old, arrays in _kept_sums(origin).items()}
+    with ExitStack() as held:
+        begun = _begin(held, Path(out), config, checkpoint, {})
+        holdings(begun)
+        told |= gather_sums(begun, only=[client])
+        leave_sums(begun, dict(sorted(told.items())))
+        return _end(begun, Path(out), client, now, leaver=False)
+
+
+def _finished(path: Path) -> tuple[RunFolder, Checkpoint]:
+    """A run that has solved its head from sums."""
+    origin = RunFolder.resume(path.expanduser())
+    head = origin.config.head
+    if origin.config.run.system != "networked" or head.method != "sums":
+        raise ConfigError(
+            f"{origin.path} has head.method = {head.method} (run.system = "
+            f"{origin.config.run.system}): what its clients gave cannot be taken out again; "
+            "allowed: head.method = sums"
+        )
+    checkpoint = origin.checkpoints.latest()
+    if checkpoint is None or not set(_STAGES) <= set(checkpoint.state["stages"]):
+        raise CheckpointError(
+            f"{origin.path} has no checkpoint after the stage head: let the run go on to its end"
+        )
+    return origin, checkpoint
+
+
+def _kept_sums(origin: RunFolder) -> dict[int, Arrays]:
+    """What each client told, by its number in order; checked before anything is written."""
+    told = {}
+    for client in range(origin.config.data.num_clients):
+        path = origin.path / "sums" / f"{client}.safetensors"
+        told[client] = load_arrays(path)
+        try:
+            Sums.read(told[client])
+        except DataError as error:
+            raise CheckpointError(f"{path} holds no sums: {error}") from None
+    return told
+
+
+def _described(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
+    return {int(client): told for client, told in checkpoint.state["described"].items()}
+
+
+def _shares(config: Config) -> list[int]:
+    """Which share of the data each client holds."""
+    return [share for share in range(config.data.shares) if share not in config.data.without]
+
+
+def _changed(
+    config: Config,
+    *,
+    num_clients: int,
+    gone: int | None = None,
+    back: int | None = None,
+    leaves: int | None = None,
+) -> Config:
+    """The configuration of the run with one client more or fewer."""
+    without = {*config.data.without, *([] if gone is None else [gone])} - {back}
+    values = config.flat() | {
+        "data.num-clients": num_clients,
+        "data.without": ",".join(map(str, sorted(without))),
+        "run.min-replies": min(config.run.min_replies, num_clients),
+    }
+    if config.gate.distribution and leaves is not None:
+        kept = [s for at, s in enumerate(config.gate.distribution) if at != leaves]
+        values["gate.distribution"] = ",".join(map(str, kept))
+    return Config.parse(values)
+
+
+def _begin(
+    held: ExitStack,
+    out: Path,
+    config: Config,
+    checkpoint: Checkpoint,
+    described: dict[int, dict[str, Any]],
+) -> Run:
+    """A new run with the extractor of the old one, and clients to ask, until ``held`` closes."""
+    path = out.expanduser().resolve()
+    held.enter_context(locked(path))
+    folder = RunFolder.create(path, placed(config, path))
+    grid = held.enter_context(
+        InProcessGrid(
+            CLIENT_APP,
+            config.data.num_clients,
+            run_config=folder.config.flat(),
+            workers=0,
+        )
+    )
+    begun = Run(
+        grid,
+        folder.config,
+        folder.append_round,
+        keep=folder.keep,
+        checkpoints=folder.checkpoints,
+        described=described,
+    )
+    begun.connect()
+    if asks_initial(begun.config):
+        ask_initial(begun)
+    before = Artifacts.read(part_of(checkpoint.arrays, "done/"))
+    begun.artifacts.classifier = {
+        name: array
+        for name, array in before.classifier.items()
+        if name.startswith("extractor.") and not name.startswith("extractor.standard.")
+    }
+    begun.artifacts.spectrum = before.spectrum
+    return begun
+
+
+def _end(run: Run, out: Path, client: int, now: Mapping[int, int], *, leaver: bool) -> Change:
+    """Write what is exact and what is not, and the checkpoint from which the run goes on."""
+    config = run.config
+    path = out.expanduser().resolve()
+    again = ["experts"]
+    again += [f"gate {name}" for name in config.gate.methods if name in ("federated", "rolling")]
+    trained = not config.extractor.is_given and config.extractor.rounds > 0
+    inexact = []
+    if leaver and trained and not config.extractor.start:
+        inexact.append(
+            f"the extractor: extractor.method = {config.extractor.method} trained it for "
+            f"{config.extractor.rounds} rounds with images of the client"
+        )
+    if leaver and config.extractor.start:
+        inexact.append(f"the extractor, if its run ({config.extractor.start}) had the client")
+    change = Change(
+        RunFolder(path, config),
+        client,
+        ("standardisation", "ridge head", "gate lda"),
+        tuple(again),
+        tuple(inexact),
+        dict(now),
+    )
+    write_json(
+        path / "membership.json",
+        {
+            "forgot" if leaver else "joined": client,
+            "exact": list(change.exact),
+            "again": list(change.again),
+            "inexact": list(change.inexact),
+            "now": {str(old): new for old, new in now.items()},
+        },
+    )
+    run.stages = list(_STAGES)
+    run.save("head/done")
+    return change
