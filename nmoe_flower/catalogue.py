@@ -1,8 +1,8 @@
 """What comes along by name, a row each: gates, backbones, schemes, policies and more.
 
 For the first system gates, their objectives, methods of stage 1, controls and backbones; for the
-second policies and ways of its gate; for both schemes that share a data set out, domains to see it
-in, and trackers.
+second policies and ways of its gate; for language the controls of its adapters; for all of them
+schemes that share a data set out, domains to see it in, and trackers.
 
 A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
 these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for
@@ -14,19 +14,23 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 __all__ = [
+    "ADAPTER_CONTROLS",
     "ALIGNMENT_GATES",
     "BACKBONES",
     "CONTROLS",
     "DOMAINS",
     "GATES",
     "GIVEN",
+    "LANGUAGE_MODELS",
     "METHODS",
     "OBJECTIVES",
     "POLICIES",
     "SCHEMES",
     "TESTS",
+    "TEXT_GATES",
     "TRACKERS",
     "VALIDATION",
+    "AdapterControlEntry",
     "AlignmentGateEntry",
     "BackboneEntry",
     "ControlEntry",
@@ -55,6 +59,8 @@ class GateEntry:
         holdout: Each device makes it of the experts' answers to its hold-out.
         owners: It is told whose each sample of a test is, which the scheme ``natural`` knows.
         usual: It is among ``gate.methods`` unless these are named.
+        of_text: It can route text, too.
+        frequencies: It needs how often each client's text has each token, which leaves for it.
     """
 
     router: str = ""
@@ -66,6 +72,8 @@ class GateEntry:
     holdout: bool = False
     owners: bool = False
     usual: bool = True
+    of_text: bool = False
+    frequencies: bool = False
 
 
 # In the order of tables and figures.
@@ -73,7 +81,7 @@ GATES = {
     "random": GateEntry(router="nmoe_flower.models:RandomGate", plain=True),
     "rolling": GateEntry(trainer="nmoe_flower.pipeline.networked.gate:ROLLING"),
     "federated": GateEntry(trainer="nmoe_flower.pipeline.networked.gate:FEDERATED"),
-    "local": GateEntry(router="nmoe_flower.models:LocalGate", plain=True),
+    "local": GateEntry(router="nmoe_flower.models:LocalGate", plain=True, of_text=True),
     "prototype": GateEntry(router="nmoe_flower.models:PrototypeGate", prototypes=True),
     "client-weights": GateEntry(
         router="nmoe_flower.models:ClientWeightsGate", holdout=True, usual=False
@@ -88,8 +96,18 @@ GATES = {
         plain=True,
         owners=True,
         usual=False,
+        of_text=True,
     ),
-    "oracle": GateEntry(router="nmoe_flower.models:OracleGate", upper_bound=True, plain=True),
+    "oracle": GateEntry(
+        router="nmoe_flower.models:OracleGate", upper_bound=True, plain=True, of_text=True
+    ),
+}
+
+
+# Gates that only text has.
+TEXT_GATES = {
+    "unigram": GateEntry(of_text=True, frequencies=True),
+    "likelihood": GateEntry(of_text=True),
 }
 
 
@@ -166,6 +184,36 @@ CONTROLS = {
 
 
 @dataclass(frozen=True)
+class AdapterControlEntry:
+    """One thing that a mixture of adapters is measured against; ``control:<name>`` in results.
+
+    Attributes:
+        label: The control's name in figures.
+        averaged: It is one adapter for all, trained by rounds of FedAvg.
+        exact: The mean product of the clients' factors, not the product of their means.
+        frozen: A stays as it was drawn; B alone is trained and travels.
+        large: It has ``adapter.times`` the rank of an expert.
+    """
+
+    label: str
+    averaged: bool = False
+    exact: bool = False
+    frozen: bool = False
+    large: bool = False
+
+
+ADAPTER_CONTROLS = {
+    "frozen": AdapterControlEntry("frozen backbone"),
+    "soup": AdapterControlEntry("mean of the experts"),
+    "uniform": AdapterControlEntry("all experts alike"),
+    "fedavg": AdapterControlEntry("FedAvg", averaged=True),
+    "fedavg-frozen-a": AdapterControlEntry("FedAvg, A as drawn", averaged=True, frozen=True),
+    "fedavg-exact": AdapterControlEntry("FedAvg, exact product", averaged=True, exact=True),
+    "fedavg-large": AdapterControlEntry("FedAvg, larger", averaged=True, large=True),
+}
+
+
+@dataclass(frozen=True)
 class BackboneEntry:
     """One backbone.
 
@@ -193,6 +241,14 @@ BACKBONES = {
         "nmoe_flower.models.extractor:build_linear", reads=("images", "features"), bf16=False
     ),
     "narrow-residual": BackboneEntry("nmoe_flower.models.extractor:NARROW_RESIDUAL"),
+}
+
+
+# Given models of text by name, and what opens each from a `nmoe_flower.models.LanguageWish`; any
+# other of transformers is ``transformers:NAME``.
+LANGUAGE_MODELS = {
+    "small-lm": "nmoe_flower.models.language:small_lm",
+    "smollm2-135m": "nmoe_flower.models.language:smollm2",
 }
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "LEARNING_RATE",
     "LOSS",
     "METRICS",
+    "MOMENTS",
     "NOISE_MULTIPLIER",
     "NOISE_STD",
     "NUM_EXAMPLES",
@@ -40,8 +41,10 @@ __all__ = [
     "PROTOTYPES",
     "RIDGE",
     "SERVER_ROUND",
+    "SHARED",
     "STATISTICS",
     "SUMS",
+    "TEXT",
     "Action",
     "AlignmentKey",
     "ControlKey",
@@ -54,6 +57,7 @@ __all__ = [
     "StatisticsKey",
     "StepKey",
     "SumsKey",
+    "TextKey",
     "WatchKey",
     "array_bytes",
     "config_of",
@@ -104,8 +108,13 @@ POOLED = "pooled"  # both ways: everybody's hold-out; see PooledKey
 PROTOTYPE = "prototype"  # up: a client's mean latent
 PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
 RIDGE = "ridge"  # down, in front of a name: ridge/<name>, the head solved from sums
+SHARED = "shared"  # down: adapters of all clients, as <name>/<part>
 STATISTICS = "statistics"  # up: see StatisticsKey
 SUMS = "sums"  # up: see SumsKey
+TEXT = "text"  # up: nats, bytes and tokens of tests, as <gate>/<test>/<TextKey>
+
+# AdamW's moments of an adapter, both ways, in front of the names of its parts.
+MOMENTS = ("first-moment/", "second-moment/")
 
 # What is said of a private matrix, up.
 NOISE_MULTIPLIER = "noise-multiplier"  # deviation of the noise over the sensitivity
@@ -159,6 +168,12 @@ class Action(StrEnum):
     ALIGNMENT = "train.aligned", "alignment:train"
     PROBE = "query.probe", "alignment:probe"
     ALIGNMENT_TEST = "evaluate.aligned", "alignment:test"
+    # language
+    ADAPTER_INITIAL = "query.adapter", "language:tell_initial"
+    ADAPTER_EXPERT = "train.adapter", "language:train_expert"
+    ADAPTER_ROUND = "train.adapters", "language:train_shared"
+    ADAPTER_TEST = "evaluate.adapter", "language:test"
+    ADAPTER_SCORE = "evaluate.text", "language:score"
 
     @property
     def category(self) -> str:
@@ -237,6 +252,20 @@ class WatchKey(_Key):
     UNIFORMITY = "uniformity"  # log of a mean potential, at most 0
     KNN_ACCURACY = "knn-accuracy"  # fraction
     PROBE_ACCURACY = "probe-accuracy"  # fraction
+
+
+class TextKey(_Key):
+    """What is said of text, adapters and how well they predict it."""
+
+    BACKBONE = "backbone"  # both ways, beside an adapter: SHA-256 of what it is for, uint8 [32]
+    TOKENIZER = "tokenizer"  # up, in the config: SHA-256 of what makes the tokens
+    FREQUENCIES = "frequencies"  # both ways, an array: log-probability of each token, [V], [E, V]
+    DOMAINS = "domains"  # down, an array: the main domain of each client's text, [E]
+    RANK = "rank"  # down: of a fresh adapter
+    NATS = "nats"  # up: negative log-likelihood of all scored tokens
+    BYTES = "bytes"  # up: of text that the scored tokens stand for
+    TOKENS = "tokens"  # up: how many are scored
+    RATE = "rate"  # up: the learning rate that an expert was kept with
 
 
 class AlignmentKey(_Key):

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from nmoe_flower.clients.device import Device
     from nmoe_flower.data import ClientIndices, ImageData
+    from nmoe_flower.data.text import TextData
     from nmoe_flower.models import Extractor
 
-__all__ = ["check_files", "rehearse", "rehearse_apart"]
+__all__ = ["check_files", "rehearse", "rehearse_apart", "rehearse_language"]
 
 _BYTES_PER_PARAMETER = 4
 _REHEARSAL_SECONDS = 600.0  # decoding a large data set takes minutes, and is kept
@@ -63,6 +64,22 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     if config.run.system == "aligned":
         _rehearse_alignment(config, data, clients)
     _rehearse_privacy(config, clients)
+
+
+def rehearse_language(config: Config, data: "TextData") -> None:
+    """Refuse what cannot work with this text, on this machine.
+
+    Args:
+        config: The run's configuration.
+        data: What its clients hold.
+
+    Raises:
+        ConfigError: The text names the key, its value and what is allowed.
+    """
+    from nmoe_flower.clients.device import configured_language
+
+    _check_device(config.run.device)
+    configured_language(config, data.vocab_size)
 
 
 def check_files(config: Config) -> None:
@@ -334,9 +351,13 @@ def _device(config: Config, client: int) -> "Device":
 
 def _main() -> int:
     from nmoe_flower.data import configured_images, configured_partition, coverage
+    from nmoe_flower.data.text import configured_text
 
     try:
         config = Config.parse(json.load(sys.stdin))
+        if config.run.system == "language":
+            rehearse_language(config, configured_text(config))
+            return 0
         data = configured_images(config)
         shares = configured_partition(config, data, num_clients=config.data.num_clients)
         rehearse(config, data, shares)

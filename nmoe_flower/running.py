@@ -13,15 +13,16 @@ from typing import Any, Literal, get_args
 
 from nmoe_flower.config import Config, Override
 from nmoe_flower.data import ImageData, coverage, with_features
+from nmoe_flower.data.text import TextData
 from nmoe_flower.engine import InProcessGrid, interruptible, require_ray, run_simulation, write_app
 from nmoe_flower.errors import ConfigError, EngineError, LockedError
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import Follower, Format, Progress, make_progress
 from nmoe_flower.provenance import usable_cores
 from nmoe_flower.recipes import find_recipe
-from nmoe_flower.rehearsal import rehearse
+from nmoe_flower.rehearsal import rehearse, rehearse_language
 from nmoe_flower.results import RunFolder, placed
-from nmoe_flower.running_data import open_data, remember_data
+from nmoe_flower.running_data import open_data, open_text, remember_data
 from nmoe_flower.summary import draw, summary_lines
 from nmoe_flower.tracking import Track, Tracked, Tracker
 
@@ -313,14 +314,22 @@ def _begun(
     config = placed(config, root / name)
     data = _rehearsed(config, view)
     path = _claimed(held, root, name, fixed=chosen or overwrite)
-    config = with_features(placed(config, path), data)
+    config = placed(config, path)
+    if isinstance(data, ImageData):
+        config = with_features(config, data)
     folder = RunFolder.create(path, config, overwrite=overwrite)
     remember_data(folder, data)
     return folder
 
 
-def _rehearsed(config: Config, view: Progress, *, began: RunFolder | None = None) -> ImageData:
+def _rehearsed(
+    config: Config, view: Progress, *, began: RunFolder | None = None
+) -> ImageData | TextData:
     """Open the data, tell what of it is left out, and try all that can be tried without a run."""
+    if config.run.system == "language":
+        text = open_text(config, view, began=began)
+        rehearse_language(config, text)
+        return text
     data, clients = open_data(config, view, began=began)
     for part in coverage(config, data, clients):
         if part.used < part.total:

@@ -12,11 +12,12 @@ from nmoe_flower.data import (
     counted,
     what_changed,
 )
+from nmoe_flower.data.text import TextData, configured_text
 from nmoe_flower.errors import CheckpointError, ConfigError, DataError
 from nmoe_flower.progress import Progress
 from nmoe_flower.results import RunFolder
 
-__all__ = ["open_data", "remember_data"]
+__all__ = ["open_data", "open_text", "remember_data"]
 
 _OF_THE_PARTITION = (
     "num-clients",
@@ -69,6 +70,37 @@ def open_data(
         return data, configured_partition(config, data, num_clients=section.num_clients)
 
 
+def open_text(config: Config, progress: Progress, *, began: RunFolder | None = None) -> TextData:
+    """Read the text and make tokens of it, so that no worker does and bad text stops here.
+
+    Args:
+        config: The run's configuration.
+        progress: Told what was left out.
+        began: A run that is to go on; it must have begun with the same text.
+
+    Raises:
+        DataError: The text cannot be read, or not be split as asked.
+        CheckpointError: ``began`` began with other text.
+    """
+    shown = -1
+
+    def read(done: int, total: int) -> None:
+        nonlocal shown
+        tenth = 10 * done // max(total, 1)
+        if tenth > shown:
+            shown = tenth
+            progress.message(f"reading {config.data.dataset}: {done:,} of {total:,} documents")
+
+    with _under(f"data.dataset = {config.data.dataset}"):
+        data = configured_text(config, progress=read)
+    if began is not None:
+        _check_unchanged(began, data)
+    for reason, count in data.left_out.items():
+        if count:
+            progress.message(f"note: {count:,} documents are left out: {reason}")
+    return data
+
+
 @contextmanager
 def _under(keys: str) -> Iterator[None]:
     """Name the keys in what is raised inside."""
@@ -78,12 +110,24 @@ def _under(keys: str) -> Iterator[None]:
         raise type(error)(f"{keys}: {error}") from error
 
 
-def remember_data(folder: RunFolder, data: ImageData) -> None:
+def remember_data(folder: RunFolder, data: ImageData | TextData) -> None:
     """Note in provenance.json what a run begins with."""
-    folder.set_provenance(data=data.fingerprint, samples=counted(data))
+    folder.set_provenance(data=data.fingerprint, samples=_counted(data))
 
 
-def _check_unchanged(folder: RunFolder, data: ImageData) -> None:
+def _counted(data: ImageData | TextData) -> dict[str, dict[str, int]]:
+    """Samples of each class, or windows of each domain, by split."""
+    if isinstance(data, ImageData):
+        return counted(data)
+    return {
+        name: {
+            domain: int((split.domains == at).sum()) for at, domain in enumerate(data.domain_names)
+        }
+        for name, split in (("train", data.train), ("test", data.test))
+    }
+
+
+def _check_unchanged(folder: RunFolder, data: ImageData | TextData) -> None:
     """Refuse to go on with other data, telling which classes have more or fewer samples."""
     before = folder.provenance()
     then = before.get("data")
@@ -91,6 +135,6 @@ def _check_unchanged(folder: RunFolder, data: ImageData) -> None:
         return
     raise CheckpointError(
         f"{folder.path} was begun with other data in {data.name!r}: "
-        f"{what_changed(before.get('samples', {}), counted(data))}; put back what it was, or begin "
-        "a new run"
+        f"{what_changed(before.get('samples', {}), _counted(data))}; put back what it was, or "
+        "begin a new run"
     )

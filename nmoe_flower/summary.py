@@ -24,6 +24,14 @@ _COLUMNS = (
     ("local ratio", "local_ratio", "local"),
     ("bytes/sample", "bytes_per_sample", "local"),
 )
+_OF_TEXT = (
+    ("bits/byte local", "bits_per_byte", "local"),
+    ("worst", "worst_bits_per_byte", "local"),
+    ("iid", "bits_per_byte", "iid"),
+    ("perplexity local", "perplexity", "local"),
+    ("local ratio", "local_ratio", "iid"),
+    ("bytes/window", "bytes_per_sample", "iid"),
+)
 _CHOSEN_ON = ("validation", "accuracy", VALIDATION)  # only where it was tested
 _MOST_FAILURES = 10
 _WIDTH = 100
@@ -101,8 +109,11 @@ def draw(folder: RunFolder, complain: Callable[[str], None]) -> list[Path]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per gate, then per control; ``+prior`` follows its plain gate."""
     gates = {(str(row["gate"]), str(row["test"])): row for row in rows}
-    *shares_of, sent_of = _COLUMNS
+    of_text = any("bits_per_byte" in row for row in rows)
+    *shares_of, sent_of = _OF_TEXT if of_text else _COLUMNS
     chosen_on = [_CHOSEN_ON] if any(test == VALIDATION for _, test in gates) else []
+    if of_text:
+        chosen_on = [(heading, "bits_per_byte", test) for heading, _, test in chosen_on]
     columns = [*shares_of, *chosen_on, sent_of]
     lines = [["gate", *(heading for heading, _, _ in columns)]]
     for gate in sorted({gate for gate, _ in gates}, key=lambda name: (":" in name, name)):

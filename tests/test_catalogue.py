@@ -13,6 +13,7 @@ from nmoe_flower.catalogue import (
     BACKBONES,
     CONTROLS,
     GATES,
+    LANGUAGE_MODELS,
     METHODS,
     OBJECTIVES,
     POLICIES,
@@ -181,3 +182,10 @@ def test_every_gate_of_the_alignment_system_is_made(name: str) -> None:
     if row.solved:
         with pytest.raises(ConfigError, match="needs an extractor that stays"):
             Config.parse({"alignment.gate": name, "alignment.extractor": "trained"})
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_every_language_model_is_for_text_alone(name: str) -> None:
+    assert callable(found(LANGUAGE_MODELS[name]))
+    with pytest.raises(ConfigError, match=f"{name} reads text: use it with run.system = language"):
+        Config.parse({"extractor.backbone": name})

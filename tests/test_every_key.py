@@ -20,6 +20,11 @@ FEW = ["data.num-clients=4", "data.train-per-client=60", "data.test-per-client=1
 FEDSC = "extractor.method=fedsc"
 GIVEN = "extractor.method=pretrained extractor.backbone=efficientnet-lite0"
 ALIGNMENT = "run.system=aligned"
+LANGUAGE = (
+    "run.system=language data.kind=text data.scheme=natural extractor.method=pretrained "
+    "extractor.backbone=small-lm "
+    "gate.methods=unigram data.dataset=./texts"
+)
 PRIVATE = f"{FEDSC} privacy.enabled=true"
 HUGE = "99999999999999999999"
 LONG = "9" * 5000
@@ -67,7 +72,7 @@ ROWS: dict[str, list[str]] = {
     "extractor.start": [*NUL, "nowhere", f"here|{GIVEN}"],
     "extractor.reading": CHOICE,
     "extractor.backbone": [
-        *CHOICE, "narrow", "efficientnet-lite0", f"digits|{GIVEN}",
+        *CHOICE, "narrow", "efficientnet-lite0", "small-lm", f"digits|{GIVEN}",
     ],
     "extractor.weights": [*NUL, f"nowhere|{GIVEN}", "nowhere"],
     "extractor.resolution": ["-1", "4097", "128", f"31|{GIVEN}"],
@@ -148,7 +153,7 @@ ROWS: dict[str, list[str]] = {
     "expert.label-smoothing": SHARE_BELOW_1,
     "expert.logit-adjustment": BELOW_0,
     "expert.sharing": [*CHOICE, "none"],
-    "text.tokenizer": NUL,
+    "text.tokenizer": [*NUL, f"./no/such.json|{LANGUAGE}"],
     "text.window": [*BELOW_1, "1", "65537"],
     "text.stride": ["-1", "129"],
     "text.packing": CHOICE,
@@ -159,7 +164,9 @@ ROWS: dict[str, list[str]] = {
     "text.test-share": ["0", "1", "-0.1"],
     "text.near-duplicates": SHARE,
     "text.mixed": SHARE_BELOW_1,
-    "gate.methods": ["", "magic", "local,local", "domain"],
+    "gate.methods": [
+        "", "magic", "local,local", "domain", "unigram", f"random|{LANGUAGE}",
+    ],
     "gate.home-bias": [*BELOW_0, "1e7"],
     "gate.top-k": [*BELOW_1, "5"],
     "gate.hidden": ["-1", "4000000000"],
@@ -184,6 +191,21 @@ ROWS: dict[str, list[str]] = {
         "1,0,0,0|gate.top-k=2", "one,two,three,four",
     ],
     "gate.prior": CHOICE,
+    "adapter.blocks": CHOICE,
+    "adapter.targets": ["a,a"],
+    "adapter.rank": [*BELOW_1, "70000"],
+    "adapter.ranks": ["0,1,1,1", f"1,2|{LANGUAGE}"],
+    "adapter.scale": NOT_ABOVE_0,
+    "adapter.bias": SWITCH,
+    "adapter.steps": [*BELOW_1, "7"],
+    "adapter.batch-size": BELOW_1,
+    "adapter.learning-rates": ["", "0", "-1,0.1", "0.1,0.1", f"0.1,0.2|{LANGUAGE}"],
+    "adapter.weight-decay": BELOW_0,
+    "adapter.controls": ["magic", "soup,soup"],
+    "adapter.local-steps": [*BELOW_1, "7"],
+    "adapter.moments": CHOICE,
+    "adapter.averaged-learning-rates": ["0", "-1,0.1", "0.1,0.1", f"0.1,0.2|{LANGUAGE}"],
+    "adapter.times": [*BELOW_1, "2000"],
     "alignment.policy": CHOICE,
     "alignment.experts": ["-1", f"4000000|{ALIGNMENT}"],
     "alignment.capacity": ["-1", "0", "0,0", "1,-1", ""],
@@ -230,7 +252,7 @@ ROWS: dict[str, list[str]] = {
     "alignment.top-k": [*BELOW_1, f"5|{ALIGNMENT}"],
     "alignment.evaluate-every": BELOW_1,
     "run.name": ["", "../up", "a/b", "-x", ".", "a" * 200, "a b"],
-    "run.system": CHOICE,
+    "run.system": [*CHOICE, "language"],
     "run.out": NUL,
     "run.seed": ["-1"],
     "run.device": ["", "banana", "cuda", "cuda:7", "cuda:-1", "mps", "CPU"],

@@ -21,6 +21,7 @@ ROWS = [
     {"errors"},
     {
         "addresses",
+        "backbone_files",
         "catalogue",
         "installation",
         "own_code",

@@ -37,6 +37,7 @@ IDEAS = {
     "figures": "what is drawn: of runs, of a study",
     "gate": "who is asked: model, stage, client",
     "head": "the classifier of all: stage, client",
+    "language": "the system of adapters: model, device, client, stages",
     "policies": "who trains which experts: decided, tabulated",
     "rows": "what was measured: of a run, of a study",
     "sums": "sums over latents: arithmetic, stage, client",

@@ -4,6 +4,7 @@ from flwr.app import Context, Message
 
 from nmoe_flower import records
 from nmoe_flower.catalogue import METHODS, found
+from nmoe_flower.clients import language
 from nmoe_flower.clients.device import device_of
 from nmoe_flower.data import label_counts
 from nmoe_flower.models import PretrainedExtractor
@@ -25,6 +26,8 @@ def tell_partition(message: Message, context: Context) -> Message:
 def tell_holdings(message: Message, context: Context) -> Message:
     """Tell what this client holds: class counts, class names, the data's fingerprint."""
     device = device_of(context)
+    if device.config.run.system == "language":
+        return language.tell_holdings(message, context)
     data, indices = device.data, device.indices
     train = label_counts(data.train.labels, [indices.train], data.num_classes)[0]
     tests = label_counts(data.test.labels, [indices.test_local], data.num_classes)[0]

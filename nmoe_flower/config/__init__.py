@@ -5,6 +5,7 @@ run config use the dotted form (``gate.top-k=2``). Flower's run config has no li
 reads from comma-separated text (``"random,federated"``). Unknown keys are refused.
 """
 
+from nmoe_flower.config.adapter import AdapterConfig
 from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
@@ -19,6 +20,7 @@ from nmoe_flower.config.text import TextConfig
 from nmoe_flower.config.whole import Config, Override, Scalar, explain
 
 __all__ = [
+    "AdapterConfig",
     "AlignmentConfig",
     "Config",
     "DataConfig",

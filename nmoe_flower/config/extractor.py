@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nmoe_flower.catalogue import BACKBONES, GIVEN, METHODS
+from nmoe_flower.catalogue import BACKBONES, GIVEN, LANGUAGE_MODELS, METHODS
 from nmoe_flower.config.section import Names, NamesOrOwn, Section, Widths, shown
 from nmoe_flower.own_code import is_own
 
 __all__ = ["ExtractorConfig"]
+
+_WITH_NAMES = tuple({name for name, row in GIVEN.items() if row.names} | {"transformers"})
 
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class ExtractorConfig(Section):
     )
     backbone: Annotated[
         str,
-        NamesOrOwn((*BACKBONES, *GIVEN), tuple(name for name, row in GIVEN.items() if row.names)),
+        NamesOrOwn((*BACKBONES, *GIVEN, *LANGUAGE_MODELS), _WITH_NAMES),
     ] = Field("digits", description="the network; mlp for features, linear only flattens")
     weights: str = Field(
         "", description="of a given backbone: a folder, a file or a hub name; empty: its own"
@@ -112,12 +114,20 @@ class ExtractorConfig(Section):
         if self.is_given or is_own(self.backbone):
             for key in _SHAPES if self.is_given else (*_SHAPES, "mirror"):
                 value = getattr(self, key)
+                if (
+                    key == "widths" and self.backbone == "small-lm"
+                ):  # drawn, where it has no weights
+                    continue
                 if value != type(self).model_fields[key].default:
                     raise ValueError(
                         f"{key} = {value} is for the backbones that come along; leave it out with "
                         f"backbone = {self.backbone}"
                     )
-        elif self.mirror and "features" in BACKBONES[self.backbone].reads:
+        elif (
+            self.mirror
+            and self.backbone in BACKBONES
+            and "features" in BACKBONES[self.backbone].reads
+        ):
             allowed = [name for name, row in BACKBONES.items() if "features" not in row.reads]
             raise ValueError(
                 f"mirror = true turns images round, and backbone = {self.backbone} reads rows of "

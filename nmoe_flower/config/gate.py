@@ -4,14 +4,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nmoe_flower.catalogue import GATES, OBJECTIVES
+from nmoe_flower.catalogue import GATES, OBJECTIVES, TEXT_GATES
 from nmoe_flower.config.section import Distinct, Floats, NamesOrOwn, Section, split
 
 __all__ = ["GateConfig"]
 
 _NAMES = tuple(GATES)
 _USUAL = tuple(name for name, gate in GATES.items() if gate.usual)
-Gates = Annotated[tuple[Annotated[str, NamesOrOwn(_NAMES)], ...], BeforeValidator(split), Distinct]
+Gates = Annotated[
+    tuple[Annotated[str, NamesOrOwn((*GATES, *TEXT_GATES))], ...], BeforeValidator(split), Distinct
+]
 
 
 class GateConfig(Section):
@@ -56,6 +58,11 @@ class GateConfig(Section):
     def asks_prototypes(self) -> bool:
         """Whether a configured gate needs the mean latent of every client."""
         return any(name in GATES and GATES[name].prototypes for name in self.methods)
+
+    @property
+    def asks_frequencies(self) -> bool:
+        """Whether a configured gate needs how often each client's text has each token."""
+        return any(name in TEXT_GATES and TEXT_GATES[name].frequencies for name in self.methods)
 
     @field_validator("methods")
     @classmethod

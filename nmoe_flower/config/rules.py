@@ -2,7 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from nmoe_flower.catalogue import BACKBONES, CONTROLS, GATES, GIVEN
+from nmoe_flower.catalogue import (
+    ADAPTER_CONTROLS,
+    BACKBONES,
+    CONTROLS,
+    GATES,
+    GIVEN,
+    LANGUAGE_MODELS,
+    TEXT_GATES,
+)
 from nmoe_flower.config.privacy import weights_refusal
 from nmoe_flower.own_code import FORM, is_own
 
@@ -20,6 +28,7 @@ def check_rules(config: "Config") -> None:
     """
     _extractor_is_given_or_trained(config)
     _parts_fit_together(config)
+    _language_stands_alone(config)
     _networks_can_read_the_data(config)
     _weights_can_be_private(config)
 
@@ -135,6 +144,8 @@ def _parts_fit_together(config: "Config") -> None:
 
 def _extractor_is_given_or_trained(config: "Config") -> None:
     """A given backbone, and only such a one, goes with the method that trains nothing."""
+    if config.run.system == "language":  # which has rules of its own
+        return
     extractor = config.extractor
     backbone = extractor.backbone
     given = backbone.partition(":")[0] in GIVEN
@@ -168,6 +179,62 @@ def _extractor_is_given_or_trained(config: "Config") -> None:
         raise ValueError(
             f"extractor.backbone = {backbone} reads images, and data.kind is features: use mlp or "
             "linear, and a method that trains"
+        )
+
+
+def _language_stands_alone(config: "Config") -> None:
+    """Text, its system and a backbone that reads it go together."""
+    system, kind, backbone = config.run.system, config.data.kind, config.extractor.backbone
+    reads = backbone in LANGUAGE_MODELS or backbone.startswith("transformers:")
+    if (system == "language") != (kind == "text"):
+        raise ValueError(
+            "run.system = language and data.kind = text need each other, got "
+            f"run.system = {system} and data.kind = {kind}"
+        )
+    if system != "language":
+        if backbone in LANGUAGE_MODELS:
+            raise ValueError(
+                f"extractor.backbone = {backbone} reads text: use it with run.system = language"
+            )
+        if of_text := [name for name in config.gate.methods if name in TEXT_GATES]:
+            raise ValueError(
+                f"gate.methods = {', '.join(of_text)} needs text: use it with run.system = language"
+            )
+        return
+    if not reads:
+        raise ValueError(
+            f"run.system = language needs a backbone that reads text, got extractor.backbone = "
+            f"{backbone}; allowed: {', '.join(LANGUAGE_MODELS)} or transformers:NAME"
+        )
+    if not config.extractor.is_given:
+        raise ValueError(
+            "run.system = language trains adapters of a backbone that is given: use "
+            f"extractor.method = pretrained, got {config.extractor.method}"
+        )
+    if config.expert.sharing == "latents":
+        raise ValueError(
+            "expert.sharing = latents is not for run.system = language: use weights, so that every "
+            "client scores its text by every expert, or none"
+        )
+    known = {**GATES, **TEXT_GATES}
+    if not any(name in known and known[name].of_text for name in config.gate.methods):
+        allowed = [name for name, entry in known.items() if entry.of_text]
+        raise ValueError(
+            f"gate.methods = {', '.join(config.gate.methods)}: none of them routes text; allowed: "
+            f"{', '.join(allowed)}"
+        )
+    settings, clients = config.adapter, config.data.num_clients
+    if settings.ranks and len(settings.ranks) != clients:
+        raise ValueError(
+            f"adapter.ranks has {len(settings.ranks)} entries for {clients} clients, got "
+            f"{', '.join(map(str, settings.ranks))}"
+        )
+    averaged = any(ADAPTER_CONTROLS[name].averaged for name in settings.controls)
+    tried = max(len(settings.learning_rates), averaged * len(settings.rates_of_averages))
+    if tried > 1 and not config.data.validation_per_client:
+        raise ValueError(
+            "adapter.learning-rates and averaged-learning-rates of several are chosen on "
+            "validation text: set data.validation-per-client, or give one each"
         )
 
 
@@ -223,6 +290,8 @@ def advice(config: "Config") -> list[str]:
             f"data.partition-column = {config.data.partition_column} is no feature, and "
             f"data.scheme = {config.data.scheme} does not look at it; natural does"
         )
+    if config.run.system == "language":  # whose gates and controls are others
+        return notes
     pooling = [GATES[name].pools for name in config.gate.methods if name in GATES]
     if any(pooling) or any(CONTROLS[name].pools for name in config.run.controls):
         notes.append(

@@ -26,8 +26,10 @@ class RunConfig(Section):
         max_length=128,
         description="of the run folder",
     )
-    system: Literal["networked", "aligned"] = Field(
-        "networked", description="three stages (2511.01743), or experts on a server (2507.05685)"
+    system: Literal["networked", "aligned", "language"] = Field(
+        "networked",
+        description="three stages (2511.01743), experts on a server (2507.05685), or adapters of "
+        "a language model",
     )
     out: str = Field("", description="results folder; empty: ./runs, or ~/nmoe-runs under flwr run")
     seed: int = Field(0, ge=0, description="of every random choice")

@@ -1,5 +1,6 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
+from nmoe_flower.models.adapter import AdaptedLM, blocks_of
 from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
 from nmoe_flower.models.blocks import StandardisedConv2d
 from nmoe_flower.models.build import (
@@ -34,6 +35,7 @@ from nmoe_flower.models.gate import (
     with_home_bias,
 )
 from nmoe_flower.models.given import Given, PretrainedExtractor, Wish
+from nmoe_flower.models.language import LanguageWish, OpenLM, open_language_model
 from nmoe_flower.models.nmoe import (
     CachedExperts,
     CentralizedMoE,
@@ -46,10 +48,19 @@ from nmoe_flower.models.nmoe import (
 )
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
+from nmoe_flower.models.small_lm import SmallLM, SmallSizes
 from nmoe_flower.models.standard import Standard, add_standard, standardised
 from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
+from nmoe_flower.models.text_gate import (
+    likelihood_scores,
+    mixture_loss,
+    text_routes,
+    token_frequencies,
+    unigram_scores,
+)
 
 __all__ = [
+    "AdaptedLM",
     "AlignmentMixture",
     "Backbone",
     "CachedExperts",
@@ -68,10 +79,12 @@ __all__ = [
     "GateSite",
     "Given",
     "HomeBias",
+    "LanguageWish",
     "LocalExperts",
     "LocalGate",
     "Mixture",
     "NMoE",
+    "OpenLM",
     "OracleGate",
     "Prediction",
     "PretrainedExtractor",
@@ -82,6 +95,8 @@ __all__ = [
     "Router",
     "Routing",
     "ScoringRouter",
+    "SmallLM",
+    "SmallSizes",
     "Standard",
     "StandardisedConv2d",
     "Wish",
@@ -89,6 +104,7 @@ __all__ = [
     "alignment_loss",
     "at_home",
     "best_of",
+    "blocks_of",
     "build_extractor",
     "check_backbone",
     "check_gate",
@@ -100,12 +116,18 @@ __all__ = [
     "correct",
     "em_prior",
     "finished_extractor",
+    "likelihood_scores",
     "mixed",
+    "mixture_loss",
     "mixture_weights",
+    "open_language_model",
     "own_gate",
     "route_top_k",
     "standardised",
+    "text_routes",
+    "token_frequencies",
     "token_scores",
     "trained_gate",
+    "unigram_scores",
     "with_home_bias",
 ]

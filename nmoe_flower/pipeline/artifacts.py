@@ -23,10 +23,12 @@ _GROUPS = {
     "pooled_head": "pooled-head/",
     "mixture": "mixture/",
     "alignment": "aligned/",
+    "adapters": "adapters/",
 }
 _GATE, _PROTOTYPES = "gate/", "prototypes"
 _SPECTRUM, _ACCOUNTANT = "findings/spectrum", "findings/accountant"
 _EXPERT_PARAMETERS = "parameters/expert"
+_SHARED, _RATES, _FREQUENCIES = "shared/", "findings/rates", "frequencies/text"
 
 
 @dataclass
@@ -57,6 +59,10 @@ class Artifacts:
         mixture: Extractor, gate and experts of the second system, from alignment; for evaluation.
         alignment: What the server of the second system has learned, the state of its strategy,
             from alignment; for evaluation.
+        adapters: The experts of a language model, each under ``<client>/``; for evaluation.
+        frequencies: Log-probability of each token in each client's text, [E, V]; for evaluation.
+        shared_adapters: Adapters of all clients, by the name of the control; for evaluation.
+        chosen_rates: Learning rates that validation chose, by control; for the results.
     """
 
     classifier: Arrays = field(default_factory=dict)
@@ -73,6 +79,10 @@ class Artifacts:
     expert_parameters: int = 0
     mixture: Arrays = field(default_factory=dict)
     alignment: Arrays = field(default_factory=dict)
+    adapters: Arrays = field(default_factory=dict)
+    frequencies: np.ndarray | None = None
+    shared_adapters: dict[str, Arrays] = field(default_factory=dict)
+    chosen_rates: dict[str, float] = field(default_factory=dict)
 
     def named(self) -> Arrays:
         """All of it as a checkpoint names it; `read` takes it back."""
@@ -83,6 +93,12 @@ class Artifacts:
         }
         for gate, arrays in self.gates.items():
             named |= {f"{_GATE}{gate}/{name}": array for name, array in arrays.items()}
+        for control, arrays in self.shared_adapters.items():
+            named |= {f"{_SHARED}{control}/{name}": array for name, array in arrays.items()}
+        if self.chosen_rates:
+            named[_RATES] = array_of_json(self.chosen_rates)
+        if self.frequencies is not None:
+            named[_FREQUENCIES] = self.frequencies
         if self.prototypes is not None:
             named[_PROTOTYPES] = self.prototypes
         if self.spectrum is not None:
@@ -99,6 +115,7 @@ class Artifacts:
         found = cls(
             prototypes=named.get(_PROTOTYPES),
             spectrum=named.get(_SPECTRUM),
+            frequencies=named.get(_FREQUENCIES),
             expert_parameters=int(named.get(_EXPERT_PARAMETERS, 0)),
         )
         for attribute, prefix in _GROUPS.items():
@@ -109,6 +126,11 @@ class Artifacts:
             gate, _, part = name.partition("/")
             if gate != "initial":
                 found.gates.setdefault(gate, {})[part] = array
+        for name, array in records.part_of(named, _SHARED).items():
+            control, _, part = name.partition("/")
+            found.shared_adapters.setdefault(control, {})[part] = array
+        if _RATES in named:
+            found.chosen_rates = json_of_array(named[_RATES])
         return found
 
     def part(self, prefix: str) -> Arrays:
@@ -119,8 +141,17 @@ class Artifacts:
         """The networks a run is made for, by the name of their file in ``weights/``."""
         extractor, head = self.part("extractor."), self.part("head.")
         found = {"mixture": self.mixture} if self.mixture else {}
-        if extractor or not self.mixture:
+        found |= self._of_language()
+        if extractor or not found:
             found["extractor"] = extractor
         if head:
             found["head"] = head
         return found | {f"gate-{name}": self.gates[name] for name in sorted(self.gates)}
+
+    def _of_language(self) -> dict[str, Arrays]:
+        """Every adapter in a file of its own."""
+        found: dict[str, Arrays] = {}
+        for name, array in self.adapters.items():
+            client, _, part = name.partition("/")
+            found.setdefault(f"adapter-{client}", {})[part] = array
+        return found | {f"adapter-{name}": arrays for name, arrays in self.shared_adapters.items()}

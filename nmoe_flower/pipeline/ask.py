@@ -15,7 +15,7 @@ from nmoe_flower.data import what_changed
 from nmoe_flower.engine import describe
 from nmoe_flower.errors import CheckpointError, ReplyError, RoundError
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, CONFIG, NUM_EXAMPLES, Action, HoldingKey
+from nmoe_flower.records import ARRAYS, CONFIG, NUM_EXAMPLES, Action, HoldingKey, TextKey
 from nmoe_flower.strategies import Exchange, reason_of
 
 __all__ = ["Holding", "alike", "check_unchanged", "gather", "holdings", "message", "train_counts"]
@@ -177,13 +177,14 @@ class Holding:
     """What one client holds.
 
     Attributes:
-        examples: Training images.
-        train: Training images per class.
-        test: Test images per class, skewed like the training images.
-        validation: Validation images per class; empty if there are none.
+        examples: Training images, or windows of text.
+        train: Training images per class; of text, windows per domain.
+        test: Test images per class, skewed like the training images; or windows per domain.
+        validation: Validation images per class, or windows per domain; empty if there are none.
         extractor: Hash of the given extractor it has, hexadecimal; empty: none is given.
-        classes: Names of the classes, in the order of the labels.
+        classes: Names of the classes, in the order of the labels; or of the domains.
         fingerprint: Fingerprint of the data.
+        tokenizer: Hash of what makes tokens of text; empty: it holds images.
     """
 
     examples: int
@@ -193,6 +194,7 @@ class Holding:
     fingerprint: str
     validation: list[int] = field(default_factory=list)
     extractor: str = ""
+    tokenizer: str = ""
 
     def counted(self) -> dict[str, dict[str, int]]:
         """Samples of every class, by the names of test and class."""
@@ -263,6 +265,7 @@ def _read(content: RecordDict) -> Holding:
         fingerprint=str(config[HoldingKey.FINGERPRINT]),
         validation=[int(count) for count in metrics.get(HoldingKey.VALIDATION_COUNTS, [])],
         extractor=str(config.get(HoldingKey.EXTRACTOR, "")),
+        tokenizer=str(config.get(TextKey.TOKENIZER, "")),
     )
 
 

@@ -1,6 +1,6 @@
 """How often a run talks to its clients. On real SuperNodes every time costs seconds."""
 
-from nmoe_flower.catalogue import CONTROLS
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, CONTROLS, VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.networked import asks_initial, trainer_of
 
@@ -18,6 +18,8 @@ def exchanges(config: Config) -> dict[str, int]:
     """
     if config.run.system == "aligned":
         return _alignment(config)
+    if config.run.system == "language":
+        return _language(config)
     counted = {"identity": 1, "describe": 1, **_extractor(config)}
     if asks_initial(config):
         counted["initial"] = 1
@@ -57,3 +59,18 @@ def _alignment(config: Config) -> dict[str, int]:
     if config.alignment.extractor == "stage-1":
         counted |= {"initial": 2, "extractor/given": 1, **_extractor(config)}
     return counted
+
+
+def _language(config: Config) -> dict[str, int]:
+    settings = config.adapter
+    counted = {"identity": 1, "describe": 1, "experts": 1}
+    averaged = [name for name in settings.controls if ADAPTER_CONTROLS[name].averaged]
+    rates = settings.rates_of_averages
+    for name in averaged:
+        for rate in rates:
+            stage = name if len(rates) == 1 else f"{name}@{rate:g}"
+            counted["initial"] = counted.get("initial", 0) + 1
+            counted[stage] = settings.steps // settings.local_steps
+            if len(rates) > 1:
+                counted[f"{stage}/{VALIDATION}"] = 1
+    return {**counted, "evaluation": 1}

@@ -6,6 +6,11 @@ from typing import Any
 
 from nmoe_flower.pipeline.alignment import evaluate_alignment, train_alignment, train_first
 from nmoe_flower.pipeline.ask import check_unchanged
+from nmoe_flower.pipeline.language import (
+    evaluate_language,
+    train_adapter_controls,
+    train_adapters,
+)
 from nmoe_flower.pipeline.networked import (
     evaluate,
     train_controls,
@@ -49,6 +54,13 @@ SYSTEMS = {
             "alignment": train_alignment,
         },
         evaluate_alignment,
+    ),
+    "language": System(
+        {
+            "experts": train_adapters,
+            "controls": train_adapter_controls,
+        },
+        evaluate_language,
     ),
 }
 

@@ -13,6 +13,7 @@ from nmoe_flower.strategies.base import FedAvgOptions, StreamingFedAvg, Streamin
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, learn_partitions, wait_for_nodes
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
+from nmoe_flower.strategies.fedlora import FedLoRA, mean_product
 from nmoe_flower.strategies.fedsc import FedSC
 from nmoe_flower.strategies.optimizers import AdamW
 from nmoe_flower.strategies.replies import Exchange, reason_of
@@ -28,6 +29,7 @@ __all__ = [
     "FedAvgOptions",
     "FedCE",
     "FedGate",
+    "FedLoRA",
     "FedSC",
     "GateSharing",
     "Partitions",
@@ -41,6 +43,7 @@ __all__ = [
     "UnsharedGate",
     "cohort_size",
     "learn_partitions",
+    "mean_product",
     "reason_of",
     "wait_for_nodes",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nmoe_flower.catalogue import GATES
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, GATES
 from nmoe_flower.config import Config
 from nmoe_flower.privacy import noise_multiplier_for
 
@@ -47,6 +47,8 @@ def cost_of(results: Results | None, config: Config, gate: str, stage_1: Results
             1 counts here too.
     """
     base = gate.removesuffix("+prior")
+    if config.run.system == "language":
+        return _of_text(results, config, gate)
     if base == "control:local-classifier":
         return Cost(0, 0)
     if base == "control:centralized" or results is None:
@@ -60,6 +62,22 @@ def cost_of(results: Results | None, config: Config, gate: str, stage_1: Results
     moved += sum(cost.get("bytes_down") or 0 for cost in paid.values())
     trips = sum(_trips(name, cost, config) for name, cost in paid.items())
     return Cost(moved / config.data.num_clients, trips)
+
+
+def _of_text(results: Results | None, config: Config, gate: str) -> Cost:
+    """The cost of a mixture of adapters, or of one adapter for all at the rate that was chosen."""
+    if results is None:
+        return Cost(None, None)
+    name = gate.removeprefix("control:")
+    if name == "frozen":
+        return Cost(0, 0)
+    counted = "experts"
+    if name in ADAPTER_CONTROLS and ADAPTER_CONTROLS[name].averaged:
+        chosen = (results.get("learning_rates") or {}).get(name)
+        counted = name if chosen is None else f"{name}@{chosen:g}"
+    cost = _of(results).get(counted, {})
+    moved = (cost.get("bytes_up") or 0) + (cost.get("bytes_down") or 0)
+    return Cost(moved / config.data.num_clients, int(cost.get("rounds") or 0))
 
 
 def _stages(gate: str, config: Config) -> tuple[str, ...]:

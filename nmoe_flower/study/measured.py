@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
+from nmoe_flower.catalogue import GATES, TEXT_GATES
 from nmoe_flower.config import Config
+from nmoe_flower.pipeline import exchanges
 
 __all__ = ["ROW_METRICS", "gates_of", "numbers_of", "tests_of"]
 
@@ -16,6 +18,13 @@ ROW_METRICS = (
     "bytes_per_sample",
 )
 _PLAIN_METRICS = ROW_METRICS[:3]
+_TEXT_METRICS = (
+    "bits_per_byte",
+    "perplexity",
+    "worst_bits_per_byte",
+    "pooled_bits_per_byte",
+    *ROW_METRICS[-2:],
+)
 _EVERY = ("seconds", "minutes", "exchanges", "bytes_per_device")
 _REPRESENTATION = (
     "effective_rank",
@@ -44,6 +53,8 @@ def gates_of(config: Config) -> tuple[str, ...]:
     """
     if config.run.system == "aligned":
         return ("mixture", "placed")
+    if config.run.system == "language":
+        return (*_text_gates(config), *(f"control:{name}" for name in _text_controls(config)))
     found = ["local"] if config.expert.sharing == "none" else list(config.gate.methods)
     controls = config.run.controls
     left = config.extractor.shares_head or config.head.rounds
@@ -58,6 +69,19 @@ def gates_of(config: Config) -> tuple[str, ...]:
     if "pooled-head" in controls:
         found.append("control:pooled-head")
     return tuple(_with_prior(found, config.gate.prior != "none"))
+
+
+def _text_gates(config: Config) -> tuple[str, ...]:
+    """The gates that route text, of those that are configured."""
+    if config.expert.sharing == "none":
+        return ("local",)
+    known = {**GATES, **TEXT_GATES}
+    return tuple(name for name in config.gate.methods if name in known and known[name].of_text)
+
+
+def _text_controls(config: Config) -> tuple[str, ...]:
+    alone = config.expert.sharing == "none"  # nobody has all experts then
+    return tuple(n for n in config.adapter.controls if not (alone and n in ("soup", "uniform")))
 
 
 def _with_prior(gates: Iterable[str], corrected: bool) -> Iterable[str]:
@@ -83,10 +107,14 @@ def numbers_of(config: Config) -> tuple[str, ...]:
     True
     """
     both = config.run.system == "networked"
-    found = [*(ROW_METRICS if both else _PLAIN_METRICS), *_EVERY]
+    language = config.run.system == "language"
+    metrics = _TEXT_METRICS if language else ROW_METRICS if both else _PLAIN_METRICS
+    found = [*metrics, *_EVERY]
     found += ["parameters", *_by_owner(config)] if both else []
     found += [f"stages.{stage}.{cost}" for stage in _stages(config) for cost in _COST]
-    if not both:
+    if language:
+        found += [f"learning_rates.{name}" for name in _text_controls(config)]
+    elif not both:
         found += [f"alignment.{name}" for name in _ALIGNMENT]
     if config.extractor.method == "fedsc" and not config.extractor.start:
         found += [f"representation.{name}" for name in _REPRESENTATION]
@@ -112,6 +140,8 @@ def _by_owner(config: Config) -> Iterator[str]:
 def _stages(config: Config) -> list[str]:
     if config.run.system == "aligned":
         return ["extractor", "alignment", "alignment-test", "whole", "placed"]
+    if config.run.system == "language":
+        return list(exchanges(config))
     gates = [f"gate/{method}" for method in config.gate.methods]
     before = ["extractor", "extractor-test", "sums", "head", "experts"]
     return [*before, *gates, "controls", "evaluation"]

@@ -440,6 +440,8 @@ class _Clock:
         rounds = config.head.rounds + config.gate.rounds * len(config.gate.methods)
         if config.run.system == "aligned":
             rounds = config.alignment.rounds
+        if config.run.system == "language":
+            rounds = config.adapter.steps * config.data.num_clients
         guess = rounds * _guess(config)[1]
         return self._estimate(("2", asked), keys, asked, lambda one: one.later, guess)
 

@@ -26,6 +26,10 @@ def full() -> Artifacts:
         discriminants={"bias": ONE},
         mixture={"gate.w": ONE},
         alignment={"assigner/times": ONE, "elapsed": TWO},
+        adapters={"0/layer.A": ONE},
+        frequencies=np.ones((2, 3), np.float16),
+        shared_adapters={"fedavg": {"layer.A": TWO}},
+        chosen_rates={"fedavg": 0.5},
     )
 
 
@@ -38,16 +42,17 @@ def plain(value: Any) -> Any:
 def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
     artifacts = full()
     assert all(getattr(artifacts, part.name) for part in fields(Artifacts) if part.name not in
-               {"prototypes", "spectrum"})  # fmt: skip
+               {"prototypes", "spectrum", "frequencies"})  # fmt: skip
     named = artifacts.named()
     assert sorted(named) == [
-        "aligned/assigner/times", "aligned/elapsed", "centralized/expert-ids",
-        "centralized/probabilities", "classifier/extractor.w", "classifier/head.w",
-        "discriminants/bias",
-        "findings/accountant", "findings/spectrum", "gate/federated/head.weight",
-        "gate/initial/head.weight", "gate/rolling/head.weight", "head/initial/layers.0.weight",
-        "mixture/gate.w", "parameters/expert", "pooled-head/probabilities", "prototypes",
-        "ridge/w",
+        "adapters/0/layer.A", "aligned/assigner/times", "aligned/elapsed",
+        "centralized/expert-ids", "centralized/probabilities", "classifier/extractor.w",
+        "classifier/head.w", "discriminants/bias", "findings/accountant", "findings/rates",
+        "findings/spectrum",
+        "frequencies/text", "gate/federated/head.weight", "gate/initial/head.weight",
+        "gate/rolling/head.weight", "head/initial/layers.0.weight", "mixture/gate.w",
+        "parameters/expert", "pooled-head/probabilities", "prototypes", "ridge/w",
+        "shared/fedavg/layer.A",
     ]  # fmt: skip
     again = Artifacts.read(named)
     for part in fields(Artifacts):
@@ -61,7 +66,8 @@ def test_nothing_is_named_before_a_stage_has_left_it() -> None:
 
 def test_weights_are_the_networks_a_run_is_made_for() -> None:
     assert list(full().weights()) == [
-        "mixture", "extractor", "head", "gate-federated", "gate-rolling",
+        "mixture", "adapter-0", "adapter-fedavg", "extractor", "head", "gate-federated",
+        "gate-rolling",
     ]  # fmt: skip
     assert full().weights()["head"] == {"w": TWO}
     assert Artifacts().weights() == {"extractor": {}}  # a backbone may have none

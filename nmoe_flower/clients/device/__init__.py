@@ -15,6 +15,7 @@ from nmoe_flower.clients.device.device import (
     fresh_head,
     initial_seed,
 )
+from nmoe_flower.clients.device.language import Language, configured_language, language_of
 from nmoe_flower.clients.device.latents import (
     TEST_BATCH,
     check_given,
@@ -30,9 +31,11 @@ __all__ = [
     "TEST_BATCH",
     "AlignmentClient",
     "Device",
+    "Language",
     "Store",
     "Versions",
     "check_given",
+    "configured_language",
     "device_of",
     "experts_of",
     "finished_head",
@@ -43,6 +46,7 @@ __all__ = [
     "fresh_mixture",
     "initial_seed",
     "keep_head",
+    "language_of",
     "latents_of",
     "load_classifier",
     "predict",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from nmoe_flower.backbone_files import converted_folder, given_source
+from nmoe_flower.data.cache import cache_root
 from nmoe_flower.data.text.corpus import Corpus, OnTokens, Stream, open_corpus
 from nmoe_flower.data.text.documents import TextRequest
 from nmoe_flower.data.text.tokenizers import BYTES, open_tokenizer
@@ -200,7 +202,16 @@ class _Wanted:
             "alone": alone,
             "cache_dir": data.cache_dir or None,
         }
-        return cls(text.tokenizer or BYTES, tuple(arguments.items()))
+        return cls(text.tokenizer or _of_the_backbone(config), tuple(arguments.items()))
+
+
+def _of_the_backbone(config: "Config") -> str:
+    """Where the tokenizer of the backbone lies; one without any reads bytes."""
+    source = given_source(config.extractor.backbone, config.extractor.weights)
+    if source and Path(source).is_file():
+        folder = converted_folder(Path(source), cache_root(config.data.cache_dir))
+        return str(folder) if (folder / "tokenizer.json").is_file() else source
+    return source or BYTES
 
 
 _OPENED: dict[_Wanted, TextData] = {}

@@ -1,0 +1,151 @@
+"""What a device of the language system has: its text, and the backbone that all adapters share."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.clients.device.device import Device, initial_seed
+from nmoe_flower.config import Config
+from nmoe_flower.data import cache_root
+from nmoe_flower.data.text import TextData, TextSplit, configured_text
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.models import AdaptedLM, open_language_model
+from nmoe_flower.records import TextKey
+from nmoe_flower.training import autocast, seeded, use_bf16
+
+__all__ = ["Language", "configured_language", "language_of"]
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Language:
+    """A client's text, and the one copy of the backbone in this process.
+
+    Attributes:
+        device: The client.
+        data: Everybody's text; this client may only touch its own windows.
+        model: The frozen backbone with the adapter that was loaded last.
+        digest: SHA-256 of the backbone.
+    """
+
+    device: Device
+    data: TextData
+    model: AdaptedLM
+    digest: bytes
+
+    @property
+    def train(self) -> TextSplit:
+        """This client's windows to train on."""
+        return self.data.train.of_client(self.device.partition)
+
+    @property
+    def tests(self) -> dict[str, TextSplit]:
+        """This client's windows by test; validation only where there is any text for it."""
+        mine = self.device.partition
+        found = {"local": self.data.test.of_client(mine)}
+        if len(self.data.validation):
+            found[VALIDATION] = self.data.validation.of_client(mine)
+        return found
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bfloat16."""
+        return _bf16(self.device.config)
+
+    def fresh(self, rank: int) -> Arrays:
+        """A fresh adapter, the same on every client for a rank."""
+        with seeded(initial_seed(self.device.config, "adapter")):
+            return {name: part.numpy() for name, part in self.model.fresh(rank).items()}
+
+    def signed(self, adapter: Arrays) -> Arrays:
+        """An adapter with the hash of the backbone it is for."""
+        return {**adapter, TextKey.BACKBONE: np.frombuffer(self.digest, np.uint8)}
+
+    def load(self, adapter: Arrays) -> None:
+        """Put an adapter to work.
+
+        Raises:
+            ReplyError: It is for another backbone.
+        """
+        parts = dict(adapter)
+        told = parts.pop(TextKey.BACKBONE, None)
+        if told is not None and told.tobytes() != self.digest:
+            raise ReplyError(
+                f"the adapter is for the backbone {told.tobytes().hex()[:12]}, and that of client "
+                f"{self.device.partition} is {self.digest.hex()[:12]}"
+            )
+        self.model.load(parts)
+
+    def score(self, split: TextSplit) -> np.ndarray:
+        """Negative log-likelihood of all tokens but the first, by the adapter at work, [N, T - 1].
+
+        Args:
+            split: N windows of T tokens.
+        """
+        with autocast(self.bf16, self.device.torch_device):
+            return self.model.score(split.tokens)
+
+
+def language_of(device: Device) -> Language:
+    """The text of a device, and the process's backbone.
+
+    Raises:
+        ConfigError: The device has a folder of its own, which this system does not read.
+    """
+    if device.folder:
+        raise ConfigError(
+            f"data-path = {device.folder}: run.system = language reads data.dataset alone; "
+            "leave it out of the node's config"
+        )
+    data = configured_text(device.config)
+    model, digest = _shared_model(device.config, data.vocab_size)
+    return Language(device, data, model, digest)
+
+
+def configured_language(config: Config, vocab_size: int) -> tuple[AdaptedLM, bytes]:
+    """Open the configured backbone and freeze it; returns it with the hash of its weights.
+
+    Args:
+        config: The run's configuration.
+        vocab_size: Number of tokens of the text.
+
+    Raises:
+        ConfigError: A key asks for what this backbone has not; or it cannot be opened.
+    """
+    settings, bf16 = config.adapter, _bf16(config)
+    with seeded(initial_seed(config, "extractor")):
+        opened = open_language_model(
+            config.extractor.backbone,
+            config.extractor.weights,
+            vocab_size=vocab_size,
+            window=config.text.window,
+            cache=cache_root(config.data.cache_dir),
+            widths=config.extractor.widths,
+            bf16=bf16,
+        )
+    model = AdaptedLM(
+        opened.network,
+        opened.vocab_size,
+        blocks=settings.blocks,
+        targets=settings.targets,
+        scale=settings.scale,
+        bias=settings.bias,
+        bf16=bf16,
+    )
+    model.check_rank(settings.rank)
+    for rank in settings.ranks:
+        model.check_rank(rank, "adapter.ranks")
+    if "fedavg-large" in settings.controls:
+        model.check_rank(settings.times * settings.rank, "adapter.times x adapter.rank")
+    return model.to(torch.device(config.run.device)), opened.digest
+
+
+_shared_model = lru_cache(maxsize=2)(configured_language)
+
+
+def _bf16(config: Config) -> bool:
+    return use_bf16(config.run.precision, torch.device(config.run.device), worthwhile=True)

@@ -1,0 +1,293 @@
+"""Low-rank adapters (Hu et al. 2021) on a frozen language model, by peft: one at work at a time.
+
+An adapter adds ``scale B A x`` to what a linear layer says, with A [r, in] and B [out, r]; and,
+where asked for, an offset to the logit of every token. Its parts are named ``<layer>.A``,
+``<layer>.B`` and ``bias``.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.installation import install_hint
+
+__all__ = ["AdaptedLM", "blocks_of", "require_peft"]
+
+BIAS = "bias"
+SLICE = 16  # windows whose logits are held at once
+_PART = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.(?P<slot>r\d+)\.weight")
+_MORE_THAN = "; allowed: 1 to {most}, the least side of the layer {layer}"
+
+
+def require_peft() -> Any:
+    """The package peft.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError(f"adapters need peft: {install_hint('text')}") from None
+    return peft
+
+
+def blocks_of(network: nn.Module) -> tuple[str, int]:
+    """Where the blocks of a network stand, and how many there are.
+
+    Args:
+        network: The longest list of like modules in it are its blocks.
+
+    Raises:
+        ConfigError: It has no such list.
+
+    >>> blocks_of(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])}))
+    ('layers', 2)
+    """
+    found = [
+        (len(part), name)
+        for name, part in network.named_modules()
+        if isinstance(part, nn.ModuleList) and len({type(one) for one in part}) == 1
+    ]
+    if not found:
+        raise ConfigError(
+            f"extractor.backbone: {type(network).__name__} has no list of blocks that adapters "
+            "could be put into"
+        )
+    count, name = max(found, key=lambda one: (one[0], -len(one[1])))
+    return name, count
+
+
+class AdaptedLM(nn.Module):
+    """A frozen causal language model with one adapter at work, which is loaded in place.
+
+    Args:
+        network: Tokens [B, T] to logits [B, T, V], or to something with ``logits``; frozen here.
+        vocab_size: Number of tokens, V.
+        blocks: ``upper``: adapters in the upper half of the blocks; ``all``: in all of them.
+        targets: Names of the linear layers of a block; empty: all of them.
+        scale: What the product B A is multiplied by.
+        bias: Whether an adapter has an offset of the logits, too.
+        bf16: Whether frozen layers of the blocks are kept in bfloat16, for autocast.
+
+    Attributes:
+        layers: Names of the adapted layers, in order.
+        rank: Rank of the adapter at work; 0: none has been loaded.
+
+    Raises:
+        ConfigError: peft is not installed, or a block has no layer of a name in ``targets``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        vocab_size: int,
+        *,
+        blocks: str = "upper",
+        targets: tuple[str, ...] = (),
+        scale: float = 2.0,
+        bias: bool = True,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.layers = _layers(network, blocks, targets)
+        self.scale = scale
+        self.bias = nn.Parameter(torch.zeros(vocab_size), requires_grad=bias)
+        self.rank = 0
+        self._peft = require_peft()
+        self._slots: dict[int, dict[str, nn.Parameter]] = {}
+        self._bf16 = bf16
+        modules = dict(network.named_modules())
+        sides = {n: min(modules[n].in_features, modules[n].out_features) for n in self.layers}
+        self._narrowest = min(sides, key=sides.__getitem__)
+        self._most = sides[self._narrowest]
+        if bf16:
+            for module in network.modules():
+                if isinstance(module, nn.Linear) and any(module is modules[n] for n in self.layers):
+                    module.to(torch.bfloat16)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether an adapter has an offset of the logits."""
+        return self.bias.requires_grad
+
+    def check_rank(self, rank: int, key: str = "adapter.rank") -> None:
+        """Refuse a rank that is not in 1..the least side of an adapted layer.
+
+        Args:
+            rank: Rank of the adapter, r.
+            key: What it is called in the error.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        if not 1 <= rank <= self._most:
+            allowed = _MORE_THAN.format(most=self._most, layer=self._narrowest)
+            raise ConfigError(f"{key} = {rank}{allowed}")
+
+    def fresh(self, rank: int) -> dict[str, Tensor]:
+        """A new adapter, which changes nothing yet: A drawn from torch's global stream, B zero.
+
+        Args:
+            rank: Rank of the adapter, r.
+
+        Raises:
+            ConfigError: As `check_rank`.
+        """
+        self.check_rank(rank)
+        found: dict[str, Tensor] = {}
+        modules = dict(self.network.named_modules())
+        for name in self.layers:
+            layer = modules[name]
+            sides: tuple[int, int] = (int(layer.in_features), int(layer.out_features))
+            bound = sides[0] ** -0.5
+            found[f"{name}.A"] = torch.empty(rank, sides[0]).uniform_(-bound, bound)
+            found[f"{name}.B"] = torch.zeros(sides[1], rank)
+        if self.has_bias:
+            found[BIAS] = torch.zeros(len(self.bias))
+        return found
+
+    def learners(self) -> dict[str, nn.Parameter]:
+        """The parts of the adapter at work, as they are trained."""
+        parts = dict(self._slots[self.rank])
+        return parts | ({BIAS: self.bias} if self.has_bias else {})
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of the adapter at work."""
+        return {n: p.detach().cpu().numpy().copy() for n, p in self.learners().items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put an adapter to work in place of the one before.
+
+        Args:
+            arrays: All of its parts.
+
+        Raises:
+            ReplyError: Parts are missing, unknown or of other shapes: it is for another backbone.
+        """
+        rank = _rank_of(arrays, self.layers)
+        self._activate(rank)
+        parts = self.learners()
+        if odd := sorted(parts.keys() ^ arrays.keys()):
+            raise ReplyError(
+                f"the adapter is for another backbone, or for other adapter.blocks, targets or "
+                f"bias: it differs in {', '.join(odd[:3])}"
+            )
+        with torch.no_grad():
+            for name, part in parts.items():
+                value = torch.from_numpy(np.array(arrays[name], np.float32))
+                if value.shape != part.shape:
+                    raise ReplyError(
+                        f"the adapter is for another backbone: {name} has shape "
+                        f"{tuple(value.shape)}, wanted {tuple(part.shape)}"
+                    )
+                part.copy_(value)
+
+    def _activate(self, rank: int) -> None:
+        """Let the layers use the slot for adapters of this rank, which is made if missing."""
+        if rank == self.rank:
+            return
+        if rank not in self._slots:
+            try:
+                self.check_rank(rank)
+            except ConfigError as error:
+                raise ReplyError(f"an adapter of {error}") from None
+            self._slots[rank] = self._slot(rank)
+        for module in self.network.modules():
+            if isinstance(module, self._peft.tuners.lora.LoraLayer):
+                module.set_adapter(f"r{rank}")
+        self.rank = rank
+
+    def _slot(self, rank: int) -> dict[str, nn.Parameter]:
+        settings = self._peft.LoraConfig(
+            r=rank,
+            lora_alpha=self.scale * rank,
+            target_modules="|".join(map(re.escape, self.layers)),
+        )
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # of more than one adapter: that is meant
+            self._peft.inject_adapter_in_model(settings, self.network, adapter_name=f"r{rank}")
+        found = {}
+        for name, parameter in self.network.named_parameters():
+            part = _PART.fullmatch(name)
+            if part and part["slot"] == f"r{rank}":
+                parameter.data = parameter.data.float()  # masters are float32
+                found[f"{part['layer']}.{part['side']}"] = parameter
+        return found
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of what follows each of the tokens [B, T]."""
+        said = self.network(tokens)
+        logits: Tensor = said if isinstance(said, Tensor) else said.logits
+        return logits + self.bias.to(logits.dtype) if self.has_bias else logits
+
+    def losses(self, tokens: Tensor) -> Tensor:
+        """Negative log-likelihood of every token but the first, in nats: float32 [B, T - 1].
+
+        Args:
+            tokens: Whole numbers [B, T].
+        """
+        logits = self.logits(tokens)[:, :-1].float()
+        truth = tokens[:, 1:].long()
+        lost = F.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="none")
+        return lost.view(truth.shape)
+
+    forward = losses
+
+    @torch.inference_mode()
+    def score(self, tokens: np.ndarray) -> np.ndarray:
+        """`losses` of many windows, a few at a time: float32 [N, T - 1].
+
+        Args:
+            tokens: Whole numbers [N, T].
+        """
+        place = self.bias.device
+        found = [
+            self.losses(torch.from_numpy(tokens[at : at + SLICE].astype(np.int64)).to(place)).cpu()
+            for at in range(0, len(tokens), SLICE)
+        ]
+        shape = (0, tokens.shape[1] - 1)
+        return torch.cat(found).numpy() if found else np.zeros(shape, np.float32)
+
+
+def _layers(network: nn.Module, blocks: str, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the linear layers that are adapted."""
+    place, count = blocks_of(network)
+    first = 0 if blocks == "all" else count // 2
+    within = re.compile(rf"{re.escape(place)}\.(\d+)\.(.+)")
+    found, known = [], dict[str, None]()
+    for name, module in network.named_modules():
+        match = within.fullmatch(name)
+        if match is None or not isinstance(module, nn.Linear):
+            continue
+        last = match[2].rpartition(".")[2]
+        known[last] = None
+        if int(match[1]) >= first and (not targets or last in targets):
+            found.append(name)
+    for target in targets:
+        if target not in known:
+            raise ConfigError(
+                f"adapter.targets: a block of the backbone has no layer {target!r}; allowed: "
+                f"{', '.join(known)}"
+            )
+    if not found:
+        raise ConfigError("extractor.backbone: its blocks have no linear layer to adapt")
+    return tuple(found)
+
+
+def _rank_of(arrays: Mapping[str, np.ndarray], layers: tuple[str, ...]) -> int:
+    first = arrays.get(f"{layers[0]}.A")
+    if first is None or first.ndim != 2:
+        raise ReplyError(
+            f"the adapter is for another backbone, or for other adapter.blocks or targets: it has "
+            f"no {layers[0]}.A"
+        )
+    return int(first.shape[0])

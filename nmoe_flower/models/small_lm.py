@@ -1,0 +1,188 @@
+"""A small causal language model: pre-norm blocks of attention and a squared ReLU, output tied.
+
+With the defaults and 2,048 tokens it has 2.19 million parameters.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.files import load_arrays, read_json, save_arrays, write_text
+
+__all__ = ["SmallLM", "SmallSizes"]
+
+_SETTINGS, _WEIGHTS = "config.json", "model.safetensors"
+_PER_HEAD = 32
+
+
+@dataclass(frozen=True)
+class SmallSizes:
+    """What decides the shapes of a `SmallLM`.
+
+    Attributes:
+        vocab_size: Number of tokens, V.
+        width: Numbers per token between the blocks, d.
+        blocks: How many blocks.
+        heads: Heads of attention; they divide the width.
+        window: Longest text in tokens, T.
+
+    Raises:
+        ConfigError: One of them is below 1, or the heads do not divide the width.
+    """
+
+    vocab_size: int
+    width: int = 192
+    blocks: int = 4
+    heads: int = 6
+    window: int = 128
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name} = {value!r}; allowed: a whole number, 1 or more")
+        if self.width % self.heads:
+            raise ConfigError(f"heads = {self.heads} do not divide width = {self.width}")
+
+    @classmethod
+    def of_widths(cls, widths: tuple[int, ...], *, vocab_size: int, window: int) -> Self:
+        """Sizes from one width per block, with a head for every 32 numbers.
+
+        Args:
+            widths: As many equal widths as there are blocks; empty: four of 192.
+            vocab_size: Number of tokens.
+            window: Longest text in tokens.
+
+        Raises:
+            ConfigError: The widths differ.
+
+        >>> SmallSizes.of_widths((64, 64), vocab_size=257, window=16).heads
+        2
+        """
+        if not widths:
+            return cls(vocab_size, window=window)
+        if len(set(widths)) > 1:
+            told = ", ".join(map(str, widths))
+            raise ConfigError(f"all blocks of small-lm have one width, got {told}")
+        width = widths[0]
+        heads = width // _PER_HEAD if width % _PER_HEAD == 0 else 1
+        return cls(vocab_size, width, len(widths), heads, window)
+
+
+class _Block(nn.Module):
+    """Attention to what stands before, then a squared ReLU."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B, T, d] to hidden states [B, T, d]."""
+        shape, width = hidden.shape, hidden.shape[2]
+        qkv = self.qkv(F.rms_norm(hidden, (width,)))
+        split = qkv.view(*shape[:2], 3, self.heads, width // self.heads)
+        mixed = _attend(*split.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(shape)
+        hidden = hidden + self.out(mixed)
+        inner: Tensor = self.up(F.rms_norm(hidden, (width,))).relu().square()
+        found: Tensor = hidden + self.down(inner)
+        return found
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention; plain products where the CPU is several times slower with fused ones."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    size = query.shape[2]
+    later = torch.full((size, size), -torch.inf, dtype=query.dtype).triu(1)
+    scores: Tensor = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + later
+    return scores.softmax(dim=3) @ value
+
+
+class SmallLM(nn.Module):
+    """Tokens [B, T] to logits [B, T, V].
+
+    Attributes:
+        sizes: The shapes of its parts.
+        blocks: The blocks, in order.
+    """
+
+    def __init__(self, sizes: SmallSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.tokens = nn.Embedding(sizes.vocab_size, sizes.width)
+        self.places = nn.Embedding(sizes.window, sizes.width)
+        self.blocks = nn.ModuleList(_Block(sizes.width, sizes.heads) for _ in range(sizes.blocks))
+        self._draw()
+
+    def _draw(self) -> None:
+        """Fresh weights: blocks begin as the identity."""
+        width = self.sizes.width
+        for embedding in (self.tokens, self.places):
+            nn.init.normal_(embedding.weight, std=0.02)
+        for block in self.blocks:
+            for name, linear in block.named_children():
+                assert isinstance(linear, nn.Linear)
+                if name in ("out", "down"):
+                    nn.init.zeros_(linear.weight)
+                else:
+                    nn.init.uniform_(linear.weight, -((3 / width) ** 0.5), (3 / width) ** 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of what follows each token."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden = self.tokens(tokens) + self.places(places)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return F.linear(F.rms_norm(hidden, (self.sizes.width,)), self.tokens.weight)
+
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Args:
+            folder: Made if missing.
+            notes: What else ``config.json`` is to say, such as what it was trained on.
+
+        Raises:
+            NMoEError: A file cannot be written.
+        """
+        told = {**asdict(self.sizes), **(notes or {})}
+        write_text(folder / _SETTINGS, json.dumps(told, indent=2) + "\n")
+        save_arrays(folder / _WEIGHTS, {n: t.cpu().numpy() for n, t in self.state_dict().items()})
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The model that `save` wrote.
+
+        Args:
+            folder: With ``config.json`` and ``model.safetensors``.
+
+        Raises:
+            ConfigError: A file is missing, or holds something else.
+        """
+        for name in (_SETTINGS, _WEIGHTS):
+            if not (folder / name).is_file():
+                raise ConfigError(f"{folder / name} is missing")
+        told = read_json(folder / _SETTINGS, raises=ConfigError)
+        names = [one.name for one in fields(SmallSizes)]
+        if not isinstance(told, dict) or (missing := [n for n in names if n not in told]):
+            lacks = "" if not isinstance(told, dict) else f": it has no {', '.join(missing)}"
+            raise ConfigError(f"{folder / _SETTINGS} is not that of small-lm{lacks}")
+        model = cls(SmallSizes(**{name: told[name] for name in names}))
+        arrays = load_arrays(folder / _WEIGHTS)
+        state = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            said = str(error).splitlines()[-1].strip()
+            raise ConfigError(f"{folder / _WEIGHTS} does not fit its config.json: {said}") from None
+        return model

@@ -1,0 +1,84 @@
+"""One adapter for all clients, by FedAvg: what a mixture of adapters is measured against."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from nmoe_flower import records
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, VALIDATION, AdapterControlEntry
+from nmoe_flower.pipeline.ask import gather, message
+from nmoe_flower.pipeline.rounds import federate
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import ARRAYS, MOMENTS, Action, TextKey
+from nmoe_flower.schedules import schedule
+from nmoe_flower.strategies import FedLoRA
+
+__all__ = ["train_adapter_controls"]
+
+Arrays = dict[str, np.ndarray]
+
+
+def train_adapter_controls(run: Run) -> None:
+    """Every configured control that is trained; leaves its adapter, at its best learning rate."""
+    for name in run.config.adapter.controls:
+        entry = ADAPTER_CONTROLS[name]
+        if entry.averaged and name not in run.artifacts.shared_adapters:
+            run.artifacts.shared_adapters[name] = _averaged(run, name, entry)
+            run.save(f"{name}/done")
+
+
+def _averaged(run: Run, name: str, entry: AdapterControlEntry) -> Arrays:
+    """The adapter at the learning rate that suits everybody's validation text best."""
+    settings = run.config.adapter
+    rates = settings.rates_of_averages
+    if len(rates) == 1:
+        return _trained(run, name, entry, rates[0])
+    found = []
+    for rate in rates:
+        adapter = _trained(run, f"{name}@{rate:g}", entry, rate)
+        found.append((_bits_per_byte(run, f"{name}@{rate:g}/{VALIDATION}", adapter), rate, adapter))
+    best = min(found, key=lambda one: one[0])
+    run.artifacts.chosen_rates[name] = best[1]
+    return best[2]
+
+
+def _trained(run: Run, stage: str, entry: AdapterControlEntry, rate: float) -> Arrays:
+    settings = run.config.adapter
+    rank = settings.rank * (settings.times if entry.large else 1)
+    rounds = settings.steps // settings.local_steps
+    strategy = FedLoRA(
+        exact=entry.exact,
+        action=Action.ADAPTER_ROUND,
+        min_available_nodes=run.config.data.num_clients,
+        learning_rate=schedule("cosine", peak=rate, steps=rounds),
+    )
+    initial = _initial(run, rank)
+    if entry.frozen:
+        initial = {n: v for n, v in initial.items() if not n.endswith(".A")}
+    if settings.moments == "averaged" and not entry.exact:  # whose factors turn in every round
+        initial |= {
+            moment + part: np.zeros_like(value)
+            for moment in MOMENTS
+            for part, value in list(initial.items())
+        }
+    arrays: ArrayRecord = records.from_numpy(initial)
+    trained = records.to_numpy(federate(run, stage, strategy, arrays, rounds=rounds))
+    return {n: v for n, v in trained.items() if not n.startswith(MOMENTS)}
+
+
+def _initial(run: Run, rank: int) -> Arrays:
+    """A fresh adapter, from any client."""
+    node = min(run.partitions.values())
+    question = message(None, {TextKey.RANK: rank})
+    asked = gather(run, "initial", Action.ADAPTER_INITIAL, question, only=[node], wanted=[ARRAYS])
+    return records.to_numpy(asked[node].array_records[ARRAYS])
+
+
+def _bits_per_byte(run: Run, stage: str, adapter: Arrays) -> float:
+    """Mean over the clients of bits per byte of their validation text."""
+    answers = gather(run, stage, Action.ADAPTER_TEST, message(adapter))
+    told: list[Mapping[str, Any]] = [records.metrics_of(one) for one in answers.values()]
+    each = [float(one[TextKey.NATS]) / float(one[TextKey.BYTES]) / np.log(2) for one in told]
+    return float(np.mean(each))

@@ -1,0 +1,58 @@
+"""Every client trains an adapter at home; what leaves is what its sharing allows."""
+
+from collections import Counter
+
+import numpy as np
+from flwr.app import RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.errors import RoundError
+from nmoe_flower.pipeline.ask import alike, gather, holdings
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import EXPERT, GATE, Action, TextKey
+
+__all__ = ["train_adapters"]
+
+
+def train_adapters(run: Run) -> None:
+    """One exchange: leaves the experts' adapters, where they may leave their devices.
+
+    Raises:
+        RoundError: Clients have other backbones or tokenizers than most, or one did not train.
+    """
+    _compare(run)
+    shares = run.config.expert.sharing == "weights"
+    wanted = [GATE] if run.config.gate.asks_frequencies and shares else []
+    wanted += [EXPERT] if shares else []
+    trained = gather(run, "experts", Action.ADAPTER_EXPERT, RecordDict(), wanted=wanted)
+    if not shares:
+        return
+    if GATE in wanted:
+        counted = {
+            client: records.to_numpy(content.array_records[GATE])
+            for client, content in trained.items()
+        }
+        found = alike("experts", counted).values()
+        run.artifacts.frequencies = np.stack([arrays[TextKey.FREQUENCIES] for arrays in found])
+    told = {
+        client: records.to_numpy(content.array_records[EXPERT])
+        for client, content in trained.items()
+    }
+    if not run.config.adapter.ranks:
+        told = alike("experts", told)
+    run.artifacts.adapters = {
+        f"{client}/{name}": value
+        for client, arrays in told.items()
+        for name, value in arrays.items()
+    }
+
+
+def _compare(run: Run) -> None:
+    """Refuse clients whose tokens are made by another tokenizer than most use."""
+    hashes = {client: holding.tokenizer for client, holding in holdings(run).items()}
+    common, _ = Counter(hashes.values()).most_common(1)[0]
+    if odd := [client for client, told in hashes.items() if told != common]:
+        said = ", ".join(f"client {c} has {hashes[c][:12] or 'none'}" for c in odd)
+        raise RoundError(
+            f"the tokenizer of all clients must be the same: {said}, and most have {common[:12]}"
+        )

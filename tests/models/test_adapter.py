@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.models import AdaptedLM, SmallLM, SmallSizes, blocks_of
+
+TOKENS = torch.arange(12).view(2, 6) % 11
+
+
+def network(width: int = 8, blocks: int = 3) -> SmallLM:
+    torch.manual_seed(0)
+    model = SmallLM(SmallSizes(11, width, blocks, 2, 6))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def adapted(**options: object) -> AdaptedLM:
+    return AdaptedLM(network(), 11, **options)  # type: ignore[arg-type]
+
+
+def adapter(model: AdaptedLM, rank: int, seed: int = 1) -> dict[str, np.ndarray]:
+    torch.manual_seed(seed)
+    return {n: torch.randn(p.shape).numpy() for n, p in model.fresh(rank).items()}
+
+
+def test_a_fresh_adapter_changes_nothing_and_alone_is_trained() -> None:
+    model, plain = adapted(), network()
+    model.load({name: part.numpy() for name, part in model.fresh(2).items()})
+    assert torch.allclose(model.logits(TOKENS), plain(TOKENS), atol=1e-6)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trained == {id(p) for p in model.learners().values()}
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [({}, [1, 2]), ({"blocks": "upper"}, [1, 2]), ({"blocks": "all"}, [0, 1, 2])],
+)
+def test_the_upper_half_or_all_blocks_are_adapted(
+    options: dict[str, str], blocks: list[int]
+) -> None:
+    layers = [f"blocks.{b}.{name}" for b in blocks for name in ("qkv", "out", "up", "down")]
+    assert list(adapted(**options).layers) == layers
+
+
+def test_an_adapter_adds_the_scaled_product_of_its_factors() -> None:
+    """So says the paper: W x + scale B A x."""
+    model, plain = adapted(blocks="all", scale=0.5), network()
+    parts = adapter(model, 2)
+    model.load(parts)
+    with torch.no_grad():
+        for name in model.layers:
+            product = torch.from_numpy(parts[f"{name}.B"] @ parts[f"{name}.A"])
+            plain.get_submodule(name).weight += 0.5 * product
+        wanted = plain(TOKENS) + torch.from_numpy(parts["bias"])
+    assert torch.allclose(model.logits(TOKENS), wanted, atol=1e-4)
+
+
+def test_adapters_of_several_ranks_take_turns() -> None:
+    model = adapted()
+    small, large = adapter(model, 1), adapter(model, 4, seed=2)
+    said = []
+    for parts in (small, large, small, large):
+        model.load(parts)
+        said.append(model.logits(TOKENS).detach())
+        assert model.rank == parts[f"{model.layers[0]}.A"].shape[0]
+        state = model.state()
+        assert state.keys() == parts.keys()
+        assert all(np.array_equal(state[name], parts[name]) for name in parts)
+    assert torch.equal(said[0], said[2])
+    assert torch.equal(said[1], said[3])
+    assert not torch.allclose(said[0], said[1])
+
+
+def test_losses_are_those_of_cross_entropy_and_slices_change_nothing() -> None:
+    model = adapted()
+    model.load(adapter(model, 2))
+    tokens = np.random.default_rng(0).integers(0, 11, (37, 6)).astype(np.uint16)
+    logits = model.logits(torch.from_numpy(tokens.astype(np.int64))).log_softmax(dim=2)
+    truth = torch.from_numpy(tokens[:, 1:].astype(np.int64))
+    wanted = -logits[:, :-1].gather(2, truth[..., None])[..., 0]
+    assert np.allclose(model.score(tokens), wanted.detach().numpy(), atol=1e-5)
+    assert model.score(tokens[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 9])
+def test_a_rank_beyond_the_layers_is_refused(rank: int) -> None:
+    model = adapted()
+    with pytest.raises(
+        ConfigError, match=rf"adapter.rank = {rank}; allowed: 1 to 8, the least side"
+    ):
+        model.fresh(rank)
+
+
+def test_an_adapter_for_another_backbone_is_refused() -> None:
+    wide = AdaptedLM(network(width=16), 11)
+    deep = AdaptedLM(network(blocks=6), 11)
+    model = adapted()
+    with pytest.raises(ReplyError, match=r"for another backbone: blocks\.1\.qkv\.A has shape"):
+        model.load(adapter(wide, 2))
+    with pytest.raises(ReplyError, match=r"has no blocks\.1\.qkv\.A"):
+        model.load(adapter(deep, 2))
+    parts = adapter(model, 2)
+    del parts["bias"]
+    with pytest.raises(ReplyError, match="it differs in bias"):
+        model.load(parts)
+
+
+def test_only_layers_of_the_blocks_can_be_targets() -> None:
+    assert all(name.endswith((".qkv", ".up")) for name in adapted(targets=("qkv", "up")).layers)
+    with pytest.raises(ConfigError, match="no layer 'q_proj'; allowed: qkv, out, up, down"):
+        adapted(targets=("q_proj",))
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no list of blocks"):
+        blocks_of(nn.Linear(2, 2))
+
+
+def test_frozen_layers_in_bf16_leave_float32_masters() -> None:
+    model = adapted(bf16=True)
+    model.load(adapter(model, 2))
+    assert {p.dtype for p in model.learners().values()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        model.losses(TOKENS).mean().backward()
+    assert all(p.grad is not None for p in model.learners().values())

@@ -1,0 +1,228 @@
+"""The language system on a folder of made-up text: three clients whose words differ."""
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmoe_flower.checkpoint import Checkpoints
+from nmoe_flower.client_app import app
+from nmoe_flower.config import Config
+from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.pipeline import Run, exchanges, run_pipeline
+
+WORDS = {"animals": "cat dog bird", "code": "x=1; y=2; z+=3;", "numbers": "uno dos tres"}
+CONTROLS = "frozen,soup,uniform,fedavg,fedavg-frozen-a,fedavg-exact,fedavg-large"
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for domain, words in WORDS.items():
+        (folder / domain).mkdir()
+        for number in range(20):
+            drawn = random.Random(f"{domain}{number}").choices(words.split(), k=60)
+            (folder / domain / f"{number}.txt").write_text(" ".join(drawn))
+    return folder
+
+
+def settings(texts: Path, **changes: Any) -> Config:
+    return Config.parse(
+        {
+            "run.system": "language",
+            "run.precision": "float32",
+            "data.kind": "text",
+            "data.scheme": "natural",
+            "data.dataset": str(texts),
+            "data.num-clients": 3,
+            "data.train-per-client": 40,
+            "data.test-per-client": 6,
+            "data.validation-per-client": 6,
+            "text.tokenizer": "bytes",
+            "text.window": 16,
+            "text.prefix": 6,
+            "extractor.method": "pretrained",
+            "extractor.backbone": "small-lm",
+            "extractor.widths": "16,16",
+            "adapter.rank": 2,
+            "adapter.blocks": "all",
+            "adapter.steps": 10,
+            "adapter.times": 2,
+            "adapter.learning-rates": "0.03",
+            "adapter.controls": "frozen,soup,uniform,fedavg",
+            "gate.methods": "unigram,likelihood,local,domain,oracle",
+            **{key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()},
+        }
+    )
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Stands for kill -9."""
+
+
+def carried_out(
+    config: Config,
+    folder: Path,
+    *,
+    client_app: Any = app,
+    stop: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+) -> tuple[dict[str, Any], Run, list[Mapping[str, Any]]]:
+    """Run, or go on with, the pipeline of a configuration."""
+    lines: list[Mapping[str, Any]] = []
+
+    def journal(record: Mapping[str, Any]) -> None:
+        lines.append(record)
+        if stop(record):
+            raise Interrupted
+
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    told = Config.parse({**config.flat(), "run.out": str(folder.parent), "run.name": folder.name})
+    with InProcessGrid(client_app, told.data.num_clients, run_config=told.flat()) as grid:
+        run = Run(grid, told, journal, checkpoints=checkpoints)
+        if checkpoint := checkpoints.latest():
+            run.restore(checkpoint)
+        results = run_pipeline(run)
+    assert results is not None
+    return results, run, lines
+
+
+def by_gate(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["gate"], row["test"]): row for row in results["rows"]}
+
+
+@pytest.fixture(scope="module")
+def whole(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    config = settings(texts, adapter__controls=CONTROLS, adapter__learning_rates="0.01,0.03")
+    return carried_out(config, tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_every_gate_and_control_has_a_row_in_every_test(whole: Any) -> None:
+    rows = by_gate(whole[0])
+    gates = ["unigram", "likelihood", "local", "domain", "oracle"]
+    gates += [f"control:{name}" for name in CONTROLS.split(",")]
+    assert rows.keys() == {(g, t) for g in gates for t in ("local", "iid", "validation")}
+    for row in rows.values():
+        assert len(row["per_client"]["bits_per_byte"]) == 3
+        assert row["domains"].keys() == WORDS.keys()
+        assert row["worst_bits_per_byte"] == max(row["per_client"]["bits_per_byte"])
+
+
+def test_experts_of_other_words_beat_one_adapter_for_all(whole: Any) -> None:
+    """The unigram gate knows whose words it sees; then it is as if it were told."""
+    found = {key: row["bits_per_byte"] for key, row in by_gate(whole[0]).items()}
+    for test in ("local", "iid"):
+        assert found["domain", test] < found["control:fedavg", test] < found["control:frozen", test]
+        assert found["unigram", test] == pytest.approx(found["domain", test], abs=0.02)
+        assert found["oracle", test] <= found["domain", test] + 1e-6
+    assert found["local", "local"] == pytest.approx(found["domain", "local"], rel=1e-6)
+    assert found["local", "iid"] > found["domain", "iid"]
+
+
+def test_bits_per_byte_are_those_of_the_scored_bytes(whole: Any) -> None:
+    """A fresh byte model knows nothing: log2 of 257 tokens, one byte each."""
+    row = by_gate(whole[0])["control:frozen", "local"]
+    assert row["bits_per_byte"] == pytest.approx(np.log2(257), abs=0.1)
+    assert row["perplexity"] == pytest.approx(2 ** row["bits_per_byte"], rel=1e-3)
+
+
+def test_what_stays_at_home_costs_nothing(whole: Any) -> None:
+    rows = by_gate(whole[0])
+    assert rows["local", "iid"]["local_ratio"] == 1.0
+    assert rows["local", "iid"]["bytes_per_sample"] == 0.0
+    assert rows["domain", "local"]["local_ratio"] == 1.0
+    assert rows["domain", "iid"]["local_ratio"] == pytest.approx(1 / 3)
+    # Sixteen ids out, and back the log-probabilities of the ten that are scored: 2 bytes each.
+    assert rows["domain", "iid"]["bytes_per_sample"] == pytest.approx(2 / 3 * 2 * (16 + 10))
+
+
+def test_rates_are_chosen_on_validation_text(whole: Any) -> None:
+    results, _, lines = whole
+    averaged = [name for name in CONTROLS.split(",") if name.startswith("fedavg")]
+    assert results["learning_rates"].keys() == set(averaged)
+    assert set(results["learning_rates"].values()) <= {0.01, 0.03}
+    asked = {line["stage"] for line in lines}
+    assert {f"{name}@{rate}/validation" for name in averaged for rate in (0.01, 0.03)} <= asked
+
+
+def test_the_exchanges_are_as_many_as_were_foretold(whole: Any) -> None:
+    _, run, lines = whole
+    counted: dict[str, int] = {}
+    for line in lines:
+        counted[line["stage"]] = counted.get(line["stage"], 0) + 1
+    foretold = exchanges(run.config)
+    assert foretold.pop("identity") == 1
+    assert counted == foretold
+
+
+def test_adapters_and_nothing_else_travel(whole: Any) -> None:
+    """0.4 MB of an adapter, never the backbone."""
+    _, run, lines = whole
+    adapter = sum(v.size for n, v in run.artifacts.adapters.items() if n.startswith("0/"))
+    backbone = 257 * 16 + 16 * 16 + 2 * 12 * 16**2
+    up = next(line["bytes_up"] for line in lines if line["stage"] == "experts")
+    assert up < 3 * (4 * adapter + 2 * 257 + 3000)  # the headers of twenty arrays
+    assert adapter < backbone
+    names = run.artifacts.weights().keys()
+    assert {"adapter-0", "adapter-1", "adapter-2", "adapter-fedavg"} <= names
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(texts: Path, tmp_path: Path) -> None:
+    config = settings(texts, run__checkpoint_every=1)
+    wanted, run, _ = carried_out(config, tmp_path / "whole")
+
+    def second(record: Mapping[str, Any]) -> bool:
+        return bool(record["stage"] == "fedavg" and record["round"] == 2)
+
+    with pytest.raises(Interrupted):
+        carried_out(config, tmp_path / "killed", stop=second)
+    found, resumed, lines = carried_out(config, tmp_path / "killed")
+    assert [line["stage"] for line in lines][:1] == ["initial"]
+    assert "experts" not in {line["stage"] for line in lines}
+    assert found["rows"] == wanted["rows"]
+    for name, value in run.artifacts.named().items():
+        assert np.array_equal(value, resumed.artifacts.named()[name]), name
+
+
+def test_devices_of_several_ranks_and_experts_that_stay_at_home(
+    texts: Path, tmp_path: Path
+) -> None:
+    config = settings(texts, adapter__ranks="1,2,3", adapter__controls="soup,uniform")
+    results, run, _ = carried_out(config, tmp_path / "ranks")
+    ranks = [len(run.artifacts.adapters[f"{client}/blocks.0.qkv.A"]) for client in range(3)]
+    assert ranks == [1, 2, 3]
+    assert ("control:soup", "iid") in by_gate(results)
+    alone = settings(
+        texts, expert__sharing="none", gate__methods="local", adapter__controls="soup,uniform"
+    )
+    results, run, _ = carried_out(alone, tmp_path / "alone")
+    assert run.artifacts.adapters == {}
+    assert by_gate(results).keys() == {("local", t) for t in ("local", "iid", "validation")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"adapter__ranks": "1,2"}, "adapter.ranks has 2 entries for 3 clients"),
+        ({"expert__sharing": "latents"}, "expert.sharing = latents is not for run.system"),
+        (
+            {"gate__methods": "random"},
+            "none of them routes text; allowed: local, domain, oracle",
+        ),
+        ({"data__kind": "images"}, "run.system = language and data.kind = text need each other"),
+        (
+            {"extractor__backbone": "resnet18", "extractor__widths": ""},
+            "needs a backbone that reads",
+        ),
+        (
+            {"adapter__learning_rates": "0.1,0.2", "data__validation_per_client": 0},
+            "are chosen on validation text",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(texts: Path, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        settings(texts, **changes)
