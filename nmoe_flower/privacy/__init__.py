@@ -17,6 +17,7 @@ from nmoe_flower.privacy.dp_sgd import (
     steps_epsilon,
 )
 from nmoe_flower.privacy.gdp import check_delta, check_epsilon, delta_of, epsilon_of, mu_of
+from nmoe_flower.privacy.histogram import HistogramMechanism
 from nmoe_flower.privacy.mechanism import (
     Adjacency,
     ClippedCorrelation,
@@ -43,6 +44,7 @@ __all__ = [
     "Budget",
     "ClippedCorrelation",
     "GaussianMechanism",
+    "HistogramMechanism",
     "WeightsCost",
     "audit_releases",
     "check_delta",
