@@ -269,6 +269,9 @@ class GivenEntry:
 # For ``extractor.method = pretrained``.
 GIVEN = {
     "efficientnet-lite0": GivenEntry("nmoe_flower.models.libraries:efficientnet_lite0"),
+    "torchvision": GivenEntry("nmoe_flower.models.libraries:of_torchvision", names=True),
+    "timm": GivenEntry("nmoe_flower.models.libraries:of_timm", names=True),
+    "transformers": GivenEntry("nmoe_flower.models.libraries:of_transformers", names=True),
 }
 
 

@@ -10,7 +10,15 @@ from torch import Tensor
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.installation import install_hint
 
-__all__ = ["KEY", "hub_file", "is_hub_name", "located", "read_weights", "wheel_weights"]
+__all__ = [
+    "KEY",
+    "hub_file",
+    "is_hub_name",
+    "located",
+    "not_to_be_had",
+    "read_weights",
+    "wheel_weights",
+]
 
 KEY: Final = "extractor.weights"
 _SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin")
@@ -67,18 +75,31 @@ def hub_file(name: str) -> Path:
         raise ConfigError(
             f"{KEY} = {name} needs huggingface-hub: {install_hint('vision')}"
         ) from None
-    reason = ""
+    found: Exception | None = None
     for file in _ON_THE_HUB:
         try:
             return Path(hf_hub_download(name, file))
         except EntryNotFoundError as error:
-            reason = reason or str(error)
+            found = found or error
         except Exception as error:  # of the network, of the hub, of a disk
-            reason = str(error)
+            found = error
             break
-    raise ConfigError(
-        f"{KEY} = {name}: these weights are not in the hub's cache here and cannot be fetched "
-        f"({_first_line(reason)}); give a folder or a file, or fetch them once with a connection"
+    assert found is not None
+    raise not_to_be_had(f"{KEY} = {name}", "the hub's", found)
+
+
+def not_to_be_had(named: str, whose: str, error: Exception) -> ConfigError:
+    """The error to raise for weights that are not on this machine and cannot be fetched.
+
+    Args:
+        named: Names the key and its value.
+        whose: Whose cache they would lie in.
+        error: What trying it has raised.
+    """
+    return ConfigError(
+        f"{named}: these weights are not in {whose} cache here and cannot be fetched "
+        f"({_first_line(str(error))}); give a folder or a file ({KEY}), or fetch them once with a "
+        "connection"
     )
 
 

@@ -25,7 +25,7 @@ from nmoe_flower.training import autocast
 __all__ = ["LatentFile", "raw_latents"]
 
 _log = logging.getLogger(__name__)
-BATCH = 100  # images of a pass; always as many, so that a latent does not depend on its company
+BATCH = 50  # images of a pass; always as many, so that a latent does not depend on its company
 _LARGEST = float(np.finfo(np.float16).max)
 
 Rows = npt.NDArray[np.int64]
