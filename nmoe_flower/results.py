@@ -63,6 +63,7 @@ _PATHS = (
     ("data", "dataset"),
     ("data", "cache-dir"),
     ("extractor", "start"),
+    ("extractor", "weights"),
     ("alignment", "trace"),
 )
 

@@ -110,7 +110,7 @@ def _allowed(field: FieldInfo) -> str:
 def _names_or_own(metadata: Iterable[Any]) -> str:
     """The names that a text may be, if it may not be any."""
     return "".join(
-        ", ".join(f"`{name}`" for name in (*one.names, FORM))
+        ", ".join(f"`{name}`" for name in (*one.listed, FORM))
         for one in metadata
         if isinstance(one, NamesOrOwn)
     )

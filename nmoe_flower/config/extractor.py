@@ -11,8 +11,8 @@ from nmoe_flower.own_code import is_own
 
 __all__ = ["ExtractorConfig"]
 
-_WITH_NAMES = tuple({name for name, row in GIVEN.items() if row.names} | {"transformers"})
-
+_NAMED = tuple(name for name, row in GIVEN.items() if not row.names)
+_WITH_NAMES = tuple(name for name, row in GIVEN.items() if row.names)
 
 if TYPE_CHECKING:
     MethodName = str
@@ -52,7 +52,7 @@ class ExtractorConfig(Section):
     )
     backbone: Annotated[
         str,
-        NamesOrOwn((*BACKBONES, *GIVEN, *LANGUAGE_MODELS), _WITH_NAMES),
+        NamesOrOwn((*BACKBONES, *_NAMED, *LANGUAGE_MODELS), _WITH_NAMES),
     ] = Field("digits", description="the network; mlp for features, linear only flattens")
     weights: str = Field(
         "", description="of a given backbone: a folder, a file or a hub name; empty: its own"

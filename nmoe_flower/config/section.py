@@ -107,6 +107,11 @@ class NamesOrOwn:
     names: tuple[str, ...]
     libraries: tuple[str, ...] = ()
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """What an error or a page lists: all names, and the form of those of libraries."""
+        return (*self.names, *(f"{library}:NAME" for library in self.libraries))
+
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
@@ -121,8 +126,7 @@ class NamesOrOwn:
             raise ValueError(f"input should be {library}:NAME, got {shown(value)}")
         if value in self.names or is_own(value):
             return value
-        listed = [*map(repr, self.names), *(f"'{library}:NAME'" for library in self.libraries)]
-        allowed = ", ".join(dict.fromkeys(listed))
+        allowed = ", ".join(map(repr, self.listed))
         raise ValueError(f"input should be {allowed} or {FORM}, got {shown(value)}")
 
 

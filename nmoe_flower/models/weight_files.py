@@ -93,7 +93,7 @@ def not_to_be_had(named: str, whose: str, error: Exception) -> ConfigError:
 
     Args:
         named: Names the key and its value.
-        whose: Whose cache they would lie in.
+        whose: Owner of the cache that they would lie in.
         error: What trying it has raised.
     """
     return ConfigError(
