@@ -1,6 +1,5 @@
 """Gates: what they all give back, the one that is trained, and those that need no training."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
@@ -210,10 +209,9 @@ class DiscriminantGate(nn.Module):
     """The gate ``lda``: linear discriminants of the clients, solved from their sums, not trained.
 
     ``weight h + bias`` is, up to what all experts have in common, the log density of a latent h
-    under client i's mean and the covariance within clients. So the softmax over them would be the
-    probability that h came from client i, if latents were normal. They are not: with D numbers the
-    differences grow like D, and the second best would weigh nothing. `scores` are therefore divided
-    by sqrt(D), which changes no ranking.
+    under client i's mean and the covariance within clients. So the softmax over them is the
+    probability that h came from client i, if latents are normal; it weighs the experts of
+    ``top_k`` > 1.
 
     Attributes:
         latent_dim: Numbers of a latent, D.
@@ -246,8 +244,7 @@ class DiscriminantGate(nn.Module):
 
     def scores(self, latents: Tensor) -> Tensor:
         """Score latents [B, D]: logits [B, E]."""
-        scores: Tensor = F.linear(latents, self.weight.to(latents), self.bias.to(latents))
-        return scores / math.sqrt(self.latent_dim)
+        return F.linear(latents, self.weight.to(latents), self.bias.to(latents))
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Pick the clients whose latents these are most likely, for latents [B, D]."""
