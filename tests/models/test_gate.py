@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from nmoe_flower.config import GateConfig
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models import (
     ClientWeightsGate,
+    DiscriminantGate,
     DomainGate,
     Gate,
     GateSite,
@@ -22,6 +24,7 @@ from nmoe_flower.models import (
     route_top_k,
     with_home_bias,
 )
+from nmoe_flower.sums import discriminants
 
 
 def source(seed=0):
@@ -303,3 +306,25 @@ def test_the_domain_gate_must_be_told():
     site = GateSite(0, 2, GateConfig(), None, torch.zeros(1, 2, 2), torch.zeros(1))
     with pytest.raises(ConfigError, match="must be told whose each sample is"):
         DomainGate.at(site)
+
+
+def test_the_gate_lda_weighs_experts_by_the_densities_of_their_clients():
+    generator = np.random.default_rng(0)
+    means, spread = generator.normal(size=(3, 20)), generator.normal(size=(20, 40))
+    covariance = spread @ spread.T / 10
+    found = discriminants(means, covariance, shrinkage=0.0)
+    gate = DiscriminantGate(20, 3, top_k=2)
+    gate.load_state_dict(
+        {"weight": torch.from_numpy(found.weight), "bias": torch.from_numpy(found.bias)}
+    )
+    latents = torch.from_numpy(generator.normal(size=(5, 20))).float()
+    law = torch.distributions.MultivariateNormal(
+        torch.from_numpy(means), torch.from_numpy(covariance)
+    )
+    densities = law.log_prob(latents.double()[:, None])  # [5, 3]
+    best = densities.sort(dim=1, descending=True)
+    routing = gate.route(latents)
+    assert torch.equal(routing.expert_ids, best.indices[:, :2])
+    torch.testing.assert_close(
+        routing.weights.double(), best.values[:, :2].softmax(dim=1), rtol=1e-4, atol=1e-6
+    )
