@@ -61,6 +61,7 @@ class GateEntry:
         usual: It is among ``gate.methods`` unless these are named.
         of_text: It can route text, too.
         frequencies: It needs how often each client's text has each token, which leaves for it.
+        chunks: It decides again every ``text.chunk`` tokens.
     """
 
     router: str = ""
@@ -74,6 +75,7 @@ class GateEntry:
     usual: bool = True
     of_text: bool = False
     frequencies: bool = False
+    chunks: bool = False
 
 
 # In the order of tables and figures.
@@ -107,7 +109,9 @@ GATES = {
 # Gates that only text has.
 TEXT_GATES = {
     "unigram": GateEntry(of_text=True, frequencies=True),
+    "unigram-chunks": GateEntry(of_text=True, frequencies=True, chunks=True, usual=False),
     "likelihood": GateEntry(of_text=True),
+    "likelihood-chunks": GateEntry(of_text=True, chunks=True, usual=False),
 }
 
 

@@ -7,15 +7,17 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 
 from nmoe_flower import records
-from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.catalogue import TEXT_GATES, VALIDATION
 from nmoe_flower.clients.device import Language, device_of, language_of
+from nmoe_flower.clients.private import told_frequencies
 from nmoe_flower.data.text import TextSplit
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import (
-    likelihood_scores,
-    mixture_loss,
+    Chunks,
+    at_home,
+    best_of,
     text_routes,
-    token_frequencies,
+    token_scores,
     unigram_scores,
 )
 from nmoe_flower.records import (
@@ -105,7 +107,7 @@ def train_expert(message: Message, context: Context) -> Message:
     if device.config.expert.sharing == "weights":
         arrays[EXPERT] = records.from_numpy(signed)
         if device.config.gate.asks_frequencies:
-            seen = token_frequencies(language.train.tokens, language.data.vocab_size)
+            seen = told_frequencies(device, language.train.tokens, language.data.vocab_size)
             arrays[GATE] = records.from_numpy({TextKey.FREQUENCIES: seen})
     return records.reply(
         message,
@@ -222,12 +224,14 @@ class TestedText:
     ) -> None:
         self.language, self.test, self.split, self.nats = language, test, split, nats
         self.experts, self.told = list(experts), told
-        prefix = language.device.config.text.prefix
-        self.mask = split.scored(prefix)
-        self.sizes = split.scored_bytes(prefix)
+        text = language.device.config.text
+        self.whole = Chunks(split.window, text.prefix)
+        self.chunks = Chunks(split.window, text.prefix, text.chunk, text.recent)
+        self.mask = split.scored(text.prefix)
+        self.sizes = split.scored_bytes(text.prefix)
 
     def sums(self, alone: Mapping[str, np.ndarray]) -> Arrays:
-        """By ``<gate>/<test>``: nats of each domain [A, D], routes to each expert [E].
+        """By ``<gate>/<test>``: nats of each domain [A, D], routes to each expert [A, E].
 
         A is 1 where all clients would ask the same experts, else the number of those that ask.
         """
@@ -239,8 +243,9 @@ class TestedText:
         for name, lost in alone.items():
             found[f"control:{name}/{self.test}/{TextKey.NATS}"] = self._domains([lost])
         if "uniform" in controls and len(self.experts) > 1:
-            ids = np.broadcast_to(np.arange(len(self.experts)), self.nats.shape[:2])
-            mixed = mixture_loss(self.nats, ids, np.full(ids.shape, 1 / len(self.experts)))
+            count = len(self.experts)
+            ids = np.broadcast_to(np.arange(count), (len(self.nats), 1, count))
+            mixed = self.whole.loss(self.nats, ids, np.full(ids.shape, 1 / count))
             found[f"control:uniform/{self.test}/{TextKey.NATS}"] = self._domains([mixed])
         for gate, (asked, routes) in self._gates().items():
             found[f"{gate}/{self.test}/{TextKey.NATS}"] = self._domains(asked)
@@ -250,29 +255,51 @@ class TestedText:
     def _gates(self) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
         """What each configured gate loses, once or for each client that asks; and its routes."""
         device, experts, methods = self.language.device, self.experts, self._methods
-        found = {}
+        settings, found = device.config.gate, {}
         if "local" in methods:
-            own = np.eye(device.num_clients)[device.partition]
-            found["local"] = ([self.nats[:, at] for at in range(len(experts))], own)
-        top_k, prefix = device.config.gate.top_k, device.config.text.prefix
-        scores = {}
-        if "unigram" in methods:
-            given = self.split.tokens[:, :prefix]
-            scores["unigram"] = unigram_scores(given, self.told[TextKey.FREQUENCIES])
-        if "likelihood" in methods:
-            scores["likelihood"] = likelihood_scores(self.nats, prefix)
-        routes = {gate: text_routes(values, top_k) for gate, values in scores.items()}
+            each = range(len(experts))
+            own = np.eye(device.num_clients)[experts]
+            found["local"] = ([self.nats[:, at] for at in each], own)
+        for gate in (name for name in methods if name in TEXT_GATES):
+            chunks, decisions = self._decisions(gate)
+            asked = [text_routes(scores, settings.top_k) for scores in decisions]
+            found[gate] = (
+                [chunks.loss(self.nats, ids, weights) for ids, weights in asked],
+                np.stack([_routes(ids, device.num_clients) for ids, _ in asked]),
+            )
+        told = {}
         if "oracle" in methods:
             summed = (self.nats * self.mask[:, None]).sum(axis=2)
-            routes["oracle"] = text_routes(-summed, 1)
+            told["oracle"] = summed.argmin(axis=1)
         if "domain" in methods:
             owners = self.told[TextKey.DOMAINS]
-            ids = _told_domain(owners, self.split.domains, device.partition)[:, None]
-            routes["domain"] = (ids, np.ones(ids.shape))
-        for gate, (ids, weights) in routes.items():
-            lost = mixture_loss(self.nats, ids, weights)
-            found[gate] = ([lost], _routes(ids, device.num_clients))
+            told["domain"] = _told_domain(owners, self.split.domains, device.partition)
+        for gate, ids in told.items():
+            lost = self.nats[np.arange(len(ids)), ids]
+            found[gate] = ([lost], _routes(ids, device.num_clients)[None])
         return found
+
+    def _decisions(self, gate: str) -> tuple[Chunks, list[np.ndarray]]:
+        """When a gate decides, and the experts' scores each time, [N, C, E].
+
+        Scores are told once, or where they lean home for each client that asks.
+        """
+        device = self.language.device
+        chunks = self.chunks if TEXT_GATES[gate].chunks else self.whole
+        bias, candidates = device.config.gate.home_bias, device.config.text.candidates
+        frequencies = self.told.get(TextKey.FREQUENCIES)
+        cheap = scores = None
+        if frequencies is not None:
+            cheap = chunks.scores(unigram_scores(self.split.tokens, frequencies))
+        if not TEXT_GATES[gate].frequencies:
+            scores = chunks.scores(token_scores(self.nats))
+        found = []
+        for at in range(len(self.experts)) if bias else (0,):
+            parts = [at_home(part, at, bias) for part in (cheap, scores) if part is not None]
+            found.append(
+                best_of(parts[-1], parts[0], candidates) if scores is not None else parts[0]
+            )
+        return chunks, found
 
     @property
     def _methods(self) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ class PrivacyConfig(Section):
     """Differential privacy of what leaves a client in stage 1.
 
     ``enabled`` covers FedSC's correlation matrices, ``weights`` the weights (FedSC and FedCE).
-    Each has a budget of its own at ``delta``; together they cost the sum of both.
+    Each has a budget of its own at ``delta``; together they cost the sum of both. ``tokens`` covers
+    the histogram of tokens that a client of text tells once, for ``epsilon``.
     """
 
     enabled: bool = Field(False, description="add noise to correlation matrices, within a budget")
@@ -27,6 +28,10 @@ class PrivacyConfig(Section):
     )
     secure: bool = Field(False, description="noise from the operating system; not reproducible")
     shrink: bool = Field(True, description="the server removes noise from the mean's spectrum")
+    tokens: bool = Field(False, description="add noise to a client's histogram of tokens")
+    tokens_clip: float = Field(
+        10.0, gt=0, le=1e6, description="largest norm of a window's counts of tokens"
+    )
     weights: bool = Field(False, description="train the extractor with DP-SGD (Opacus)")
     weights_epsilon: float = Field(8.0, gt=0, description="of the weights, beside epsilon")
     weights_clip: float = Field(1.0, gt=0, description="largest norm of a sample's gradient")

@@ -29,6 +29,7 @@ def check_rules(config: "Config") -> None:
     _extractor_is_given_or_trained(config)
     _parts_fit_together(config)
     _language_stands_alone(config)
+    _histograms_can_be_private(config)
     _networks_can_read_the_data(config)
     _weights_can_be_private(config)
 
@@ -105,7 +106,8 @@ def _parts_fit_together(config: "Config") -> None:
             "if that is meant: contrast.share = own"
         )
     size = config.data.train_per_client
-    if (config.privacy.enabled or config.privacy.weights) and size * config.privacy.delta >= 1:
+    any_private = config.privacy.enabled or config.privacy.weights or config.privacy.tokens
+    if any_private and size * config.privacy.delta >= 1:
         raise ValueError(
             f"privacy.delta must be below 1 / images = {1 / size:.3g} of a client "
             f"(data.train-per-client), got {config.privacy.delta:g}"
@@ -182,6 +184,22 @@ def _extractor_is_given_or_trained(config: "Config") -> None:
         )
 
 
+def _histograms_can_be_private(config: "Config") -> None:
+    if not config.privacy.tokens:
+        return
+    if config.run.system != "language" or not config.gate.asks_frequencies:
+        raise ValueError(
+            "privacy.tokens covers the histograms of tokens of run.system = language with a gate "
+            f"unigram, got run.system = {config.run.system} and gate.methods = "
+            f"{', '.join(config.gate.methods)}"
+        )
+    if config.privacy.adjacency == "add-remove":
+        raise ValueError(
+            "privacy.adjacency = add-remove hides how many windows there are, and clients tell "
+            "their number in clear: use replace-one with privacy.tokens"
+        )
+
+
 def _language_stands_alone(config: "Config") -> None:
     """Text, its system and a backbone that reads it go together."""
     system, kind, backbone = config.run.system, config.data.kind, config.extractor.backbone
@@ -222,6 +240,11 @@ def _language_stands_alone(config: "Config") -> None:
         raise ValueError(
             f"gate.methods = {', '.join(config.gate.methods)}: none of them routes text; allowed: "
             f"{', '.join(allowed)}"
+        )
+    if config.text.candidates and not config.gate.asks_frequencies:
+        raise ValueError(
+            f"text.candidates = {config.text.candidates} takes the best of a gate unigram, got "
+            f"gate.methods = {', '.join(config.gate.methods)}: add unigram, or use 0"
         )
     settings, clients = config.adapter, config.data.num_clients
     if settings.ranks and len(settings.ranks) != clients:
@@ -275,7 +298,8 @@ def advice(config: "Config") -> list[str]:
             "BatchNorm's statistics over skewed clients costs most of the accuracy; "
             "group-ws does not mix images"
         )
-    if (config.privacy.enabled or config.privacy.weights) and not config.privacy.secure:
+    private = config.privacy.enabled or config.privacy.weights or config.privacy.tokens
+    if private and not config.privacy.secure:
         notes.append(
             "privacy.secure = false: noise comes from run.seed, and whoever knows it can take "
             "it out again; fine for a simulation, not for a deployment"
@@ -289,6 +313,11 @@ def advice(config: "Config") -> list[str]:
         notes.append(
             f"data.partition-column = {config.data.partition_column} is no feature, and "
             f"data.scheme = {config.data.scheme} does not look at it; natural does"
+        )
+    if config.privacy.tokens and config.expert.sharing == "weights":
+        notes.append(
+            "privacy.tokens covers the histogram of tokens, and not the adapter that leaves beside "
+            "it and was trained on the same text"
         )
     if config.run.system == "language":  # whose gates and controls are others
         return notes

@@ -25,6 +25,15 @@ class TextConfig(Section):
     prefix: int = Field(
         32, ge=1, description="first tokens of a window, which gates see and nobody scores"
     )
+    chunk: int = Field(
+        16, ge=1, le=65536, description="tokens after which gates named -chunks decide again"
+    )
+    recent: int = Field(
+        32, ge=0, le=65536, description="latest tokens that these decide from; 0: all so far"
+    )
+    candidates: int = Field(
+        0, ge=0, description="experts that read the prefix for likelihood, unigram's best; 0: all"
+    )
     unit: Literal["files", "lines", "paragraphs"] = Field(
         "files", description="what of a file is a document, which is never split"
     )

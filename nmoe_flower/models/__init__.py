@@ -52,14 +52,14 @@ from nmoe_flower.models.small_lm import SmallLM, SmallSizes
 from nmoe_flower.models.standard import Standard, add_standard, standardised
 from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
 from nmoe_flower.models.text_gate import (
-    likelihood_scores,
-    mixture_loss,
+    UNSEEN,
     text_routes,
     token_frequencies,
     unigram_scores,
 )
 
 __all__ = [
+    "UNSEEN",
     "AdaptedLM",
     "AlignmentMixture",
     "Backbone",
@@ -116,9 +116,7 @@ __all__ = [
     "correct",
     "em_prior",
     "finished_extractor",
-    "likelihood_scores",
     "mixed",
-    "mixture_loss",
     "mixture_weights",
     "open_language_model",
     "own_gate",

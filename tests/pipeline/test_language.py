@@ -122,6 +122,39 @@ def test_experts_of_other_words_beat_one_adapter_for_all(whole: Any) -> None:
     assert found["local", "iid"] > found["domain", "iid"]
 
 
+def test_gates_decide_again_lean_home_and_hide_what_was_written(
+    texts: Path, tmp_path: Path
+) -> None:
+    """Where all scores lean home by far every gate is the own expert; a histogram is paid for."""
+    gates = "unigram,unigram-chunks,likelihood,likelihood-chunks,local,domain"
+    common = {"gate__methods": gates, "adapter__controls": "frozen", "adapter__steps": 4,
+              "text__chunk": 3, "text__recent": 4, "text__candidates": 2}  # fmt: skip
+    results, run, _ = carried_out(
+        settings(texts, **common, privacy__tokens=True, privacy__delta=1e-3), tmp_path / "private"
+    )
+    rows = by_gate(results)
+    assert {gate for gate, _ in rows} == {*gates.split(","), "control:frozen"}
+    for test in ("local", "iid"):
+        told = rows["domain", test]["bits_per_byte"]
+        for gate in ("unigram", "unigram-chunks", "likelihood-chunks"):
+            assert rows[gate, test]["bits_per_byte"] == pytest.approx(told, rel=0.2)
+    noisy = run.artifacts.frequencies
+    assert noisy is not None
+    assert np.exp(noisy.astype(float)).sum(axis=1) == pytest.approx(1, abs=0.02)
+    ledgers = list((tmp_path / "private").rglob("privacy.json"))
+    assert len(ledgers) == 3
+    leaning = settings(texts, **common, gate__home_bias=1e6, gate__top_k=2)
+    results, run, _ = carried_out(leaning, tmp_path / "leaning")
+    rows = by_gate(results)
+    for gate in gates.split(",")[:4]:
+        for test in ("local", "iid"):
+            assert rows[gate, test]["local_ratio"] == pytest.approx(0.5)  # of two that are asked
+            wanted = rows["local", test]["per_client"]["bits_per_byte"]
+            assert rows[gate, test]["per_client"]["bits_per_byte"] == pytest.approx(wanted)
+    assert run.artifacts.frequencies is not None
+    assert not np.array_equal(run.artifacts.frequencies, noisy)
+
+
 def test_bits_per_byte_are_those_of_the_scored_bytes(whole: Any) -> None:
     """A fresh byte model knows nothing: log2 of 257 tokens, one byte each."""
     row = by_gate(whole[0])["control:frozen", "local"]
@@ -217,6 +250,15 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
             {"extractor__backbone": "resnet18", "extractor__widths": ""},
             "needs a backbone that reads",
         ),
+        (
+            {"privacy__tokens": True, "gate__methods": "likelihood"},
+            r"privacy.tokens covers the histograms .* gate.methods = likelihood",
+        ),
+        (
+            {"text__candidates": 2, "gate__methods": "likelihood"},
+            "text.candidates = 2 takes the best of a gate unigram",
+        ),
+        ({"privacy__tokens": True, "privacy__adjacency": "add-remove"}, "use replace-one with"),
         (
             {"adapter__learning_rates": "0.1,0.2", "data__validation_per_client": 0},
             "are chosen on validation text",

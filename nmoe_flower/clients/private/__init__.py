@@ -15,6 +15,7 @@ from nmoe_flower.clients.private.dp_sgd import (
 )
 from nmoe_flower.clients.private.ledger import Ledger, StepLedger
 from nmoe_flower.clients.private.release import MatrixRelease
+from nmoe_flower.clients.private.token_histogram import told_frequencies
 
 __all__ = [
     "Draw",
@@ -28,4 +29,5 @@ __all__ = [
     "private_fit",
     "private_train",
     "report",
+    "told_frequencies",
 ]

@@ -33,8 +33,8 @@ def evaluate_language(run: Run) -> dict[str, Any]:
         tested = _Tested.of(told, key, test)
         for name in (test, "iid") if test == "local" else (test,):
             rows.append(_row(run, gate, name, tested, domains))
-            if tested.routes is not None:
-                routing[f"{gate}/{name}"] = tested.routes.tolist()
+            if (routes := tested.own_routes) is not None:
+                routing[f"{gate}/{name}"] = routes.tolist()
     more = {"learning_rates": run.artifacts.chosen_rates} if run.artifacts.chosen_rates else {}
     return all_found(run, held, rows=rows, routing=routing, **more)
 
@@ -62,7 +62,8 @@ class _Tested:
         nats: By client, asking client (1: all would ask alike) and domain of the text, [N, A, D].
         bytes: Bytes of the scored text, by client and domain, [N, D].
         tokens: Scored tokens, by client and domain, [N, D].
-        routes: Share of each client's windows that goes to each expert, [N, E]; None: no routing.
+        routes: Share of each client's text that goes to each expert, by who asks, [N, A, E]; None:
+            there is no routing.
     """
 
     nats: np.ndarray
@@ -103,10 +104,19 @@ class _Tested:
     def local_ratio(self, everybodys: bool) -> np.ndarray:
         """Share of the questions of each client that its own expert answers, [N]."""
         assert self.routes is not None
-        if len(self.nats[0]) > 1:  # the own expert answers all
-            return np.ones(len(self.routes))
-        found = self.routes.mean(axis=0) if everybodys else np.diagonal(self.routes)
-        return np.asarray(found)
+        clients, asking, _ = self.routes.shape
+        own = np.arange(clients)
+        if everybodys:
+            return np.asarray(self.routes[:, own % asking, own].mean(axis=0))
+        return np.asarray(self.routes[own, own % asking, own])
+
+    @property
+    def own_routes(self) -> np.ndarray | None:
+        """Share of each client's own text that goes to each expert where it asks itself, [N, E]."""
+        if self.routes is None:
+            return None
+        own = np.arange(len(self.routes))
+        return np.asarray(self.routes[own, own % self.routes.shape[1]])
 
 
 def _row(run: Run, gate: str, test: str, tested: _Tested, domains: list[str]) -> dict[str, Any]:
