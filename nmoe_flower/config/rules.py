@@ -256,8 +256,9 @@ def _language_stands_alone(config: "Config") -> None:
     tried = max(len(settings.learning_rates), averaged * len(settings.rates_of_averages))
     if tried > 1 and not config.data.validation_per_client:
         raise ValueError(
-            "adapter.learning-rates and averaged-learning-rates of several are chosen on "
-            "validation text: set data.validation-per-client, or give one each"
+            f"adapter.learning-rates = {', '.join(map(str, settings.learning_rates))} and "
+            f"averaged-learning-rates = {', '.join(map(str, settings.rates_of_averages))}: of several, one "
+            "is chosen on validation text: set data.validation-per-client, or give one each"
         )
 
 

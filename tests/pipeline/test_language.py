@@ -261,7 +261,7 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
         ({"privacy__tokens": True, "privacy__adjacency": "add-remove"}, "use replace-one with"),
         (
             {"adapter__learning_rates": "0.1,0.2", "data__validation_per_client": 0},
-            "are chosen on validation text",
+            "is chosen on validation text",
         ),
     ],
 )

@@ -213,10 +213,11 @@ def open_tokenizer(source: str) -> Tokenizer:
     path = Path(source).expanduser()
     if path.is_dir() and (path / _FILE).is_file():
         return _from_file(path / _FILE, _named_end(path / "tokenizer_config.json"))
+    local = path.is_absolute() or path.suffix == ".json" or source.startswith((".", "~"))
+    if local and not path.exists():
+        raise DataError(f"{_KEY} = {source}: there is no such file or folder")
     if path.suffix == ".json":
         return _from_file(path, _named_end(path.with_name("tokenizer_config.json")))
-    if path.is_absolute() and not path.exists():
-        raise DataError(f"{_KEY} = {source}: there is no such file or folder")
     return _from_transformers(source, path)
 
 
