@@ -3,6 +3,7 @@
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def _app(folder: Path, *, fail: bool) -> Path:
     (app / "its_server.py").write_text(SERVER)
     (app / "its_client.py").write_text(CLIENT)
     return app
+
+
+@pytest.fixture(autouse=True)
+def _temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Temporary files of these tests alone, not of those beside them; short, for Ray's sockets.
+
+    ``tmp_path`` was made before, with the folder that pytest keeps.
+    """
+    with tempfile.TemporaryDirectory(prefix="sl-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
 
 
 def _homes() -> set[Path]:
