@@ -1,5 +1,6 @@
 """The bundle that ``flwr run .`` sends and ``flwr app publish`` uploads; no network is needed."""
 
+import re
 import sys
 import tomllib
 import zipfile
@@ -18,6 +19,7 @@ from flower_app import ROOT, clean_copy
 pytestmark = pytest.mark.flower
 
 MEGABYTE = 1_000_000
+COMMANDS = ("nmoe_flower/cli/", "nmoe_flower/deploy/", "nmoe_flower/study/")
 SUFFIXES = {".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"}
 
 
@@ -60,15 +62,20 @@ def test_the_name_is_one_that_flower_takes() -> None:
 
 
 def test_the_bundle_holds_the_package_and_nothing_else(content: dict[str, bytes]) -> None:
-    """Every module an app can reach, or a client would miss one; no results, tests or pages."""
+    """Every module an app can reach, or a client would miss one; no results, tests or pages.
+
+    Commands, and what they alone use, are typed where the whole package is installed.
+    """
     others = {name for name in content if not name.startswith("nmoe_flower/")}
     assert others == {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "nmoe_flower").rglob("*.py")}
     left_out = modules - content.keys()
-    assert left_out == {name for name in modules if name.startswith("nmoe_flower/study/")}
+    assert left_out == {name for name in modules if name.startswith(COMMANDS)}
     for name in modules - left_out:
-        if not name.startswith("nmoe_flower/cli/"):  # typed, where the whole package is installed
-            assert "nmoe_flower.study" not in (ROOT / name).read_text("utf-8"), name
+        text = (ROOT / name).read_text("utf-8")
+        for room in COMMANDS:
+            module = re.escape(room.strip("/").replace("/", "."))
+            assert not re.search(rf"{module}\b", text), (name, room)
 
 
 def test_what_the_package_reads_of_itself_is_in_the_bundle(content: dict[str, bytes]) -> None:
@@ -77,10 +84,9 @@ def test_what_the_package_reads_of_itself_is_in_the_bundle(content: dict[str, by
     # For those who look at runs: no app writes pages.
     source |= {path.name for path in (ROOT / "nmoe_flower/report/html/templates").iterdir()}
     for path in (ROOT / "nmoe_flower").rglob("*"):
-        studies = path.is_relative_to(ROOT / "nmoe_flower/study")
         if (
             path.is_file()
-            and not studies
+            and not str(path.relative_to(ROOT)).startswith(COMMANDS)
             and "__pycache__" not in path.parts
             and path.name not in source
         ):

@@ -30,7 +30,7 @@ class Case:
 
     Attributes:
         title: What is different between the devices, in words.
-        study: Whose table it is from.
+        study: The study whose table it is from.
         test: On which test.
         marks: By the names in `LOOKS`.
         values: The axes' values, where the study has axes.

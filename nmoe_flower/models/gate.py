@@ -80,8 +80,8 @@ class GateSite:
         labels: The true classes of the test, [N]; only an upper bound may look at them.
         holdout_answers: Logits of every expert for the device's own hold-out, [H, E, C].
         holdout_labels: The classes of the hold-out, [H], which are the device's own to look at.
-        owners: Whose each sample of the test is, [N], -1 for nobody's; only an upper bound may
-            look. None if the data does not say.
+        owners: Ids of the clients that the samples of the test belong to, [N], -1 for nobody's;
+            only an upper bound may look. None if the data does not say.
     """
 
     own_id: int
@@ -409,7 +409,7 @@ class DomainGate:
     nobody's goes to the own expert.
 
     Args:
-        owners: Whose each of N samples is, [N]; -1 for nobody's.
+        owners: Ids of the clients that N samples belong to, [N]; -1 for nobody's.
         own_id: This device's own expert.
     """
 

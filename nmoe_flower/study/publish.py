@@ -20,7 +20,7 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import all_or_none, write_bytes, write_json, write_text
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
-from nmoe_flower.study.share import HEAD
+from nmoe_flower.study.share import HEAD_STAGE
 
 __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
 
@@ -136,7 +136,7 @@ def _named_stage(folder: Path) -> str:
     >>> _named_stage(Path("/runs/stage-1/fedsc-1a2b")), _named_stage(Path("/x/fedsc-1a2b/head/3c"))
     ('stage-1/fedsc-1a2b', 'stage-1/fedsc-1a2b/head/3c')
     """
-    kept = 3 if folder.parent.name == HEAD else 1
+    kept = 3 if folder.parent.name == HEAD_STAGE else 1
     return "/".join(("stage-1", *folder.parts[-kept:]))
 
 

@@ -26,7 +26,7 @@ from nmoe_flower.progress import Progress
 from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 
 __all__ = [
-    "HEAD",
+    "HEAD_STAGE",
     "STAGE_1",
     "Stages1",
     "begin_after",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 STAGE_1 = "extractor"
-HEAD = "head"
+HEAD_STAGE = "head"
 HALF_TAKEN = "stage-1.taken"
 """The file that stands in a run folder while stage 1 is being copied into it."""
 
@@ -101,7 +101,7 @@ def key_of(config: Config) -> str:
 
 def head_place(stage_1: Path, config: Config) -> Path:
     """The run folder of the head that a configuration trains on the stage 1 in a folder."""
-    return stage_1 / HEAD / _digest(_head_depends_on(config))
+    return stage_1 / HEAD_STAGE / _digest(_head_depends_on(config))
 
 
 def _head_depends_on(config: Config) -> dict[str, Scalar]:
@@ -157,7 +157,7 @@ class Stages1:
 def _different(config: Config, trained: Config, stage: str = STAGE_1) -> list[str]:
     """Keys in which a stage 1 or head is another; what a run fills in from its data is none."""
     ours, theirs = depends_on(config), depends_on(trained)
-    if stage == HEAD:
+    if stage == HEAD_STAGE:
         ours, theirs = ours | _head_depends_on(config), theirs | _head_depends_on(trained)
     return [
         key
@@ -200,7 +200,7 @@ def ready(
         if after is not None:
             begin_after(after, folder)
 
-    stage, told = HEAD if after is not None else STAGE_1, False
+    stage, told = HEAD_STAGE if after is not None else STAGE_1, False
     while not is_ready(path, stage):
         try:
             with locked(path):  # before all that a run checks first
@@ -267,7 +267,7 @@ def _finished(origin: RunFolder) -> Checkpoint:
     stages = checkpoint.state["stages"] if checkpoint is not None else []
     if checkpoint is None or STAGE_1 not in stages:
         raise CheckpointError(f"stage 1 in {origin.path} is not finished")
-    after_head = trains_head(origin.config) and stages == [STAGE_1, HEAD]
+    after_head = trains_head(origin.config) and stages == [STAGE_1, HEAD_STAGE]
     if not (stages == [STAGE_1] or after_head) or (
         checkpoint.state["stage"] != f"{stages[-1]}/done"
     ):

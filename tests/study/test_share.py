@@ -337,12 +337,12 @@ def test_a_run_after_a_shared_head_is_the_run_alone(tmp_path: Path) -> None:
         task = StudyTask.of(tmp_path / name, config, stage_1=stage, alone=False, workers=0)
         carry_out(task, SILENT)
     assert_equal_runs(tmp_path / "second", tmp_path / "alone")
-    (head,) = (stage / share.HEAD).iterdir()
+    (head,) = (stage / share.HEAD_STAGE).iterdir()
     assert share.head_place(stage, second) == head
     for name in ("first", "second"):
         assert RunFolder.resume(tmp_path / name).provenance()["stage-1"]["from"] == str(head)
     assert share.is_ready(stage)
-    assert not share.is_ready(stage, share.HEAD)  # it stays what other heads begin after
+    assert not share.is_ready(stage, share.HEAD_STAGE)  # it stays what other heads begin after
 
 
 @pytest.mark.parametrize(

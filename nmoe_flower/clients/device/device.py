@@ -167,7 +167,7 @@ class Device:
         return {name: found[name] for name in self.config.data.tests}
 
     def owners(self, test: str) -> np.ndarray | None:
-        """Whose each sample of a test is: the ids of clients, -1 for nobody's, int64 [n].
+        """Ids of the clients that samples of a test belong to, -1 for nobody's, int64 [n].
 
         None if the data does not say.
         """
