@@ -1,6 +1,7 @@
 """Given language models: where their weights come from, what proves them, how they are opened."""
 
 import hashlib
+import importlib
 import json
 import shutil
 import tempfile
@@ -177,11 +178,12 @@ def smollm2(wish: LanguageWish) -> nn.Module:
 def _pretrained(name: str, wish: LanguageWish) -> nn.Module:
     """A causal language model that transformers reads; a GGUF file is converted once."""
     try:
-        import transformers
+        transformers: Any = importlib.import_module("transformers")
     except ImportError:
         raise ConfigError(
             f"{_BACKBONE} = {wish.name} needs transformers: {install_hint('text')}"
         ) from None
+    transformers.utils.logging.disable_progress_bar()
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -222,7 +224,13 @@ def _converted(path: Path, cache: Path, transformers: Any) -> Path:
             raise ConfigError(f"{_WEIGHTS} = {path} cannot be read: {reason}") from None
         made = Path(new, "made")
         tokenizer.save_pretrained(made)
-        model.save_pretrained(made)
+        # What is read from GGUF counts as quantised for ever and cannot be saved; a copy can.
+        config = model.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = auto.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(made)
         try:
             made.rename(entry)
         except OSError:  # another process was first
