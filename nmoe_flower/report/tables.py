@@ -7,7 +7,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from nmoe_flower.catalogue import CONTROLS, GATES, METHODS, TESTS, VALIDATION
+from nmoe_flower.catalogue import (
+    ADAPTER_CONTROLS,
+    CONTROLS,
+    GATES,
+    METHODS,
+    TESTS,
+    TEXT_GATES,
+    VALIDATION,
+)
 from nmoe_flower.report.runs import FinishedRun
 
 __all__ = [
@@ -39,7 +47,11 @@ Row = dict[str, Any]
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 _BLOCK = ("config", "extractor", "scheme", "tau", "clients", "top_k")
-GATE_NAMES = {f"control:{name}": control.label for name, control in CONTROLS.items()}
+_LABELS = {
+    **{name: control.label for name, control in ADAPTER_CONTROLS.items()},
+    **{name: control.label for name, control in CONTROLS.items()},
+}
+GATE_NAMES = {f"control:{name}": label for name, label in _LABELS.items()}
 _MARKS: dict[Kind, str] = {"gate": "", "upper bound": " †", "control": " ‡"}
 _NOTE = (
     "Fractions: measured per client, then averaged; ± is the standard deviation over n seeds. "
@@ -71,7 +83,7 @@ def method_label(method: str) -> str:
 
 def gate_order(gate: str) -> tuple[int, str]:
     """Sort key: gates, upper bounds, controls; ``+prior`` after its plain gate."""
-    known = (*GATES, *GATE_NAMES)
+    known = (*GATES, *TEXT_GATES, *GATE_NAMES)
     base = gate.split("+")[0]
     return known.index(base) if base in known else len(known), gate
 

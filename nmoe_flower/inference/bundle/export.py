@@ -105,7 +105,13 @@ def export_store(store: Path, out: Path, *, gate: str = "federated") -> Bundle:
 
 
 def _check_system(run_folder: Path, config: Config) -> None:
-    """Refuse runs whose clients have no expert of their own."""
+    """Refuse runs whose clients have no expert of their own, or one that peers do not serve yet."""
+    if config.run.system == "language":
+        raise BundleError(
+            f"{run_folder} is a run of the language system (run.system = 'language'), whose "
+            "adapters peers do not serve; they lie in "
+            f"{run_folder / 'weights'}; allowed: runs with run.system = 'networked'"
+        )
     if config.run.system == "aligned":
         raise BundleError(
             f"{run_folder} is a run of the aligned system (run.system = 'aligned'), which has no "
