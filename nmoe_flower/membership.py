@@ -27,11 +27,11 @@ from nmoe_flower.pipeline import (
     gather_sums,
     holdings,
     leave_sums,
+    sums_told,
 )
 from nmoe_flower.records import part_of
 from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running import CLIENT_APP
-from nmoe_flower.sums import Sums
 
 __all__ = ["Change", "forget", "join"]
 
@@ -99,7 +99,7 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
         )
     shares = _shares(origin.config)
     config = _changed(origin.config, num_clients=count - 1, gone=shares[client], leaves=client)
-    told = _kept_sums(origin)
+    told = _kept_sums(origin, checkpoint)
     staying = [old for old in told if old != client]
     now = {old: new for new, old in enumerate(staying)}
     described = _described(checkpoint)
@@ -139,7 +139,7 @@ def join(run: str | Path, share: int, out: str | Path) -> Change:
     config = _changed(origin.config, num_clients=count + 1, back=share)
     client = _shares(config).index(share)
     now = {old: old + (old >= client) for old in range(count)}
-    told = {now[old]: arrays for old, arrays in _kept_sums(origin).items()}
+    told = {now[old]: arrays for old, arrays in _kept_sums(origin, checkpoint).items()}
     with ExitStack() as held:
         begun = _begin(held, Path(out), config, checkpoint, {})
         holdings(begun)
@@ -166,15 +166,16 @@ def _finished(path: Path) -> tuple[RunFolder, Checkpoint]:
     return origin, checkpoint
 
 
-def _kept_sums(origin: RunFolder) -> dict[int, Arrays]:
+def _kept_sums(origin: RunFolder, checkpoint: Checkpoint) -> dict[int, Arrays]:
     """What each client told, by its number in order; checked before anything is written."""
+    num_classes = len(_described(checkpoint)[0]["classes"])
     told = {}
     for client in range(origin.config.data.num_clients):
         path = origin.path / "sums" / f"{client}.safetensors"
         told[client] = load_arrays(path)
         try:
-            Sums.read(told[client])
-        except DataError as error:
+            sums_told(told[client], num_classes)
+        except (ConfigError, DataError) as error:
             raise CheckpointError(f"{path} holds no sums: {error}") from None
     return told
 
@@ -255,9 +256,8 @@ def _end(run: Run, out: Path, client: int, now: Mapping[int, int], *, leaver: bo
     path = out.expanduser().resolve()
     again = ["experts"]
     again += [f"gate {name}" for name in config.gate.methods if name in ("federated", "rolling")]
-    trained = not config.extractor.is_given and config.extractor.rounds > 0
     inexact = []
-    if leaver and trained and not config.extractor.start:
+    if leaver and config.extractor.is_trained:
         inexact.append(
             f"the extractor: extractor.method = {config.extractor.method} trained it for "
             f"{config.extractor.rounds} rounds with images of the client"

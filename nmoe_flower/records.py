@@ -293,6 +293,7 @@ class SumsKey(_Key):
     MEAN = "mean"  # up: the mean latent, [D]
     SQUARES = "squares"  # up, in place of what follows: sum of (x - mean)^2, [D]
     SCATTER = "scatter"  # up: upper triangle of the sum of (x - mean)(x - mean)^T, [D (D + 1) / 2]
+    PRIVATE = "private"  # up, in place of all but the count: svec of a noisy R, latents and labels
     CLASS_COUNTS = "class-counts"  # up: latents of each class, [C]
     CLASS_SUMS = "class-sums"  # up: their sums about the mean, [C, D]
 

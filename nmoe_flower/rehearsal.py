@@ -21,6 +21,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.own_code import is_own
+from nmoe_flower.privacy import packed_size
 from nmoe_flower.sums import packed_bytes
 
 if TYPE_CHECKING:
@@ -193,6 +194,8 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     if config.head.asks_sums or "lda" in config.gate.methods:
         with _under(f"extractor.backbone = {config.extractor.backbone}"):
             packed_bytes(body.latent_dim)
+            if config.privacy.enabled:
+                packed_size(body.latent_dim + classes)
     with meta:
         head = finished_head(config, finished.latent_dim, classes)
         for network in (head, _expert(config, finished, classes)):

@@ -59,8 +59,7 @@ class Sums:
         class_sums: The sum of (x - mean) over the latents x of each class, [C, D].
 
     Raises:
-        DataError: A shape does not fit, a number is not finite, or the scatter is no scatter: not
-            symmetric, or negative on the diagonal.
+        DataError: A shape does not fit, a number is not finite, or the scatter is not symmetric.
     """
 
     count: int
@@ -86,12 +85,6 @@ class Sums:
         largest = float(np.abs(self.scatter).max())
         if not np.allclose(self.scatter, self.scatter.T, rtol=0, atol=1e-6 * largest):
             raise DataError("the scatter is not symmetric")
-        lost = 1e-12 * self.count * float(np.square(self.mean).max())  # where a difference cancels
-        if float(self.scatter.diagonal().min()) < -_ROUNDING * largest - lost:
-            raise DataError(
-                f"the scatter has {float(self.scatter.diagonal().min()):.4g} on its diagonal; "
-                "a sum of squares is not below 0"
-            )
 
     @classmethod
     def of(cls, latents: npt.NDArray[Any], labels: npt.NDArray[np.int64], num_classes: int) -> Self:
@@ -233,6 +226,11 @@ class Sums:
         counted = float(self.class_counts.sum())
         if abs(counted - self.count) > _ROUNDING * self.count:
             raise DataError(f"count is {self.count}, but class-counts add up to {counted:g}")
+        least = float(self.scatter.diagonal().min())
+        if least < -_ROUNDING * float(np.abs(self.scatter).max()):
+            raise DataError(
+                f"the scatter has {least:.4g} on its diagonal; a sum of squares is not below 0"
+            )
         deviation = np.sqrt(np.maximum(self.scatter.diagonal(), 0))
         allowed = _ROUNDING * (math.sqrt(self.count) * deviation + np.abs(self.class_sums).max())
         if (np.abs(self.class_sums.sum(axis=0)) > allowed).any():
@@ -368,7 +366,7 @@ class Standardisation:
         return Standardisation(mean, weight)
 
 
-def standardisation(sums: Sums, components: int = 0) -> Standardisation:
+def standardisation(sums: Sums, components: int = 0, *, uniform: bool = False) -> Standardisation:
     """Mean 0 and variance 1 in every number of a latent, or its principal components.
 
     Components are those of the standardised latents, so that no unit decides; they keep their
@@ -377,6 +375,7 @@ def standardisation(sums: Sums, components: int = 0) -> Standardisation:
     Args:
         sums: What everybody's latents add up to.
         components: k, the components to keep; 0: keep every number.
+        uniform: One scale for all numbers, for the mean variance 1: what of noisy sums can be told.
 
     Raises:
         DataError: There are fewer than ``components`` numbers in a latent, or none of them varies.
@@ -386,6 +385,9 @@ def standardisation(sums: Sums, components: int = 0) -> Standardisation:
             f"components is {components}; allowed: 0 (all) to {sums.dim}, the numbers of a latent"
         )
     deviation = np.sqrt(np.maximum(sums.scatter.diagonal(), 0) / sums.count)
+    if uniform:
+        variance = max(float(sums.scatter.trace()), np.finfo(float).tiny) / sums.count / sums.dim
+        deviation = np.full(sums.dim, math.sqrt(variance))
     scale = _scale(deviation)
     found = Standardisation(sums.mean, scale)
     if components:
@@ -432,13 +434,20 @@ def _scale(deviation: Array) -> Array:
     return np.where(varies, 1 / np.where(varies, deviation, 1.0), 0.0)
 
 
-def covariance_shrunk(covariance: Array, shrinkage: float) -> Array:
-    """(1 - s) S + s v I, where v is the mean variance; never singular for s above 0."""
+def covariance_shrunk(covariance: Array, shrinkage: float, floor: float = 0.0) -> Array:
+    """(1 - s) S + (s v + floor) I, where v is the mean variance; never singular for s above 0.
+
+    Args:
+        covariance: S, [D, D].
+        shrinkage: How far it is moved towards its mean variance, 0 to 1.
+        floor: The largest eigenvalue of noise in S, which makes it positive again and keeps noise
+            from being taken for a direction of little variance; 0: there is none.
+    """
     dim = len(covariance)
     variance = float(covariance.trace()) / dim
     if variance <= 0:
-        return np.eye(dim)
-    return (1 - shrinkage) * covariance + shrinkage * variance * np.eye(dim)
+        return (1.0 + floor) * np.eye(dim)
+    return (1 - shrinkage) * covariance + (shrinkage * variance + floor) * np.eye(dim)
 
 
 @dataclass(frozen=True)
@@ -454,7 +463,9 @@ class Ridge:
     bias: Array
 
 
-def ridge(sums: Sums, *, shrinkage: float = 0.1, sharpness: float = 1.0) -> Ridge:
+def ridge(
+    sums: Sums, *, shrinkage: float = 0.1, sharpness: float = 1.0, floor: float = 0.0
+) -> Ridge:
     """Least squares onto the one-hot labels, with a shrunk covariance: that of the pooled data.
 
     Args:
@@ -462,9 +473,10 @@ def ridge(sums: Sums, *, shrinkage: float = 0.1, sharpness: float = 1.0) -> Ridg
         shrinkage: How far the covariance is moved towards its mean variance, 0 to 1; above 0 it
             holds with fewer latents than numbers too.
         sharpness: The logits are so many times the least-squares answers, which lie about 0 and 1.
+        floor: Added to every variance: the largest eigenvalue of noise in the covariance.
     """
     cross = sums.class_sums / sums.count
-    weight = _solve(covariance_shrunk(sums.scatter / sums.count, shrinkage), cross.T).T
+    weight = _solve(covariance_shrunk(sums.scatter / sums.count, shrinkage, floor), cross.T).T
     bias = sums.class_counts / sums.count - weight @ sums.mean
     return Ridge(sharpness * weight, sharpness * bias)
 
@@ -488,7 +500,9 @@ class Discriminants:
         return Discriminants(weight, self.bias - weight @ standard.mean)
 
 
-def discriminants(means: Array, covariance: Array, *, shrinkage: float = 0.1) -> Discriminants:
+def discriminants(
+    means: Array, covariance: Array, *, shrinkage: float = 0.1, floor: float = 0.0
+) -> Discriminants:
     """Linear discriminants of clients: w_i = S^-1 mu_i and b_i = -mu_i w_i / 2.
 
     All clients are equally likely beforehand: how much one holds says nothing of who is asked.
@@ -497,10 +511,11 @@ def discriminants(means: Array, covariance: Array, *, shrinkage: float = 0.1) ->
         means: Mean latent of each client, [E, D].
         covariance: Covariance within clients, pooled, [D, D].
         shrinkage: How far the covariance is moved towards its mean variance, 0 to 1.
+        floor: Added to every variance, as in `covariance_shrunk`.
     """
     centre = means.mean(axis=0)
     apart = means - centre
-    weight = _solve(covariance_shrunk(covariance, shrinkage), apart.T).T
+    weight = _solve(covariance_shrunk(covariance, shrinkage, floor), apart.T).T
     bias = -0.5 * (apart * weight).sum(axis=1) - weight @ centre
     return Discriminants(weight, bias)
 
@@ -541,6 +556,7 @@ def solve(
     components: int = 0,
     shrinkage: float = 0.1,
     sharpness: float = 6.0,
+    noise: float = 0.0,
 ) -> Solution:
     """Standardisation, ridge head and discriminants from the sums of each client, read once.
 
@@ -549,14 +565,21 @@ def solve(
         components: The components to keep; 0: keep every number of a latent.
         shrinkage: How far both covariances are moved towards their mean variance, 0 to 1.
         sharpness: The head's logits are so many times its least-squares answers.
+        noise: The largest eigenvalue of noise in the scatter of all together, of private sums; all
+            numbers of a latent then get one scale. 0: there is none.
 
     Raises:
         DataError: As `total` and `standardisation`.
     """
     sums, covariance, means = _pooled(parts)
-    standard = standardisation(sums, components)
+    standard = standardisation(sums, components, uniform=noise > 0)
+    weight = standard.weight
+    stretch = np.square(weight).sum(axis=1).max() if components else np.square(weight).max()
+    floor = noise / sums.count * float(stretch)
     return Solution(
         standard,
-        ridge(sums.under(standard), shrinkage=shrinkage, sharpness=sharpness),
-        discriminants(standard.apply(means), standard.around(covariance), shrinkage=shrinkage),
+        ridge(sums.under(standard), shrinkage=shrinkage, sharpness=sharpness, floor=floor),
+        discriminants(
+            standard.apply(means), standard.around(covariance), shrinkage=shrinkage, floor=floor
+        ),
     )

@@ -147,10 +147,10 @@ def test_who_cannot_leave_or_join_is_told_why(
     shutil.copytree(whole.path, copy)
     sums = load_arrays(copy / "sums" / "1.safetensors")
     save_arrays(copy / "sums" / "1.safetensors", sums | {"count": sums["count"] + 1})
-    with pytest.raises(CheckpointError, match="1.safetensors holds no sums: count is 61"):
+    with pytest.raises(CheckpointError, match=r"1.safetensors holds no sums: count is 61"):
         forget(copy, 0, out)
     (copy / "sums" / "1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="1.safetensors"):
+    with pytest.raises(CheckpointError, match=r"1.safetensors"):
         forget(copy, 0, out)
     assert not out.exists()
 

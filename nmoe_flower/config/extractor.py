@@ -151,6 +151,11 @@ class ExtractorConfig(Section):
         return self.server_optimizer == "adamw"
 
     @property
+    def is_trained(self) -> bool:
+        """Whether a run trains it in rounds of its own."""
+        return not self.is_given and not self.start and self.rounds > 0
+
+    @property
     def shares_head(self) -> bool:
         """Whether stage 1 leaves a head that all clients share."""
         return self.method == "fedce" and self.reading == "shared-head"

@@ -112,9 +112,23 @@ def _parts_fit_together(config: "Config") -> None:
             f"privacy.delta must be below 1 / images = {1 / size:.3g} of a client "
             f"(data.train-per-client), got {config.privacy.delta:g}"
         )
-    if config.privacy.enabled and not contrastive:
+    if config.privacy.enabled and config.head.asks_sums and config.extractor.is_trained:
         raise ValueError(
-            "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
+            "privacy.enabled with sums pays for these alone, and extractor.method = "
+            f"{config.extractor.method} trains an extractor for {config.extractor.rounds} rounds: "
+            "use a given one, one of another run (extractor.start), or extractor.rounds = 0"
+        )
+    asks = "lda" in config.gate.methods or config.head.standardises
+    if config.privacy.enabled and asks and not config.head.asks_sums:
+        what = "head.standardise = true" if config.head.standardise else "gate.methods = lda"
+        raise ValueError(
+            f"privacy.enabled does not cover the sums that {what} asks for: use head.method = "
+            "sums, or leave it out"
+        )
+    if config.privacy.enabled and not contrastive and not config.head.asks_sums:
+        raise ValueError(
+            "privacy.enabled covers the correlation matrices of extractor.method = fedsc, and sums "
+            "over latents (head.method = sums), got "
             f"extractor.method = {config.extractor.method}"
         )
     if config.privacy.enabled and config.privacy.adjacency == "add-remove":

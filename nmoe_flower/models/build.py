@@ -98,7 +98,8 @@ def finished_extractor(config: Config, image_shape: Sequence[int]) -> Extractor:
     """
     extractor = configured_extractor(config, image_shape)
     if config.head.standardises:
-        add_standard(extractor, components=config.head.components)
+        unit = config.privacy.enabled
+        add_standard(extractor, components=config.head.components, unit=unit)
     return extractor
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
 
@@ -13,6 +14,8 @@ class Standard(nn.Module):
 
     Until it is solved from sums (`nmoe_flower.sums.standardisation`) it changes nothing, or, if it
     has components, keeps the first numbers. Nothing of it is trained.
+
+    With ``unit`` latents are brought to norm 1 first: as the private sums were made.
 
     Attributes:
         latent_dim: Numbers of a standardised latent: k components, or D.
@@ -30,14 +33,14 @@ class Standard(nn.Module):
     scale: Tensor
     matrix: Tensor
 
-    def __init__(self, latent_dim: int, *, components: int = 0) -> None:
+    def __init__(self, latent_dim: int, *, components: int = 0, unit: bool = False) -> None:
         super().__init__()
         if not 0 <= components <= latent_dim:
             raise ConfigError(
                 f"head.components is {components}, and latents have {latent_dim} numbers; allowed: "
                 f"0 (all) to {latent_dim}"
             )
-        self.components = components
+        self.components, self.unit = components, unit
         self.latent_dim = components or latent_dim
         self.register_buffer("mean", torch.zeros(latent_dim))
         if components:
@@ -47,11 +50,13 @@ class Standard(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Standardise latents [B, D]: [B, k] or [B, D]."""
+        if self.unit:
+            latents = F.normalize(latents, dim=1)
         centred = latents - self.mean
         return centred @ self.matrix.T if self.components else centred * self.scale
 
 
-def add_standard(extractor: nn.Module, *, components: int = 0) -> None:
+def add_standard(extractor: nn.Module, *, components: int = 0, unit: bool = False) -> None:
     """Give an extractor the submodule ``standard``, which its latents pass from now on.
 
     ``extractor(images)`` is standardised then, ``extractor.forward(images)`` as before: any module
@@ -61,7 +66,8 @@ def add_standard(extractor: nn.Module, *, components: int = 0) -> None:
     Raises:
         ConfigError: As `Standard`.
     """
-    standard = Standard(int(extractor.latent_dim), components=components)  # type: ignore[arg-type]
+    dim = int(extractor.latent_dim)  # type: ignore[arg-type]
+    standard = Standard(dim, components=components, unit=unit)
     extractor.standard = standard
     if components:
         extractor.latent_dim = components  # type: ignore[assignment]

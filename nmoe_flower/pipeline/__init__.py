@@ -15,6 +15,7 @@ from nmoe_flower.pipeline.networked import (
     given_weights,
     leave_sums,
     stage_1_strategy,
+    sums_told,
 )
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Answered, Journal, Run
@@ -40,4 +41,5 @@ __all__ = [
     "rehearse_alignment",
     "run_pipeline",
     "stage_1_strategy",
+    "sums_told",
 ]

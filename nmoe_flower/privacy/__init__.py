@@ -34,6 +34,7 @@ from nmoe_flower.privacy.spectrum import (
     shrink_spectrum,
     symmetrise,
 )
+from nmoe_flower.privacy.sums import labelled_latents, noise_in_scatter, sums_of_release
 
 __all__ = [
     "MAX_DIM",
@@ -54,10 +55,12 @@ __all__ = [
     "delta_of",
     "epsilon_of",
     "epsilon_spent",
+    "labelled_latents",
     "mean_noise_std",
     "membership_auc",
     "mu_of",
     "noise_edge",
+    "noise_in_scatter",
     "noise_multiplier_for",
     "noise_multiplier_for_steps",
     "packed_dim",
@@ -68,6 +71,7 @@ __all__ = [
     "shrink_spectrum",
     "smat",
     "steps_epsilon",
+    "sums_of_release",
     "svec",
     "symmetrise",
 ]

@@ -28,8 +28,10 @@ __all__ = [
 ]
 
 Method = Literal["exact", "rdp", "prv"]
+Released = Literal["matrices", "sums"]
 Spending = Iterable[tuple[float, int]]
 
+_RELEASED: dict[Released, str] = {"matrices": "Correlation matrices", "sums": "Sums"}
 _ADJACENCY: dict[Adjacency, str] = {
     "replace-one": "replace one sample, the number of samples is public",
     "add-remove": "add or remove one sample, divisors are public constants",
@@ -128,6 +130,7 @@ class Accountant:
     Attributes:
         weights: What DP-SGD has cost each client, where the weights are private too.
         exposed: What else leaves a client while this model is trained, without noise.
+        released: What the releases are: ``matrices`` of FedSC, or ``sums`` over latents.
     """
 
     def __init__(self, budget: Budget | None = None) -> None:
@@ -136,6 +139,7 @@ class Accountant:
         self._spent: dict[int, dict[float, int]] = {}
         self.weights: dict[int, WeightsCost] = {}
         self.exposed: tuple[str, ...] = ()
+        self.released: Released = "matrices"
 
     def spend(self, client: int, *, noise_multiplier: float, num_examples: int) -> None:
         """Count one release of a client.
@@ -214,6 +218,8 @@ class Accountant:
         if self.weights:
             state["weights"] = {str(c): astuple(self.weights[c]) for c in sorted(self.weights)}
             state["exposed"] = list(self.exposed)
+        if self.released != "matrices":
+            state["released"] = self.released
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -231,6 +237,7 @@ class Accountant:
                 for client, (steps, epsilon, replaced) in state.get("weights", {}).items()
             }
             exposed = tuple(map(str, state.get("exposed", ())))
+            sums = state.get("released", "matrices") == "sums"
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not the state of an accountant: {error!r}") from error
         for history in loaded.values():
@@ -238,6 +245,7 @@ class Accountant:
                 check_noise(noise)
                 _at_least_one("a count of releases", count)
         self._spent, self.weights, self.exposed = loaded, weights, exposed
+        self.released = "sums" if sums else "matrices"
 
 
 def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str:
@@ -246,8 +254,9 @@ def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str
     released = accountant.most_releases
     if released or not accountant.weights:
         parts.append(
-            f"Correlation matrices: epsilon {accountant.worst(delta=delta):.4g} at delta {delta:g} "
-            f"for the client that spent most (releases per client: at most {released})."
+            f"{_RELEASED[accountant.released]}: epsilon {accountant.worst(delta=delta):.4g} at "
+            f"delta {delta:g} for the client that spent most (releases per client: at most "
+            f"{released})."
         )
     if accountant.weights:
         parts.append(_weights_in_words(accountant, delta))
@@ -256,6 +265,15 @@ def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str
     )
     if accountant.weights:
         parts.append(_together_in_words(accountant, delta, adjacency))
+    elif accountant.released == "sums":
+        parts.append(
+            "Covered: count by class, mean, second moments and sums by class of the latents, "
+            "jointly, and all that is solved from them (standardisation, ridge head, gate lda), "
+            "given the extractor. Not covered: what trained the extractor, and what is sent after "
+            "the sums (experts, gates trained by rounds, prototypes, test results). The run as a "
+            "whole is therefore not differentially private. Class counts told before training "
+            "and metrics are not covered either."
+        )
     else:
         parts.append(
             "Covered: each released matrix, given the weights it was computed at. Not covered: the "

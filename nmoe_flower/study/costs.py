@@ -110,7 +110,8 @@ def _noise_multiplier(config: Config) -> float | None:
     settings = config.privacy
     if not settings.enabled:
         return None
-    return noise_multiplier_for(settings.epsilon, settings.delta, settings.releases)
+    releases = 1 if config.head.asks_sums else settings.releases
+    return noise_multiplier_for(settings.epsilon, settings.delta, releases)
 
 
 # Metrics of a run that are neither in its rows nor in its configuration.

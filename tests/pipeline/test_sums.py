@@ -1,5 +1,7 @@
 """The stage head by sums: one exchange, and what a run makes of it."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from nmoe_flower import records
 from nmoe_flower.client_app import app
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images, configured_partition
-from nmoe_flower.errors import RoundError
+from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.models import DiscriminantGate
 from nmoe_flower.pipeline import exchanges
 from nmoe_flower.records import ARRAYS, SUMS, Action, SumsKey
@@ -261,3 +263,68 @@ def test_moments_are_only_what_was_asked(new_pipeline: New) -> None:
     changes = {"head.method": "fedavg", "head.rounds": 1, "head.standardise": True}
     new_pipeline("watch", SETTINGS | changes | {"gate.methods": "local"})(client_app=watch)
     assert seen == [(True, {"count", "mean", "squares"})] * 4
+
+
+PRIVATE = {"privacy.enabled": True, "privacy.delta": 1e-3, "privacy.epsilon": 8.0}
+
+
+def test_private_sums_leave_once_with_noise_and_are_accounted_for(
+    new_pipeline: New, interrupted: Any
+) -> None:
+    pipeline = new_pipeline("private", SETTINGS | PRIVATE)
+    results = pipeline()
+    told = results["privacy"]
+    assert told["releases"] == 1
+    assert told["epsilon"] == pytest.approx(8.0, rel=1e-6)
+    assert told["statement"].startswith("Sums: epsilon 8 at delta 0.001")
+    assert "jointly" in told["statement"]
+    assert "experts" in told["statement"].partition("Not covered")[2]
+    exact = new_pipeline("exact", SETTINGS)
+    exact()
+    mean = "classifier/extractor.standard.mean"
+    assert np.abs(pipeline.weights[mean] - exact.weights[mean]).max() > 1e-3
+    assert len(part(pipeline, "gate/lda/")) > 0
+    stopped = new_pipeline("paid", SETTINGS | PRIVATE)
+    with pytest.raises(interrupted):
+        stopped(stop=lambda line: line["stage"] == "sums")
+    again = stopped()  # asks again; the same bits are sent, and paid for once
+    assert again["rows"] == results["rows"]
+    assert again["privacy"] == told
+    ledger = json.loads((stopped.folder / "clients" / "0" / "privacy.json").read_text())
+    assert [count for _, count in ledger["spent"]["0"]] == [1]
+    (stopped.folder / "clients" / "0" / "privacy.json").unlink()
+    shutil.rmtree(stopped.folder / "checkpoints")
+    with pytest.raises(RoundError, match=r"client 0: .*holds sums that were sent and no ledger"):
+        stopped()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"extractor.rounds": 2}, "pays for these alone, and extractor.method = fedsc trains"),
+        ({"head.method": "fedavg"}, "does not cover the sums that gate.methods = lda asks for"),
+        (
+            {"head.method": "fedavg", "head.rounds": 1, "head.standardise": True},
+            "does not cover the sums that head.standardise = true asks for",
+        ),
+    ],
+)
+def test_what_no_budget_covers_is_refused(
+    new_pipeline: New, changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        new_pipeline("refused", SETTINGS | PRIVATE | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (replace("private", lambda v: v[:-1]), "a packed matrix has"),
+        (replace("private", lambda v: v * 50), "trace"),
+        (replace("count", lambda v: v * 2), "the sums are of 120 latents"),
+        (lambda told: told.pop("private"), "'private' is missing"),
+    ],
+)
+def test_private_sums_that_cannot_be_are_refused(new_pipeline: New, change: Any, text: str) -> None:
+    with pytest.raises(RoundError, match=f"sums: client 2: .*{text}"):
+        new_pipeline("lying", SETTINGS | PRIVATE)(client_app=lying(change))

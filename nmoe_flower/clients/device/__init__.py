@@ -7,6 +7,7 @@ from nmoe_flower.clients.device.alignment_mixture import (
     fresh_mixture,
 )
 from nmoe_flower.clients.device.device import (
+    CLIP,
     Device,
     device_of,
     finished_head,
@@ -24,10 +25,12 @@ from nmoe_flower.clients.device.latents import (
     load_classifier,
     predict,
     received_classifier,
+    source_of,
 )
 from nmoe_flower.clients.device.store import Store, Versions
 
 __all__ = [
+    "CLIP",
     "TEST_BATCH",
     "AlignmentClient",
     "Device",
@@ -51,4 +54,5 @@ __all__ = [
     "load_classifier",
     "predict",
     "received_classifier",
+    "source_of",
 ]

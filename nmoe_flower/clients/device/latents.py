@@ -29,6 +29,7 @@ __all__ = [
     "load_classifier",
     "predict",
     "received_classifier",
+    "source_of",
 ]
 
 TEST_BATCH = 500
@@ -118,7 +119,7 @@ def latents_of(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     from this extractor, these images and the settings they depend on, whichever run left them;
     otherwise they are computed and kept.
     """
-    source = _source(device, extractor)
+    source = source_of(device, extractor)
     with suppress(CheckpointError):  # none were kept, or the file is damaged
         kept = device.store.load(LATENTS)
         if np.array_equal(kept.get(SOURCE, ()), source):
@@ -155,7 +156,7 @@ def _computed(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     }
 
 
-def _source(device: Device, extractor: Extractor) -> np.ndarray:
+def source_of(device: Device, extractor: Extractor) -> np.ndarray:
     """What latents depend on, as a digest: uint8 [32]."""
     settings = {
         key: value

@@ -15,7 +15,7 @@ from nmoe_flower.pipeline.networked.extractor import (
 )
 from nmoe_flower.pipeline.networked.gate import GateTrainer, train_gates, trainer_of
 from nmoe_flower.pipeline.networked.head import train_head
-from nmoe_flower.pipeline.networked.sums import gather_sums, leave_sums
+from nmoe_flower.pipeline.networked.sums import gather_sums, leave_sums, sums_told
 
 __all__ = [
     "GateTrainer",
@@ -26,6 +26,7 @@ __all__ = [
     "given_weights",
     "leave_sums",
     "stage_1_strategy",
+    "sums_told",
     "train_controls",
     "train_experts",
     "train_extractor",

@@ -1,20 +1,33 @@
 """Between stages 1 and 2: all that sums over the clients' latents give, in one exchange."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.errors import DataError, ReplyError, RoundError
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError, DataError, ReplyError, RoundError
 from nmoe_flower.pipeline.ask import Holding, alike, gather, holdings, message
 from nmoe_flower.pipeline.networked.gate import GateTrainer
 from nmoe_flower.pipeline.run import Run
+from nmoe_flower.privacy import (
+    Accountant,
+    Budget,
+    check_release,
+    noise_in_scatter,
+    noise_multiplier_for,
+    packed_dim,
+    sensitivity,
+    smat,
+    sums_of_release,
+)
 from nmoe_flower.records import NUM_EXAMPLES, SUMS, Action, SumsKey
 from nmoe_flower.sums import Discriminants, Solution, Sums, from_moments, solve
 
-__all__ = ["LDA", "gather_sums", "leave_sums", "solve_head", "standardise_latents"]
+__all__ = ["LDA", "gather_sums", "leave_sums", "solve_head", "standardise_latents", "sums_told"]
 
 Told = Mapping[int, dict[str, np.ndarray]]
 
@@ -70,21 +83,58 @@ def _solution(run: Run, told: Told, components: int) -> Solution:
     """
     for client, arrays in told.items():
         run.keep(f"sums/{client}", arrays)
-    head = run.config.head
+    if run.config.privacy.enabled:
+        run.artifacts.accountant = _accounted(run.config, told)
+    head, classes = run.config.head, len(next(iter(holdings(run).values())).classes)
     try:
         return solve(
-            read_all(told),
+            (sums_told(arrays, classes) for arrays in told.values()),  # a scatter is large
             components=components,
             shrinkage=head.ridge,
             sharpness=head.sharpness,
+            noise=_noise(run.config, told, classes) if run.config.privacy.enabled else 0.0,
         )
     except DataError as error:
         raise RoundError(f"sums: {error}") from None
 
 
-def read_all(told: Told) -> Iterator[Sums]:
-    """The sums of each client in order, one at a time: a scatter is large."""
-    return (Sums.read(arrays) for arrays in told.values())
+def sums_told(arrays: Mapping[str, np.ndarray], num_classes: int) -> Sums:
+    """The sums that a client told, as they are or with noise.
+
+    Raises:
+        DataError: They contradict themselves.
+        ConfigError: The length of a noisy matrix fits none.
+    """
+    if SumsKey.PRIVATE not in arrays:
+        return Sums.read(arrays)
+    return sums_of_release(arrays[SumsKey.PRIVATE], int(arrays[SumsKey.COUNT]), num_classes)
+
+
+def _noise(config: Config, told: Told, num_classes: int) -> float:
+    """Largest eigenvalue of the noise in the scatter of all clients together."""
+    counts = [int(arrays[SumsKey.COUNT]) for arrays in told.values()]
+    noise = _noise_multiplier(config)
+    stds = [noise * sensitivity(1.0, count) for count in counts]
+    dim = packed_dim(next(iter(told.values()))[SumsKey.PRIVATE].size) - num_classes
+    return noise_in_scatter(stds, counts, dim)
+
+
+def _noise_multiplier(config: Config) -> float:
+    """Every client makes one release of its sums."""
+    return noise_multiplier_for(config.privacy.epsilon, config.privacy.delta, 1)
+
+
+def _accounted(config: Config, told: Told) -> dict[str, Any]:
+    """What the sums have cost each client."""
+    accountant = Accountant(Budget(config.privacy.epsilon, config.privacy.delta))
+    accountant.released = "sums"
+    for client, arrays in told.items():
+        accountant.spend(
+            client,
+            noise_multiplier=_noise_multiplier(config),
+            num_examples=int(arrays[SumsKey.COUNT]),
+        )
+    return accountant.state()
 
 
 def gather_sums(run: Run, *, moments: bool = False, only: list[int] | None = None) -> Told:
@@ -112,13 +162,13 @@ def gather_sums(run: Run, *, moments: bool = False, only: list[int] | None = Non
         content,
         only=only,
         wanted=[SUMS],
-        check=partial(_check, held, moments),
+        check=partial(_check, run.config, held, moments),
     )
     told = {p: records.to_numpy(content.array_records[SUMS]) for p, content in answers.items()}
     return alike("sums", told)
 
 
-def _check(held: Mapping[int, Holding], moments: bool, content: RecordDict) -> None:
+def _check(config: Config, held: Mapping[int, Holding], moments: bool, content: RecordDict) -> None:
     """Refuse sums that contradict themselves, or the number of images behind them.
 
     Raises:
@@ -130,12 +180,45 @@ def _check(held: Mapping[int, Holding], moments: bool, content: RecordDict) -> N
         if moments:
             from_moments([arrays])
             count = int(arrays[SumsKey.COUNT])
+        elif config.privacy.enabled:
+            count = _count(arrays)
         else:
             count = Sums.read(arrays).count
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         raise ReplyError(str(error)) from None
     if count != examples:
         raise ReplyError(f"the sums are of {count} latents, and the client has {examples} images")
+    if config.privacy.enabled:
+        _check_release(config, held, arrays)
+
+
+def _count(arrays: Mapping[str, np.ndarray]) -> int:
+    """The samples behind a release.
+
+    Raises:
+        DataError: An array is missing.
+    """
+    for name in (SumsKey.COUNT, SumsKey.PRIVATE):
+        if name not in arrays:
+            raise DataError(f"the array {name.value!r} is missing")
+    return int(arrays[SumsKey.COUNT])
+
+
+def _check_release(
+    config: Config, held: Mapping[int, Holding], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Refuse a matrix that no latents and labels have, noise allowed for.
+
+    Raises:
+        ReplyError: The matrix cannot be.
+    """
+    noise_std = _noise_multiplier(config) * sensitivity(1.0, int(arrays[SumsKey.COUNT]))
+    try:
+        sums_told(arrays, len(next(iter(held.values())).classes))
+        matrix = smat(arrays[SumsKey.PRIVATE].astype(np.float64))
+    except (ConfigError, DataError) as error:
+        raise ReplyError(str(error)) from None
+    check_release(matrix, dim=len(matrix), noise_std=noise_std)
 
 
 def _discriminants(run: Run) -> ArrayRecord:
