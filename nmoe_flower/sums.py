@@ -438,7 +438,7 @@ def covariance_shrunk(covariance: Array, shrinkage: float, floor: float = 0.0) -
     """(1 - s) S + (s v + floor) I, where v is the mean variance; never singular for s above 0.
 
     Args:
-        covariance: S, [D, D].
+        covariance: The covariance S of latents, [D, D].
         shrinkage: How far it is moved towards its mean variance, 0 to 1.
         floor: The largest eigenvalue of noise in S, which makes it positive again and keeps noise
             from being taken for a direction of little variance; 0: there is none.

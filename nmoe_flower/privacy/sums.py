@@ -39,9 +39,9 @@ def labelled_latents(latents: "Tensor", labels: "Tensor", num_classes: int) -> "
     """Latents and their labels as vectors v of norm 1, [n, D + C].
 
     Args:
-        latents: [n, D]; each is brought to norm 1, but one of zeros stays so.
+        latents: Rows [n, D]; each is brought to norm 1, but one of zeros stays so.
         labels: A class each, [n], 0 to C - 1.
-        num_classes: C.
+        num_classes: How many classes there are, C.
 
     >>> import torch
     >>> found = labelled_latents(torch.tensor([[3.0, 4.0]]), torch.tensor([1]), 2)
@@ -61,8 +61,8 @@ def sums_of_release(packed: np.ndarray, count: int, num_classes: int) -> Sums:
 
     Args:
         packed: ``svec`` of R, [(D + C)(D + C + 1) / 2].
-        count: n, the public number of samples.
-        num_classes: C.
+        count: The public number of samples, n.
+        num_classes: How many classes there are, C.
 
     Raises:
         DataError: There is no latent in R, or a number is not finite.
@@ -95,7 +95,7 @@ def noise_in_scatter(
     Args:
         noise_stds: Deviation of the noise in the packed R of each client.
         counts: Samples of each client.
-        dim: D, the length of a latent.
+        dim: The length of a latent, D.
 
     >>> round(noise_in_scatter([0.001, 0.001], [100, 100], 50), 3)
     2.121
