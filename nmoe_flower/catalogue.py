@@ -57,6 +57,7 @@ class GateEntry:
         pools: Everybody's data meets at one place: for simulations only.
         plain: Whether the routing is known without looking, so that no figure is drawn of it.
         holdout: Each device makes it of the experts' answers to its hold-out.
+        solved: Its trainer reads sums over latents, and no expert's answers.
         owners: It is told whose each sample of a test is, which the scheme ``natural`` knows.
         usual: It is among ``gate.methods`` unless these are named.
         of_text: It can route text, too.
@@ -71,6 +72,7 @@ class GateEntry:
     pools: bool = False
     plain: bool = False
     holdout: bool = False
+    solved: bool = False
     owners: bool = False
     usual: bool = True
     of_text: bool = False
@@ -88,7 +90,7 @@ GATES = {
     "client-weights": GateEntry(
         router="nmoe_flower.models:ClientWeightsGate", holdout=True, usual=False
     ),
-    "lda": GateEntry(trainer="nmoe_flower.pipeline.networked.sums:LDA", usual=False),
+    "lda": GateEntry(trainer="nmoe_flower.pipeline.networked.sums:LDA", solved=True, usual=False),
     "global": GateEntry(
         trainer="nmoe_flower.pipeline.networked.gate:GLOBAL", upper_bound=True, pools=True
     ),

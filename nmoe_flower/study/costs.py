@@ -85,9 +85,9 @@ def _stages(gate: str, config: Config) -> tuple[str, ...]:
         return _ALIGNED
     if gate.startswith("control:"):
         return (*_STAGE_1, *(("sums",) if gate == "control:ridge" else _HEAD))
-    if gate in GATES and not (GATES[gate].trainer or GATES[gate].holdout):
-        return _BEFORE_GATES
-    return (*_BEFORE_GATES, *_FOR_GATES, f"gate/{gate}")
+    entry = GATES.get(gate)
+    asked = entry is None or entry.holdout or (entry.trainer and not entry.solved)
+    return (*_BEFORE_GATES, *(_FOR_GATES if asked else ()), f"gate/{gate}")
 
 
 def _of(results: Results) -> dict[str, Mapping[str, Any]]:

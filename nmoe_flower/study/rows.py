@@ -13,7 +13,7 @@ from typing import Any
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.report import Estimate, estimate
-from nmoe_flower.study.costs import COSTS, cost_of
+from nmoe_flower.study.costs import COSTS, OF_A_GATE, cost_of
 from nmoe_flower.study.measured import gates_of, tests_of
 from nmoe_flower.study.product import StudyRun, frozen, same
 
@@ -243,6 +243,8 @@ def value_of(one: RunOutcome, number: Quantity) -> Value:
             if (row["gate"], row["test"]) == (number.gate, number.test):
                 return _kept(row.get(metric))
         return None
+    if metric in OF_A_GATE and number.gate and number.gate not in gates_of(config):
+        return None  # nobody paid for what this run does not do
     if metric in COSTS:
         return _kept(COSTS[metric](one.results, config, number.gate, one.stage_1))
     for results in (one.results, one.stage_1 or {}):
