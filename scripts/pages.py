@@ -90,6 +90,7 @@ DIGITS = [
     "extractor.stem=",
     "contrast.view-size=0",
 ]
+OF_THE_NETWORK = DIGITS[4:7]
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ def _cuts(command: Sequence[str]) -> Iterator[str]:
     dataset = str(config["data.dataset"])
     own = Path(dataset).exists()
     if "/" in dataset and not own:
-        yield from DIGITS
+        given_network = config["extractor.method"] == "pretrained"  # which looks at any images
+        yield from (cut for cut in DIGITS if not (given_network and cut in OF_THE_NETWORK))
     for key, most in SHORT.items():
         images = key.startswith("data.")
         if int(str(config[key])) > most or (images and not own and not config[key]):

