@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("bundles"), metavar="DIR", help="(bundles)"
     )
-    parser.add_argument("--gate", default="federated", help="which gate routes (federated)")
+    parser.add_argument("--gate", help="which gate routes (federated, or what the run has)")
 
     def command(args: argparse.Namespace) -> int:
         if (args.run is None) == (args.store is None):

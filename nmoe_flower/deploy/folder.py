@@ -135,7 +135,8 @@ def for_deployment(config: Config, nodes: int) -> Config:
     values |= {"data.num-clients": nodes, "run.out": "runs", "run.wait-for-all": True}
     methods = [n for n in config.gate.methods if n not in GATES or not GATES[n].pools]
     controls = [name for name in config.run.controls if not CONTROLS[name].pools]
-    if config.expert.sharing != "none" and "federated" not in methods:
+    shared = any(name in GATES and GATES[name].trainer for name in methods)
+    if config.expert.sharing != "none" and not shared:
         methods.append("federated")
     values |= {"gate.methods": ",".join(methods), "run.controls": ",".join(controls)}
     return Config.parse(values)

@@ -60,7 +60,7 @@ def sums_of_release(packed: np.ndarray, count: int, num_classes: int) -> Sums:
     """The sums over unit latents that a release of R tells, noise and all.
 
     Args:
-        packed: ``svec`` of R, [(D + C)(D + C + 1) / 2].
+        packed: The matrix R as ``svec`` packs it, [(D + C)(D + C + 1) / 2].
         count: The public number of samples, n.
         num_classes: How many classes there are, C.
 

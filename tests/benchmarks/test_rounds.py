@@ -287,7 +287,7 @@ def test_a_benchmark_starts_from_any_folder_that_finds_it(tmp_path: Path) -> Non
     assert done.stdout.startswith("usage: python -m benchmarks.rounds ")
 
 
-@pytest.mark.parametrize("name", ["align", "fedsc", "infer", "rounds", "sizes"])
+@pytest.mark.parametrize("name", ["align", "fedsc", "infer", "rounds", "sizes", "sums"])
 def test_every_benchmark_says_how_it_is_started(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

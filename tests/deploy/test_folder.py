@@ -93,6 +93,8 @@ def test_upper_bounds_that_pool_data_are_left_out() -> None:
     assert for_deployment(Config.parse({"gate.methods": "local"}), 4).gate.methods == (
         "local", "federated",
     )  # fmt: skip
+    sums = {"gate.methods": "lda", "head.method": "sums", "expert.hidden": ""}
+    assert for_deployment(Config.parse(sums), 4).gate.methods == ("lda",)  # one exchange is enough
 
 
 def test_scripts_are_shell_and_work_from_any_folder(federation: Path) -> None:

@@ -12,7 +12,7 @@ from nmoe_flower.inference.bundle.bundle import MANIFEST, Bundle
 __all__ = ["export_run", "export_store"]
 
 
-def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[Bundle]:
+def export_run(run_folder: Path, out: Path, *, gate: str | None = None) -> list[Bundle]:
     """Write ``<out>/<i>`` for every client i of a finished `nmoe run` folder; all, or none.
 
     The class names and the image shape come from the run's data set.
@@ -21,7 +21,8 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
         run_folder: A folder with ``config.toml``, ``weights/`` and
             ``clients/<i>/expert.safetensors``.
         out: The folder of the bundles; made if missing.
-        gate: Which of the run's gates the devices route with.
+        gate: Which of the run's gates the devices route with; None: ``federated``, or what there
+            is.
 
     Raises:
         BundleError: The run is not finished, is of the alignment system, or has no such gate.
@@ -30,6 +31,7 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
     _check_system(run_folder, config)
     weights = run_folder / "weights"
     trained = sorted(path.stem.removeprefix("gate-") for path in weights.glob("gate-*"))
+    gate = _usual(trained) if gate is None else gate
     if gate not in trained:
         raise BundleError(
             f"{run_folder} has no weights of the gate {gate!r}; "
@@ -61,19 +63,21 @@ def export_run(run_folder: Path, out: Path, *, gate: str = "federated") -> list[
     return [Bundle.load(out / str(client)) for client in range(len(experts))]
 
 
-def export_store(store: Path, out: Path, *, gate: str = "federated") -> Bundle:
+def export_store(store: Path, out: Path, *, gate: str | None = None) -> Bundle:
     """Write the bundle of one device from what it kept of a finished run on its own disk.
 
     Args:
         store: The run's folder in the ``store`` of the node config.
         out: The bundle's folder; a bundle that is there is replaced, and what serves it notices.
-        gate: Which of the run's gates the device routes with.
+        gate: Which of the run's gates the device routes with; None: ``federated``, or what there
+            is.
 
     Raises:
         BundleError: The run did not finish on this device, or had no such gate.
     """
     about = _about(store / "device.json")
     gates = sorted(path.stem.removeprefix("gate-") for path in store.glob("gate-*.safetensors"))
+    gate = _usual(gates) if gate is None else gate
     if gate not in gates:
         raise BundleError(
             f"{store} has no gate {gate!r}; "
@@ -102,6 +106,11 @@ def export_store(store: Path, out: Path, *, gate: str = "federated") -> Bundle:
         return Bundle.load(out)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{store / 'device.json'} is damaged: {error}") from None
+
+
+def _usual(trained: list[str]) -> str:
+    """FedGate, or the first of other gates where it was not trained."""
+    return "federated" if "federated" in trained or not trained else trained[0]
 
 
 def _check_system(run_folder: Path, config: Config) -> None:

@@ -84,3 +84,10 @@ def test_a_gate_of_other_names_does_not_fit(bundles: list[Bundle], tmp_path: Pat
             gate={"weight": state["weight"].numpy(), "bias": np.zeros(4, np.float32)},
             expert={k: v.numpy() for k, v in bundle.expert().state_dict().items()},
         )
+
+
+def test_where_nothing_was_averaged_the_gate_there_is_goes_out(
+    run: nmoe.RunResult, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    found = export_run(run.path, tmp_path / "out")
+    assert [b.gate_version for b in found] == [b.gate_version for b in bundles]
