@@ -277,8 +277,9 @@ def _language_stands_alone(config: "Config") -> None:
     if tried > 1 and not config.data.validation_per_client:
         raise ValueError(
             f"adapter.learning-rates = {', '.join(map(str, settings.learning_rates))} and "
-            f"averaged-learning-rates = {', '.join(map(str, settings.rates_of_averages))}: of several, one "
-            "is chosen on validation text: set data.validation-per-client, or give one each"
+            f"averaged-learning-rates = {', '.join(map(str, settings.rates_of_averages))}: of "
+            "several, one is chosen on validation text: set data.validation-per-client, or give "
+            "one each"
         )
 
 
