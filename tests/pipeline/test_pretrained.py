@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message
+import torch
+from flwr.app import Context, Message, RecordDict
 
 from nmoe_flower.client_app import app
-from nmoe_flower.errors import CheckpointError, RoundError
+from nmoe_flower.clients.device import device_of
+from nmoe_flower.config import Config
+from nmoe_flower.errors import BundleError, CheckpointError, RoundError
+from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.models import Expert, configured_extractor, configured_gate
 from nmoe_flower.pipeline import exchanges
 from nmoe_flower.records import CONFIG, Action, HoldingKey
 
@@ -112,3 +117,37 @@ def test_clients_share_rows_of_the_data_cache(new_pipeline: New, cache: Path) ->
     assert rows
     assert {path: path.read_bytes() for path in rows} == rows
     assert all(np.frombuffer(data, np.uint8).any() for data in rows.values())
+
+
+def test_a_device_may_keep_the_weights_at_a_place_of_its_own(tmp_path: Path) -> None:
+    config = Config.parse(PLAIN | {"run.out": str(tmp_path)})
+    network = configured_extractor(config, (1, 8, 8)).backbone._network
+    path = tmp_path / "here.pth"
+    torch.save({name: value + 1 for name, value in network.state_dict().items()}, path)
+    node = {"partition-id": 0, "num-partitions": 3}
+    plain, told = (
+        device_of(Context(1, 1, values, RecordDict(), config.flat()))
+        for values in (node, node | {"weights": str(path)})
+    )
+    assert not torch.equal(plain.extractor().hash, told.extractor().hash)
+
+
+def test_a_bundle_serves_a_given_extractor_and_refuses_another(tmp_path: Path) -> None:
+    config = Config.parse(PLAIN | {"data.num-clients": 3})
+    extractor = configured_extractor(config, (1, 8, 8))
+    width = extractor.latent_dim
+    states = {
+        "extractor": extractor.state_dict(),
+        "gate": configured_gate(config, width, num_experts=3).state_dict(),
+        "expert": Expert(width, 10, hidden=config.expert.hidden).state_dict(),
+    }
+    arrays = {part: {n: t.numpy() for n, t in state.items()} for part, state in states.items()}
+    about: dict[str, Any] = {"partition": 1, "classes": list("0123456789"), "config": config}
+    about["image_shape"] = (1, 8, 8)
+    bundle = Bundle.write(tmp_path / "good", **about, **arrays)
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(bundle.extractor()(images), extractor(images))
+    assert (tmp_path / "good" / "extractor.safetensors").stat().st_size < 300
+    arrays["extractor"] = {"hash": np.zeros(32, np.uint8)}
+    with pytest.raises(BundleError, match=r"has the hash .*, and 0000000000000000 is wanted"):
+        Bundle.write(tmp_path / "odd", **about, **arrays)

@@ -55,7 +55,7 @@ __all__ = [
     "initial_seed",
 ]
 
-_TOLD = ("data-path", "classes", "store")
+_TOLD = ("data-path", "classes", "store", "weights")
 CLIP = 1.0  # features are projected into the unit ball
 Shape = tuple[int, int, int]  # channels, height, width of an image
 
@@ -371,8 +371,9 @@ def device_of(context: Context) -> Device:
     """The device a message is for; cached, so images and partitions are opened once a process.
 
     The node's config tells ``partition-id`` and ``num-partitions``. It may tell ``data-path``, a
-    folder with this device's own images; ``classes``, names separated by commas; and ``store``, a
-    folder that outlives the run and the process.
+    folder with this device's own images; ``classes``, names separated by commas; ``store``, a
+    folder that outlives the run and the process; and ``weights``, where the weights of a given
+    extractor are on this device, in place of ``extractor.weights``.
 
     Raises:
         ConfigError: The node has no partition id, or the run configuration is not valid.
@@ -398,8 +399,9 @@ def _device(
     run_config: str, run_id: int, partition: int, num_clients: int, told: tuple[str, ...]
 ) -> Device:
     values: Mapping[str, object] = json.loads(run_config)
-    config = Config.parse({**values, "data.num-clients": num_clients})
-    folder, classes, store = told
+    folder, classes, store, weights = told
+    own = {"extractor.weights": weights} if weights else {}
+    config = Config.parse({**values, **own, "data.num-clients": num_clients})
     run = config.run.folder(run_id)
     kept = Path(store).expanduser() / run.name if store else run / "clients" / str(partition)
     return Device(
