@@ -169,7 +169,7 @@ class Action(StrEnum):
     PROBE = "query.probe", "alignment:probe"
     ALIGNMENT_TEST = "evaluate.aligned", "alignment:test"
     # language
-    ADAPTER_INITIAL = "query.adapter", "language:tell_initial"
+    ADAPTER_INITIAL = "query.adapter", "language:initial"
     ADAPTER_EXPERT = "train.adapter", "language:train_expert"
     ADAPTER_ROUND = "train.adapters", "language:train_shared"
     ADAPTER_TEST = "evaluate.adapter", "language:test"

@@ -27,7 +27,7 @@ def tell_holdings(message: Message, context: Context) -> Message:
     """Tell what this client holds: class counts, class names, the data's fingerprint."""
     device = device_of(context)
     if device.config.run.system == "language":
-        return language.tell_holdings(message, context)
+        return language.tell_texts(message, context)
     data, indices = device.data, device.indices
     train = label_counts(data.train.labels, [indices.train], data.num_classes)[0]
     tests = label_counts(data.test.labels, [indices.test_local], data.num_classes)[0]

@@ -38,13 +38,13 @@ from nmoe_flower.records import (
 )
 from nmoe_flower.training import batch_indices, fit
 
-__all__ = ["score", "tell_holdings", "tell_initial", "test", "train_expert", "train_shared"]
+__all__ = ["initial", "score", "tell_texts", "test", "train_expert", "train_shared"]
 
 Arrays = dict[str, np.ndarray]
 FIRST, SECOND = MOMENTS
 
 
-def tell_holdings(message: Message, context: Context) -> Message:
+def tell_texts(message: Message, context: Context) -> Message:
     """Tell how much text of which domain this client holds, and what reads it."""
     language = language_of(device_of(context))
     data, train, tests = language.data, language.train, language.tests
@@ -72,7 +72,7 @@ def tell_holdings(message: Message, context: Context) -> Message:
     )
 
 
-def tell_initial(message: Message, context: Context) -> Message:
+def initial(message: Message, context: Context) -> Message:
     """Tell a fresh adapter of the rank that is asked for: the same on every client."""
     language = language_of(device_of(context))
     rank = int(records.config_of(message)[TextKey.RANK])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmoe_flower.catalogue import GATES
+from nmoe_flower.config import Config
 from nmoe_flower.client_app import app
 from nmoe_flower.records import Action
 
@@ -30,7 +30,8 @@ def test_a_whole_run_leaves_every_row_and_watches_the_features(new_pipeline: New
     results = pipeline()
     rows = {(row["gate"], row["test"]): row for row in results["rows"]}
     controls = {"control:local-classifier", "control:centralized"}
-    named = {name + suffix for name in {*GATES, *controls} for suffix in ("", "+prior")}
+    gates = set(Config.parse({}).gate.methods)
+    named = {name + suffix for name in gates | controls for suffix in ("", "+prior")}
     named.remove("control:local-classifier+prior")
     assert set(rows) == set(itertools.product(named, ("local", "iid")))
     assert {row["extractor"] for row in rows.values()} == {"fedsc"}

@@ -61,14 +61,14 @@ def test_the_table_says_when_what_was_reached_and_at_what_cost(folders: list[Pat
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("setting", ["one-class", "two-classes"])
-def test_published_runs_moved_assigned_experts_only(setting: str) -> None:
+@pytest.mark.parametrize("study", ["paper-2-figure-3", "alignment-two-classes"])
+def test_published_runs_moved_assigned_experts_only(study: str) -> None:
     """Per client and round at most extractor, gate and k experts, and one per cent.
 
     The extractor does not travel. By hand, of joint, whose audit is published: the gate and each
     expert are a layer of 1,696 numbers in, 10 out, of 4 bytes each.
     """
-    folders = sorted((PUBLISHED / f"alignment-{setting}").glob("*/*/rounds.jsonl"))
+    folders = sorted((PUBLISHED / study).glob("*/*/rounds.jsonl"))
     assert len(folders) >= 14
     for path in folders:
         records = [json.loads(line) for line in path.read_text().splitlines()]

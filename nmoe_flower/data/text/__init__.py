@@ -10,7 +10,7 @@ from nmoe_flower.data.text.tokenizers import (
     train_tokenizer,
     wrap_tokenizer,
 )
-from nmoe_flower.data.text.windows import TextData, TextSplit, Tokenizer, pack
+from nmoe_flower.data.text.windows import TextData, TextSplit, Tokenizer, packed_windows
 
 __all__ = [
     "ByteTokenizer",
@@ -24,7 +24,7 @@ __all__ = [
     "normalised",
     "open_tokenizer",
     "own_text",
-    "pack",
+    "packed_windows",
     "shingles",
     "tokenise",
     "train_tokenizer",

@@ -19,7 +19,7 @@ from nmoe_flower.data.text.windows import (
     TextSplit,
     Tokenizer,
     Tokens,
-    pack,
+    packed_windows,
 )
 from nmoe_flower.errors import DataError
 from nmoe_flower.seeds import numpy_stream
@@ -320,7 +320,7 @@ class _Deal:
             lengths = stream.lengths[held[stream.domains[held] == domain]]
             starts = np.cumsum(lengths) - lengths
             cut = self.cut
-            first, after = pack(
+            first, after = packed_windows(
                 starts,
                 int(lengths.sum()),
                 window=cut.window,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nmoe_flower.errors import DataError
 
-__all__ = ["TextData", "TextSplit", "Tokenizer", "pack", "token_type"]
+__all__ = ["TextData", "TextSplit", "Tokenizer", "packed_windows", "token_type"]
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 Sizes = npt.NDArray[np.uint16]
@@ -190,7 +190,7 @@ class TextData:
             )
 
 
-def pack(
+def packed_windows(
     starts: Codes,
     length: int,
     *,
@@ -211,9 +211,9 @@ def pack(
     Returns:
         Place of the first token of each window, and the place after its last one, int64 [N] each.
 
-    >>> [places.tolist() for places in pack(np.array([0, 5]), 8, window=3)]
+    >>> [places.tolist() for places in packed_windows(np.array([0, 5]), 8, window=3)]
     [[0, 3], [3, 6]]
-    >>> [places.tolist() for places in pack(np.array([0, 5]), 8, window=3, alone=True)]
+    >>> [places.tolist() for places in packed_windows(np.array([0, 5]), 8, window=3, alone=True)]
     [[0, 3, 5], [3, 5, 8]]
     """
     step = stride or window

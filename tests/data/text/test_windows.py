@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.data.text import ByteTokenizer, TextData, TextSplit, pack
+from nmoe_flower.data.text import ByteTokenizer, TextData, TextSplit, packed_windows
 from nmoe_flower.errors import DataError
 
 
@@ -51,7 +51,7 @@ def documents(draw: st.DrawFn) -> tuple[list[int], int]:
 @given(documents(), st.integers(2, 9))
 def test_windows_cover_a_stream_once(place: tuple[list[int], int], window: int) -> None:
     starts, length = place
-    first, after = pack(np.array(starts, np.int64), length, window=window)
+    first, after = packed_windows(np.array(starts, np.int64), length, window=window)
     assert (after - first == window).all()
     held = [token for a, b in zip(first, after, strict=True) for token in range(a, b)]
     assert held == list(range(length - length % window))
@@ -64,7 +64,7 @@ def test_windows_of_single_documents_lose_nothing(
     """Every token is in a window, none of two documents; with overlap all but it is new."""
     starts, length = place
     stride = data.draw(st.integers(1, window))
-    first, after = pack(
+    first, after = packed_windows(
         np.array(starts, np.int64), length, window=window, stride=stride, alone=True
     )
     seen: set[int] = set()
