@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmoe_flower.config import Config
 from nmoe_flower.client_app import app
+from nmoe_flower.config import Config
 from nmoe_flower.records import Action
 
 New = Callable[..., Any]
