@@ -127,7 +127,7 @@ def test_a_device_may_keep_the_weights_at_a_place_of_its_own(tmp_path: Path) -> 
     node = {"partition-id": 0, "num-partitions": 3}
     plain, told = (
         device_of(Context(1, 1, values, RecordDict(), config.flat()))
-        for values in (node, node | {"weights": str(path)})
+        for values in (node, node | {"extractor-weights": str(path)})
     )
     assert not torch.equal(plain.extractor().hash, told.extractor().hash)
 

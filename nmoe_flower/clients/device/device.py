@@ -55,7 +55,7 @@ __all__ = [
     "initial_seed",
 ]
 
-_TOLD = ("data-path", "classes", "store", "weights")
+_TOLD = ("data-path", "classes", "store", "extractor-weights")
 CLIP = 1.0  # features are projected into the unit ball
 Shape = tuple[int, int, int]  # channels, height, width of an image
 
@@ -372,8 +372,8 @@ def device_of(context: Context) -> Device:
 
     The node's config tells ``partition-id`` and ``num-partitions``. It may tell ``data-path``, a
     folder with this device's own images; ``classes``, names separated by commas; ``store``, a
-    folder that outlives the run and the process; and ``weights``, where the weights of a given
-    extractor are on this device, in place of ``extractor.weights``.
+    folder that outlives the run and the process; and ``extractor-weights``, where those of a
+    given extractor are on this device, in place of ``extractor.weights``.
 
     Raises:
         ConfigError: The node has no partition id, or the run configuration is not valid.
