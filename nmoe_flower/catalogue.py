@@ -57,7 +57,7 @@ class GateEntry:
         pools: Everybody's data meets at one place: for simulations only.
         plain: Whether the routing is known without looking, so that no figure is drawn of it.
         holdout: Each device makes it of the experts' answers to its hold-out.
-        solved: Its trainer reads sums over latents, and no expert's answers.
+        solved: The trainer reads sums over latents, and no expert's answers.
         owners: It is told whose each sample of a test is, which the scheme ``natural`` knows.
         usual: It is among ``gate.methods`` unless these are named.
         of_text: It can route text, too.
