@@ -53,7 +53,10 @@ _KEYS = frozenset(
 )
 _OF_THE_HEAD = "expert.hidden"  # is stage 1's business where its head is shaped as an expert
 # What the fresh gate and head depend on that a client hands out before stage 1.
-_FRESH = ("gate.hidden", "gate.noisy", "gate.top-k", _OF_THE_HEAD)
+_FRESH = (
+    "gate.hidden", "gate.noisy", "gate.top-k", _OF_THE_HEAD,
+    "head.method", "head.components", "head.standardise",
+)  # fmt: skip
 # What a run fills in from its data.
 FILLED_IN = frozenset({"data.feature-columns", "data.feature-means", "data.feature-deviations"})
 _WAIT = 2.0  # seconds between two looks at a stage 1 that somebody else trains
