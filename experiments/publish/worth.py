@@ -45,7 +45,7 @@ class Case:
 
 # Colour and mark of each thing, in the order of the legend.
 LOOKS: Final = {
-    "one device alone": (canvas.GREY, "v"),
+    "own expert": (canvas.GREY, "v"),
     "one averaged head": (canvas.BLUE, "o"),
     "mixture": (canvas.ORANGE, "D"),
     "told whom to ask": (canvas.INK, "|"),
@@ -57,7 +57,7 @@ CASES: Final = (
         "vision-domains",
         "iid",
         {
-            "one device alone": Mark("mixture", "local"),
+            "own expert": Mark("mixture", "local"),
             "one averaged head": Mark("averaged", "control:fedavg"),
             "mixture": Mark("mixture", "lda"),
             "told whom to ask": Mark("mixture", "domain"),
@@ -68,7 +68,7 @@ CASES: Final = (
         "vision-renamed",
         "iid",
         {
-            "one device alone": Mark("mixture", "local"),
+            "own expert": Mark("mixture", "local"),
             "one averaged head": Mark("averaged-large", "control:fedavg"),
             "mixture": Mark("mixture", "lda"),
             "told whom to ask": Mark("mixture", "domain"),
@@ -79,7 +79,7 @@ CASES: Final = (
         "vision-hidden",
         "local",
         {
-            "one device alone": Mark("two", "local"),
+            "own expert": Mark("two", "local"),
             "one averaged head": Mark("averaged", "control:fedavg"),
             "mixture": Mark("two", "client-weights"),
         },
@@ -89,7 +89,7 @@ CASES: Final = (
         "vision-skew",
         "iid",
         {
-            "one device alone": Mark("adjusted", "local"),
+            "own expert": Mark("adjusted", "local"),
             "one averaged head": Mark("averaged", "control:fedavg"),
             "mixture": Mark("adjusted", "federated"),
         },
