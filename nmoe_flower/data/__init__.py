@@ -29,6 +29,13 @@ from nmoe_flower.data.opening import (
 from nmoe_flower.data.own import Partition
 from nmoe_flower.data.partition import partition_clients
 from nmoe_flower.data.pixels import SUFFIXES, Fit, fit_pixels, open_picture, to_pixels
+from nmoe_flower.data.text import (
+    ByteTokenizer,
+    TextData,
+    load_text,
+    open_tokenizer,
+    train_tokenizer,
+)
 
 if TYPE_CHECKING:
     from nmoe_flower.data.augment import Augment, normalise
@@ -39,6 +46,7 @@ __all__ = [
     "SUFFIXES",
     "TABLE_SUFFIXES",
     "Augment",
+    "ByteTokenizer",
     "ClientIndices",
     "Coverage",
     "DominantClassPartitioner",
@@ -50,6 +58,7 @@ __all__ = [
     "Portion",
     "Split",
     "Table",
+    "TextData",
     "Views",
     "cache_root",
     "clients_of",
@@ -63,9 +72,11 @@ __all__ = [
     "in_domains",
     "label_counts",
     "load_images",
+    "load_text",
     "names_of_clients",
     "normalise",
     "open_picture",
+    "open_tokenizer",
     "own_images",
     "own_share",
     "partition_clients",
@@ -73,6 +84,7 @@ __all__ = [
     "seen_in",
     "standardise",
     "to_pixels",
+    "train_tokenizer",
     "what_changed",
     "with_features",
 ]
