@@ -272,8 +272,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"privacy.adjacency": "x"}, "'replace-one' or 'add-remove', got 'x'"),
     (
         {"privacy.enabled": True},
-        "privacy.enabled covers the correlation matrices of extractor.method = fedsc, got "
-        "extractor.method = fedce",
+        "privacy.enabled covers the correlation matrices of extractor.method = fedsc, and sums "
+        "over latents (head.method = sums), got extractor.method = fedce",
     ),
     (
         FEDSC | {"privacy.enabled": True, "contrast.source": "batches"},

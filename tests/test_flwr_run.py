@@ -107,19 +107,17 @@ def test_flwr_run_in_the_checkout_ends_with_every_gate(
 
 
 def test_the_same_bundle_on_our_own_engine(machine: Machine, tmp_path: Path) -> None:
-    """``nmoe run --engine ray`` with the package as the bundle holds it, not as it is installed."""
+    """`nmoe_flower.run` on Ray with the package as the bundle holds it, not as it is installed."""
     unpacked = export_app(machine.app, tmp_path / "nmoe-flower")
     code = (
-        "import nmoe_flower, sys\n"
+        "import json, sys, nmoe_flower\n"
         f"assert nmoe_flower.__file__.startswith({str(unpacked)!r}), nmoe_flower.__file__\n"
-        "from nmoe_flower.cli import main\n"
-        "sys.exit(main())"
+        "settings = json.loads(sys.argv[1])\n"
+        "run = nmoe_flower.run(set=settings, engine='ray', out='.', name='run', figures=False)\n"
+        "print(run.folder.path)"
     )
-    settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()]
-    command = [sys.executable, "-c", code, "run", "--engine", "ray", "--out", str(tmp_path)]
-    command += ["--name", "run", "--format", "json", "--no-figures"]
-    command += ["--set", "data.num-clients=3", *settings]
+    command = [sys.executable, "-c", code, json.dumps({"data.num-clients": 3, **TINY})]
     out = machine.run(command, cwd=tmp_path, PYTHONPATH=str(unpacked))
     assert_every_gate(tmp_path / "run", 3)
-    assert json.loads(out.splitlines()[-1])["folder"] == str(tmp_path / "run")
+    assert Path(out.splitlines()[-1]).resolve() == tmp_path / "run"
     assert not (tmp_path / "run" / "figures").exists()

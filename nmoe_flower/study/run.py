@@ -196,7 +196,7 @@ class _Shift:
         self._total = len(self._waiting)
         self._children: list[_Child] = []
         self._idle: list[_Process] = []
-        self._lines: queue.Queue[tuple[_Process, str]] = queue.Queue()
+        self._lines: queue.SimpleQueue[tuple[_Process, str]] = queue.SimpleQueue()  # heeds Ctrl-C
         self._outcome = StudyOutcome(finished=plan.count("finished"))
         self._pace = (0.0, 0.0)  # seconds that runs took, and that they were expected to take
         self._hopeless = False

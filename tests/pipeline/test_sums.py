@@ -82,7 +82,7 @@ def test_the_head_is_the_ridge_of_the_pooled_data_in_one_exchange(new_pipeline: 
         cost_of(results, pipeline.config, gate, None).exchanges
         for gate in ("control:ridge", "lda", "local")
     ]
-    assert costs == [2, 4, 3]  # initial, sums, experts, answers
+    assert costs == [2, 3, 3]  # initial, sums; experts
 
 
 def test_experts_start_from_the_ridge_head(new_pipeline: New) -> None:
