@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_BYTES = 9_000_000
+MOST_BYTES = 9_500_000
 
 
-def test_the_tracked_files_stay_below_nine_megabytes() -> None:
+def test_the_tracked_files_stay_small() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     )
