@@ -19,14 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trained again. RUN_DIR stays as it is: delete it if nothing of the client may be kept."
     )
     parser.epilog = "example: nmoe forget runs/digits --client 3 --out runs/without-3"
-    add_change(parser)
-    parser.add_argument(
-        "--client",
-        type=Whole(0, _MOST_CLIENTS),
-        required=True,
-        metavar="N",
-        help="the client's number in RUN_DIR",
-    )
+    add_change(parser, "--client", "the client's number in RUN_DIR")
 
     def command(args: argparse.Namespace) -> int:
         from nmoe_flower.membership import forget
@@ -39,13 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=command)
 
 
-def add_change(parser: argparse.ArgumentParser) -> None:
-    """What ``nmoe forget`` and ``nmoe join`` both take."""
+def add_change(parser: argparse.ArgumentParser, who: str, which: str) -> None:
+    """What ``nmoe forget`` and ``nmoe join`` both take.
+
+    Args:
+        parser: The command's.
+        who: The option that names the client who leaves or joins.
+        which: The help of that option.
+    """
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run with head.method = sums")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new run folder")
     parser.add_argument(
         "--solve-only", action="store_true", help="stop before anything is trained again"
     )
+    parser.add_argument(who, type=Whole(0, _MOST_CLIENTS), required=True, metavar="N", help=which)
 
 
 def finish(args: argparse.Namespace, path: Path) -> int:

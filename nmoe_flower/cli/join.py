@@ -2,13 +2,11 @@
 
 import argparse
 
-from nmoe_flower.arguments import Whole
 from nmoe_flower.cli.forget import add_change, finish
 
 __all__ = ["ABOUT", "add_arguments"]
 
 ABOUT = "take a client into a finished run"
-_MOST_SHARES = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,14 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sums, which are added to the others', and what was trained is trained again."
     )
     parser.epilog = "example: nmoe join runs/without-3 --share 3 --out runs/with-3"
-    add_change(parser)
-    parser.add_argument(
-        "--share",
-        type=Whole(0, _MOST_SHARES),
-        required=True,
-        metavar="N",
-        help="the number of its share of the data, one of data.without",
-    )
+    add_change(parser, "--share", "the number of its share of the data, one of data.without")
 
     def command(args: argparse.Namespace) -> int:
         from nmoe_flower.membership import join
