@@ -1,8 +1,8 @@
 """What comes along by name, a row each: gates, backbones, schemes, policies and more.
 
 For the first system gates, their objectives, methods of stage 1, controls and backbones; for the
-second policies and ways of its gate; for language the controls of its adapters; for all of them
-schemes that share a data set out, domains to see it in, and trackers.
+second policies and ways of its gate; published systems; for language the controls of its
+adapters; for all of them schemes that share a data set out, domains to see it in, and trackers.
 
 A row is all that is to be added beside the code itself: commands, costs, tests and reports go by
 these tables. Reading them loads nothing. Where a row says ``module:name``, `found` loads that for
@@ -17,6 +17,7 @@ __all__ = [
     "ADAPTER_CONTROLS",
     "ALIGNMENT_GATES",
     "BACKBONES",
+    "BASELINES",
     "CONTROLS",
     "DOMAINS",
     "GATES",
@@ -33,6 +34,7 @@ __all__ = [
     "AdapterControlEntry",
     "AlignmentGateEntry",
     "BackboneEntry",
+    "BaselineEntry",
     "ControlEntry",
     "GateEntry",
     "GivenEntry",
@@ -384,6 +386,92 @@ ALIGNMENT_GATES = {
     "travelling": AlignmentGateEntry("nmoe_flower.pipeline.alignment.train:travelling_gate"),
     "closed-form": AlignmentGateEntry(
         "nmoe_flower.pipeline.alignment.train:solved_gate", solved=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BaselineEntry:
+    """One published system, for ``run.system``.
+
+    Attributes:
+        label: What tables call it.
+        citation: Where it was published.
+        system: ``module:NAME`` of its `nmoe_flower.baselines.Baseline`: both halves.
+        league: Whether it is made for one model for everybody (``global``) or a model for each
+            client (``personal``): the first is compared by the test ``iid``, the second by
+            ``local``.
+        assumes: What a client keeps, and whatever is needed beside data and labels at home.
+        several: It has ``baseline.experts`` experts, which may be whole networks.
+    """
+
+    label: str
+    citation: str
+    system: str
+    league: str
+    assumes: str
+    several: bool = False
+
+
+BASELINES = {
+    "fedavg": BaselineEntry(
+        "FedAvg",
+        "McMahan et al. 2017, arXiv:1602.05629",
+        "nmoe_flower.baselines.fedavg:FEDAVG",
+        league="global",
+        assumes="nothing; beside it: its head fine-tuned, own training alone, the most frequent "
+        "class",
+    ),
+    "fedprox": BaselineEntry(
+        "FedProx",
+        "Li et al. 2020, arXiv:1812.06127",
+        "nmoe_flower.baselines.fedprox:FEDPROX",
+        league="global",
+        assumes="nothing",
+    ),
+    "ditto": BaselineEntry(
+        "Ditto",
+        "Li et al. 2021, arXiv:2012.04221",
+        "nmoe_flower.baselines.ditto:DITTO",
+        league="personal",
+        assumes="a second network at home, twice the steps",
+    ),
+    "fedper": BaselineEntry(
+        "FedPer",
+        "Arivazhagan et al. 2019, arXiv:1912.00818",
+        "nmoe_flower.baselines.fedper:FEDPER",
+        league="personal",
+        assumes="a head at home",
+    ),
+    "fedrep": BaselineEntry(
+        "FedRep",
+        "Collins et al. 2021, arXiv:2102.07078",
+        "nmoe_flower.baselines.fedrep:FEDREP",
+        league="personal",
+        assumes="a head at home",
+    ),
+    "pfl-moe": BaselineEntry(
+        "PFL-MoE",
+        "Guo et al. 2020, arXiv:2012.15589",
+        "nmoe_flower.baselines.pfl_moe:PFL_MOE",
+        league="personal",
+        assumes="a head and two gates at home; nothing is sent after FedAvg",
+    ),
+    "fedem": BaselineEntry(
+        "FedEM",
+        "Marfoq et al. 2021, arXiv:2108.10252",
+        "nmoe_flower.baselines.fedem:FEDEM",
+        league="personal",
+        assumes="every client holds all experts; its mixture weights stay at home",
+        several=True,
+    ),
+    "fedmix": BaselineEntry(
+        "FedMix",
+        "Reisser et al. 2021, arXiv:2107.06724",
+        "nmoe_flower.baselines.fedmix:FEDMIX",
+        league="personal",
+        assumes="every client holds all experts; its gate stays at home",
+        several=True,
     ),
 }
 

@@ -11,4 +11,5 @@ app = ClientApp()
 
 for action in Action:
     register = getattr(app, action.category)
-    register(action.verb)(found(f"nmoe_flower.clients.{action.handler}"))
+    room = "" if action.handler.startswith("baselines.") else "clients."
+    register(action.verb)(found(f"nmoe_flower.{room}{action.handler}"))

@@ -47,6 +47,7 @@ __all__ = [
     "TEXT",
     "Action",
     "AlignmentKey",
+    "BaselineKey",
     "ControlKey",
     "CorrelationKey",
     "ExpertKey",
@@ -125,7 +126,8 @@ class Action(StrEnum):
     """Message types this app's ClientApp answers, a row each: ``<category>.<verb>``, and who does.
 
     Attributes:
-        handler: ``module:function`` in `nmoe_flower.clients`, where no server needs to look.
+        handler: ``module:function`` in `nmoe_flower.clients`, where no server needs to look;
+            or, with its room, in `nmoe_flower.baselines`.
     """
 
     handler: str
@@ -174,6 +176,10 @@ class Action(StrEnum):
     ADAPTER_ROUND = "train.adapters", "language:train_shared"
     ADAPTER_TEST = "evaluate.adapter", "language:test"
     ADAPTER_SCORE = "evaluate.text", "language:score"
+    # published systems
+    BASELINE_INITIAL = "query.baseline", "baselines.member:tell_initial"
+    BASELINE = "train.baseline", "baselines.member:train"
+    BASELINE_TEST = "evaluate.baseline", "baselines.member:test"
 
     @property
     def category(self) -> str:
@@ -275,6 +281,14 @@ class AlignmentKey(_Key):
     LOADS = "loads"  # down: samples each expert was sent so far, by the gates' shares, [E]
     FINAL = "final"  # down: training is over, measure everything
     EXPERT_PARAMETERS = "expert-parameters"  # up: how many numbers an expert has
+
+
+class BaselineKey(_Key):
+    """What is said in the rounds of a published system, and in its tests."""
+
+    FINAL = "final"  # down: training is over, measure everything
+    MASSES = "masses"  # up: weight of the client's part in each of all E experts, [E]
+    PROXIMAL = "proximal-mu"  # down: weight of the distance to what was received, as in Flower
 
 
 class StatisticsKey(_Key):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.installation import install_hint
@@ -55,7 +56,12 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
         raise ConfigError(f"privacy.weights = true needs Opacus: {install_hint('privacy')}")
     _check_augmentation(config, data.image_shape)
     batch = min(config.extractor.batch_size, min(len(client.train) for client in clients))
-    stage_1 = config.run.system == "networked" or config.alignment.extractor == "stage-1"
+    aligned = config.run.system == "aligned" and config.alignment.extractor == "stage-1"
+    stage_1 = config.run.system == "networked" or aligned
+    if config.run.system in BASELINES:
+        from nmoe_flower.baselines.member import Mixture
+
+        Mixture(config, data.image_shape, data.num_classes)
     if stage_1:
         like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:

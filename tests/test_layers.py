@@ -47,6 +47,7 @@ ROWS = [
     {"training"},
     {"engine"},
     {"clients", "strategies", "inference"},
+    {"baselines"},
     {"pipeline"},
     {"results", "progress", "rehearsal"},
     {"client_app", "report", "running_data", "tracking", "trained"},
@@ -59,11 +60,12 @@ ROWS = [
 ]
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
 FLOWER = {
-    "codec", "records", "engine", "strategies", "clients", "pipeline", "server_app", "client_app",
+    "codec", "records", "engine", "strategies", "clients", "baselines", "pipeline",
+    "server_app", "client_app",
 }  # fmt: skip
 # What a server must not load: it aggregates with NumPy.
 NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "results",
-            "strategies", "pipeline", "server_app", "engine", "privacy", "alignment",
+            "strategies", "baselines", "pipeline", "server_app", "engine", "privacy", "alignment",
             "representation")  # fmt: skip
 
 

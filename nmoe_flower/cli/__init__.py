@@ -26,6 +26,7 @@ from nmoe_flower.cli import (
     run,
     serve,
     study,
+    systems,
 )
 from nmoe_flower.errors import NMoEError
 
@@ -40,6 +41,7 @@ _COMMANDS = (
     study,
     config,
     recipes,
+    systems,
     align,
     privacy,
     forget,

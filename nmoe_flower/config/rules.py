@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from nmoe_flower.catalogue import (
     ADAPTER_CONTROLS,
     BACKBONES,
+    BASELINES,
     CONTROLS,
     GATES,
     GIVEN,
@@ -32,6 +33,7 @@ def check_rules(config: "Config") -> None:
     _histograms_can_be_private(config)
     _networks_can_read_the_data(config)
     _weights_can_be_private(config)
+    _published_systems_train_all(config)
 
 
 def _parts_fit_together(config: "Config") -> None:
@@ -304,6 +306,33 @@ def _networks_can_read_the_data(config: "Config") -> None:
         )
 
 
+def _published_systems_train_all(config: "Config") -> None:
+    system, extractor = config.run.system, config.extractor
+    if system not in BASELINES:
+        return
+    if extractor.is_given:
+        raise ValueError(
+            f"run.system = {system} trains its trunk, and extractor.method = {extractor.method} "
+            "trains nothing: use fedce"
+        )
+    if extractor.start:
+        raise ValueError(
+            f"extractor.start = {extractor.start} is not for run.system = {system}, which trains "
+            "all it has: leave it empty"
+        )
+    if config.baseline.size == "net" and not BASELINES[system].several:
+        several = [name for name, entry in BASELINES.items() if entry.several]
+        raise ValueError(
+            f"baseline.size = net is for systems of several experts, got run.system = {system}; "
+            f"allowed: {', '.join(several)}"
+        )
+    for key in ("enabled", "weights"):
+        if getattr(config.privacy, key):
+            raise ValueError(
+                f"privacy.{key} = true covers nothing that run.system = {system} sends: use false"
+            )
+
+
 def _weights_can_be_private(config: "Config") -> None:
     if config.privacy.weights and (reason := weights_refusal(config.extractor, config.contrast)):
         raise ValueError(f"privacy.weights {reason}")
@@ -341,8 +370,8 @@ def advice(config: "Config") -> list[str]:
             "privacy.tokens covers the histogram of tokens, and not the adapter that leaves beside "
             "it and was trained on the same text"
         )
-    if config.run.system == "language":  # whose gates and controls are others
-        return notes
+    if config.run.system == "language" or config.run.system in BASELINES:
+        return notes  # whose gates and controls are others
     pooling = [GATES[name].pools for name in config.gate.methods if name in GATES]
     if any(pooling) or any(CONTROLS[name].pools for name in config.run.controls):
         notes.append(

@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from nmoe_flower.catalogue import CONTROLS
+from nmoe_flower.catalogue import BASELINES, CONTROLS
 from nmoe_flower.config.section import Distinct, Seconds, Section, split
 
 __all__ = ["RunConfig"]
 
 if TYPE_CHECKING:
     ControlName = str
+    SystemName = str
 else:
     ControlName = Literal[tuple(CONTROLS)]
+    SystemName = Literal["networked", "aligned", "language", *BASELINES]
 Controls = Annotated[tuple[ControlName, ...], BeforeValidator(split), Distinct]
 
 
@@ -26,10 +28,10 @@ class RunConfig(Section):
         max_length=128,
         description="of the run folder",
     )
-    system: Literal["networked", "aligned", "language"] = Field(
+    system: SystemName = Field(
         "networked",
-        description="three stages (2511.01743), experts on a server (2507.05685), or adapters of "
-        "a language model",
+        description="three stages (2511.01743), experts on a server (2507.05685), adapters of "
+        "a language model, or a published system (`nmoe systems`)",
     )
     out: str = Field("", description="results folder; empty: ./runs, or ~/nmoe-runs under flwr run")
     seed: int = Field(0, ge=0, description="of every random choice")

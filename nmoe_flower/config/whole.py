@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from nmoe_flower.config.adapter import AdapterConfig
 from nmoe_flower.config.alignment import AlignmentConfig
+from nmoe_flower.config.baseline import BaselineConfig
 from nmoe_flower.config.data import DataConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
@@ -46,6 +47,7 @@ class Config(Section):
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     alignment: AlignmentConfig = Field(default_factory=lambda: AlignmentConfig.model_validate({}))
+    baseline: BaselineConfig = Field(default_factory=lambda: BaselineConfig.model_validate({}))
     run: RunConfig = Field(default_factory=lambda: RunConfig.model_validate({}))
 
     @model_validator(mode="after")

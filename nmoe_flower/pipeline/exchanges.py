@@ -1,6 +1,6 @@
 """How often a run talks to its clients. On real SuperNodes every time costs seconds."""
 
-from nmoe_flower.catalogue import ADAPTER_CONTROLS, CONTROLS, VALIDATION
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CONTROLS, VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.networked import asks_initial, trainer_of
 
@@ -20,6 +20,13 @@ def exchanges(config: Config) -> dict[str, int]:
         return _alignment(config)
     if config.run.system == "language":
         return _language(config)
+    if config.run.system in BASELINES:
+        settings = config.baseline
+        tests = -(-settings.rounds // settings.evaluate_every) if settings.evaluate_every else 0
+        return {
+            "identity": 1, "describe": 1, "initial": 1, "baseline": settings.rounds,
+            "baseline-test": tests, "evaluation": 1,
+        }  # fmt: skip
     counted = {"identity": 1, "describe": 1, **_extractor(config)}
     if asks_initial(config):
         counted["initial"] = 1

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.pipeline.alignment import evaluate_alignment, train_alignment, train_first
 from nmoe_flower.pipeline.ask import check_unchanged
+from nmoe_flower.pipeline.baseline import evaluate_baseline, train_baseline
 from nmoe_flower.pipeline.language import (
     evaluate_language,
     train_adapter_controls,
@@ -62,6 +64,7 @@ SYSTEMS = {
         },
         evaluate_language,
     ),
+    **{name: System({"baseline": train_baseline}, evaluate_baseline) for name in BASELINES},
 }
 
 

@@ -1,5 +1,6 @@
 """Flower strategies: each one page, each a drop-in for FedAvg."""
 
+from nmoe_flower.strategies.aggregation import WeightedMean
 from nmoe_flower.strategies.alignment import ExpertAlignment
 from nmoe_flower.strategies.alignment_gate import (
     AveragedGate,
@@ -8,7 +9,7 @@ from nmoe_flower.strategies.alignment_gate import (
     TravellingGate,
     UnsharedGate,
 )
-from nmoe_flower.strategies.alignment_parcels import ExpertNames
+from nmoe_flower.strategies.alignment_parcels import ExpertNames, parcel
 from nmoe_flower.strategies.base import FedAvgOptions, StreamingFedAvg, StreamingOptions
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, learn_partitions, wait_for_nodes
 from nmoe_flower.strategies.fedce import FedCE
@@ -16,7 +17,7 @@ from nmoe_flower.strategies.fedgate import FedGate
 from nmoe_flower.strategies.fedlora import FedLoRA, mean_product
 from nmoe_flower.strategies.fedsc import FedSC
 from nmoe_flower.strategies.optimizers import AdamW
-from nmoe_flower.strategies.replies import Exchange, reason_of
+from nmoe_flower.strategies.replies import Exchange, Usable, read_reply, reason_of
 from nmoe_flower.strategies.rollgate import RollGate
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
@@ -41,9 +42,13 @@ __all__ = [
     "StreamingOptions",
     "TravellingGate",
     "UnsharedGate",
+    "Usable",
+    "WeightedMean",
     "cohort_size",
     "learn_partitions",
     "mean_product",
+    "parcel",
+    "read_reply",
     "reason_of",
     "wait_for_nodes",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nmoe_flower.catalogue import ADAPTER_CONTROLS, GATES
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, GATES
 from nmoe_flower.config import Config
 from nmoe_flower.privacy import noise_multiplier_for
 
@@ -83,6 +83,8 @@ def _of_text(results: Results | None, config: Config, gate: str) -> Cost:
 def _stages(gate: str, config: Config) -> tuple[str, ...]:
     if config.run.system == "aligned":
         return _ALIGNED
+    if config.run.system in BASELINES:
+        return () if gate in ("own", "majority") else ("initial", "baseline")
     if gate.startswith("control:"):
         return (*_STAGE_1, *(("sums",) if gate == "control:ridge" else _HEAD))
     entry = GATES.get(gate)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images, with_features
 from nmoe_flower.errors import BundleError, CheckpointError
@@ -128,6 +129,11 @@ def _check_system(run_folder: Path, config: Config) -> None:
             "one of its own to serve. The whole mixture is "
             f"{run_folder / 'weights' / 'mixture.safetensors'}; allowed: runs with "
             "run.system = 'networked'"
+        )
+    if config.run.system in BASELINES:
+        raise BundleError(
+            f"{run_folder} is a run of run.system = {config.run.system!r}, whose networks no "
+            "device serves; allowed: runs with run.system = 'networked'"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import POLICIES
+from nmoe_flower.catalogue import BASELINES, POLICIES
 from nmoe_flower.config import Config
 from nmoe_flower.report.alignment import is_alignment
 from nmoe_flower.report.estimates import Estimate, differences, estimate
@@ -103,11 +103,14 @@ def _systems(runs: Sequence[FinishedRun]) -> list[str]:
         f"{method_label(run.config.extractor.method)} and one expert per client, "
         f"top-{run.config.gate.top_k}"
         for run in runs
-        if run.config.run.system != "aligned"
+        if run.config.run.system != "aligned" and run.config.run.system not in BASELINES
     )
     aligned = [run.config.alignment for run in runs if run.config.run.system == "aligned"]
     policies = dict.fromkeys(one.policy for one in aligned if one.experts != 1)
     found = list(networked)
+    found += dict.fromkeys(
+        BASELINES[run.config.run.system].label for run in runs if run.config.run.system in BASELINES
+    )
     if policies:
         word = "policies" if len(policies) > 1 else "policy"
         found.append(f"experts aligned with clients by the {word} {_listed(policies)}")

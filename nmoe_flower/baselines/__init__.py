@@ -1,0 +1,10 @@
+"""Published systems on one server base, each in one file with both halves.
+
+A system's row in `nmoe_flower.catalogue.BASELINES` names its `Baseline`. `PartialExperts` is the
+server half of all of them.
+"""
+
+from nmoe_flower.baselines.partial import EXPERT_PREFIX, PartialExperts
+from nmoe_flower.baselines.system import Answers, Baseline
+
+__all__ = ["EXPERT_PREFIX", "Answers", "Baseline", "PartialExperts"]

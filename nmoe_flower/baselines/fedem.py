@@ -1,0 +1,96 @@
+"""FedEM: every client's data are a mixture of K distributions that all clients share.
+
+Marfoq et al. 2021, arXiv:2108.10252, algorithm 1. In a round client i, with mixture weights pi_i:
+
+1. E: q_xk = softmax_k(log pi_ik - loss_k(x)) of each training image x (equation 8).
+2. M: pi_ik = mean_x q_xk (equation 9).
+3. Steps on sum_k q_xk loss_k(x), q held (equation 10). The server averages the experts by n_i.
+
+A test image is answered by sum_k pi_ik softmax_k(x). The mixture weights never leave the client.
+Simplified here: experts are heads on one trunk unless ``baseline.size = net``, as in the paper; a
+round is some steps, not an epoch.
+
+Beside it, after training: ``uniform``, all experts alike; ``oracle``, for each image the expert
+that is rightest, which nobody knows.
+"""
+
+from typing import TYPE_CHECKING
+
+from nmoe_flower.baselines.system import Answers, Baseline
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.data import Portion
+
+__all__ = ["FEDEM", "responsibilities"]
+
+
+class _FedEM(Baseline):
+    name = "fedem"
+
+    def train(self, member: "Member") -> dict[str, float | list[float]]:
+        from nmoe_flower.baselines.member import cross_entropy
+
+        network, place = member.network, member.device.torch_device
+        parts = responsibilities(member.losses(), _weights(member))
+        member.keep({"weights": parts.mean(dim=0)})
+
+        def loss(images: "Tensor", labels: "Tensor", chosen: "np.ndarray") -> "Tensor":
+            weighed = parts[chosen].to(place) * cross_entropy(network(images), labels)
+            return weighed.sum(dim=1).mean()
+
+        return {"loss": member.steps(network, loss)}
+
+    def answers(self, member: "Member", *, final: bool) -> Answers:
+        weights = _weights(member)
+
+        def mixed(portion: "Portion", by: "Tensor") -> "Tensor":
+            return (member.predict(member.network, portion).softmax(dim=2) * by[:, None]).sum(dim=1)
+
+        found: Answers = {self.name: lambda portion: mixed(portion, weights)}
+        return {**found, **beside(member)} if final else found
+
+
+def responsibilities(losses: "Tensor", weights: "Tensor") -> "Tensor":
+    """How far each expert answers for each sample, [n, K]; each row sums to 1.
+
+    Args:
+        losses: Of every expert on every sample, [n, K].
+        weights: Of the experts, [K], in sum 1; or for every sample, [n, K].
+    """
+    import torch
+
+    tiny = torch.finfo(weights.dtype).tiny
+    return (weights.clamp_min(tiny).log() - losses).softmax(dim=1)
+
+
+def _weights(member: "Member") -> "Tensor":
+    import torch
+
+    kept = member.kept()
+    experts = len(member.network.expert)
+    if "weights" in kept:
+        return torch.from_numpy(kept["weights"].copy())
+    return torch.full((experts,), 1 / experts)
+
+
+def beside(member: "Member") -> Answers:
+    """All experts alike, and the rightest one for each image."""
+    import torch
+
+    def uniform(portion: "Portion") -> "Tensor":
+        return member.predict(member.network, portion).softmax(dim=2).mean(dim=1)
+
+    def oracle(portion: "Portion") -> "Tensor":
+        probs = member.predict(member.network, portion).softmax(dim=2)
+        labels = torch.from_numpy(portion.labels)
+        best = probs[torch.arange(len(labels)), :, labels].argmax(dim=1)
+        return probs[torch.arange(len(labels)), best]
+
+    return {"uniform": uniform, "oracle": oracle}
+
+
+FEDEM = _FedEM()

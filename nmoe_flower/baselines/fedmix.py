@@ -1,0 +1,79 @@
+"""FedMix: FedEM's experts, with a gate that reads the input in place of a client's weights.
+
+Reisser et al. 2021, arXiv:2107.06724. The user's gate p(k|x, phi_s) stays at home. With
+r_xk ~ p(k|x) p(y|x, w_k), held, a client takes steps on sum_k r_xk (loss_k(x) - log p(k|x)), so
+that the gate learns r. The server averages expert k by the masses sum_x r_xk. A test image is
+answered by sum_k p(k|x) softmax_k(x).
+
+Not found in print, and so ours: the gate is linear in the latents of the shared trunk, or in the
+pixels if the experts are whole networks. No code of the authors was found. Simplified here: a
+client receives every expert, also one whose mass has vanished.
+"""
+
+from typing import TYPE_CHECKING
+
+from nmoe_flower import records
+from nmoe_flower.baselines.fedem import beside, responsibilities
+from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.records import BaselineKey
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.data import Portion
+
+__all__ = ["FEDMIX"]
+
+
+class _FedMix(Baseline):
+    name = "fedmix"
+
+    def train(self, member: "Member") -> dict[str, float | list[float]]:
+        import torch
+        from torch import nn
+
+        from nmoe_flower.baselines.member import cross_entropy
+
+        network, gate, place = member.network, _gate(member), member.device.torch_device
+        with torch.inference_mode():
+            prior = gate(member.latents(member.training).to(place)).softmax(dim=1).cpu()
+        parts = responsibilities(member.losses(), prior).clone()
+
+        def loss(images: "Tensor", labels: "Tensor", chosen: "np.ndarray") -> "Tensor":
+            scores = gate(network.latents(images).float())
+            losses = cross_entropy(network(images), labels) - scores.log_softmax(dim=1)
+            total: Tensor = (parts[chosen].to(place) * losses).sum(dim=1).mean()
+            return total
+
+        found = member.steps(nn.ModuleList([network, gate]), loss)
+        member.keep(gate.state_dict())
+        return {"loss": found, BaselineKey.MASSES: parts.sum(dim=0).tolist()}
+
+    def answers(self, member: "Member", *, final: bool) -> Answers:
+        gate = _gate(member).cpu()
+
+        def mixed(portion: "Portion") -> "Tensor":
+            weights = gate(member.latents(portion)).softmax(dim=1)
+            probs = member.predict(member.network, portion).softmax(dim=2)
+            mean: Tensor = (probs * weights[:, :, None]).sum(dim=1)
+            return mean
+
+        found: Answers = {self.name: mixed}
+        return {**found, **beside(member)} if final else found
+
+
+def _gate(member: "Member") -> "nn.Linear":
+    """The client's own gate: at first indifferent."""
+    from torch import nn
+
+    gate = nn.Linear(member.network.latent_dim, len(member.network.expert))
+    nn.init.zeros_(gate.weight)
+    nn.init.zeros_(gate.bias)
+    if kept := member.kept():
+        records.load_into(gate.state_dict(), kept)
+    return gate.to(member.device.torch_device)
+
+
+FEDMIX = _FedMix()

@@ -1,0 +1,339 @@
+"""A client of a published system: its network, what it keeps at home, its steps and its tests."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmoe_flower import metrics, records
+from nmoe_flower.baselines.system import Baseline
+from nmoe_flower.catalogue import BASELINES, found
+from nmoe_flower.clients.device import (
+    Device,
+    Versions,
+    device_of,
+    fresh_head,
+    initial_seed,
+    predict,
+)
+from nmoe_flower.config import Config
+from nmoe_flower.data import Portion, normalise
+from nmoe_flower.models import Classifier, configured_extractor
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, BaselineKey, Score
+from nmoe_flower.training import batch_indices, fit, generator, seeded, sgd
+
+__all__ = ["Member", "Mixture", "cross_entropy", "distance", "tell_initial", "test", "train"]
+
+BatchLoss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
+SCORES = {
+    Score.ACCURACY: metrics.accuracy,
+    Score.BALANCED_ACCURACY: metrics.balanced_accuracy,
+    Score.MACRO_F1: metrics.macro_f1,
+}
+
+
+class Mixture(nn.Module):
+    """K experts: heads on a shared ``trunk``, or whole networks without one (``baseline.size``).
+
+    Attributes:
+        trunk: From images to latents [B, D].
+        expert: By id, ``"0"`` and on.
+        latent_dim: D; of whole networks the number of values of an image, for gates that read it.
+
+    The experts are drawn one after the other: equal ones would stay equal for ever.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        experts: int = 1,
+    ) -> None:
+        super().__init__()
+        with seeded(initial_seed(config, "baseline")):
+            self.trunk: nn.Module = nn.Identity()
+            self.latent_dim = math.prod(image_shape)
+            self.expert = nn.ModuleDict()
+            if whole := config.baseline.size == "net":
+                body = configured_extractor(config, image_shape)
+            else:
+                self.trunk = body = configured_extractor(config, image_shape)
+                self.latent_dim = body.latent_dim
+            for expert in range(experts):
+                head = fresh_head(config, body.latent_dim, num_classes)
+                if not whole:
+                    self.expert[str(expert)] = head
+                    continue
+                own = body if expert == 0 else configured_extractor(config, image_shape)
+                self.expert[str(expert)] = Classifier(own, head)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What a gate reads of images: [B, D]."""
+        latents: Tensor = self.trunk(images).flatten(1)
+        return latents
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of every expert, [B, K, C]."""
+        rows = self.trunk(images)
+        return torch.stack([expert(rows) for expert in self.expert.values()], dim=1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of every expert on every sample, [B, K].
+
+    Args:
+        logits: [B, K, C].
+        labels: [B].
+    """
+    picked = logits.float().log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
+    return -picked
+
+
+def distance(network: nn.Module, received: Sequence[Tensor]) -> Tensor:
+    """The squared distance of a network's parameters from those received."""
+    parts = [
+        (p - old).square().sum() for p, old in zip(network.parameters(), received, strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+class Member:
+    """One client in one round, or in a test.
+
+    Args:
+        device: The device it runs on.
+        system: What it takes part in.
+        server_round: The round; in a test the first that did not happen yet.
+
+    Attributes:
+        network: The shared network at its initial weights until `load`.
+        resumable: A resumed run may go on after any of these rounds.
+    """
+
+    def __init__(self, device: Device, system: Baseline, server_round: int) -> None:
+        self.device, self.system, self.server_round = device, system, server_round
+        self.config = device.config
+        self.settings = device.config.baseline
+        self.network = self.fresh()
+        self.resumable: list[int] = []
+        self._versions = Versions(device.store, f"baseline-{system.name}")
+
+    def fresh(self) -> Mixture:
+        """A network at its initial weights, the same on every client."""
+        data = self.device.data
+        network = Mixture(
+            self.config,
+            data.image_shape,
+            data.num_classes,
+            experts=self.system.experts(self.config),
+        )
+        network.to(self.device.torch_device)
+        return network.to(memory_format=torch.channels_last).eval()
+
+    def travelling(self) -> dict[str, Tensor]:
+        """The arrays of the network that leave the client."""
+        state = self.network.state_dict()
+        return {name: value for name, value in state.items() if self.system.travels(name)}
+
+    def load(self, message: Message) -> None:
+        """Take the received weights; what is private comes from home."""
+        arrays = records.to_numpy(message.content.array_records[ARRAYS])
+        mine = self.travelling()
+        records.load_into({name: mine[name] for name in arrays}, arrays)
+        private = {n: t for n, t in self.network.state_dict().items() if n not in mine}
+        if private and (kept := self.kept()):
+            records.load_into(private, kept)
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """What this client kept in the last round before this one; empty if there was none."""
+        before = [r for r in self._versions.rounds() if r < self.server_round]
+        return (self._versions.load(max(before)) or {}) if before else {}
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep arrays of this round at home, and those that runs resumed before it need."""
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        self._versions.save(self.server_round, arrays)
+        self._versions.prune(self.server_round, self.resumable)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Labels of the training images, [n]."""
+        return torch.from_numpy(self.device.train_labels)
+
+    @cached_property
+    def training(self) -> Portion:
+        """The training images, as those of a test."""
+        return Portion(self.device.data.train, self.device.indices.train)
+
+    def predict(self, network: nn.Module, portion: Portion) -> Tensor:
+        """What a network says to images without augmentation, float32 on the CPU."""
+        return predict(self.device, network, portion.split.images, portion.rows)
+
+    def single(self, portion: Portion) -> Tensor:
+        """The probabilities of expert 0, [N, C]."""
+        return self.predict(self.network, portion)[:, 0].softmax(dim=1)
+
+    def latents(self, portion: Portion) -> Tensor:
+        """The latents of images under the trunk as it is, [N, D]."""
+        if isinstance(self.network.trunk, nn.Identity):
+            return normalise(portion.split.images[portion.rows]).flatten(1)
+        return self.predict(self.network.trunk, portion)
+
+    def losses(self) -> Tensor:
+        """The loss of every expert on every training image, [n, K]."""
+        return cross_entropy(self.predict(self.network, self.training), self.labels)
+
+    def steps(
+        self,
+        learners: nn.Module,
+        loss: BatchLoss | None = None,
+        *,
+        purpose: str = "",
+        first: int | None = None,
+        count: int | None = None,
+    ) -> float:
+        """Take steps of SGD on augmented images; return the mean loss.
+
+        Args:
+            learners: What moves.
+            loss: Of images, labels and which training images they are; None: the cross-entropy of
+                the network's experts, in sum.
+            purpose: Names the streams of batches and augmentation; the same for all systems.
+            first: The first step; None: after those of all rounds before.
+            count: How many; None: those of a round.
+        """
+        device, settings = self.device, self.settings
+        count = settings.local_steps if count is None else count
+        first = (self.server_round - 1) * settings.local_steps if first is None else first
+        noise = generator(device.seed("baseline-augment", purpose, self.server_round))
+        labels, place = self.labels, device.torch_device
+
+        def draw() -> Iterator[np.ndarray]:
+            yield from batch_indices(
+                len(labels),
+                settings.batch_size,
+                first=first,
+                count=count,
+                seed=device.seed("baseline-batches", purpose),
+            )
+
+        def batch_loss(chosen: np.ndarray) -> Tensor:
+            images = device.augment(normalise(device.train_images[chosen]), noise).to(place)
+            wanted = labels[chosen].to(place)
+            if loss is not None:
+                return loss(images, wanted, chosen)
+            return cross_entropy(self.network(images), wanted).sum(dim=1).mean()
+
+        optimizer = sgd(
+            learners,
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        return fit(learners, draw(), batch_loss, optimizer=optimizer, bf16=device.bf16).loss
+
+    def tune(
+        self,
+        learner: nn.Module,
+        loss: Callable[[np.ndarray], Tensor],
+        rows: np.ndarray,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        purpose: str = "tune",
+    ) -> None:
+        """Train something small at home for ``baseline.tuning-steps``, on rows of latents.
+
+        Args:
+            learner: What moves.
+            loss: Of the chosen training images.
+            rows: Which training images it may see.
+            optimizer: None: SGD at ``baseline.tuning-learning-rate``.
+            purpose: Names the stream of batches.
+        """
+        settings = self.settings
+        batches = batch_indices(
+            len(rows),
+            settings.batch_size,
+            first=0,
+            count=settings.tuning_steps,
+            seed=self.device.seed("baseline-tune", purpose),
+        )
+        if optimizer is None:
+            optimizer = sgd(
+                learner,
+                learning_rate=settings.tuning_learning_rate,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+            )
+        fit(learner, (rows[batch] for batch in batches), loss, optimizer=optimizer)
+
+    def tuned_head(self, latents: Tensor, rows: np.ndarray, *, purpose: str = "head") -> nn.Module:
+        """A copy of expert 0, tuned on latents [n, D] of the training images ``rows``."""
+        data = self.device.data
+        head = fresh_head(self.config, latents.shape[1], data.num_classes)
+        head.load_state_dict(self.network.expert["0"].state_dict())
+        labels = self.labels
+        self.tune(
+            head,
+            lambda chosen: F.cross_entropy(head(latents[chosen]), labels[chosen]),
+            rows,
+            purpose=purpose,
+        )
+        return head.eval()
+
+
+def tell_initial(message: Message, context: Context) -> Message:
+    """The initial weights of what travels, the same on every client of a seed."""
+    member = _member(message, context, server_round=0)
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(member.labels)},
+        arrays={ARRAYS: records.pack(member.travelling())},
+    )
+
+
+def train(message: Message, context: Context) -> Message:
+    """The client's part of a round; what it was sent goes back, trained."""
+    told = records.config_of(message)
+    member = _member(message, context, server_round=int(told[SERVER_ROUND]))
+    member.load(message)
+    member.resumable = [int(r) for r in told.get(records.KEPT_ROUNDS, ())]
+    metrics_found = member.system.train(member)
+    mine, sent = member.travelling(), message.content.array_records[ARRAYS]
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(member.labels), **metrics_found},
+        arrays={ARRAYS: records.pack({name: mine[name] for name in sent})},
+    )
+
+
+def test(message: Message, context: Context) -> Message:
+    """All tests by all that answers: the system, and after training what stands beside it."""
+    told = records.config_of(message)
+    member = _member(message, context, server_round=int(told[SERVER_ROUND]) + 1)
+    member.load(message)
+    final = bool(told.get(BaselineKey.FINAL))
+    measured: dict[str, float | list[float]] = {NUM_EXAMPLES: len(member.labels)}
+    answers = member.system.answers(member, final=final)
+    for test_name, portion in member.device.tests.items():
+        for who, answer in answers.items() if final else [next(iter(answers.items()))]:
+            with torch.inference_mode():
+                probs = answer(portion).numpy()
+            prefix = f"{who}/" if final else ""
+            for score, measure in SCORES.items():
+                if final or score == Score.ACCURACY:
+                    measured[f"{prefix}{score}-{test_name}"] = measure(probs, portion.labels)
+    return records.reply(message, metrics=measured)
+
+
+def _member(message: Message, context: Context, *, server_round: int) -> Member:
+    device = device_of(context)
+    system: Baseline = found(BASELINES[device.config.run.system].system)
+    return Member(device, system, server_round)

@@ -1,0 +1,63 @@
+"""What a published system is: its server half, what travels, and its client half.
+
+No torch is loaded here, nor at the top of a system's file: servers aggregate with NumPy. The client
+half works on a `Member`, in ``member.py``.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Unpack
+
+from nmoe_flower.baselines.partial import PartialExperts
+from nmoe_flower.catalogue import BASELINES
+from nmoe_flower.config import Config
+from nmoe_flower.strategies import StreamingOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.data import Portion
+
+__all__ = ["Answers", "Baseline"]
+
+Answers = Mapping[str, "Callable[[Portion], Tensor]"]
+"""By name: what answers the images of a test with probabilities, [N, C]."""
+
+
+class Baseline:
+    """One system: FedAvg, unless a subclass says otherwise.
+
+    Attributes:
+        name: As in ``run.system``.
+    """
+
+    name = "fedavg"
+
+    def experts(self, config: Config) -> int:
+        """E, how many experts there are."""
+        return config.baseline.experts if BASELINES[self.name].several else 1
+
+    def told(self, config: Config) -> dict[str, Any]:
+        """What clients are told in every round."""
+        return {}
+
+    def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
+        """The server half."""
+        return PartialExperts(self.experts(config), told=self.told(config), **options)
+
+    def travels(self, name: str) -> bool:
+        """Whether an array of the network leaves the clients; what does not is private."""
+        return True
+
+    def train(self, member: "Member") -> dict[str, float | list[float]]:
+        """The client's part of a round: trains ``member.network``; returns further metrics."""
+        return {"loss": member.steps(member.network)}
+
+    def answers(self, member: "Member", *, final: bool) -> Answers:
+        """Who answers a test: first the system itself; after training, further ones.
+
+        Args:
+            member: The client, its network as received.
+            final: Training is over.
+        """
+        return {self.name: member.single}

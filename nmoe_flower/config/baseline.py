@@ -1,0 +1,31 @@
+"""Published systems, and the plain ones they must beat."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from nmoe_flower.config.section import Section
+
+__all__ = ["BaselineConfig"]
+
+
+class BaselineConfig(Section):
+    """Published systems and plain rivals (``run.system`` names one: `nmoe systems`)."""
+
+    experts: int = Field(3, ge=1, le=1024, description="K, of the systems that have several")
+    size: Literal["head", "net"] = Field(
+        "head", description="of an expert: a head on a shared trunk, or a whole network"
+    )
+    rounds: int = Field(30, ge=1, description="of training")
+    local_steps: int = Field(10, ge=1, description="per round and client")
+    batch_size: int = Field(32, ge=1, description="images per step")
+    learning_rate: float = Field(0.05, gt=0, description="SGD's, constant")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov, within a round")
+    weight_decay: float = Field(5e-4, ge=0, description="not of biases and norms")
+    fraction_train: float = Field(1.0, gt=0, le=1, description="of the clients, every round")
+    proximal: float = Field(
+        0.1, ge=0, description="weight of the distance to the global model; fedprox, ditto"
+    )
+    tuning_steps: int = Field(200, ge=1, description="of a head, a gate or both at home, at last")
+    tuning_learning_rate: float = Field(5e-3, gt=0, description="SGD's, of a head at home")
+    evaluate_every: int = Field(10, ge=0, description="rounds; 0: at the end alone")

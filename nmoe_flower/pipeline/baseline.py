@@ -1,0 +1,85 @@
+"""Published systems: their rounds, and then their tests."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from flwr.app import RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.baselines import Baseline
+from nmoe_flower.catalogue import BASELINES, found
+from nmoe_flower.pipeline.ask import gather, holdings, message
+from nmoe_flower.pipeline.rounds import federate
+from nmoe_flower.pipeline.rows import all_found, row
+from nmoe_flower.pipeline.run import Run
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Action, BaselineKey, Score
+
+__all__ = ["evaluate_baseline", "train_baseline"]
+
+_SCORES = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)
+
+
+def train_baseline(run: Run) -> None:
+    """All rounds of a published system. Leaves its shared arrays."""
+    holdings(run)
+    settings = run.config.baseline
+    system: Baseline = found(BASELINES[run.config.run.system].system)
+    node = min(run.partitions.values())
+    fresh = gather(run, "initial", Action.BASELINE_INITIAL, RecordDict(), only=[node])[node]
+    strategy = system.strategy(
+        run.config,
+        action=Action.BASELINE,
+        evaluate_action=Action.BASELINE_TEST,
+        fraction_train=settings.fraction_train,
+        min_available_nodes=max(2, run.config.run.min_replies),
+    )
+    trained = federate(
+        run,
+        "baseline",
+        strategy,
+        fresh.array_records[ARRAYS],
+        rounds=settings.rounds,
+        test_every=settings.evaluate_every,
+    )
+    run.artifacts.mixture = records.to_numpy(trained)
+
+
+def evaluate_baseline(run: Run) -> dict[str, Any]:
+    """Test the system, and what stands beside it: the content of ``results.json``."""
+    held = holdings(run)
+    told = {BaselineKey.FINAL: True, SERVER_ROUND: run.config.baseline.rounds}
+    content = message(run.artifacts.mixture, told)
+    tests = run.config.data.tests
+
+    def check(answer: RecordDict) -> None:
+        _answers(records.metrics_of(answer), tests)
+
+    replies = gather(run, "evaluation", Action.BASELINE_TEST, content, check=check)
+    measured = [_answers(records.metrics_of(reply), tests) for reply in replies.values()]
+    rows = [
+        row(
+            run,
+            extractor=run.config.run.system,
+            gate=who,
+            test=test,
+            top_k=1,
+            per_client={
+                score.replace("-", "_"): [one[who, test, score] for one in measured]
+                for score in _SCORES
+            },
+        )
+        for who in dict.fromkeys(name for name, _, _ in measured[0])
+        for test in tests
+    ]
+    return all_found(run, held, rows=rows, routing={})
+
+
+def _answers(metrics: Mapping[str, Any], tests: Any) -> dict[tuple[str, str, str], float]:
+    """Every score by who answered, the test and the score."""
+    named = [key.partition("/")[0] for key in metrics if key != NUM_EXAMPLES and "/" in key]
+    return {
+        (who, test, score): float(cast(float, metrics[f"{who}/{score}-{test}"]))
+        for who in dict.fromkeys(named)
+        for test in tests
+        for score in _SCORES
+    }

@@ -1,0 +1,157 @@
+"""FedAvg of partial experts: who sends what counts, and nothing else moves."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmoe_flower import records
+from nmoe_flower.baselines import PartialExperts
+from nmoe_flower.engine import InProcessGrid, StreamingGrid
+from nmoe_flower.errors import RoundError
+from nmoe_flower.records import NUM_EXAMPLES, BaselineKey
+from nmoe_flower.strategies import StreamingFedAvg
+
+NAMES = ("trunk.w", "expert.0.w", "expert.1.w", "expert.2.w", "gate.w")
+INITIAL = {name: np.full(3, at, np.float32) for at, name in enumerate(NAMES)}
+
+
+class Assigned(PartialExperts):
+    def __init__(self, held: list[list[int]]) -> None:
+        super().__init__(3)
+        self.held = held
+
+    def assigned(self, client: int, server_round: int) -> list[int]:
+        return self.held[client - 1]  # no partitions are asked for: by node id
+
+
+def round_of(
+    strategy: StreamingFedAvg, clients: int, answers: dict[int, tuple[dict[str, Any], dict]]
+) -> dict[str, np.ndarray]:
+    """One round in which client i answers with these arrays and metrics."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays, metrics = answers[int(context.node_config["partition-id"])]
+        packed = {"arrays": records.from_numpy(arrays)}
+        return records.reply(message, metrics=metrics, arrays=packed)
+
+    with InProcessGrid(app, clients) as grid:
+        initial = records.from_numpy(INITIAL)
+        sent = list(strategy.configure_train(1, initial, ConfigRecord(), grid))
+        replies = sorted(
+            StreamingGrid.around(grid).send_and_receive(sent),
+            key=lambda reply: reply.metadata.src_node_id,
+        )
+        updated, _ = strategy.aggregate_train(1, replies)
+    assert updated is not None
+    return records.to_numpy(updated)
+
+
+def value(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=3).astype(np.float32)
+
+
+def test_each_part_is_the_mean_of_those_who_sent_it() -> None:
+    a, b, c = value(1), value(2), value(3)
+    strategy = Assigned([[0, 1], [1]])
+    found = round_of(
+        strategy,
+        2,
+        {
+            0: ({"trunk.w": a, "expert.0.w": b, "expert.1.w": c}, {NUM_EXAMPLES: 1}),
+            1: ({"trunk.w": b, "expert.1.w": a}, {NUM_EXAMPLES: 3}),
+        },
+    )
+    np.testing.assert_allclose(found["trunk.w"], (a + 3 * b) / 4, rtol=1e-6)
+    np.testing.assert_allclose(found["expert.1.w"], (c + 3 * a) / 4, rtol=1e-6)
+    np.testing.assert_array_equal(found["expert.0.w"], b)
+    for untouched in ("expert.2.w", "gate.w"):
+        np.testing.assert_array_equal(found[untouched], INITIAL[untouched])
+    assert list(found) == list(INITIAL)
+    one = records.array_bytes(RecordDict({"a": records.from_numpy({"w": a})}))
+    assert strategy.last_exchange.bytes_down == one * (4 + 3)  # each got two shared arrays more
+    assert strategy.last_exchange.bytes_up == one * (3 + 2)
+
+
+def test_masses_weigh_experts_and_examples_the_rest() -> None:
+    a, b = value(1), value(2)
+    both = {name: value(9) for name in INITIAL}
+    found = round_of(
+        PartialExperts(3),
+        2,
+        {
+            0: (both | {"trunk.w": a, "expert.0.w": a},
+                {NUM_EXAMPLES: 1, BaselineKey.MASSES: [3.0, 0.0, 1.0]}),
+            1: (both | {"trunk.w": b, "expert.0.w": b, "expert.1.w": b},
+                {NUM_EXAMPLES: 1, BaselineKey.MASSES: [1.0, 0.0, 1.0]}),
+        },
+    )  # fmt: skip
+    np.testing.assert_allclose(found["trunk.w"], (a + b) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found["expert.0.w"], (3 * a + b) / 4, rtol=1e-6)
+    np.testing.assert_array_equal(found["expert.1.w"], INITIAL["expert.1.w"])  # nobody's mass
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=5), st.randoms())
+def test_all_experts_by_everybody_is_fedavg_bit_for_bit(weights: list[int], draw: Any) -> None:
+    answers = {
+        i: ({name: value(100 * i + k) for k, name in enumerate(INITIAL)}, {NUM_EXAMPLES: n})
+        for i, n in enumerate(weights)
+    }
+    ours = round_of(PartialExperts(3), len(weights), answers)
+    theirs = round_of(StreamingFedAvg(), len(weights), answers)
+    order = list(range(len(weights)))
+    draw.shuffle(order)
+    other = round_of(PartialExperts(3), len(weights), {i: answers[j] for i, j in enumerate(order)})
+    for name in INITIAL:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+        np.testing.assert_allclose(other[name], ours[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "metrics", "told"),
+    [
+        ({"expert.2.w": value(1)}, {}, "'expert.2.w' was not assigned"),
+        ({"private.w": value(1)}, {}, "'private.w' was not assigned"),
+        ({"trunk.w": np.zeros(4, np.float32)}, {}, r"shape \(4,\), wanted \(3,\)"),
+        ({"trunk.w": np.full(3, np.nan, np.float32)}, {}, "NaN"),
+        ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0, float("nan"), 0.0]}, "masses"),
+        ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0, -1.0, 0.0]}, "masses"),
+        ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0]}, "3 finite numbers"),
+        ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0, 0.0, 2.0]}, "a mass for expert 2"),
+        ({"trunk.w": value(1)}, {NUM_EXAMPLES: -1}, "negative"),
+    ],
+)
+def test_a_bad_reply_is_named_and_harms_nobody(
+    arrays: dict[str, np.ndarray], metrics: dict[str, Any], told: str
+) -> None:
+    a = value(5)
+    strategy = Assigned([[0, 1], [0, 1]])
+    good = ({"trunk.w": a}, {NUM_EXAMPLES: 2})
+    found = round_of(strategy, 2, {0: (arrays, {NUM_EXAMPLES: 1, **metrics}), 1: good})
+    np.testing.assert_array_equal(found["trunk.w"], a)
+    (failure,) = strategy.last_exchange.failures
+    assert failure["partition"] == 1
+    assert re.search(told, failure["reason"])
+    with pytest.raises(RoundError, match="0 usable replies"):
+        round_of(
+            Assigned([[0, 1]] * 2), 2, dict.fromkeys((0, 1), (arrays, {NUM_EXAMPLES: 1, **metrics}))
+        )
+
+
+def test_experts_and_their_ids_may_be_permuted_together() -> None:
+    answers = {i: ({n: value(10 * i + k) for k, n in enumerate(INITIAL)}, {NUM_EXAMPLES: 1 + i})
+               for i in range(2)}  # fmt: skip
+    swap = {"expert.0.w": "expert.1.w", "expert.1.w": "expert.0.w"}
+    swapped = {i: ({swap.get(n, n): v for n, v in arrays.items()}, m)
+               for i, (arrays, m) in answers.items()}  # fmt: skip
+    one, two = (round_of(PartialExperts(3), 2, a) for a in (answers, swapped))
+    for name in INITIAL:
+        np.testing.assert_array_equal(one[name], two[swap.get(name, name)])
