@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nmoe_flower.catalogue import BASELINES
+from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.installation import install_hint
@@ -28,6 +28,7 @@ from nmoe_flower.sums import packed_bytes
 if TYPE_CHECKING:
     import torch
 
+    from nmoe_flower.baselines import Baseline
     from nmoe_flower.clients.device import Device
     from nmoe_flower.data import ClientIndices, ImageData
     from nmoe_flower.data.text import TextData
@@ -59,9 +60,8 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     aligned = config.run.system == "aligned" and config.alignment.extractor == "stage-1"
     stage_1 = config.run.system == "networked" or aligned
     if config.run.system in BASELINES:
-        from nmoe_flower.baselines.member import Mixture
-
-        Mixture(config, data.image_shape, data.num_classes)
+        system: Baseline = found(BASELINES[config.run.system].system)
+        system.rehearse(config, data.image_shape, data.num_classes)
     if stage_1:
         like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:

@@ -212,7 +212,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"fedsc.weight": 3}, "fedsc: unknown key; did you mean contrast.weight?"),
     ({"fedsc": 3}, "fedsc: unknown key; did you mean contrast?"),
     ({"fedgate": {"rounds": 3}}, "fedgate: unknown key; did you mean gate.rounds?"),
-    ({"zzz": 1}, "zzz: unknown key; known keys: adapter, alignment, contrast, data, expert, "),
+    ({"zzz": 1}, "zzz: unknown key; known keys: adapter, alignment, baseline, contrast, "),
     ({"run.zzz": 1}, "run.zzz: unknown key; known keys: checkpoint-every, "),
     ({"data.tau": "much"}, "data.tau: input should be a valid number"),
     ({"data.tau": "much"}, "got 'much'"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from nmoe_flower.baselines.member import Member, Mixture
+    from nmoe_flower.baselines.member import ExpertNetwork, Member
 
 __all__ = ["DITTO"]
 
@@ -45,7 +45,7 @@ class _Ditto(Baseline):
         }
 
 
-def _personal(member: "Member") -> "Mixture":
+def _personal(member: "Member") -> "ExpertNetwork":
     own = member.fresh()
     own.load_state_dict(member.network.state_dict())
     if kept := member.kept():

@@ -51,15 +51,15 @@ class _FedEM(Baseline):
             return (member.predict(member.network, portion).softmax(dim=2) * by[:, None]).sum(dim=1)
 
         found: Answers = {self.name: lambda portion: mixed(portion, weights)}
-        return {**found, **beside(member)} if final else found
+        return {**found, **uniform_and_oracle(member)} if final else found
 
 
 def responsibilities(losses: "Tensor", weights: "Tensor") -> "Tensor":
     """How far each expert answers for each sample, [n, K]; each row sums to 1.
 
     Args:
-        losses: Of every expert on every sample, [n, K].
-        weights: Of the experts, [K], in sum 1; or for every sample, [n, K].
+        losses: Loss of every expert on every sample, [n, K].
+        weights: Weight of each expert, [K], in sum 1; or for every sample, [n, K].
     """
     import torch
 
@@ -77,7 +77,7 @@ def _weights(member: "Member") -> "Tensor":
     return torch.full((experts,), 1 / experts)
 
 
-def beside(member: "Member") -> Answers:
+def uniform_and_oracle(member: "Member") -> Answers:
     """All experts alike, and the rightest one for each image."""
     import torch
 

@@ -13,7 +13,7 @@ client receives every expert, also one whose mass has vanished.
 from typing import TYPE_CHECKING
 
 from nmoe_flower import records
-from nmoe_flower.baselines.fedem import beside, responsibilities
+from nmoe_flower.baselines.fedem import responsibilities, uniform_and_oracle
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.records import BaselineKey
 
@@ -61,7 +61,7 @@ class _FedMix(Baseline):
             return mean
 
         found: Answers = {self.name: mixed}
-        return {**found, **beside(member)} if final else found
+        return {**found, **uniform_and_oracle(member)} if final else found
 
 
 def _gate(member: "Member") -> "nn.Linear":

@@ -27,17 +27,17 @@ from nmoe_flower.models import Classifier, configured_extractor
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, BaselineKey, Score
 from nmoe_flower.training import batch_indices, fit, generator, seeded, sgd
 
-__all__ = ["Member", "Mixture", "cross_entropy", "distance", "tell_initial", "test", "train"]
+__all__ = ["ExpertNetwork", "Member", "cross_entropy", "distance", "tell_initial", "test", "train"]
 
 BatchLoss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
-SCORES = {
+_SCORES = {
     Score.ACCURACY: metrics.accuracy,
     Score.BALANCED_ACCURACY: metrics.balanced_accuracy,
     Score.MACRO_F1: metrics.macro_f1,
 }
 
 
-class Mixture(nn.Module):
+class ExpertNetwork(nn.Module):
     """K experts: heads on a shared ``trunk``, or whole networks without one (``baseline.size``).
 
     Attributes:
@@ -89,8 +89,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The loss of every expert on every sample, [B, K].
 
     Args:
-        logits: [B, K, C].
-        labels: [B].
+        logits: Logits of every expert, [B, K, C].
+        labels: Class of each sample, [B].
     """
     picked = logits.float().log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
     return -picked
@@ -125,10 +125,10 @@ class Member:
         self.resumable: list[int] = []
         self._versions = Versions(device.store, f"baseline-{system.name}")
 
-    def fresh(self) -> Mixture:
+    def fresh(self) -> ExpertNetwork:
         """A network at its initial weights, the same on every client."""
         data = self.device.data
-        network = Mixture(
+        network = ExpertNetwork(
             self.config,
             data.image_shape,
             data.num_classes,
@@ -203,7 +203,7 @@ class Member:
 
         Args:
             learners: What moves.
-            loss: Of images, labels and which training images they are; None: the cross-entropy of
+            loss: Loss of a batch: images, labels and which training images they are; None: the cross-entropy of
                 the network's experts, in sum.
             purpose: Names the streams of batches and augmentation; the same for all systems.
             first: The first step; None: after those of all rounds before.
@@ -252,7 +252,7 @@ class Member:
 
         Args:
             learner: What moves.
-            loss: Of the chosen training images.
+            loss: Loss on the chosen training images.
             rows: Which training images it may see.
             optimizer: None: SGD at ``baseline.tuning-learning-rate``.
             purpose: Names the stream of batches.
@@ -327,7 +327,7 @@ def test(message: Message, context: Context) -> Message:
             with torch.inference_mode():
                 probs = answer(portion).numpy()
             prefix = f"{who}/" if final else ""
-            for score, measure in SCORES.items():
+            for score, measure in _SCORES.items():
                 if final or score == Score.ACCURACY:
                     measured[f"{prefix}{score}-{test_name}"] = measure(probs, portion.labels)
     return records.reply(message, metrics=measured)

@@ -73,7 +73,7 @@ def blended(score: "Tensor", shared: "Tensor", own: "Tensor") -> "Tensor":
     """The logits g shared + (1 - g) own, with g = sigmoid(score).
 
     Args:
-        score: [N, 1].
+        score: What the gate says before the sigmoid, [N, 1].
         shared: Logits of the global head, [N, C].
         own: Logits of the private head, [N, C].
     """

@@ -28,7 +28,7 @@ class Baseline:
     """One system: FedAvg, unless a subclass says otherwise.
 
     Attributes:
-        name: As in ``run.system``.
+        name: The value of ``run.system``.
     """
 
     name = "fedavg"
@@ -40,6 +40,16 @@ class Baseline:
     def told(self, config: Config) -> dict[str, Any]:
         """What clients are told in every round."""
         return {}
+
+    def rehearse(self, config: Config, image_shape: tuple[int, int, int], classes: int) -> None:
+        """Build the network once, as a client will.
+
+        Raises:
+            ConfigError: An option of it does not fit the images.
+        """
+        from nmoe_flower.baselines.member import ExpertNetwork
+
+        ExpertNetwork(config, image_shape, classes, experts=self.experts(config))
 
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         """The server half."""
