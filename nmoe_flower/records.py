@@ -177,7 +177,7 @@ class Action(StrEnum):
     ADAPTER_TEST = "evaluate.adapter", "language:test"
     ADAPTER_SCORE = "evaluate.text", "language:score"
     # published systems
-    BASELINE_INITIAL = "query.baseline", "baselines.member:tell_initial"
+    BASELINE_INITIAL = "query.baseline", "baselines.member:tell_first_weights"
     BASELINE = "train.baseline", "baselines.member:train"
     BASELINE_TEST = "evaluate.baseline", "baselines.member:test"
 

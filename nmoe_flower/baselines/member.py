@@ -27,7 +27,15 @@ from nmoe_flower.models import Classifier, configured_extractor
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, BaselineKey, Score
 from nmoe_flower.training import batch_indices, fit, generator, seeded, sgd
 
-__all__ = ["ExpertNetwork", "Member", "cross_entropy", "distance", "tell_initial", "test", "train"]
+__all__ = [
+    "ExpertNetwork",
+    "Member",
+    "cross_entropy",
+    "distance",
+    "tell_first_weights",
+    "test",
+    "train",
+]
 
 BatchLoss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 _SCORES = {
@@ -203,8 +211,8 @@ class Member:
 
         Args:
             learners: What moves.
-            loss: Loss of a batch: images, labels and which training images they are; None: the cross-entropy of
-                the network's experts, in sum.
+            loss: Loss of a batch: images, labels and which training images they are; None: the
+                cross-entropy of the network's experts, in sum.
             purpose: Names the streams of batches and augmentation; the same for all systems.
             first: The first step; None: after those of all rounds before.
             count: How many; None: those of a round.
@@ -289,7 +297,7 @@ class Member:
         return head.eval()
 
 
-def tell_initial(message: Message, context: Context) -> Message:
+def tell_first_weights(message: Message, context: Context) -> Message:
     """The initial weights of what travels, the same on every client of a seed."""
     member = _member(message, context, server_round=0)
     return records.reply(
