@@ -60,8 +60,9 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     aligned = config.run.system == "aligned" and config.alignment.extractor == "stage-1"
     stage_1 = config.run.system == "networked" or aligned
     if config.run.system in BASELINES:
+        network = found("nmoe_flower.baselines.member:ExpertNetwork")
         system: Baseline = found(BASELINES[config.run.system].system)
-        system.rehearse(config, data.image_shape, data.num_classes)
+        network(config, data.image_shape, data.num_classes, experts=system.experts(config))
     if stage_1:
         like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:

@@ -41,16 +41,6 @@ class Baseline:
         """What clients are told in every round."""
         return {}
 
-    def rehearse(self, config: Config, image_shape: tuple[int, int, int], classes: int) -> None:
-        """Build the network once, as a client will.
-
-        Raises:
-            ConfigError: An option of it does not fit the images.
-        """
-        from nmoe_flower.baselines.member import ExpertNetwork
-
-        ExpertNetwork(config, image_shape, classes, experts=self.experts(config))
-
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         """The server half."""
         return PartialExperts(self.experts(config), told=self.told(config), **options)
