@@ -42,7 +42,8 @@ class Pipeline:
                 raise InterruptedRunError
 
         checkpoints = Checkpoints(self.folder / "checkpoints", keep=2)
-        with InProcessGrid(client_app or app, CLIENTS, run_config=self.config.flat()) as grid:
+        clients = self.config.data.num_clients
+        with InProcessGrid(client_app or app, clients, run_config=self.config.flat()) as grid:
             self.run = Run(grid, self.config, journal, checkpoints=checkpoints)
             if checkpoint := checkpoints.latest():
                 self.run.restore(checkpoint)
@@ -75,8 +76,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def new_pipeline(cache: Path, tmp_path: Path) -> Callable[..., Pipeline]:
+def pipelines(cache: Path, folder: Path) -> Callable[..., Pipeline]:
+    """What makes tiny runs below a folder, by name and changes of the configuration."""
+
     def make(name: str, changes: Mapping[str, Any] | None = None) -> Pipeline:
         values = {
             "data.num-clients": CLIENTS,
@@ -91,13 +93,27 @@ def new_pipeline(cache: Path, tmp_path: Path) -> Callable[..., Pipeline]:
             "gate.rounds": 3,
             "gate.local-steps": 2,
             "run.name": name,
-            "run.out": str(tmp_path),
+            "run.out": str(folder),
             "run.checkpoint-every": 2,
             **(changes or {}),
         }
-        return Pipeline(Config.parse(values), tmp_path / name)
+        return Pipeline(Config.parse(values), folder / name)
 
     return make
+
+
+@pytest.fixture
+def new_pipeline(cache: Path, tmp_path: Path) -> Callable[..., Pipeline]:
+    """What makes the tiny runs of one test."""
+    return pipelines(cache, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_pipeline(
+    cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Pipeline]:
+    """What makes tiny runs that several tests of a module look at."""
+    return pipelines(cache, tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture

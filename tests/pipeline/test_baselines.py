@@ -5,6 +5,8 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from flwr.app import Context, Message
 
 from nmoe_flower import cli, records
+from nmoe_flower.baselines.member import ExpertNetwork
 from nmoe_flower.catalogue import BASELINES, BaselineEntry
 from nmoe_flower.client_app import app
 from nmoe_flower.config import Config
@@ -23,14 +26,17 @@ from nmoe_flower.records import Action
 
 New = Callable[..., Any]
 SMALL = {
+    "data.num-clients": 2,
+    "data.train-per-client": 40,
+    "run.checkpoint-every": 1,
     "data.scheme": "pathological",
     "data.classes-per-client": 3,
     "extractor.backbone": "mlp",
     "extractor.widths": "16",
     "baseline.rounds": 3,
-    "baseline.local-steps": 2,
+    "baseline.local-steps": 1,
     "baseline.batch-size": 16,
-    "baseline.tuning-steps": 20,
+    "baseline.tuning-steps": 5,
     "baseline.evaluate-every": 2,
 }
 BESIDE = {
@@ -70,17 +76,50 @@ def trained(pipeline: Any) -> dict[str, np.ndarray]:
     return records.part_of(pipeline.weights, "mixture/")
 
 
+def first_weights(config: Config) -> dict[str, np.ndarray]:
+    network = ExpertNetwork(config, (1, 8, 8), 10)
+    return {name: value.numpy() for name, value in network.state_dict().items()}
+
+
+def far(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    return sum(float(((one[name] - value) ** 2).sum()) for name, value in other.items())
+
+
+@dataclass
+class Whole:
+    """A run that went through."""
+
+    pipeline: Any
+    rows: dict[tuple[str, str], dict[str, Any]]
+    heard: Overheard
+
+    @property
+    def trained(self) -> dict[str, np.ndarray]:
+        return trained(self.pipeline)
+
+
+@pytest.fixture(scope="module")
+def whole(shared_pipeline: New) -> Callable[[str], Whole]:
+    """By system: its run, which happens once."""
+
+    @cache
+    def run(system: str) -> Whole:
+        pipeline, heard = shared_pipeline(system, {**SMALL, "run.system": system}), Overheard()
+        return Whole(pipeline, rows_of(pipeline(client_app=heard)), heard)
+
+    return run
+
+
 @pytest.mark.parametrize("system", BASELINES)
 def test_every_system_runs_tells_its_bytes_and_keeps_what_is_private(
-    new_pipeline: New, system: str
+    whole: Callable[[str], Whole], system: str
 ) -> None:
-    pipeline, heard = new_pipeline(system, {**SMALL, "run.system": system}), Overheard()
-    results = pipeline(client_app=heard)
-    rows = rows_of(results)
+    done = whole(system)
+    pipeline, heard = done.pipeline, done.heard
     expected = FIRST.get(system, {system}) | BESIDE.get(system, set())
-    assert rows.keys() == {(who, test) for who in expected for test in ("local", "iid")}
-    for row in rows.values():
-        assert len(row["per_client"]["accuracy"]) == 4
+    assert done.rows.keys() == {(who, test) for who in expected for test in ("local", "iid")}
+    for row in done.rows.values():
+        assert len(row["per_client"]["accuracy"]) == 2
         assert row["accuracy"] == pytest.approx(np.mean(row["per_client"]["accuracy"]))
         assert row["extractor"] == system
     assert [line["failures"] for line in pipeline.lines] == [[] for _ in pipeline.lines]
@@ -99,56 +138,55 @@ def test_every_system_runs_tells_its_bytes_and_keeps_what_is_private(
 
 @pytest.mark.parametrize("system", BASELINES)
 def test_a_killed_run_goes_on_bit_by_bit(
-    new_pipeline: New, interrupted: type[Exception], system: str
+    new_pipeline: New,
+    interrupted: type[Exception],
+    whole: Callable[[str], Whole],
+    system: str,
 ) -> None:
-    changes = {**SMALL, "run.system": system, "baseline.rounds": 5}
-    whole = new_pipeline(f"{system}-whole", changes)
-    results = whole()
-    broken = new_pipeline(f"{system}-broken", changes)
+    broken = new_pipeline(system, {**SMALL, "run.system": system})
     with pytest.raises(interrupted):
-        broken(stop=lambda line: line["stage"] == "baseline" and line["round"] == 4)
-    assert rows_of(broken()) == rows_of(results)
-    for name, value in trained(whole).items():
+        broken(stop=lambda line: line["stage"] == "baseline" and line["round"] == 2)
+    assert rows_of(broken()) == whole(system).rows
+    for name, value in whole(system).trained.items():
         np.testing.assert_array_equal(trained(broken)[name], value)
 
 
 @pytest.mark.parametrize("system", ["fedem", "fedmix"])
 @pytest.mark.parametrize("size", ["head", "net"])
-def test_one_expert_is_fedavg_bit_for_bit(new_pipeline: New, system: str, size: str) -> None:
-    alone = {**SMALL, "baseline.experts": 1, "baseline.evaluate-every": 0}
-    plain = new_pipeline("plain", {**alone, "run.system": "fedavg"})
-    mixture = new_pipeline(system, {**alone, "run.system": system, "baseline.size": size})
-    first, second = rows_of(plain()), rows_of(mixture())
+def test_one_expert_is_fedavg_bit_for_bit(
+    new_pipeline: New, whole: Callable[[str], Whole], system: str, size: str
+) -> None:
+    alone = {**SMALL, "baseline.experts": 1, "baseline.size": size, "run.system": system}
+    mixture, plain = new_pipeline(system, alone), whole("fedavg")
+    rows = rows_of(mixture())
     # whole networks have other names
     named = {
         name.replace("expert.0.extractor.", "trunk.").replace("expert.0.head.", "expert.0."): value
         for name, value in trained(mixture).items()
     }
-    assert named.keys() == trained(plain).keys()
-    for name, value in trained(plain).items():
+    assert named.keys() == plain.trained.keys()
+    for name, value in plain.trained.items():
         np.testing.assert_array_equal(named[name], value)
     for test in ("local", "iid"):
-        ours, theirs = second[system, test]["per_client"], first["fedavg", test]["per_client"]
+        ours, theirs = rows[system, test]["per_client"], plain.rows["fedavg", test]["per_client"]
         assert ours["accuracy"] == theirs["accuracy"]
 
 
-def test_prox_and_ditto_without_a_pull_are_fedavg_and_local_training(new_pipeline: New) -> None:
-    free = {**SMALL, "baseline.proximal": 0.0}
-    plain, prox = (new_pipeline(s, {**free, "run.system": s}) for s in ("fedavg", "fedprox"))
-    plain()
-    prox()
-    for name, value in trained(plain).items():
-        np.testing.assert_allclose(trained(prox)[name], value, atol=1e-6)
-    held = new_pipeline("held", {**SMALL, "run.system": "fedprox", "baseline.proximal": 5.0})
-    held()
-    start = new_pipeline("start", {**SMALL, "run.system": "fedavg", "baseline.learning-rate": 1e-9})
-    start()
-    begin = trained(start)
-    moved = [
-        sum(float(((value - begin[name]) ** 2).sum()) for name, value in trained(one).items())
-        for one in (held, plain)
-    ]
-    assert moved[0] < 0.9 * moved[1]
+def test_prox_without_a_pull_is_fedavg_and_a_pull_holds_it_near(
+    new_pipeline: New, whole: Callable[[str], Whole]
+) -> None:
+    plain, begin = whole("fedavg"), first_weights(whole("fedavg").pipeline.config)
+    moved = []
+    for pull in (0.0, 5.0):
+        changes = {**SMALL, "run.system": "fedprox", "baseline.proximal": pull}
+        held = new_pipeline(f"pull-{pull:g}", {**changes, "baseline.local-steps": 3})
+        held()
+        moved.append(far(trained(held), begin))
+    assert moved[1] < 0.9 * moved[0]
+    free = new_pipeline("free", {**SMALL, "run.system": "fedprox", "baseline.proximal": 0.0})
+    free()
+    for name, value in plain.trained.items():
+        np.testing.assert_allclose(trained(free)[name], value, atol=1e-6)
 
 
 def test_whole_networks_as_experts(new_pipeline: New) -> None:
