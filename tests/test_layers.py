@@ -32,7 +32,7 @@ ROWS = [
         "codec",
         "files",
     },
-    {"arguments", "certificates", "config", "records"},
+    {"arguments", "certificates", "config", "nearest", "records"},
     {"checkpoint", "lock", "provenance"},
     {
         "data",
@@ -66,7 +66,7 @@ FLOWER = {
 # What a server must not load: it aggregates with NumPy.
 NO_TORCH = ("errors", "config", "seeds", "schedules", "files", "checkpoint", "results",
             "strategies", "baselines", "pipeline", "server_app", "engine", "privacy", "alignment",
-            "representation")  # fmt: skip
+            "nearest", "representation")  # fmt: skip
 
 
 def modules() -> list[Path]:

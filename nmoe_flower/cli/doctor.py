@@ -29,6 +29,7 @@ State = Literal["ok", "note", "fail"]
 EXTRAS = (
     "data",
     "simulation",
+    "index",
     "report",
     "tracking",
     "mlflow",
