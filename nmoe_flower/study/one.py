@@ -31,6 +31,7 @@ from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.share import (
     HALF_TAKEN,
     begin_after,
+    drop_latents,
     give_latents,
     head_place,
     ready,
@@ -141,6 +142,8 @@ def carry_out(
                 sleep(_BETWEEN)
     if stage is not None:
         give_latents(path, stage)
+    elif config.extractor.is_given:
+        drop_latents(path)
 
 
 def _run(

@@ -32,6 +32,7 @@ __all__ = [
     "Stages1",
     "begin_after",
     "depends_on",
+    "drop_latents",
     "give_latents",
     "head_place",
     "is_ready",
@@ -332,3 +333,13 @@ def give_latents(folder: Path, source: Path) -> None:
             if not copy.exists() and is_ready(source):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(file, copy)
+
+
+def drop_latents(folder: Path) -> None:
+    """Let a finished run's latents under a given extractor go: the data cache has what they are of.
+
+    Those of ten devices of CIFAR-10 take 270 MB, and a study has many runs.
+    """
+    for file in (folder / "clients").glob("*/latents.safetensors"):
+        with suppress(OSError):
+            file.unlink()

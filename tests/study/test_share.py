@@ -335,6 +335,21 @@ def test_latents_are_computed_once_for_all(tmp_path: Path, monkeypatch: pytest.M
     after_stage_1(other, tmp_path / "second", source)
 
 
+def test_latents_of_a_given_extractor_stay_in_the_data_cache_alone(tmp_path: Path) -> None:
+    given = {
+        "extractor.method": "pretrained", "extractor.backbone": "tests.given_backbone:Tiny",
+        "extractor.cut": "low:2", "expert.init": "scratch", "expert.hidden": "",
+        "gate.methods": "local",
+    }  # fmt: skip
+    leave = {"extractor.rounds", "extractor.batch-size", "extractor.widths"}
+    config = Config.parse({k: v for k, v in TINY.items() if k not in leave} | given)
+    run_in(tmp_path / "alone", config, workers=0, view=SILENT)
+    assert len(list((tmp_path / "alone").glob("clients/*/latents.safetensors"))) == 2
+    carry_out(StudyTask.of(tmp_path / "one", config, stage_1=None, alone=False, workers=0), SILENT)
+    assert not list((tmp_path / "one").glob("clients/*/latents.safetensors"))
+    assert_equal_runs(tmp_path / "one", tmp_path / "alone")
+
+
 def test_a_run_after_a_shared_head_is_the_run_alone(tmp_path: Path) -> None:
     """The head is trained for the first run, and taken by one with other experts and gates."""
     first = Config.parse(TINY | FEDSC)
