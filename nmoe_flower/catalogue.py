@@ -18,6 +18,7 @@ __all__ = [
     "ALIGNMENT_GATES",
     "BACKBONES",
     "BASELINES",
+    "CHUNKS",
     "CONTROLS",
     "DOMAINS",
     "GATES",
@@ -64,6 +65,7 @@ class GateEntry:
         usual: It is among ``gate.methods`` unless these are named.
         of_text: It can route text, too.
         frequencies: It needs how often each client's text has each token, which leaves for it.
+        states: For text it is linear in hidden states of the frozen backbone.
         chunks: It decides again every ``text.chunk`` tokens.
     """
 
@@ -79,6 +81,7 @@ class GateEntry:
     usual: bool = True
     of_text: bool = False
     frequencies: bool = False
+    states: bool = False
     chunks: bool = False
 
 
@@ -86,13 +89,23 @@ class GateEntry:
 GATES = {
     "random": GateEntry(router="nmoe_flower.models:RandomGate", plain=True),
     "rolling": GateEntry(trainer="nmoe_flower.pipeline.networked.gate:ROLLING"),
-    "federated": GateEntry(trainer="nmoe_flower.pipeline.networked.gate:FEDERATED"),
+    "federated": GateEntry(
+        trainer="nmoe_flower.pipeline.networked.gate:FEDERATED", of_text=True, states=True
+    ),
     "local": GateEntry(router="nmoe_flower.models:LocalGate", plain=True, of_text=True),
-    "prototype": GateEntry(router="nmoe_flower.models:PrototypeGate", prototypes=True),
+    "prototype": GateEntry(
+        router="nmoe_flower.models:PrototypeGate", prototypes=True, of_text=True, states=True
+    ),
     "client-weights": GateEntry(
         router="nmoe_flower.models:ClientWeightsGate", holdout=True, usual=False
     ),
-    "lda": GateEntry(trainer="nmoe_flower.pipeline.networked.sums:LDA", solved=True, usual=False),
+    "lda": GateEntry(
+        trainer="nmoe_flower.pipeline.networked.sums:LDA",
+        solved=True,
+        usual=False,
+        of_text=True,
+        states=True,
+    ),
     "global": GateEntry(
         trainer="nmoe_flower.pipeline.networked.gate:GLOBAL", upper_bound=True, pools=True
     ),
@@ -116,7 +129,12 @@ TEXT_GATES = {
     "unigram-chunks": GateEntry(of_text=True, frequencies=True, chunks=True, usual=False),
     "likelihood": GateEntry(of_text=True),
     "likelihood-chunks": GateEntry(of_text=True, chunks=True, usual=False),
+    "prototype-chunks": GateEntry(of_text=True, states=True, chunks=True, usual=False),
+    "lda-chunks": GateEntry(of_text=True, states=True, chunks=True, usual=False),
+    "federated-chunks": GateEntry(of_text=True, states=True, chunks=True, usual=False),
 }
+CHUNKS: Final = "-chunks"
+"""What the name of a gate of text ends in, if it decides chunk by chunk as the one without does."""
 
 
 # What gates are trained by: a function of scores, the experts' logits and labels each.

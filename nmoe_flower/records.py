@@ -175,7 +175,9 @@ class Action(StrEnum):
     ADAPTER_EXPERT = "train.adapter", "language:train_expert"
     ADAPTER_ROUND = "train.adapters", "language:train_shared"
     ADAPTER_TEST = "evaluate.adapter", "language:test"
-    ADAPTER_SCORE = "evaluate.text", "language:score"
+    HELD_OUT = "query.held_out", "text_gate:keep_held_out"
+    TEXT_GATE = "train.text_gate", "text_gate:train"
+    ADAPTER_SCORE = "evaluate.text", "text_scores:score"
     # published systems
     BASELINE_INITIAL = "query.baseline", "baselines.member:tell_first_weights"
     BASELINE = "train.baseline", "baselines.member:train"
@@ -272,6 +274,13 @@ class TextKey(_Key):
     BYTES = "bytes"  # up: of text that the scored tokens stand for
     TOKENS = "tokens"  # up: how many are scored
     RATE = "rate"  # up: the learning rate that an expert was kept with
+    STANDARD_MEAN = "standard-mean"  # down, an array: the mean state, [d]
+    STANDARD_SCALE = "standard-scale"  # down, an array: 1 / the deviation of each number, [d]
+
+    @classmethod
+    def standard(cls) -> tuple[Self, Self]:
+        """The arrays of a standardisation of hidden states."""
+        return cls.STANDARD_MEAN, cls.STANDARD_SCALE
 
 
 class AlignmentKey(_Key):

@@ -30,6 +30,7 @@ __all__ = [
     "covariance_shrunk",
     "discriminants",
     "from_moments",
+    "nearest_means",
     "packed_bytes",
     "ridge",
     "solve",
@@ -518,6 +519,22 @@ def discriminants(
     weight = _solve(covariance_shrunk(covariance, shrinkage, floor), apart.T).T
     bias = -0.5 * (apart * weight).sum(axis=1) - weight @ centre
     return Discriminants(weight, bias)
+
+
+def nearest_means(means: Array) -> Discriminants:
+    """Scores of E normal laws of variance sqrt(D) in every number: the nearest mean is first.
+
+    The variance is not 1, as it would be of standardised latents whose numbers know nothing of each
+    other: D numbers that say much the same would be sure of what they guess.
+
+    Args:
+        means: Mean standardised latent of each client, [E, D].
+
+    >>> nearest_means(np.array([[0.0], [4.0]])).bias.tolist()
+    [0.0, -8.0]
+    """
+    weight = means / math.sqrt(means.shape[1])
+    return Discriminants(weight, -0.5 * (means * weight).sum(axis=1))
 
 
 def _solve(matrix: Array, right: Array) -> Array:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from flwr.app import Context, Message
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower import records
@@ -25,7 +25,14 @@ from nmoe_flower.records import (
 )
 from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
 
-__all__ = ["pool", "train", "train_pooled", "train_rolling"]
+__all__ = [
+    "configured_objective",
+    "pool",
+    "take_steps",
+    "train",
+    "train_pooled",
+    "train_rolling",
+]
 
 Loss = Callable[[Tensor], Tensor]  # indices of a batch -> scalar
 
@@ -37,7 +44,7 @@ def train(message: Message, context: Context) -> Message:
     gate = _received(device, message, latents["holdout"].shape[1])
     rows = (latents["holdout"], answers["holdout"], latents["holdout-labels"])
     objective = _objective(device, gate, rows, message)
-    result = _fit(device, gate, objective, len(rows[0]), message)
+    result = take_steps(device, gate, objective, len(rows[0]), message)
     return _reply(message, gate, len(latents["holdout"]), result)
 
 
@@ -61,7 +68,7 @@ def train_rolling(message: Message, context: Context) -> Message:
         return F.cross_entropy(gate(rows[chosen], generator=noise), targets[chosen])
 
     optimizer = _own_optimizer(device, gate, message)
-    result = _fit(device, gate, loss, len(rows), message, optimizer=optimizer)
+    result = take_steps(device, gate, loss, len(rows), message, optimizer=optimizer)
     return _reply(message, gate, len(rows), result)
 
 
@@ -89,7 +96,7 @@ def train_pooled(message: Message, context: Context) -> Message:
     gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1])
     rows = (pooled[PooledKey.LATENTS], pooled[PooledKey.ANSWERS], pooled[PooledKey.LABELS])
     objective = _objective(device, gate, rows, message)
-    result = _fit(
+    result = take_steps(
         device,
         gate,
         objective,
@@ -140,31 +147,43 @@ def _objective(
     device: Device, gate: Gate, cached: tuple[np.ndarray, np.ndarray, np.ndarray], message: Message
 ) -> Loss:
     """The configured objective over cached latents [N, D], answers [N, E, C] and labels [N]."""
-    settings = device.config.gate
     rows, logits, truth = (
         torch.from_numpy(np.array(value)).to(device.torch_device) for value in cached
     )
+    objective, noise = configured_objective(device), _noise(device, message)
+
+    def loss(chosen: Tensor) -> Tensor:
+        return objective(gate(rows[chosen], generator=noise), logits[chosen], truth[chosen])
+
+    return loss
+
+
+def configured_objective(device: Device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What the gate minimises, of scores [B, E], experts' logits [B, E, C] and labels [B].
+
+    Args:
+        device: The client.
+    """
+    settings = device.config.gate
     options: dict[str, float | int] = {}
     if settings.objective == "distill":
         options["temperature"] = settings.temperature
     elif settings.objective == "straight-through":
         options["top_k"] = settings.top_k
     objective = objective_of(settings.objective)
-    noise = _noise(device, message)
 
-    def loss(chosen: Tensor) -> Tensor:
-        scores = gate(rows[chosen], generator=noise)
-        value = objective(scores, logits[chosen], truth[chosen], **options)
+    def value(scores: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        found = objective(scores, logits, labels, **options)
         if settings.balance:
-            value = value + settings.balance * load_balance(scores.softmax(dim=1))
-        return value
+            found = found + settings.balance * load_balance(scores.softmax(dim=1))
+        return found
 
-    return loss
+    return value
 
 
-def _fit(
+def take_steps(
     device: Device,
-    gate: Gate,
+    gate: nn.Module,
     loss: Loss,
     size: int,
     message: Message,
@@ -173,7 +192,18 @@ def _fit(
     batch_size: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> FitResult:
-    """This round's steps through this client's shuffled rows."""
+    """This round's steps through this client's shuffled rows.
+
+    Args:
+        device: The client.
+        gate: What is trained.
+        loss: The loss of some rows, by their places.
+        size: How many rows there are.
+        message: The round's question.
+        steps: How many steps; None: ``gate.local-steps``.
+        batch_size: Rows per step; None: ``gate.batch-size``.
+        optimizer: What moves the gate; None: SGD without momentum at the round's rate.
+    """
     settings = device.config.gate
     count = steps or settings.local_steps
     first = (_round(message) - 1) * count

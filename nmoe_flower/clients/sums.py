@@ -1,15 +1,28 @@
-"""Between stages 1 and 2 at the client: sums over its latents, and nothing else of them.
+"""Sums over a client's latents, and nothing else of them: between stages 1 and 2, or for text.
 
-They leave as they are, or, with ``privacy.enabled``, as one noisy matrix within a budget.
+A latent of text is the mean hidden state of a window's prefix, and its class the window's domain.
+Sums leave as they are, or, with ``privacy.enabled``, as one noisy matrix within a budget.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from flwr.app import Context, Message
 
 from nmoe_flower import records
-from nmoe_flower.clients.device import CLIP, Device, check_given, device_of, predict, source_of
-from nmoe_flower.clients.private import MatrixRelease
+from nmoe_flower.clients.device import (
+    CLIP,
+    Device,
+    Language,
+    check_given,
+    device_of,
+    language_of,
+    predict,
+    source_of,
+)
+from nmoe_flower.clients.private import OF_SUMS, MatrixRelease
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.models import Extractor
 from nmoe_flower.privacy import (
@@ -29,28 +42,64 @@ SENT = "sums-sent"
 _SOURCE = "source"
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What sums are over.
+
+    Attributes:
+        latents: Computes them, float32 [n, D].
+        labels: The class of each, [n].
+        num_classes: How many classes there are, C.
+        source: What latents depend on, as a digest, uint8 [32].
+    """
+
+    latents: Callable[[], np.ndarray]
+    labels: np.ndarray
+    num_classes: int
+    source: np.ndarray
+
+
 def tell(message: Message, context: Context) -> Message:
-    """Tell the sums over all own training latents of the received extractor.
+    """Tell the sums over all own training latents of the received, or given, extractor.
 
     Only count, mean and squares are told where ``moments`` is set.
     """
     device = device_of(context)
+    of_text = device.config.run.system == "language"
+    seen = _of_text(language_of(device)) if of_text else _of_images(device, message)
+    if device.config.privacy.enabled:
+        told = _released(device, seen)
+    elif records.config_of(message).get(SumsKey.MOMENTS):
+        told = _moments(seen.latents())
+    else:
+        told = Sums.of(seen.latents(), seen.labels, seen.num_classes).packed()
+    return records.reply(
+        message,
+        metrics={NUM_EXAMPLES: len(seen.labels)},
+        arrays={SUMS: records.from_numpy(told)},
+    )
+
+
+def _of_images(device: Device, message: Message) -> _Seen:
     network = device.classifier()
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     check_given(network, arrays)
     records.load_into(network.parts(with_head=False), arrays)
-    if device.config.privacy.enabled:
-        told = _released(device, network.extractor)
-    else:
-        latents = _latents(device, network.extractor)
-        if records.config_of(message).get(SumsKey.MOMENTS):
-            told = _moments(latents)
-        else:
-            told = Sums.of(latents, device.train_labels, device.data.num_classes).packed()
-    return records.reply(
-        message,
-        metrics={NUM_EXAMPLES: len(device.train_labels)},
-        arrays={SUMS: records.from_numpy(told)},
+    return _Seen(
+        lambda: _latents(device, network.extractor),
+        device.train_labels,
+        device.data.num_classes,
+        source_of(device, network.extractor),
+    )
+
+
+def _of_text(language: Language) -> _Seen:
+    train = language.train
+    return _Seen(
+        lambda: language.prefix_means(train),
+        train.domains,
+        len(language.data.domain_names),
+        language.source,
     )
 
 
@@ -67,15 +116,14 @@ def _moments(latents: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _released(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
+def _released(device: Device, seen: _Seen) -> dict[str, np.ndarray]:
     """The sums with noise, paid for once: what was sent is sent again, and the same bits are free.
 
     Raises:
         BudgetError: Sums of another extractor were paid for, and no more are.
         CheckpointError: The ledger cannot be read, or is gone while sums were sent.
     """
-    source = source_of(device, extractor)
-    way_out = _way_out(device)
+    way_out = _way_out(device, len(seen.labels))
     if device.store.has(SENT):
         if way_out.ledger.is_new:
             raise CheckpointError(
@@ -83,26 +131,27 @@ def _released(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
                 "more are released"
             )
         sent = dict(device.store.load(SENT))
-        if np.array_equal(sent.pop(_SOURCE), source):
+        if np.array_equal(sent.pop(_SOURCE), seen.source):
             return sent
     correlation = way_out.mechanism.correlation()
-    latents = torch.from_numpy(_latents(device, extractor))
-    labels = torch.from_numpy(np.array(device.train_labels))
-    correlation.add(labelled_latents(latents, labels, device.data.num_classes))
+    latents, labels = torch.from_numpy(seen.latents()), torch.from_numpy(np.array(seen.labels))
+    correlation.add(labelled_latents(latents, labels, seen.num_classes))
     noise = None if device.config.privacy.secure else generator(device.seed("release-of-sums"))
-    server_round = 0 if device.store.has(SENT) else 1
+    server_round = 0 if device.store.has(SENT) else OF_SUMS
     released = way_out.release(correlation.result(), noise, server_round=server_round)
     told: dict[str, np.ndarray] = {
         SumsKey.COUNT: np.array(len(labels)),
         SumsKey.PRIVATE: svec(released).numpy().astype(np.float32),
     }
-    device.store.save(SENT, {**told, _SOURCE: source}, sync=True)
+    device.store.save(SENT, {**told, _SOURCE: seen.source}, sync=True)
     return told
 
 
-def _way_out(device: Device) -> MatrixRelease:
-    privacy, size = device.config.privacy, len(device.train_labels)
-    noise = noise_multiplier_for(privacy.epsilon, privacy.delta, 1, num_examples=size)
+def _way_out(device: Device, size: int) -> MatrixRelease:
+    privacy = device.config.privacy
+    noise = noise_multiplier_for(
+        privacy.epsilon, privacy.delta, privacy.single_releases, num_examples=size
+    )
     return MatrixRelease(
         device.store.folder,
         device.partition,

@@ -60,6 +60,11 @@ class GateConfig(Section):
         return any(name in GATES and GATES[name].prototypes for name in self.methods)
 
     @property
+    def is_usual(self) -> bool:
+        """Whether no other gates are named than those a run has anyway."""
+        return self.methods == _USUAL
+
+    @property
     def asks_frequencies(self) -> bool:
         """Whether a configured gate needs how often each client's text has each token."""
         return any(name in TEXT_GATES and TEXT_GATES[name].frequencies for name in self.methods)

@@ -39,6 +39,11 @@ class PrivacyConfig(Section):
         0.0, ge=0, description="over weights-clip; 0: the least with which all rounds are paid for"
     )
 
+    @property
+    def single_releases(self) -> int:
+        """Releases that a client makes once, and pays together: of sums, of a histogram."""
+        return max(1, self.enabled + self.tokens)
+
 
 def weights_refusal(extractor: ExtractorConfig, contrast: FedSCConfig) -> str | None:
     """Why these settings cannot be trained with DP-SGD, and what to set; None if they can.

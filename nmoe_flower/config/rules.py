@@ -6,6 +6,7 @@ from nmoe_flower.catalogue import (
     ADAPTER_CONTROLS,
     BACKBONES,
     BASELINES,
+    CHUNKS,
     CONTROLS,
     GATES,
     GIVEN,
@@ -120,14 +121,15 @@ def _parts_fit_together(config: "Config") -> None:
             f"{config.extractor.method} trains an extractor for {config.extractor.rounds} rounds: "
             "use a given one, one of another run (extractor.start), or extractor.rounds = 0"
         )
-    asks = "lda" in config.gate.methods or config.head.standardises
+    of_text = config.run.system == "language"  # whose sums have rules of their own
+    asks = not of_text and ("lda" in config.gate.methods or config.head.standardises)
     if config.privacy.enabled and asks and not config.head.asks_sums:
         what = "head.standardise = true" if config.head.standardise else "gate.methods = lda"
         raise ValueError(
             f"privacy.enabled does not cover the sums that {what} asks for: use head.method = "
             "sums, or leave it out"
         )
-    if config.privacy.enabled and not contrastive and not config.head.asks_sums:
+    if config.privacy.enabled and not (contrastive or config.head.asks_sums or of_text):
         raise ValueError(
             "privacy.enabled covers the correlation matrices of extractor.method = fedsc, and sums "
             "over latents (head.method = sums), got "
@@ -268,6 +270,7 @@ def _language_stands_alone(config: "Config") -> None:
             f"text.candidates = {config.text.candidates} takes the best of a gate unigram, got "
             f"gate.methods = {', '.join(config.gate.methods)}: add unigram, or use 0"
         )
+    _state_gates_fit(config)
     settings, clients = config.adapter, config.data.num_clients
     if settings.ranks and len(settings.ranks) != clients:
         raise ValueError(
@@ -283,6 +286,34 @@ def _language_stands_alone(config: "Config") -> None:
             "several, one is chosen on validation text: set data.validation-per-client, or give "
             "one each"
         )
+
+
+def _state_gates_fit(config: "Config") -> None:
+    """Gates of hidden states are linear; FedGate needs text that no expert was trained on."""
+    known = {**GATES, **TEXT_GATES}
+    named = [name for name in config.gate.methods if name in known and known[name].states]
+    if config.privacy.enabled and not (named and config.expert.sharing == "weights"):
+        raise ValueError(
+            "privacy.enabled covers the sums of hidden states that gates prototype and lda are "
+            "solved from, got gate.methods = "
+            f"{', '.join(config.gate.methods)} and expert.sharing = {config.expert.sharing}"
+        )
+    trained = [name for name in named if name.removesuffix(CHUNKS) == "federated"]
+    if not trained:
+        return
+    if not config.data.validation_per_client:
+        if config.gate.is_usual:
+            return
+        raise ValueError(
+            f"gate.methods = {trained[0]} is trained on validation text: set "
+            "data.validation-per-client, or leave it out"
+        )
+    for key in ("hidden", "noisy"):
+        if value := getattr(config.gate, key):
+            raise ValueError(
+                f"gate.{key} = {str(value).lower()} is not for run.system = language, whose gate "
+                f"{trained[0]} is linear: leave it out"
+            )
 
 
 def _networks_can_read_the_data(config: "Config") -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from nmoe_flower.catalogue import CHUNKS, GATES, TEXT_GATES
 from nmoe_flower.config.adapter import AdapterConfig
 from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.baseline import BaselineConfig
@@ -116,6 +117,22 @@ class Config(Section):
         return cls.parse(values)
 
     @property
+    def text_gates(self) -> tuple[str, ...]:
+        """The configured gates that route text, in order; ``local`` where experts stay at home.
+
+        FedGate is among them where there is validation text, which it is trained on.
+        """
+        if self.expert.sharing == "none":
+            return ("local",)
+        known = {**GATES, **TEXT_GATES}
+        trained = bool(self.data.validation_per_client)
+        return tuple(
+            name
+            for name in self.gate.methods
+            if name in known and known[name].of_text and (trained or not _is_trained(name))
+        )
+
+    @property
     def makes_passes(self) -> bool:
         """Whether correlation matrices come from passes over all own images, not from batches."""
         private = self.privacy.enabled or self.privacy.weights
@@ -137,6 +154,10 @@ class Config(Section):
     def to_toml(self) -> str:
         """The resolved configuration as a TOML recipe."""
         return to_toml(self.model_dump(by_alias=True, mode="json"))
+
+
+def _is_trained(gate: str) -> bool:
+    return gate.removesuffix(CHUNKS) == "federated"
 
 
 def _content(recipe: Path | Config | Mapping[str, Any] | None) -> Mapping[str, Any]:

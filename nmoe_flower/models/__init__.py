@@ -53,6 +53,7 @@ from nmoe_flower.models.standard import Standard, add_standard, standardised
 from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
 from nmoe_flower.models.text_gate import (
     UNSEEN,
+    state_scores,
     text_routes,
     token_frequencies,
     unigram_scores,
@@ -122,6 +123,7 @@ __all__ = [
     "own_gate",
     "route_top_k",
     "standardised",
+    "state_scores",
     "text_routes",
     "token_frequencies",
     "token_scores",

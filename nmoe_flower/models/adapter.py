@@ -7,7 +7,8 @@ where asked for, an offset to the logit of every token. Its parts are named ``<l
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,10 @@ def blocks_of(network: nn.Module) -> tuple[str, int]:
     return name, count
 
 
+class _Reached(Exception):  # noqa: N818
+    """The lower half of the blocks is through; the rest need not be computed."""
+
+
 class AdaptedLM(nn.Module):
     """A frozen causal language model with one adapter at work, which is loaded in place.
 
@@ -99,6 +104,8 @@ class AdaptedLM(nn.Module):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.layers = _layers(network, blocks, targets)
+        place, count = blocks_of(network)
+        self._cut = network.get_submodule(f"{place}.{count // 2}")
         self.scale = scale
         self.bias = nn.Parameter(torch.zeros(vocab_size), requires_grad=bias)
         self.rank = 0
@@ -241,6 +248,58 @@ class AdaptedLM(nn.Module):
         return lost.view(truth.shape)
 
     forward = losses
+
+    def states(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        """What the lower half of the frozen blocks says of each token, without adapters.
+
+        A state is brought to norm sqrt(d): the first tokens of a text have states a thousand times
+        as large as the others in many models, and would decide alone.
+
+        Args:
+            tokens: Whole numbers [N, T].
+
+        Yields:
+            The states of a few windows at a time, float32 [n, T, d].
+        """
+        for at in range(0, len(tokens), SLICE):
+            yield self._states(tokens[at : at + SLICE])
+
+    @torch.inference_mode()
+    def _states(self, tokens: np.ndarray) -> np.ndarray:
+        reached: list[Tensor] = []
+
+        def keep(_: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            reached.append(given[0] if given else named["hidden_states"])
+            raise _Reached
+
+        handle = self._cut.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            with self._without_adapters():
+                self.network(torch.from_numpy(tokens.astype(np.int64)).to(self.bias.device))
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        hidden = reached[0].float()
+        unit = F.normalize(hidden, dim=2) * hidden.shape[2] ** 0.5
+        found: np.ndarray = unit.cpu().numpy()
+        return found
+
+    @contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        """The frozen network alone."""
+        adapted = [
+            module
+            for module in self.network.modules()
+            if isinstance(module, self._peft.tuners.lora.LoraLayer)
+        ]
+        for module in adapted:
+            module.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for module in adapted:
+                module.enable_adapters(True)
 
     @torch.inference_mode()
     def score(self, tokens: np.ndarray) -> np.ndarray:

@@ -74,12 +74,29 @@ class Chunks:
         >>> chunks.scores(np.array([[[1.0, 2.0, 4.0, 8.0, 16.0]]])).tolist()  # 1, then 2 + 4
         [[[1.0], [6.0]]]
         """
-        count, experts, _ = per_token.shape
-        sums = np.zeros((count, experts, self.window + 1))
+        count, experts, length = per_token.shape
+        sums = np.zeros((count, experts, length + 1))
         np.cumsum(per_token, axis=2, out=sums[:, :, 1:], dtype=np.float64)
-        begins = np.maximum(self.starts - self.last, 0) if self.last else 0 * self.starts
-        found: Floats = (sums[:, :, self.starts] - sums[:, :, begins]).transpose(0, 2, 1)
+        found: Floats = (sums[:, :, self.starts] - sums[:, :, self._begins]).transpose(0, 2, 1)
         return found
+
+    def means(self, states: npt.NDArray[np.floating]) -> Floats:
+        """The mean state of the tokens that each chunk is decided from, float64 [N, C, d].
+
+        Args:
+            states: A state of each token, [N, T, d]; of one chunk as long as the window the prefix
+                is enough.
+
+        >>> Chunks(window=5, prefix=2).means(np.array([[[1.0], [3.0], [8.0]]])).tolist()
+        [[[2.0]]]
+        """
+        sums = self.scores(states.transpose(0, 2, 1))
+        return sums / (self.starts - self._begins)[:, None]
+
+    @property
+    def _begins(self) -> Ints:
+        """First of the tokens that each chunk is decided from, int64 [C]."""
+        return np.maximum(self.starts - self.last, 0) if self.last else 0 * self.starts
 
     def loss(self, nats: npt.NDArray[np.floating], ids: Ints, weights: Floats) -> Floats:
         """What the mixture sum_k w_k p_k of each chunk's experts loses on every token, [N, T - 1].

@@ -1,7 +1,8 @@
 """Gates of text: how likely each token is at each client, and who is asked.
 
-``unigram`` is naive Bayes: each client tells how often its text has each token. How scores of
-tokens become decisions, and these a mixture: `Chunks`.
+``unigram`` is naive Bayes: each client tells how often its text has each token. Other gates are
+linear in the mean hidden state of the tokens that were read. How scores of tokens become decisions,
+and these a mixture: `Chunks`.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ from nmoe_flower.models.gate import check_top_k
 
 __all__ = [
     "UNSEEN",
+    "state_scores",
     "text_routes",
     "token_frequencies",
     "unigram_scores",
@@ -46,6 +48,19 @@ def unigram_scores(tokens: npt.NDArray[np.integer], frequencies: Floats) -> npt.
     """
     found: npt.NDArray[np.float64] = frequencies.astype(np.float64).T[tokens].transpose(0, 2, 1)
     return found
+
+
+def state_scores(
+    means: npt.NDArray[np.floating], weight: npt.NDArray[np.floating], bias: Floats
+) -> npt.NDArray[np.float64]:
+    """Scores of a linear gate of mean hidden states, [..., E].
+
+    Args:
+        means: Mean states, [..., d].
+        weight: A row per expert, [E, d].
+        bias: A number per expert, [E].
+    """
+    return np.asarray(means.astype(np.float64) @ weight.T + bias, np.float64)
 
 
 def text_routes(

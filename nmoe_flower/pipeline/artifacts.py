@@ -24,6 +24,7 @@ _GROUPS = {
     "mixture": "mixture/",
     "alignment": "aligned/",
     "adapters": "adapters/",
+    "text_standard": "text-standard/",
 }
 _GATE, _PROTOTYPES = "gate/", "prototypes"
 _SPECTRUM, _ACCOUNTANT = "findings/spectrum", "findings/accountant"
@@ -60,6 +61,7 @@ class Artifacts:
         alignment: What the server of the second system has learned, the state of its strategy,
             from alignment; for evaluation.
         adapters: The experts of a language model, each under ``<client>/``; for evaluation.
+        text_standard: What standardises mean hidden states of text, for the stage gates.
         frequencies: Log-probability of each token in each client's text, [E, V]; for evaluation.
         shared_adapters: Adapters of all clients, by the name of the control; for evaluation.
         chosen_rates: Learning rates that validation chose, by control; for the results.
@@ -80,6 +82,7 @@ class Artifacts:
     mixture: Arrays = field(default_factory=dict)
     alignment: Arrays = field(default_factory=dict)
     adapters: Arrays = field(default_factory=dict)
+    text_standard: Arrays = field(default_factory=dict)
     frequencies: np.ndarray | None = None
     shared_adapters: dict[str, Arrays] = field(default_factory=dict)
     chosen_rates: dict[str, float] = field(default_factory=dict)

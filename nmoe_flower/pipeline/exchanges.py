@@ -2,6 +2,7 @@
 
 from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CONTROLS, VALIDATION
 from nmoe_flower.config import Config
+from nmoe_flower.pipeline.language import state_gates
 from nmoe_flower.pipeline.networked import asks_initial, trainer_of
 
 __all__ = ["SECONDS_PER_EXCHANGE", "exchanges"]
@@ -71,6 +72,10 @@ def _alignment(config: Config) -> dict[str, int]:
 def _language(config: Config) -> dict[str, int]:
     settings = config.adapter
     counted = {"identity": 1, "describe": 1, "experts": 1}
+    if gates := state_gates(config.text_gates):
+        counted["sums"] = 1
+        if "federated" in gates:
+            counted |= {"held-out": 1, "gate/federated": config.gate.rounds}
     averaged = [name for name in settings.controls if ADAPTER_CONTROLS[name].averaged]
     rates = settings.rates_of_averages
     for name in averaged:

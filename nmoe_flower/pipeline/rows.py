@@ -111,9 +111,9 @@ def privacy(run: Run) -> dict[str, Any] | None:
     found: dict[str, Any] = {
         "epsilon": accountant.worst(delta=delta),
         "delta": delta,
-        "budget": settings.epsilon if settings.enabled else None,
+        "budget": settings.epsilon if settings.enabled or settings.tokens else None,
         "releases": accountant.most_releases,
-        "unit": "sample",
+        "unit": "window" if run.config.run.system == "language" else "sample",
         "adjacency": adjacency,
     }
     if costs := accountant.weights.values():

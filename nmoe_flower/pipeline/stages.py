@@ -12,6 +12,7 @@ from nmoe_flower.pipeline.language import (
     evaluate_language,
     train_adapter_controls,
     train_adapters,
+    train_text_gates,
 )
 from nmoe_flower.pipeline.networked import (
     evaluate,
@@ -60,6 +61,7 @@ SYSTEMS = {
     "language": System(
         {
             "experts": train_adapters,
+            "gates": train_text_gates,
             "controls": train_adapter_controls,
         },
         evaluate_language,

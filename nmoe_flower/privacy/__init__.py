@@ -6,6 +6,7 @@ Nothing here loads torch until a mechanism is used, so servers may import all of
 from nmoe_flower.privacy.accountant import (
     Accountant,
     Budget,
+    Released,
     epsilon_spent,
     noise_multiplier_for,
     refresh_interval,
@@ -46,6 +47,7 @@ __all__ = [
     "ClippedCorrelation",
     "GaussianMechanism",
     "HistogramMechanism",
+    "Released",
     "WeightsCost",
     "audit_releases",
     "check_delta",

@@ -22,16 +22,31 @@ from nmoe_flower.privacy.mechanism import Adjacency, check_noise
 __all__ = [
     "Accountant",
     "Budget",
+    "Released",
     "epsilon_spent",
     "noise_multiplier_for",
     "refresh_interval",
 ]
 
 Method = Literal["exact", "rdp", "prv"]
-Released = Literal["matrices", "sums"]
+Released = Literal["matrices", "sums", "histograms", "states", "histograms and states"]
 Spending = Iterable[tuple[float, int]]
 
-_RELEASED: dict[Released, str] = {"matrices": "Correlation matrices", "sums": "Sums"}
+_RELEASED: dict[Released, str] = {
+    "matrices": "Correlation matrices",
+    "sums": "Sums",
+    "histograms": "Histograms of tokens",
+    "states": "Sums of hidden states",
+    "histograms and states": "Histograms of tokens and sums of hidden states, together",
+}
+_SAMPLE = "one sample with all its views, not one user"
+_WINDOW = "one window of text, not one document or user"
+_OF_TEXT: dict[Released, str] = {
+    "histograms": "how often the text has each token",
+    "states": "mean and second moments of the hidden states of the windows' prefixes, jointly",
+    "histograms and states": "how often the text has each token, and mean and second moments of "
+    "the hidden states of the windows' prefixes, jointly",
+}
 _ADJACENCY: dict[Adjacency, str] = {
     "replace-one": "replace one sample, the number of samples is public",
     "add-remove": "add or remove one sample, divisors are public constants",
@@ -130,7 +145,8 @@ class Accountant:
     Attributes:
         weights: What DP-SGD has cost each client, where the weights are private too.
         exposed: What else leaves a client while this model is trained, without noise.
-        released: What the releases are: ``matrices`` of FedSC, or ``sums`` over latents.
+        released: What the releases are: ``matrices`` of FedSC, ``sums`` over latents; of text
+            ``histograms`` of tokens, ``states`` (sums over hidden states), or both.
     """
 
     def __init__(self, budget: Budget | None = None) -> None:
@@ -237,7 +253,7 @@ class Accountant:
                 for client, (steps, epsilon, replaced) in state.get("weights", {}).items()
             }
             exposed = tuple(map(str, state.get("exposed", ())))
-            sums = state.get("released", "matrices") == "sums"
+            released = state.get("released", "matrices")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not the state of an accountant: {error!r}") from error
         for history in loaded.values():
@@ -245,7 +261,7 @@ class Accountant:
                 check_noise(noise)
                 _at_least_one("a count of releases", count)
         self._spent, self.weights, self.exposed = loaded, weights, exposed
-        self.released = "sums" if sums else "matrices"
+        self.released = next((one for one in _RELEASED if one == released), "matrices")
 
 
 def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str:
@@ -260,9 +276,10 @@ def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str
         )
     if accountant.weights:
         parts.append(_weights_in_words(accountant, delta))
-    parts.append(
-        f"Unit: one sample with all its views, not one user. Adjacency: {_ADJACENCY[adjacency]}."
-    )
+    of_text = accountant.released not in ("matrices", "sums")
+    unit, alike = (_WINDOW, "window") if of_text else (_SAMPLE, "sample")
+    told = _ADJACENCY[adjacency].replace("sample", alike)
+    parts.append(f"Unit: {unit}. Adjacency: {told}.")
     if accountant.weights:
         parts.append(_together_in_words(accountant, delta, adjacency))
     elif accountant.released == "sums":
@@ -273,6 +290,13 @@ def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str
             "the sums (experts, gates trained by rounds, prototypes, test results). The run as a "
             "whole is therefore not differentially private. Class counts told before training "
             "and metrics are not covered either."
+        )
+    elif of_text:
+        parts.append(
+            f"Covered: {_OF_TEXT[accountant.released]}, and the gates that are solved from them, "
+            "given the backbone. Not covered: adapters that leave their devices, which were "
+            "trained on the same text, FedGate, and metrics. The run as a whole is therefore not "
+            "differentially private. Numbers of windows, bytes and tokens are not covered either."
         )
     else:
         parts.append(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, GATES
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CHUNKS, GATES
 from nmoe_flower.config import Config
 from nmoe_flower.privacy import noise_multiplier_for
 
@@ -71,13 +71,18 @@ def _of_text(results: Results | None, config: Config, gate: str) -> Cost:
     name = gate.removeprefix("control:")
     if name == "frozen":
         return Cost(0, 0)
-    counted = "experts"
+    counted = ("experts",)
+    base = name.removesuffix(CHUNKS)
     if name in ADAPTER_CONTROLS and ADAPTER_CONTROLS[name].averaged:
         chosen = (results.get("learning_rates") or {}).get(name)
-        counted = name if chosen is None else f"{name}@{chosen:g}"
-    cost = _of(results).get(counted, {})
-    moved = (cost.get("bytes_up") or 0) + (cost.get("bytes_down") or 0)
-    return Cost(moved / config.data.num_clients, int(cost.get("rounds") or 0))
+        counted = (name if chosen is None else f"{name}@{chosen:g}",)
+    elif base in GATES and GATES[base].states:
+        trained = ("held-out", f"gate/{base}") if base == "federated" else ()
+        counted = ("experts", "sums", *trained)
+    paid = [_of(results).get(stage, {}) for stage in counted]
+    moved = sum((cost.get("bytes_up") or 0) + (cost.get("bytes_down") or 0) for cost in paid)
+    trips = sum(int(cost.get("rounds") or 0) for cost in paid)
+    return Cost(moved / config.data.num_clients, trips)
 
 
 def _stages(gate: str, config: Config) -> tuple[str, ...]:

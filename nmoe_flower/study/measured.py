@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 
-from nmoe_flower.catalogue import GATES, TEXT_GATES
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline import exchanges
 
@@ -54,7 +53,7 @@ def gates_of(config: Config) -> tuple[str, ...]:
     if config.run.system == "aligned":
         return ("mixture", "placed")
     if config.run.system == "language":
-        return (*_text_gates(config), *(f"control:{name}" for name in _text_controls(config)))
+        return (*config.text_gates, *(f"control:{name}" for name in _text_controls(config)))
     found = ["local"] if config.expert.sharing == "none" else list(config.gate.methods)
     controls = config.run.controls
     left = config.extractor.shares_head or config.head.rounds
@@ -69,14 +68,6 @@ def gates_of(config: Config) -> tuple[str, ...]:
     if "pooled-head" in controls:
         found.append("control:pooled-head")
     return tuple(_with_prior(found, config.gate.prior != "none"))
-
-
-def _text_gates(config: Config) -> tuple[str, ...]:
-    """The gates that route text, of those that are configured."""
-    if config.expert.sharing == "none":
-        return ("local",)
-    known = {**GATES, **TEXT_GATES}
-    return tuple(name for name in config.gate.methods if name in known and known[name].of_text)
 
 
 def _text_controls(config: Config) -> tuple[str, ...]:

@@ -126,3 +126,21 @@ def test_frozen_layers_in_bf16_leave_float32_masters() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         model.losses(TOKENS).mean().backward()
     assert all(p.grad is not None for p in model.learners().values())
+
+
+def test_states_are_those_of_the_lower_half_whatever_adapter_is_at_work() -> None:
+    """Here block after block by hand, one token's state brought to norm sqrt(d) at a time."""
+    plain = network()
+    hidden = plain.tokens(TOKENS) + plain.places(torch.arange(6))
+    hidden = plain.blocks[0](hidden).detach().numpy()
+    wanted = np.stack([[t * 8**0.5 / np.linalg.norm(t) for t in text] for text in hidden])
+    model = adapted(blocks="all")
+    for seed in (None, 1, 2):
+        if seed is not None:
+            model.load(adapter(model, 2, seed))
+        found = np.concatenate(list(model.states(TOKENS.repeat(10, 1).numpy())))
+        assert found == pytest.approx(np.tile(wanted, (10, 1, 1)), abs=1e-3)
+    assert model.state()["bias"] == pytest.approx(adapter(model, 2, 2)["bias"])
+    said = model.logits(TOKENS)
+    assert not torch.allclose(said, plain(TOKENS), atol=0.1)  # the adapter is at work again
+    assert all(part.requires_grad for part in model.learners().values())

@@ -26,6 +26,7 @@ def full() -> Artifacts:
         discriminants={"bias": ONE},
         mixture={"gate.w": ONE},
         alignment={"assigner/times": ONE, "elapsed": TWO},
+        text_standard={"standard-mean": ONE},
         adapters={"0/layer.A": ONE},
         frequencies=np.ones((2, 3), np.float16),
         shared_adapters={"fedavg": {"layer.A": TWO}},
@@ -52,7 +53,7 @@ def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
         "frequencies/text", "gate/federated/head.weight", "gate/initial/head.weight",
         "gate/rolling/head.weight", "head/initial/layers.0.weight", "mixture/gate.w",
         "parameters/expert", "pooled-head/probabilities", "prototypes", "ridge/w",
-        "shared/fedavg/layer.A",
+        "shared/fedavg/layer.A", "text-standard/standard-mean",
     ]  # fmt: skip
     again = Artifacts.read(named)
     for part in fields(Artifacts):

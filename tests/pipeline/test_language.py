@@ -1,5 +1,6 @@
 """The language system on a folder of made-up text: three clients whose words differ."""
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,13 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from nmoe_flower import records
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.client_app import app
+from nmoe_flower.clients.device import configured_language
 from nmoe_flower.config import Config
+from nmoe_flower.data.text import configured_text
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.pipeline import Run, exchanges, run_pipeline
+from nmoe_flower.privacy import epsilon_spent
+from nmoe_flower.study.costs import cost_of
 
 WORDS = {"animals": "cat dog bird", "code": "x=1; y=2; z+=3;", "numbers": "uno dos tres"}
 CONTROLS = "frozen,soup,uniform,fedavg,fedavg-frozen-a,fedavg-exact,fedavg-large"
@@ -155,6 +162,145 @@ def test_gates_decide_again_lean_home_and_hide_what_was_written(
     assert not np.array_equal(run.artifacts.frequencies, noisy)
 
 
+STATE_GATES = "prototype,lda,federated,prototype-chunks,lda-chunks,federated-chunks"
+
+
+@pytest.fixture(scope="module")
+def routed(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    config = settings(
+        texts, gate__methods=f"{STATE_GATES},domain,local", adapter__controls="frozen,uniform",
+        gate__rounds=8, gate__local_steps=1, gate__fraction_train=1.0, text__chunk=4,
+    )  # fmt: skip
+    return carried_out(config, tmp_path_factory.mktemp("routed") / "run")
+
+
+def prefixes(config: Config, split: str) -> list[np.ndarray]:
+    """Mean states of each client's prefixes at norm 1: one block of two by hand."""
+    data = configured_text(config)
+    model, _ = configured_language(config, data.vocab_size)
+    found = []
+    for client in range(3):
+        tokens = getattr(data, split).of_client(client).tokens[:, : config.text.prefix]
+        network: Any = model.network
+        with torch.no_grad():
+            at = torch.arange(tokens.shape[1])
+            hidden = network.tokens(torch.from_numpy(tokens.astype(int))) + network.places(at)
+            hidden = network.blocks[0](hidden).double().numpy()
+        unit = hidden / np.sqrt(np.square(hidden).mean(axis=2, keepdims=True))
+        means = unit.mean(axis=1)
+        found.append(means / np.sqrt(np.square(means).sum(axis=1, keepdims=True)))
+    return found
+
+
+def differences(gate: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Scores of each expert less those of the first."""
+    scores = rows @ gate["weight"].T.astype(float) + gate["bias"]
+    return np.asarray(scores - scores[:, :1])
+
+
+def test_gates_of_states_are_what_their_formulas_say(routed: Any) -> None:
+    _, run, _ = routed
+    parts = prefixes(run.config, "train")
+    everything = np.concatenate(parts)
+    deviation = everything.std(axis=0)
+    z = [(part - everything.mean(axis=0)) / deviation for part in parts]
+    means = [part.mean(axis=0) for part in z]
+    tested = np.concatenate(prefixes(run.config, "test"))
+    rows = (tested - everything.mean(axis=0)) / deviation
+    near = np.array([[-0.5 * np.square(r - m).sum() / 16**0.5 for m in means] for r in rows])
+    found = differences(run.artifacts.gates["prototype"], tested)
+    assert found == pytest.approx(near - near[:, :1], abs=1e-3)
+    within = sum((part - m).T @ (part - m) for part, m in zip(z, means, strict=True))
+    covariance = within / len(everything)
+    shrunk = 0.9 * covariance + 0.1 * np.trace(covariance) / 16 * np.eye(16)
+    inverse = np.linalg.inv(shrunk)
+    density = np.array([[-0.5 * (r - m) @ inverse @ (r - m) for m in means] for r in rows])
+    found = differences(run.artifacts.gates["lda"], tested)
+    assert found == pytest.approx(density - density[:, :1], rel=1e-3, abs=1e-3)
+
+
+def test_fedgate_of_text_climbs_the_likelihood_of_the_mixture(routed: Any) -> None:
+    """Token by token by hand: p - r for each token's scores, one step of length one a round."""
+    _, run, _ = routed
+    data = configured_text(run.config)
+    model, _ = configured_language(run.config, data.vocab_size)
+    standard = [run.artifacts.text_standard[f"standard-{n}"] for n in ("mean", "scale")]
+    rows = [
+        (part - standard[0]) * standard[1] / 16**0.5 for part in prefixes(run.config, "validation")
+    ]
+    experts = [records.part_of(run.artifacts.adapters, f"{e}/") for e in range(3)]
+    weight, bias = np.zeros((3, 16)), np.zeros(3)
+    answers = []
+    for client in range(3):
+        split = data.validation.of_client(client)
+        likely = []
+        for expert in experts:
+            model.load({n: v for n, v in expert.items() if n != "backbone"})
+            likely.append(np.exp(-model.score(split.tokens).astype(float)))
+        answers.append((np.stack(likely, axis=1), split.scored(run.config.text.prefix)))
+    for current in range(1, 9):
+        rate, moved = 0.05 * (1 + np.cos(np.pi * (current - 1) / 8)) / 2, []
+        for states, (likely, scored) in zip(rows, answers, strict=True):
+            of_weight, of_bias = np.zeros((3, 16)), np.zeros(3)
+            for state, tokens, counts in zip(states, likely, scored, strict=True):
+                share = np.exp(weight @ state + bias)
+                share /= share.sum()
+                for token in tokens[:, counts].T:
+                    pull = share - share * token / (share @ token)
+                    of_weight, of_bias = of_weight + np.outer(pull, state), of_bias + pull
+            length = np.sqrt(np.square(of_weight).sum() + np.square(of_bias).sum())
+            moved.append((weight - rate * of_weight / length, bias - rate * of_bias / length))
+        weight, bias = (np.mean(part, axis=0) for part in zip(*moved, strict=True))
+    tested = np.concatenate(prefixes(run.config, "test"))
+    wanted = (tested - standard[0]) * standard[1] / 16**0.5 @ weight.T + bias
+    found = differences(run.artifacts.gates["federated"], tested)
+    assert found == pytest.approx(wanted - wanted[:, :1], abs=1e-4)
+    assert np.abs(found).max() > 0.05
+
+
+def test_words_that_differ_are_routed_by_their_states(routed: Any) -> None:
+    results, run, lines = routed
+    rows = by_gate(results)
+    for gate in STATE_GATES.split(","):
+        for test in ("local", "iid", "validation"):
+            row = rows[gate, test]
+            assert row["bits_per_byte"] < rows["control:uniform", test]["bits_per_byte"]
+            assert 0 <= row["local_ratio"] <= 1
+    for gate in ("prototype", "lda"):
+        assert rows[gate, "local"]["local_ratio"] > 0.8
+    counted: dict[str, int] = {}
+    for line in lines:
+        counted[line["stage"]] = counted.get(line["stage"], 0) + 1
+    foretold = exchanges(run.config)
+    assert foretold.pop("identity") == 1
+    assert counted == foretold
+    assert cost_of(results, run.config, "lda", None).exchanges == 2
+    assert cost_of(results, run.config, "federated-chunks", None).exchanges == 3 + 8
+
+
+def test_histograms_and_states_are_paid_for_together(texts: Path, tmp_path: Path) -> None:
+    """Half the budget's square each; what is asked for again is told again."""
+    config = settings(
+        texts, gate__methods="unigram,prototype,lda", adapter__controls="frozen",
+        adapter__steps=1, privacy__enabled=True, privacy__tokens=True, privacy__delta=1e-3,
+        data__validation_per_client=0,
+    )  # fmt: skip
+    told = carried_out(config, tmp_path / "run")[0]["privacy"]
+    assert (told["unit"], told["releases"], told["budget"]) == ("window", 2, 8.0)
+    assert told["epsilon"] == pytest.approx(8.0)
+    assert told["statement"].startswith("Histograms of tokens and sums of hidden states, together")
+    for ledger in (tmp_path / "run").rglob("privacy.json"):
+        ((noise, count),) = next(iter(json.loads(ledger.read_text())["spent"].values()))
+        assert count == 2
+        assert epsilon_spent(noise, 2, 1e-3) == pytest.approx(8.0)
+    loose = Config.parse({**config.flat(), "privacy.epsilon": 1e9})
+    rows = by_gate(carried_out(loose, tmp_path / "loose")[0])
+    for gate in ("prototype", "lda"):
+        assert rows[gate, "local"]["local_ratio"] > 0.8
+        gap = [rows[g, "iid"]["bits_per_byte"] for g in (gate, "control:frozen")]
+        assert gap[0] < gap[1]
+
+
 def test_bits_per_byte_are_those_of_the_scored_bytes(whole: Any) -> None:
     """A fresh byte model knows nothing: log2 of 257 tokens, one byte each."""
     row = by_gate(whole[0])["control:frozen", "local"]
@@ -243,7 +389,7 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
         ({"expert__sharing": "latents"}, "expert.sharing = latents is not for run.system"),
         (
             {"gate__methods": "random"},
-            "none of them routes text; allowed: local, domain, oracle",
+            "none of them routes text; allowed: federated, local, prototype, lda, domain, oracle",
         ),
         ({"data__kind": "images"}, "run.system = language and data.kind = text need each other"),
         (
@@ -258,6 +404,12 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
             {"text__candidates": 2, "gate__methods": "likelihood"},
             "text.candidates = 2 takes the best of a gate unigram",
         ),
+        ({"privacy__enabled": True}, "covers the sums of hidden states .* got gate.methods = uni"),
+        (
+            {"gate__methods": "federated-chunks", "data__validation_per_client": 0},
+            "federated-chunks is trained on validation text",
+        ),
+        ({"gate__methods": "federated", "gate__hidden": 4}, "gate.hidden = 4 is not for run.sys"),
         ({"privacy__tokens": True, "privacy__adjacency": "add-remove"}, "use replace-one with"),
         (
             {"adapter__learning_rates": "0.1,0.2", "data__validation_per_client": 0},

@@ -230,7 +230,7 @@ def halve(told: dict[str, np.ndarray]) -> None:
         (replace("scatter", lambda v: -v), "not below 0"),
         (replace("scatter", lambda v: v + np.float32(np.inf)), "NaN or infinite"),
         (replace("count", lambda v: v * 2), "class-counts add up to 60"),
-        (halve, "the sums are of 30 latents, and the client has 60 images"),
+        (halve, "the sums are of 30 latents, and the client has 60 samples"),
     ],
 )
 def test_sums_that_cannot_be_are_refused_by_the_clients_name(

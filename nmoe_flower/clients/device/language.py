@@ -1,5 +1,7 @@
 """What a device of the language system has: its text, and the backbone that all adapters share."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +14,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import cache_root
 from nmoe_flower.data.text import TextData, TextSplit, configured_text
 from nmoe_flower.errors import ConfigError, ReplyError
-from nmoe_flower.models import AdaptedLM, open_language_model
+from nmoe_flower.models import AdaptedLM, Chunks, open_language_model
 from nmoe_flower.records import TextKey
 from nmoe_flower.training import autocast, seeded, use_bf16
 
@@ -52,6 +54,12 @@ class Language:
         return found
 
     @property
+    def source(self) -> np.ndarray:
+        """What hidden states of this client's text depend on, as a digest: uint8 [32]."""
+        told = [self.digest.hex(), self.data.fingerprint, self.device.config.text.prefix]
+        return np.frombuffer(hashlib.sha256(json.dumps(told).encode()).digest(), np.uint8)
+
+    @property
     def bf16(self) -> bool:
         """Whether it computes in bfloat16."""
         return _bf16(self.device.config)
@@ -79,6 +87,25 @@ class Language:
                 f"{self.device.partition} is {self.digest.hex()[:12]}"
             )
         self.model.load(parts)
+
+    def means(self, split: TextSplit, chunks: Chunks) -> np.ndarray:
+        """What gates of hidden states look at: mean states before each chunk, float32 [N, C, d].
+
+        Each has norm 1, as the proof of private sums wants it.
+
+        Args:
+            split: N windows of T tokens.
+            chunks: When it is decided, and from which tokens.
+        """
+        read = split.tokens[:, : chunks.starts[-1]]  # what follows the last decision changes none
+        with autocast(self.bf16, self.device.torch_device):
+            found = [chunks.means(part).astype(np.float32) for part in self.model.states(read)]
+        means = np.concatenate(found)
+        return np.asarray(means / np.linalg.norm(means, axis=2, keepdims=True))
+
+    def prefix_means(self, split: TextSplit) -> np.ndarray:
+        """The mean states of the prefixes of N windows, float32 [N, d]."""
+        return self.means(split, Chunks(split.window, self.device.config.text.prefix))[:, 0]
 
     def score(self, split: TextSplit) -> np.ndarray:
         """Negative log-likelihood of all tokens but the first, by the adapter at work, [N, T - 1].

@@ -13,11 +13,12 @@ from nmoe_flower.clients.private.dp_sgd import (
     private_train,
     report,
 )
-from nmoe_flower.clients.private.ledger import Ledger, StepLedger
+from nmoe_flower.clients.private.ledger import OF_SUMS, Ledger, StepLedger
 from nmoe_flower.clients.private.release import MatrixRelease
 from nmoe_flower.clients.private.token_histogram import told_frequencies
 
 __all__ = [
+    "OF_SUMS",
     "Draw",
     "Ledger",
     "Losses",

@@ -10,7 +10,10 @@ from nmoe_flower.errors import BudgetError, CheckpointError
 from nmoe_flower.files import read_json, write_bytes
 from nmoe_flower.privacy import Accountant, Adjacency, Budget, WeightsCost, steps_epsilon
 
-__all__ = ["Ledger", "StepLedger"]
+__all__ = ["OF_HISTOGRAM", "OF_SUMS", "Ledger", "StepLedger"]
+
+# The rounds that releases are for which a client makes once.
+OF_SUMS, OF_HISTOGRAM = 1, 2
 
 _MOST = 1 << 53
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.clients.device import Device
-from nmoe_flower.clients.private.ledger import Ledger
+from nmoe_flower.clients.private.ledger import OF_HISTOGRAM, Ledger
 from nmoe_flower.models import UNSEEN, token_frequencies
 from nmoe_flower.privacy import Budget, HistogramMechanism, noise_multiplier_for
 from nmoe_flower.records import TextKey
@@ -13,7 +13,6 @@ from nmoe_flower.seeds import numpy_stream
 __all__ = ["told_frequencies"]
 
 _FILE = "token-histogram"
-_ONCE = 1  # the ledger's round of the only release
 
 
 def told_frequencies(
@@ -40,7 +39,7 @@ def told_frequencies(
     if device.store.has(_FILE):
         return np.asarray(device.store.load(_FILE)[TextKey.FREQUENCIES], np.float16)
     multiplier = noise_multiplier_for(
-        privacy.epsilon, privacy.delta, releases=1, num_examples=len(windows)
+        privacy.epsilon, privacy.delta, privacy.single_releases, num_examples=len(windows)
     )
     mechanism = HistogramMechanism(
         multiplier, privacy.tokens_clip, adjacency=privacy.adjacency, secure=privacy.secure
@@ -48,7 +47,7 @@ def told_frequencies(
     counts = mechanism.count(windows, vocab_size)
     budget = Budget(privacy.epsilon, privacy.delta)
     ledger = Ledger(device.store.folder, device.partition, budget)
-    ledger.spend(multiplier, num_examples=len(windows), server_round=_ONCE)
+    ledger.spend(multiplier, num_examples=len(windows), server_round=OF_HISTOGRAM)
     rng = None if privacy.secure else numpy_stream(device.seed("histogram"), "noise")
     noisy = mechanism.release(counts, rng)
     # a count of nothing is noise of this size, and must not look like never

@@ -11,7 +11,7 @@ from nmoe_flower import records
 from nmoe_flower.pipeline.ask import Holding, gather, holdings, message, train_counts
 from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import EXPERT, SHARED, TEXT, Action, Score, TextKey
+from nmoe_flower.records import EXPERT, GATE, SHARED, TEXT, Action, Score, TextKey
 
 __all__ = ["evaluate_language"]
 
@@ -47,6 +47,10 @@ def _question(run: Run, held: Mapping[int, Holding]) -> RecordDict:
     content = message(arrays)
     if run.artifacts.adapters:
         content[EXPERT] = records.from_numpy(run.artifacts.adapters)
+    if gates := run.artifacts.gates:
+        content[GATE] = records.from_numpy(
+            {f"{name}/{part}": v for name, parts in gates.items() for part, v in parts.items()}
+        )
     if shared := run.artifacts.shared_adapters:
         content[SHARED] = records.from_numpy(
             {f"{name}/{part}": v for name, parts in shared.items() for part, v in parts.items()}

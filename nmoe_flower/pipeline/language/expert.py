@@ -7,6 +7,7 @@ from flwr.app import RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.errors import RoundError
+from nmoe_flower.pipeline.accounts import account
 from nmoe_flower.pipeline.ask import alike, gather, holdings
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import EXPERT, GATE, Action, TextKey
@@ -34,6 +35,9 @@ def train_adapters(run: Run) -> None:
         }
         found = alike("experts", counted).values()
         run.artifacts.frequencies = np.stack([arrays[TextKey.FREQUENCIES] for arrays in found])
+        if run.config.privacy.tokens:
+            windows = {c: sum(told.train) for c, told in holdings(run).items()}
+            account(run, "histograms", windows)
     told = {
         client: records.to_numpy(content.array_records[EXPERT])
         for client, content in trained.items()

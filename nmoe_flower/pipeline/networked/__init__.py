@@ -13,18 +13,30 @@ from nmoe_flower.pipeline.networked.extractor import (
     stage_1_strategy,
     train_extractor,
 )
-from nmoe_flower.pipeline.networked.gate import GateTrainer, train_gates, trainer_of
+from nmoe_flower.pipeline.networked.gate import (
+    GateTrainer,
+    federate_gate,
+    train_gates,
+    trainer_of,
+)
 from nmoe_flower.pipeline.networked.head import train_head
-from nmoe_flower.pipeline.networked.sums import gather_sums, leave_sums, sums_told
+from nmoe_flower.pipeline.networked.sums import (
+    gather_sums,
+    leave_sums,
+    solved_from_sums,
+    sums_told,
+)
 
 __all__ = [
     "GateTrainer",
     "ask_initial",
     "asks_initial",
     "evaluate",
+    "federate_gate",
     "gather_sums",
     "given_weights",
     "leave_sums",
+    "solved_from_sums",
     "stage_1_strategy",
     "sums_told",
     "train_controls",

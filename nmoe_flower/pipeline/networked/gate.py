@@ -17,7 +17,7 @@ from nmoe_flower.records import ARRAYS, LEARNING_RATE, POOLED, SERVER_ROUND, Act
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedGate, RollGate, StreamingFedAvg
 
-__all__ = ["GateTrainer", "train_gates", "trainer_of"]
+__all__ = ["GateTrainer", "federate_gate", "train_gates", "trainer_of"]
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,29 @@ def trainer_of(method: str) -> GateTrainer | None:
 
 
 def _federated_gate(run: Run) -> ArrayRecord:
+    return federate_gate(run, Action.GATE, run.artifacts.initial_gate)
+
+
+def federate_gate(run: Run, action: Action, initial: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """FedGate from fresh weights.
+
+    Args:
+        run: The run in progress.
+        action: What a client is asked to do in a round.
+        initial: The fresh weights.
+    """
     gate = run.config.gate
     adamw = gate.optimizer == "adamw"
     strategy = FedGate(
-        action=Action.GATE,
+        action=action,
         fraction_train=gate.fraction_train,
         min_train_nodes=1,
         server_optimizer=AdamW() if adamw else None,
         learning_rate=schedule("cosine", peak=gate.learning_rate, steps=gate.rounds),
         local_learning_rate=1.0 if adamw else None,
     )
-    initial = records.from_numpy(run.artifacts.initial_gate)
-    return federate(run, "gate/federated", strategy, initial, rounds=gate.rounds)
+    arrays = records.from_numpy(initial)
+    return federate(run, "gate/federated", strategy, arrays, rounds=gate.rounds)
 
 
 def _rolling_gate(run: Run) -> ArrayRecord:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
@@ -10,12 +9,11 @@ from flwr.app import ArrayRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, DataError, ReplyError, RoundError
+from nmoe_flower.pipeline.accounts import account
 from nmoe_flower.pipeline.ask import Holding, alike, gather, holdings, message
 from nmoe_flower.pipeline.networked.gate import GateTrainer
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.privacy import (
-    Accountant,
-    Budget,
     check_release,
     noise_in_scatter,
     noise_multiplier_for,
@@ -27,7 +25,15 @@ from nmoe_flower.privacy import (
 from nmoe_flower.records import NUM_EXAMPLES, SUMS, Action, SumsKey
 from nmoe_flower.sums import Discriminants, Solution, Sums, from_moments, solve
 
-__all__ = ["LDA", "gather_sums", "leave_sums", "solve_head", "standardise_latents", "sums_told"]
+__all__ = [
+    "LDA",
+    "gather_sums",
+    "leave_sums",
+    "solve_head",
+    "solved_from_sums",
+    "standardise_latents",
+    "sums_told",
+]
 
 Told = Mapping[int, dict[str, np.ndarray]]
 
@@ -43,7 +49,7 @@ def leave_sums(run: Run, told: Told) -> None:
     Raises:
         RoundError: All latents are the same.
     """
-    _keep(run, _solution(run, told, run.config.head.components))
+    _keep(run, solved_from_sums(run, told, run.config.head.components))
     run.artifacts.classifier |= {
         f"head.{name}": array for name, array in run.artifacts.ridge.items()
     }
@@ -52,7 +58,7 @@ def leave_sums(run: Run, told: Told) -> None:
 def standardise_latents(run: Run) -> None:
     """Leave the standardisation alone, and the ridge head where the rounds begin with it."""
     if run.config.head.asks_sums:
-        _keep(run, _solution(run, gather_sums(run), run.config.head.components))
+        _keep(run, solved_from_sums(run, gather_sums(run), run.config.head.components))
         return
     told = gather_sums(run, moments=True)
     _keep_standard(run, from_moments(told.values()).arrays())
@@ -75,8 +81,13 @@ def _gate(gate: Discriminants) -> dict[str, np.ndarray]:
     return {"weight": gate.weight.astype(np.float32), "bias": gate.bias.astype(np.float32)}
 
 
-def _solution(run: Run, told: Told, components: int) -> Solution:
-    """Keep each client's sums in the run folder, and solve.
+def solved_from_sums(run: Run, told: Told, components: int) -> Solution:
+    """Keep each client's sums in the run folder, account for them, and solve.
+
+    Args:
+        run: The run in progress.
+        told: Each client's sums, as `gather_sums` returns them.
+        components: Principal components to keep; 0: every number of a latent.
 
     Raises:
         RoundError: All latents are the same.
@@ -84,7 +95,9 @@ def _solution(run: Run, told: Told, components: int) -> Solution:
     for client, arrays in told.items():
         run.keep(f"sums/{client}", arrays)
     if run.config.privacy.enabled:
-        run.artifacts.accountant = _accounted(run.config, told)
+        counts = {client: int(arrays[SumsKey.COUNT]) for client, arrays in told.items()}
+        of_text = run.config.run.system == "language"
+        account(run, "states" if of_text else "sums", counts)
     head, classes = run.config.head, len(next(iter(holdings(run).values())).classes)
     try:
         return solve(
@@ -120,21 +133,9 @@ def _noise(config: Config, told: Told, num_classes: int) -> float:
 
 
 def _noise_multiplier(config: Config) -> float:
-    """Every client makes one release of its sums."""
-    return noise_multiplier_for(config.privacy.epsilon, config.privacy.delta, 1)
-
-
-def _accounted(config: Config, told: Told) -> dict[str, Any]:
-    """What the sums have cost each client."""
-    accountant = Accountant(Budget(config.privacy.epsilon, config.privacy.delta))
-    accountant.released = "sums"
-    for client, arrays in told.items():
-        accountant.spend(
-            client,
-            noise_multiplier=_noise_multiplier(config),
-            num_examples=int(arrays[SumsKey.COUNT]),
-        )
-    return accountant.state()
+    """Every client makes one release of its sums, and perhaps one of a histogram of tokens."""
+    privacy = config.privacy
+    return noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.single_releases)
 
 
 def gather_sums(run: Run, *, moments: bool = False, only: list[int] | None = None) -> Told:
@@ -187,7 +188,7 @@ def _check(config: Config, held: Mapping[int, Holding], moments: bool, content: 
     except (ConfigError, DataError) as error:
         raise ReplyError(str(error)) from None
     if count != examples:
-        raise ReplyError(f"the sums are of {count} latents, and the client has {examples} images")
+        raise ReplyError(f"the sums are of {count} latents, and the client has {examples} samples")
     if config.privacy.enabled:
         _check_release(config, held, arrays)
 
@@ -224,7 +225,7 @@ def _check_release(
 def _discriminants(run: Run) -> ArrayRecord:
     """The gate's weights: those of the stage head, or of an exchange of its own."""
     if not run.artifacts.discriminants:
-        solution = _solution(run, gather_sums(run), 0)
+        solution = solved_from_sums(run, gather_sums(run), 0)
         gate = solution.gate
         if not run.config.head.standardises:  # no latent will be: the gate must do it
             gate = gate.before(solution.standard)
