@@ -21,6 +21,7 @@ PAGES = [
         "results.md",
         "explanation/fedsc.md",
         "explanation/privacy.md",
+        "explanation/sums.md",
         "explanation/when-to-use-it.md",
         "how-to/align-experts.md",
         "how-to/privacy-budget.md",

@@ -16,6 +16,7 @@ import tomli_w
 from PIL import Image
 
 from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import all_or_none, write_bytes, write_json, write_text
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
@@ -27,6 +28,7 @@ __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_pic
 _COLOURS = 256
 _DIGITS, _OF_ROUNDS = 6, 5  # significant ones, of what no table shows; rows stay whole
 _KEPT = 50  # rounds of a stage
+_DRAWN = 200  # of one that a figure is drawn over
 _COLUMNS = ("stage", "round", "metrics")
 _TRAFFIC = ("bytes_up", "bytes_down")
 # Of the second system, what its curves are drawn from.
@@ -156,14 +158,18 @@ def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> d
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without folders of the machine it ran on."""
+    """The configuration without folders of the machine it ran on.
+
+    Sections that are as they come are left out: a run says nothing about them.
+    """
     config["run"]["out"] = ""
     config["data"]["cache-dir"] = ""
     if Path(config["data"]["dataset"]).is_absolute():
         config["data"]["dataset"] = "uoft-cs/cifar10"
     if start := config["extractor"].get("start"):
         config["extractor"]["start"] = f"runs/{Path(start).name}"
-    return config
+    usual = tomllib.loads(Config().to_toml())
+    return {name: section for name, section in config.items() if section != usual.get(name)}
 
 
 def rounded(value: Any, digits: int) -> Any:
@@ -182,11 +188,10 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False) -> Iterator[str]:
-    """What is kept of a ``rounds.jsonl``: all that the figures need, or without one, some of it."""
+    """What is kept of a ``rounds.jsonl``: some rounds, and what figures need of them if there are."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     needs = [need for name, need in _OVER_ROUNDS.items() if name in figures]
-    kept = range(len(records)) if needs else _some(records)
-    for place in kept:
+    for place in _some(records, _DRAWN if needs else _KEPT):
         found = records[place]
         curves = _CURVES.get(found["stage"])
         columns = (*_COLUMNS, *(_TRAFFIC if curves else ()), *(("audit",) if audit else ()))
@@ -200,15 +205,15 @@ def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False)
             yield json.dumps(rounded(line, _OF_ROUNDS)) + "\n"
 
 
-def _some(records: Sequence[dict[str, Any]]) -> list[int]:
-    """Places of at most `_KEPT` records of each stage, from the last one back."""
+def _some(records: Sequence[dict[str, Any]], most: int) -> list[int]:
+    """Places of at most ``most`` records of each stage, from the last one back."""
     stages: dict[str, list[int]] = defaultdict(list)
     for place, record in enumerate(records):
         if record["metrics"]:
             stages[record["stage"]].append(place)
     kept = set()
     for places in stages.values():
-        kept |= set(places[:: -max(1, -(-len(places) // _KEPT))])
+        kept |= set(places[:: -max(1, -(-len(places) // most))])
     return sorted(kept)
 
 
