@@ -48,7 +48,7 @@ def packaged_studies() -> list[Recipe]:
 def find_recipe(name: str) -> Path:
     """The file that a recipe's name means: a path, or the name of one that comes with the package.
 
-    A file of that name goes before a recipe of that name.
+    A file of that name goes before a recipe of that name; a folder, of data perhaps, does not.
 
     Raises:
         ConfigError: It is a bare name, and there is neither; or it is a study's.
@@ -73,7 +73,7 @@ def _found(
     otherwise: str,
 ) -> Path:
     path = Path(name)
-    if path.exists() or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or (path.exists() and not path.is_dir()):
         return path
     known = {recipe.name: recipe.path for recipe in wanted()}
     if name in known:

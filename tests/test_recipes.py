@@ -57,6 +57,8 @@ def test_a_name_is_found_and_a_file_goes_before_it(
     assert find_recipe("missing.toml") == Path("missing.toml")  # read, and refused, later
     (tmp_path / "cifar10-quick").write_text("", encoding="utf-8")
     assert find_recipe("cifar10-quick") == Path("cifar10-quick")
+    (tmp_path / "text-domains").mkdir()  # the texts of the study, which stand where it is run
+    assert find_study("text-domains").name == "text-domains.toml"
 
 
 def test_an_unknown_name_is_told_which_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
