@@ -42,6 +42,7 @@ __all__ = [
     "RIDGE",
     "SERVER_ROUND",
     "SHARED",
+    "STANDARD",
     "STATISTICS",
     "SUMS",
     "TEXT",
@@ -66,6 +67,7 @@ __all__ = [
     "encode",
     "from_numpy",
     "is_finite",
+    "is_learned",
     "load_into",
     "metrics_of",
     "pack",
@@ -110,6 +112,7 @@ PROTOTYPE = "prototype"  # up: a client's mean latent
 PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
 RIDGE = "ridge"  # down, in front of a name: ridge/<name>, the head solved from sums
 SHARED = "shared"  # down: adapters of all clients, as <name>/<part>
+STANDARD = "standard"  # kept: how latents are standardised while adapters are trained
 STATISTICS = "statistics"  # up: see StatisticsKey
 SUMS = "sums"  # up: see SumsKey
 TEXT = "text"  # up: nats, bytes and tokens of tests, as <gate>/<test>/<TextKey>
@@ -144,6 +147,7 @@ class Action(StrEnum):
     DESCRIBE = "query.describe", "joining:tell_holdings"
     INITIAL = "query.initial", "joining:tell_initial"
     # stage 1
+    STANDARD = "query.standard", "fedce:keep_standard"
     FEDCE = "train.extractor", "fedce:train"
     FEDCE_TEST = "evaluate.extractor", "fedce:test"
     FEDSC = "train.contrast", "fedsc:train"
@@ -381,6 +385,15 @@ def pack(tensors: Mapping[str, "torch.Tensor"]) -> ArrayRecord:
             plain = plain.float()
         arrays[name] = encode(plain.cpu().numpy())
     return ArrayRecord(arrays)
+
+
+def is_learned(name: str) -> bool:
+    """Whether stage 1 trains the part of a classifier of this name: no hash, no standardisation.
+
+    >>> is_learned("extractor.standard.mean"), is_learned("head.layers.0.bias")
+    (False, True)
+    """
+    return not name.startswith(("extractor.hash", "extractor.standard."))
 
 
 def load_into(

@@ -186,7 +186,7 @@ def _rehearse_networks(config: Config, data: "ImageData", *, rows: int) -> Mappi
     from nmoe_flower.models import check_backbone, configured_extractor, finished_extractor
 
     shape, classes, meta = data.image_shape, data.num_classes, torch.device("meta")
-    given = config.extractor.is_given
+    given = config.extractor.stands_on_given
     own = is_own(config.extractor.backbone) and not given
     with (
         torch.device("cpu") if own or given else meta

@@ -61,7 +61,7 @@ def _local_classifier(device: Device, steps: int) -> float:
     classifier = device.fresh_classifier()
     network: nn.Module = classifier
     seen: dict[str, np.ndarray] = {}
-    if device.config.extractor.is_given:  # all that is trained is the head
+    if device.config.extractor.stands_on_given:  # all that is trained is the head
         network, seen = classifier.head, device.store.load(LATENTS)
     task = classifier_task(device, network, latents=seen.get("train"))
     optimizer = _optimizer(device, network)
@@ -103,7 +103,7 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
         _perturb(expert, derive_seed(config.run.seed, "centralized-expert", number))
     mine = np.concatenate([indices.train for indices in device.everyone])
     body: nn.Module = network.extractor
-    given = device.config.extractor.is_given
+    given = device.config.extractor.stands_on_given
     latents = torch.empty(0)
     if given:
         latents = predict(device, body, data.train.images, mine)

@@ -1,4 +1,8 @@
-"""Stage 1 at the client: train the classifier on own images (strategies/fedce.py)."""
+"""Stage 1 at the client: train the classifier on own images (strategies/fedce.py).
+
+Of a given backbone with adapters, these and the head are all that is trained and sent; what lies
+below them is computed once, of an image and of its mirror image.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,21 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower import records
-from nmoe_flower.clients.device import Device, device_of, keep_head, load_classifier, predict
+from nmoe_flower.clients.device import (
+    Device,
+    device_of,
+    keep_head,
+    load_classifier,
+    lower_rows,
+    predict,
+)
 from nmoe_flower.clients.weights import LocalTask, local_optimizer, weights_of
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.models import Classifier
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Score
+from nmoe_flower.models import AdaptedExtractor, Classifier, standardised
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, STANDARD, Score
 
-__all__ = ["classifier_task", "initial", "test", "train"]
+__all__ = ["classifier_task", "initial", "keep_standard", "test", "train"]
 
 MOMENTUM = "momentum/"
 
 
 def initial(device: Device) -> dict[str, np.ndarray]:
     """The initial classifier, and momentum if it travels: the same on every client of a seed."""
-    network = device.fresh_classifier()
+    network = device.fresh_classifier(finished=device.config.sums_come_first)
     arrays = {
         name: tensor.detach().cpu().numpy()
         for name, tensor in network.parts(with_head=device.config.extractor.shares_head).items()
@@ -38,13 +49,21 @@ def initial(device: Device) -> dict[str, np.ndarray]:
     return arrays
 
 
+def keep_standard(message: Message, context: Context) -> Message:
+    """Keep how latents are standardised, which stays as it is while adapters are trained."""
+    device = device_of(context)
+    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    device.store.save(STANDARD, {name: np.array(value) for name, value in arrays.items()})
+    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
+
+
 def train(message: Message, context: Context) -> Message:
     """Train the received weights for this round's steps and return them."""
     device = device_of(context)
     settings = records.config_of(message)
     server_round = int(settings[SERVER_ROUND])
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
-    network = device.classifier()
+    network = _network(device)
     load_classifier(device, network, arrays, before=server_round)
     averaged = device.config.extractor.momentum_at == "averaged"
     optimizer = local_optimizer(device, network, message)
@@ -53,7 +72,8 @@ def train(message: Message, context: Context) -> Message:
     metrics = weights_of(device).train(classifier_task(device, network), optimizer, message)
     if not device.config.extractor.shares_head:
         keep_head(device, network, server_round, settings.get(records.KEPT_ROUNDS, ()))
-    packed = records.pack(network.parts(with_head=device.config.extractor.shares_head))
+    parts = network.parts(with_head=device.config.extractor.shares_head)
+    packed = records.pack({name: part for name, part in parts.items() if records.is_learned(name)})
     if averaged:
         packed = ArrayRecord({**packed, **_momentum(network, optimizer, packed)})
     return records.reply(
@@ -66,7 +86,7 @@ def train(message: Message, context: Context) -> Message:
 def test(message: Message, context: Context) -> Message:
     """Accuracy of the received classifier on this client's tests."""
     device = device_of(context)
-    network = device.classifier()
+    network = _network(device)
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     settings = records.config_of(message)
     load_classifier(device, network, arrays, before=int(settings[SERVER_ROUND]) + 1)
@@ -78,10 +98,18 @@ def test(message: Message, context: Context) -> Message:
     return records.reply(message, metrics=metrics)
 
 
+def _network(device: Device) -> Classifier:
+    """What is trained: adapters see their latents as experts will."""
+    first = device.config.sums_come_first
+    return device.finished_classifier() if first else device.classifier()
+
+
 def classifier_task(
     device: Device, network: nn.Module, *, latents: np.ndarray | None = None
 ) -> LocalTask:
     """To train a classifier on this client's augmented images, or a head on latents of them."""
+    if isinstance(network, Classifier) and isinstance(network.extractor, AdaptedExtractor):
+        return _adapters_task(device, network, network.extractor)
     extractor = device.config.extractor
     images, labels = device.train_images, torch.from_numpy(device.train_labels)
     adjustment = extractor.logit_adjustment * device.log_prior
@@ -105,6 +133,36 @@ def classifier_task(
         losses=partial(loss, reduction="none"),
         augmentation="augment",
     )
+
+
+def _adapters_task(device: Device, network: Classifier, extractor: AdaptedExtractor) -> LocalTask:
+    """To train adapters and head on rows of what lies below, half of them of mirror images."""
+    settings, rows = device.config.extractor, device.indices.train
+    images, labels = device.data.train.images, torch.from_numpy(device.train_labels)
+    adjustment = settings.logit_adjustment * device.log_prior
+
+    def draw(chosen: np.ndarray, noise: torch.Generator) -> tuple[Tensor, ...]:
+        lower = lower_rows(device, extractor, images, rows[chosen])
+        if device.config.data.flip:
+            turned = (torch.rand(len(chosen), generator=noise) < 0.5).numpy()
+            lower[turned] = lower_rows(
+                device, extractor, images, rows[chosen[turned]], mirrored=True
+            )
+        batch = [torch.from_numpy(lower), labels[chosen]]
+        if settings.dropout:
+            kept = torch.rand(len(chosen), extractor.latent_dim, generator=noise)
+            batch.append((kept >= settings.dropout) / (1 - settings.dropout))
+        return tuple(part.to(device.torch_device) for part in batch)
+
+    def loss(batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
+        latents = standardised(extractor, extractor.upper(batch[0]))
+        if settings.dropout:
+            latents = latents * batch[2]
+        logits = network.head(latents).float() + adjustment
+        smoothing = settings.label_smoothing
+        return F.cross_entropy(logits, batch[1], label_smoothing=smoothing, reduction=reduction)
+
+    return LocalTask(network=network, draw=draw, loss=loss, losses=None, augmentation="augment")
 
 
 def _load_momentum(

@@ -43,7 +43,7 @@ def tell_holdings(message: Message, context: Context) -> Message:
         HoldingKey.CLASSES: list(data.class_names),
         HoldingKey.FINGERPRINT: data.fingerprint,
     }
-    if device.config.extractor.is_given and isinstance(
+    if device.config.extractor.stands_on_given and isinstance(
         extractor := device.extractor(), PretrainedExtractor
     ):
         told[HoldingKey.EXTRACTOR] = extractor.backbone.digest.hex()

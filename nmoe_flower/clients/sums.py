@@ -81,8 +81,9 @@ def tell(message: Message, context: Context) -> Message:
 
 
 def _of_images(device: Device, message: Message) -> _Seen:
-    network = device.classifier()
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    finished = any(name.startswith("extractor.standard.") for name in arrays)
+    network = device.finished_classifier() if finished else device.classifier()
     check_given(network, arrays)
     records.load_into(network.parts(with_head=False), arrays)
     return _Seen(

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nmoe_flower.catalogue import BACKBONES, GIVEN, LANGUAGE_MODELS, METHODS
 from nmoe_flower.config.section import Names, NamesOrOwn, Section, Widths, shown
-from nmoe_flower.own_code import is_own
+from nmoe_flower.own_code import FORM, is_own
 
 __all__ = ["ExtractorConfig"]
 
@@ -63,6 +63,13 @@ class ExtractorConfig(Section):
     cut: Annotated[Names, AfterValidator(_stages_and_grids)] = Field(
         (), description="of a given backbone: STAGE:GRID of each pooled stage; empty: its own"
     )
+    adapter_rank: int = Field(
+        0, ge=0, le=65536, description="fedce on a given backbone: rank of what it trains there"
+    )
+    adapter_blocks: int = Field(
+        4, ge=1, description="of a given backbone: how many of its last ones adapters are on"
+    )
+    adapter_scale: float = Field(2.0, gt=0, description="of B A: LoRA's alpha over its rank")
     norm: Literal["group", "group-ws", "batch", "frozen"] = Field(
         "group-ws", description="group-ws: GroupNorm with weight-standardised convolutions"
     )
@@ -100,6 +107,7 @@ class ExtractorConfig(Section):
     weight_decay: float = Field(5e-4, ge=0, description="not of biases and norms")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share spread over all classes")
     logit_adjustment: float = Field(0.0, ge=0, description="times the client's log prior")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of latents while adapters are trained")
     max_grad_norm: float = Field(0.0, ge=0, description="0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay per round; 0: off")
     fraction_train: float = Field(1.0, gt=0, le=1, description="of the clients, every round")
@@ -111,8 +119,9 @@ class ExtractorConfig(Section):
                 "set exactly one of local-steps and local-epochs above 0, got "
                 f"{self.local_steps} and {self.local_epochs}"
             )
-        if self.is_given or is_own(self.backbone):
-            for key in _SHAPES if self.is_given else (*_SHAPES, "mirror"):
+        self._adapters_have_a_backbone()
+        if self.stands_on_given or is_own(self.backbone):
+            for key in _SHAPES if self.stands_on_given else (*_SHAPES, "mirror"):
                 value = getattr(self, key)
                 if (
                     key == "widths" and self.backbone == "small-lm"
@@ -140,10 +149,43 @@ class ExtractorConfig(Section):
             )
         return self
 
+    def _adapters_have_a_backbone(self) -> None:
+        """Refuse adapters where nothing is given, or nothing is trained."""
+        if not self.adapter_rank:
+            for key in ("adapter_blocks", "adapter_scale", "dropout"):
+                value = getattr(self, key)
+                if value != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key.replace('_', '-')} = {value} is for adapters, and adapter-rank = 0 "
+                        "has none: set it above 0"
+                    )
+        elif self.method != "fedce":
+            raise ValueError(
+                f"adapter-rank = {self.adapter_rank} is for method = fedce, which trains adapters, "
+                f"got {self.method}: use 0"
+            )
+        elif not is_own(self.backbone) and self.backbone.partition(":")[0] not in GIVEN:
+            allowed = (f"{name}:NAME" if row.names else name for name, row in GIVEN.items())
+            raise ValueError(
+                f"adapter-rank = {self.adapter_rank} adapts what somebody else trained, and "
+                f"backbone = {self.backbone} is trained from scratch: use 0, or one of "
+                f"{', '.join(allowed)}, {FORM}"
+            )
+
     @property
     def is_given(self) -> bool:
         """Whether every device has the extractor before the run, and nobody trains it."""
         return METHODS[self.method].given
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether a given backbone gets adapters, which stage 1 trains."""
+        return self.method == "fedce" and self.adapter_rank > 0
+
+    @property
+    def stands_on_given(self) -> bool:
+        """Whether somebody else trained the network: it is taken as it is, or adapted."""
+        return self.is_given or self.is_adapted
 
     @property
     def steps_with_adamw(self) -> bool:

@@ -57,8 +57,6 @@ class HeadConfig(Section):
                 f"components = {self.components} needs whole sums: use method = sums, or "
                 "standardise = true with start = ridge"
             )
-        elif self.standardise and not self.rounds:
-            raise ValueError("standardise = true needs rounds above 0: it is for their head, got 0")
         return self
 
     @property

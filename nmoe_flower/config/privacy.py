@@ -55,6 +55,11 @@ def weights_refusal(extractor: ExtractorConfig, contrast: FedSCConfig) -> str | 
             f"covers what stage 1 trains, and extractor.method = {extractor.method} trains "
             "nothing: use false"
         )
+    if extractor.is_adapted:
+        return (
+            "needs gradients of single samples, which Opacus has for whole layers and not for "
+            f"adapters: extractor.adapter-rank must be 0, got {extractor.adapter_rank}"
+        )
     if extractor.norm == "batch":
         return (
             "needs gradients of single samples, and extractor.norm = batch mixes the samples of a "

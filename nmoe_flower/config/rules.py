@@ -29,6 +29,7 @@ def check_rules(config: "Config") -> None:
         ValueError: The text names the keys, their values and what is allowed.
     """
     _extractor_is_given_or_trained(config)
+    _adapters_can_begin(config)
     _parts_fit_together(config)
     _language_stands_alone(config)
     _histograms_can_be_private(config)
@@ -170,11 +171,16 @@ def _extractor_is_given_or_trained(config: "Config") -> None:
     backbone = extractor.backbone
     given = backbone.partition(":")[0] in GIVEN
     names = ", ".join(f"{name}:NAME" if row.names else name for name, row in GIVEN.items())
-    if not extractor.is_given:
+    if not extractor.stands_on_given:
         if given:
+            or_adapters = (
+                ", or adapters on it: extractor.adapter-rank above 0"
+                if extractor.method == "fedce"
+                else ""
+            )
             raise ValueError(
                 f"extractor.backbone = {backbone} comes trained, and extractor.method = "
-                f"{extractor.method} trains: use extractor.method = pretrained"
+                f"{extractor.method} trains: use extractor.method = pretrained{or_adapters}"
             )
         for key in ("weights", "resolution", "cut"):
             value = getattr(extractor, key)
@@ -192,11 +198,11 @@ def _extractor_is_given_or_trained(config: "Config") -> None:
         )
     if config.run.system == "aligned" and config.alignment.extractor != "filters":
         raise ValueError(
-            "run.system = aligned takes no given extractor (extractor.method = pretrained) with "
+            f"run.system = aligned takes no given extractor (extractor.backbone = {backbone}) with "
             f"alignment.extractor = {config.alignment.extractor}; allowed: run.system = networked, "
             "or alignment.extractor = filters"
         )
-    if extractor.start:
+    if extractor.start and extractor.is_given:
         raise ValueError(
             f"extractor.start = {extractor.start} takes what another run has trained, and "
             "extractor.method = pretrained has extractor.weights for that: leave one of them out"
@@ -205,6 +211,35 @@ def _extractor_is_given_or_trained(config: "Config") -> None:
         raise ValueError(
             f"extractor.backbone = {backbone} reads images, and data.kind is features: use mlp or "
             "linear, and a method that trains"
+        )
+
+
+def _adapters_can_begin(config: "Config") -> None:
+    """What lies below adapters is computed once, and they may begin at what sums give."""
+    extractor, head = config.extractor, config.head
+    if head.standardise and not head.rounds and not extractor.is_adapted:
+        raise ValueError(
+            "head.standardise = true needs head.rounds above 0: it is for their head, got 0"
+        )
+    if not extractor.is_adapted:
+        return
+    for key in ("crop_padding", "cutout"):
+        if value := getattr(config.data, key):
+            raise ValueError(
+                f"data.{key.replace('_', '-')} = {value} changes images in every step, and what "
+                "lies below adapters (extractor.adapter-rank) is computed once, of an image and of "
+                "its mirror image: use 0; data.flip is allowed"
+            )
+    if (head.standardise or head.start != "fresh") and not extractor.shares_head:
+        key = "standardise = true" if head.standardise else f"start = {head.start}"
+        raise ValueError(
+            f"head.{key} begins adapters with one head for all, and extractor.reading = "
+            f"{extractor.reading} leaves heads at home: use shared-head, or leave it out"
+        )
+    if "ridge" in config.run.controls and config.sums_come_first:
+        raise ValueError(
+            "run.controls = ridge is a head on the latents that experts see, and head.start = "
+            f"{head.start} has sums of those before adapters were trained: leave it out"
         )
 
 

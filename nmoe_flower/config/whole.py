@@ -139,6 +139,11 @@ class Config(Section):
         source = self.contrast.source
         return source == "pass" or (source == "auto" and private)
 
+    @property
+    def sums_come_first(self) -> bool:
+        """Whether sums over the latents of the given backbone are where adapters begin."""
+        return self.extractor.is_adapted and self.head.standardise
+
     def flat(self) -> dict[str, Scalar]:
         """The dotted form with scalar values only: Flower's run config.
 

@@ -1,5 +1,6 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
+from nmoe_flower.models.adapted import AdaptedExtractor
 from nmoe_flower.models.adapter import AdaptedLM, blocks_of
 from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
 from nmoe_flower.models.blocks import StandardisedConv2d
@@ -61,6 +62,7 @@ from nmoe_flower.models.text_gate import (
 
 __all__ = [
     "UNSEEN",
+    "AdaptedExtractor",
     "AdaptedLM",
     "AlignmentMixture",
     "Backbone",

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.models.adapted import AdaptedExtractor
 from nmoe_flower.models.extractor import Extractor, StagedExtractor, build_extractor
 from nmoe_flower.models.gate import DiscriminantGate, Gate, Router, Routing
-from nmoe_flower.models.given import Wish, given_extractor
+from nmoe_flower.models.given import Wish, frozen_backbone, given_extractor
 from nmoe_flower.models.standard import add_standard
 from nmoe_flower.own_code import call_own, is_own, load_own
 
@@ -56,7 +57,7 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
             backbone of one's own cannot be built, or given weights are missing or damaged.
     """
     extractor = config.extractor
-    if extractor.is_given:
+    if extractor.stands_on_given:
         wish = Wish(
             extractor.backbone,
             weights=extractor.weights,
@@ -66,7 +67,15 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
             in_channels=image_shape[0],
             image_size=(image_shape[1], image_shape[2]),
         )
-        return given_extractor(wish)
+        if not extractor.is_adapted:
+            return given_extractor(wish)
+        with torch.device("cpu"):  # as the backbone
+            return AdaptedExtractor(
+                frozen_backbone(wish),
+                blocks=extractor.adapter_blocks,
+                rank=extractor.adapter_rank,
+                scale=extractor.adapter_scale,
+            )
     if is_own(extractor.backbone):
         return _own_extractor(extractor.backbone, image_shape)
     try:

@@ -7,7 +7,7 @@ decides the latents, by which devices know that their latents mean the same.
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,17 @@ from nmoe_flower.catalogue import GIVEN, found
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.models.extractor import Extractor
 
-__all__ = ["HASH", "Given", "PretrainedExtractor", "Wish", "digest_of", "given_extractor"]
+__all__ = [
+    "HASH",
+    "FrozenBackbone",
+    "Given",
+    "PretrainedExtractor",
+    "Wish",
+    "digest_of",
+    "frozen_backbone",
+    "given_extractor",
+    "keep_maps",
+]
 
 HASH: Final = "hash"
 _FORM: Final = 1  # of what is hashed, and of how latents are made
@@ -97,8 +107,13 @@ class FrozenBackbone:
     """A given network, never trained, that turns images into raw latents. It is no module.
 
     Attributes:
+        name: What the configuration calls it.
         latent_dim: D, the length of a latent.
         digest: SHA-256 of the weights and of what decides the latents.
+        mirror: Whether latents average those of an image and of its mirror image.
+        layers: Names of the layers where it is cut, and the grid of each; none: it is not.
+        probe: One black image, [1, C, H, W].
+        passing: Held during a pass, whose traces in the network belong to one caller.
     """
 
     def __init__(self, given: Given, wish: Wish) -> None:
@@ -107,16 +122,16 @@ class FrozenBackbone:
         Raises:
             ConfigError: It lacks a layer of the cut, or the images are too small for it.
         """
-        self._given, self._mirror = given, wish.mirror
+        self._given, self.mirror = given, wish.mirror
         self._resolution = wish.resolution or given.resolution
         self._network = given.network.eval().requires_grad_(False)
         self._network.to(memory_format=torch.channels_last)
-        self._passing = threading.Lock()  # what a pass leaves at the cut belongs to one caller
+        self.passing = threading.Lock()
         self._cut = [_stage(name) for name in wish.cut or given.cut]
-        self._name = wish.backbone
+        self.name = wish.backbone
         layers = dict(self._network.named_modules())
-        self._layers = [(given.within + stage, grid) for stage, grid in self._cut]
-        for (stage, grid), (layer, _) in zip(self._cut, self._layers, strict=True):
+        self.layers = [(given.within + stage, grid) for stage, grid in self._cut]
+        for (stage, grid), (layer, _) in zip(self._cut, self.layers, strict=True):
             if layer not in layers:
                 raise ConfigError(
                     f"extractor.cut = {stage}:{grid}: {wish.backbone} has no {stage}; allowed: "
@@ -133,15 +148,15 @@ class FrozenBackbone:
         }
         text = json.dumps(told, sort_keys=True).encode()
         self.digest = hashlib.sha256(given.weights + text).digest()
+        self.probe = torch.zeros(1, wish.in_channels, *wish.image_size)
         self.latent_dim = self._tried(wish)
 
     def _tried(self, wish: Wish) -> int:
         """Run one image through; D."""
-        image = torch.zeros(1, wish.in_channels, *wish.image_size)
         side = self._resolution or "x".join(map(str, wish.image_size))
         try:
             with torch.inference_mode():
-                latents = self(image)
+                latents = self(self.probe)
         except ConfigError:
             raise
         except Exception as error:  # whatever a network raises on maps that are too small
@@ -159,15 +174,21 @@ class FrozenBackbone:
     def __deepcopy__(self, memo: object) -> "FrozenBackbone":
         return self
 
+    @property
+    def network(self) -> nn.Module:
+        """The network itself, which all extractors of a process share."""
+        return self._network
+
     def __call__(self, images: Tensor) -> Tensor:
         """Raw latents [B, D], float32, of images [B, C, H, W] as ``data.normalise`` makes them."""
-        seen = self._as_wanted(images)
+        seen = self.as_wanted(images)
         latents = self._latents(seen)
-        if self._mirror:
+        if self.mirror:
             latents = (latents + self._latents(seen.flip(-1))) / 2
         return latents
 
-    def _as_wanted(self, images: Tensor) -> Tensor:
+    def as_wanted(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] as the network wants them: its channels, scale and side."""
         given, side = self._given, self._resolution
         if images.shape[1] == 1 and given.channels > 1:
             images = images.expand(-1, given.channels, -1, -1)
@@ -184,27 +205,31 @@ class FrozenBackbone:
         return scaled.contiguous(memory_format=torch.channels_last)
 
     def _latents(self, images: Tensor) -> Tensor:
-        with self._passing, torch.no_grad(), ExitStack() as hooks:
+        with self.passing, torch.no_grad(), ExitStack() as hooks:
             self._network.to(images.device)
             if not self._cut:
                 pooled = self._given.pooled or (lambda network, batch: network(batch))
                 features: Tensor = pooled(self._network, images)
                 return features.float()
             maps: dict[str, Any] = {}
-            for layer, _ in self._layers:
-                handle = self._network.get_submodule(layer).register_forward_hook(
-                    _keep(maps, layer)
-                )
-                hooks.callback(handle.remove)
+            keep_maps(hooks, self._network, maps, [layer for layer, _ in self.layers])
             self._network(images)
         grids = [
-            self._gridded(maps.get(layer), stage, grid)
-            for (stage, grid), (layer, _) in zip(self._cut, self._layers, strict=True)
+            self.gridded(maps.get(layer), number) for number, (layer, _) in enumerate(self.layers)
         ]
         return torch.cat(grids, dim=1)
 
-    def _gridded(self, maps: Any, stage: str, grid: int) -> Tensor:
-        """What a layer gave, pooled to grid x grid, [B, channels * grid^2]."""
+    def gridded(self, maps: Any, number: int) -> Tensor:
+        """What the layer of a stage of the cut gave, pooled to grid x grid: [B, channels * grid^2].
+
+        Args:
+            maps: What it gave.
+            number: Which stage, from 0.
+
+        Raises:
+            ConfigError: They are no maps, or smaller than the grid.
+        """
+        stage, grid = self._cut[number]
         if isinstance(maps, tuple | list) and maps:
             maps = maps[0]
         if isinstance(maps, Tensor) and maps.ndim == 3 and grid == 1:  # tokens [B, T, channels]
@@ -212,7 +237,7 @@ class FrozenBackbone:
         if not isinstance(maps, Tensor) or maps.ndim != 4:
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise ConfigError(
-                f"extractor.cut = {stage}:{grid}: {stage} of {self._name} gives {got}; allowed: "
+                f"extractor.cut = {stage}:{grid}: {stage} of {self.name} gives {got}; allowed: "
                 "maps [B, channels, H, W], or tokens [B, T, channels] with the grid 1"
             )
         if min(maps.shape[2:]) < grid:
@@ -283,7 +308,13 @@ def given_extractor(wish: Wish) -> PretrainedExtractor:
         ConfigError: There is none, its weights cannot be read, or it cannot be cut so.
     """
     with torch.device("cpu"):  # wherever shapes are rehearsed: the weights decide the shape
-        return PretrainedExtractor(_frozen(wish, _trace(wish.weights), torch.initial_seed()))
+        return PretrainedExtractor(frozen_backbone(wish))
+
+
+def frozen_backbone(wish: Wish) -> FrozenBackbone:
+    """The backbone that is wished for, read once in a process. Raises as `given_extractor`."""
+    with torch.device("cpu"):
+        return _frozen(wish, _trace(wish.weights), torch.initial_seed())
 
 
 @lru_cache(maxsize=_HELD)
@@ -307,6 +338,16 @@ def _trace(weights: str) -> tuple[int, int] | None:
 def _stage(text: str) -> tuple[str, int]:
     stage, _, grid = text.rpartition(":")
     return stage, int(grid)
+
+
+def keep_maps(
+    hooks: ExitStack, network: nn.Module, maps: dict[str, Any], layers: Sequence[str]
+) -> None:
+    """Let a pass through a network leave in ``maps`` what layers gave, until ``hooks`` close."""
+    for layer in layers:
+        hooks.callback(
+            network.get_submodule(layer).register_forward_hook(_keep(maps, layer)).remove
+        )
 
 
 def _keep(maps: dict[str, Any], layer: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -31,8 +31,10 @@ def exchanges(config: Config) -> dict[str, int]:
     counted = {"identity": 1, "describe": 1, **_extractor(config)}
     if asks_initial(config):
         counted["initial"] = 1
-    if config.head.standardises:
+    if config.head.standardises and not (config.sums_come_first and config.extractor.start):
         counted["sums"] = 1
+        if config.sums_come_first:
+            counted["standard"] = 1
     if config.head.rounds:
         counted |= {"latents": 1, "head": config.head.rounds}
     counted["experts"] = 1

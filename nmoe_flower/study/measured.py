@@ -59,7 +59,7 @@ def gates_of(config: Config) -> tuple[str, ...]:
     left = config.extractor.shares_head or config.head.rounds
     if "fedavg" in controls and left and config.head.method == "fedavg":
         found.append("control:fedavg")
-    if config.run.shows_ridge and config.head.asks_sums:
+    if config.run.shows_ridge and config.head.asks_sums and not config.sums_come_first:
         found.append("control:ridge")
     if "local-classifier" in controls:
         found.append("control:local-classifier")

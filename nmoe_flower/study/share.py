@@ -90,7 +90,10 @@ def depends_on(config: Config) -> dict[str, Scalar]:
         for key, value in absolute_settings(config).items()
         if key not in FREE_KEYS
         and (
-            key.partition(".")[0] in _SECTIONS or key in _KEYS or (labelled and key == _OF_THE_HEAD)
+            key.partition(".")[0] in _SECTIONS
+            or key in _KEYS
+            or (labelled and key == _OF_THE_HEAD)
+            or (config.sums_come_first and key.startswith("head."))
         )
     }
 

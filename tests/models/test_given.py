@@ -242,7 +242,7 @@ def test_lite0_of_the_wheel_sees_pixels_as_it_was_trained_to() -> None:
     assert found.latent_dim == 1536
     levels = torch.tensor([0.0, 127.0, 255.0])
     normalised = (levels / 255 - 0.5) / 0.25
-    seen = found.backbone._as_wanted(normalised[:, None, None, None].expand(3, 3, 128, 128))
+    seen = found.backbone.as_wanted(normalised[:, None, None, None].expand(3, 3, 128, 128))
     torch.testing.assert_close(seen[:, 0, 0, 0], (levels - 127) / 128, rtol=1e-6, atol=1e-6)
     grey = configured_extractor(Config.parse(LITE0), (1, 8, 8))
     assert grey(torch.zeros(2, 1, 8, 8)).shape == (2, 1536)

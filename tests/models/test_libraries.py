@@ -28,7 +28,7 @@ def given(backbone: str, **changes: Any) -> PretrainedExtractor:
 def images(found: PretrainedExtractor) -> tuple[Tensor, Tensor]:
     """Two images as a run makes them, and as the backbone sees them."""
     some = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return some, found.backbone._as_wanted(some)
+    return some, found.backbone.as_wanted(some)
 
 
 def saved(network: nn.Module, path: Path) -> str:
@@ -45,7 +45,7 @@ def test_torchvision_gives_what_its_last_layer_reads_at_its_own_norm(tmp_path: P
         wanted = network.classifier[:-1](network.avgpool(network.features(seen)).flatten(1))
     assert found.latent_dim == 1024
     torch.testing.assert_close(found(some), wanted)
-    white = found.backbone._as_wanted(torch.full((1, 3, 32, 32), 2.0))[0, :, 0, 0]
+    white = found.backbone.as_wanted(torch.full((1, 3, 32, 32), 2.0))[0, :, 0, 0]
     of_imagenet = [(1 - m) / s for m, s in [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]]
     torch.testing.assert_close(white, torch.tensor(of_imagenet))
     assert given("torchvision:mobilenet_v3_small", weights=path).backbone._resolution == 224

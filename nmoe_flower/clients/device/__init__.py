@@ -27,6 +27,7 @@ from nmoe_flower.clients.device.latents import (
     received_classifier,
     source_of,
 )
+from nmoe_flower.clients.device.raw_latents import lower_rows
 from nmoe_flower.clients.device.store import Store, Versions
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "language_of",
     "latents_of",
     "load_classifier",
+    "lower_rows",
     "predict",
     "received_classifier",
     "source_of",

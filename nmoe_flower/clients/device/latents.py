@@ -12,12 +12,18 @@ from torch import Tensor, nn
 
 from nmoe_flower import records
 from nmoe_flower.clients.device.device import Device
-from nmoe_flower.clients.device.raw_latents import raw_latents
+from nmoe_flower.clients.device.raw_latents import lower_rows, raw_latents
 from nmoe_flower.clients.device.store import Versions
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import CheckpointError
-from nmoe_flower.models import Classifier, Extractor, PretrainedExtractor, standardised
-from nmoe_flower.records import ARRAYS, HEAD, HOLDOUT, LATENTS
+from nmoe_flower.models import (
+    AdaptedExtractor,
+    Classifier,
+    Extractor,
+    PretrainedExtractor,
+    standardised,
+)
+from nmoe_flower.records import ARRAYS, HEAD, HOLDOUT, LATENTS, STANDARD
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast
 
@@ -44,12 +50,14 @@ def load_classifier(
 ) -> None:
     """Load received weights; a private head comes from the store, as it was before a round.
 
+    So does the standardisation of adapted latents where it did not come along.
+
     Raises:
         ReplyError: They do not fit, or are of another given extractor than this device has.
     """
     check_given(network, arrays)
     shared = device.config.extractor.shares_head or any(n.startswith("head.") for n in arrays)
-    records.load_into(network.parts(with_head=shared), arrays)
+    records.load_into(network.parts(with_head=shared), _stood_by(device, network) | dict(arrays))
     if shared:
         return
     rounds = [r for r in _heads(device).rounds() if r < before]
@@ -57,6 +65,16 @@ def load_classifier(
     if head is None:
         head = {n: t.numpy() for n, t in device.fresh_classifier().head.state_dict().items()}
     records.load_into(network.head.state_dict(), head)
+
+
+def _stood_by(device: Device, network: Classifier) -> dict[str, np.ndarray]:
+    """What of an adapted extractor does not travel while it is trained; nothing of another."""
+    if not isinstance(network.extractor, AdaptedExtractor):
+        return {}
+    found = {"extractor.hash": network.extractor.hash.cpu().numpy()}
+    if device.store.has(STANDARD):
+        found |= device.store.load(STANDARD)
+    return found
 
 
 def check_given(network: Classifier, arrays: Mapping[str, np.ndarray]) -> None:
@@ -94,10 +112,17 @@ def received_classifier(
 def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.ndarray) -> Tensor:
     """Run a network over images without augmentation: float32 on the CPU, rows as ``indices``.
 
-    What a given extractor says comes from the data cache, where it is kept for all runs.
+    What a given extractor says, or says below its adapters, comes from the data cache, where it is
+    kept for all runs.
     """
     network.eval()
     outputs = []
+    if isinstance(network, Classifier) and isinstance(network.extractor, AdaptedExtractor):
+        latents = predict(device, network.extractor, images, indices).to(device.torch_device)
+        logits: Tensor = network.head(latents)
+        return logits.float().cpu()
+    if isinstance(network, AdaptedExtractor):
+        return _adapted(device, network, images, indices)
     if isinstance(network, PretrainedExtractor):
         raw = torch.from_numpy(raw_latents(device, network, images, indices))
         for start in range(0, len(raw), TEST_BATCH):
@@ -108,6 +133,25 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
         batch = normalise(images[indices[start : start + TEST_BATCH]]).to(device.torch_device)
         with autocast(device.bf16, device.torch_device):
             outputs.append(network(batch).float().cpu())
+    return torch.cat(outputs)
+
+
+def _adapted(
+    device: Device, extractor: AdaptedExtractor, images: np.ndarray, indices: np.ndarray
+) -> Tensor:
+    """Latents [n, D] under adapters; what lies below these comes from the data cache."""
+    outputs = []
+    sides = (False, True) if extractor.backbone.mirror else (False,)
+    for start in range(0, len(indices), TEST_BATCH):
+        chosen = indices[start : start + TEST_BATCH]
+        found = []
+        for mirrored in sides:
+            rows = torch.from_numpy(
+                lower_rows(device, extractor, images, chosen, mirrored=mirrored)
+            ).to(device.torch_device)
+            with autocast(device.bf16, device.torch_device):
+                found.append(extractor.upper(rows).float())
+        outputs.append(standardised(extractor, torch.stack(found).mean(dim=0)).cpu())
     return torch.cat(outputs)
 
 

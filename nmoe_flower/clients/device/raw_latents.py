@@ -1,28 +1,31 @@
 """What a frozen backbone says to images, computed once for all runs, seeds and studies.
 
-A file in the data cache holds a row for every image of a split: its raw latent in float16, and a
-check sum. Rows are written one by one in any order, by as many processes as there are; a row whose
-check sum does not match was never written, or not to its end, and is computed. So nothing is locked
-and a process may be killed at any time.
+A file in the data cache holds a row for every image of a split: its raw latent, or what adapters
+go on from, in float16, and a check sum. Rows are written one by one in any order, by as many
+processes as there are; a row whose check sum does not match was never written, or not to its end,
+and is computed. So nothing is locked and a process may be killed at any time.
 """
 
 import logging
 import os
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from nmoe_flower.clients.device.device import Device
 from nmoe_flower.data import cache_root, normalise
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models import PretrainedExtractor
+from nmoe_flower.models import AdaptedExtractor, PretrainedExtractor
 from nmoe_flower.training import autocast
 
-__all__ = ["LatentFile", "raw_latents"]
+__all__ = ["LatentFile", "lower_rows", "raw_latents"]
 
 _log = logging.getLogger(__name__)
 BATCH = 50  # images of a pass; always as many, so that a latent does not depend on its company
@@ -84,6 +87,21 @@ class LatentFile:
             os.close(self._file)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What is kept of images.
+
+    Attributes:
+        name: Of its folder in the cache: what decides a row, and no more.
+        width: Numbers of a row.
+        compute: Images [B, C, H, W], normalised, to rows [B, width].
+    """
+
+    name: str
+    width: int
+    compute: Callable[[Tensor], Tensor]
+
+
 def raw_latents(
     device: Device, extractor: PretrainedExtractor, images: np.ndarray, rows: Rows
 ) -> npt.NDArray[np.float32]:
@@ -95,8 +113,37 @@ def raw_latents(
     Raises:
         ConfigError: A latent is not finite, or too large for float16.
     """
-    latents = np.zeros((len(rows), extractor.latent_dim), np.float16)
-    file = _file_of(device, extractor, images)
+    name = extractor.backbone.digest.hex()[:32]
+    source = _Source(name, extractor.latent_dim, extractor.raw)
+    return _kept_rows(device, source, images, rows)
+
+
+def lower_rows(
+    device: Device,
+    extractor: AdaptedExtractor,
+    images: np.ndarray,
+    rows: Rows,
+    *,
+    mirrored: bool = False,
+) -> npt.NDArray[np.float32]:
+    """What lies below the adapters says to rows of a split, or to their mirror images: [n, width].
+
+    It is kept, and raises, as `raw_latents`.
+    """
+    halves = extractor.halves
+
+    def compute(batch: Tensor) -> Tensor:
+        return halves.lower(batch.flip(-1) if mirrored else batch)
+
+    name = f"{halves.digest.hex()[:32]}{'-mirrored' if mirrored else ''}"
+    return _kept_rows(device, _Source(name, halves.width, compute), images, rows)
+
+
+def _kept_rows(
+    device: Device, source: _Source, images: np.ndarray, rows: Rows
+) -> npt.NDArray[np.float32]:
+    latents = np.zeros((len(rows), source.width), np.float16)
+    file = _file_of(device, source, images)
     todo = np.arange(len(rows))
     if file is not None:
         latents, there = file.get(rows)
@@ -113,13 +160,13 @@ def raw_latents(
         last = start + BATCH >= len(todo)
         while len(waiting) >= BATCH or (last and len(waiting)):
             batch, waiting = waiting[:BATCH], waiting[BATCH:]
-            latents[batch] = _computed(device, extractor, images[rows[batch]])
+            latents[batch] = _computed(device, source, images[rows[batch]])
             file = _kept(file, rows[batch], latents[batch])
     return latents.astype(np.float32)
 
 
 @torch.inference_mode()
-def _computed(device: Device, extractor: PretrainedExtractor, images: np.ndarray) -> Halves:
+def _computed(device: Device, source: _Source, images: np.ndarray) -> Halves:
     """One pass over up to `BATCH` images, filled up with black ones."""
     count = len(images)
     if count < BATCH:
@@ -127,7 +174,7 @@ def _computed(device: Device, extractor: PretrainedExtractor, images: np.ndarray
             [images, np.zeros((BATCH - count, *images.shape[1:]), images.dtype)]
         )
     with autocast(device.bf16, device.torch_device):
-        found = extractor.raw(normalise(images).to(device.torch_device))[:count].float().cpu()
+        found = source.compute(normalise(images).to(device.torch_device))[:count].float().cpu()
     largest = float(found.abs().max())
     if not largest <= _LARGEST:
         raise ConfigError(
@@ -148,9 +195,7 @@ def _kept(file: LatentFile | None, rows: Rows, latents: Halves) -> LatentFile | 
     return file
 
 
-def _file_of(
-    device: Device, extractor: PretrainedExtractor, images: np.ndarray
-) -> LatentFile | None:
+def _file_of(device: Device, source: _Source, images: np.ndarray) -> LatentFile | None:
     """Where latents of these images are kept; None for images that are no split, or nowhere."""
     splits = {"train": device.data.train, "test": device.data.test}
     name = next((name for name, split in splits.items() if split.images is images), None)
@@ -159,10 +204,10 @@ def _file_of(
     precision = "bf16" if device.bf16 else "float32"
     kind = device.torch_device.type
     root = cache_root(device.config.data.cache_dir or None) / "latents"
-    folder = root / f"{extractor.backbone.digest.hex()[:32]}-{precision}-{kind}"
+    folder = root / f"{source.name}-{precision}-{kind}"
     path = folder / f"{device.data.images_fingerprint[:32]}-{name}.rows"
     try:
-        return LatentFile(path, rows=len(images), width=extractor.latent_dim)
+        return LatentFile(path, rows=len(images), width=source.width)
     except OSError as error:
         _tell(str(path), error.strerror or str(error))
         return None

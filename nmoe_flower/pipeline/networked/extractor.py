@@ -12,6 +12,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
 from nmoe_flower.pipeline.ask import gather, holdings
+from nmoe_flower.pipeline.networked.adapters import begin_adapters
 from nmoe_flower.pipeline.networked.gate import trainer_of
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
@@ -51,6 +52,8 @@ def train_extractor(run: Run) -> None:
         folder = Path(settings.start).expanduser()
         run.artifacts.classifier = given_weights(folder, records.to_numpy(initial))
         return
+    if settings.is_adapted:
+        initial = begin_adapters(run, initial)
     strategy = stage_1_strategy(run.config)
 
     def averaged(arrays: ArrayRecord) -> ArrayRecord:
@@ -67,11 +70,13 @@ def train_extractor(run: Run) -> None:
             tested=averaged,
         )
     )
-    run.artifacts.classifier = {
+    run.artifacts.classifier |= {
         name: array
         for name, array in records.to_numpy(trained).items()
         if not name.startswith("projector.")
     }
+    if run.config.sums_come_first:  # what sums gave is of the latents before
+        run.artifacts.ridge, run.artifacts.discriminants = {}, {}
     _keep_findings(run, strategy)
 
 

@@ -13,7 +13,7 @@ from nmoe_flower.records import Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, SteppedFedAvg
 
-__all__ = ["train_head"]
+__all__ = ["first_head", "train_head"]
 
 LOCAL_RATE = 1.0  # of the clients' one step; the server divides by it and lets AdamW step
 
@@ -42,13 +42,13 @@ def train_head(run: Run) -> None:
         learning_rate=schedule("cosine", peak=settings.learning_rate, steps=settings.rounds),
         local_learning_rate=LOCAL_RATE,
     )
-    initial = records.from_numpy(_start(run))
+    initial = records.from_numpy(first_head(run))
     head = records.to_numpy(federate(run, "head", strategy, initial, rounds=settings.rounds))
     run.artifacts.classifier |= {f"head.{name}": value for name, value in head.items()}
 
 
-def _start(run: Run) -> Mapping[str, np.ndarray]:
-    """Where the rounds begin."""
+def first_head(run: Run) -> Mapping[str, np.ndarray]:
+    """Where the rounds of a head begin, as ``head.start`` says."""
     start, fresh = run.config.head.start, run.artifacts.initial_head
     if start == "ridge":
         return run.artifacts.ridge

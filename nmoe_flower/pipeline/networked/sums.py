@@ -138,12 +138,15 @@ def _noise_multiplier(config: Config) -> float:
     return noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.single_releases)
 
 
-def gather_sums(run: Run, *, moments: bool = False, only: list[int] | None = None) -> Told:
+def gather_sums(
+    run: Run, *, moments: bool = False, finished: bool = False, only: list[int] | None = None
+) -> Told:
     """Ask every client, or those of partitions ``only``, for the sums over its latents.
 
     Args:
         run: The run in progress, with its extractor.
         moments: Only count, mean and squares are wanted.
+        finished: They are to be of latents as experts see them: standardised.
         only: Partitions to ask; None: all.
 
     Raises:
@@ -153,7 +156,8 @@ def gather_sums(run: Run, *, moments: bool = False, only: list[int] | None = Non
     extractor = {
         name: array
         for name, array in run.artifacts.classifier.items()
-        if name.startswith("extractor.") and not name.startswith("extractor.standard.")
+        if name.startswith("extractor.")
+        and (finished or not name.startswith("extractor.standard."))
     }
     content = message(extractor, {SumsKey.MOMENTS: True} if moments else None)
     answers = gather(
@@ -225,12 +229,18 @@ def _check_release(
 def _discriminants(run: Run) -> ArrayRecord:
     """The gate's weights: those of the stage head, or of an exchange of its own."""
     if not run.artifacts.discriminants:
-        solution = solved_from_sums(run, gather_sums(run), 0)
+        finished = run.config.sums_come_first
+        solution = solved_from_sums(run, gather_sums(run, finished=finished), 0)
         gate = solution.gate
-        if not run.config.head.standardises:  # no latent will be: the gate must do it
+        if finished or not run.config.head.standardises:  # no latent will be: the gate must do it
             gate = gate.before(solution.standard)
         run.artifacts.discriminants = _gate(gate)
     return records.from_numpy(run.artifacts.discriminants)
 
 
-LDA = GateTrainer(_discriminants, lambda config: 0 if config.head.asks_sums else 1, initial=False)
+def _exchanges(config: Config) -> int:
+    """Sums that came before adapters were trained are of other latents."""
+    return 0 if config.head.asks_sums and not config.sums_come_first else 1
+
+
+LDA = GateTrainer(_discriminants, _exchanges, initial=False)
