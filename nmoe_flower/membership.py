@@ -29,7 +29,7 @@ from nmoe_flower.pipeline import (
     leave_sums,
     sums_told,
 )
-from nmoe_flower.records import part_of
+from nmoe_flower.records import STANDARD_PART, part_of
 from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running import CLIENT_APP
 
@@ -244,7 +244,7 @@ def _begin(
     begun.artifacts.classifier = {
         name: array
         for name, array in before.classifier.items()
-        if name.startswith("extractor.") and not name.startswith("extractor.standard.")
+        if name.startswith("extractor.") and not name.startswith(STANDARD_PART)
     }
     begun.artifacts.spectrum = before.spectrum
     return begun

@@ -43,6 +43,7 @@ __all__ = [
     "SERVER_ROUND",
     "SHARED",
     "STANDARD",
+    "STANDARD_PART",
     "STATISTICS",
     "SUMS",
     "TEXT",
@@ -113,6 +114,7 @@ PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
 RIDGE = "ridge"  # down, in front of a name: ridge/<name>, the head solved from sums
 SHARED = "shared"  # down: adapters of all clients, as <name>/<part>
 STANDARD = "standard"  # kept: how latents are standardised while adapters are trained
+STANDARD_PART = "extractor.standard."  # down, in front of a name: that, as a part of the extractor
 STATISTICS = "statistics"  # up: see StatisticsKey
 SUMS = "sums"  # up: see SumsKey
 TEXT = "text"  # up: nats, bytes and tokens of tests, as <gate>/<test>/<TextKey>
@@ -393,7 +395,7 @@ def is_learned(name: str) -> bool:
     >>> is_learned("extractor.standard.mean"), is_learned("head.layers.0.bias")
     (False, True)
     """
-    return not name.startswith(("extractor.hash", "extractor.standard."))
+    return not name.startswith(("extractor.hash", STANDARD_PART))
 
 
 def load_into(

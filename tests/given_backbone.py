@@ -13,6 +13,9 @@ class Tiny(nn.Module):
         super().__init__()
         self.low = nn.Conv2d(in_channels, 4, 3, stride=2, padding=1)
         self.high = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self._fill()
+
+    def _fill(self) -> None:
         source = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for weights in self.parameters():
@@ -29,3 +32,65 @@ class Huge(Tiny):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) * 1e6
+
+
+class Narrowing(nn.Module):
+    """A block as in networks for phones: 1x1, in each channel alone, 1x1; a shortcut if it fits."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(inputs, 2 * inputs, 1)
+        self.depthwise = nn.Conv2d(2 * inputs, 2 * inputs, 3, padding=1, groups=2 * inputs)
+        self.project = nn.Conv2d(2 * inputs, outputs, 1)
+        self.shortcut = inputs == outputs
+
+    def forward(self, maps: Tensor) -> Tensor:
+        found: Tensor = self.project(torch.relu(self.depthwise(torch.relu(self.expand(maps)))))
+        return maps + found if self.shortcut else found
+
+
+class Chained(Tiny):
+    """A stem and three blocks in a row, of 6, 8 and 8 channels: it can be entered at each."""
+
+    latent_dim = 8
+
+    def __init__(self, *, in_channels: int, image_size: tuple[int, int]) -> None:
+        nn.Module.__init__(self)
+        self.stem = nn.Conv2d(in_channels, 6, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(Narrowing(6, 6), Narrowing(6, 8), Narrowing(8, 8))
+        self._fill()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes += len(images)
+        maps: Tensor = self.blocks(self.stem(images))
+        return maps.mean(dim=(2, 3))
+
+
+class Interrupted(Chained):
+    """Something is computed between the second block and the third."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second, third = self.blocks
+        found: Tensor = third(torch.relu(second(first(self.stem(images)))))
+        return found.mean(dim=(2, 3))
+
+
+class OfTokens(Tiny):
+    """Two blocks of linear layers over tokens, one for each row of the image."""
+
+    latent_dim = 8
+
+    def __init__(self, *, in_channels: int, image_size: tuple[int, int]) -> None:
+        nn.Module.__init__(self)
+        width = in_channels * image_size[1]
+        self.tokens = nn.Flatten(2)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(2)
+        )
+        self._fill()
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.tokens(images.transpose(1, 2))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden.mean(dim=1)

@@ -19,6 +19,11 @@ from nmoe_flower.errors import ConfigError
 FEW = ["data.num-clients=4", "data.train-per-client=60", "data.test-per-client=10"]
 FEDSC = "extractor.method=fedsc"
 GIVEN = "extractor.method=pretrained extractor.backbone=efficientnet-lite0"
+ADAPTED = (
+    "extractor.backbone=efficientnet-lite0 extractor.resolution=32 extractor.cut=6:1 "
+    "extractor.adapter-rank=2 extractor.adapter-blocks=2 "
+    "data.crop-padding=0"
+)
 ALIGNMENT = "run.system=aligned"
 LANGUAGE = (
     "run.system=language data.kind=text data.scheme=natural extractor.method=pretrained "
@@ -77,6 +82,9 @@ ROWS: dict[str, list[str]] = {
     "extractor.weights": [*NUL, f"nowhere|{GIVEN}", "nowhere"],
     "extractor.resolution": ["-1", "4097", "128", f"31|{GIVEN}"],
     "extractor.cut": ["4", "4:0", "4:65", ":2", "4:2,4:2", "4:2", f"9:1|{GIVEN}"],
+    "extractor.adapter-rank": ["-1", "65537", "2", f"2|{GIVEN}", f"193|{ADAPTED}"],
+    "extractor.adapter-blocks": ["0", "3", f"17|{ADAPTED}"],
+    "extractor.adapter-scale": [*NOT_ABOVE_0, "3"],
     "extractor.norm": [
         *CHOICE, f"batch|{GIVEN}", "batch|extractor.batch-size=1 extractor.stem=pool",
     ],
@@ -100,6 +108,7 @@ ROWS: dict[str, list[str]] = {
     "extractor.weight-decay": BELOW_0,
     "extractor.label-smoothing": SHARE_BELOW_1,
     "extractor.logit-adjustment": [*BELOW_0, "1|privacy.weights=true"],
+    "extractor.dropout": [*SHARE_BELOW_1, "0.5"],
     "extractor.max-grad-norm": [*BELOW_0, "1|privacy.weights=true"],
     "extractor.ema": SHARE_BELOW_1,
     "extractor.fraction-train": SHARE_ABOVE_0,

@@ -58,10 +58,12 @@ def train(message: Message, context: Context) -> Message:
 
 def _local_classifier(device: Device, steps: int) -> float:
     """The stage-1 network on this client's images alone, in as many steps."""
-    classifier = device.fresh_classifier()
+    given = device.config.extractor.stands_on_given
+    reduced = given and device.config.head.components > 0
+    classifier = device.fresh_classifier(finished=reduced)
     network: nn.Module = classifier
     seen: dict[str, np.ndarray] = {}
-    if device.config.extractor.stands_on_given:  # all that is trained is the head
+    if given:  # all that is trained is the head
         network, seen = classifier.head, device.store.load(LATENTS)
     task = classifier_task(device, network, latents=seen.get("train"))
     optimizer = _optimizer(device, network)

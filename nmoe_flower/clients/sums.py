@@ -32,7 +32,7 @@ from nmoe_flower.privacy import (
     noise_multiplier_for,
     svec,
 )
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SUMS, SumsKey
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, STANDARD_PART, SUMS, SumsKey
 from nmoe_flower.sums import Sums
 from nmoe_flower.training import generator
 
@@ -82,7 +82,7 @@ def tell(message: Message, context: Context) -> Message:
 
 def _of_images(device: Device, message: Message) -> _Seen:
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
-    finished = any(name.startswith("extractor.standard.") for name in arrays)
+    finished = any(name.startswith(STANDARD_PART) for name in arrays)
     network = device.finished_classifier() if finished else device.classifier()
     check_given(network, arrays)
     records.load_into(network.parts(with_head=False), arrays)

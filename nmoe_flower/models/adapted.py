@@ -19,8 +19,8 @@ class Adapter(nn.Module):
     """What is added to the weights of one layer: nothing at first, since B is zero.
 
     Args:
-        inputs: Columns of the weights.
-        outputs: Rows of the weights.
+        inputs: Columns that the weights have.
+        outputs: Rows that the weights have.
         rank: Rank of what is added, r.
     """
 
@@ -42,7 +42,7 @@ class AdaptedExtractor(PretrainedExtractor):
         backbone: What is adapted; all extractors of a process share it.
         blocks: How many of its last blocks, as `Halves` counts them.
         rank: Rank of the adapters, r.
-        scale: Of B A.
+        scale: Factor of B A.
 
     Attributes:
         halves: The backbone below the blocks, and the blocks.

@@ -312,8 +312,12 @@ def given_extractor(wish: Wish) -> PretrainedExtractor:
 
 
 def frozen_backbone(wish: Wish) -> FrozenBackbone:
-    """The backbone that is wished for, read once in a process. Raises as `given_extractor`."""
-    with torch.device("cpu"):
+    """The backbone that is wished for, read once in a process. Raises as `given_extractor`.
+
+    Torch's global stream stays where it is, whether it is read or was: what is drawn next is the
+    same in every process.
+    """
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         return _frozen(wish, _trace(wish.weights), torch.initial_seed())
 
 

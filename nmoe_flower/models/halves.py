@@ -87,8 +87,8 @@ class Halves:
         self._shape = tuple(calls[first].input.shape[1:])
         self._entry = math.prod(self._shape)
         self._grids = [
-            _Grid(number, end - first, maps[layer][0].shape[0] * grid**2)
-            for number, (end, (layer, grid)) in enumerate(zip(ends, backbone.layers, strict=True))
+            _Grid(number, end - first, backbone.gridded(maps[layer], number).shape[1])
+            for number, (end, (layer, _)) in enumerate(zip(ends, backbone.layers, strict=True))
         ]
         below = [grid for grid in self._grids if grid.end < 0]
         self._below = [(backbone.layers[grid.number][0], grid.number) for grid in below]
@@ -126,7 +126,8 @@ class Halves:
 
         Args:
             rows: What `lower` gave.
-            weights: Of adaptable layers, by name, in place of the backbone's; gradients reach them.
+            weights: What adaptable layers have, by name, in place of the backbone's; gradients
+                reach them.
         """
         backbone, outputs = self._backbone, list[Any]()
         hidden = _shaped(rows[:, : self._entry], self._shape)
@@ -171,7 +172,7 @@ class Halves:
         return calls, maps
 
     def _ends(self, calls: list[_Call], maps: Mapping[str, Any]) -> list[int]:
-        """Of each stage of the cut, which call gives its maps."""
+        """Which call gives the maps of each stage of the cut."""
         found = []
         for layer, _ in self._backbone.layers:
             ends = [at for at, call in enumerate(calls) if call.output is maps[layer]]
@@ -206,9 +207,9 @@ class _Grid:
     """One stage of the cut.
 
     Attributes:
-        number: Its place in the cut.
-        end: Which piece of the upper half gives its maps; below 0: the lower half does.
-        width: Numbers of it in a latent.
+        number: Place of the stage in the cut, from 0.
+        end: Which piece of the upper half gives the maps; below 0: the lower half does.
+        width: How many numbers of a latent come from the stage.
     """
 
     number: int

@@ -16,7 +16,7 @@ __all__ = ["COSTS", "OF_A_GATE", "Cost", "cost_of"]
 
 Results = Mapping[str, Any]
 # What every gate of a run stands on, and what only those need that look at experts' answers.
-_STAGE_1 = ("initial", "extractor", "extractor/given")
+_STAGE_1 = ("initial", "standard", "extractor", "extractor/given")
 _HEAD = ("sums", "latents", "head")
 _BEFORE_GATES = (*_STAGE_1, *_HEAD, "experts")
 _FOR_GATES = ("answer", "answers")
@@ -56,7 +56,8 @@ def cost_of(results: Results | None, config: Config, gate: str, stage_1: Results
     counted = _stages(base, config)
     paid = {name: cost for name, cost in _of(results).items() if name in counted}
     if stage_1 is not None:
-        earlier = {f"before/{name}": c for name, c in _of(stage_1).items() if name == "extractor"}
+        there = ("sums", "standard", "extractor") if config.sums_come_first else ("extractor",)
+        earlier = {f"before/{name}": c for name, c in _of(stage_1).items() if name in there}
         paid |= earlier
     moved = sum(cost.get("bytes_up") or 0 for cost in paid.values())
     moved += sum(cost.get("bytes_down") or 0 for cost in paid.values())

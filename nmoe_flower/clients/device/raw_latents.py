@@ -92,7 +92,7 @@ class _Source:
     """What is kept of images.
 
     Attributes:
-        name: Of its folder in the cache: what decides a row, and no more.
+        name: Folder in the cache; it stands for what decides a row, and for no more.
         width: Numbers of a row.
         compute: Images [B, C, H, W], normalised, to rows [B, width].
     """

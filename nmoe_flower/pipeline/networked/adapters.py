@@ -7,11 +7,9 @@ from nmoe_flower.pipeline.ask import gather, message
 from nmoe_flower.pipeline.networked.head import first_head
 from nmoe_flower.pipeline.networked.sums import standardise_latents
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import Action
+from nmoe_flower.records import STANDARD_PART, Action
 
 __all__ = ["begin_adapters"]
-
-_STANDARD = "extractor.standard."
 
 
 def begin_adapters(run: Run, initial: ArrayRecord) -> ArrayRecord:
@@ -36,7 +34,7 @@ def begin_adapters(run: Run, initial: ArrayRecord) -> ArrayRecord:
         if run.config.sums_come_first:
             run.save("extractor/standard")
     classifier = run.artifacts.classifier
-    standard = {name: array for name, array in classifier.items() if name.startswith(_STANDARD)}
+    standard = {name: array for name, array in classifier.items() if name.startswith(STANDARD_PART)}
     if standard:  # told again if the run is resumed: a device may have lost its disk
         gather(run, "standard", Action.STANDARD, message(standard))
     learned = {name: array for name, array in classifier.items() if records.is_learned(name)}

@@ -9,7 +9,7 @@ from nmoe_flower.pipeline.ask import gather, message
 from nmoe_flower.pipeline.networked.sums import solve_head, standardise_latents
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import Action
+from nmoe_flower.records import STANDARD_PART, Action
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, SteppedFedAvg
 
@@ -31,7 +31,7 @@ def train_head(run: Run) -> None:
         return
     if not settings.rounds:
         return
-    if settings.standardises and "extractor.standard.mean" not in run.artifacts.classifier:
+    if settings.standardises and f"{STANDARD_PART}mean" not in run.artifacts.classifier:
         standardise_latents(run)
         run.save("head/standard")
     gather(run, "latents", Action.LATENTS, message(run.artifacts.classifier))

@@ -22,7 +22,7 @@ from nmoe_flower.privacy import (
     smat,
     sums_of_release,
 )
-from nmoe_flower.records import NUM_EXAMPLES, SUMS, Action, SumsKey
+from nmoe_flower.records import NUM_EXAMPLES, STANDARD_PART, SUMS, Action, SumsKey
 from nmoe_flower.sums import Discriminants, Solution, Sums, from_moments, solve
 
 __all__ = [
@@ -74,7 +74,7 @@ def _keep(run: Run, solution: Solution) -> None:
 
 
 def _keep_standard(run: Run, arrays: Mapping[str, np.ndarray]) -> None:
-    run.artifacts.classifier |= {f"extractor.standard.{n}": value for n, value in arrays.items()}
+    run.artifacts.classifier |= {f"{STANDARD_PART}{n}": value for n, value in arrays.items()}
 
 
 def _gate(gate: Discriminants) -> dict[str, np.ndarray]:
@@ -156,8 +156,7 @@ def gather_sums(
     extractor = {
         name: array
         for name, array in run.artifacts.classifier.items()
-        if name.startswith("extractor.")
-        and (finished or not name.startswith("extractor.standard."))
+        if name.startswith("extractor.") and (finished or not name.startswith(STANDARD_PART))
     }
     content = message(extractor, {SumsKey.MOMENTS: True} if moments else None)
     answers = gather(
