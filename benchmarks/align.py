@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.yardstick import told
-from nmoe_flower.alignment import Fitness, align, load_variation
-from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
+from nmoe_flower.alignment import Fitness, Standing, align, load_variation, price_bound
+from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Whole
 from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import write_json
@@ -30,7 +30,13 @@ _GOALS = {
     (100_000, 256, "balanced"): 2.0,
     (1_000, 64, "joint"): 1.0,
     (100_000, 256, "joint"): 30.0,
+    (1_000_000, 256, "joint"): 60.0,
+    (1_000_000, 256, "mended"): 6.0,
 }
+_HEAD = (
+    *("clients", "experts", "policy", "seconds", "cpu s"),
+    *("optimum", "gap", "load CV", "GB", "goal"),
+)
 _LP_CELLS = 100_000  # above, HiGHS takes minutes
 _SLOW_CELLS = 1_000_000  # above, sequential is left out unless asked for
 
@@ -46,24 +52,28 @@ class _Row:
     optimum: float
     load_variation: float
     goal: float | None
+    gap: float | None  # to what the prices prove, as a share of it
+    peak_bytes: int  # of the process so far, the matrix included
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and draw if asked; 0 if it measured, whatever the figures are."""
     args = _parser().parse_args(argv)
     rows: list[_Row] = []
-    print(_line(("clients", "experts", "policy", "seconds", "cpu s", "optimum", "load CV", "goal")))
+    print(_line(_HEAD))
     for clients, experts in args.size:
         wanted, capacity = _problem(clients, experts, args.kind, args.seed)
         bound = _optimum(wanted, capacity)
         for policy in args.policy:
             if policy == "sequential" and wanted.size > _SLOW_CELLS and not args.all:
                 continue
-            rows.append(_measure(wanted, capacity, policy, args.seed, bound))
-            print(_line(_cells(rows[-1])), flush=True)
+            found = _measure(wanted, capacity, policy, args.seed, bound, args.changed)
+            for row in found:
+                print(_line(_cells(row)), flush=True)
+            rows += found
         if not args.no_update:
             print(f"{_update_seconds(clients, experts):.3f} cpu s to update fitness, all clients")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _peak()
     print(f"peak memory {peak / 1e9:.2f} GB; the largest matrix has {_largest(args.size):.2f} GB")
     if args.json is not None:
         write_json(args.json, {"rows": [asdict(row) for row in rows], "peak-bytes": peak})
@@ -108,16 +118,53 @@ def _optimum(wanted: Floats, capacity: Ints) -> float:
     return float(-solved.fun)
 
 
-def _measure(wanted: Floats, capacity: Ints, policy: str, seed: int, bound: float) -> _Row:
+def _measure(
+    wanted: Floats, capacity: Ints, policy: str, seed: int, optimum: float, changed: float
+) -> list[_Row]:
+    """One row; joint has a second, ``mended``: a share of the clients is drawn again."""
+    if policy != "joint":
+        return [_timed(wanted, capacity, policy, policy, seed, optimum, {})]
+    standing = Standing()
+    first = _timed(wanted, capacity, policy, policy, seed, optimum, {"standing": standing})
+    if not changed:
+        return [first]
+    rng = np.random.default_rng(seed + 1)
+    anew = rng.random(len(wanted)) < changed
+    kept, slots = wanted[anew], capacity.copy()
+    wanted[anew] = kept[rng.permutation(len(kept))]
+    slots[anew] = rng.integers(1, min(4, wanted.shape[1]) + 1, len(kept))
+    more = {"standing": standing, "changed": anew}
+    second = _timed(wanted, slots, "mended", policy, seed, float("nan"), more)
+    wanted[anew] = kept
+    return [first, second]
+
+
+def _timed(
+    wanted: Floats,
+    capacity: Ints,
+    name: str,
+    policy: str,
+    seed: int,
+    optimum: float,
+    more: dict[str, Any],
+) -> _Row:
     rng = np.random.default_rng(seed)
     wall, cpu = time.perf_counter(), time.process_time()
-    chosen = align(wanted, capacity, policy=policy, rng=rng)
+    chosen = align(wanted, capacity, policy=policy, rng=rng, **more)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak = _peak()
     value = float(wanted[chosen].sum(dtype=float))
-    loads = chosen.sum(axis=0)
+    gap = None
+    if more:
+        bound = price_bound(wanted, capacity, more["standing"].prices)
+        gap = (bound - value) / abs(bound)
     clients, experts = wanted.shape
-    goal = _GOALS.get((clients, experts, policy))
-    return _Row(clients, experts, policy, wall, cpu, value, bound, load_variation(loads), goal)
+    variation, goal = load_variation(chosen.sum(axis=0)), _GOALS.get((clients, experts, name))
+    return _Row(clients, experts, name, wall, cpu, value, optimum, variation, goal, gap, peak)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _update_seconds(clients: int, experts: int) -> float:
@@ -136,13 +183,15 @@ def _cells(row: _Row) -> tuple[str, ...]:
         goal = f"<= {row.goal:g} s {'met' if row.cpu_seconds <= row.goal else 'missed'}"
     times = f"{row.seconds:.3f}", f"{row.cpu_seconds:.3f}"
     head = f"{row.clients:,}", str(row.experts), row.policy
-    return (*head, *times, ratio, f"{row.load_variation:.3f}", goal)
+    gap = "-" if row.gap is None else f"{row.gap:.1e}"
+    memory = f"{row.peak_bytes / 1e9:.2f}"
+    return (*head, *times, ratio, gap, f"{row.load_variation:.3f}", memory, goal)
 
 
 def _line(cells: Sequence[str]) -> str:
-    widths = (9, 8, 11, 9, 9, 9, 8, 0)
+    widths = (9, 8, 11, 9, 9, 9, 8, 8, 6, 0)
     texts = [
-        cell.ljust(width) if column in (2, 7) else cell.rjust(width)
+        cell.ljust(width) if column in (2, 9) else cell.rjust(width)
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return "  ".join(texts).rstrip()
@@ -189,6 +238,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", type=NameList(known), default=list(known), metavar="A,B")
     parser.add_argument("--kind", choices=("noise", "popular", "classes"), default="popular")
     parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument(
+        "--changed",
+        type=Number(0, 1),
+        default=0.01,
+        metavar="SHARE",
+        help="share of the clients that change before joint is mended; 0: it is not",
+    )
     parser.add_argument("--all", action="store_true", help="also sequential on large problems")
     parser.add_argument("--no-update", action="store_true", help="leave out the feedback update")
     parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")

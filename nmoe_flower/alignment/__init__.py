@@ -16,7 +16,7 @@ from nmoe_flower.alignment.devices import (
 )
 from nmoe_flower.alignment.fitness import Fitness, reward
 from nmoe_flower.alignment.policies import align
-from nmoe_flower.alignment.solver import InfeasibleBoundsError
+from nmoe_flower.alignment.solver import InfeasibleBoundsError, Standing, price_bound
 from nmoe_flower.alignment.usage import DeficitQueue, Usage, load_variation
 
 __all__ = [
@@ -33,12 +33,14 @@ __all__ = [
     "Feedback",
     "Fitness",
     "InfeasibleBoundsError",
+    "Standing",
     "Usage",
     "World",
     "align",
     "desirability",
     "draw_devices",
     "load_variation",
+    "price_bound",
     "read_trace",
     "reward",
     "seconds_of",

@@ -2,12 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.alignment.arrays import AnyFloats, Bools, Ints
-from nmoe_flower.alignment.solver import Bound, Keys, client_keys, noise, solve_joint, top
+from nmoe_flower.alignment.solver import (
+    Bound,
+    Keys,
+    Standing,
+    client_keys,
+    noise,
+    solve_joint,
+    top,
+)
 from nmoe_flower.catalogue import POLICIES, found
 from nmoe_flower.errors import ConfigError
 
@@ -35,6 +44,8 @@ class Turn:
     lo: Bound
     hi: Bound
     load_weight: float
+    standing: Standing | None
+    changed: Bools | None
 
 
 def align(
@@ -49,6 +60,8 @@ def align(
     lo: Bound = None,
     hi: Bound = None,
     load_weight: float = 1.0,
+    standing: Standing | None = None,
+    changed: npt.ArrayLike | None = None,
 ) -> Bools:
     """Assign experts to clients, bool [clients, experts]; never over capacity.
 
@@ -69,6 +82,10 @@ def align(
         lo: Least clients per expert under ``joint`` and ``oracle``; an even share by default.
         hi: Most clients per expert under ``joint`` and ``oracle``; an even share by default.
         load_weight: What the mean load of this round costs under ``sequential``.
+        standing: The last assignment under ``joint``, empty at first; it is brought up to date.
+        changed: Clients with another row or capacity than last, bool [clients]. With a last
+            assignment of the same size, only they and some others, by lot, are assigned anew, which
+            is close to the optimum and much faster; None: everybody is.
 
     Raises:
         ConfigError: A value is not usable; its client is named.
@@ -87,6 +104,8 @@ def align(
     if not row.bounds and not (lo is None and hi is None):
         bounded = " and ".join(name for name, other in POLICIES.items() if other.bounds)
         raise ConfigError(f"policy {policy!r} takes no lo or hi; {bounded} do")
+    if policy != "joint" and not (standing is None and changed is None):
+        raise ConfigError(f"policy {policy!r} takes no standing or changed; joint does")
     wanted = _matrix("desirability", desirability)
     names = range(len(wanted)) if clients is None else clients
     if len(names) != len(wanted):
@@ -106,7 +125,10 @@ def align(
             "would have no client; allowed: more capacity, fewer experts, or policy 'joint' with "
             "lo=0, which lets experts wait for another round"
         )
-    turn = Turn(wanted, others["fitness"], others["truth"], counts, keys, lo, hi, load_weight)
+    turn = Turn(
+        wanted, others["fitness"], others["truth"], counts, keys, lo, hi, load_weight,
+        standing, _changed(changed, standing, wanted),
+    )  # fmt: skip
     chosen: Bools = found(row.chooser)(turn)
     return chosen
 
@@ -143,6 +165,22 @@ def _refuse_nan(name: str, matrix: AnyFloats, names: Sequence[int | str]) -> Non
         )
 
 
+def _changed(
+    value: npt.ArrayLike | None, standing: Standing | None, wanted: AnyFloats
+) -> Bools | None:
+    if value is None:
+        return None
+    changed = np.asarray(value)
+    if changed.shape != (len(wanted),) or changed.dtype != bool:
+        raise ConfigError(
+            f"changed has shape {changed.shape} and type {changed.dtype}; allowed: one bool for "
+            f"each of the {len(wanted)} clients"
+        )
+    if standing is None:
+        raise ConfigError("changed says what is not as it was, but there is no standing")
+    return changed
+
+
 def _capacities(capacity: npt.ArrayLike, wanted: AnyFloats, names: Sequence[int | str]) -> Ints:
     """Slots [clients]: capacity, at most the experts the client may hold."""
     values = np.asarray(capacity)
@@ -154,7 +192,10 @@ def _capacities(capacity: npt.ArrayLike, wanted: AnyFloats, names: Sequence[int 
             f"capacity of client {names[int(bad[0])]!r} is {values[bad[0]]}; "
             "allowed: whole numbers, 0 or more"
         )
-    counts: Ints = np.minimum(values.astype(np.int64), (~np.isneginf(wanted)).sum(axis=1))
+    able: Any = wanted.shape[1]
+    if np.isneginf(wanted.min()):
+        able = (~np.isneginf(wanted)).sum(axis=1)
+    counts: Ints = np.minimum(values.astype(np.int64), able)
     if not counts.any():
         raise ConfigError(f"none of the {len(counts)} clients can hold any expert")
     return counts
@@ -211,7 +252,10 @@ def _fill_empty(turn: Turn, chosen: Bools) -> Bools:
 
 def choose_joint(turn: Turn) -> Bools:
     """The most desirable assignment of all within the load bounds."""
-    return solve_joint(turn.desirability, turn.capacity, turn.keys, lo=turn.lo, hi=turn.hi)
+    return solve_joint(
+        turn.desirability, turn.capacity, turn.keys, lo=turn.lo, hi=turn.hi,
+        standing=turn.standing, changed=turn.changed,
+    )  # fmt: skip
 
 
 def choose_oracle(turn: Turn) -> Bools:

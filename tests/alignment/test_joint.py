@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from nmoe_flower.alignment import InfeasibleBoundsError, align
+from nmoe_flower.alignment import InfeasibleBoundsError, Standing, align, price_bound
 from nmoe_flower.alignment.solver.bounds import fillable, nearest_lo
 
 
@@ -162,3 +162,116 @@ def test_closed_forms_equal_maximum_flow(counts, seed):
     assert closed.sum() == by_flow.sum() == fillable(np.array(counts), caps)
     assert (closed <= caps).all()
     assert (nearest_lo(np.array(counts), everyone, closed) == closed).all()
+
+
+# --- the last assignment is brought up to date ---
+
+
+def even(total, experts):
+    return np.full(experts, total // experts), np.full(experts, -(-total // experts))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 30), st.booleans())
+def test_a_mended_assignment_is_one(seed, few, forbid):
+    """Capacities, bounds and barred pairs hold, those by lot included; most keep what they have."""
+    rng = stream(seed)
+    values = rng.random((300, 4))
+    counts = rng.integers(0, 4, 300)
+    standing = Standing()
+    before = align(values, counts, rng=stream(1), standing=standing)
+    assert standing.chosen is before
+    changed = np.zeros(300, dtype=bool)
+    changed[:few] = True
+    values[:few] = rng.random((few, 4))
+    counts[:few] = rng.integers(0, 4, few)
+    if forbid:
+        values[:few][rng.random((few, 4)) < 0.2] = -np.inf
+    chosen = align(values, counts, rng=stream(2), standing=standing, changed=changed)
+    able = np.minimum(counts, np.isfinite(values).sum(axis=1))
+    assert (chosen.sum(axis=1) == able).all()
+    assert np.isfinite(values[chosen]).all()
+    low, high = even(able.sum(), 4)
+    assert (chosen.sum(axis=0) >= low).all()
+    assert (chosen.sum(axis=0) <= high).all()
+    assert (chosen != before).any(axis=1).sum() <= max(2 * few, few + 16)
+
+
+def test_a_mended_assignment_is_close_to_its_bound():
+    rng = stream(4)
+    popular = 2 * rng.random(8)
+    values = rng.random((4000, 8)) + popular
+    counts = rng.integers(1, 4, 4000)
+    standing = Standing()
+    for number in range(5):  # every round, another hundredth changes
+        changed = rng.random(4000) < 0.01
+        values[changed] = rng.random((changed.sum(), 8)) + popular
+        chosen = align(values, counts, rng=stream(number), standing=standing, changed=changed)
+        bound = price_bound(values, counts, standing.prices)
+        best = values[align(values, counts, rng=stream())].sum()
+        assert values[chosen].sum() <= best + 1e-9
+        assert best <= bound + 1e-9
+        assert (bound - values[chosen].sum()) / bound < 0.001
+
+
+def test_where_the_rest_cannot_stay_everybody_is_assigned():
+    """One expert is barred for most: those who hold it and did not change must give it up."""
+    values = stream(5).random((400, 4))
+    counts = np.ones(400, dtype=int)
+    standing = Standing()
+    align(values, counts, rng=stream(), standing=standing)
+    changed = np.zeros(400, dtype=bool)
+    changed[0] = True
+    bounds = {"lo": [0, 0, 0, 0], "hi": [0, 200, 200, 200]}
+    chosen = align(values, counts, rng=stream(), standing=standing, changed=changed, **bounds)
+    whole = align(values, counts, rng=stream(), **bounds)
+    assert (chosen == whole).all()
+
+
+def test_who_is_not_said_to_have_changed_is_noticed_where_it_shows():
+    values = stream(6).random((400, 4))
+    counts = np.ones(400, dtype=int)
+    standing = Standing()
+    before = align(values, counts, rng=stream(), standing=standing)
+    counts[7], nobody = 2, np.zeros(400, dtype=bool)
+    values[8, before[8]] = -np.inf
+    chosen = align(values, counts, rng=stream(), standing=standing, changed=nobody)
+    assert (chosen.sum(axis=1) == counts).all()
+    assert not chosen[8, before[8]].any()
+
+
+def test_another_size_is_solved_whole():
+    standing = Standing(np.ones((3, 2), dtype=bool), np.zeros(2))
+    values = stream(7).random((40, 4))
+    changed = np.zeros(40, dtype=bool)
+    chosen = align(values, np.ones(40), rng=stream(), standing=standing, changed=changed)
+    assert (chosen == align(values, np.ones(40), rng=stream())).all()
+    assert standing.chosen is chosen
+
+
+@pytest.mark.parametrize("kind", ["noise", "popular"])
+def test_the_prices_prove_the_optimum(kind):
+    """At the optimum's prices the bound is the optimum; at any others it is above."""
+    rng = stream(8)
+    values = rng.random((120, 12)) + (3 * rng.random(12) if kind == "popular" else 0.0)
+    counts = rng.integers(0, 5, 120)
+    lo, hi = np.full(12, counts.sum() // 12 - 2), np.full(12, counts.sum() // 12 + 3)
+    standing = Standing()
+    chosen = align(values, counts, rng=rng, lo=lo, hi=hi, standing=standing)
+    bound = price_bound(values, counts, standing.prices, lo=lo, hi=hi)
+    assert bound == pytest.approx(values[chosen].sum(), abs=1e-9)
+    assert price_bound(values, counts, np.zeros(12), lo=lo, hi=hi) >= bound
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"changed": [True]}, r"changed has shape \(1,\)"),
+        ({"changed": [1, 0, 0]}, "changed has shape .* type int64; allowed: one bool for each"),
+        ({"changed": [True] * 3, "standing": None}, "there is no standing"),
+        ({"policy": "greedy"}, "policy 'greedy' takes no standing or changed; joint does"),
+    ],
+)
+def test_what_cannot_be_brought_up_to_date(more, text):
+    with pytest.raises(ValueError, match=text):
+        align(np.zeros((3, 3)), [1, 1, 1], rng=stream(), **({"standing": Standing()} | more))

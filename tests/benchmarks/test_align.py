@@ -11,8 +11,10 @@ def test_joint_reaches_the_linear_program(tmp_path, capsys):
     assert main([*SMALL, "--json", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     rows = {row["policy"]: row for row in found["rows"]}
-    assert set(rows) == {"random", "greedy", "balanced", "sequential", "joint"}
+    assert set(rows) == {"random", "greedy", "balanced", "sequential", "joint", "mended"}
     assert rows["joint"]["value"] == pytest.approx(rows["joint"]["optimum"], rel=1e-5)
+    assert rows["joint"]["gap"] == pytest.approx(0, abs=1e-6)
+    assert -1e-6 < rows["mended"]["gap"] < 0.05
     assert rows["joint"]["load_variation"] < 0.05 < rows["balanced"]["load_variation"]
     assert found["peak-bytes"] > 0
     assert "1.0000" in capsys.readouterr().out

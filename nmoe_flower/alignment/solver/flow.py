@@ -27,20 +27,27 @@ class ExpertGraph:
 
     Args:
         desirability: [clients, experts]; minus infinity marks a pair that is not allowed.
-        chosen: bool [clients, experts]: each client's best choice at ``prices``.
+        order: [clients]: rows of ``desirability`` in the order of the work, which breaks ties.
+        held: bool [experts, clients], clients in that order: each one's best choice at ``prices``;
+            it is changed in place.
         prices: Price of each expert, float [experts].
         lo: Least clients of each expert, int [experts].
         hi: Most clients of each expert, int [experts].
     """
 
     def __init__(
-        self, desirability: AnyFloats, chosen: Bools, prices: AnyFloats, lo: Ints, hi: Ints
+        self,
+        desirability: AnyFloats,
+        order: Ints,
+        held: Bools,
+        prices: AnyFloats,
+        lo: Ints,
+        hi: Ints,
     ) -> None:
-        self._value = desirability
-        self.held = np.ascontiguousarray(chosen.T)
+        self._value, self._order, self.held = desirability, order, held
         self._lo, self._hi = lo, hi
         experts = len(lo)
-        loads = self.held.sum(axis=1)
+        loads = held.sum(axis=1)
         price = np.append(prices.astype(float), 0.0)
         self._price = price
         # What flows from each expert into the sink, as its price demands it.
@@ -54,6 +61,12 @@ class ExpertGraph:
         for expert in range(experts):
             self._refresh(expert, everyone)
         self._moved = np.zeros(len(desirability), dtype=bool)
+
+    @property
+    def prices(self) -> AnyFloats:
+        """Price of each expert now, [experts]; all others being as they are, nobody would swap."""
+        prices: AnyFloats = self._price[:-1] - self._price[-1]
+        return prices
 
     def solve(self) -> None:
         """Push along shortest paths until every load is within its bounds.
@@ -75,8 +88,10 @@ class ExpertGraph:
             self._cost[expert, others] = np.inf
             self._mover[expert, others] = -1
             return
-        rows = self._value[members]
-        loss = rows[:, expert, None] - (rows if len(others) == rows.shape[1] else rows[:, others])
+        own = self._order[members]
+        every = len(others) == self._value.shape[1]
+        rows = self._value[own] if every else self._value[own[:, None], others]
+        loss = self._value[own, expert][:, None] - rows
         loss[self.held[others][:, members].T] = np.inf
         best = loss.argmin(axis=0)
         self._cost[expert, others] = loss[best, np.arange(len(others))]
@@ -141,7 +156,8 @@ class ExpertGraph:
         if amount == 1:
             return np.array([first])
         members = np.flatnonzero(self.held[tail] & ~self.held[head])
-        loss = self._value[members, tail] - self._value[members, head]
+        own = self._order[members]
+        loss = self._value[own, tail] - self._value[own, head]
         cheapest: Ints = members[loss == self._cost[tail, head]][:amount]
         return cheapest
 
@@ -151,7 +167,7 @@ class ExpertGraph:
         self._moved[clients] = True
         mover, moved = self._mover, self._moved
         gone = np.flatnonzero((mover[tail] >= 0) & moved[mover[tail]])
-        rows = self._value[clients].astype(float)
+        rows = self._value[self._order[clients]].astype(float)
         held = self.held[:, clients].T
         with np.errstate(invalid="ignore"):
             self._offer(head, np.where(held, np.inf, rows[:, head, None] - rows), clients)

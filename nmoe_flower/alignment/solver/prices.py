@@ -15,13 +15,21 @@ __all__ = ["find_prices"]
 _BLOCK = 1 << 20
 _COLUMNS = 16
 _DAMPING = (0.9, 0.6, 0.6)
+_SAMPLES = ((2048, 25), (16384, 8), (131072, 4))  # clients, steps
+_LAST_STEPS = 4
 
 
-def find_prices(desirability: AnyFloats, counts: Ints, lo: AnyFloats, hi: AnyFloats) -> AnyFloats:
+def find_prices(
+    desirability: AnyFloats,
+    counts: Ints,
+    lo: AnyFloats,
+    hi: AnyFloats,
+    order: Ints,
+    start: AnyFloats | None = None,
+) -> AnyFloats:
     """Prices [experts] near the dual optimum.
 
-    The rows must be in random order: the first ones serve as a sample, whose prices start the
-    search on a larger sample.
+    The first rows of ``order`` serve as a sample, whose prices start the search on a larger sample.
 
     Args:
         desirability: [clients, experts]; minus infinity where a pair is not allowed.
@@ -29,23 +37,28 @@ def find_prices(desirability: AnyFloats, counts: Ints, lo: AnyFloats, hi: AnyFlo
             count; the bounds are without them.
         lo: [experts]: the least load.
         hi: [experts]: the greatest load; ``lo.sum() <= counts.sum() <= hi.sum()``.
+        order: [clients]: all rows in random order.
+        start: Prices [experts] to start from; from samples, if there are none.
     """
     free = (counts > 0) & (counts < desirability.shape[1])
     total = counts[free].sum()
     if not total:
         return np.zeros(desirability.shape[1], dtype=desirability.dtype)
     prices = np.zeros(desirability.shape[1], dtype=desirability.dtype)
+    if start is not None:
+        return _search(desirability, counts, lo, hi, start.astype(desirability.dtype), _LAST_STEPS)
     for size, steps in _schedule(len(desirability)):
-        share = counts[:size][free[:size]].sum() / total
-        part = desirability[:size]
-        prices = _search(part, counts[:size], lo * share, hi * share, prices, steps)
+        rows = order[:size] if size < len(order) else slice(None)  # all of them are not copied
+        some = counts[rows]
+        share = some[free[rows]].sum() / total
+        prices = _search(desirability[rows], some, lo * share, hi * share, prices, steps)
     return prices
 
 
 def _schedule(clients: int) -> list[tuple[int, int]]:
     """Sizes of the growing samples, and how many steps each gets."""
-    samples = [(size, steps) for size, steps in ((2048, 25), (16384, 8)) if 2 * size < clients]
-    return [*samples, (clients, 4 if samples else 25)]
+    samples = [(size, steps) for size, steps in _SAMPLES if 2 * size < clients]
+    return [*samples, (clients, (25, 4, 4, 2)[len(samples)])]
 
 
 def _search(
