@@ -421,6 +421,8 @@ class BaselineEntry:
             ``local``.
         assumes: What a client keeps, and whatever is needed beside data and labels at home.
         several: It has ``baseline.experts`` experts, which may be whole networks.
+        partial: A client holds ``baseline.held`` of them.
+        bounded: ``baseline.lo`` and ``baseline.hi`` bound how many clients train each.
     """
 
     label: str
@@ -429,6 +431,8 @@ class BaselineEntry:
     league: str
     assumes: str
     several: bool = False
+    partial: bool = False
+    bounded: bool = False
 
 
 BASELINES = {
@@ -490,6 +494,26 @@ BASELINES = {
         league="personal",
         assumes="every client holds all experts; its gate stays at home",
         several=True,
+    ),
+    "fedmoe": BaselineEntry(
+        "FedMoE",
+        "Mei et al. 2024, arXiv:2408.11304",
+        "nmoe_flower.baselines.fedmoe:FEDMOE",
+        league="personal",
+        assumes="a client holds some of the experts; the server knows how each client uses them",
+        several=True,
+        partial=True,
+    ),
+    "flex-moe": BaselineEntry(
+        "FLEX-MoE",
+        "2025, arXiv:2512.23070",
+        "nmoe_flower.baselines.flex_moe:FLEX_MOE",
+        league="personal",
+        assumes="a client holds some of the experts, its gate stays at home; the server knows how "
+        "well each expert does at each client",
+        several=True,
+        partial=True,
+        bounded=True,
     ),
 }
 

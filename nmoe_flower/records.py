@@ -301,8 +301,10 @@ class AlignmentKey(_Key):
 class BaselineKey(_Key):
     """What is said in the rounds of a published system, and in its tests."""
 
+    ACCURACIES = "expert-accuracies"  # up: of the images each of all E experts was given, [E]
     FINAL = "final"  # down: training is over, measure everything
     MASSES = "masses"  # up: weight of the client's part in each of all E experts, [E]
+    USAGE = "usage"  # up: share of the client's images at each of all E experts, [E]
     PROXIMAL = "proximal-mu"  # down: weight of the distance to what was received, as in Flower
 
 

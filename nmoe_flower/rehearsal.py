@@ -60,9 +60,7 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     aligned = config.run.system == "aligned" and config.alignment.extractor == "stage-1"
     stage_1 = config.run.system == "networked" or aligned
     if config.run.system in BASELINES:
-        network = found("nmoe_flower.baselines.member:ExpertNetwork")
-        system: Baseline = found(BASELINES[config.run.system].system)
-        network(config, data.image_shape, data.num_classes, experts=system.experts(config))
+        _rehearse_baseline(config, data)
     if stage_1:
         like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:
@@ -351,6 +349,17 @@ def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> Non
             matrices_of(device).check()
         with _under("privacy.weights-epsilon, delta"):
             weights_of(device).check()
+
+
+def _rehearse_baseline(config: Config, data: "ImageData") -> None:
+    from nmoe_flower.strategies import cohort_size
+
+    network = found("nmoe_flower.baselines.member:ExpertNetwork")
+    system: Baseline = found(BASELINES[config.run.system].system)
+    network(config, data.image_shape, data.num_classes, experts=system.experts(config))
+    clients = cohort_size(config.data.num_clients, config.baseline.fraction_train)
+    # Where experts are assigned within bounds, there may be no way to meet them.
+    system.strategy(config).assign(range(max(2, clients)), 1)
 
 
 def _device(config: Config, client: int) -> "Device":

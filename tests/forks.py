@@ -29,12 +29,15 @@ class Nmoe:
         arguments: What is typed after ``nmoe``.
         halt_at: Stage and round, such as ``extractor 8``: it stops once it has told of it, as
             Ctrl-Z stops a process, however slow the tests are.
+        package: The folder of another nmoe_flower to run; None: this one.
     """
 
-    def __init__(self, folder: Path, *arguments: str, halt_at: str = "") -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, halt_at: str = "", package: Path | None = None
+    ) -> None:
         self._said = folder / f"said-{time.monotonic_ns()}.txt"
         self._process: ForkServerProcess = _CONTEXT.Process(
-            target=_run, args=(folder, arguments, halt_at, self._said)
+            target=_run, args=(folder, arguments, halt_at, self._said, package)
         )
 
     def __enter__(self) -> Self:
@@ -74,12 +77,18 @@ class Nmoe:
         return self.said
 
 
-def _run(folder: Path, arguments: tuple[str, ...], halt_at: str, said: Path) -> None:
+def _run(
+    folder: Path, arguments: tuple[str, ...], halt_at: str, said: Path, package: Path | None
+) -> None:
     with said.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
     os.environ |= {"NMOE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    if package is not None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package.name]:
+            del sys.modules[name]
+        sys.path.insert(0, str(package.parent))
     from nmoe_flower.cli import main
     from nmoe_flower.pipeline import Run
 

@@ -42,8 +42,8 @@ class _FedMix(Baseline):
         parts = responsibilities(member.losses(), prior).clone()
 
         def loss(images: "Tensor", labels: "Tensor", chosen: "np.ndarray") -> "Tensor":
-            scores = gate(network.latents(images).float())
-            losses = cross_entropy(network(images), labels) - scores.log_softmax(dim=1)
+            latents, logits = network.both(images)
+            losses = cross_entropy(logits, labels) - gate(latents.float()).log_softmax(dim=1)
             total: Tensor = (parts[chosen].to(place) * losses).sum(dim=1).mean()
             return total
 

@@ -1,8 +1,9 @@
 """A client of a published system: its network, what it keeps at home, its steps and its tests."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class ExpertNetwork(nn.Module):
     Attributes:
         trunk: From images to latents [B, D].
         expert: By id, ``"0"`` and on.
+        gate: A linear score of latents for each expert, by id, at first 0; empty if not ``gated``.
         latent_dim: D; of whole networks the number of values of an image, for gates that read it.
 
     The experts are drawn one after the other: equal ones would stay equal for ever.
@@ -63,6 +65,7 @@ class ExpertNetwork(nn.Module):
         num_classes: int,
         *,
         experts: int = 1,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         with seeded(initial_seed(config, "baseline")):
@@ -81,16 +84,48 @@ class ExpertNetwork(nn.Module):
                     continue
                 own = body if expert == 0 else configured_extractor(config, image_shape)
                 self.expert[str(expert)] = Classifier(own, head)
+        self.gate = nn.ModuleDict()
+        for name in self.expert if gated else ():
+            self.gate[name] = row = nn.Linear(self.latent_dim, 1)
+            nn.init.zeros_(row.weight)
+            nn.init.zeros_(row.bias)
 
-    def latents(self, images: Tensor) -> Tensor:
-        """What a gate reads of images: [B, D]."""
-        latents: Tensor = self.trunk(images).flatten(1)
-        return latents
+    @property
+    def held(self) -> list[int]:
+        """The ids of its experts."""
+        return [int(name) for name in self.expert]
+
+    def hold(self, experts: Iterable[int]) -> None:
+        """Forget all experts but these, and their rows of the gate.
+
+        Args:
+            experts: The ids of those to keep, in any order.
+        """
+        kept = {str(expert) for expert in experts}
+        for part in (self.expert, self.gate):
+            for name in [name for name in part if name not in kept]:
+                del part[name]
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """What the gate says of each expert, [B, K].
+
+        Args:
+            latents: Latents of images, [B, D].
+        """
+        return torch.cat([row(latents) for row in self.gate.values()], dim=1)
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What a gate reads of images, [B, D], and the logits of every expert, [B, K, C]."""
+        rows = self.trunk(images)
+        return rows.flatten(1), self.heads(rows)
+
+    def heads(self, rows: Tensor) -> Tensor:
+        """The logits of every expert, [B, K, C], on what the trunk gives."""
+        return torch.stack([expert(rows) for expert in self.expert.values()], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of every expert, [B, K, C]."""
-        rows = self.trunk(images)
-        return torch.stack([expert(rows) for expert in self.expert.values()], dim=1)
+        return self.heads(self.trunk(images))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -123,6 +158,7 @@ class Member:
     Attributes:
         network: The shared network at its initial weights until `load`.
         resumable: A resumed run may go on after any of these rounds.
+        told: What the server said with the round, or with the test.
     """
 
     def __init__(self, device: Device, system: Baseline, server_round: int) -> None:
@@ -131,6 +167,7 @@ class Member:
         self.settings = device.config.baseline
         self.network = self.fresh()
         self.resumable: list[int] = []
+        self.told: Mapping[str, Any] = {}
         self._versions = Versions(device.store, f"baseline-{system.name}")
 
     def fresh(self) -> ExpertNetwork:
@@ -141,6 +178,7 @@ class Member:
             data.image_shape,
             data.num_classes,
             experts=self.system.experts(self.config),
+            gated=self.system.gated,
         )
         network.to(self.device.torch_device)
         return network.to(memory_format=torch.channels_last).eval()
@@ -193,6 +231,26 @@ class Member:
         if isinstance(self.network.trunk, nn.Identity):
             return normalise(portion.split.images[portion.rows]).flatten(1)
         return self.predict(self.network.trunk, portion)
+
+    def outputs(self, portion: Portion) -> tuple[Tensor, Tensor]:
+        """Latents [N, D] and the logits of every expert [N, K, C], without augmentation."""
+        latents = self.latents(portion)
+        if isinstance(self.network.trunk, nn.Identity):
+            return latents, self.predict(self.network, portion)
+        with torch.inference_mode():
+            return latents, self.network.heads(latents.to(self.device.torch_device)).float().cpu()
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """What the network's gate says of each of its experts, [N, K], on latents [N, D]."""
+        with torch.inference_mode():
+            return self.network.scores(latents.to(self.device.torch_device)).float().cpu()
+
+    def by_expert(self, values: Tensor) -> list[float]:
+        """Numbers of the experts held, [K], as numbers of all E experts: 0 for the others."""
+        found = [0.0] * self.system.experts(self.config)
+        for expert, value in zip(self.network.held, values.tolist(), strict=True):
+            found[expert] = float(value)
+        return found
 
     def losses(self) -> Tensor:
         """The loss of every expert on every training image, [n, K]."""
@@ -312,6 +370,7 @@ def train(message: Message, context: Context) -> Message:
     told = records.config_of(message)
     member = _member(message, context, server_round=int(told[SERVER_ROUND]))
     member.load(message)
+    member.told = told
     member.resumable = [int(r) for r in told.get(records.KEPT_ROUNDS, ())]
     metrics_found = member.system.train(member)
     mine, sent = member.travelling(), message.content.array_records[ARRAYS]

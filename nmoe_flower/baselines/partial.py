@@ -1,11 +1,13 @@
 """FedAvg of partial experts: every client trains some of the experts, and replies hold just those.
 
-Arrays are named ``trunk.*``, ``gate.*`` and ``expert.<k>.*``. Each client is sent the shared arrays
-and its experts. Each part is averaged over those who sent it; what nobody sent stays as it is.
+Arrays named ``expert.<k>.*`` and ``gate.<k>.*`` are expert k's, the latter its row of a gate; all
+others are shared. Each client is sent the shared arrays and those of its experts. Each part is
+averaged over those who sent it; what nobody sent stays as it is.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,7 +17,6 @@ from nmoe_flower import records
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import BaselineKey, FeedbackKey
 from nmoe_flower.strategies import (
-    ExpertNames,
     StreamingFedAvg,
     StreamingOptions,
     Usable,
@@ -24,9 +25,9 @@ from nmoe_flower.strategies import (
     read_reply,
 )
 
-__all__ = ["EXPERT_PREFIX", "PartialExperts"]
+__all__ = ["PartialExperts", "expert_of"]
 
-EXPERT_PREFIX = "expert."
+_OWNED = re.compile(r"(?:expert|gate)\.(\d+)\.")
 
 
 class PartialExperts(StreamingFedAvg):
@@ -39,7 +40,6 @@ class PartialExperts(StreamingFedAvg):
 
     Args:
         experts: E, how many experts there are.
-        told: What clients are told in every round.
         **options: What ``StreamingFedAvg`` and FedAvg take.
     """
 
@@ -48,13 +48,10 @@ class PartialExperts(StreamingFedAvg):
     def __init__(
         self,
         experts: int,
-        *,
-        told: Mapping[str, Any] | None = None,
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(**options)
         self.experts = experts
-        self.told = dict(told or {})
         self._whole: dict[str, np.ndarray] = {}
         self._given: dict[int, dict[str, np.ndarray]] = {}
         self._masses: list[float] | None = None
@@ -63,9 +60,37 @@ class PartialExperts(StreamingFedAvg):
         """The experts that a client trains in a round: all of them, if no system says otherwise."""
         return range(self.experts)
 
-    def round_config(self, server_round: int, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What clients are told, beside their experts."""
-        return {**super().round_config(server_round, config), **self.told}
+    def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
+        """The experts that each client of a round's cohort trains."""
+        return {client: self.assigned(client, server_round) for client in clients}
+
+    def scores_of(
+        self, usable: Usable, key: str, *, most: float | None = None
+    ) -> np.ndarray | None:
+        """A number for each of all E experts from the metrics of a reply; None if it has none.
+
+        Args:
+            usable: The reply.
+            key: The metric.
+            most: The greatest value allowed; None: any.
+
+        Raises:
+            ReplyError: They are not E finite numbers from 0 to ``most``.
+        """
+        if key not in usable.metrics:
+            return None
+        try:
+            found = np.atleast_1d(np.asarray(usable.metrics[key], np.float64))
+        except OverflowError:
+            raise ReplyError(f"{key} has an integer that no float holds") from None
+        fits = len(found) == self.experts and np.isfinite(found).all() and (found >= 0).all()
+        if not fits or (most is not None and (found > most).any()):
+            above = "" if most is None else f" and at most {most:g}"
+            raise ReplyError(
+                f"{key} are {found.tolist()}; allowed: {self.experts} finite numbers of at least "
+                f"0{above}"
+            )
+        return found
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -75,12 +100,16 @@ class PartialExperts(StreamingFedAvg):
         told = self.round_config(server_round, config)
         self._whole = self.sent = records.to_numpy(arrays)
         self._given, messages = {}, []
-        names = ExpertNames(tuple(map(str, range(self.experts))), EXPERT_PREFIX)
         self._begin([], RecordDict())
-        for node in nodes:
-            client = self.partitions.get(node, node)
-            held = [int(expert) for expert in self.assigned(client, server_round)]
-            self._given[client] = names.subset(self._whole, held)
+        clients = {self.partitions.get(node, node): node for node in nodes}
+        chosen = self.assign(list(clients), server_round)
+        for client, node in clients.items():
+            held = [int(expert) for expert in chosen[client]]
+            self._given[client] = {
+                name: value
+                for name, value in self._whole.items()
+                if expert_of(name) in (None, *held)
+            }
             message = parcel(self, node, self._given[client], {**told, FeedbackKey.EXPERTS: held})
             self.last_exchange.bytes_down += records.array_bytes(message.content)
             messages.append(message)
@@ -109,18 +138,10 @@ class PartialExperts(StreamingFedAvg):
         return usable
 
     def _read_masses(self, usable: Usable, given: Mapping[str, np.ndarray]) -> list[float] | None:
-        if BaselineKey.MASSES not in usable.metrics:
+        masses = self.scores_of(usable, BaselineKey.MASSES)
+        if masses is None:
             return None
-        try:
-            masses = np.atleast_1d(np.asarray(usable.metrics[BaselineKey.MASSES], np.float64))
-        except OverflowError:
-            raise ReplyError(f"{BaselineKey.MASSES} has an integer that no float holds") from None
-        if len(masses) != self.experts or not np.isfinite(masses).all() or (masses < 0).any():
-            raise ReplyError(
-                f"{BaselineKey.MASSES} are {masses.tolist()}; allowed: {self.experts} finite "
-                "numbers of at least 0"
-            )
-        held = {_expert(name) for name in given}
+        held = {expert_of(name) for name in given}
         if odd := [k for k in np.flatnonzero(masses).tolist() if k not in held]:
             raise ReplyError(f"a mass for expert {odd[0]}, which this client was not assigned")
         found: list[float] = masses.tolist()
@@ -139,7 +160,7 @@ class PartialExperts(StreamingFedAvg):
         measured = []
         for usable in self.usable(replies, arrays=True):
             for name, value in usable.arrays.items():
-                expert = _expert(name)
+                expert = expert_of(name)
                 mass = self._masses[expert] if self._masses and expert is not None else None
                 mean = means.setdefault((expert, name), WeightedMean())
                 mean.add({name: value}, usable.weight if mass is None else mass)
@@ -157,8 +178,11 @@ class PartialExperts(StreamingFedAvg):
         return records.from_numpy(updated), self.average_metrics(server_round, measured)
 
 
-def _expert(name: str) -> int | None:
-    """The expert an array belongs to; None if it is shared."""
-    if not name.startswith(EXPERT_PREFIX):
-        return None
-    return int(name.removeprefix(EXPERT_PREFIX).partition(".")[0])
+def expert_of(name: str) -> int | None:
+    """The expert an array belongs to; None if it is shared.
+
+    >>> expert_of("expert.12.weight"), expert_of("gate.3.weight"), expert_of("gate.weight")
+    (12, 3, None)
+    """
+    owned = _OWNED.match(name)
+    return int(owned[1]) if owned else None

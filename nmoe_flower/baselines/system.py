@@ -5,7 +5,7 @@ half works on a `Member`, in ``member.py``.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.catalogue import BASELINES
@@ -29,21 +29,19 @@ class Baseline:
 
     Attributes:
         name: The value of ``run.system``.
+        gated: The network has a gate, with a row ``gate.<k>.*`` for each expert.
     """
 
     name = "fedavg"
+    gated = False
 
     def experts(self, config: Config) -> int:
         """E, how many experts there are."""
         return config.baseline.experts if BASELINES[self.name].several else 1
 
-    def told(self, config: Config) -> dict[str, Any]:
-        """What clients are told in every round."""
-        return {}
-
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         """The server half."""
-        return PartialExperts(self.experts(config), told=self.told(config), **options)
+        return PartialExperts(self.experts(config), **options)
 
     def travels(self, name: str) -> bool:
         """Whether an array of the network leaves the clients; what does not is private."""

@@ -16,6 +16,11 @@ class BaselineConfig(Section):
     size: Literal["head", "net"] = Field(
         "head", description="of an expert: a head on a shared trunk, or a whole network"
     )
+    held: int = Field(
+        2, ge=1, description="experts a client trains, of systems whose clients hold a part"
+    )
+    lo: int = Field(-1, ge=-1, description="flex-moe: least clients per expert; -1: an even share")
+    hi: int = Field(-1, ge=-1, description="flex-moe: most clients per expert; -1: an even share")
     rounds: int = Field(30, ge=1, description="of training")
     local_steps: int = Field(10, ge=1, description="per round and client")
     batch_size: int = Field(32, ge=1, description="images per step")

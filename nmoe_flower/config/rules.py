@@ -392,6 +392,20 @@ def _published_systems_train_all(config: "Config") -> None:
             f"baseline.size = net is for systems of several experts, got run.system = {system}; "
             f"allowed: {', '.join(several)}"
         )
+    entry, settings = BASELINES[system], config.baseline
+    if entry.partial and settings.held > settings.experts:
+        raise ValueError(
+            f"baseline.held = {settings.held} is above baseline.experts = {settings.experts}; "
+            f"allowed: 1 to {settings.experts}"
+        )
+    if max(settings.lo, settings.hi) >= 0 and not entry.bounded:
+        bounded = [name for name, other in BASELINES.items() if other.bounded]
+        raise ValueError(
+            f"baseline.lo = {settings.lo} and hi = {settings.hi} are for {', '.join(bounded)}, not "
+            f"for run.system = {system}: leave them at -1"
+        )
+    if 0 <= settings.hi < settings.lo:
+        raise ValueError(f"baseline.lo is {settings.lo}, above baseline.hi = {settings.hi}")
     for key in ("enabled", "weights"):
         if getattr(config.privacy, key):
             raise ValueError(

@@ -1,29 +1,34 @@
 """Published systems from data to results: what they must equal, what must stay at home."""
 
+import functools
+import json
 import re
-import sys
-import types
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message
+import torch
+from flwr.app import ConfigRecord, Context, Message
 
-from nmoe_flower import cli, records
-from nmoe_flower.baselines.member import ExpertNetwork
-from nmoe_flower.catalogue import BASELINES, BaselineEntry
+from nmoe_flower import records
+from nmoe_flower.baselines.member import ExpertNetwork, Member
+from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.client_app import app
+from nmoe_flower.clients.device import Device, Store
 from nmoe_flower.config import Config
+from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.pipeline import stages
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import Action
+from nmoe_flower.strategies import Partitions
+from tests.forks import Nmoe
 
+ROOT = Path(__file__).parents[2]
 New = Callable[..., Any]
 SMALL = {
     "data.num-clients": 2,
@@ -45,7 +50,15 @@ BESIDE = {
     "fedem": {"uniform", "oracle"},
     "fedmix": {"uniform", "oracle"},
 }
+TRAVELS = {
+    "fedper": {"trunk"},
+    "fedrep": {"trunk"},
+    "fedmoe": {"trunk", "expert", "gate"},
+}  # of all others trunk and expert
 FIRST = {"pfl-moe": {"pfl-mf", "pfl-mfe", "pfl-fb", "fedavg"}}
+
+
+HEADER = 128  # bytes, of an array of few dimensions in NumPy's format
 
 
 class Overheard:
@@ -54,7 +67,7 @@ class Overheard:
     def __init__(self) -> None:
         self.up: set[str] = set()
         self.down: set[str] = set()
-        self.bytes = {"down": 0, "up": 0}
+        self.bytes = {"down": 0, "up": 0}  # of the numbers and of the header before each array
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = app(message, context)
@@ -64,7 +77,8 @@ class Overheard:
         ):
             names |= {name for record in content.array_records.values() for name in record}
             if message.metadata.message_type == Action.BASELINE:
-                self.bytes[way] += records.array_bytes(content)
+                for record in content.array_records.values():
+                    self.bytes[way] += sum(HEADER + one.numpy().nbytes for one in record.values())
         return reply
 
 
@@ -102,7 +116,7 @@ class Whole:
 def whole(shared_pipeline: New) -> Callable[[str], Whole]:
     """By system: its run, which happens once."""
 
-    @cache
+    @functools.cache
     def run(system: str) -> Whole:
         pipeline, heard = shared_pipeline(system, {**SMALL, "run.system": system}), Overheard()
         return Whole(pipeline, rows_of(pipeline(client_app=heard)), heard)
@@ -127,10 +141,10 @@ def test_every_system_runs_tells_its_bytes_and_keeps_what_is_private(
     assert sum(line["bytes_down"] for line in lines) == heard.bytes["down"] > 0
     assert sum(line["bytes_up"] for line in lines) == heard.bytes["up"] > 0
     shared = {name.partition(".")[0] for name in heard.up | heard.down}
-    private_head = system in ("fedper", "fedrep")
-    assert shared == ({"trunk"} if private_head else {"trunk", "expert"})
+    assert shared == TRAVELS.get(system, {"trunk", "expert"})
     experts = {name.split(".")[1] for name in heard.up if name.startswith("expert.")}
-    assert len(experts) == (0 if private_head else 3 if BASELINES[system].several else 1)
+    several = 3 if BASELINES[system].several else 1
+    assert len(experts) == ("expert" in shared and several)
     told = exchanges(pipeline.config)
     happened = Counter(line["stage"] for line in pipeline.lines)
     assert {stage: told[stage] for stage in happened} == happened
@@ -151,18 +165,25 @@ def test_a_killed_run_goes_on_bit_by_bit(
         np.testing.assert_array_equal(trained(broken)[name], value)
 
 
-@pytest.mark.parametrize("system", ["fedem", "fedmix"])
+@pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])
 @pytest.mark.parametrize("size", ["head", "net"])
 def test_one_expert_is_fedavg_bit_for_bit(
     new_pipeline: New, whole: Callable[[str], Whole], system: str, size: str
 ) -> None:
-    alone = {**SMALL, "baseline.experts": 1, "baseline.size": size, "run.system": system}
+    alone = {
+        **SMALL,
+        "baseline.experts": 1,
+        "baseline.held": 1,
+        "baseline.size": size,
+        "run.system": system,
+    }
     mixture, plain = new_pipeline(system, alone), whole("fedavg")
     rows = rows_of(mixture())
     # whole networks have other names
     named = {
         name.replace("expert.0.extractor.", "trunk.").replace("expert.0.head.", "expert.0."): value
         for name, value in trained(mixture).items()
+        if not name.startswith("gate.")
     }
     assert named.keys() == plain.trained.keys()
     for name, value in plain.trained.items():
@@ -223,22 +244,85 @@ def test_a_reply_of_a_client_that_breaks_is_dropped_alone(
     assert lines[1]["failures"] == []
 
 
-def test_the_how_to_is_followed_literally(
-    new_pipeline: New, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its file and its row, as printed; what stands in the table is put there for this test."""
-    page = (Path(__file__).parents[2] / "docs/how-to/add-a-system.md").read_text(encoding="utf-8")
+def test_the_how_to_is_followed_literally(tmp_path: Path) -> None:
+    """In a copy of the package: its file, its row, and the two commands it ends with."""
+    page = (ROOT / "docs/how-to/add-a-system.md").read_text(encoding="utf-8")
     code, row = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    module = types.ModuleType("nmoe_flower.baselines.unsure")
-    exec(code, module.__dict__)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(sys.modules["nmoe_flower.baselines"], "unsure", module, raising=False)
-    name, entry = next(iter(eval(f"{{{row}}}", {"BaselineEntry": BaselineEntry}).items()))
-    monkeypatch.setitem(BASELINES, name, entry)
-    monkeypatch.setitem(stages.SYSTEMS, name, stages.SYSTEMS["fedavg"])
-    assert cli.main(["systems"]) == 0
-    assert "nobody 2026" in capsys.readouterr().out
-    pipeline = new_pipeline("unsure", {**SMALL, "run.system": "fedavg"})
-    monkeypatch.setitem(BASELINES, "fedavg", entry)  # the names a section allows are read once
-    rows = rows_of(pipeline())
+    without = shutil.ignore_patterns("__pycache__")
+    package = tmp_path / "there" / "nmoe_flower"
+    shutil.copytree(ROOT / "nmoe_flower", package, ignore=without)
+    (package.parent / code.splitlines()[0].removeprefix("# ")).write_text(code, encoding="utf-8")
+    table = package / "catalogue.py"
+    start = "\nBASELINES = {\n"
+    before = table.read_text(encoding="utf-8")
+    assert start in before
+    table.write_text(before.replace(start, f"{start}{row}"), encoding="utf-8")
+    commands = re.findall(r"`nmoe ([^`]+)`", page)
+    assert commands == ["systems", "run --set run.system=unsure"]
+    with Nmoe(tmp_path, commands[0], package=package) as listed:
+        assert "nobody 2026" in listed.finish()
+    short = [f"{key}={value}" for key, value in SMALL.items()]
+    wanted = [*commands[1].split(), *short, "--workers", "0", "--no-figures", "--out", "runs"]
+    with Nmoe(tmp_path, *wanted, package=package) as run:
+        run.finish()
+    (results,) = tmp_path.glob("runs/*/results.json")
+    rows = rows_of(json.loads(results.read_text(encoding="utf-8")))
     assert rows.keys() == {("unsure", "local"), ("unsure", "iid")}
+
+
+@pytest.fixture
+def member(tmp_path: Path, cache: Path) -> Callable[[str, int], Member]:
+    """A client of a system, at its initial weights, in a round."""
+    values = {**SMALL, "data.cache-dir": str(cache), "baseline.local-steps": 3}
+
+    def make(system: str, server_round: int) -> Member:
+        config = Config.parse({**values, "run.system": system, "baseline.proximal": 0.0})
+        device = Device(config, 0, 2, Store(tmp_path / "client"))
+        return Member(device, found(BASELINES[system].system), server_round)
+
+    return make
+
+
+def test_ditto_without_a_pull_trains_alone_whatever_it_receives(
+    member: Callable[[str, int], Member],
+) -> None:
+    alone = member("fedavg", 1).fresh()
+
+    def loss(images: torch.Tensor, labels: torch.Tensor, _: np.ndarray) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(alone(images)[:, 0], labels)
+
+    for server_round in (1, 2, 3):
+        member("fedavg", server_round).steps(alone, loss, purpose="personal")
+        client = member("ditto", server_round)
+        if server_round > 1:  # the first weights received are where it starts
+            for received in client.network.parameters():
+                received.data.normal_()
+        client.system.train(client)
+    kept = member("ditto", 4).kept()
+    assert kept
+    for name, value in alone.state_dict().items():
+        np.testing.assert_array_equal(kept[name], value.numpy())
+
+
+@pytest.mark.parametrize("system", ["fedavg", "fedprox", "fedem", "fedmix", "fedmoe", "flex-moe"])
+def test_rounds_of_one_client_are_its_local_training(
+    shared_pipeline: New, member: Callable[[str, int], Member], system: str
+) -> None:
+    """Also where experts are many: one client's mean is what it sent."""
+    client = member(system, 1)
+    config, strategy = client.config, client.system.strategy(client.config, action=Action.BASELINE)
+    strategy.cohort = lambda grid, *_: strategy.nodes(grid, 2)[:1]
+    strategy.partitions, start = Partitions(), client.travelling()
+    arrays = records.from_numpy({name: value.numpy().copy() for name, value in start.items()})
+    with InProcessGrid(app, 2, run_config=config.flat(), workers=0) as grid:
+        for server_round in (1, 2):
+            sent = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+            alone = member(system, server_round)
+            alone.load(sent[0])
+            alone.told = records.config_of(sent[0])
+            alone.system.train(alone)
+            updated, _ = strategy.aggregate_train(server_round, grid.send_and_receive(sent))
+            assert updated is not None
+            arrays, found = updated, records.to_numpy(updated)
+            for name, value in alone.travelling().items():
+                np.testing.assert_allclose(found[name], value.numpy(), atol=1e-6)

@@ -1,0 +1,135 @@
+"""FLEX-MoE's server half: its program against all assignments there are, and what it learns."""
+
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmoe_flower.baselines.flex_moe import FlexExperts
+from nmoe_flower.config import Config
+from nmoe_flower.data import configured_images, configured_partition
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.records import NUM_EXAMPLES, BaselineKey
+from nmoe_flower.rehearsal import rehearse
+from tests.strategies.test_partial_experts import NAMES, round_of, value
+
+
+def matrix(chosen: Any, experts: int) -> np.ndarray:
+    return np.array([np.isin(np.arange(experts), held) for held in chosen.values()])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_the_program_finds_the_best_of_all_assignments(data: st.DataObject) -> None:
+    clients, experts = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    held = data.draw(st.integers(1, experts))
+    lo = data.draw(st.integers(0, clients))
+    hi = data.draw(st.integers(lo, clients))
+    strategy = FlexExperts(experts, held, lo=lo, hi=hi)
+    scores = st.lists(st.floats(0, 1, width=16), min_size=experts, max_size=experts)
+    strategy.scores = {client: np.array(data.draw(scores)) for client in range(clients)}
+    worth = np.stack(list(strategy.scores.values()))
+    rows = [row for row in itertools.product((0, 1), repeat=experts) if sum(row) <= held]
+    best = -np.inf
+    for rows_chosen in itertools.product(rows, repeat=clients):
+        found = np.array(rows_chosen)
+        if ((found.sum(axis=0) >= lo) & (found.sum(axis=0) <= hi)).all():
+            best = max(best, float((found * worth).sum()))
+    if best == -np.inf:
+        with pytest.raises(ConfigError, match="expert 0"):
+            strategy.assign(range(clients), 1)
+        return
+    chosen = matrix(strategy.assign(range(clients), 1), experts)
+    assert (chosen.sum(axis=1) <= held).all()
+    assert ((chosen.sum(axis=0) >= lo) & (chosen.sum(axis=0) <= hi)).all()
+    assert (chosen * worth).sum() == pytest.approx(best, abs=1e-9)
+
+
+def test_without_bounds_everybody_gets_its_best_and_with_equal_ones_all_are_trained_alike() -> None:
+    worth = np.array([[0.9, 0.5, 0.1], [0.8, 0.7, 0.1], [0.7, 0.6, 0.2]])
+    for lo, hi, loads in ((0, 3, [3, 3, 0]), (2, 2, [2, 2, 2])):
+        strategy = FlexExperts(3, 2, lo=lo, hi=hi)
+        strategy.scores = dict(enumerate(worth))
+        chosen = matrix(strategy.assign(range(3), 1), 3)
+        assert chosen.sum(axis=0).tolist() == loads
+    all_of_them = FlexExperts(3, 3).assign(range(3), 1)
+    assert all_of_them == {client: [0, 1, 2] for client in range(3)}
+
+
+def test_what_lacked_clients_comes_next() -> None:
+    """Two clients of one slot each: of three experts one waits, and then it is its turn."""
+    strategy, turns = FlexExperts(3, 1), []
+    for server_round in range(1, 7):
+        chosen = strategy.assign([0, 1], server_round)
+        turns.append({held[0] for held in chosen.values()})
+        strategy._deficits.update(strategy._loads)
+    for first, second in itertools.pairwise(turns):
+        assert len(first) == len(second) == 2
+        assert first | second == {0, 1, 2}
+
+
+def test_only_what_was_trained_and_used_is_learned_and_survives() -> None:
+    strategy = FlexExperts(3, 2, lo=0, hi=2)
+    strategy.scores = {1: np.array([0.9, 0.8, 0.1]), 2: np.array([0.9, 0.8, 0.1])}
+    a, b = value(1), value(2)
+    said = [
+        {NUM_EXAMPLES: 4, BaselineKey.MASSES: [3.0, 1.0, 0.0],
+         BaselineKey.ACCURACIES: [0.5, 0.25, 0.0]},
+        {NUM_EXAMPLES: 4, BaselineKey.MASSES: [1.0, 0.0, 0.0],
+         BaselineKey.ACCURACIES: [1.0, 0.0, 0.0]},
+    ]  # fmt: skip
+    found = round_of(
+        strategy,
+        2,
+        {i: ({"trunk.w": x, "expert.0.w": x, "expert.1.w": x}, said[i])
+         for i, x in enumerate((a, b))},
+    )  # fmt: skip
+    np.testing.assert_allclose(found["expert.0.w"], (3 * a + b) / 4, rtol=1e-6)  # by use
+    np.testing.assert_array_equal(found["expert.1.w"], a)
+    np.testing.assert_allclose(found["trunk.w"], (a + b) / 2, rtol=1e-6)  # by samples
+    np.testing.assert_allclose(
+        strategy.scores[1], [0.7 * 0.9 + 0.3 * 0.5, 0.7 * 0.8 + 0.3 * 0.25, 0.1]
+    )
+    np.testing.assert_allclose(strategy.scores[2], [0.7 * 0.9 + 0.3, 0.8, 0.1])
+    other = FlexExperts(3, 2, lo=0, hi=2)
+    other.load_state(strategy.state())
+    assert other.assign([1, 2, 3], 2) == strategy.assign([1, 2, 3], 2)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({}, "'masses' is missing"),
+        ({BaselineKey.MASSES: [1.0, 1.0, 0.0]}, "'expert-accuracies' is missing"),
+        ({BaselineKey.MASSES: [1.0, -1.0, 0.0]}, "masses are"),
+        ({BaselineKey.MASSES: [1.0, 0.0, 0.0], BaselineKey.ACCURACIES: [1.5, 0.0, 0.0]},
+         "at most 1"),
+        ({BaselineKey.MASSES: [1.0, 0.0, 0.0], BaselineKey.ACCURACIES: [float("nan"), 0.0, 0.0]},
+         "expert-accuracies are"),
+        ({BaselineKey.MASSES: [1.0, 0.0, 0.0], BaselineKey.ACCURACIES: [1.0]}, "3 finite numbers"),
+    ],
+)  # fmt: skip
+def test_a_bad_reply_teaches_nothing(metrics: dict[str, Any], told: str) -> None:
+    strategy = FlexExperts(3, 3)
+    good = {NUM_EXAMPLES: 1, BaselineKey.MASSES: [1.0, 0.0, 0.0],
+            BaselineKey.ACCURACIES: [0.5, 0.0, 0.0]}  # fmt: skip
+    arrays = {name: value(3) for name in NAMES}
+    round_of(strategy, 2, {0: (arrays, {NUM_EXAMPLES: 1, **metrics}), 1: (arrays, good)})
+    (failure,) = strategy.last_exchange.failures
+    assert re.search(told, failure["reason"])
+    assert strategy.scores.keys() == {2}
+
+
+def test_bounds_that_nobody_can_meet_are_named_before_a_run() -> None:
+    config = Config.parse(
+        {"run.system": "flex-moe", "baseline.experts": 4, "baseline.held": 1, "baseline.lo": 2,
+         "baseline.hi": 3, "data.num-clients": 4, "data.train-per-client": 40}
+    )  # fmt: skip
+    data = configured_images(config)
+    shares = configured_partition(config, data, num_clients=4)
+    with pytest.raises(ConfigError, match=r"expert 0.*nearest feasible bounds"):
+        rehearse(config, data, shares)
