@@ -36,7 +36,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.config.section import NamesOrOwn
 from nmoe_flower.own_code import FORM
 from nmoe_flower.recipes import packaged_studies
-from nmoe_flower.report import write_page
+from nmoe_flower.report.html import write_page
 from nmoe_flower.study import Study, findings_of, write_webpage
 
 ROOT = Path(__file__).resolve().parent.parent

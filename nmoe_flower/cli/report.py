@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(args: argparse.Namespace) -> int:
-    from nmoe_flower.report import write_page, write_report
+    from nmoe_flower.report import write_report
+    from nmoe_flower.report.html import write_page
 
     written = []
     if args.out or not args.html:

@@ -9,7 +9,6 @@ from nmoe_flower.report.alignment import (
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.estimates import Estimate, differences, estimate
 from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
-from nmoe_flower.report.html import write_page
 from nmoe_flower.report.paper import is_papers_setting, paper_cell, paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
@@ -63,6 +62,5 @@ __all__ = [
     "test_label",
     "to_csv",
     "to_markdown",
-    "write_page",
     "write_report",
 ]

@@ -16,7 +16,7 @@ import pytest
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_json, write_text
 from nmoe_flower.recipes import find_study
-from nmoe_flower.report import write_page
+from nmoe_flower.report.html import write_page
 from nmoe_flower.report.html.charts import heat_map
 from nmoe_flower.report.html.page import to_html
 from nmoe_flower.report.html.parts import (

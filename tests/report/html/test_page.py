@@ -13,7 +13,8 @@ import pytest
 
 from nmoe_flower import cli
 from nmoe_flower.config import Config
-from nmoe_flower.report import load_runs, write_page
+from nmoe_flower.report import load_runs
+from nmoe_flower.report.html import write_page
 from nmoe_flower.report.html.command import command_of
 from nmoe_flower.report.html.of_runs import page_of_runs
 from nmoe_flower.report.html.page import to_html
