@@ -62,6 +62,7 @@ class GateEntry:
         holdout: Each device makes it of the experts' answers to its hold-out.
         solved: The trainer reads sums over latents, and no expert's answers.
         owners: It is told whose each sample of a test is, which the scheme ``natural`` knows.
+        answers: It looks at the experts' answers before it chooses one.
         usual: It is among ``gate.methods`` unless these are named.
         of_text: It can route text, too.
         frequencies: It needs how often each client's text has each token, which leaves for it.
@@ -78,6 +79,7 @@ class GateEntry:
     holdout: bool = False
     solved: bool = False
     owners: bool = False
+    answers: bool = False
     usual: bool = True
     of_text: bool = False
     frequencies: bool = False
@@ -118,7 +120,11 @@ GATES = {
         of_text=True,
     ),
     "oracle": GateEntry(
-        router="nmoe_flower.models:OracleGate", upper_bound=True, plain=True, of_text=True
+        router="nmoe_flower.models:OracleGate",
+        upper_bound=True,
+        plain=True,
+        answers=True,
+        of_text=True,
     ),
 }
 

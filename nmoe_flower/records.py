@@ -17,6 +17,7 @@ __all__ = [
     "ANSWERS",
     "ARRAYS",
     "CENTRALIZED",
+    "CHOSEN",
     "CONFIG",
     "CORRELATION",
     "EXPERT",
@@ -42,6 +43,7 @@ __all__ = [
     "RIDGE",
     "SERVER_ROUND",
     "SHARED",
+    "SHORTLIST",
     "STANDARD",
     "STANDARD_PART",
     "STATISTICS",
@@ -50,6 +52,7 @@ __all__ = [
     "Action",
     "AlignmentKey",
     "BaselineKey",
+    "ChosenKey",
     "ControlKey",
     "CorrelationKey",
     "ExpertKey",
@@ -57,6 +60,7 @@ __all__ = [
     "HoldingKey",
     "PooledKey",
     "Score",
+    "ShortlistKey",
     "StatisticsKey",
     "StepKey",
     "SumsKey",
@@ -101,6 +105,7 @@ PARAMETERS = "parameters"  # how many numbers the client's expert has, up
 # Further records of a message, and the groups of those names that a client keeps.
 ANSWERS = "answers"  # both ways: what experts say to latents, by split
 POOLED_HEAD = "pooled-head"  # up: what the pooled head says to the test images; see ControlKey
+CHOSEN = "chosen"  # up: which latents of the tests go to whom; down: the answers; see ChosenKey
 CENTRALIZED = "centralized"  # up: what the central mixture says to the test images; see ControlKey
 CORRELATION = "correlation"  # both ways: see CorrelationKey
 EXPERT = "expert"  # up: an expert's weights; down: everybody's, as <partition>/<name>
@@ -109,10 +114,11 @@ HEAD = "head"  # up: the initial head; down, in front of a name: head/<name>
 HOLDOUT = "holdout"  # in latents and answers, beside the tests: what the gate learns from
 LATENTS = "latents"  # both ways: latents of images, by split
 POOLED = "pooled"  # both ways: everybody's hold-out; see PooledKey
-PROTOTYPE = "prototype"  # up: a client's mean latent
+PROTOTYPE = "prototype"  # up: a client's mean latent, plain or normalised
 PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
 RIDGE = "ridge"  # down, in front of a name: ridge/<name>, the head solved from sums
 SHARED = "shared"  # down: adapters of all clients, as <name>/<part>
+SHORTLIST = "shortlist"  # down: whose answers a client learns the gate from; see ShortlistKey
 STANDARD = "standard"  # kept: how latents are standardised while adapters are trained
 STANDARD_PART = "extractor.standard."  # down, in front of a name: that, as a part of the extractor
 STATISTICS = "statistics"  # up: see StatisticsKey
@@ -168,6 +174,7 @@ class Action(StrEnum):
     POOL = "query.pool", "gate:pool"
     POOLED = "train.pooled", "gate:train_pooled"
     # after it
+    CHOOSE = "query.choices", "asking:choose"
     CONTROL = "train.control", "control:train"
     ROUTE = "evaluate.route", "evaluate:route"
     # the second system
@@ -222,17 +229,36 @@ class ExpertKey(_Key):
     """Arrays of stage 2 in their records."""
 
     MEAN = "mean"  # up, in PROTOTYPE: the mean latent of a client, [D]
+    NORMAL_MEAN = "normal-mean"  # up, in PROTOTYPE: that of its normalised latents, [D]
     LATENTS = "latents"  # down, in LATENTS: everybody's latents, [N, D]
     LOGITS = "logits"  # up, in ANSWERS: what one expert says to them, [N, C]
     VALIDATION = "validation"  # both ways, beside them: the same for validation images, if any
+
+
+class ShortlistKey(_Key):
+    """Arrays of SHORTLIST: S experts of all, the client's own first."""
+
+    EXPERTS = "experts"  # their ids, [S]
+    LOG_WEIGHTS = "log-weights"  # minus the log of how likely each was to be on the list, [S]
+
+
+class ChosenKey(_Key):
+    """Arrays of CHOSEN: P pairs of a latent and an expert that a gate sends it to."""
+
+    LATENTS = "latents"  # up: those of all tests that go anywhere, [N, D]
+    ROWS = "rows"  # up: which of them, [P]
+    EXPERTS = "experts"  # up: to whom, [P]
+    LOGITS = "logits"  # down: what they say, [P, C]
 
 
 class PooledKey(_Key):
     """Arrays of POOLED, both ways: N rows of one client, then of all."""
 
     LATENTS = "latents"  # [N, D]
-    ANSWERS = "answers"  # logits of every expert, [N, E, C]
+    ANSWERS = "answers"  # logits of every expert, or of a shortlist, [N, E, C]
     LABELS = "labels"  # [N]
+    EXPERTS = "experts"  # whose answers these are, if of a shortlist, [N, E]
+    LOG_WEIGHTS = "log-weights"  # as in ShortlistKey, [N, E]
 
 
 class ControlKey(_Key):

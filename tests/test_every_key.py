@@ -197,6 +197,11 @@ ROWS: dict[str, list[str]] = {
     "gate.normalise-gradient": SWITCH,
     "gate.holdout": ["0", "1", "-0.1"],
     "gate.folds": ["-1", "1"],
+    "gate.shortlist": ["-1", "1.5", "some", "2|gate.top-k=3 data.num-clients=4"],
+    "gate.start": [
+        *CHOICE, "prototypes|gate.hidden=4",
+        "prototypes|expert.sharing=none gate.methods=local", f"prototypes|{ALIGNMENT}",
+    ],
     "gate.keep": SHARE_ABOVE_0,
     "gate.rolling": CHOICE,
     "gate.cycles": BELOW_1,

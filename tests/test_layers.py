@@ -42,6 +42,7 @@ ROWS = [
         "metrics",
         "text_metrics",
         "representation",
+        "shortlists",
         "alignment",
     },
     {"training"},

@@ -9,36 +9,28 @@ from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from nmoe_flower import metrics, records
-from nmoe_flower.catalogue import GATES, found
+from nmoe_flower.clients.asking import asked_site, own_logits, router_of, site_of
 from nmoe_flower.clients.control import LOCAL_CLASSIFIER, central_rows
 from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.errors import ReplyError
 from nmoe_flower.models import (
+    AskedExperts,
     CachedExperts,
-    GateSite,
+    ExpertPool,
     NMoE,
-    Router,
     choose_prior,
     correct,
     em_prior,
-    own_gate,
-    trained_gate,
-    with_home_bias,
 )
-from nmoe_flower.own_code import is_own
 from nmoe_flower.records import (
-    ANSWERS,
     ARRAYS,
     CENTRALIZED,
-    EXPERT,
-    GATE,
+    CHOSEN,
     HEAD,
-    HOLDOUT,
     LATENTS,
     NUM_EXAMPLES,
     POOLED_HEAD,
-    PROTOTYPES,
     RIDGE,
+    ChosenKey,
     ControlKey,
     Score,
 )
@@ -67,15 +59,20 @@ class MethodAnswers:
 
 
 def route(message: Message, context: Context) -> Message:
-    """Evaluate all methods; metrics are named ``<method>/<test>/<metric>``."""
+    """Evaluate all methods; metrics are named ``<method>/<test>/<metric>``.
+
+    With a shortlist it has routed before, and the message brings what it asked for then.
+    """
     device = device_of(context)
-    received = records.to_numpy(message.content.array_records[ARRAYS])
+    content = message.content.array_records
+    received = records.to_numpy(content[ARRAYS])
+    told = records.to_numpy(content[CHOSEN])[ChosenKey.LOGITS] if CHOSEN in content else None
     device.keep_gates(received)
     controls = str(records.config_of(message).get(ControlKey.CONTROLS, "")).split(",")
     results: dict[str, float | list[float]] = {NUM_EXAMPLES: len(device.train_labels)}
     for test in device.config.data.tests:
         labels = device.store.load(LATENTS)[f"{test}-labels"]
-        for answered in _all_methods(device, received, controls, test):
+        for answered in _all_methods(device, received, controls, test, told):
             routed = _routed(device, answered.expert_ids)
             for suffix, probabilities in _with_prior(device, answered):
                 scores = _scores(probabilities, labels) | routed
@@ -92,70 +89,41 @@ def route(message: Message, context: Context) -> Message:
 
 
 def _all_methods(
-    device: Device, received: Arrays, controls: list[str], test: str
+    device: Device, received: Arrays, controls: list[str], test: str, told: np.ndarray | None
 ) -> Iterator[MethodAnswers]:
     latents = torch.from_numpy(np.array(device.store.load(LATENTS)[test]))
     if device.config.expert.sharing == "none":
         yield _own_expert(device, latents)
-        yield from _controls(device, received, controls, test, latents)
-        return
-    site = _site(device, received, test)
-    pool = CachedExperts(site.answers)
+    else:
+        yield from _mixtures(device, received, test, latents, told)
+    yield from _controls(device, received, controls, test, latents)
+
+
+def _mixtures(
+    device: Device, received: Arrays, test: str, latents: Tensor, told: np.ndarray | None
+) -> Iterator[MethodAnswers]:
+    pool: ExpertPool
+    if told is None:
+        site = site_of(device, received, test)
+        assert site.answers is not None
+        pool = CachedExperts(site.answers)
+    else:
+        site = asked_site(device, test, told)
+        assert site.answers is not None
+        assert site.asked is not None
+        pool = AskedExperts(site.asked, site.answers)
     for method in device.config.gate.methods:
-        router = with_home_bias(
-            _router(device, method, received, site), site.own_id, site.settings.home_bias
-        )
+        router = router_of(device, method, received, site, test, routed=told is not None)
         mixture = NMoE(nn.Identity(), router, pool)
         noise = generator(device.seed("evaluate", method, test))
         with torch.inference_mode():
             prediction = mixture.mixture(latents, generator=noise)
         ids = prediction.routing.expert_ids.numpy()
         yield MethodAnswers(method, prediction.probabilities, ids)
-    yield from _controls(device, received, controls, test, latents)
-
-
-def _site(device: Device, received: Arrays, test: str) -> GateSite:
-    means, owners = received.get(PROTOTYPES), device.owners(test)
-    answers, latents = device.store.load(ANSWERS), device.store.load(LATENTS)
-    return GateSite(
-        own_id=device.partition,
-        num_experts=device.num_clients,
-        settings=device.config.gate,
-        prototypes=None if means is None else torch.from_numpy(np.array(means)),
-        answers=torch.from_numpy(np.array(answers[test])),
-        labels=torch.from_numpy(np.array(latents[f"{test}-labels"])),
-        holdout_answers=torch.from_numpy(np.array(answers[HOLDOUT])),
-        holdout_labels=torch.from_numpy(np.array(latents["holdout-labels"])),
-        owners=None if owners is None else torch.from_numpy(owners),
-    )
-
-
-def _router(device: Device, method: str, received: Arrays, site: GateSite) -> Router:
-    if is_own(method):
-        return own_gate(
-            method,
-            own_id=site.own_id,
-            num_experts=site.num_experts,
-            latent_dim=device.store.load(LATENTS)["train"].shape[1],
-            top_k=site.settings.top_k,
-        )
-    if router := GATES[method].router:
-        built: Router = found(router).at(site)
-        return built
-    state = records.part_of(received, f"{GATE}/{method}/")
-    if not state:
-        raise ReplyError(f"the weights of the gate {method!r} did not come with the message")
-    latent_dim = device.store.load(LATENTS)["train"].shape[1]
-    gate = trained_gate(device.config, latent_dim, state, num_experts=device.num_clients).eval()
-    records.load_into(gate.state_dict(), state)
-    return gate
 
 
 def _own_expert(device: Device, latents: Tensor) -> MethodAnswers:
-    expert = device.expert(latents.shape[1]).cpu().eval()
-    records.load_into(expert.state_dict(), device.store.load(EXPERT))
-    with torch.inference_mode():
-        probabilities = expert(latents).softmax(dim=1)
+    probabilities = own_logits(device, latents).softmax(dim=1)
     return MethodAnswers("local", probabilities, np.full((len(latents), 1), device.partition))
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of, latents_of, received_classifier
-from nmoe_flower.models import Classifier, Expert
+from nmoe_flower.models import Classifier, Expert, normal_mean
 from nmoe_flower.records import (
     ANSWERS,
     EXPERT,
@@ -20,7 +20,9 @@ from nmoe_flower.records import (
     NUM_EXAMPLES,
     PARAMETERS,
     PROTOTYPE,
+    SHORTLIST,
     ExpertKey,
+    ShortlistKey,
 )
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import batch_indices, fit
@@ -34,7 +36,8 @@ def train(message: Message, context: Context) -> Message:
     """Train the expert on the latents of the received extractor, keep both at home.
 
     What leaves depends on ``expert.sharing``: the expert's weights, the latents of the hold-out and
-    test images, or nothing; and the mean latent, if the prototype gate asks for it.
+    test images (with shortlists of the hold-out alone), or nothing; and the mean latent, for the
+    prototype gate, and that of the normalised latents, for shortlists.
     """
     device = device_of(context)
     network, received = received_classifier(device, message)
@@ -50,9 +53,14 @@ def train(message: Message, context: Context) -> Message:
     if config.expert.sharing == "weights":
         arrays[EXPERT] = records.from_numpy(state)
     elif config.expert.sharing == "latents":
-        arrays[LATENTS] = records.from_numpy({name: latents[name] for name in _splits(device)})
+        arrays[LATENTS] = records.from_numpy({name: latents[name] for name in _leaving(device)})
+    means: dict[str, np.ndarray] = {}
     if config.gate.asks_prototypes:
-        arrays[PROTOTYPE] = records.from_numpy({ExpertKey.MEAN: latents["train"].mean(axis=0)})
+        means[ExpertKey.MEAN] = latents["train"].mean(axis=0)
+    if config.asks_normal_means:
+        means[ExpertKey.NORMAL_MEAN] = normal_mean(torch.from_numpy(latents["train"])).numpy()
+    if means:
+        arrays[PROTOTYPE] = records.from_numpy(means)
     return records.reply(
         message,
         metrics={
@@ -85,18 +93,28 @@ def keep_answers(message: Message, context: Context) -> Message:
     """Keep what every expert says to this client's latents: logits [N, E, C] per split.
 
     The message carries the experts' weights, or (if experts stay at home) their finished answers.
+    If it carries a shortlist, these are of the experts on it, in its order.
     """
     device = device_of(context)
     content = message.content.array_records
+    own = device.partition
+    if SHORTLIST in content:
+        device.store.save(SHORTLIST, records.to_numpy(content[SHORTLIST]))
+        own = 0  # a client is first on its own list
+    else:
+        device.store.drop(SHORTLIST)
     if ANSWERS in content:
         kept = records.to_numpy(content[ANSWERS])
     else:
         latents = device.store.load(LATENTS)
-        logits = [_all_splits(device, state, latents) for state in _experts(content[EXPERT])]
+        states = _experts(content[EXPERT])
+        shortlist = device.shortlist()
+        order = sorted(states) if shortlist is None else shortlist[ShortlistKey.EXPERTS].tolist()
+        logits = [_all_splits(device, states[expert], latents) for expert in order]
         kept = {name: np.stack([one[name] for one in logits], axis=1) for name in _splits(device)}
     kept = {name: np.array(value) for name, value in kept.items()}
     if device.config.gate.folds:
-        kept[HOLDOUT][:, device.partition] = device.store.load(OUT_OF_FOLD)[ExpertKey.LOGITS]
+        kept[HOLDOUT][:, own] = device.store.load(OUT_OF_FOLD)[ExpertKey.LOGITS]
     device.store.save(ANSWERS, kept)
     return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 
@@ -106,13 +124,18 @@ def _splits(device: Device) -> tuple[str, ...]:
     return (HOLDOUT, *device.config.data.tests)
 
 
-def _experts(record: ArrayRecord) -> list[dict[str, np.ndarray]]:
-    """Split ``{"3/layers.0.weight": ...}`` into one state per expert, in id order."""
+def _leaving(device: Device) -> tuple[str, ...]:
+    """Which latents of this client leave it in stage 2, where experts stay at home."""
+    return (HOLDOUT,) if device.config.has_shortlists else _splits(device)
+
+
+def _experts(record: ArrayRecord) -> dict[int, dict[str, np.ndarray]]:
+    """Split ``{"3/layers.0.weight": ...}`` into one state per expert, by its id."""
     states: dict[int, dict[str, np.ndarray]] = {}
     for key, value in records.to_numpy(record).items():
         expert_id, _, name = key.partition("/")
         states.setdefault(int(expert_id), {})[name] = value
-    return [states[expert_id] for expert_id in sorted(states)]
+    return states
 
 
 def _all_splits(

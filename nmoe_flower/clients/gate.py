@@ -1,6 +1,7 @@
 """Stage 3 at the client: train the shared gate on cached latents and answers."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.losses import load_balance, objective_of, pseudo_client_targets
 from nmoe_flower.models import Gate
+from nmoe_flower.own_code import is_own
 from nmoe_flower.records import (
     ANSWERS,
     ARRAYS,
@@ -22,6 +24,7 @@ from nmoe_flower.records import (
     POOLED,
     SERVER_ROUND,
     PooledKey,
+    ShortlistKey,
 )
 from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
 
@@ -38,12 +41,18 @@ Loss = Callable[[Tensor], Tensor]  # indices of a batch -> scalar
 
 
 def train(message: Message, context: Context) -> Message:
-    """FedGate: a few steps on this client's hold-out, with every expert frozen."""
+    """FedGate: a few steps on this client's hold-out, with every expert frozen.
+
+    With a shortlist the message holds the gate's rows for the experts on it, in its order.
+    """
     device = device_of(context)
     latents, answers = device.store.load(LATENTS), device.store.load(ANSWERS)
-    gate = _received(device, message, latents["holdout"].shape[1])
     rows = (latents["holdout"], answers["holdout"], latents["holdout-labels"])
-    objective = _objective(device, gate, rows, message)
+    gate = _received(device, message, rows[0].shape[1], num_experts=rows[1].shape[1])
+    weights = None
+    if shortlist := device.shortlist():
+        weights = np.broadcast_to(shortlist[ShortlistKey.LOG_WEIGHTS], rows[1].shape[:2])
+    objective = _objective(device, gate, rows, message, log_weights=weights)
     result = take_steps(device, gate, objective, len(rows[0]), message)
     return _reply(message, gate, len(latents["holdout"]), result)
 
@@ -81,6 +90,10 @@ def pool(message: Message, context: Context) -> Message:
         PooledKey.ANSWERS: answers["holdout"],
         PooledKey.LABELS: latents["holdout-labels"],
     }
+    if shortlist := device.shortlist():
+        every = (len(latents["holdout"]), 1)
+        pooled[PooledKey.EXPERTS] = np.tile(shortlist[ShortlistKey.EXPERTS], every)
+        pooled[PooledKey.LOG_WEIGHTS] = np.tile(shortlist[ShortlistKey.LOG_WEIGHTS], every)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(pooled[PooledKey.LABELS])},
@@ -95,7 +108,14 @@ def train_pooled(message: Message, context: Context) -> Message:
     settings = device.config.gate
     gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1])
     rows = (pooled[PooledKey.LATENTS], pooled[PooledKey.ANSWERS], pooled[PooledKey.LABELS])
-    objective = _objective(device, gate, rows, message)
+    objective = _objective(
+        device,
+        gate,
+        rows,
+        message,
+        log_weights=pooled.get(PooledKey.LOG_WEIGHTS),
+        experts=pooled.get(PooledKey.EXPERTS),
+    )
     result = take_steps(
         device,
         gate,
@@ -128,8 +148,10 @@ def _noise(device: Device, message: Message) -> torch.Generator:
     return generator(device.seed("gate-noise", _round(message)), device.torch_device)
 
 
-def _received(device: Device, message: Message, latent_dim: int) -> Gate:
-    gate = device.gate(latent_dim)
+def _received(
+    device: Device, message: Message, latent_dim: int, *, num_experts: int | None = None
+) -> Gate:
+    gate = device.gate(latent_dim, num_experts=num_experts)
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     records.load_into(gate.state_dict(), arrays)
     return gate
@@ -144,36 +166,69 @@ def _reply(message: Message, gate: Gate, size: int, result: FitResult) -> Messag
 
 
 def _objective(
-    device: Device, gate: Gate, cached: tuple[np.ndarray, np.ndarray, np.ndarray], message: Message
+    device: Device,
+    gate: Gate,
+    cached: tuple[np.ndarray, np.ndarray, np.ndarray],
+    message: Message,
+    *,
+    log_weights: np.ndarray | None = None,
+    experts: np.ndarray | None = None,
 ) -> Loss:
-    """The configured objective over cached latents [N, D], answers [N, E, C] and labels [N]."""
+    """The configured objective over cached latents [N, D], answers [N, E, C] and labels [N].
+
+    Args:
+        device: The client.
+        gate: Scores E experts, or more of which ``experts`` names E per row.
+        cached: Latents, answers, labels.
+        message: Names the round.
+        log_weights: Weights of the E experts of a shortlist, [N, E], as in `losses.gating`.
+        experts: Ids of those who gave the answers, [N, E]; None: in the order of the scores.
+    """
     rows, logits, truth = (
         torch.from_numpy(np.array(value)).to(device.torch_device) for value in cached
+    )
+    weights, ids = (
+        None if value is None else torch.from_numpy(np.array(value)).to(device.torch_device)
+        for value in (log_weights, experts)
     )
     objective, noise = configured_objective(device), _noise(device, message)
 
     def loss(chosen: Tensor) -> Tensor:
-        return objective(gate(rows[chosen], generator=noise), logits[chosen], truth[chosen])
+        scores = gate(rows[chosen], generator=noise)
+        if ids is not None:
+            scores = scores.gather(1, ids[chosen])
+        return objective(
+            scores, logits[chosen], truth[chosen], None if weights is None else weights[chosen]
+        )
 
     return loss
 
 
-def configured_objective(device: Device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def configured_objective(device: Device) -> Callable[..., Tensor]:
     """What the gate minimises, of scores [B, E], experts' logits [B, E, C] and labels [B].
+
+    A fourth argument weighs experts of a shortlist, [B, E], as in `nmoe_flower.losses.gating`.
 
     Args:
         device: The client.
     """
     settings = device.config.gate
-    options: dict[str, float | int] = {}
+    options: dict[str, Any] = {}
     if settings.objective == "distill":
         options["temperature"] = settings.temperature
     elif settings.objective == "straight-through":
         options["top_k"] = settings.top_k
     objective = objective_of(settings.objective)
 
-    def value(scores: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        found = objective(scores, logits, labels, **options)
+    def value(
+        scores: Tensor, logits: Tensor, labels: Tensor, log_weights: Tensor | None = None
+    ) -> Tensor:
+        if log_weights is None:
+            found = objective(scores, logits, labels, **options)
+        elif is_own(settings.objective):
+            found = objective(scores + log_weights, logits, labels)
+        else:
+            found = objective(scores, logits, labels, log_weights=log_weights, **options)
         if settings.balance:
             found = found + settings.balance * load_balance(scores.softmax(dim=1))
         return found

@@ -40,6 +40,17 @@ class GateConfig(Section):
     temperature: float = Field(1.0, gt=0, description="of the distilled targets")
     balance: float = Field(0.0, ge=0, description="weight of the load-balance loss")
     normalise_gradient: bool = Field(True, description="every gradient has norm 1")
+    shortlist: int = Field(
+        16,
+        ge=0,
+        description="experts that a client learns the gate from: its own, the nearest, some at "
+        "random; 0, or no fewer than there are: all",
+    )
+    start: Literal["auto", "zero", "prototypes"] = Field(
+        "auto",
+        description="where FedGate starts: uniform, or knowing clients by the means of their "
+        "normalised latents; auto: the latter where there are shortlists and the gate is linear",
+    )
     holdout: float = Field(0.2, gt=0, lt=1, description="share of the training images")
     folds: int = Field(
         0, ge=0, description="2 or more: cross-fit, so that gate and expert train on everything"

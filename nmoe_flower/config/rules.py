@@ -50,6 +50,24 @@ def _parts_fit_together(config: "Config") -> None:
             f"gate.distribution has {len(config.gate.distribution)} entries for {clients} "
             f"experts, got {', '.join(map(str, config.gate.distribution))}"
         )
+    if config.gate.start == "prototypes" and config.gate.hidden:
+        raise ValueError(
+            "gate.start = prototypes is for a linear gate, got gate.hidden = "
+            f"{config.gate.hidden}: allowed: gate.hidden = 0, or gate.start = zero"
+        )
+    unshared = config.expert.sharing == "none"
+    if config.gate.start == "prototypes" and (unshared or config.run.system != "networked"):
+        why = "expert.sharing = none" if unshared else f"run.system = {config.run.system}"
+        raise ValueError(
+            f"gate.start = prototypes is where FedGate starts on latents, got {why}: allowed: "
+            "gate.start = auto"
+        )
+    if config.has_shortlists and config.gate.top_k > config.gate.shortlist:
+        raise ValueError(
+            f"gate.top-k is {config.gate.top_k} and gate.shortlist only {config.gate.shortlist}: "
+            "a gate learns to ask as many as a client knows; allowed: 0 (all), or "
+            f"{config.gate.top_k} and more"
+        )
     experts = config.alignment.experts or clients
     if config.run.system == "aligned" and config.alignment.top_k > experts:
         raise ValueError(

@@ -144,6 +144,27 @@ class Config(Section):
         """Whether sums over the latents of the given backbone are where adapters begin."""
         return self.extractor.is_adapted and self.head.standardise
 
+    @property
+    def has_shortlists(self) -> bool:
+        """Whether clients learn the gate from some of the experts: more than ``gate.shortlist``."""
+        exchanged = self.run.system == "networked" and self.expert.sharing != "none"
+        return exchanged and 0 < self.gate.shortlist < self.data.num_clients
+
+    @property
+    def starts_at_prototypes(self) -> bool:
+        """Whether FedGate starts from the means of the clients' normalised latents."""
+        if "federated" not in self.gate.methods or self.run.system != "networked":
+            return False
+        linear = self.gate.hidden == 0
+        return self.gate.start == "prototypes" or (
+            self.gate.start == "auto" and self.has_shortlists and linear
+        )
+
+    @property
+    def asks_normal_means(self) -> bool:
+        """Whether the mean of every client's normalised latents leaves it, for stage 3."""
+        return self.has_shortlists or self.starts_at_prototypes
+
     def flat(self) -> dict[str, Scalar]:
         """The dotted form with scalar values only: Flower's run config.
 

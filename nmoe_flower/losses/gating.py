@@ -3,6 +3,18 @@
 All take gate scores [B, E], expert logits [B, E, C] and labels [B], and return the batch mean. The
 paper's Softmax(Topk(v, 1)) is the constant 1, so it gives the gate no gradient. Each objective
 here is a way around that; at inference the gate routes to its top-k all the same.
+
+**Some experts for all.** With ``log_weights`` the E experts are a shortlist S of N, and the value
+estimates that of all N. Expert i is on the shortlist with probability q_i > 0 (its own and the
+nearest ones have q_i = 1), and w_i = 1 / q_i, so that for any numbers x_i
+
+    E[sum_{i in S} w_i x_i] = sum_i q_i w_i x_i = sum_{i <= N} x_i     (Horvitz and Thompson, 1952).
+
+Every sum over experts in an objective is replaced by that estimate. In the likelihood of the
+mixture, log sum_i e^{s_i} l_i - log sum_i e^{s_i}, both sums are; as w_i e^{s_i} = e^{s_i + log
+w_i}, that is the same objective on scores to which log w_i is added, the correction of sampled
+softmax (Bengio and Senecal, 2008). The sums are unbiased; their logarithms are not, by half their
+relative variances, which falls as 1 / S. If all w_i are 1 nothing is changed, to the last bit.
 """
 
 from collections.abc import Callable
@@ -28,53 +40,77 @@ __all__ = [
 ]
 
 
-def dense_mixture(scores: Tensor, expert_logits: Tensor, labels: Tensor) -> Tensor:
+def dense_mixture(
+    scores: Tensor, expert_logits: Tensor, labels: Tensor, *, log_weights: Tensor | None = None
+) -> Tensor:
     """Likelihood of the mixture of all experts: -log sum_i p_i softmax(H_i)_y.
 
     Its gradient on the scores is p - r, where r_i is the responsibility of expert i as in EM.
+    ``log_weights``, [E] or [B, E], makes it that of all experts of whom these were sampled.
 
     >>> two = torch.tensor([[[0.0, 0.0], [9e9, 0.0]]])  # the second expert is sure and wrong
     >>> loss = dense_mixture(torch.zeros(1, 2), two, torch.tensor([1]))
     >>> round(float(loss.exp()), 4)  # 1 / (.5 * .5)
     4.0
     """
+    if log_weights is not None:
+        scores = scores + log_weights
     return -(scores.log_softmax(dim=1) + _log_likelihood(expert_logits, labels)).logsumexp(1).mean()
 
 
 def oracle_distillation(
-    scores: Tensor, expert_logits: Tensor, labels: Tensor, *, temperature: float = 1.0
+    scores: Tensor,
+    expert_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    log_weights: Tensor | None = None,
 ) -> Tensor:
     """KL(t || p) from targets t_i proportional to exp(-CE_i / temperature).
 
     A low temperature asks for the best expert only, a high one for all that do well.
+    ``log_weights`` as in `dense_mixture`: sum_i w_i t_i (log t_i - log p_i), w in both norms.
 
     Raises:
         ConfigError: ``temperature`` is not positive.
     """
     if not temperature > 0:
         raise ConfigError(f"temperature must be positive, got {temperature}")
-    targets = (_log_likelihood(expert_logits, labels) / temperature).log_softmax(dim=1)
+    logits = _log_likelihood(expert_logits, labels) / temperature
+    if log_weights is not None:  # KL of w t and w p: between the two the weights cancel
+        logits, scores = logits + log_weights, scores + log_weights
+    targets = logits.log_softmax(dim=1)
     return F.kl_div(scores.log_softmax(1), targets, reduction="batchmean", log_target=True)
 
 
-def switch_top1(scores: Tensor, expert_logits: Tensor, labels: Tensor) -> Tensor:
+def switch_top1(
+    scores: Tensor, expert_logits: Tensor, labels: Tensor, *, log_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of p_i H_i for the best-scored expert i (Fedus et al., 2021, Eq. 2).
 
     The softmax comes before the choice, so p_i keeps a gradient: up where H_i helps, down where it
-    misleads.
+    misleads. With ``log_weights`` the best is that of the shortlist, and p_i is what it would have
+    among all experts, as estimated.
     """
     chosen = scores.argmax(dim=1, keepdim=True)
     logits = expert_logits.take_along_dim(chosen[:, :, None], dim=1)[:, 0]
-    return F.cross_entropy(scores.softmax(dim=1).gather(1, chosen) * logits, labels)
+    return F.cross_entropy(_shares(scores, log_weights).gather(1, chosen) * logits, labels)
 
 
 def straight_through(
-    scores: Tensor, expert_logits: Tensor, labels: Tensor, *, top_k: int = 1, floor: float = 1e-3
+    scores: Tensor,
+    expert_logits: Tensor,
+    labels: Tensor,
+    *,
+    top_k: int = 1,
+    floor: float = 1e-3,
+    log_weights: Tensor | None = None,
 ) -> Tensor:
     """Mixture likelihood with hard top-k weights forward and the full softmax backward.
 
     The gradient divides by the likelihood of the chosen experts, which has no lower bound. So each
-    expert's probability of the true class counts as at least ``floor``.
+    expert's probability of the true class counts as at least ``floor``. With ``log_weights`` the
+    best are those of the shortlist, and the softmax backward is over all experts, as estimated.
 
     Raises:
         ConfigError: ``top_k`` is not in 1..E, or ``floor`` not in (0, 1).
@@ -85,7 +121,9 @@ def straight_through(
         )
     if not 0 < floor < 1:
         raise ConfigError(f"floor must be between 0 and 1, got {floor}")
-    soft = scores.softmax(dim=1)
+    soft = _shares(scores, log_weights)
+    if log_weights is not None:
+        soft = soft * log_weights.exp()
     best = scores.detach().sort(dim=1, descending=True, stable=True)
     kept = best.values[:, :top_k].softmax(dim=1)
     hard = torch.zeros_like(soft).scatter(1, best.indices[:, :top_k], kept)
@@ -101,7 +139,8 @@ class Objective(Protocol):
         """The batch mean, a scalar with a gradient on the scores.
 
         Args:
-            scores: Scores of the gate, [B, E].
+            scores: Scores of the gate, [B, E]. Where the experts are a shortlist of more, minus
+                the log of the probability to be on it is added to each.
             expert_logits: What the frozen experts say, [B, E, C].
             labels: The true classes, [B].
         """
@@ -169,6 +208,13 @@ def pseudo_client_targets(
     steps = torch.randint(1, num_clients, (away,), generator=generator, device=generator.device)
     targets[places] = (own_id + steps) % num_clients
     return targets
+
+
+def _shares(scores: Tensor, log_weights: Tensor | None) -> Tensor:
+    """p_i [B, E] of each expert; among all of whom these were sampled, if there are weights."""
+    if log_weights is None:
+        return scores.softmax(dim=1)
+    return (scores - (scores + log_weights).logsumexp(dim=1, keepdim=True)).exp()
 
 
 def _log_likelihood(expert_logits: Tensor, labels: Tensor) -> Tensor:

@@ -32,12 +32,15 @@ from nmoe_flower.models.gate import (
     Routing,
     ScoringRouter,
     check_top_k,
+    normal_mean,
+    normalised,
     route_top_k,
     with_home_bias,
 )
 from nmoe_flower.models.given import Given, PretrainedExtractor, Wish
 from nmoe_flower.models.language import LanguageWish, OpenLM, open_language_model
 from nmoe_flower.models.nmoe import (
+    AskedExperts,
     CachedExperts,
     CentralizedMoE,
     ExpertPool,
@@ -65,6 +68,7 @@ __all__ = [
     "AdaptedExtractor",
     "AdaptedLM",
     "AlignmentMixture",
+    "AskedExperts",
     "Backbone",
     "CachedExperts",
     "CentralizedMoE",
@@ -121,6 +125,8 @@ __all__ = [
     "finished_extractor",
     "mixed",
     "mixture_weights",
+    "normal_mean",
+    "normalised",
     "open_language_model",
     "own_gate",
     "route_top_k",

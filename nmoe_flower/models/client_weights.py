@@ -91,10 +91,12 @@ class ClientWeightsGate:
 
     @classmethod
     def at(cls, site: GateSite) -> Self:
-        """The gate of one device, of what all experts say to its hold-out."""
+        """The gate of one device, of what all experts, or its shortlist, say to its hold-out."""
         if site.holdout_answers is None or site.holdout_labels is None:
             raise ConfigError("client weights need the experts' answers to a hold-out, got none")
         weights = mixture_weights(site.holdout_answers, site.holdout_labels)
+        if site.shortlist is not None:
+            weights = weights.new_zeros(site.num_experts).scatter(0, site.shortlist, weights)
         return cls(weights, top_k=site.settings.top_k)
 
     def scores(self, latents: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ __all__ = [
     "Routing",
     "ScoringRouter",
     "check_top_k",
+    "normal_mean",
+    "normalised",
     "require_generator",
     "route_top_k",
     "with_home_bias",
@@ -76,23 +78,28 @@ class GateSite:
         num_experts: Number of experts E.
         settings: The configuration's ``gate`` section, with K in ``top_k``.
         prototypes: Mean latent of every client, [E, D]; None if no configured gate asks for them.
-        answers: Logits of every expert for the test, [N, E, C].
+        answers: Logits of every expert for the test, [N, E, C]; None: not known yet.
         labels: The true classes of the test, [N]; only an upper bound may look at them.
-        holdout_answers: Logits of every expert for the device's own hold-out, [H, E, C].
+        holdout_answers: Logits of every expert for the device's own hold-out, [H, E, C]; or of
+            those on a ``shortlist``, [H, S, C].
         holdout_labels: The classes of the hold-out, [H], which are the device's own to look at.
         owners: Ids of the clients that the samples of the test belong to, [N], -1 for nobody's;
             only an upper bound may look. None if the data does not say.
+        shortlist: Ids of the S experts whose answers to the hold-out are known; None: all.
+        asked: Ids of the experts that ``answers`` are of, [N, M], -1 for none; None: all in order.
     """
 
     own_id: int
     num_experts: int
     settings: GateConfig
     prototypes: Tensor | None
-    answers: Tensor
+    answers: Tensor | None
     labels: Tensor
     holdout_answers: Tensor | None = None
     holdout_labels: Tensor | None = None
     owners: Tensor | None = None
+    shortlist: Tensor | None = None
+    asked: Tensor | None = None
 
 
 def route_top_k(scores: Tensor, top_k: int = 1) -> Routing:
@@ -125,6 +132,16 @@ def require_generator(generator: Generator | None, who: str) -> Generator:
     if generator is None:
         raise ConfigError(f"{who} draws numbers and needs a torch generator, got None")
     return generator
+
+
+def normalised(latents: Tensor) -> Tensor:
+    """Latents [B, D] as trained gates see them: a LayerNorm without parameters."""
+    return F.layer_norm(latents, latents.shape[-1:])
+
+
+def normal_mean(latents: Tensor) -> Tensor:
+    """What a device is known by: the mean [D] of its normalised latents [N, D]."""
+    return normalised(latents).mean(dim=0)
 
 
 class Gate(nn.Module):
@@ -190,7 +207,7 @@ class Gate(nn.Module):
         return scores + draws.to(scores) * F.softplus(self.noise(normal))
 
     def _normal(self, latents: Tensor) -> Tensor:
-        return F.layer_norm(latents, (self.latent_dim,))
+        return normalised(latents)
 
     def _scored(self, normal: Tensor) -> Tensor:
         scores: Tensor = self.head(normal if self.body is None else self.body(normal))
@@ -384,18 +401,22 @@ class OracleGate:
     """An upper bound: the expert that gives the true class most.
 
     Args:
-        answers: Logits of every expert, [N, E, C].
+        answers: Logits of every expert, [N, E, C]; NaN where there is no answer.
         labels: The true classes, [N].
+        asked: Ids of the experts that gave the answers, [N, E]; None: all in order.
     """
 
-    def __init__(self, answers: Tensor, labels: Tensor) -> None:
+    def __init__(self, answers: Tensor, labels: Tensor, *, asked: Tensor | None = None) -> None:
         truth = answers.softmax(dim=2).take_along_dim(labels[:, None, None], dim=2)[:, :, 0]
-        self.best = truth.argmax(dim=1, keepdim=True)
+        best = truth.nan_to_num(nan=-1.0).argmax(dim=1, keepdim=True)
+        self.best = best if asked is None else asked.gather(1, best)
 
     @classmethod
     def at(cls, site: GateSite) -> Self:
-        """The gate of one device and test."""
-        return cls(site.answers, site.labels)
+        """The gate of one device and test, among the experts that were asked."""
+        if site.answers is None:
+            raise ConfigError("an oracle needs the experts' answers to the test, got none")
+        return cls(site.answers, site.labels, asked=site.asked)
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Send the N latents [N, D] of the test, in order, to their best experts."""

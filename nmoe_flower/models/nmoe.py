@@ -15,6 +15,7 @@ from nmoe_flower.models.expert import Expert
 from nmoe_flower.models.gate import Gate, Router, Routing, route_top_k
 
 __all__ = [
+    "AskedExperts",
     "CachedExperts",
     "CentralizedMoE",
     "ExpertPool",
@@ -115,6 +116,37 @@ class CachedExperts:
                 f"{len(expert_ids)} rows of expert ids"
             )
         return self.logits.take_along_dim(expert_ids[:, :, None], dim=1)
+
+
+class AskedExperts:
+    """Answers known beforehand of some experts for each latent, asked for in the same order.
+
+    Args:
+        expert_ids: Ids of the experts that have answered, [N, M]; -1 where there is none.
+        logits: What they are, [N, M, C].
+
+    Raises:
+        ConfigError: The shapes do not fit.
+
+    >>> pool = AskedExperts(torch.tensor([[7, 2]]), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
+    >>> pool(torch.zeros(1, 8), torch.tensor([[2, 5]]))
+    tensor([[[3., 4.],
+             [nan, nan]]])
+    """
+
+    def __init__(self, expert_ids: Tensor, logits: Tensor) -> None:
+        if logits.ndim != 3 or logits.shape[:2] != expert_ids.shape:
+            raise ConfigError(
+                "answers must be [N, M, C] of experts [N, M], got shapes "
+                f"{tuple(logits.shape)} and {tuple(expert_ids.shape)}"
+            )
+        self.expert_ids, self.logits = expert_ids, logits
+
+    def __call__(self, latents: Tensor, expert_ids: Tensor) -> Tensor:
+        """Look up expert_ids [N, K]: logits [N, K, C], NaN of experts that were not asked."""
+        same = self.expert_ids[:, None, :] == expert_ids[:, :, None]
+        found = self.logits.take_along_dim(same.int().argmax(dim=2)[:, :, None], dim=1)
+        return found.where(same.any(dim=2)[:, :, None], torch.nan)
 
 
 def combine(logits: Tensor, weights: Tensor, *, mask: Tensor | None = None) -> Tensor:

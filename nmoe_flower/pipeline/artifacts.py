@@ -19,6 +19,7 @@ _GROUPS = {
     "initial_head": "head/initial/",
     "ridge": "ridge/",
     "discriminants": "discriminants/",
+    "shortlists": "shortlists/",
     "centralized": "centralized/",
     "pooled_head": "pooled-head/",
     "mixture": "mixture/",
@@ -26,7 +27,7 @@ _GROUPS = {
     "adapters": "adapters/",
     "text_standard": "text-standard/",
 }
-_GATE, _PROTOTYPES = "gate/", "prototypes"
+_GATE, _PROTOTYPES, _NORMAL_MEANS = "gate/", "prototypes", "normal-means"
 _SPECTRUM, _ACCOUNTANT = "findings/spectrum", "findings/accountant"
 _EXPERT_PARAMETERS = "parameters/expert"
 _SHARED, _RATES, _FREQUENCIES = "shared/", "findings/rates", "frequencies/text"
@@ -48,6 +49,10 @@ class Artifacts:
             sums; for stage 3.
         gates: The weights of each trained gate, by name, from stage 3; for evaluation.
         prototypes: Each client's mean latent, [E, D], from stage 2; for evaluation.
+        normal_means: The means of each client's normalised latents, [E, D], from stage 2; for the
+            shortlists and the start of stage 3.
+        shortlists: ``experts`` [E, S] and ``log-weights`` [E, S], whom each client learns the gate
+            from, from stage 2; for stage 3 and evaluation. Empty: from all.
         centralized: ``probabilities`` [N, C] and ``expert-ids`` [N, K] of all test samples, then
             of all validation samples by client, from the central mixture among the controls; for
             evaluation.
@@ -74,6 +79,8 @@ class Artifacts:
     discriminants: Arrays = field(default_factory=dict)
     gates: dict[str, Arrays] = field(default_factory=dict)
     prototypes: np.ndarray | None = None
+    normal_means: np.ndarray | None = None
+    shortlists: Arrays = field(default_factory=dict)
     centralized: Arrays = field(default_factory=dict)
     pooled_head: Arrays = field(default_factory=dict)
     spectrum: np.ndarray | None = None
@@ -104,6 +111,8 @@ class Artifacts:
             named[_FREQUENCIES] = self.frequencies
         if self.prototypes is not None:
             named[_PROTOTYPES] = self.prototypes
+        if self.normal_means is not None:
+            named[_NORMAL_MEANS] = self.normal_means
         if self.spectrum is not None:
             named[_SPECTRUM] = self.spectrum
         if self.accountant is not None:
@@ -117,6 +126,7 @@ class Artifacts:
         """What a checkpoint holds."""
         found = cls(
             prototypes=named.get(_PROTOTYPES),
+            normal_means=named.get(_NORMAL_MEANS),
             spectrum=named.get(_SPECTRUM),
             frequencies=named.get(_FREQUENCIES),
             expert_parameters=int(named.get(_EXPERT_PARAMETERS, 0)),

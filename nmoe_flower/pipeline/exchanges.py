@@ -41,6 +41,8 @@ def exchanges(config: Config) -> dict[str, int]:
     counted |= {"weights": {"answers": 1}, "latents": {"answer": 1, "answers": 1}, "none": {}}[
         config.expert.sharing
     ]
+    if config.has_shortlists:
+        counted |= {"choices": 1, "chosen": 1}
     for method in config.gate.methods:
         if trainer := trainer_of(method):
             counted[f"gate/{method}"] = trainer.exchanges(config)

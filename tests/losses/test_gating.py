@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -206,3 +207,103 @@ def test_a_client_alone_keeps_everything():
 def test_impossible_targets_are_refused(own, keep, message):
     with pytest.raises(ConfigError, match=message):
         pseudo_client_targets(5, own, 3, keep=keep, generator=source())
+
+
+def on_shortlists(objective, drawn, *, corrected=True, **options):
+    """How far the mean over all equally likely shortlists is from all 10 experts' objective.
+
+    Experts 0 and 1, better than the others as one's own and a near one are, stand on each list;
+    ``drawn`` more are drawn from the other 8. Returns the errors of the value and of its gradient
+    on all scores, relative to the largest entry of that.
+    """
+    generator = source(3)
+    scores = torch.randn(B, 10, generator=generator, dtype=torch.float64).requires_grad_()
+    logits = torch.randn(B, 10, C, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, C, (B,), generator=generator)
+    logits[torch.arange(B), :2, labels] += 2.0
+    full = objective(scores, logits, labels, **options)
+    wanted = torch.autograd.grad(full, scores)[0]
+    weights = torch.tensor([0.0, 0.0] + [math.log(8 / drawn)] * drawn, dtype=torch.float64)
+    lists = [[0, 1, *rest] for rest in itertools.combinations(range(2, 10), drawn)]
+    told = {**options, "log_weights": weights} if corrected else options
+    mean = torch.stack(
+        [objective(scores[:, one], logits[:, one], labels, **told) for one in lists]
+    ).mean()
+    error = torch.autograd.grad(mean, scores)[0] - wanted
+    return abs(mean.item() - full.item()), (error.abs().max() / wanted.abs().max()).item()
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "bound"),
+    [(dense_mixture, {}, 0.3), (oracle_distillation, {"temperature": 0.7}, 0.8)],
+)
+def test_a_shortlist_stands_for_all_experts_in_expectation(objective, options, bound):
+    """What is left is the bias of the logarithms: it falls with every expert drawn, to nothing.
+
+    Without the weights the value is that of a gate which hardly ever sends anything away.
+    """
+    errors = [on_shortlists(objective, drawn, **options) for drawn in (2, 3, 4, 5, 6, 7, 8)]
+    for one, more in itertools.pairwise(errors):
+        assert more[0] < one[0]
+        assert more[1] < one[1]
+    assert errors[-1] == pytest.approx((0, 0), abs=1e-12)
+    for drawn, (value, _) in zip((2, 3, 4, 5, 6, 7), errors[:-1], strict=True):
+        assert value < bound * on_shortlists(objective, drawn, corrected=False, **options)[0]
+
+
+@pytest.mark.parametrize(("own_score", "own_logit", "sign"), [(0.0, 99.0, 1), (40.0, -99.0, -1)])
+def test_both_sums_over_a_shortlist_are_unbiased(own_score, own_logit, sign):
+    """exp(loss) = Z / A of sums Z over e^s and A over e^s l; one of them is the own expert's alone.
+
+    If only that gives the true class, A is known on any list and the mean of Z / A must be exact;
+    if its score is above all, Z is, and the mean of A / Z must be.
+    """
+    generator = source(2)
+    scores = torch.randn(1, 8, generator=generator, dtype=torch.float64)
+    logits = torch.zeros(1, 8, 2, dtype=torch.float64)
+    logits[..., 0] = torch.randn(1, 8, generator=generator) if sign < 0 else -99.0
+    scores[0, 0], logits[0, 0, 0] = own_score, own_logit
+    labels = torch.tensor([0])
+    weights = torch.tensor([0.0] + [math.log(7 / 3)] * 3, dtype=torch.float64)
+    lists = [[0, *rest] for rest in itertools.combinations(range(1, 8), 3)]
+    sums = [
+        (sign * dense_mixture(scores[:, one], logits[:, one], labels, log_weights=weights)).exp()
+        for one in lists
+    ]
+    wanted = (sign * dense_mixture(scores, logits, labels)).exp()
+    assert torch.stack(sums).mean().item() == pytest.approx(wanted.item(), rel=1e-9)
+
+
+def test_experts_that_agree_make_the_same_loss_on_any_shortlist():
+    """All give the true class e / (e + 2): so does any mixture of them, whatever the weights."""
+    scores = torch.randn(B, E, generator=source(), dtype=torch.float64)
+    logits = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).expand(B, E, C)
+    labels = torch.zeros(B, dtype=torch.int64)
+    weights = torch.tensor([0.0, 0.0, 1.3, 1.3], dtype=torch.float64)
+    loss = dense_mixture(scores, logits, labels, log_weights=weights)
+    assert loss.item() == pytest.approx(math.log(math.e + 2) - 1)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_list_of_all_experts_changes_nothing(name):
+    objective, (scores, logits, labels) = objective_of(name), problem()
+    plain = objective(scores, logits, labels)
+    listed = objective(scores, logits, labels, log_weights=torch.zeros(E, dtype=torch.float64))
+    assert listed.item() == pytest.approx(plain.item(), rel=1e-14)
+    one, other = (torch.autograd.grad(loss, scores)[0] for loss in (plain, listed))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("objective", [switch_top1, straight_through])
+def test_shares_on_a_shortlist_are_those_among_all(objective):
+    """An expert drawn with probability 1/2 counts for two: as if its twin were there as well."""
+    generator = source(1)
+    scores = torch.randn(B, 3, generator=generator, dtype=torch.float64)
+    logits = torch.randn(B, 3, C, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, C, (B,), generator=generator)
+    twins = [0, 1, 2, 2]
+    everyone = objective(scores[:, twins], logits[:, twins], labels)
+    weights = torch.tensor([0.0, 0.0, math.log(2)], dtype=torch.float64)
+    assert objective(scores, logits, labels, log_weights=weights).item() == pytest.approx(
+        everyone.item()
+    )

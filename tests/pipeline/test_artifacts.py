@@ -17,6 +17,8 @@ def full() -> Artifacts:
         initial_head={"layers.0.weight": TWO},
         gates={"rolling": {"head.weight": ONE}, "federated": {"head.weight": TWO}},
         prototypes=np.ones((2, 3)),
+        normal_means=np.ones((2, 4)),
+        shortlists={"experts": TWO},
         centralized={"probabilities": ONE, "expert-ids": TWO},
         pooled_head={"probabilities": TWO},
         spectrum=TWO,
@@ -43,7 +45,7 @@ def plain(value: Any) -> Any:
 def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
     artifacts = full()
     assert all(getattr(artifacts, part.name) for part in fields(Artifacts) if part.name not in
-               {"prototypes", "spectrum", "frequencies"})  # fmt: skip
+               {"prototypes", "normal_means", "spectrum", "frequencies"})  # fmt: skip
     named = artifacts.named()
     assert sorted(named) == [
         "adapters/0/layer.A", "aligned/assigner/times", "aligned/elapsed",
@@ -52,8 +54,9 @@ def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
         "findings/spectrum",
         "frequencies/text", "gate/federated/head.weight", "gate/initial/head.weight",
         "gate/rolling/head.weight", "head/initial/layers.0.weight", "mixture/gate.w",
+        "normal-means",
         "parameters/expert", "pooled-head/probabilities", "prototypes", "ridge/w",
-        "shared/fedavg/layer.A", "text-standard/standard-mean",
+        "shared/fedavg/layer.A", "shortlists/experts", "text-standard/standard-mean",
     ]  # fmt: skip
     again = Artifacts.read(named)
     for part in fields(Artifacts):

@@ -42,6 +42,8 @@ def test_the_alignment_system_on_an_extractor_of_stage_1_counts_both(new_pipelin
         ({"gate.methods": "rolling", "gate.cycles": 2}, {"gate/rolling": 20}),
         ({"gate.methods": "global"}, {"gate/global": 2}),
         ({"expert.sharing": "latents"}, {"answer": 1, "answers": 1}),
+        ({"gate.shortlist": 9, "expert.sharing": "latents"},
+         {"answer": 1, "answers": 1, "choices": 1, "chosen": 1}),
         ({"run.controls": "fedavg"}, {"describe": 1}),
     ],
 )  # fmt: skip

@@ -41,7 +41,7 @@ from nmoe_flower.models import (
     finished_extractor,
 )
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
-from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, part_of
+from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, SHORTLIST, part_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, seeded, use_bf16
 
@@ -332,11 +332,16 @@ class Device:
             expert = Expert(latent_dim, self.data.num_classes, hidden=self.config.expert.hidden)
         return expert.to(self.torch_device)
 
-    def gate(self, latent_dim: int) -> Gate:
-        """A fresh gate over all clients' experts, the same on every client."""
+    def gate(self, latent_dim: int, *, num_experts: int | None = None) -> Gate:
+        """A fresh gate over all clients' experts, or over so many; the same on every client."""
+        experts = self.num_clients if num_experts is None else num_experts
         with seeded(initial_seed(self.config, "gate")):
-            fresh = configured_gate(self.config, latent_dim, num_experts=self.num_clients)
+            fresh = configured_gate(self.config, latent_dim, num_experts=experts)
         return fresh.to(self.torch_device)
+
+    def shortlist(self) -> dict[str, np.ndarray] | None:
+        """The experts this client learns the gate from, as `ShortlistKey` says; None: all."""
+        return self.store.load(SHORTLIST) if self.store.has(SHORTLIST) else None
 
     def keep_extractor(self, classifier: Mapping[str, np.ndarray]) -> None:
         """Keep the extractor of ``classifier``, and what describes this device, if it `serves`.

@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.catalogue import GATES
 from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline.ask import gather, holdings, message
+from nmoe_flower.pipeline.networked.shortlist import answers_of_chosen
 from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import (
+    ARRAYS,
     CENTRALIZED,
     GATE,
     HEAD,
@@ -34,7 +36,15 @@ ROUTED = (Score.LOCAL_RATIO, Score.BYTES_PER_SAMPLE)
 def evaluate(run: Run) -> dict[str, Any]:
     """Metrics per client, then averaged, as in the paper: the content of ``results.json``."""
     held = holdings(run)
-    answers = gather(run, "evaluation", Action.ROUTE, _question(run))
+    question = _question(run)
+    contents: RecordDict | dict[int, RecordDict] = question
+    if run.artifacts.shortlists:
+        contents = answers_of_chosen(run, _part(question, routes=True))
+        rest = _part(question, routes=False)
+        for content in contents.values():
+            for name, record in rest.items():
+                content[name] = record
+    answers = gather(run, "evaluation", Action.ROUTE, contents)
     values = {p: records.metrics_of(content) for p, content in answers.items()}
     _compare(values)
     first = values[min(values)]
@@ -126,6 +136,13 @@ def _question(run: Run) -> RecordDict:
     if left.prototypes is not None:
         arrays[PROTOTYPES] = left.prototypes
     return message(arrays, {ControlKey.CONTROLS: ",".join(controls)})
+
+
+def _part(question: RecordDict, *, routes: bool) -> RecordDict:
+    """What gates need to route, or what is left to ask once they have."""
+    arrays = question.array_records[ARRAYS]
+    kept = {n: a for n, a in arrays.items() if (n.startswith((f"{GATE}/", PROTOTYPES))) == routes}
+    return RecordDict({**question, ARRAYS: ArrayRecord(kept)})
 
 
 def _row(run: Run, key: str, values: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

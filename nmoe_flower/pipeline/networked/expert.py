@@ -10,6 +10,7 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.pipeline.ask import alike, gather, message
+from nmoe_flower.pipeline.networked.shortlist import exchange_shortlisted
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import (
     ANSWERS,
@@ -28,21 +29,25 @@ __all__ = ["train_experts"]
 def train_experts(run: Run) -> None:
     """Stage 2: personal experts, and what leaves of them for stage 3."""
     question = message(run.artifacts.classifier)
-    check = partial(_has_named_arrays, _splits(run))
-    prototypes, sharing = run.config.gate.asks_prototypes, run.config.expert.sharing
-    wanted = [PROTOTYPE] if prototypes else []
+    check = partial(_has_named_arrays, _leaving(run), _means(run))
+    sharing, means = run.config.expert.sharing, _means(run)
+    wanted = [PROTOTYPE] if means else []
     wanted += {"weights": [EXPERT], "latents": [LATENTS], "none": []}[sharing]
     trained = gather(run, "experts", Action.EXPERT, question, wanted=wanted, check=check)
-    if prototypes:
-        means = {
-            partition: _only([ExpertKey.MEAN], content.array_records[PROTOTYPE])
+    if means:
+        told = {
+            partition: _only(means, content.array_records[PROTOTYPE])
             for partition, content in trained.items()
         }
-        found = alike("prototypes", means).values()
-        run.artifacts.prototypes = np.stack([arrays[ExpertKey.MEAN] for arrays in found])
+        found = alike("prototypes", told).values()
+        stacked = {name: np.stack([arrays[name] for arrays in found]) for name in means}
+        run.artifacts.prototypes = stacked.get(ExpertKey.MEAN)
+        run.artifacts.normal_means = stacked.get(ExpertKey.NORMAL_MEAN)
     sizes = [records.metrics_of(content).get(PARAMETERS, 0) for content in trained.values()]
     run.artifacts.expert_parameters = int(max(sizes))
-    if sharing == "weights":
+    if run.config.has_shortlists:
+        exchange_shortlisted(run, trained)
+    elif sharing == "weights":
         experts = ArrayRecord(
             {
                 f"{partition}/{name}": array
@@ -87,7 +92,7 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
         Action.ANSWER,
         question,
         wanted=[ANSWERS],
-        check=partial(_has_named_arrays, splits),
+        check=partial(_has_named_arrays, splits, ()),
     )
     found = alike(
         "answers",
@@ -119,6 +124,20 @@ def _splits(run: Run) -> tuple[str, ...]:
     return (HOLDOUT, *run.config.data.tests)
 
 
+def _means(run: Run) -> list[str]:
+    """Which means of a client's latents leave it, for gates and for shortlists."""
+    asked = {
+        ExpertKey.MEAN: run.config.gate.asks_prototypes,
+        ExpertKey.NORMAL_MEAN: run.config.asks_normal_means,
+    }
+    return [str(name) for name, wanted in asked.items() if wanted]
+
+
+def _leaving(run: Run) -> tuple[str, ...]:
+    """Which latents of a client leave it in stage 2, where experts stay at home."""
+    return (HOLDOUT,) if run.config.has_shortlists else _splits(run)
+
+
 def _parcels(splits: Sequence[str]) -> list[tuple[str, str, list[str]]]:
     """Arrays of an exchange of latents: name on the way down, on the way up, splits in it."""
     tests = [split for split in splits if split != VALIDATION]
@@ -134,14 +153,14 @@ def _only(names: Sequence[str], record: ArrayRecord) -> dict[str, np.ndarray]:
     return {name: arrays[name] for name in names}
 
 
-def _has_named_arrays(splits: Sequence[str], content: RecordDict) -> None:
+def _has_named_arrays(splits: Sequence[str], means: Sequence[str], content: RecordDict) -> None:
     """Refuse records without the arrays this stage reads, latents of ``splits`` among them.
 
     Raises:
         ReplyError: With what is missing.
     """
     named = (
-        (PROTOTYPE, (ExpertKey.MEAN,)),
+        (PROTOTYPE, means),
         (LATENTS, splits),
         (ANSWERS, [name for _, name, _ in _parcels(splits)]),
     )

@@ -11,6 +11,7 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import GATES, found
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.ask import alike, gather, message
+from nmoe_flower.pipeline.networked.shortlist import shortlists_of
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, LEARNING_RATE, POOLED, SERVER_ROUND, Action
@@ -51,7 +52,7 @@ def trainer_of(method: str) -> GateTrainer | None:
 
 
 def _federated_gate(run: Run) -> ArrayRecord:
-    return federate_gate(run, Action.GATE, run.artifacts.initial_gate)
+    return federate_gate(run, Action.GATE, {**run.artifacts.initial_gate, **_prototypes(run)})
 
 
 def federate_gate(run: Run, action: Action, initial: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -66,6 +67,7 @@ def federate_gate(run: Run, action: Action, initial: Mapping[str, np.ndarray]) -
     adamw = gate.optimizer == "adamw"
     strategy = FedGate(
         action=action,
+        shortlists=shortlists_of(run),
         fraction_train=gate.fraction_train,
         min_train_nodes=1,
         server_optimizer=AdamW() if adamw else None,
@@ -74,6 +76,17 @@ def federate_gate(run: Run, action: Action, initial: Mapping[str, np.ndarray]) -
     )
     arrays = records.from_numpy(initial)
     return federate(run, "gate/federated", strategy, arrays, rounds=gate.rounds)
+
+
+def _prototypes(run: Run) -> dict[str, np.ndarray]:
+    """A linear gate that knows clients by their means, as `PrototypeGate` does; empty: none."""
+    means = run.artifacts.normal_means
+    if means is None or not run.config.starts_at_prototypes:
+        return {}
+    between = float(means.var(axis=0).mean()) or 1.0
+    weight = (means / between).astype(np.float32)
+    bias = (-0.5 * (means * weight).sum(axis=1)).astype(np.float32)
+    return {"head.weight": weight, "head.bias": bias}
 
 
 def _rolling_gate(run: Run) -> ArrayRecord:

@@ -1,0 +1,101 @@
+"""Some experts answer for all: the same choices, the same results, at a cost that does not grow."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError, RoundError
+from nmoe_flower.records import Action
+
+New = Callable[..., Any]
+UNTRAINED = ("random", "local", "prototype")
+FEW: dict[str, Any] = {
+    "gate.methods": "random,local,prototype,federated,oracle,client-weights,global",
+    "gate.top-k": 2,
+    "gate.rounds": 1,
+    "extractor.rounds": 1,
+    "expert.epochs": 1,
+    "run.controls": "",
+}
+
+
+def rows_of(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["gate"], row["test"]): row for row in results["rows"]}
+
+
+def numbers(row: dict[str, Any]) -> dict[str, list[float]]:
+    """What each client measured; an AUC may be missing, and is NaN then."""
+    return dict(row["per_client"])
+
+
+@pytest.mark.parametrize("sharing", ["weights", "latents"])
+def test_who_chooses_first_and_asks_then_gets_the_same_answers(
+    new_pipeline: New, sharing: str
+) -> None:
+    """Gates that are not trained choose alike; the trained one has all its rows, as before."""
+    changes = {**FEW, "expert.sharing": sharing, "gate.folds": 2}
+    some = new_pipeline("some", {**changes, "gate.shortlist": 3})
+    every = new_pipeline("every", {**changes, "gate.shortlist": 0})
+    found, wanted = some(), every()
+    one, other = rows_of(found), rows_of(wanted)
+    assert one.keys() == other.keys()
+    for (gate, test), row in one.items():
+        if gate.removesuffix("+prior") in UNTRAINED:
+            for name, values in numbers(other[gate, test]).items():
+                np.testing.assert_allclose(
+                    numbers(row)[name], values, rtol=0, atol=1e-5, err_msg=f"{gate} {test} {name}"
+                )
+        if gate == "oracle":  # of those who were asked: no better than of all
+            assert row["accuracy"] <= other[gate, test]["accuracy"]
+            assert row["accuracy"] >= one["local", test]["accuracy"]
+    for key in ("random/iid", "prototype/local"):
+        np.testing.assert_allclose(found["routing"][key], wanted["routing"][key], atol=1e-6)
+    assert some.weights["gate/federated/head.weight"].shape[0] == 4
+    assert some.weights["shortlists/experts"].shape == (4, 3)
+    assert "shortlists/experts" not in every.weights
+    by_stage = {line["stage"]: line for line in some.lines}
+    whole = {line["stage"]: line for line in every.lines}
+    assert by_stage["answers"]["bytes_down"] < 0.8 * whole["answers"]["bytes_down"]
+    assert by_stage["gate/federated"]["bytes_up"] < 0.81 * whole["gate/federated"]["bytes_up"]
+
+
+def test_a_list_of_all_is_no_list(new_pipeline: New) -> None:
+    changes = {**FEW, "gate.methods": "federated"}
+    longer = new_pipeline("longer", {**changes, "gate.shortlist": 9})
+    every = new_pipeline("every", {**changes, "gate.shortlist": 0})
+    assert longer()["rows"] == every()["rows"]
+    assert longer.weights.keys() == every.weights.keys()
+    for name, value in every.weights.items():
+        assert np.array_equal(longer.weights[name], value), name
+
+
+def test_a_run_that_ends_between_stages_goes_on_with_its_lists(
+    new_pipeline: New, interrupted: type[Exception]
+) -> None:
+    changes = {**FEW, "gate.methods": "federated", "gate.shortlist": 3}
+    whole = new_pipeline("whole", changes)
+    results = whole()
+    parted = new_pipeline("parted", changes)
+    with pytest.raises(interrupted):
+        parted(stop=lambda line: line["stage"] == "choices")
+    assert parted()["rows"] == results["rows"]
+
+
+def test_an_expert_that_cannot_answer_is_named(
+    new_pipeline: New, failing_app: type[Callable[..., Any]]
+) -> None:
+    pipeline = new_pipeline(
+        "failing",
+        {**FEW, "gate.methods": "random", "gate.shortlist": 2, "expert.sharing": "latents"},
+    )
+    with pytest.raises(RoundError, match=r"answer: client 2: .*disk full"):
+        pipeline(client_app=failing_app(Action.ANSWER, 2, 2))
+
+
+def test_a_gate_cannot_ask_more_than_it_learns_from() -> None:
+    with pytest.raises(ConfigError, match=r"gate.top-k is 3 and gate.shortlist only 2.*0 \(all\)"):
+        Config.parse({"gate.top-k": 3, "gate.shortlist": 2})
+    assert not Config.parse({"gate.top-k": 3, "gate.shortlist": 10}).has_shortlists
