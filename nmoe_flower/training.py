@@ -19,6 +19,7 @@ __all__ = [
     "autocast",
     "batch_indices",
     "fit",
+    "fit_along_cosine",
     "generator",
     "log_prior",
     "seeded",
@@ -84,6 +85,41 @@ def fit(
     module.eval()
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
     return FitResult(loss=mean, steps=len(losses))
+
+
+def fit_along_cosine(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    batch_loss: Callable[[Batch], Tensor],
+    *,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    steps: int,
+    bf16: bool = False,
+) -> FitResult:
+    """`fit` by AdamW, whose rate falls along half a cosine.
+
+    Args:
+        module: What is trained.
+        batches: Anything ``batch_loss`` understands, one item per step.
+        batch_loss: The scalar loss of a batch.
+        parameters: What of the module moves.
+        learning_rate: Rate of the first step.
+        weight_decay: AdamW's, of all parameters alike.
+        steps: Step at which the rate is 0; there may be fewer batches, and training then ends on
+            the way.
+        bf16: Run forward passes under bfloat16 autocast.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
+
+    def followed() -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            decay.step()
+
+    return fit(module, followed(), batch_loss, optimizer=optimizer, bf16=bf16)
 
 
 def sgd(

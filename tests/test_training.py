@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nmoe_flower.training import (
     autocast,
     batch_indices,
     fit,
+    fit_along_cosine,
     generator,
     log_prior,
     sgd,
@@ -99,6 +101,35 @@ def test_momentum_is_nesterov_and_decay_spares_biases() -> None:
     fit(module, [torch.ones(1, 1)], output(module), optimizer=optimizer)
     assert module.weight.item() == pytest.approx(1 - 0.1 * 1.2 * 1.5)
     assert module.bias.item() == pytest.approx(1 - 0.1 * 1.0 * 1.5)
+
+
+def test_a_rate_along_a_cosine_by_hand() -> None:
+    """Rates .1 (1 + cos(pi t / 4)) / 2 of AdamW, whose first steps on one gradient are of length 1.
+
+    With a constant gradient both moments are that gradient, once corrected: every step is the rate.
+    """
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    seen: list[float] = []
+
+    def loss(step: int) -> torch.Tensor:
+        seen.append(module.weight.item())
+        return -module(torch.ones(1, 1)).sum()
+
+    result = fit_along_cosine(
+        module,
+        range(3),
+        loss,
+        parameters=module.parameters(),
+        learning_rate=0.1,
+        weight_decay=0.0,
+        steps=4,
+    )
+    seen.append(module.weight.item())
+    moved = [later - before for before, later in pairwise(seen)]
+    assert result.steps == 3
+    wanted = [0.05 * (1 + math.cos(math.pi * t / 4)) for t in range(3)]
+    assert moved == pytest.approx(wanted, rel=1e-5)
 
 
 def test_frozen_parameters_are_not_in_the_optimizer() -> None:

@@ -3,11 +3,8 @@
 What a mixture of small experts should be measured against if nobody minded where data are.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower.clients.device import Device, predict
@@ -15,7 +12,7 @@ from nmoe_flower.data import Split
 from nmoe_flower.models import Expert, Extractor
 from nmoe_flower.records import ControlKey
 from nmoe_flower.seeds import derive_seed
-from nmoe_flower.training import batch_indices, fit, seeded
+from nmoe_flower.training import batch_indices, fit_along_cosine, seeded
 
 __all__ = ["pooled_head"]
 
@@ -40,28 +37,18 @@ def pooled_head(device: Device, extractor: Extractor) -> tuple[dict[str, np.ndar
     settings = config.expert
     epochs = config.run.control_epochs or settings.epochs
     steps = epochs * max(1, len(rows) // settings.batch_size)
-    optimizer = torch.optim.AdamW(
-        head.parameters(),
-        lr=config.run.control_learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        seed = derive_seed(config.run.seed, "pooled-head-batches")
-        for chosen in batch_indices(
-            len(rows), settings.batch_size, first=0, count=steps, seed=seed
-        ):
-            yield inputs[chosen], labels[chosen]
-            decay.step()
-
-    loss = fit(
+    seed = derive_seed(config.run.seed, "pooled-head-batches")
+    order = batch_indices(len(rows), settings.batch_size, first=0, count=steps, seed=seed)
+    loss = fit_along_cosine(
         head,
-        batches(),
+        ((inputs[chosen], labels[chosen]) for chosen in order),
         lambda batch: F.cross_entropy(
             head(batch[0]), batch[1], label_smoothing=settings.label_smoothing
         ),
-        optimizer=optimizer,
+        parameters=head.parameters(),
+        learning_rate=config.run.control_learning_rate,
+        weight_decay=settings.weight_decay,
+        steps=steps,
     ).loss
     validation = np.concatenate([other.validation for other in everyone])
     answers = [

@@ -1,11 +1,8 @@
 """Stage 2 at the client: a personal expert on latents, and the peers' answers to keep."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import records
@@ -25,7 +22,7 @@ from nmoe_flower.records import (
     ShortlistKey,
 )
 from nmoe_flower.seeds import numpy_stream
-from nmoe_flower.training import batch_indices, fit
+from nmoe_flower.training import batch_indices, fit_along_cosine
 
 __all__ = ["answer", "keep_answers", "train"]
 
@@ -182,25 +179,18 @@ def _train_expert(
     rows = torch.from_numpy(latents["train"][chosen]).to(device.torch_device)
     labels = torch.from_numpy(latents["train-labels"][chosen]).to(device.torch_device)
     adjustment = settings.logit_adjustment * device.log_prior
-    optimizer = torch.optim.AdamW(
-        expert.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
     steps = settings.epochs * max(1, len(rows) // settings.batch_size)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batch_indices(
-            len(rows), settings.batch_size, first=0, count=steps, seed=device.seed("expert")
-        ):
-            yield rows[batch], labels[batch]
-            decay.step()
-
-    result = fit(
+    seed = device.seed("expert")
+    order = batch_indices(len(rows), settings.batch_size, first=0, count=steps, seed=seed)
+    result = fit_along_cosine(
         expert,
-        batches(),
+        ((rows[batch], labels[batch]) for batch in order),
         lambda batch: F.cross_entropy(
             expert(batch[0]) + adjustment, batch[1], label_smoothing=settings.label_smoothing
         ),
-        optimizer=optimizer,
+        parameters=expert.parameters(),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        steps=steps,
     )
     return expert, result.loss

@@ -24,7 +24,7 @@ from nmoe_flower.records import (
     HoldingKey,
     TextKey,
 )
-from nmoe_flower.training import batch_indices, fit
+from nmoe_flower.training import batch_indices, fit, fit_along_cosine
 
 __all__ = [
     "by_owner",
@@ -125,7 +125,7 @@ def train_shared(message: Message, context: Context) -> Message:
     received = records.to_numpy(message.content.array_records[ARRAYS])
     parts = load_shared(language, received)
     learners = {n: p for n, p in language.model.learners().items() if n in parts}
-    optimizer = _adamw(language, list(learners.values()), rate)
+    optimizer = torch.optim.AdamW(learners.values(), lr=rate, weight_decay=settings.weight_decay)
     first = (current - 1) * settings.local_steps
     for name, part in learners.items():
         if FIRST + name in received:
@@ -197,27 +197,16 @@ def load_shared(language: Language, received: Mapping[str, np.ndarray]) -> list[
 
 def _steps(language: Language, rate: float, *, first: int, count: int, of: int) -> float:
     """Train the adapter at work along a cosine over ``of`` steps; returns the mean loss."""
-    optimizer = _adamw(language, list(language.model.learners().values()), rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=of)
-
-    def batches() -> Iterator[np.ndarray]:
-        for rows in _batches(language, first, count):
-            yield rows
-            decay.step()
-
-    result = fit(
+    return fit_along_cosine(
         language.model,
-        batches(),
+        _batches(language, first, count),
         lambda rows: _loss(language, rows),
-        optimizer=optimizer,
+        parameters=language.model.learners().values(),
+        learning_rate=rate,
+        weight_decay=language.device.config.adapter.weight_decay,
+        steps=of,
         bf16=language.bf16,
-    )
-    return result.loss
-
-
-def _adamw(language: Language, parts: list[torch.nn.Parameter], rate: float) -> torch.optim.AdamW:
-    decay = language.device.config.adapter.weight_decay
-    return torch.optim.AdamW(parts, lr=rate, weight_decay=decay)
+    ).loss
 
 
 def _batches(language: Language, first: int, count: int) -> Iterator[np.ndarray]:
