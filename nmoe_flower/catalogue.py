@@ -429,6 +429,7 @@ class BaselineEntry:
         several: It has ``baseline.experts`` experts, which may be whole networks.
         partial: A client holds ``baseline.held`` of them.
         bounded: ``baseline.lo`` and ``baseline.hi`` bound how many clients train each.
+        answers: The gates of its rows in results, where they are not just its name.
     """
 
     label: str
@@ -439,6 +440,7 @@ class BaselineEntry:
     several: bool = False
     partial: bool = False
     bounded: bool = False
+    answers: tuple[str, ...] = ()
 
 
 BASELINES = {
@@ -449,6 +451,7 @@ BASELINES = {
         league="global",
         assumes="nothing; beside it: its head fine-tuned, own training alone, the most frequent "
         "class",
+        answers=("fedavg", "fine-tuned", "own", "majority"),
     ),
     "fedprox": BaselineEntry(
         "FedProx",
@@ -463,6 +466,7 @@ BASELINES = {
         "nmoe_flower.baselines.ditto:DITTO",
         league="personal",
         assumes="a second network at home, twice the steps",
+        answers=("ditto", "ditto-global"),
     ),
     "fedper": BaselineEntry(
         "FedPer",
@@ -484,6 +488,7 @@ BASELINES = {
         "nmoe_flower.baselines.pfl_moe:PFL_MOE",
         league="personal",
         assumes="a head and two gates at home; nothing is sent after FedAvg",
+        answers=("pfl-mf", "pfl-mfe", "pfl-fb", "fedavg"),
     ),
     "fedem": BaselineEntry(
         "FedEM",
@@ -492,6 +497,7 @@ BASELINES = {
         league="personal",
         assumes="every client holds all experts; its mixture weights stay at home",
         several=True,
+        answers=("fedem", "uniform", "oracle"),
     ),
     "fedmix": BaselineEntry(
         "FedMix",
@@ -500,6 +506,7 @@ BASELINES = {
         league="personal",
         assumes="every client holds all experts; its gate stays at home",
         several=True,
+        answers=("fedmix", "uniform", "oracle"),
     ),
     "fedmoe": BaselineEntry(
         "FedMoE",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline import exchanges
 
@@ -49,7 +50,11 @@ def gates_of(config: Config) -> tuple[str, ...]:
 'control:fedavg+prior')
     >>> gates_of(Config.parse({"run.system": "aligned"}))
     ('mixture', 'placed')
+    >>> gates_of(Config.parse({"run.system": "fedem"}))
+    ('fedem', 'uniform', 'oracle')
     """
+    if config.run.system in BASELINES:
+        return BASELINES[config.run.system].answers or (config.run.system,)
     if config.run.system == "aligned":
         return ("mixture", "placed")
     if config.run.system == "language":
@@ -105,7 +110,7 @@ def numbers_of(config: Config) -> tuple[str, ...]:
     found += [f"stages.{stage}.{cost}" for stage in _stages(config) for cost in _COST]
     if language:
         found += [f"learning_rates.{name}" for name in _text_controls(config)]
-    elif not both:
+    elif config.run.system == "aligned":
         found += [f"alignment.{name}" for name in _ALIGNMENT]
     if config.extractor.method == "fedsc" and not config.extractor.start:
         found += [f"representation.{name}" for name in _REPRESENTATION]
@@ -131,7 +136,7 @@ def _by_owner(config: Config) -> Iterator[str]:
 def _stages(config: Config) -> list[str]:
     if config.run.system == "aligned":
         return ["extractor", "alignment", "alignment-test", "whole", "placed"]
-    if config.run.system == "language":
+    if config.run.system == "language" or config.run.system in BASELINES:
         return list(exchanges(config))
     gates = [f"gate/{method}" for method in config.gate.methods]
     before = ["extractor", "extractor-test", "sums", "head", "experts"]

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.files import read_json, read_text
@@ -442,6 +443,8 @@ class _Clock:
             rounds = config.alignment.rounds
         if config.run.system == "language":
             rounds = config.adapter.steps * config.data.num_clients
+        if config.run.system in BASELINES:
+            rounds = config.baseline.rounds
         guess = rounds * _guess(config)[1]
         return self._estimate(("2", asked), keys, asked, lambda one: one.later, guess)
 

@@ -26,6 +26,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import Action
 from nmoe_flower.strategies import Partitions
+from nmoe_flower.study import gates_of, numbers_of
 from tests.forks import Nmoe
 
 ROOT = Path(__file__).parents[2]
@@ -44,20 +45,11 @@ SMALL = {
     "baseline.tuning-steps": 5,
     "baseline.evaluate-every": 2,
 }
-BESIDE = {
-    "fedavg": {"fine-tuned", "own", "majority"},
-    "ditto": {"ditto-global"},
-    "fedem": {"uniform", "oracle"},
-    "fedmix": {"uniform", "oracle"},
-}
 TRAVELS = {
     "fedper": {"trunk"},
     "fedrep": {"trunk"},
     "fedmoe": {"trunk", "expert", "gate"},
 }  # of all others trunk and expert
-FIRST = {"pfl-moe": {"pfl-mf", "pfl-mfe", "pfl-fb", "fedavg"}}
-
-
 HEADER = 128  # bytes, of an array of few dimensions in NumPy's format
 
 
@@ -130,8 +122,8 @@ def test_every_system_runs_tells_its_bytes_and_keeps_what_is_private(
 ) -> None:
     done = whole(system)
     pipeline, heard = done.pipeline, done.heard
-    expected = FIRST.get(system, {system}) | BESIDE.get(system, set())
-    assert done.rows.keys() == {(who, test) for who in expected for test in ("local", "iid")}
+    expected = gates_of(pipeline.config)
+    assert list(done.rows) == [(who, test) for who in expected for test in ("local", "iid")]
     for row in done.rows.values():
         assert len(row["per_client"]["accuracy"]) == 2
         assert row["accuracy"] == pytest.approx(np.mean(row["per_client"]["accuracy"]))
@@ -148,6 +140,8 @@ def test_every_system_runs_tells_its_bytes_and_keeps_what_is_private(
     told = exchanges(pipeline.config)
     happened = Counter(line["stage"] for line in pipeline.lines)
     assert {stage: told[stage] for stage in happened} == happened
+    costs = {f"stages.{stage}.bytes_up" for stage in (*happened, "baseline")}
+    assert costs <= set(numbers_of(pipeline.config))
 
 
 @pytest.mark.parametrize("system", BASELINES)
