@@ -188,7 +188,7 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False) -> Iterator[str]:
-    """What is kept of a ``rounds.jsonl``: some rounds, and what figures need of them if there are."""
+    """What is kept of a ``rounds.jsonl``: some rounds, and what figures need of them."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     needs = [need for name, need in _OVER_ROUNDS.items() if name in figures]
     for place in _some(records, _DRAWN if needs else _KEPT):
