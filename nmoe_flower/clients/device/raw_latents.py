@@ -114,7 +114,7 @@ def raw_latents(
         ConfigError: A latent is not finite, or too large for float16.
     """
     name = extractor.backbone.digest.hex()[:32]
-    source = _Source(name, extractor.latent_dim, extractor.raw)
+    source = _Source(name, extractor.backbone.latent_dim, extractor.raw)  # before components
     return _kept_rows(device, source, images, rows)
 
 

@@ -62,6 +62,22 @@ def test_rows_are_computed_once_for_every_client_seed_and_run(fresh: Path) -> No
     assert torch.equal(more[:2], first[3:])
 
 
+def test_components_are_of_the_same_rows(fresh: Path) -> None:
+    whole, looked = asked(device(fresh))
+    assert looked > 0
+    reducing = device(fresh, head_method="sums", head_components=2, expert_hidden="")
+    extractor = reducing.finished_classifier().extractor
+    assert isinstance(extractor, PretrainedExtractor)
+    assert extractor.latent_dim == 2
+    before = extractor.backbone._network.passes
+    reduced = predict(reducing, extractor, reducing.data.train.images, FIVE)
+    assert extractor.backbone._network.passes == before
+    assert torch.equal(reduced, whole[:, :2])  # the first two, until sums tell which
+    again, none = asked(device(fresh))
+    assert none == 0
+    assert torch.equal(again, whole)
+
+
 def test_a_latent_does_not_depend_on_the_company_it_is_computed_in(fresh: Path) -> None:
     together, _ = asked(device(fresh), np.arange(150))
     shutil.rmtree(fresh / "latents")
