@@ -28,6 +28,7 @@ __all__ = [
     "LATENTS",
     "LEARNING_RATE",
     "LOSS",
+    "MEANS",
     "METRICS",
     "MOMENTS",
     "NOISE_MULTIPLIER",
@@ -58,6 +59,7 @@ __all__ = [
     "ExpertKey",
     "FeedbackKey",
     "HoldingKey",
+    "MetricKey",
     "PooledKey",
     "Score",
     "ShortlistKey",
@@ -113,6 +115,7 @@ GATE = "gate"  # up: the initial gate; down, in front of a name: gate/<method>/<
 HEAD = "head"  # up: the initial head; down, in front of a name: head/<name>
 HOLDOUT = "holdout"  # in latents and answers, beside the tests: what the gate learns from
 LATENTS = "latents"  # both ways: latents of images, by split
+MEANS = "means"  # down, beside answers: those of the experts' normalised latents, as MEAN
 POOLED = "pooled"  # both ways: everybody's hold-out; see PooledKey
 PROTOTYPE = "prototype"  # up: a client's mean latent, plain or normalised
 PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
@@ -251,12 +254,22 @@ class ChosenKey(_Key):
     LOGITS = "logits"  # down: what they say, [P, C]
 
 
+class MetricKey(_Key):
+    """Arrays of a gate that scores against embeddings; D numbers of a latent, d of an embedding."""
+
+    PROJECTION = "projection"  # both ways, all that is trained, [d, D]
+    EMBEDDINGS = "embeddings"  # down, for the evaluation, [E, d]
+
+
 class PooledKey(_Key):
     """Arrays of POOLED, both ways: N rows of one client, then of all."""
 
     LATENTS = "latents"  # [N, D]
     ANSWERS = "answers"  # logits of every expert, or of a shortlist, [N, E, C]
     LABELS = "labels"  # [N]
+    MEANS = (
+        "means"  # down: those of all experts' normalised latents, if embeddings are made of them
+    )
     EXPERTS = "experts"  # whose answers these are, if of a shortlist, [N, E]
     LOG_WEIGHTS = "log-weights"  # as in ShortlistKey, [N, E]
 

@@ -198,6 +198,11 @@ ROWS: dict[str, list[str]] = {
     "gate.holdout": ["0", "1", "-0.1"],
     "gate.folds": ["-1", "1"],
     "gate.shortlist": ["-1", "1.5", "some", "2|gate.top-k=3 data.num-clients=4"],
+    "gate.form": [
+        *CHOICE, "linear|gate.hidden=4", "mlp", "metric|gate.hidden=4", "metric|gate.noisy=true",
+        "metric|gate.start=zero", f"metric|{ALIGNMENT}",
+    ],
+    "gate.embedding": BELOW_1,
     "gate.start": [
         *CHOICE, "prototypes|gate.hidden=4",
         "prototypes|expert.sharing=none gate.methods=local", f"prototypes|{ALIGNMENT}",

@@ -14,6 +14,7 @@ from nmoe_flower.records import (
     HOLDOUT,
     LATENTS,
     LOSS,
+    MEANS,
     NUM_EXAMPLES,
     PARAMETERS,
     PROTOTYPE,
@@ -100,6 +101,8 @@ def keep_answers(message: Message, context: Context) -> Message:
         own = 0  # a client is first on its own list
     else:
         device.store.drop(SHORTLIST)
+    if MEANS in content:
+        device.store.save(MEANS, records.to_numpy(content[MEANS]))
     if ANSWERS in content:
         kept = records.to_numpy(content[ANSWERS])
     else:

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.losses import load_balance, objective_of, pseudo_client_targets
-from nmoe_flower.models import Gate
 from nmoe_flower.own_code import is_own
 from nmoe_flower.records import (
     ANSWERS,
@@ -20,9 +19,11 @@ from nmoe_flower.records import (
     LATENTS,
     LEARNING_RATE,
     LOSS,
+    MEANS,
     NUM_EXAMPLES,
     POOLED,
     SERVER_ROUND,
+    ExpertKey,
     PooledKey,
     ShortlistKey,
 )
@@ -48,7 +49,8 @@ def train(message: Message, context: Context) -> Message:
     device = device_of(context)
     latents, answers = device.store.load(LATENTS), device.store.load(ANSWERS)
     rows = (latents["holdout"], answers["holdout"], latents["holdout-labels"])
-    gate = _received(device, message, rows[0].shape[1], num_experts=rows[1].shape[1])
+    means = device.store.load(MEANS)[ExpertKey.MEAN] if device.config.has_embeddings else None
+    gate = _received(device, message, rows[0].shape[1], num_experts=rows[1].shape[1], means=means)
     weights = None
     if shortlist := device.shortlist():
         weights = np.broadcast_to(shortlist[ShortlistKey.LOG_WEIGHTS], rows[1].shape[:2])
@@ -106,7 +108,8 @@ def train_pooled(message: Message, context: Context) -> Message:
     device = device_of(context)
     pooled = records.to_numpy(message.content.array_records[POOLED])
     settings = device.config.gate
-    gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1])
+    means = pooled.get(PooledKey.MEANS)
+    gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1], means=means)
     rows = (pooled[PooledKey.LATENTS], pooled[PooledKey.ANSWERS], pooled[PooledKey.LABELS])
     objective = _objective(
         device,
@@ -137,7 +140,7 @@ def _rate(message: Message) -> float:
     return float(records.config_of(message)[LEARNING_RATE])
 
 
-def _own_optimizer(device: Device, gate: Gate, message: Message) -> torch.optim.Optimizer:
+def _own_optimizer(device: Device, gate: nn.Module, message: Message) -> torch.optim.Optimizer:
     """What trains a gate that no server steps for."""
     if device.config.gate.optimizer == "adamw":
         return torch.optim.AdamW(gate.parameters(), lr=_rate(message), weight_decay=0.0)
@@ -149,15 +152,22 @@ def _noise(device: Device, message: Message) -> torch.Generator:
 
 
 def _received(
-    device: Device, message: Message, latent_dim: int, *, num_experts: int | None = None
-) -> Gate:
-    gate = device.gate(latent_dim, num_experts=num_experts)
+    device: Device,
+    message: Message,
+    latent_dim: int,
+    *,
+    num_experts: int | None = None,
+    means: np.ndarray | None = None,
+) -> nn.Module:
+    gate: nn.Module = device.gate(latent_dim, num_experts=num_experts)
+    if means is not None:
+        gate = device.metric_learner(means)
     arrays = records.to_numpy(message.content.array_records[ARRAYS])
     records.load_into(gate.state_dict(), arrays)
     return gate
 
 
-def _reply(message: Message, gate: Gate, size: int, result: FitResult) -> Message:
+def _reply(message: Message, gate: nn.Module, size: int, result: FitResult) -> Message:
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: size, LOSS: result.loss},
@@ -167,7 +177,7 @@ def _reply(message: Message, gate: Gate, size: int, result: FitResult) -> Messag
 
 def _objective(
     device: Device,
-    gate: Gate,
+    gate: nn.Module,
     cached: tuple[np.ndarray, np.ndarray, np.ndarray],
     message: Message,
     *,

@@ -24,7 +24,16 @@ class GateConfig(Section):
     home_bias: float = Field(
         0.0, ge=0, le=1e6, description="added to the own expert's score wherever there are scores"
     )
+    form: Literal["auto", "linear", "mlp", "metric"] = Field(
+        "auto",
+        description="linear; one hidden layer; or, for FedGate and the upper bound global, a "
+        "projection to embeddings that experts carry, so that devices join and leave without "
+        "training; auto: as gate.hidden says",
+    )
     hidden: int = Field(0, ge=0, description="0: a linear gate")
+    embedding: int = Field(
+        32, ge=1, description="numbers of an expert's embedding, at most those of a latent"
+    )
     noisy: bool = Field(False, description="noisy top-k while training")
     rounds: int = Field(40, ge=1, description="of FedGate")
     local_steps: int = Field(5, ge=1, description="per round and client")
@@ -89,6 +98,20 @@ class GateConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if (self.form in ("linear", "metric") and self.hidden) or (
+            self.form == "mlp" and not self.hidden
+        ):
+            allowed = "1 or more" if self.form == "mlp" else "0"
+            raise ValueError(
+                f"form = {self.form} does not go with hidden = {self.hidden}; allowed: {allowed}"
+            )
+        if self.form == "metric" and self.noisy:
+            raise ValueError("noisy = true is for a linear gate or an mlp, got form = metric")
+        if self.form == "metric" and self.start == "zero":
+            raise ValueError(
+                "start = zero leaves embeddings of zeros, which no training moves, got form = "
+                "metric; allowed: auto, prototypes"
+            )
         if self.folds == 1:
             raise ValueError("folds must be 0 (use a hold-out) or at least 2, got 1")
         if self.distribution:

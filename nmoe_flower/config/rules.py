@@ -50,6 +50,11 @@ def _parts_fit_together(config: "Config") -> None:
             f"gate.distribution has {len(config.gate.distribution)} entries for {clients} "
             f"experts, got {', '.join(map(str, config.gate.distribution))}"
         )
+    if config.gate.form == "metric" and config.run.system != "networked":
+        raise ValueError(
+            "gate.form = metric is for run.system = networked, got run.system = "
+            f"{config.run.system}: allowed: gate.form = auto"
+        )
     if config.gate.start == "prototypes" and config.gate.hidden:
         raise ValueError(
             "gate.start = prototypes is for a linear gate, got gate.hidden = "

@@ -155,15 +155,21 @@ class Config(Section):
         """Whether FedGate starts from the means of the clients' normalised latents."""
         if "federated" not in self.gate.methods or self.run.system != "networked":
             return False
-        linear = self.gate.hidden == 0
+        linear = self.gate.hidden == 0 and not self.has_embeddings
         return self.gate.start == "prototypes" or (
             self.gate.start == "auto" and self.has_shortlists and linear
         )
 
     @property
+    def has_embeddings(self) -> bool:
+        """Whether experts carry embeddings, which gates of stage 3 score latents against."""
+        trained = {"federated", "global"} & set(self.gate.methods)
+        return self.gate.form == "metric" and bool(trained) and self.expert.sharing != "none"
+
+    @property
     def asks_normal_means(self) -> bool:
         """Whether the mean of every client's normalised latents leaves it, for stage 3."""
-        return self.has_shortlists or self.starts_at_prototypes
+        return self.has_shortlists or self.starts_at_prototypes or self.has_embeddings
 
     def flat(self) -> dict[str, Scalar]:
         """The dotted form with scalar values only: Flower's run config.

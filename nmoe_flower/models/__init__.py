@@ -6,10 +6,12 @@ from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
 from nmoe_flower.models.blocks import StandardisedConv2d
 from nmoe_flower.models.build import (
     Backbone,
+    TrainedGate,
     check_backbone,
     check_gate,
     configured_extractor,
     configured_gate,
+    embedding_dim,
     finished_extractor,
     own_gate,
     trained_gate,
@@ -39,6 +41,7 @@ from nmoe_flower.models.gate import (
 )
 from nmoe_flower.models.given import Given, PretrainedExtractor, Wish
 from nmoe_flower.models.language import LanguageWish, OpenLM, open_language_model
+from nmoe_flower.models.metric_gate import MetricGate, MetricLearner, metric_scores
 from nmoe_flower.models.nmoe import (
     AskedExperts,
     CachedExperts,
@@ -89,6 +92,8 @@ __all__ = [
     "LanguageWish",
     "LocalExperts",
     "LocalGate",
+    "MetricGate",
+    "MetricLearner",
     "Mixture",
     "NMoE",
     "OpenLM",
@@ -106,6 +111,7 @@ __all__ = [
     "SmallSizes",
     "Standard",
     "StandardisedConv2d",
+    "TrainedGate",
     "Wish",
     "add_standard",
     "alignment_loss",
@@ -122,7 +128,9 @@ __all__ = [
     "configured_gate",
     "correct",
     "em_prior",
+    "embedding_dim",
     "finished_extractor",
+    "metric_scores",
     "mixed",
     "mixture_weights",
     "normal_mean",

@@ -12,15 +12,18 @@ from nmoe_flower.models.adapted import AdaptedExtractor
 from nmoe_flower.models.extractor import Extractor, StagedExtractor, build_extractor
 from nmoe_flower.models.gate import DiscriminantGate, Gate, Router, Routing
 from nmoe_flower.models.given import Wish, frozen_backbone, given_extractor
+from nmoe_flower.models.metric_gate import MetricGate
 from nmoe_flower.models.standard import add_standard
 from nmoe_flower.own_code import call_own, is_own, load_own
 
 __all__ = [
     "Backbone",
+    "TrainedGate",
     "check_backbone",
     "check_gate",
     "configured_extractor",
     "configured_gate",
+    "embedding_dim",
     "finished_extractor",
     "own_gate",
     "trained_gate",
@@ -28,6 +31,10 @@ __all__ = [
 
 _KEYS = {"image": "backbone", "norm": "norm", "stem": "stem", "width": "widths", "widths": "widths"}
 """The key that an error of `build_extractor` is about, by the error's first word."""
+
+
+TrainedGate = Gate | DiscriminantGate | MetricGate
+"""What stage 3 leaves weights of."""
 
 
 class Backbone(Protocol):
@@ -114,8 +121,11 @@ def finished_extractor(config: Config, image_shape: Sequence[int]) -> Extractor:
 
 def trained_gate(
     config: Config, latent_dim: int, names: Collection[str], *, num_experts: int
-) -> "Gate | DiscriminantGate":
-    """Build the gate whose trained weights have these names: discriminants, or ``gate.*``."""
+) -> TrainedGate:
+    """Build the gate whose trained weights have these names; most are as ``gate.*`` says."""
+    if set(names) == set(MetricGate.NAMES):
+        dim = embedding_dim(config, latent_dim)
+        return MetricGate(latent_dim, num_experts, dim=dim, top_k=config.gate.top_k)
     if set(names) == set(DiscriminantGate.NAMES):
         return DiscriminantGate(latent_dim, num_experts, top_k=config.gate.top_k)
     return configured_gate(config, latent_dim, num_experts=num_experts)
@@ -125,6 +135,11 @@ def configured_gate(config: Config, latent_dim: int, *, num_experts: int) -> Gat
     """Build ``gate.*`` for latents of ``latent_dim`` numbers, at fresh weights."""
     gate = config.gate
     return Gate(latent_dim, num_experts, hidden=gate.hidden, top_k=gate.top_k, noisy=gate.noisy)
+
+
+def embedding_dim(config: Config, latent_dim: int) -> int:
+    """Numbers of an expert's embedding: as configured, and no more than a latent has."""
+    return min(config.gate.embedding, latent_dim)
 
 
 def _own_extractor(name: str, image_shape: Sequence[int]) -> Extractor:

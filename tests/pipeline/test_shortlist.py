@@ -99,3 +99,24 @@ def test_a_gate_cannot_ask_more_than_it_learns_from() -> None:
     with pytest.raises(ConfigError, match=r"gate.top-k is 3 and gate.shortlist only 2.*0 \(all\)"):
         Config.parse({"gate.top-k": 3, "gate.shortlist": 2})
     assert not Config.parse({"gate.top-k": 3, "gate.shortlist": 10}).has_shortlists
+
+
+@pytest.mark.parametrize(
+    "changes", [{"gate.shortlist": 3, "expert.sharing": "latents"}, {"gate.shortlist": 0}]
+)
+def test_embeddings_are_made_of_the_means_and_nothing_else_travels(
+    new_pipeline: New, changes: dict[str, Any]
+) -> None:
+    few = {**FEW, "gate.methods": "federated,global", "gate.form": "metric", "gate.embedding": 8}
+    pipeline = new_pipeline("metric", {**few, **changes})
+    rows = rows_of(pipeline())
+    assert {gate for gate, _ in rows if "+" not in gate} == {"federated", "global"}
+    weights = pipeline.weights
+    for gate in ("federated", "global"):
+        projection = weights[f"gate/{gate}/projection"]
+        assert projection.shape[0] == 8
+        np.testing.assert_allclose(
+            weights[f"gate/{gate}/embeddings"], weights["normal-means"] @ projection.T, rtol=1e-5
+        )
+    trained = next(line for line in pipeline.lines if line["stage"] == "gate/federated")
+    assert trained["bytes_up"] == 3 * (weights["gate/federated/projection"].nbytes + 128)

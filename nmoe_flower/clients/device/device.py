@@ -35,9 +35,11 @@ from nmoe_flower.models import (
     Expert,
     Extractor,
     Gate,
+    MetricLearner,
     Projector,
     configured_extractor,
     configured_gate,
+    embedding_dim,
     finished_extractor,
 )
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
@@ -338,6 +340,12 @@ class Device:
         with seeded(initial_seed(self.config, "gate")):
             fresh = configured_gate(self.config, latent_dim, num_experts=experts)
         return fresh.to(self.torch_device)
+
+    def metric_learner(self, means: np.ndarray) -> MetricLearner:
+        """What learns embeddings of experts, given the means [E, D] of their latents."""
+        rows = torch.from_numpy(np.array(means, np.float32))
+        learner = MetricLearner(rows, dim=embedding_dim(self.config, rows.shape[1]))
+        return learner.to(self.torch_device)
 
     def shortlist(self) -> dict[str, np.ndarray] | None:
         """The experts this client learns the gate from, as `ShortlistKey` says; None: all."""

@@ -26,7 +26,15 @@ from torch import nn
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import BundleError, ConfigError, NMoEError
 from nmoe_flower.files import pack_arrays, read_json, safe_child, write_bytes, write_json
-from nmoe_flower.models import DiscriminantGate, Expert, Gate, finished_extractor, trained_gate
+from nmoe_flower.models import (
+    DiscriminantGate,
+    Expert,
+    Gate,
+    MetricGate,
+    TrainedGate,
+    finished_extractor,
+    trained_gate,
+)
 
 __all__ = ["BUNDLE_PARTS", "MANIFEST", "Bundle", "Manifest"]
 
@@ -229,10 +237,10 @@ class Bundle:
         """
         return self._build("extractor", self._bytes("extractor"))
 
-    def gate(self) -> Gate | DiscriminantGate:
+    def gate(self) -> TrainedGate:
         """The shared gate: latents [B, D] -> scores [B, E]. Raises as `extractor`."""
         gate = self._build("gate", self._bytes("gate"))
-        assert isinstance(gate, Gate | DiscriminantGate)
+        assert isinstance(gate, Gate | DiscriminantGate | MetricGate)
         return gate
 
     def expert(self) -> Expert:

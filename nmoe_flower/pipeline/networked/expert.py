@@ -10,7 +10,7 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.pipeline.ask import alike, gather, message
-from nmoe_flower.pipeline.networked.shortlist import exchange_shortlisted
+from nmoe_flower.pipeline.networked.shortlist import exchange_shortlisted, means_for
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import (
     ANSWERS,
@@ -55,7 +55,7 @@ def train_experts(run: Run) -> None:
                 for name, array in content.array_records[EXPERT].items()
             }
         )
-        gather(run, "answers", Action.KEEP_ANSWERS, RecordDict({EXPERT: experts}))
+        gather(run, "answers", Action.KEEP_ANSWERS, RecordDict({EXPERT: experts, **means_for(run)}))
     elif sharing == "latents":
         _exchange_latents(run, trained)
 
@@ -112,7 +112,10 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
         Action.KEEP_ANSWERS,
         {
             partition: RecordDict(
-                {ANSWERS: records.from_numpy({s: split_logits[partition, s] for s in splits})}
+                {
+                    ANSWERS: records.from_numpy({s: split_logits[partition, s] for s in splits}),
+                    **means_for(run),
+                }
             )
             for partition in latents
         },

@@ -14,11 +14,19 @@ from nmoe_flower.pipeline.ask import alike, gather, message
 from nmoe_flower.pipeline.networked.shortlist import shortlists_of
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import ARRAYS, LEARNING_RATE, POOLED, SERVER_ROUND, Action
+from nmoe_flower.records import (
+    ARRAYS,
+    LEARNING_RATE,
+    POOLED,
+    SERVER_ROUND,
+    Action,
+    MetricKey,
+    PooledKey,
+)
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedGate, RollGate, StreamingFedAvg
 
-__all__ = ["GateTrainer", "federate_gate", "train_gates", "trainer_of"]
+__all__ = ["GateTrainer", "federate_gate", "first_projection", "train_gates", "trainer_of"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,47 @@ def trainer_of(method: str) -> GateTrainer | None:
 
 
 def _federated_gate(run: Run) -> ArrayRecord:
-    return federate_gate(run, Action.GATE, {**run.artifacts.initial_gate, **_prototypes(run)})
+    return _finished(run, federate_gate(run, Action.GATE, _start(run)))
+
+
+def _start(run: Run) -> dict[str, np.ndarray]:
+    """Where FedGate and its upper bound begin."""
+    means = run.artifacts.normal_means
+    if means is not None and run.config.has_embeddings:
+        return first_projection(means, run.config.gate.embedding)
+    return {**run.artifacts.initial_gate, **_prototypes(run)}
+
+
+def _finished(run: Run, trained: ArrayRecord) -> ArrayRecord:
+    """A trained gate as devices use it: with the embeddings of all experts, if it goes by them."""
+    means = run.artifacts.normal_means
+    if means is None or not run.config.has_embeddings:
+        return trained
+    projection = records.to_numpy(trained)[MetricKey.PROJECTION]
+    embeddings = (means @ projection.T).astype(projection.dtype)
+    return records.from_numpy({MetricKey.PROJECTION: projection, MetricKey.EMBEDDINGS: embeddings})
+
+
+def first_projection(means: np.ndarray, dim: int) -> dict[str, np.ndarray]:
+    """To the principal axes of the clients' means, in units of the variance between them.
+
+    With as many axes as the means span, distances are those of a `PrototypeGate` of these means.
+
+    Args:
+        means: The means of the clients' normalised latents, [E, D].
+        dim: How many axes, at most D of them.
+    """
+    wide = means.astype(np.float64)
+    centred = wide - wide.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1].T[::-1]  # of most variance first
+    signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
+    scaled = (signs[:, None] * axes)[:dim] / np.sqrt(_between(wide))
+    return {MetricKey.PROJECTION: scaled.astype(np.float32)}
+
+
+def _between(means: np.ndarray) -> float:
+    """The mean variance between clients; 1 if they are all alike."""
+    return float(means.var(axis=0).mean()) or 1.0
 
 
 def federate_gate(run: Run, action: Action, initial: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -83,8 +131,7 @@ def _prototypes(run: Run) -> dict[str, np.ndarray]:
     means = run.artifacts.normal_means
     if means is None or not run.config.starts_at_prototypes:
         return {}
-    between = float(means.var(axis=0).mean()) or 1.0
-    weight = (means / between).astype(np.float32)
+    weight = (means / _between(means)).astype(np.float32)
     bias = (-0.5 * (means * weight).sum(axis=1)).astype(np.float32)
     return {"head.weight": weight, "head.bias": bias}
 
@@ -118,14 +165,17 @@ def _global_gate(run: Run) -> ArrayRecord:
     told = {p: records.to_numpy(content.array_records[POOLED]) for p, content in pooled.items()}
     parts = list(alike("gate/global", told, rows=True).values())
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    means = run.artifacts.normal_means
+    if means is not None and run.config.has_embeddings:
+        together[PooledKey.MEANS] = means
     question = message(
-        run.artifacts.initial_gate,
+        _start(run),
         {SERVER_ROUND: 1, LEARNING_RATE: run.config.gate.learning_rate},
     )
     question[POOLED] = records.from_numpy(together)
     node = min(pooled)
     trained = gather(run, "gate/global", Action.POOLED, question, only=[node])
-    return trained[node].array_records[ARRAYS]
+    return _finished(run, trained[node].array_records[ARRAYS])
 
 
 def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]]:

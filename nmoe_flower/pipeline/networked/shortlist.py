@@ -22,6 +22,7 @@ from nmoe_flower.records import (
     EXPERT,
     HOLDOUT,
     LATENTS,
+    MEANS,
     SHORTLIST,
     Action,
     ChosenKey,
@@ -30,7 +31,7 @@ from nmoe_flower.records import (
 )
 from nmoe_flower.shortlists import Shortlists, draw_shortlists
 
-__all__ = ["answers_of_chosen", "exchange_shortlisted", "shortlists_of"]
+__all__ = ["answers_of_chosen", "exchange_shortlisted", "means_for", "shortlists_of"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -39,6 +40,16 @@ def shortlists_of(run: Run) -> dict[int, np.ndarray] | None:
     """Ids of the experts that each client learns the gate from; None: all."""
     lists = run.artifacts.shortlists
     return dict(enumerate(lists[ShortlistKey.EXPERTS])) if lists else None
+
+
+def means_for(run: Run, experts: np.ndarray | None = None) -> dict[str, ArrayRecord]:
+    """What embeddings of these experts, or of all, are made of at a client, where there are any."""
+    means = run.artifacts.normal_means
+    if means is None or not run.config.has_embeddings:
+        return {}
+    return {
+        MEANS: records.from_numpy({ExpertKey.MEAN: means if experts is None else means[experts]})
+    }
 
 
 def exchange_shortlisted(run: Run, trained: Mapping[int, RecordDict]) -> None:
@@ -63,6 +74,7 @@ def exchange_shortlisted(run: Run, trained: Mapping[int, RecordDict]) -> None:
             client: RecordDict(
                 {
                     name: record,
+                    **means_for(run, drawn.experts[client]),
                     SHORTLIST: records.from_numpy(
                         {
                             ShortlistKey.EXPERTS: drawn.experts[client],
