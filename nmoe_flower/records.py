@@ -31,6 +31,7 @@ __all__ = [
     "MEANS",
     "METRICS",
     "MOMENTS",
+    "MOST_ROUTED",
     "NOISE_MULTIPLIER",
     "NOISE_STD",
     "NUM_EXAMPLES",
@@ -282,6 +283,10 @@ class ControlKey(_Key):
     # up, in CENTRALIZED and POOLED_HEAD: of the test split, then of all validation images
     PROBABILITIES = "probabilities"  # [N, C]
     EXPERT_IDS = "expert-ids"  # who was asked, [N, K]
+
+
+MOST_ROUTED = 200
+"""Clients up to which each tells whom it asks: the matrix of all grows with their square."""
 
 
 class Score(_Key):

@@ -82,7 +82,7 @@ def route(message: Message, context: Context) -> Message:
                 }
             for name, counts in _by_owner(device, test, answered.probabilities, labels).items():
                 results[f"{answered.method}/{test}/{name}"] = counts
-            if answered.expert_ids is not None:
+            if answered.expert_ids is not None and device.num_clients <= records.MOST_ROUTED:
                 row = _routing_row(device, answered.expert_ids)
                 results[f"{answered.method}/{test}/{Score.ROUTING}"] = row
     return records.reply(message, metrics=results)

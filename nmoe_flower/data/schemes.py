@@ -143,12 +143,25 @@ def _scarce(data: ImageData, held: Sequence[Indices], limited: bool) -> list[str
 DOMINANT = SharingScheme(_dominant, _refuse_share, _scarce)
 
 
-# --- those of flwr-datasets ---
+# --- by lot, and those of flwr-datasets ---
 
 
 def _iid(deal: Deal) -> Shares:
-    train = _flower_indices(deal.labels, deal.arguments, split="train")
-    return train, _flower_indices(deal.test, deal.arguments, split="test")
+    return _even(deal.labels, deal.arguments, "train"), _even(deal.test, deal.arguments, "test")
+
+
+def _even(labels: Indices, arguments: Mapping[str, Any], split: str) -> list[Indices]:
+    """Pieces of a random order, as Flower's ``IidPartitioner`` cuts them, without its tables."""
+    clients, size = arguments["num_clients"], arguments[f"{split}_per_client"]
+    largest = len(labels) // clients
+    if size > largest:
+        raise DataError(
+            f"{clients} clients cannot have {size} of the {len(labels)} samples of the "
+            f"{split} split each; allowed: at most {largest} samples per client"
+        )
+    rng = numpy_stream(arguments["seed"], "partition", "iid", split)
+    order = rng.permutation(len(labels))
+    return [part[: size or largest] for part in np.array_split(order, clients)]
 
 
 def _skewed(deal: Deal) -> Shares:
@@ -182,16 +195,8 @@ def _flower_indices(labels: Indices, arguments: Mapping[str, Any], *, split: str
     size = arguments[f"{split}_per_client"]
     seed = derive_seed(arguments["seed"], "partition", scheme, split)
     order = numpy_stream(arguments["seed"], "partition", scheme, split).permutation(len(labels))
-    if scheme == "iid":
-        partitioner = flower.IidPartitioner(clients)
-        largest = len(labels) // clients
-        if size > largest:
-            raise DataError(
-                f"{clients} clients cannot have {size} of the {len(labels)} samples of the "
-                f"{split} split each; allowed: at most {largest} samples per client"
-            )
-        size = size or largest
-    elif scheme == "dirichlet":
+    partitioner: flower.Partitioner
+    if scheme == "dirichlet":
         partitioner = flower.DirichletPartitioner(
             clients,
             partition_by="label",

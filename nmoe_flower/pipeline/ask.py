@@ -71,6 +71,7 @@ def gather(
     run.answered(stage, 0, asked)
     for _ in range(2):
         run.connect()
+        waiting = frozenset(pending)
         messages = [
             Message(
                 content if isinstance(content, RecordDict) else content[run.partitions[node]],
@@ -78,7 +79,7 @@ def gather(
                 action,
             )
             for node in run.nodes
-            if run.partitions[node] in pending
+            if run.partitions[node] in waiting
         ]
         exchange.bytes_down += sum(records.array_bytes(m.content) for m in messages)
         for reply in run.exchange(messages):

@@ -124,9 +124,10 @@ def test_a_scheme_of_flower_needs_the_extra(tmp_path: Path) -> None:
     from nmoe_flower.data import partition_clients
 
     data = load_images("digits", cache_dir=tmp_path)
-    with pytest.raises(DataError, match=r"'iid' needs flwr_datasets: .*\[data\]"):
-        partition_clients(data, scheme="iid", num_clients=3, cache_dir=tmp_path)
-    assert len(partition_clients(data, scheme="dominant", num_clients=3, cache_dir=tmp_path)) == 3
+    with pytest.raises(DataError, match=r"'dirichlet' needs flwr_datasets: .*\[data\]"):
+        partition_clients(data, scheme="dirichlet", num_clients=3, cache_dir=tmp_path)
+    for scheme in ("dominant", "iid"):
+        assert len(partition_clients(data, scheme=scheme, num_clients=3, cache_dir=tmp_path)) == 3
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

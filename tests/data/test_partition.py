@@ -346,6 +346,23 @@ def test_cold_and_warm_and_another_folder_agree(digits, tmp_path, scheme):
     assert {path.suffix for path in stored.parent.iterdir()} == {".npz"}
 
 
+@pytest.mark.parametrize("clients", [3, 7, 100])
+def test_iid_is_what_flower_s_partitioner_deals(digits, clients, tmp_path):
+    """Without its table per client, which takes seconds for a thousand clients."""
+    from flwr_datasets.partitioner import IidPartitioner
+
+    from nmoe_flower.seeds import numpy_stream
+
+    size = len(digits.train.labels)
+    partitioner = IidPartitioner(clients)
+    order = numpy_stream(0, "partition", "iid", "train").permutation(size)
+    partitioner.dataset = datasets.Dataset.from_dict({"position": order})
+    dealt = partition_clients(digits, scheme="iid", num_clients=clients, cache_dir=tmp_path)
+    for client in (0, 1, clients - 1):
+        expected = partitioner.load_partition(client)["position"][: size // clients]
+        assert dealt[client].train.tolist() == list(expected)
+
+
 def test_a_warm_split_is_read_from_the_cache(digits, tmp_path, monkeypatch):
     cold = partition_clients(digits, scheme="iid", num_clients=3, cache_dir=tmp_path)
     monkeypatch.setattr(

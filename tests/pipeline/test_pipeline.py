@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nmoe_flower import records
 from nmoe_flower.errors import RoundError
 
 New = Callable[..., Any]
@@ -176,3 +177,20 @@ def test_a_client_that_fails_in_stage_one_is_left_out_of_that_round(
     lines = [line for line in pipeline.lines if line["stage"] == "extractor"]
     assert [line["clients"] for line in lines[:3]] == [[0, 2, 3], [0, 2, 3], [0, 1, 2, 3]]
     assert lines[0]["failures"] == [{"partition": 1, "reason": "OSError: disk full"}]
+
+
+def test_who_asks_whom_is_left_out_beyond_some_clients(
+    new_pipeline: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thousand clients it has a million entries per gate; what stays at home is kept."""
+    changes = {
+        "gate.methods": "random,local", "gate.rounds": 1, "extractor.rounds": 1, "expert.epochs": 1,
+        "run.controls": "",
+    }  # fmt: skip
+    whole = new_pipeline("whole", changes)()
+    monkeypatch.setattr(records, "MOST_ROUTED", 3)
+    small = new_pipeline("small", changes)()
+    assert whole["routing"]
+    assert small["routing"] == {}
+    ratios = [[row["per_client"]["local_ratio"] for row in r["rows"]] for r in (whole, small)]
+    assert ratios[0] == ratios[1]
