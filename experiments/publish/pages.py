@@ -20,6 +20,7 @@ PAGES = [
     for name in (
         "results.md",
         "explanation/fedsc.md",
+        "explanation/language.md",
         "explanation/privacy.md",
         "explanation/sums.md",
         "explanation/when-to-use-it.md",

@@ -8,7 +8,13 @@ from nmoe_flower.report.alignment import (
 )
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.estimates import Estimate, differences, estimate
-from nmoe_flower.report.figures import draw_accuracy, draw_partition, draw_rounds, draw_routing
+from nmoe_flower.report.figures import (
+    draw_accuracy,
+    draw_bits_per_byte,
+    draw_partition,
+    draw_rounds,
+    draw_routing,
+)
 from nmoe_flower.report.paper import is_papers_setting, paper_cell, paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
@@ -36,6 +42,7 @@ __all__ = [
     "differences",
     "draw_accuracy",
     "draw_alignment",
+    "draw_bits_per_byte",
     "draw_figures",
     "draw_partition",
     "draw_representation",

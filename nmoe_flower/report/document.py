@@ -10,6 +10,7 @@ from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.report.alignment import alignment_table, draw_alignment, is_alignment
 from nmoe_flower.report.figures import (
     draw_accuracy,
+    draw_bits_per_byte,
     draw_partition,
     draw_rounds,
     draw_routing,
@@ -31,6 +32,7 @@ from nmoe_flower.report.runs import (
 from nmoe_flower.report.tables import (
     GATE_NAMES,
     grid,
+    is_of_text,
     results_table,
     to_csv,
     to_markdown,
@@ -47,8 +49,8 @@ def draw_figures(run_dir: Path, out: Path | None = None) -> list[Path]:
         out: Where to; the run's own ``figures`` folder if not given.
 
     Returns:
-        The files: accuracy per gate, routing per gate and test, partition, rounds; of FedSC the
-        representation too.
+        The files: accuracy per gate (of text bits per byte), routing per gate and test, partition,
+        rounds; of FedSC the representation too.
 
     Raises:
         NMoEError: The run is not finished, or matplotlib is missing.
@@ -57,10 +59,12 @@ def draw_figures(run_dir: Path, out: Path | None = None) -> list[Path]:
 
 
 def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> list[Path]:
-    results, drawn = run.results, [folder / "accuracy.png"]
+    results, of_text = run.results, any(map(is_of_text, run.results["rows"]))
+    drawn = [folder / ("bits-per-byte.png" if of_text else "accuracy.png")]
     numbers = [one.config.run.seed for one in seeds or (run,)]
     note = seeds_in_words(numbers, averaged=False)
-    draw_accuracy([r.results for r in seeds or (run,)], drawn[0], note=seeds_in_words(numbers))
+    draw_scores = draw_bits_per_byte if of_text else draw_accuracy
+    draw_scores([r.results for r in seeds or (run,)], drawn[0], note=seeds_in_words(numbers))
     routing = results.get("routing") or {}
     for gate, test in drawn_routing(routing):
         drawn.append(folder / f"{_file_name(f'routing-{gate}-{test}')}.png")

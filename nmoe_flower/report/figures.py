@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "draw_accuracy",
+    "draw_bits_per_byte",
     "draw_partition",
     "draw_rounds",
     "draw_routing",
@@ -77,7 +78,32 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
         path: The PNG to write.
         note: What the figure stands for, as the seeds.
     """
-    rows = [row for result in results for row in result["rows"] if row["accuracy"] is not None]
+    _draw_gates(results, path, "accuracy", note)
+
+
+def draw_bits_per_byte(results: Sequence[Mapping[str, Any]], path: Path, *, note: str = "") -> None:
+    """As `draw_accuracy`, of runs on text: bits per byte, of which less is better.
+
+    Args:
+        results: What results.json holds, one per seed; only ``rows`` is read.
+        path: The PNG to write.
+        note: What the figure stands for, as the seeds.
+    """
+    _draw_gates(results, path, "bits_per_byte", note)
+
+
+def _draw_gates(results: Sequence[Mapping[str, Any]], path: Path, metric: str, note: str) -> None:
+    rows = [
+        {
+            "gate": row["gate"],
+            "test": row["test"],
+            "value": float(row[metric]),
+            "clients": _of_clients(row, metric),
+        }
+        for result in results
+        for row in result["rows"]
+        if row.get(metric) is not None
+    ]
     tests = shown_tests(row["test"] for row in rows)
     bases = sorted({_base(row["gate"]) for row in rows}, key=gate_order)
     places = _places(bases)
@@ -86,17 +112,20 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path, *, note: str
 
     axes = figure.subplots(1, max(len(tests), 1), sharey=True, squeeze=False)[0]
     for axis, test in zip(axes, tests, strict=False):
-        lowest = 1.0
+        drawn = []
         for look in _LOOKS:
             for base, place in places.items():
                 cell = [r for r in rows if r["test"] == test and r["gate"] == base + look[0]]
-                lowest = min([lowest, *_draw_cell(axis, place, cell, look)])
+                drawn += _draw_cell(axis, place, cell, look)
         axis.set_title(test_label(test), fontsize=8.5)
         light_grid(axis, which="both")
-        start = math.floor(max(lowest - 0.02, 0) * 10) / 10
-        axis.set_xlim(start if start > _NEAR else 0.0, 1.0)
+        if metric == "accuracy":
+            start = math.floor(max(min([1.0, *drawn]) - 0.02, 0) * 10) / 10
+            axis.set_xlim(start if start > _NEAR else 0.0, 1.0)
+        elif drawn:
+            axis.set_xlim(max(math.floor(2 * min(drawn) - 0.2) / 2, 0), math.ceil(max(drawn)))
         axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axis.set_xlabel("Accuracy")
+        axis.set_xlabel(metric.replace("_", " ").capitalize())
     axes[0].set_yticks(list(places.values()), [GATE_NAMES.get(base, base) for base in bases])
     axes[0].set_ylim(max(places.values(), default=0) + 0.6, -0.6)
     if rows:
@@ -130,9 +159,9 @@ def _draw_cell(
     if not cell:
         return []
     _, colour, marker, shift, _ = look
-    seeds = [float(row["accuracy"]) for row in cell]
+    seeds = [row["value"] for row in cell]
     mean, y = statistics.fmean(seeds), place + shift
-    dots = seeds if len(seeds) > 1 else _of_clients(cell[0])
+    dots = seeds if len(seeds) > 1 else cell[0]["clients"]
     if dots:  # an empty line that is not clipped breaks the layout
         axis.plot(dots, y + _piled(dots), "o", markersize=2.4, color=colour, alpha=0.4,
                   markeredgewidth=0, clip_on=False)  # fmt: skip
@@ -159,8 +188,8 @@ def _piled(values: Sequence[float]) -> npt.NDArray[np.float64]:
     return places + 0.0  # no negative zero
 
 
-def _of_clients(row: Mapping[str, Any]) -> list[float]:
-    values = (row.get("per_client") or {}).get("accuracy") or []
+def _of_clients(row: Mapping[str, Any], metric: str) -> list[float]:
+    values = (row.get("per_client") or {}).get(metric) or []
     return [float(value) for value in values if value is not None]
 
 
@@ -178,7 +207,7 @@ def _legend(axis: "Axes", rows: Sequence[Mapping[str, Any]], *, seeds: int) -> N
     if any(gate_kind(gate) == "upper bound" for gate in gates):
         handles.append(Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="",
                               label="upper bound", markerfacecolor="white"))  # fmt: skip
-    if seeds > 1 or any(map(_of_clients, rows)):
+    if seeds > 1 or any(row["clients"] for row in rows):
         label = "one seed" if seeds > 1 else "one client"
         handles.append(Line2D([], [], color=GREY, marker="o", markersize=2.4, linestyle="",
                               alpha=0.6, label=label))  # fmt: skip

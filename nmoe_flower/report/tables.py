@@ -21,11 +21,14 @@ from nmoe_flower.report.runs import FinishedRun
 __all__ = [
     "GATE_NAMES",
     "TABLE_METRICS",
+    "TEXT_METRICS",
     "gate_kind",
     "gate_order",
     "grid",
+    "is_of_text",
     "method_label",
     "number",
+    "parts_of_text",
     "place_of_test",
     "results_table",
     "shown_tests",
@@ -42,6 +45,15 @@ TABLE_METRICS = (
     "local_ratio",
     "bytes_per_sample",
 )
+# Of runs on text, which have no accuracy.
+TEXT_METRICS = {
+    "bits_per_byte": "Bits per byte",
+    "worst_bits_per_byte": "Worst client",
+    "pooled_bits_per_byte": "All text together",
+    "perplexity": "Perplexity",
+}
+_PARTS = ("domain", "client")  # whose bits per byte are told apart
+_MOST_PARTS = 16
 Kind = Literal["gate", "upper bound", "control"]
 Row = dict[str, Any]
 
@@ -57,6 +69,11 @@ _NOTE = (
     "Fractions: measured per client, then averaged; ± is the standard deviation over n seeds. "
     "Bold: best gate that can be deployed. † upper bound, trained or chosen with what no device "
     "has. ‡ control, no networked experts."
+)
+_NOTE_OF_TEXT = (
+    "Bits per byte, lower is better: measured per client, then averaged; of the IID test each "
+    "domain counts alike. ± is the standard deviation over n seeds. Bold: best gate that can be "
+    "deployed. † upper bound, told what no device knows. ‡ control, no mixture chosen by a gate."
 )
 
 
@@ -83,7 +100,9 @@ def method_label(method: str) -> str:
 
 def gate_order(gate: str) -> tuple[int, str]:
     """Sort key: gates, upper bounds, controls; ``+prior`` after its plain gate."""
-    known = (*GATES, *TEXT_GATES, *GATE_NAMES)
+    bounds = [name for name in GATES if GATES[name].upper_bound]
+    gates = [name for name in GATES if name not in bounds]
+    known = (*gates, *TEXT_GATES, *bounds, *GATE_NAMES)
     base = gate.split("+")[0]
     return known.index(base) if base in known else len(known), gate
 
@@ -125,7 +144,8 @@ def results_table(runs: Sequence[FinishedRun]) -> list[Row]:
     ``tau``, ``clients``, ``top_k``, ``test``, ``gate``, ``kind``, ``n``, ``seeds``; each metric's
     mean under its name and its sample standard deviation under ``<metric>_std`` (None for one
     seed, or where a seed lacks it); and ``best``: the scores in which this gate leads its block.
-    Seeds of different configurations are never mixed.
+    With runs on text all rows have their metrics too, and bits per byte of each ``domain/<name>``
+    and ``client/<id>``. Seeds of different configurations are never mixed.
     """
     cells: dict[tuple[Any, ...], list[Row]] = {}
     for run in runs:
@@ -135,18 +155,70 @@ def results_table(runs: Sequence[FinishedRun]) -> list[Row]:
             place = (row["extractor"], scheme, tau, row["clients"], row["top_k"])
             key = (run.group, run.label, *place, row["test"], row["gate"])
             cells.setdefault(key, []).append({"seed": run.config.run.seed, **row})
-    table = [_row(key[1:], rows) for key, rows in cells.items()]
+    metrics = (*TABLE_METRICS, *_metrics_of_text([row for rows in cells.values() for row in rows]))
+    table = [_row(key[1:], rows, metrics) for key, rows in cells.items()]
     _mark_best(table)
     return sorted(table, key=_position)
 
 
-def _row(key: tuple[Any, ...], rows: list[Row]) -> Row:
+def is_of_text(row: Row) -> bool:
+    """Whether a row, of results.json or of `results_table`, is of a run on text.
+
+    Args:
+        row: The row.
+    """
+    return row.get("bits_per_byte") is not None
+
+
+def parts_of_text(rows: Iterable[Row], kind: str) -> dict[str, str]:
+    """Metrics in `results_table` that tell bits per byte of each part, and what the part is called.
+
+    Args:
+        rows: Of one test; parts that none of them tells are left out.
+        kind: ``domain`` or ``client``.
+
+    >>> parts_of_text([{"domain/code": 1.5, "domain/law": None}], "domain")
+    {'domain/code': 'code'}
+    """
+    found = dict.fromkeys(
+        key
+        for row in rows
+        for key, value in row.items()
+        if key.startswith(f"{kind}/") and not key.endswith("_std") and value is not None
+    )
+    return {key: key.removeprefix(f"{kind}/") for key in found}
+
+
+def _metrics_of_text(rows: Sequence[Row]) -> Iterable[str]:
+    if any(is_of_text(row) for row in rows):
+        yield from TEXT_METRICS
+        for kind in _PARTS:
+            yield from dict.fromkeys(f"{kind}/{name}" for row in rows for name in _parts(row, kind))
+
+
+def _parts(row: Row, kind: str) -> dict[str, Any]:
+    """Bits per byte by domain or by client, of a row of results.json."""
+    if not is_of_text(row):
+        return {}
+    if kind == "domain":
+        return dict(row.get("domains") or {})
+    values = (row.get("per_client") or {}).get("bits_per_byte") or []
+    return {str(client): value for client, value in enumerate(values)}
+
+
+def _told(row: Row, metric: str) -> Any:
+    """A metric of a row of results.json; ``<kind>/<name>`` is a part's."""
+    kind, slash, name = metric.partition("/")
+    return _parts(row, kind).get(name) if slash else row.get(metric)
+
+
+def _row(key: tuple[Any, ...], rows: list[Row], metrics: Iterable[str]) -> Row:
     row: Row = dict(zip((*_BLOCK, "test", "gate"), key, strict=True))
     row["kind"] = gate_kind(row["gate"])
     row["n"] = len(rows)
     row["seeds"] = " ".join(str(seed) for seed in sorted(one["seed"] for one in rows))
-    for metric in TABLE_METRICS:
-        values = [one.get(metric) for one in rows]
+    for metric in metrics:
+        values = [_told(one, metric) for one in rows]
         whole = [float(value) for value in values if value is not None]
         complete = len(whole) == len(values)
         row[metric] = statistics.fmean(whole) if complete else None
@@ -162,11 +234,16 @@ def _mark_best(table: list[Row]) -> None:
     for row in table:
         row["best"] = tuple(
             score
-            for score in _SCORES
+            for score in (*_SCORES, *(name for name in TEXT_METRICS if is_of_text(row)))
             if row["kind"] == "gate"
             and row[score] is not None
-            and row[score] >= max(other[score] or 0.0 for other in rivals[_test(row)])
+            and _leads(row[score], [other[score] for other in rivals[_test(row)]], score)
         )
+
+
+def _leads(value: float, others: Iterable[float | None], score: str) -> bool:
+    there = [other for other in others if other is not None]
+    return value <= min(there) if score in TEXT_METRICS else value >= max(there)
 
 
 def _block(row: Row) -> tuple[Any, ...]:
@@ -204,10 +281,40 @@ def to_markdown(table: Sequence[Row]) -> str:
         rows = [row for row in table if _block(row) == block]
         lines += [f"### {_title(rows[0])}", ""]
         for test in dict.fromkeys(row["test"] for row in rows):
+            if is_of_text(rows[0]):
+                lines += _tables_of_text(test, [row for row in rows if row["test"] == test])
+                continue
             header = (test_label(test), "Accuracy", "Balanced accuracy", "Macro F1", "AUC")
             body = [_cells(row) for row in rows if row["test"] == test]
             lines += [*grid((*header, "Local ratio", "Bytes per sample", "n"), body, words=1), ""]
-    return "\n".join([*lines, _NOTE, ""])
+    kinds = {is_of_text(row) for row in table}
+    notes = [note for of_text, note in ((False, _NOTE), (True, _NOTE_OF_TEXT)) if of_text in kinds]
+    return "\n".join([*lines, *(notes or [_NOTE]), ""])
+
+
+def _tables_of_text(test: str, rows: Sequence[Row]) -> list[str]:
+    """Bits per byte and what they cost; then those of each domain and of each client."""
+    header = (test_label(test), *TEXT_METRICS.values(), "Local ratio", "Bytes per window", "n")
+    body = []
+    for row in rows:
+        scores = [
+            f"**{number(row, score)}**" if score in row["best"] else number(row, score)
+            for score in TEXT_METRICS
+        ]
+        sent = number(row, "bytes_per_sample", digits=0)
+        body.append([_marked(row), *scores, number(row, "local_ratio"), sent, str(row["n"])])
+    lines = [*grid(header, body, words=1), ""]
+    for kind in _PARTS:
+        parts = parts_of_text(rows, kind)
+        if 1 < len(parts) <= _MOST_PARTS:
+            names = [f"client {name}" if kind == "client" else name for name in parts.values()]
+            body = [[_marked(row), *(number(row, part) for part in parts)] for row in rows]
+            lines += [*grid((f"{test_label(test)}, by {kind}", *names), body, words=1), ""]
+    return lines
+
+
+def _marked(row: Row) -> str:
+    return str(row["gate"]) + _MARKS[gate_kind(row["gate"])]
 
 
 def _title(row: Row) -> str:
@@ -225,7 +332,7 @@ def _cells(row: Row) -> list[str]:
         for score, text in zip(_SCORES, scores, strict=True)
     ]
     ratio, size = number(row, "local_ratio"), number(row, "bytes_per_sample", digits=0)
-    return [row["gate"] + _MARKS[gate_kind(row["gate"])], *scores, ratio, size, str(row["n"])]
+    return [_marked(row), *scores, ratio, size, str(row["n"])]
 
 
 def number(row: Row, metric: str, *, digits: int = 3) -> str:

@@ -130,6 +130,34 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def text_runs(finished_run: Callable[..., Path]) -> list[Path]:
+    """Two seeds of two clients, each with text of two domains."""
+    bits = {
+        "unigram": (1.5, 2.5),
+        "local": (2.0, 3.5),
+        "oracle": (1.0, 1.0),
+        "control:fedavg": (1.0, 2.0),
+    }
+    runs = []
+    for seed in (0, 1):
+        path = finished_run(f"text{seed}", {"run.seed": seed}, rows=[(g, "iid", 0.0) for g in bits])
+        results = json.loads((path / "results.json").read_text())
+        for row, (first, second) in zip(results["rows"], bits.values(), strict=True):
+            row |= dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "auc"))
+            row |= {
+                "bits_per_byte": (first + second) / 2 + seed,
+                "worst_bits_per_byte": second,
+                "pooled_bits_per_byte": first,
+                "perplexity": 2.0**first,
+                "domains": {"code": first, "law": second + seed},
+                "per_client": {"bits_per_byte": [first, second]},
+            }
+        (path / "results.json").write_text(json.dumps(results))
+        runs.append(path)
+    return runs
+
+
+@pytest.fixture
 def alignment_run(tmp_path: Path) -> Callable[..., Path]:
     """Write a finished run of the alignment system: its policy, seed and number of experts."""
 

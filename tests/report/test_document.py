@@ -117,3 +117,11 @@ def test_without_matplotlib_the_extra_is_named(finished_run, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(NMoEError, match=r"needs? matplotlib: pip install -e .*\[report\]"):
         write_report([finished_run("one")], tmp_path / "out")
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_report_of_text_draws_bits_per_byte(text_runs, tmp_path):
+    report = write_report(text_runs, tmp_path / "out")
+    text = report.read_text(encoding="utf-8")
+    assert "figures/bits-per-byte.png" in images(text)
+    assert "| IID test, by domain | code | law |" in text

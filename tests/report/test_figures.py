@@ -12,6 +12,7 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.report import (
     canvas,
     draw_accuracy,
+    draw_bits_per_byte,
     draw_partition,
     draw_representation,
     draw_rounds,
@@ -90,6 +91,20 @@ def test_a_cut_axis_says_so_and_cuts_no_point(drawn, tmp_path, lowest, start, la
     (axis,) = drawn[0].axes
     assert axis.get_xlim() == (start, 1.0)
     assert axis.get_xlabel() == label
+
+
+def test_bits_per_byte_have_an_axis_of_their_own(drawn, tmp_path):
+    rows = [
+        {"gate": gate, "test": "iid", "accuracy": None, "bits_per_byte": bits,
+         "per_client": {"bits_per_byte": [bits - 0.5, bits + 0.5]}}
+        for gate, bits in (("domain", 3.5), ("unigram", 4.0))
+    ]  # fmt: skip
+    draw_bits_per_byte([{"rows": rows}], tmp_path / "a.png")
+    (axis,) = drawn[0].axes
+    assert points_of(axis) == [(3.5, 4.5), (4.0,), (3.0, 4.0), (3.5,)]
+    assert axis.get_xlim() == (2.5, 5.0)
+    assert axis.get_xlabel() == "Bits per byte (axis starts at 2.5)"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["unigram", "domain"]
 
 
 def test_gates_bounds_and_controls_stand_in_order(drawn, tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from nmoe_flower.report import load_runs, paper_table, results_table, to_csv, to_markdown
-from nmoe_flower.report.tables import TABLE_METRICS
+from nmoe_flower.report.tables import TABLE_METRICS, parts_of_text
 
 
 def cell(table, gate, test="local"):
@@ -172,3 +172,38 @@ def test_the_validation_test_stands_last_and_beside_no_paper(finished_run):
     assert headings == sorted(headings)
     assert {row["table"] for row in paper_table(runs)} == {"I", "II"}
     assert len(paper_table(runs)) == 2
+
+
+def test_text_has_bits_per_byte_of_all_domains_and_clients(text_runs):
+    table = results_table(load_runs(text_runs))
+    row = cell(table, "unigram", "iid")
+    assert (row["bits_per_byte"], row["worst_bits_per_byte"], row["perplexity"]) == (
+        2.5,
+        2.5,
+        2**1.5,
+    )
+    assert row["bits_per_byte_std"] == pytest.approx(0.5**0.5)
+    assert (row["domain/code"], row["domain/law"], row["client/1"]) == (1.5, 3.0, 2.5)
+    assert parts_of_text(table, "domain") == {"domain/code": "code", "domain/law": "law"}
+    # less is better, and what no device can be is never bold
+    best = {row["gate"] for row in table if "bits_per_byte" in row["best"]}
+    assert best == {"unigram"}
+    markdown = to_markdown(table)
+    assert "| unigram | **2.500 ± 0.707** | **2.500 ± 0.000** |" in markdown
+    assert "| IID test, by domain | code | law |" in markdown
+    assert "| IID test, by client | client 0 | client 1 |" in markdown
+    assert "Accuracy" not in markdown
+    assert "lower is better" in markdown
+    read = next(csv.DictReader(io.StringIO(to_csv(table))))
+    assert float(read["domain/law"]) == cell(table, read["gate"], "iid")["domain/law"]
+
+
+def test_images_beside_text_have_their_own_tables(text_runs, finished_run):
+    images = finished_run("images", {"gate.top-k": 2}, rows=[("local", "iid", 0.5)])
+    table = results_table(load_runs([*text_runs, images]))
+    of_images = next(row for row in table if row["accuracy"] is not None)
+    assert (of_images["bits_per_byte"], of_images["domain/code"]) == (None, None)
+    assert of_images["best"] == ("accuracy", "balanced_accuracy", "macro_f1", "auc")
+    markdown = to_markdown(table)
+    assert "Accuracy" in markdown
+    assert "by domain" in markdown

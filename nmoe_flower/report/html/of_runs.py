@@ -42,7 +42,10 @@ from nmoe_flower.report.html.words import (
 from nmoe_flower.report.paper import CITATION, paper_table
 from nmoe_flower.report.runs import FinishedRun, differing_settings, load_runs, seeds_in_words
 from nmoe_flower.report.tables import (
+    TEXT_METRICS,
+    is_of_text,
     method_label,
+    parts_of_text,
     place_of_test,
     results_table,
     shown_tests,
@@ -178,12 +181,15 @@ _METRICS = (
     ("balanced_accuracy", "Balanced accuracy", 3),
     ("macro_f1", "Macro F1", 3),
     ("auc", "AUC", 3),
+    *((key, title, 3) for key, title in TEXT_METRICS.items()),
     ("local_ratio", "Local ratio", 3),
     ("bytes_per_sample", "Bytes per sample", 0),
 )
 _ABOUT = {
     "local_ratio": "Share of samples that a client's own expert answers",
     "bytes_per_sample": "What an answer moves over the network, mean over all samples",
+    "bits_per_byte": "Bits that predict a byte of text; lower is better",
+    "perplexity": "Per token: it depends on what a token is",
 }
 
 
@@ -198,6 +204,11 @@ def _results(groups: Groups) -> list[PagePart]:
         if len(groups) == 1 and test in drawn:
             dots.append(_dots(test, [row for _, row in rows], next(iter(groups.values()))))
         parts.append(_table(test, rows, several=len(groups) > 1))
+        of_text = [(name, row) for name, row in rows if is_of_text(row)]
+        for kind in ("domain", "client"):
+            columns = parts_of_text([row for _, row in of_text], kind)
+            if len(columns) > 1:
+                parts.append(_apart(test, of_text, kind, columns, several=len(groups) > 1))
     if dots:
         seeds = len(next(iter(groups.values())))
         notes = [
@@ -212,7 +223,7 @@ def _results(groups: Groups) -> list[PagePart]:
 def _table(
     test: str, rows: Sequence[tuple[str, dict[str, Any]]], *, several: bool
 ) -> SortableTable:
-    shown = [m for m in _METRICS if any(row[m[0]] is not None for _, row in rows)]
+    shown = [m for m in _METRICS if any(row.get(m[0]) is not None for _, row in rows)]
     many = len({row["n"] for _, row in rows}) > 1
     columns = [
         *([TableColumn("Configuration", words=True)] if several else []),
@@ -221,6 +232,7 @@ def _table(
         *([TableColumn("Seeds")] if many else []),
     ]
     kinds = {row["kind"] for _, row in rows}
+    of_text = any(is_of_text(row) for _, row in rows)
     body = []
     for name, row in rows:
         cells = [TableCell(name)] if several else []
@@ -230,7 +242,12 @@ def _table(
             cells.append(number_cell(row[key], row[f"{key}_std"], digits=digits, strong=strong))
         body.append([*cells, *([TableCell(str(row["n"]))] if many else [])])
     seeds = max(row["n"] for _, row in rows)
-    notes = "Fractions: measured per client, then averaged. "
+    notes = (
+        "Measured per client, then averaged. "
+        if of_text
+        else ("Fractions: measured per client, then averaged. ")
+    )
+    notes += "Of bits per byte and perplexity less is better. " if of_text else ""
     notes += f"± is the standard deviation over {seeds} seeds. " if seeds > 1 else ""
     notes += f"Bold: the best gate that can be deployed{', of each configuration' * several}. "
     notes += (
@@ -242,6 +259,32 @@ def _table(
     if any(row["gate"].endswith("+prior") for _, row in rows):
         notes += "+ prior: corrected for the class shares of the unlabelled test batch. "
     return SortableTable(test_label(test), columns, body, [notes.strip()])
+
+
+def _apart(
+    test: str,
+    rows: Sequence[tuple[str, dict[str, Any]]],
+    kind: str,
+    parts: Mapping[str, str],
+    *,
+    several: bool,
+) -> SortableTable:
+    """Bits per byte of each domain, or of each client."""
+    group = "Bits per byte of the domain" if kind == "domain" else "Bits per byte of the client"
+    columns = [
+        *([TableColumn("Configuration", words=True)] if several else []),
+        TableColumn("Gate", words=True),
+        *(TableColumn(name, group=group) for name in parts.values()),
+    ]
+    body = [
+        [
+            *([TableCell(name)] if several else []),
+            TableCell(gate_name(row["gate"]), mark=_MARKS.get(row["kind"], "")),
+            *(number_cell(row[part], row[f"{part}_std"]) for part in parts),
+        ]
+        for name, row in rows
+    ]
+    return SortableTable(f"{test_label(test)}, by {kind}", columns, body)
 
 
 def _dots(test: str, rows: Sequence[dict[str, Any]], runs: Sequence[FinishedRun]) -> Any:

@@ -303,3 +303,10 @@ def test_a_page_that_cannot_be_written_is_one_message(finished_run, tmp_path, ca
     error = capsys.readouterr().err
     assert error.startswith("nmoe: error: ")
     assert str(tmp_path) in error
+
+
+def test_text_is_told_by_domain_and_client(text_runs):
+    page = page_of(*text_runs)
+    for words in ("IID test, by domain", "IID test, by client", "Perplexity", "less is better"):
+        assert words in page
+    assert "Balanced accuracy" not in page
