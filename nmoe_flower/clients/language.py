@@ -1,6 +1,7 @@
 """The language system at the client: adapters of a frozen language model, and how they train."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from flwr.app import ArrayRecord, Context, Message
 
 from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
-from nmoe_flower.clients.device import Language, device_of, language_of
+from nmoe_flower.clients.device import Device, Language, device_of, language_of
 from nmoe_flower.clients.private import told_frequencies
 from nmoe_flower.data.text import TextSplit
 from nmoe_flower.errors import ReplyError
@@ -38,6 +39,8 @@ __all__ = [
 
 Arrays = dict[str, np.ndarray]
 FIRST, SECOND = MOMENTS
+TRIED = "tried"
+_RECIPE, _WORTH = "recipe", "worth"
 
 
 def tell_texts(message: Message, context: Context) -> Message:
@@ -90,15 +93,22 @@ def train_expert(message: Message, context: Context) -> Message:
     fresh = language.fresh(settings.rank_of(device.partition))
     rates, found = settings.learning_rates, []
     for rate in rates:
-        language.load(fresh)
-        loss = _steps(language, rate, first=0, count=settings.steps, of=settings.steps)
-        worth = 0.0
-        if len(rates) > 1:
-            worth = _nats(language, language.tests[VALIDATION])[0]
-        found.append((worth, rate, loss, language.model.state()))
-    _, rate, loss, adapter = min(found, key=lambda one: one[0])
+        name = f"{TRIED}-{rate:g}"
+        tried = _tried(device, name, language.recipe(rate))
+        if tried is None:
+            language.load(fresh)
+            loss = _steps(language, rate, first=0, count=settings.steps, of=settings.steps)
+            worth = _nats(language, language.tests[VALIDATION])[0] if len(rates) > 1 else 0.0
+            tried = _Tried(worth, loss, language.model.state())
+            if len(rates) > 1:
+                tried.keep(device, name, language.recipe(rate))
+        found.append((tried, rate))
+    best, rate = min(found, key=lambda one: one[0].worth)
+    adapter, loss = best.adapter, best.loss
     signed = language.signed(adapter)
     device.store.save(EXPERT, signed, sync=device.serves)
+    for one in rates:
+        device.store.drop(f"{TRIED}-{one:g}")
     arrays: dict[str, ArrayRecord] = {}
     if device.config.expert.sharing == "weights":
         arrays[EXPERT] = records.from_numpy(signed)
@@ -110,6 +120,36 @@ def train_expert(message: Message, context: Context) -> Message:
         metrics={NUM_EXAMPLES: len(language.train), LOSS: loss, TextKey.RATE: rate},
         arrays=arrays,
     )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """An adapter that was trained at one of several learning rates.
+
+    Attributes:
+        worth: Nats of the validation text.
+        loss: Mean loss while it was trained.
+        adapter: The parts of the adapter.
+    """
+
+    worth: float
+    loss: float
+    adapter: Arrays
+
+    def keep(self, device: Device, name: str, recipe: str) -> None:
+        """Write it down: a device that stops at the next rate need not train this one again."""
+        told = np.array([self.worth, self.loss])
+        recipe_told = np.frombuffer(bytes.fromhex(recipe), np.uint8)
+        device.store.save(name, {**self.adapter, _RECIPE: recipe_told, _WORTH: told})
+
+
+def _tried(device: Device, name: str, recipe: str) -> _Tried | None:
+    """What was written down, if it was trained in the same way."""
+    if not device.store.has(name):
+        return None
+    kept = dict(device.store.load(name))
+    worth, loss = (float(value) for value in kept.pop(_WORTH))
+    return _Tried(worth, loss, kept) if kept.pop(_RECIPE).tobytes().hex() == recipe else None
 
 
 def train_shared(message: Message, context: Context) -> Message:

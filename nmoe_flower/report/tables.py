@@ -174,8 +174,8 @@ def parts_of_text(rows: Iterable[Row], kind: str) -> dict[str, str]:
     """Metrics in `results_table` that tell bits per byte of each part, and what the part is called.
 
     Args:
-        rows: Of one test; parts that none of them tells are left out.
-        kind: ``domain`` or ``client``.
+        rows: Rows of one test; parts that none of them tells are left out.
+        kind: What the parts are, ``domain`` or ``client``.
 
     >>> parts_of_text([{"domain/code": 1.5, "domain/law": None}], "domain")
     {'domain/code': 'code'}

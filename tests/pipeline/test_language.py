@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from nmoe_flower import records
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.client_app import app
-from nmoe_flower.clients.device import configured_language
+from nmoe_flower.clients import language
+from nmoe_flower.clients.device import Store, configured_language
 from nmoe_flower.config import Config
 from nmoe_flower.data.text import configured_text
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.pipeline import Run, exchanges, run_pipeline
 from nmoe_flower.privacy import epsilon_spent
 from nmoe_flower.study.costs import cost_of
@@ -364,6 +366,72 @@ def test_a_killed_run_ends_as_if_it_had_not_been(texts: Path, tmp_path: Path) ->
     assert found["rows"] == wanted["rows"]
     for name, value in run.artifacts.named().items():
         assert np.array_equal(value, resumed.artifacts.named()[name]), name
+
+
+def test_a_device_that_stops_at_its_second_rate_does_not_repeat_the_first(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"adapter__steps": 2, "adapter__controls": "frozen", "gate__methods": "domain,local"}
+    config = settings(texts, adapter__learning_rates="0.01,0.03", **common)
+    wanted, run, _ = carried_out(config, tmp_path / "whole")
+    steps, asked = language._steps, []
+
+    def once(own: Any, rate: float, **options: Any) -> float:
+        asked.append((own.device.partition, rate))
+        if asked.count((1, 0.03)) == 1 and asked[-1] == (1, 0.03):
+            raise RuntimeError("out of memory")  # the device is asked once more
+        return steps(own, rate, **options)
+
+    monkeypatch.setattr(language, "_steps", once)
+    found, again, _ = carried_out(config, tmp_path / "stopped")
+    assert asked.count((1, 0.01)) == 1
+    assert asked.count((1, 0.03)) == 2
+    assert found["rows"] == wanted["rows"]
+    for name, value in run.artifacts.adapters.items():
+        assert np.array_equal(value, again.artifacts.adapters[name]), name
+    assert not list((tmp_path / "stopped").rglob("tried-*"))
+
+
+def test_an_adapter_trained_in_another_way_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    device: Any = SimpleNamespace(store=Store(tmp_path))
+    kept = language._Tried(1.5, 2.5, {"layer.A": np.ones((1, 2), np.float32)})
+    kept.keep(device, "tried-0.01", "ab" * 32)
+    found = language._tried(device, "tried-0.01", "ab" * 32)
+    assert found is not None
+    assert (found.worth, found.loss, list(found.adapter)) == (1.5, 2.5, ["layer.A"])
+    assert language._tried(device, "tried-0.01", "cd" * 32) is None
+
+
+def at_home(texts: Path, names: str = "") -> Any:
+    """An app whose devices have a folder of their own each."""
+
+    def answer(message: Any, context: Any) -> Any:
+        own = sorted(WORDS)[int(context.node_config["partition-id"])]
+        context.node_config["data-path"] = str(texts / own)
+        if names:
+            context.node_config["classes"] = names
+        return app(message, context)
+
+    return answer
+
+
+def test_devices_with_a_folder_of_their_own_do_as_those_that_share_one(
+    texts: Path, tmp_path: Path
+) -> None:
+    """Whose text it is names its domain; nobody opens anybody else's."""
+    names = ",".join(sorted(WORDS))
+    config = settings(texts, data__dataset="nowhere", gate__methods="unigram,lda,domain,local",
+                      adapter__controls="frozen")  # fmt: skip
+    results, _, _ = carried_out(config, tmp_path / "own", client_app=at_home(texts, names))
+    rows = by_gate(results)
+    assert results["partition"]["classes"] == sorted(WORDS)
+    assert np.count_nonzero(results["partition"]["train"]) == 3
+    for gate in ("unigram", "lda"):
+        told = rows["domain", "iid"]["bits_per_byte"]
+        assert rows[gate, "iid"]["bits_per_byte"] == pytest.approx(told, rel=0.1)
+        assert rows[gate, "iid"]["bits_per_byte"] < rows["local", "iid"]["bits_per_byte"]
+    with pytest.raises(RoundError, match=r"classes = a,b: with data-path .* each of 3 clients"):
+        carried_out(config, tmp_path / "odd", client_app=at_home(texts, "a,b"))
 
 
 def test_devices_of_several_ranks_and_experts_that_stay_at_home(

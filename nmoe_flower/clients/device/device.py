@@ -126,8 +126,9 @@ class Device:
         partition: The client's id, 0..num_clients-1, which is also that of its expert.
         num_clients: How many clients, and experts, there are.
         store: What the client keeps on its own disk.
-        folder: A folder with images of its own; empty: it takes its part of ``data.dataset``.
-        classes: Names of the federation's classes, for a folder that holds only some of them.
+        folder: Images or text of its own; empty: it takes its part of ``data.dataset``.
+        classes: Names of the federation's classes, for a folder that holds only some of them; or
+            what the text of each client is called.
         serves: Whether the store must hold all that the device later serves and asks with.
     """
 
@@ -384,9 +385,9 @@ def device_of(context: Context) -> Device:
     """The device a message is for; cached, so images and partitions are opened once a process.
 
     The node's config tells ``partition-id`` and ``num-partitions``. It may tell ``data-path``, a
-    folder with this device's own images; ``classes``, names separated by commas; ``store``, a
-    folder that outlives the run and the process; and ``extractor-weights``, where those of a
-    given extractor are on this device, in place of ``extractor.weights``.
+    folder with this device's own images or text; ``classes``, names separated by commas;
+    ``store``, a folder that outlives the run and the process; and ``extractor-weights``, where
+    those of a given extractor are on this device, in place of ``extractor.weights``.
 
     Raises:
         ConfigError: The node has no partition id, or the run configuration is not valid.

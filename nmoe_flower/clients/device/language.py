@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +12,7 @@ from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.clients.device.device import Device, initial_seed
 from nmoe_flower.config import Config
 from nmoe_flower.data import cache_root
-from nmoe_flower.data.text import TextData, TextSplit, configured_text
+from nmoe_flower.data.text import TextData, TextSplit, configured_text, own_text
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.models import AdaptedLM, Chunks, open_language_model
 from nmoe_flower.records import TextKey
@@ -52,6 +52,17 @@ class Language:
         if len(self.data.validation):
             found[VALIDATION] = self.data.validation.of_client(mine)
         return found
+
+    def recipe(self, rate: float) -> str:
+        """What an adapter that is trained at home depends on, as a digest.
+
+        Args:
+            rate: The learning rate.
+        """
+        config = self.device.config
+        told = [self.source.tobytes().hex(), rate, self.bf16, config.run.seed]
+        told += [config.adapter.model_dump(mode="json")]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     @property
     def source(self) -> np.ndarray:
@@ -121,16 +132,41 @@ def language_of(device: Device) -> Language:
     """The text of a device, and the process's backbone.
 
     Raises:
-        ConfigError: The device has a folder of its own, which this system does not read.
+        ConfigError: The text or the backbone cannot be opened; or the node's ``classes`` are not a
+            name for each client.
     """
-    if device.folder:
-        raise ConfigError(
-            f"data-path = {device.folder}: run.system = language reads data.dataset alone; "
-            "leave it out of the node's config"
-        )
-    data = configured_text(device.config)
+    data = _own_text(device) if device.folder else configured_text(device.config)
     model, digest = _shared_model(device.config, data.vocab_size)
     return Language(device, data, model, digest)
+
+
+def _own_text(device: Device) -> TextData:
+    """The text of a device's own folder, which is its domain, as everybody counts domains.
+
+    Raises:
+        ConfigError: The node's ``classes`` are not a name for each client.
+    """
+    names = device.classes or tuple(str(client) for client in range(device.num_clients))
+    if len(set(names)) != device.num_clients:
+        raise ConfigError(
+            f"classes = {','.join(names)}: with data-path = {device.folder} they name the text of "
+            f"each of {device.num_clients} clients, by their partition ids; give every node the "
+            "same, or leave them out"
+        )
+    data = own_text(device.config, device.folder)
+
+    def placed(split: TextSplit) -> TextSplit:
+        place = np.full(len(split), device.partition)
+        return replace(split, clients=place, domains=place)
+
+    return replace(
+        data,
+        train=placed(data.train),
+        test=placed(data.test),
+        validation=placed(data.validation),
+        domain_names=names,
+        client_names=names,
+    )
 
 
 def configured_language(config: Config, vocab_size: int) -> tuple[AdaptedLM, bytes]:
