@@ -29,6 +29,7 @@ examples:
   nmoe peers --node node-0
   nmoe peers --peers peers.json --insecure --once --format json
   nmoe peers --peers draft.json --sign authority/ --out peers.json --days 30
+  nmoe peers --peers draft.json --sign authority/ --out peers.json --bundles bundles/*
   nmoe peers --heat-map traffic.png traffic.jsonl
 
 The table shows what every peer says of itself: version, health, rows that wait, the time of a
@@ -51,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=seconds, default=2.0, help="of an answer (%(default)s)")
     parser.add_argument(
         "--sign", type=Path, metavar="FOLDER", help="sign the list with ca.key, or directory.key"
+    )
+    parser.add_argument(
+        "--bundles",
+        type=Path,
+        nargs="+",
+        metavar="BUNDLE",
+        help="of --sign: put versions and embeddings of these bundles into the list",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="of --sign (the list itself)")
     parser.add_argument(
@@ -82,7 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if args.sign is not None:
             if args.peers is None:
                 parser.error("--sign needs --peers FILE, the list to sign")
-            return _sign(args.peers, args.sign, out=args.out, days=args.days)
+            return _sign(
+                args.peers, args.sign, out=args.out, days=args.days, bundles=args.bundles or []
+            )
+        if args.bundles:
+            parser.error("--bundles needs --sign FOLDER: the list is signed anew")
         check_keys(parser, args)
         take_node(args)
         return _show(args)
@@ -178,13 +190,17 @@ def _cells(one: "PeerStatus") -> list[str]:
     ]
 
 
-def _sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
+def _sign(
+    peers: Path, folder: Path, *, out: Path | None, days: float, bundles: Sequence[Path]
+) -> int:
     """Sign a list as the authority, or as the directory, in ``folder``.
 
     The serial number is above that of every list this folder has signed.
     """
     from nmoe_flower.certificates import Authority, Identity
     from nmoe_flower.files import write_text
+    from nmoe_flower.inference import Bundle
+    from nmoe_flower.inference.ask import with_embeddings
     from nmoe_flower.inference.protocol import (
         DIRECTORY,
         SERIAL,
@@ -196,6 +212,8 @@ def _sign(peers: Path, folder: Path, *, out: Path | None, days: float) -> int:
     if not 0 < days < 36_500:
         raise ConfigError(f"--days {days}; allowed: above 0, below 36500")
     now, draft = int(time.time()), PeerList.load(peers)
+    if bundles:
+        draft = with_embeddings(draft, [Bundle.load(bundle) for bundle in bundles])
     signer: Authority | Identity
     if (folder / "ca.key").exists():
         signer = Authority.load(folder)

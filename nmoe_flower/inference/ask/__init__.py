@@ -9,6 +9,7 @@ from nmoe_flower.inference.ask.breaker import Breaker
 from nmoe_flower.inference.ask.channel import Channel, PackedQuery, PeerChannel, Received
 from nmoe_flower.inference.ask.client import Answer, Client, identity_of
 from nmoe_flower.inference.ask.links import PeerState
+from nmoe_flower.inference.ask.peer_gate import PeerGate, projection_version, with_embeddings
 from nmoe_flower.inference.ask.query import SILENT
 from nmoe_flower.inference.ask.record import CallRecord, RouterMetrics, Sent
 from nmoe_flower.inference.ask.router import RemoteExperts
@@ -24,6 +25,7 @@ __all__ = [
     "Client",
     "PackedQuery",
     "PeerChannel",
+    "PeerGate",
     "PeerState",
     "PeerStatus",
     "Received",
@@ -32,4 +34,6 @@ __all__ = [
     "Sent",
     "Survey",
     "identity_of",
+    "projection_version",
+    "with_embeddings",
 ]

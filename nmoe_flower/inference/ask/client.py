@@ -1,5 +1,6 @@
 """A device that asks: images in, probabilities out, with the help of its peers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,13 @@ from torch import Tensor
 from nmoe_flower.certificates import Identity
 from nmoe_flower.data import features_of, normalise, standardise
 from nmoe_flower.errors import ConfigError, DataError, WireError
+from nmoe_flower.inference.ask.peer_gate import PeerGate
 from nmoe_flower.inference.ask.query import Floats
 from nmoe_flower.inference.ask.record import CallRecord
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.protocol import PeerList
-from nmoe_flower.models import HomeBias, NMoE, check_top_k
+from nmoe_flower.models import HomeBias, MetricGate, NMoE, check_top_k
 
 __all__ = ["Answer", "Client", "identity_of"]
 
@@ -73,7 +75,12 @@ class Client:
         if top_k is not None:
             check_top_k(top_k, gate.num_experts)
             gate.top_k = top_k
-        self._gate = HomeBias(gate, bundle.partition, bundle.config.gate.home_bias)
+        known: PeerGate | None = None
+        if isinstance(gate, MetricGate):
+            known = PeerGate(gate, bundle.partition)
+            settings["on_change"] = _each(known.follow, settings.get("on_change"))
+        leaning = gate if known is None else known
+        self._gate = HomeBias(leaning, bundle.partition, bundle.config.gate.home_bias)
         self.experts = RemoteExperts(
             peers,
             own=bundle.partition,
@@ -83,6 +90,8 @@ class Client:
             ranking=self._gate.scores,
             **settings,
         )
+        if known is not None:
+            known.follow(self.experts.peers)  # which the pool has checked
 
     @classmethod
     def open(
@@ -166,6 +175,19 @@ class Client:
                 f"allowed: uint8 of shape [B, {height}, {width}, {channels}]"
             )
         return batch
+
+
+def _each(
+    *told: Callable[[PeerList], None] | None,
+) -> Callable[[PeerList], None]:
+    """Tell each of a newer list."""
+
+    def tell(newer: PeerList) -> None:
+        for one in told:
+            if one is not None:
+                one(newer)
+
+    return tell
 
 
 def _keep(path: Path, newer: PeerList) -> None:

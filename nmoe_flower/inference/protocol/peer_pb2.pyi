@@ -94,18 +94,22 @@ class PeersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class PeerEntry(_message.Message):
-    __slots__ = ("name", "partition", "address", "expert_version", "extractor_version")
+    __slots__ = ("name", "partition", "address", "expert_version", "extractor_version", "embedding", "projection_version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXTRACTOR_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     partition: int
     address: str
     expert_version: str
     extractor_version: str
-    def __init__(self, name: _Optional[str] = ..., partition: _Optional[int] = ..., address: _Optional[str] = ..., expert_version: _Optional[str] = ..., extractor_version: _Optional[str] = ...) -> None: ...
+    embedding: bytes
+    projection_version: str
+    def __init__(self, name: _Optional[str] = ..., partition: _Optional[int] = ..., address: _Optional[str] = ..., expert_version: _Optional[str] = ..., extractor_version: _Optional[str] = ..., embedding: _Optional[bytes] = ..., projection_version: _Optional[str] = ...) -> None: ...
 
 class PeerList(_message.Message):
     __slots__ = ("peers", "serial", "issued_unix", "expires_unix", "signature")

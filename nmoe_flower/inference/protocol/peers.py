@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,10 @@ _FORMAT = 1
 _MOST_BYTES = 16 << 20
 _LAST = (1 << 63) - 1
 _LIST_FIELDS = ("peers", "serial", "issued_unix", "expires_unix", "signature", "format")
-_ENTRY_FIELDS = ("name", "partition", "address", "expert_version", "extractor_version")
+_ENTRY_FIELDS = ("name", "partition", "address", "expert_version", "extractor_version",
+                 "embedding", "projection_version")  # fmt: skip
+_LATER_FIELDS = ("embedding", "projection_version")  # not signed where empty, as in older lists
+_NUMBER_BYTES, _MOST_NUMBERS = 4, 4096
 _VERSION = re.compile(r"[0-9A-Za-z._-]{0,64}")
 
 
@@ -41,6 +44,9 @@ class PeerEntry:
         address: ``host:port``; host is a name, an IPv4 address or an IPv6 address in brackets.
         expert_version: The version of the device's expert; empty: any.
         extractor_version: The version of the latents the expert understands; empty: not known.
+        embedding: What a gate with ``gate.form = metric`` knows the expert by, float32,
+            little-endian; empty: none.
+        projection_version: The version of the projection the embedding was made with; empty: any.
 
     Raises:
         WireError: A field is not allowed.
@@ -51,13 +57,21 @@ class PeerEntry:
     address: str
     expert_version: str = ""
     extractor_version: str = ""
+    embedding: bytes = b""
+    projection_version: str = ""
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise _bad(f"a peer's name is {self.name!r}; allowed: 1 to 63 of a-z, 0-9 and '-'")
         _check_number(f"partition of {self.name}", self.partition, (1 << 31) - 1)
-        target(self.address)
-        for version in (self.expert_version, self.extractor_version):
+        _host(self.address)
+        size = len(self.embedding) if isinstance(self.embedding, bytes) else -1
+        if size % _NUMBER_BYTES or not 0 <= size <= _NUMBER_BYTES * _MOST_NUMBERS:
+            raise _bad(
+                f"the embedding of {self.name} has {size} bytes; allowed: 4 for each of up to "
+                f"{_MOST_NUMBERS} numbers"
+            )
+        for version in (self.expert_version, self.extractor_version, self.projection_version):
             if not isinstance(version, str) or not _VERSION.fullmatch(version):
                 raise _bad(
                     f"a version of {self.name} is {version!r}; allowed: 64 letters or digits"
@@ -118,7 +132,15 @@ class PeerList:
         if len(message.peers) > MAX_PEERS:
             raise _bad(f"the list holds {len(message.peers)} peers; allowed: up to {MAX_PEERS}")
         peers = tuple(
-            PeerEntry(p.name, p.partition, p.address, p.expert_version, p.extractor_version)
+            PeerEntry(
+                p.name,
+                p.partition,
+                p.address,
+                p.expert_version,
+                p.extractor_version,
+                p.embedding,
+                p.projection_version,
+            )
             for p in message.peers
         )
         return cls(
@@ -128,7 +150,10 @@ class PeerList:
     def to_message(self) -> peer_pb2.PeerList:
         """What travels."""
         return peer_pb2.PeerList(
-            peers=[peer_pb2.PeerEntry(**asdict(peer)) for peer in self.peers],
+            peers=[
+                peer_pb2.PeerEntry(**{name: getattr(peer, name) for name in _ENTRY_FIELDS})
+                for peer in self.peers
+            ],
             serial=self.serial,
             issued_unix=self.issued_unix,
             expires_unix=self.expires_unix,
@@ -166,7 +191,7 @@ class PeerList:
             "serial": self.serial,
             "issued_unix": self.issued_unix,
             "expires_unix": self.expires_unix,
-            "peers": [asdict(peer) for peer in self.peers],
+            "peers": [_plain(peer) for peer in self.peers],
         }
 
     @classmethod
@@ -177,11 +202,10 @@ class PeerList:
         if not isinstance(given["peers"], list):
             raise _bad(f"'peers' is {type(given['peers']).__name__}; allowed: a list")
         entries = (_fields(entry, _ENTRY_FIELDS, least=3) for entry in given["peers"])
-        given["peers"] = tuple(PeerEntry(**entry) for entry in entries)
-        try:
-            given["signature"] = base64.b64decode(given.get("signature", ""), validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            raise _bad("its signature is not base64") from None
+        given["peers"] = tuple(
+            PeerEntry(**{**entry, "embedding": _bytes(entry, "embedding")}) for entry in entries
+        )
+        given["signature"] = _bytes(given, "signature")
         return cls(**given)
 
 
@@ -196,14 +220,19 @@ def target(address: str) -> str:
     >>> target("unix:7001")
     'dns:///unix:7001'
     """
-    try:
-        host = Address.parse(address if isinstance(address, str) else repr(address)).host
-    except ConfigError as error:
-        raise _bad(f"a peer's address: {error}") from None
+    host = _host(address)
     try:
         return f"ipv{ip_address(host).version}:{address}"
     except ValueError:
         return f"dns:///{address}"
+
+
+def _host(address: str) -> str:
+    """The host of an address, which must be ``host:port``."""
+    try:
+        return Address.parse(address if isinstance(address, str) else repr(address)).host
+    except ConfigError as error:
+        raise _bad(f"a peer's address: {error}") from None
 
 
 def _fields(value: Any, allowed: tuple[str, ...], *, least: int = 0) -> dict[str, Any]:
@@ -217,6 +246,21 @@ def _fields(value: Any, allowed: tuple[str, ...], *, least: int = 0) -> dict[str
     if missing:
         raise _bad(f"{missing[0]!r} is missing")
     return dict(value)
+
+
+def _plain(peer: PeerEntry) -> dict[str, Any]:
+    """An entry as it is signed: bytes as base64, and without later fields that are empty."""
+    found = {name: getattr(peer, name) for name in _ENTRY_FIELDS}
+    found["embedding"] = base64.b64encode(peer.embedding).decode("ascii")
+    return {name: one for name, one in found.items() if one or name not in _LATER_FIELDS}
+
+
+def _bytes(values: Mapping[str, Any], name: str) -> bytes:
+    """A text of base64 as bytes; empty if it is not there."""
+    try:
+        return base64.b64decode(values.get(name, ""), validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise _bad(f"its {name} is not base64") from None
 
 
 def _check_number(name: str, value: Any, last: int) -> None:
