@@ -429,6 +429,8 @@ class BaselineEntry:
         several: It has ``baseline.experts`` experts, which may be whole networks.
         partial: A client holds ``baseline.held`` of them.
         bounded: ``baseline.lo`` and ``baseline.hi`` bound how many clients train each.
+        reads_labels: The server reads how many images of each class each client has.
+        shares_trunk: A trunk is all that clients share, so a given one leaves them nothing.
         answers: The gates of its rows in results, where they are not just its name.
     """
 
@@ -440,6 +442,8 @@ class BaselineEntry:
     several: bool = False
     partial: bool = False
     bounded: bool = False
+    reads_labels: bool = False
+    shares_trunk: bool = False
     answers: tuple[str, ...] = ()
 
 
@@ -474,6 +478,7 @@ BASELINES = {
         "nmoe_flower.baselines.fedper:FEDPER",
         league="personal",
         assumes="a head at home",
+        shares_trunk=True,
     ),
     "fedrep": BaselineEntry(
         "FedRep",
@@ -481,6 +486,7 @@ BASELINES = {
         "nmoe_flower.baselines.fedrep:FEDREP",
         league="personal",
         assumes="a head at home",
+        shares_trunk=True,
     ),
     "pfl-moe": BaselineEntry(
         "PFL-MoE",
@@ -527,6 +533,35 @@ BASELINES = {
         several=True,
         partial=True,
         bounded=True,
+    ),
+    "fedjets": BaselineEntry(
+        "FedJETs",
+        "2023, arXiv:2306.08586",
+        "nmoe_flower.baselines.fedjets:FEDJETS",
+        league="global",
+        assumes="a client trains some of the experts; the server knows what the gate prefers at "
+        "each client and, with anchors, how many images of each class each client has",
+        several=True,
+        partial=True,
+        answers=("fedjets", "uniform", "oracle"),
+        reads_labels=True,
+    ),
+    "fedmoe-da": BaselineEntry(
+        "FedMoE-DA",
+        "2024, arXiv:2411.02115",
+        "nmoe_flower.baselines.fedmoe_da:FEDMOE_DA",
+        league="personal",
+        assumes="a client has experts of its own, which others' are mixed with; the server relays "
+        "them",
+        several=True,
+    ),
+    "pfedmoe": BaselineEntry(
+        "pFedMoE",
+        "2024, arXiv:2402.01350",
+        "nmoe_flower.baselines.pfedmoe:PFEDMOE",
+        league="personal",
+        assumes="a second extractor, a head and a gate at home",
+        shares_trunk=True,
     ),
 }
 

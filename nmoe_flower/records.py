@@ -345,6 +345,7 @@ class AlignmentKey(_Key):
 class BaselineKey(_Key):
     """What is said in the rounds of a published system, and in its tests."""
 
+    ANCHOR = "anchor"  # down: the number of the one expert that this client trains
     ACCURACIES = "expert-accuracies"  # up: of the images each of all E experts was given, [E]
     FINAL = "final"  # down: training is over, measure everything
     MASSES = "masses"  # up: weight of the client's part in each of all E experts, [E]

@@ -60,7 +60,7 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
     aligned = config.run.system == "aligned" and config.alignment.extractor == "stage-1"
     stage_1 = config.run.system == "networked" or aligned
     if config.run.system in BASELINES:
-        _rehearse_baseline(config, data)
+        _rehearse_baseline(config, data, clients)
     if stage_1:
         like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:
@@ -351,15 +351,28 @@ def _rehearse_privacy(config: Config, clients: "Sequence[ClientIndices]") -> Non
             weights_of(device).check()
 
 
-def _rehearse_baseline(config: Config, data: "ImageData") -> None:
+def _rehearse_baseline(
+    config: Config, data: "ImageData", clients: "Sequence[ClientIndices]"
+) -> None:
+    import numpy as np
+
+    from nmoe_flower.models import configured_extractor
     from nmoe_flower.strategies import cohort_size
 
-    network = found("nmoe_flower.baselines.member:ExpertNetwork")
-    system: Baseline = found(BASELINES[config.run.system].system)
-    network(config, data.image_shape, data.num_classes, experts=system.experts(config))
-    clients = cohort_size(config.data.num_clients, config.baseline.fraction_train)
+    entry = BASELINES[config.run.system]
+    system: Baseline = found(entry.system)
+    given = config.extractor.is_given
+    latent_dim = configured_extractor(config, data.image_shape).latent_dim if given else 0
+    system.network(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
+    strategy = system.strategy(config)
+    if entry.reads_labels:
+        strategy.class_counts = {
+            client: np.bincount(data.train.labels[share.train], minlength=data.num_classes).tolist()
+            for client, share in enumerate(clients)
+        }
     # Where experts are assigned within bounds, there may be no way to meet them.
-    system.strategy(config).assign(range(max(2, clients)), 1)
+    taking_part = cohort_size(config.data.num_clients, config.baseline.fraction_train)
+    strategy.assign(range(max(2, taking_part)), 1)
 
 
 def _device(config: Config, client: int) -> "Device":

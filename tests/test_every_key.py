@@ -278,6 +278,8 @@ ROWS: dict[str, list[str]] = {
     "baseline.experts": [*BELOW_1, "1025"],
     "baseline.size": [*CHOICE, "net|run.system=fedavg"],
     "baseline.held": [*BELOW_1, "4|run.system=flex-moe"],
+    "baseline.anchors": SWITCH,
+    "baseline.neighbours": ["-1"],
     "baseline.lo": ["-2", "2|run.system=fedmoe"],
     "baseline.hi": ["-2", "2|run.system=fedem"],
     "baseline.rounds": BELOW_1,

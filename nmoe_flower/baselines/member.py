@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ __all__ = [
     "train",
 ]
 
+_LENGTH = 8.0  # of given latents: near that of a small trunk's, so that one rate suits both
 BatchLoss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 _SCORES = {
     Score.ACCURACY: metrics.accuracy,
@@ -49,11 +50,14 @@ _SCORES = {
 class ExpertNetwork(nn.Module):
     """K experts: heads on a shared ``trunk``, or whole networks without one (``baseline.size``).
 
+    With ``latent_dim`` it reads latents of a given extractor, and has no trunk of its own.
+
     Attributes:
         trunk: From images to latents [B, D].
         expert: By id, ``"0"`` and on.
         gate: A linear score of latents for each expert, by id, at first 0; empty if not ``gated``.
         latent_dim: D; of whole networks the number of values of an image, for gates that read it.
+        whole: Experts are whole networks.
 
     The experts are drawn one after the other: equal ones would stay equal for ever.
     """
@@ -66,20 +70,22 @@ class ExpertNetwork(nn.Module):
         *,
         experts: int = 1,
         gated: bool = False,
+        latent_dim: int = 0,
     ) -> None:
         super().__init__()
         with seeded(initial_seed(config, "baseline")):
             self.trunk: nn.Module = nn.Identity()
-            self.latent_dim = math.prod(image_shape)
+            self.latent_dim = latent_dim or math.prod(image_shape)
+            self.whole = config.baseline.size == "net"
             self.expert = nn.ModuleDict()
-            if whole := config.baseline.size == "net":
+            if not latent_dim:
                 body = configured_extractor(config, image_shape)
-            else:
-                self.trunk = body = configured_extractor(config, image_shape)
-                self.latent_dim = body.latent_dim
+                latent_dim = body.latent_dim
+                if not self.whole:
+                    self.trunk, self.latent_dim = body, latent_dim
             for expert in range(experts):
-                head = fresh_head(config, body.latent_dim, num_classes)
-                if not whole:
+                head = fresh_head(config, latent_dim, num_classes)
+                if not self.whole:
                     self.expert[str(expert)] = head
                     continue
                 own = body if expert == 0 else configured_extractor(config, image_shape)
@@ -95,14 +101,15 @@ class ExpertNetwork(nn.Module):
         """The ids of its experts."""
         return [int(name) for name in self.expert]
 
-    def hold(self, experts: Iterable[int]) -> None:
-        """Forget all experts but these, and their rows of the gate.
+    def hold(self, experts: Iterable[int], *, gate: bool = True) -> None:
+        """Forget all experts but these.
 
         Args:
             experts: The ids of those to keep, in any order.
+            gate: Forget the others' rows of the gate, too.
         """
         kept = {str(expert) for expert in experts}
-        for part in (self.expert, self.gate):
+        for part in (self.expert, self.gate) if gate else (self.expert,):
             for name in [name for name in part if name not in kept]:
                 del part[name]
 
@@ -156,6 +163,7 @@ class Member:
         server_round: The round; in a test the first that did not happen yet.
 
     Attributes:
+        given: What it trains reads latents of a given extractor, not images.
         network: The shared network at its initial weights until `load`.
         resumable: A resumed run may go on after any of these rounds.
         told: What the server said with the round, or with the test.
@@ -165,6 +173,7 @@ class Member:
         self.device, self.system, self.server_round = device, system, server_round
         self.config = device.config
         self.settings = device.config.baseline
+        self.given = device.config.extractor.is_given
         self.network = self.fresh()
         self.resumable: list[int] = []
         self.told: Mapping[str, Any] = {}
@@ -173,12 +182,9 @@ class Member:
     def fresh(self) -> ExpertNetwork:
         """A network at its initial weights, the same on every client."""
         data = self.device.data
-        network = ExpertNetwork(
-            self.config,
-            data.image_shape,
-            data.num_classes,
-            experts=self.system.experts(self.config),
-            gated=self.system.gated,
+        given = self.device.extractor().latent_dim if self.given else 0
+        network = self.system.network(
+            self.config, data.image_shape, data.num_classes, latent_dim=given
         )
         network.to(self.device.torch_device)
         return network.to(memory_format=torch.channels_last).eval()
@@ -220,25 +226,36 @@ class Member:
 
     def predict(self, network: nn.Module, portion: Portion) -> Tensor:
         """What a network says to images without augmentation, float32 on the CPU."""
-        return predict(self.device, network, portion.split.images, portion.rows)
+        if not self.given:
+            return predict(self.device, network, portion.split.images, portion.rows)
+        return self._through(network, self.latents(portion))
 
     def single(self, portion: Portion) -> Tensor:
         """The probabilities of expert 0, [N, C]."""
         return self.predict(self.network, portion)[:, 0].softmax(dim=1)
 
     def latents(self, portion: Portion) -> Tensor:
-        """The latents of images under the trunk as it is, [N, D]."""
-        if isinstance(self.network.trunk, nn.Identity):
+        """The latents of images under the trunk as it is, or the given one, [N, D]."""
+        if self.given:
+            of_training = portion.split is self.device.data.train
+            rows = np.asarray(portion.rows, np.int64).tobytes()
+            return _given_latents(self.device, rows, of_training=of_training)
+        if self.network.whole:
             return normalise(portion.split.images[portion.rows]).flatten(1)
         return self.predict(self.network.trunk, portion)
 
     def outputs(self, portion: Portion) -> tuple[Tensor, Tensor]:
         """Latents [N, D] and the logits of every expert [N, K, C], without augmentation."""
         latents = self.latents(portion)
-        if isinstance(self.network.trunk, nn.Identity):
+        if self.network.whole:
             return latents, self.predict(self.network, portion)
         with torch.inference_mode():
             return latents, self.network.heads(latents.to(self.device.torch_device)).float().cpu()
+
+    @torch.inference_mode()
+    def _through(self, network: nn.Module, rows: Tensor) -> Tensor:
+        found: Tensor = network.eval()(rows.to(self.device.torch_device)).float().cpu()
+        return found
 
     def scores(self, latents: Tensor) -> Tensor:
         """What the network's gate says of each of its experts, [N, K], on latents [N, D]."""
@@ -290,8 +307,13 @@ class Member:
                 seed=device.seed("baseline-batches", purpose),
             )
 
+        seen = self.latents(self.training) if self.given else None
+
         def batch_loss(chosen: np.ndarray) -> Tensor:
-            images = device.augment(normalise(device.train_images[chosen]), noise).to(place)
+            if seen is None:
+                images = device.augment(normalise(device.train_images[chosen]), noise).to(place)
+            else:
+                images = seen[chosen].to(place)
             wanted = labels[chosen].to(place)
             if loss is not None:
                 return loss(images, wanted, chosen)
@@ -303,7 +325,9 @@ class Member:
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
-        return fit(learners, draw(), batch_loss, optimizer=optimizer, bf16=device.bf16).loss
+        return fit(
+            learners, draw(), batch_loss, optimizer=optimizer, bf16=device.bf16 and not self.given
+        ).loss
 
     def tune(
         self,
@@ -353,6 +377,17 @@ class Member:
             purpose=purpose,
         )
         return head.eval()
+
+
+@lru_cache(maxsize=128)  # a process serves many clients in turn, and latents never change
+def _given_latents(device: Device, rows: bytes, *, of_training: bool) -> Tensor:
+    """Latents of a given extractor, [n, D], of rows of a split in bytes of int64.
+
+    Each is centred and scaled to one length, whatever the backbone's units are.
+    """
+    split = device.data.train if of_training else device.data.test
+    raw = predict(device, device.extractor(), split.images, np.frombuffer(rows, np.int64))
+    return _LENGTH * F.normalize(raw - raw.mean(dim=1, keepdim=True), dim=1)
 
 
 def tell_first_weights(message: Message, context: Context) -> Message:

@@ -7,7 +7,7 @@ averaged over those who sent it; what nobody sent stays as it is.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -25,9 +25,10 @@ from nmoe_flower.strategies import (
     read_reply,
 )
 
-__all__ = ["PartialExperts", "expert_of"]
+__all__ = ["PartialExperts", "expert_of", "has_clients_parts", "name_at", "of_client"]
 
 _OWNED = re.compile(r"(?:expert|gate)\.(\d+)\.")
+_CLIENT = "client."
 
 
 class PartialExperts(StreamingFedAvg):
@@ -41,6 +42,10 @@ class PartialExperts(StreamingFedAvg):
     Args:
         experts: E, how many experts there are.
         **options: What ``StreamingFedAvg`` and FedAvg take.
+
+    Attributes:
+        class_counts: By client: its training images of each class. Empty, unless the system says
+            in its row of `nmoe_flower.catalogue.BASELINES` that the server reads them.
     """
 
     purpose = "baseline"
@@ -55,6 +60,7 @@ class PartialExperts(StreamingFedAvg):
         self._whole: dict[str, np.ndarray] = {}
         self._given: dict[int, dict[str, np.ndarray]] = {}
         self._masses: list[float] | None = None
+        self.class_counts: Mapping[int, Sequence[int]] = {}
 
     def assigned(self, client: int, server_round: int) -> Sequence[int]:
         """The experts that a client trains in a round: all of them, if no system says otherwise."""
@@ -63,6 +69,20 @@ class PartialExperts(StreamingFedAvg):
     def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
         """The experts that each client of a round's cohort trains."""
         return {client: self.assigned(client, server_round) for client in clients}
+
+    def owner(self, name: str) -> int | None:
+        """The expert that an array belongs to, and whose mass it is weighed by; None: all share."""
+        return expert_of(name)
+
+    def part(
+        self, arrays: Mapping[str, np.ndarray], client: int, held: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """What a client is sent of the server's arrays: the shared ones, and its experts'."""
+        return {name: value for name, value in arrays.items() if self.owner(name) in (None, *held)}
+
+    def words(self, client: int, held: Sequence[int]) -> dict[str, Any]:
+        """What a client is told with its part."""
+        return {FeedbackKey.EXPERTS: list(held)}
 
     def scores_of(
         self, usable: Usable, key: str, *, most: float | None = None
@@ -105,12 +125,9 @@ class PartialExperts(StreamingFedAvg):
         chosen = self.assign(list(clients), server_round)
         for client, node in clients.items():
             held = [int(expert) for expert in chosen[client]]
-            self._given[client] = {
-                name: value
-                for name, value in self._whole.items()
-                if expert_of(name) in (None, *held)
-            }
-            message = parcel(self, node, self._given[client], {**told, FeedbackKey.EXPERTS: held})
+            self._given[client] = self.part(self._whole, client, held)
+            words = {**told, **self.words(client, held)}
+            message = parcel(self, node, self._given[client], words)
             self.last_exchange.bytes_down += records.array_bytes(message.content)
             messages.append(message)
         return messages
@@ -141,11 +158,17 @@ class PartialExperts(StreamingFedAvg):
         masses = self.scores_of(usable, BaselineKey.MASSES)
         if masses is None:
             return None
-        held = {expert_of(name) for name in given}
+        held = {self.owner(name) for name in given}
         if odd := [k for k in np.flatnonzero(masses).tolist() if k not in held]:
             raise ReplyError(f"a mass for expert {odd[0]}, which this client was not assigned")
         found: list[float] = masses.tolist()
         return found
+
+    def mass(self, expert: int | None, usable: Usable) -> float:
+        """The weight of what the reply just read holds of an expert, or of what all share."""
+        if expert is None or self._masses is None:
+            return usable.weight
+        return self._masses[expert]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -156,14 +179,12 @@ class PartialExperts(StreamingFedAvg):
             RoundError: Fewer than ``min_replies`` replies could be used, none has examples, or the
                 new arrays are not finite.
         """
-        means: dict[tuple[int | None, str], WeightedMean] = {}
+        means: dict[str, WeightedMean] = {}
         measured = []
         for usable in self.usable(replies, arrays=True):
             for name, value in usable.arrays.items():
-                expert = expert_of(name)
-                mass = self._masses[expert] if self._masses and expert is not None else None
-                mean = means.setdefault((expert, name), WeightedMean())
-                mean.add({name: value}, usable.weight if mass is None else mass)
+                mean = means.setdefault(name, WeightedMean())
+                mean.add({name: value}, self.mass(self.owner(name), usable))
             measured.append(self.measured(usable))
         self.enough(server_round, measured)
 
@@ -186,3 +207,24 @@ def expert_of(name: str) -> int | None:
     """
     owned = _OWNED.match(name)
     return int(owned[1]) if owned else None
+
+
+def name_at(client: int, name: str) -> str:
+    """What the server calls an array that one client alone is to have, in place of all others'."""
+    return f"{_CLIENT}{client}.{name}"
+
+
+def has_clients_parts(arrays: Iterable[str]) -> bool:
+    """Whether some of the server's arrays are for one client alone."""
+    return any(name.startswith(_CLIENT) for name in arrays)
+
+
+def of_client(arrays: Mapping[str, np.ndarray], client: int) -> dict[str, np.ndarray]:
+    """What a client is to have of the server's arrays: the common ones, or its own of that name.
+
+    >>> of_client({"a": 1, "b": 2, "client.7.b": 3, "client.8.b": 4}, 7)
+    {'a': 1, 'b': 3}
+    """
+    found = {name: value for name, value in arrays.items() if not name.startswith(_CLIENT)}
+    own = name_at(client, "")
+    return found | {n.removeprefix(own): v for n, v in arrays.items() if n.startswith(own)}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nmoe_flower.baselines.member import Member
     from nmoe_flower.data import Portion
 
-__all__ = ["SubMixture"]
+__all__ = ["SubMixture", "mixed"]
 
 _HELD = "held"
 
@@ -38,8 +38,8 @@ class SubMixture(Baseline):
 
         def loss(images: "Tensor", labels: "Tensor", _: "np.ndarray") -> "Tensor":
             latents, logits = network.both(images)
-            mixed = _mixed(network.scores(latents.float()), logits)
-            return cross_entropy(mixed[:, None], labels).sum(dim=1).mean()
+            answered = mixed(network.scores(latents.float()), logits)
+            return cross_entropy(answered[:, None], labels).sum(dim=1).mean()
 
         found = member.steps(network, loss)
         member.keep({**before, **dict(self._private(member)), _HELD: torch.tensor(network.held)})
@@ -56,7 +56,7 @@ class SubMixture(Baseline):
 
         def mixture(portion: "Portion") -> "Tensor":
             latents, logits = member.outputs(portion)
-            return _mixed(member.scores(latents), logits).softmax(dim=1)
+            return mixed(member.scores(latents), logits).softmax(dim=1)
 
         return {self.name: mixture}
 
@@ -74,6 +74,6 @@ class SubMixture(Baseline):
         return member.scores(latents).softmax(dim=1), right.float()
 
 
-def _mixed(scores: "Tensor", logits: "Tensor") -> "Tensor":
+def mixed(scores: "Tensor", logits: "Tensor") -> "Tensor":
     """The logits of experts [B, K, C], mixed by the softmax of ``scores`` [B, K]: [B, C]."""
     return (scores.float().softmax(dim=1)[:, :, None] * logits.float()).sum(dim=1)

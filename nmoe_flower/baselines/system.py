@@ -15,7 +15,7 @@ from nmoe_flower.strategies import StreamingOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.member import ExpertNetwork, Member
     from nmoe_flower.data import Portion
 
 __all__ = ["Answers", "Baseline"]
@@ -42,6 +42,33 @@ class Baseline:
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         """The server half."""
         return PartialExperts(self.experts(config), **options)
+
+    def network(
+        self,
+        config: Config,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        latent_dim: int = 0,
+    ) -> "ExpertNetwork":
+        """The network of a client at its initial weights, the same on every client.
+
+        Args:
+            config: The run's configuration.
+            image_shape: Channels, height, width.
+            num_classes: C.
+            latent_dim: D of the latents that it reads in place of images; 0: it reads images.
+        """
+        from nmoe_flower.baselines.member import ExpertNetwork
+
+        return ExpertNetwork(
+            config,
+            image_shape,
+            num_classes,
+            experts=self.experts(config),
+            gated=self.gated,
+            latent_dim=latent_dim,
+        )
 
     def travels(self, name: str) -> bool:
         """Whether an array of the network leaves the clients; what does not is private."""

@@ -19,6 +19,12 @@ class BaselineConfig(Section):
     held: int = Field(
         2, ge=1, description="experts a client trains, of systems whose clients hold a part"
     )
+    anchors: bool = Field(
+        True,
+        description="fedjets: each expert has a client that trains it alone, chosen by how many "
+        "images of each class each client has",
+    )
+    neighbours: int = Field(5, ge=0, description="fedmoe-da: other experts that each is mixed with")
     lo: int = Field(-1, ge=-1, description="flex-moe: least clients per expert; -1: an even share")
     hi: int = Field(-1, ge=-1, description="flex-moe: most clients per expert; -1: an even share")
     rounds: int = Field(30, ge=1, description="of training")

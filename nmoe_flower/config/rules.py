@@ -399,10 +399,17 @@ def _published_systems_train_all(config: "Config") -> None:
     system, extractor = config.run.system, config.extractor
     if system not in BASELINES:
         return
-    if extractor.is_given:
+    entry, settings = BASELINES[system], config.baseline
+    if extractor.is_given and entry.shares_trunk:
+        others = [name for name, other in BASELINES.items() if not other.shares_trunk]
         raise ValueError(
-            f"run.system = {system} trains its trunk, and extractor.method = {extractor.method} "
-            "trains nothing: use fedce"
+            f"run.system = {system} shares nothing but the trunk it trains, and extractor.method = "
+            f"{extractor.method} gives one: use fedce, or one of {', '.join(others)}"
+        )
+    if extractor.is_given and settings.size == "net":
+        raise ValueError(
+            f"baseline.size = net trains whole networks, and extractor.method = {extractor.method} "
+            "gives their trunk: use head"
         )
     if extractor.start:
         raise ValueError(
@@ -415,7 +422,6 @@ def _published_systems_train_all(config: "Config") -> None:
             f"baseline.size = net is for systems of several experts, got run.system = {system}; "
             f"allowed: {', '.join(several)}"
         )
-    entry, settings = BASELINES[system], config.baseline
     if entry.partial and settings.held > settings.experts:
         raise ValueError(
             f"baseline.held = {settings.held} is above baseline.experts = {settings.experts}; "

@@ -6,7 +6,7 @@ from typing import Any, cast
 from flwr.app import RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.baselines import Baseline
+from nmoe_flower.baselines import Baseline, has_clients_parts, of_client
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.pipeline.ask import gather, holdings, message
 from nmoe_flower.pipeline.rounds import federate
@@ -21,9 +21,10 @@ _SCORES = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)
 
 def train_baseline(run: Run) -> None:
     """All rounds of a published system. Leaves its shared arrays."""
-    holdings(run)
+    held = holdings(run)
     settings = run.config.baseline
-    system: Baseline = found(BASELINES[run.config.run.system].system)
+    entry = BASELINES[run.config.run.system]
+    system: Baseline = found(entry.system)
     node = min(run.partitions.values())
     fresh = gather(run, "initial", Action.BASELINE_INITIAL, RecordDict(), only=[node])[node]
     strategy = system.strategy(
@@ -33,6 +34,8 @@ def train_baseline(run: Run) -> None:
         fraction_train=settings.fraction_train,
         min_available_nodes=max(2, run.config.run.min_replies),
     )
+    if entry.reads_labels:
+        strategy.class_counts = {client: holding.train for client, holding in held.items()}
     trained = federate(
         run,
         "baseline",
@@ -48,7 +51,12 @@ def evaluate_baseline(run: Run) -> dict[str, Any]:
     """Test the system, and what stands beside it: the content of ``results.json``."""
     held = holdings(run)
     told = {BaselineKey.FINAL: True, SERVER_ROUND: run.config.baseline.rounds}
-    content = message(run.artifacts.mixture, told)
+    mixture = run.artifacts.mixture
+    content: RecordDict | dict[int, RecordDict] = message(mixture, told)
+    if has_clients_parts(mixture):
+        content = {
+            client: message(of_client(mixture, client), told) for client in run.partitions.values()
+        }
     tests = run.config.data.tests
 
     def check(answer: RecordDict) -> None:

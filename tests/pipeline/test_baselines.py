@@ -16,6 +16,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message
 
 from nmoe_flower import records
+from nmoe_flower.baselines import of_client
 from nmoe_flower.baselines.member import ExpertNetwork, Member
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.client_app import app
@@ -24,7 +25,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.pipeline.exchanges import exchanges
-from nmoe_flower.records import Action
+from nmoe_flower.records import Action, BaselineKey, FeedbackKey
 from nmoe_flower.strategies import Partitions
 from nmoe_flower.study import gates_of, numbers_of
 from tests.forks import Nmoe
@@ -44,11 +45,15 @@ SMALL = {
     "baseline.batch-size": 16,
     "baseline.tuning-steps": 5,
     "baseline.evaluate-every": 2,
+    "baseline.anchors": False,
 }
 TRAVELS = {
     "fedper": {"trunk"},
     "fedrep": {"trunk"},
+    "pfedmoe": {"trunk"},
     "fedmoe": {"trunk", "expert", "gate"},
+    "fedjets": {"trunk", "expert", "gate"},
+    "fedmoe-da": {"trunk", "expert", "gate"},
 }  # of all others trunk and expert
 HEADER = 128  # bytes, of an array of few dimensions in NumPy's format
 
@@ -176,12 +181,15 @@ def test_one_expert_is_fedavg_bit_for_bit(
     # whole networks have other names
     named = {
         name.replace("expert.0.extractor.", "trunk.").replace("expert.0.head.", "expert.0."): value
-        for name, value in trained(mixture).items()
+        for name, value in of_client(trained(mixture), 0).items()
         if not name.startswith("gate.")
     }
     assert named.keys() == plain.trained.keys()
     for name, value in plain.trained.items():
-        np.testing.assert_array_equal(named[name], value)
+        if system == "fedmoe-da":  # which mixes, not by samples, but by weights in sum 1
+            np.testing.assert_allclose(named[name], value, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(named[name], value)
     for test in ("local", "iid"):
         ours, theirs = rows[system, test]["per_client"], plain.rows["fedavg", test]["per_client"]
         assert ours["accuracy"] == theirs["accuracy"]
@@ -218,9 +226,14 @@ def test_what_no_system_can_do_is_refused() -> None:
         ({"run.system": "fedavg", "extractor.start": "runs/a"}, "extractor.start = runs/a"),
         ({"run.system": "fedem", "baseline.experts": 0}, "baseline.experts"),
         (
-            {"run.system": "fedem", "extractor.method": "pretrained",
+            {"run.system": "pfedmoe", "extractor.method": "pretrained",
              "extractor.backbone": "efficientnet-lite0"},
-            "trains its trunk",
+            "shares nothing but the trunk",
+        ),
+        (
+            {"run.system": "fedem", "extractor.method": "pretrained", "baseline.size": "net",
+             "extractor.backbone": "efficientnet-lite0"},
+            "baseline.size = net trains whole networks",
         ),
         ({"run.system": "fedjetz"}, "run.system"),
     ):  # fmt: skip
@@ -298,7 +311,9 @@ def test_ditto_without_a_pull_trains_alone_whatever_it_receives(
         np.testing.assert_array_equal(kept[name], value.numpy())
 
 
-@pytest.mark.parametrize("system", ["fedavg", "fedprox", "fedem", "fedmix", "fedmoe", "flex-moe"])
+@pytest.mark.parametrize(
+    "system", ["fedavg", "fedprox", "fedem", "fedmix", "fedmoe", "flex-moe", "fedjets"]
+)
 def test_rounds_of_one_client_are_its_local_training(
     shared_pipeline: New, member: Callable[[str, int], Member], system: str
 ) -> None:
@@ -320,3 +335,55 @@ def test_rounds_of_one_client_are_its_local_training(
             arrays, found = updated, records.to_numpy(updated)
             for name, value in alone.travelling().items():
                 np.testing.assert_allclose(found[name], value.numpy(), atol=1e-6)
+
+
+def _weighed(client: Member, scores: list[float]) -> None:
+    """Hold pFedMoE's gate at these scores, whatever the image."""
+    *_, gate = client.network.get_submodule("weigh").children()
+    assert isinstance(gate, torch.nn.Linear)
+    gate.bias.data.copy_(torch.tensor(scores))
+
+
+def test_a_gate_all_for_the_shared_extractor_is_fedper(
+    member: Callable[[str, int], Member],
+) -> None:
+    ours, theirs = member("pfedmoe", 1), member("fedper", 1)
+    _weighed(ours, [200.0, -200.0])  # the softmax is (1, 0) in float32
+    ours.system.train(ours)
+    theirs.system.train(theirs)
+    for name, value in theirs.network.state_dict().items():
+        torch.testing.assert_close(ours.network.state_dict()[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_gate_all_for_the_private_extractor_leaves_the_shared_one_alone(
+    member: Callable[[str, int], Member],
+) -> None:
+    client = member("pfedmoe", 1)
+    object.__setattr__(client, "settings", client.settings.model_copy(update={"weight_decay": 0.0}))
+    _weighed(client, [-200.0, 200.0])
+    before = {name: value.clone() for name, value in client.network.state_dict().items()}
+    metrics = client.system.train(client)
+    after = client.network.state_dict()
+    for name, value in before.items():
+        if name.startswith("trunk."):
+            torch.testing.assert_close(after[name], value, atol=0, rtol=0)
+    assert any(not torch.equal(after[n], v) for n, v in before.items() if n.startswith("own."))
+    assert metrics["shared_part"] == 0
+
+
+def test_anchors_end_to_end_with_as_many_experts_as_clients(new_pipeline: New) -> None:
+    """All clients are anchors: every expert is trained by one client, and each is told its own."""
+    said: dict[int, set[int]] = {}
+
+    def overhear(message: Message, context: Context) -> Message:
+        told = records.config_of(message)
+        if FeedbackKey.EXPERTS in told:
+            client = int(context.node_config["partition-id"])
+            said.setdefault(client, set()).add(int(told[BaselineKey.ANCHOR]))
+            assert list(told[FeedbackKey.EXPERTS]) == [told[BaselineKey.ANCHOR]]
+        return app(message, context)
+
+    changes = {**SMALL, "run.system": "fedjets", "baseline.experts": 2, "baseline.anchors": True}
+    rows = rows_of(new_pipeline("anchors", changes)(client_app=overhear))
+    assert sorted(said.values(), key=min) == [{0}, {1}]
+    assert rows["fedjets", "iid"]["accuracy"] <= rows["oracle", "iid"]["accuracy"]

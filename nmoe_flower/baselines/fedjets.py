@@ -1,0 +1,227 @@
+"""FedJETs: a gate chooses which two experts a client trains; anchors keep the experts apart.
+
+2023, arXiv:2306.08586. M experts, and one gate for everybody on the features of a common network.
+A client must send the gate, its experts and ``usage``, its mean gate probability. In a round:
+
+1. A client is given the K = ``baseline.held`` experts with the highest mean_x p(e|x) at it.
+2. It trains them and the gate on the cross-entropy of sum_e p(e|x) logits_e(x), e among the K.
+3. With ``baseline.anchors`` M clients, one for each expert, train only that one, and the gate on
+   the cross-entropy to its number besides.
+4. The server averages each expert over its trainers and the gate over all, by samples.
+
+A test image is answered by the expert of the highest p(e|x), of all M: one model for everybody.
+
+Anchors need what the server must be told: how many images of each class each client has. Ours, as
+print is silent: the first anchor has the largest share of one class, each further one the classes
+that differ most from all anchors' before. The score of a client is that of the last round it took
+part in, on its own training images, under the gate it then trained: this saves an exchange. A
+client without one is given K at random. The common network is the trunk, trained with the experts,
+whose gate does not train it; a given extractor is frozen, as in print. The gate is linear.
+No code of the authors was found.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+from nmoe_flower.baselines.fedem import uniform_and_oracle
+from nmoe_flower.baselines.partial import PartialExperts, expert_of
+from nmoe_flower.baselines.submixture import mixed
+from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.records import BaselineKey, FeedbackKey
+from nmoe_flower.seeds import numpy_stream
+from nmoe_flower.strategies import StreamingOptions, Usable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.data import Portion
+
+__all__ = ["FEDJETS", "ChosenExperts", "choose_anchors"]
+
+
+class ChosenExperts(PartialExperts):
+    """The experts that the gate prefers at each client, and anchors.
+
+    The client must send, beside its arrays, ``usage``: its mean gate probability of each of all M
+    experts.
+
+    Args:
+        experts: M.
+        held: How many experts a client trains, K.
+        anchors: Each expert has a client that trains it alone; ``class_counts`` must be set.
+        **options: What ``StreamingFedAvg`` and FedAvg take.
+
+    Attributes:
+        scores: By client: its last mean gate probability, float [M].
+    """
+
+    def __init__(
+        self, experts: int, held: int, *, anchors: bool, **options: Unpack[StreamingOptions]
+    ) -> None:
+        super().__init__(experts, **options)
+        self.held, self.anchors = held, anchors
+        self.scores: dict[int, np.ndarray] = {}
+        self._anchor_of: dict[int, int] | None = None
+        self._found: dict[int, np.ndarray] = {}
+
+    def owner(self, name: str) -> int | None:
+        """Rows of the gate are everybody's."""
+        return expert_of(name) if name.startswith("expert.") else None
+
+    def anchor_of(self, client: int) -> int | None:
+        """The expert that a client is the anchor of, if it is one.
+
+        Raises:
+            ConfigError: There are to be anchors, and the class counts are unknown or too few.
+        """
+        if not self.anchors:
+            return None
+        if self._anchor_of is None:
+            chosen = choose_anchors(self.class_counts, self.experts)
+            self._anchor_of = {client: expert for expert, client in enumerate(chosen)}
+        return self._anchor_of.get(client)
+
+    def assigned(self, client: int, server_round: int) -> Sequence[int]:
+        """Its own expert for an anchor, else those of the highest scores; at first at random."""
+        anchor = self.anchor_of(client)
+        if anchor is not None:
+            return [anchor]
+        if client in self.scores:
+            order = np.argsort(-self.scores[client], kind="stable")
+        else:
+            order = numpy_stream(self.seed, "fedjets", client).permutation(self.experts)
+        return sorted(order[: self.held].tolist())
+
+    def words(self, client: int, held: Sequence[int]) -> dict[str, Any]:
+        """An anchor is told that it is one."""
+        anchor = self.anchor_of(client)
+        told = super().words(client, held)
+        return told if anchor is None else {**told, BaselineKey.ANCHOR: anchor}
+
+    def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
+        """Take a client's scores.
+
+        Raises:
+            ReplyError: They are missing, or no shares.
+        """
+        used = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
+        if used is None:
+            raise ReplyError(f"metric {BaselineKey.USAGE!r} is missing")
+        self._found[client] = used
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average as all systems do; then note what the gate prefers where.
+
+        Raises:
+            RoundError: Fewer than ``min_replies`` replies could be used.
+        """
+        self._found = {}
+        updated = super().aggregate_train(server_round, replies)
+        self.scores |= self._found
+        return updated
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The scores of all clients met."""
+        clients = sorted(self.scores)
+        return {
+            "clients": np.array(clients, np.int64),
+            "scores": np.array([self.scores[c] for c in clients]).reshape(-1, self.experts),
+        }
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore what ``state`` gave."""
+        pairs = zip(arrays["clients"].tolist(), np.array(arrays["scores"]), strict=True)
+        self.scores = dict(pairs)
+
+
+def choose_anchors(class_counts: Mapping[int, Sequence[int]], experts: int) -> list[int]:
+    """A client for each expert, whose classes differ as much as can be.
+
+    Args:
+        class_counts: By client: its training images of each class.
+        experts: How many anchors.
+
+    Raises:
+        ConfigError: Nothing is known of the clients' classes, or there are too few clients.
+
+    >>> choose_anchors({0: [5, 5], 1: [9, 1], 2: [8, 2], 3: [1, 9]}, 2)
+    [1, 3]
+    """
+    if not class_counts:
+        raise ConfigError(
+            "baseline.anchors = true needs the server to know the classes of each client's images, "
+            "and it was told of none: set class_counts, or use false"
+        )
+    if len(class_counts) < experts:
+        raise ConfigError(
+            f"baseline.anchors = true needs a client for each expert, and baseline.experts = "
+            f"{experts} is above {len(class_counts)}, the number of clients; use fewer experts, or "
+            "false"
+        )
+    clients = sorted(class_counts)
+    counts = np.array([class_counts[client] for client in clients], np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    chosen = [int(shares.max(axis=1).argmax())]
+    while len(chosen) < experts:
+        far = np.abs(shares[:, None] - shares[chosen]).sum(axis=2).min(axis=1)
+        far[chosen] = -1
+        chosen.append(int(far.argmax()))
+    return [clients[at] for at in chosen]
+
+
+class _FedJETs(Baseline):
+    name = "fedjets"
+    gated = True
+
+    def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
+        settings = config.baseline
+        return ChosenExperts(
+            self.experts(config), settings.held, anchors=settings.anchors, **options
+        )
+
+    def train(self, member: "Member") -> dict[str, float | list[float]]:
+        import torch
+        from torch.nn import functional as F
+
+        from nmoe_flower.baselines.member import cross_entropy
+
+        network, anchor = member.network, member.told.get(BaselineKey.ANCHOR)
+        network.hold(member.told[FeedbackKey.EXPERTS], gate=False)
+        rows = [network.gate[name] for name in network.expert]
+
+        def loss(images: "Tensor", labels: "Tensor", _: "np.ndarray") -> "Tensor":
+            latents, logits = network.both(images)
+            read = latents.detach().float()
+            scores = torch.cat([row(read) for row in rows], dim=1)
+            answered = mixed(scores, logits)[:, None]
+            total = cross_entropy(answered, labels).sum(dim=1).mean()
+            if anchor is None or len(network.gate) == 1:
+                return total
+            own = torch.full_like(labels, int(anchor))
+            return total + F.cross_entropy(network.scores(read), own)
+
+        found = member.steps(network, loss)
+        shares = member.scores(member.latents(member.training)).softmax(dim=1).mean(dim=0)
+        return {"loss": found, BaselineKey.USAGE: shares.clamp_max(1.0).tolist()}
+
+    def answers(self, member: "Member", *, final: bool) -> Answers:
+        import torch
+
+        def top_1(portion: "Portion") -> "Tensor":
+            latents, logits = member.outputs(portion)
+            best = member.scores(latents).argmax(dim=1)
+            return logits[torch.arange(len(best)), best].softmax(dim=1)
+
+        found: Answers = {self.name: top_1}
+        return {**found, **uniform_and_oracle(member)} if final else found
+
+
+FEDJETS = _FedJETs()

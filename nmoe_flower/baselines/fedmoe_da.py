@@ -1,0 +1,243 @@
+"""FedMoE-DA: each client has experts of its own, mixed with those of clients in like domains.
+
+2024, arXiv:2411.02115. Client i trains a trunk, a router with a row g_ik for each expert, and its
+own E experts. A row tells the domain of its expert. A client must send all of them. After a round:
+
+1. r = cos(g_ik, g_jl) of all pairs of experts of all clients (equation 8).
+2. Of each expert's r, itself and the P = ``baseline.neighbours`` most similar stay, ties with them
+   (equation 9).
+3. A = softmax(r / T) over those that stay, T = 1 (equation 10).
+4. theta_ik <- sum_jl A theta_jl (equation 11). The server averages trunk and router by samples.
+
+A is made anew every 5 rounds, and whenever another client takes part. The rows compared are those
+that clients sent: after the average all would be alike. A row of zeros is like no other: r = 0.
+
+Ours: peers do not reach each other while Flower trains, so the server holds every client's experts
+and mixes them; ``peer_bytes`` of a round's metrics counts what peers would have fetched, each part
+of an expert once for each client. An expert of a client that was away counts as it was last. The
+router is dense; there is no loss for balance. A client is tested with its own mixed experts under
+the averaged router. The equations were read in reimplementations; no code of the authors was found.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from nmoe_flower import records
+from nmoe_flower.baselines.partial import PartialExperts, expert_of, name_at, of_client
+from nmoe_flower.baselines.submixture import SubMixture
+from nmoe_flower.config import Config
+from nmoe_flower.strategies import StreamingOptions, Usable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["FEDMOE_DA", "MixedExperts", "mixing_weights"]
+
+_REFRESH = 5  # rounds, I
+_TEMPERATURE = 1.0  # T
+
+Arrays = dict[str, np.ndarray]
+
+
+class MixedExperts(PartialExperts):
+    """Experts of every client, mixed by how alike their router rows are.
+
+    The arrays it returns hold, beside the shared ones, ``client.<i>.expert.<k>.*`` of every client
+    met: `nmoe_flower.baselines.of_client` gives what one client is to have of them. Memory grows
+    with clients: that is the system, not this server.
+
+    Args:
+        experts: E, of each client.
+        neighbours: P, how many others each expert is mixed with; 0: none.
+        temperature: T, above 0; large: all that stay count alike.
+        refresh: Rounds for which the weights stay, I, at least 1.
+        **options: What ``StreamingFedAvg`` and FedAvg take.
+
+    Attributes:
+        rows: By client: its router rows as it sent them last, [E, D].
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        neighbours: int = 5,
+        *,
+        temperature: float = _TEMPERATURE,
+        refresh: int = _REFRESH,
+        **options: Unpack[StreamingOptions],
+    ) -> None:
+        super().__init__(experts, **options)
+        self.neighbours, self.temperature, self.refresh = neighbours, temperature, refresh
+        self.rows: dict[int, np.ndarray] = {}
+        self._weights: NDArray[np.float64] = np.zeros((0, 0))
+        self._of: list[int] = []  # the clients that the weights are of
+        self._age = 0
+        self._trained: dict[int, Arrays] = {}
+
+    def owner(self, name: str) -> int | None:
+        """Rows of the router are everybody's: the server averages them."""
+        return expert_of(name) if name.startswith("expert.") else None
+
+    def part(
+        self, arrays: Mapping[str, np.ndarray], client: int, held: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """The shared arrays, and the client's own experts."""
+        return of_client(arrays, client)
+
+    def mass(self, expert: int | None, usable: Usable) -> float:
+        """Nothing for experts: they are mixed, not averaged."""
+        return super().mass(None, usable) if expert is None else 0.0
+
+    def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
+        """Keep a client's experts until all have replied."""
+        self._trained[client] = usable.arrays
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average trunk and router, then mix the experts of those who replied.
+
+        Raises:
+            RoundError: Fewer than ``min_replies`` replies could be used.
+        """
+        self._trained = {}
+        updated, metrics = super().aggregate_train(server_round, replies)
+        if updated is None:
+            return updated, metrics
+        found = records.to_numpy(updated)
+        for client, arrays in self._trained.items():
+            rows = [_flat(arrays, f"gate.{k}.") for k in range(self.experts)]
+            self.rows[client] = np.stack(rows)
+            for name, value in arrays.items():
+                if self.owner(name) is not None:
+                    found[name_at(client, name)] = value
+        self._weigh()
+        replied = sorted(self._trained)
+        peers = self._mix(found, replied)
+        self._trained = {}
+        told = MetricRecord({**(metrics or {}), "peer_bytes": peers})
+        return records.from_numpy(found), told
+
+    def _weigh(self) -> None:
+        clients = sorted(self.rows)
+        if self._of == clients and self._age % self.refresh:
+            self._age += 1
+            return
+        every = np.concatenate([self.rows[client] for client in clients])
+        self._weights = mixing_weights(every, self.neighbours, temperature=self.temperature)
+        self._of, self._age = clients, 1
+
+    def _mix(self, arrays: Arrays, replied: Sequence[int]) -> int:
+        """Mix in place the experts of those who replied; returns what peers would have sent."""
+        at = {client: place for place, client in enumerate(self._of)}
+        mixed: Arrays = {}
+        peers = 0
+        for name in [name for name in arrays if self.owner(name) is not None]:
+            expert = expert_of(name)
+            assert expert is not None
+            rest = name.split(".", 2)[2]
+            every = [
+                arrays[name_at(client, f"expert.{k}.{rest}")]
+                for client in self._of
+                for k in range(self.experts)
+            ]
+            for client in replied:
+                weights = self._weights[at[client] * self.experts + expert]
+                total = np.zeros(every[0].shape, np.float64)
+                for place in np.flatnonzero(weights).tolist():
+                    total += weights[place] * every[place]
+                mixed[name_at(client, name)] = total.astype(every[0].dtype)
+        for client in replied:
+            rows = slice(at[client] * self.experts, (at[client] + 1) * self.experts)
+            for place in np.flatnonzero(self._weights[rows].any(axis=0)).tolist():
+                other, k = self._of[place // self.experts], place % self.experts
+                if other != client:
+                    mine = name_at(other, f"expert.{k}.")
+                    peers += sum(v.nbytes for n, v in arrays.items() if n.startswith(mine))
+        arrays.update(mixed)
+        return peers
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send each client of a test its own part."""
+        whole = records.to_numpy(arrays)
+        messages = list(super().configure_evaluate(server_round, arrays, config, grid))
+        self.last_exchange.bytes_down = 0
+        for message in messages:
+            node = message.metadata.dst_node_id
+            own = of_client(whole, self.partitions.get(node, node))
+            message.content = RecordDict(
+                {**message.content, self.arrayrecord_key: records.from_numpy(own)}
+            )
+            self.last_exchange.bytes_down += records.array_bytes(message.content)
+        return messages
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The rows sent last, and the weights in use."""
+        clients = sorted(self.rows)
+        rows = np.array([self.rows[client] for client in clients])
+        return {
+            "clients": np.array(clients, np.int64),
+            "rows": rows.reshape(len(clients), self.experts, -1) if clients else np.zeros((0, 0)),
+            "weights": self._weights,
+            "of": np.array(self._of, np.int64),
+            "age": np.array(self._age),
+        }
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore what ``state`` gave."""
+        pairs = zip(arrays["clients"].tolist(), np.array(arrays["rows"]), strict=True)
+        self.rows = dict(pairs)
+        self._weights = np.array(arrays["weights"])
+        self._of, self._age = arrays["of"].tolist(), int(arrays["age"])
+
+
+def mixing_weights(
+    rows: np.ndarray, neighbours: int, *, temperature: float = 1.0
+) -> "NDArray[np.float64]":
+    """The matrix A of equations 8 to 10: a row for each expert, in sum 1.
+
+    Args:
+        rows: A router row of each expert, [M, D].
+        neighbours: P, how many of the most similar others stay, and those tied with the last.
+        temperature: T, above 0.
+
+    >>> mixing_weights(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), 1).tolist()
+    [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.2119415576170855, 0.2119415576170855, 0.5761168847658291]]
+    """
+    found = np.asarray(rows, np.float64)
+    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    unit = np.divide(found, norms, out=np.zeros_like(found), where=norms > 0)
+    alike = np.clip(unit @ unit.T, -1.0, 1.0)
+    kept = np.eye(len(found), dtype=bool)
+    if neighbours > 0 and len(found) > 1:
+        others = np.where(kept, -np.inf, alike)
+        place = min(neighbours, len(found) - 1)
+        least = np.sort(others, axis=1)[:, -place]
+        kept |= others >= least[:, None] - 1e-12
+    scores = np.where(kept, alike / temperature, -np.inf)
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights: NDArray[np.float64] = scores / scores.sum(axis=1, keepdims=True)
+    return weights
+
+
+def _flat(arrays: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+    """A router row: its direction, without the bias."""
+    return np.concatenate(
+        [v.ravel() for n, v in sorted(arrays.items()) if n.startswith(prefix) and v.size > 1]
+    )
+
+
+class _FedMoEDA(SubMixture):
+    name = "fedmoe-da"
+
+    def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
+        return MixedExperts(self.experts(config), config.baseline.neighbours, **options)
+
+
+FEDMOE_DA = _FedMoEDA()
