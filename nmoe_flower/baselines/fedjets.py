@@ -28,7 +28,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower.baselines.fedem import uniform_and_oracle
 from nmoe_flower.baselines.partial import PartialExperts, expert_of
-from nmoe_flower.baselines.submixture import mixed
+from nmoe_flower.baselines.submixture import mixed_logits
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
@@ -201,7 +201,7 @@ class _FedJETs(Baseline):
             latents, logits = network.both(images)
             read = latents.detach().float()
             scores = torch.cat([row(read) for row in rows], dim=1)
-            answered = mixed(scores, logits)[:, None]
+            answered = mixed_logits(scores, logits)[:, None]
             total = cross_entropy(answered, labels).sum(dim=1).mean()
             if anchor is None or len(network.gate) == 1:
                 return total

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nmoe_flower.baselines.member import Member
     from nmoe_flower.data import Portion
 
-__all__ = ["SubMixture", "mixed"]
+__all__ = ["SubMixture", "mixed_logits"]
 
 _HELD = "held"
 
@@ -38,7 +38,7 @@ class SubMixture(Baseline):
 
         def loss(images: "Tensor", labels: "Tensor", _: "np.ndarray") -> "Tensor":
             latents, logits = network.both(images)
-            answered = mixed(network.scores(latents.float()), logits)
+            answered = mixed_logits(network.scores(latents.float()), logits)
             return cross_entropy(answered[:, None], labels).sum(dim=1).mean()
 
         found = member.steps(network, loss)
@@ -56,7 +56,7 @@ class SubMixture(Baseline):
 
         def mixture(portion: "Portion") -> "Tensor":
             latents, logits = member.outputs(portion)
-            return mixed(member.scores(latents), logits).softmax(dim=1)
+            return mixed_logits(member.scores(latents), logits).softmax(dim=1)
 
         return {self.name: mixture}
 
@@ -74,6 +74,6 @@ class SubMixture(Baseline):
         return member.scores(latents).softmax(dim=1), right.float()
 
 
-def mixed(scores: "Tensor", logits: "Tensor") -> "Tensor":
+def mixed_logits(scores: "Tensor", logits: "Tensor") -> "Tensor":
     """The logits of experts [B, K, C], mixed by the softmax of ``scores`` [B, K]: [B, C]."""
     return (scores.float().softmax(dim=1)[:, :, None] * logits.float()).sum(dim=1)
