@@ -75,22 +75,40 @@ class Interrupted(Chained):
         return found.mean(dim=(2, 3))
 
 
+class TokenBlock(nn.Module):
+    """A linear layer over tokens, which answers as the blocks of some libraries do: a tuple."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None = None, *, gain: float = 1.0
+    ) -> tuple[Tensor]:
+        return (gain * torch.relu(self.linear(hidden if mask is None else hidden * mask)),)
+
+
 class OfTokens(Tiny):
-    """Two blocks of linear layers over tokens, one for each row of the image."""
+    """Two blocks over tokens, one token for each row of the image."""
 
     latent_dim = 8
+    masked = False
 
     def __init__(self, *, in_channels: int, image_size: tuple[int, int]) -> None:
         nn.Module.__init__(self)
         width = in_channels * image_size[1]
-        self.tokens = nn.Flatten(2)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(2)
-        )
+        self.blocks = nn.ModuleList(TokenBlock(width) for _ in range(2))
         self._fill()
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden: Tensor = self.tokens(images.transpose(1, 2))
+        hidden: Tensor = images.transpose(1, 2).flatten(2)
+        mask = torch.ones(hidden.shape[:2])[:, :, None] if self.masked else None
         for block in self.blocks:
-            hidden = block(hidden)
+            (hidden,) = block(hidden, mask, gain=2.0)
         return hidden.mean(dim=1)
+
+
+class Masked(OfTokens):
+    """Its blocks read a mask, too, which depends on the images."""
+
+    masked = True

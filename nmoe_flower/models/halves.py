@@ -7,7 +7,7 @@ which the blocks go on. A network can be entered so wherever its modules are a c
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,10 +29,20 @@ _CONTAINERS: Final = (nn.Sequential, nn.ModuleList)
 
 @dataclass(frozen=True)
 class _Call:
-    """One pass through a module: what went in, if that is one thing, and what came out."""
+    """One pass through a module.
+
+    Attributes:
+        name: The module's name.
+        input: First thing that went in; None if another one depends on the images, too.
+        rest: What else went in by position.
+        named: What else went in by name.
+        output: What came out.
+    """
 
     name: str
     input: Any
+    rest: tuple[Any, ...]
+    named: Mapping[str, Any]
     output: Any
 
 
@@ -75,7 +85,7 @@ class Halves:
             )
         first = adaptable[-blocks]
         self._check_chain(calls[first : last + 1], blocks)
-        self._pieces = [call.name for call in calls[first : last + 1]]
+        self._pieces = calls[first : last + 1]
         self._adapted = {
             calls[at].name: self._adaptable(calls[at].name) for at in adaptable[-blocks:]
         }
@@ -93,7 +103,7 @@ class Halves:
         below = [grid for grid in self._grids if grid.end < 0]
         self._below = [(backbone.layers[grid.number][0], grid.number) for grid in below]
         self.width = self._entry + sum(grid.width for grid in below)
-        told = [_FORM, self._pieces[0], [grid.end < 0 for grid in self._grids]]
+        told = [_FORM, self._pieces[0].name, [grid.end < 0 for grid in self._grids]]
         text = json.dumps(told).encode()
         self.digest = hashlib.sha256(backbone.digest + text).digest()
 
@@ -114,7 +124,7 @@ class Halves:
         with backbone.passing, torch.no_grad(), ExitStack() as hooks:
             network = backbone.network.to(images.device)
             keep_maps(hooks, network, maps, [layer for layer, _ in self._below])
-            entry = network.get_submodule(self._pieces[0])
+            entry = network.get_submodule(self._pieces[0].name)
             hooks.callback(entry.register_forward_pre_hook(stop).remove)
             with suppress(_EnteredError):
                 network(seen)
@@ -135,11 +145,14 @@ class Halves:
             network = backbone.network.to(rows.device)
             for piece in self._pieces:
                 own = {
-                    f"{layer}.weight".removeprefix(f"{piece}."): weights[layer]
-                    for layer in self._adapted.get(piece, ())
+                    f"{layer}.weight".removeprefix(f"{piece.name}."): weights[layer]
+                    for layer in self._adapted.get(piece.name, ())
                 }
-                hidden = functional_call(network.get_submodule(piece), own, (hidden,))
-                outputs.append(hidden)
+                module = network.get_submodule(piece.name)
+                outputs.append(
+                    functional_call(module, own, (hidden, *piece.rest), dict(piece.named))
+                )
+                hidden = _first(outputs[-1])
         found, at = [], self._entry
         for grid in self._grids:
             if grid.end < 0:
@@ -164,9 +177,11 @@ class Halves:
         backbone, calls, maps = self._backbone, list[_Call](), dict[str, Any]()
         network = backbone.network
         with backbone.passing, torch.no_grad(), ExitStack() as hooks:
-            keep_maps(hooks, network, maps, [layer for layer, _ in backbone.layers])
-            for name in _pieces_of(network):
-                handle = network.get_submodule(name).register_forward_hook(_note(calls, name))
+            cut = [layer for layer, _ in backbone.layers]
+            keep_maps(hooks, network, maps, cut)
+            for name in _pieces_of(network, cut):
+                module = network.get_submodule(name)
+                handle = module.register_forward_hook(_note(calls, name), with_kwargs=True)
                 hooks.callback(handle.remove)
             network(backbone.as_wanted(backbone.probe))
         return calls, maps
@@ -179,8 +194,8 @@ class Halves:
             if not ends:
                 raise ConfigError(
                     f"{_KEY}: {self._backbone.name} cannot be entered in the middle: {layer}, "
-                    "where it is cut, is no end of a module of its chain; allowed: networks whose "
-                    "stages are torch.nn.Sequential"
+                    "where it is cut, is no end of a module of its chain; allowed: another "
+                    "extractor.cut"
                 )
             found.append(ends[-1])
         return found
@@ -192,9 +207,13 @@ class Halves:
             ConfigError: With the two modules.
         """
         if not isinstance(calls[0].input, Tensor):
-            raise ConfigError(f"{_KEY} = {blocks}: {calls[0].name} reads no single tensor")
+            raise ConfigError(
+                f"{_KEY} = {blocks}: {self._backbone.name} cannot be entered there: "
+                f"{calls[0].name} reads more than one tensor; allowed: networks whose blocks read "
+                "one"
+            )
         for one, next_one in pairwise(calls):
-            if next_one.input is not one.output:
+            if next_one.input is not _first(one.output):
                 raise ConfigError(
                     f"{_KEY} = {blocks}: {self._backbone.name} cannot be entered so low: what "
                     f"{next_one.name} reads is not what {one.name} gave; allowed: fewer blocks, or "
@@ -221,24 +240,38 @@ class _EnteredError(Exception):
     """The lower half of a pass is over."""
 
 
-def _pieces_of(network: nn.Module) -> list[str]:
-    """Names of the modules of the chain: children of the network, containers opened."""
+def _pieces_of(network: nn.Module, cut: Sequence[str]) -> list[str]:
+    """Names of the modules of the chain: the network's children.
+
+    Containers are opened, and so is what a layer of the cut lies in.
+    """
     found, open_ones = list[str](), [""]
     while open_ones:
         at = open_ones.pop(0)
         for name, child in network.get_submodule(at).named_children():
             path = f"{at}.{name}".lstrip(".")
-            (open_ones if isinstance(child, _CONTAINERS) else found).append(path)
+            opened = any(layer.startswith(f"{path}.") for layer in cut)
+            opened |= isinstance(child, _CONTAINERS)
+            (open_ones if opened else found).append(path)
     return found
 
 
 def _note(calls: list[_Call], name: str) -> Any:
     """A hook that notes what a module did."""
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        calls.append(_Call(name, inputs[0] if len(inputs) == 1 else None, output))
+    def note(
+        module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
+        rest = inputs[1:]
+        alone = inputs and not any(isinstance(one, Tensor) for one in (*rest, *named.values()))
+        calls.append(_Call(name, inputs[0] if alone else None, rest, named, output))
 
     return note
+
+
+def _first(output: Any) -> Any:
+    """What the next module reads of what one gave."""
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 def _flat(hidden: Tensor) -> Tensor:

@@ -151,10 +151,10 @@ def test_blocks_of_tokens_have_adapters_on_their_linear_layers() -> None:
         )
     )
     network, branches = branched(found)
-    assert list(branches) == ["blocks/1/0"]
-    hidden = images().transpose(1, 2).flatten(2)
-    low = network.blocks[0](hidden)
-    wanted = torch.cat([low.mean(dim=1), network.blocks[1](low).mean(dim=1)], dim=1)
+    assert list(branches) == ["blocks/1/linear"]
+    (low,) = network.blocks[0](images().transpose(1, 2).flatten(2), gain=2.0)
+    (high,) = network.blocks[1](low, gain=2.0)
+    wanted = torch.cat([low.mean(dim=1), high.mean(dim=1)], dim=1)
     torch.testing.assert_close(found(images()), wanted.detach())
 
 
@@ -193,6 +193,10 @@ def test_everybody_of_a_seed_draws_the_same_adapters() -> None:
             r"adapter-blocks = 2: .* has 1 blocks .* up to its cut; allowed: 1",
         ),
         ({"cut": "stem:1"}, r"adapter-blocks = 2: .* has 0 blocks .*; allowed: another backbone"),
+        (
+            {"backbone": "tests.given_backbone:Masked", "cut": "blocks.1:1", "adapter_blocks": 1},
+            r"= 1: .* cannot be entered there: blocks\.1 reads more than one tensor",
+        ),
         ({"cut": ""}, r"Chained is not cut, and .*: set extractor.cut"),
         (
             {"backbone": "tests.given_backbone:Interrupted"},
@@ -200,7 +204,7 @@ def test_everybody_of_a_seed_draws_the_same_adapters() -> None:
         ),
         (
             {"cut": "blocks.2.project:1"},
-            r"cannot be entered in the middle: blocks\.2\.project, where it is cut, is no end",
+            r"entered so low: what blocks\.2\.depthwise reads is not what blocks\.2\.expand gave",
         ),
     ],
 )
