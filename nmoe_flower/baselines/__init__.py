@@ -4,7 +4,19 @@ A system's row in `nmoe_flower.catalogue.BASELINES` names its `Baseline`. `Parti
 server half of all of them.
 """
 
-from nmoe_flower.baselines.partial import PartialExperts, has_clients_parts, of_client
+from nmoe_flower.baselines.partial import (
+    PartialExperts,
+    expert_of,
+    has_clients_parts,
+    of_client,
+)
 from nmoe_flower.baselines.system import Answers, Baseline
 
-__all__ = ["Answers", "Baseline", "PartialExperts", "has_clients_parts", "of_client"]
+__all__ = [
+    "Answers",
+    "Baseline",
+    "PartialExperts",
+    "expert_of",
+    "has_clients_parts",
+    "of_client",
+]

@@ -1,5 +1,6 @@
 """A client of a published system: its network, what it keeps at home, its steps and its tests."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -183,8 +184,8 @@ class Member:
         """A network at its initial weights, the same on every client."""
         data = self.device.data
         given = self.device.extractor().latent_dim if self.given else 0
-        network = self.system.network(
-            self.config, data.image_shape, data.num_classes, latent_dim=given
+        network = copy.deepcopy(
+            _first_network(self.system, self.config, data.image_shape, data.num_classes, given)
         )
         network.to(self.device.torch_device)
         return network.to(memory_format=torch.channels_last).eval()
@@ -388,6 +389,17 @@ def _given_latents(device: Device, rows: bytes, *, of_training: bool) -> Tensor:
     split = device.data.train if of_training else device.data.test
     raw = predict(device, device.extractor(), split.images, np.frombuffer(rows, np.int64))
     return _LENGTH * F.normalize(raw - raw.mean(dim=1, keepdim=True), dim=1)
+
+
+@lru_cache(maxsize=4)  # to draw it takes as long as some steps
+def _first_network(
+    system: Baseline,
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    latent_dim: int,
+) -> ExpertNetwork:
+    return system.network(config, image_shape, num_classes, latent_dim=latent_dim)
 
 
 def tell_first_weights(message: Message, context: Context) -> Message:

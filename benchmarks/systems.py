@@ -1,0 +1,360 @@
+"""A round of published systems beside the same arithmetic written by hand.
+
+One thread everywhere. Ours goes through a worker process, messages and strategy; the bare loop
+trains in this process, on the same networks, batches and augmentation, and adds up weights. Both
+take turns. Where clients hold a part of the experts, here they hold all.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.yardstick import Blocks, machine_line, ratio, told
+from nmoe_flower import records
+from nmoe_flower.arguments import SEED, OutputFile, Whole
+from nmoe_flower.baselines import Baseline, expert_of
+from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.catalogue import BASELINES, found
+from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.config import Config
+from nmoe_flower.data import normalise
+from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import EngineError
+from nmoe_flower.files import write_json
+from nmoe_flower.provenance import provenance
+from nmoe_flower.records import Action
+from nmoe_flower.strategies import reason_of
+from nmoe_flower.training import autocast, batch_indices, generator
+
+__all__ = ["SYSTEMS", "main"]
+
+GOAL = 1.15
+BLOCK = 2  # rounds in a turn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; 0 if it measured, whatever the figures are."""
+    args = _parser().parse_args(argv)
+    source, threads = provenance(args.seed), torch.get_num_threads()
+    torch.set_num_threads(1)
+    measured: dict[str, dict[str, Any]] = {}
+    try:
+        for system in args.systems or SYSTEMS:
+            with tempfile.TemporaryDirectory() as folder:
+                measured[system] = _measure(
+                    _config(args, system, folder), args.rounds, args.workers
+                )
+    finally:
+        torch.set_num_threads(threads)
+    width = max(map(len, measured))
+    print(f"{'':{width}} {'per client round':>17} {'x bare':>8}")
+    for name, one in measured.items():
+        verdict = "met" if one["x"] <= GOAL else "missed"
+        milliseconds = one["seconds"] / args.clients * 1e3
+        print(f"{name:{width}} {milliseconds:>14.1f} ms {one['x']:>8.3f}  <= {GOAL:g} {verdict}")
+    print(machine_line(source, args.workers))
+    if args.json is not None:
+        write_json(args.json, {"provenance": source, "systems": measured})
+    return 0
+
+
+def _measure(config: Config, rounds: int, workers: int) -> dict[str, Any]:
+    bare = _Bare(config)
+    blocks: Blocks = []
+    beside: Blocks = []
+    app = "nmoe_flower.client_app:app"
+    with closing(
+        InProcessGrid(
+            app if workers else found(app),
+            config.data.num_clients,
+            run_config=config.flat(),
+            workers=workers,
+        )
+    ) as grid:
+        ours = _flower(config, grid)
+        bare.round(1)
+        ours(1)
+        for number in range(max(1, rounds // BLOCK)):
+            turns: list[tuple[Blocks, Callable[[int], object]]]
+            turns = [(beside, bare.round), (blocks, ours)]
+            for kept, run in turns if number % 2 else reversed(turns):
+                kept.append([_seconds(run, 2 + number * BLOCK + k) for k in range(BLOCK)])
+    seconds = statistics.median(s for block in blocks for s in block)
+    return {"x": ratio(blocks, beside), "seconds": seconds, "blocks": blocks, "bare": beside}
+
+
+def _seconds(run: Callable[[int], object], server_round: int) -> float:
+    started = time.perf_counter()
+    run(server_round)
+    return time.perf_counter() - started
+
+
+class _Bare:
+    """Rounds by hand: no Flower, no messages, no checks.
+
+    Attributes:
+        weights: What the server has.
+    """
+
+    def __init__(self, config: Config) -> None:
+        clients = config.data.num_clients
+        self.devices = [_device(config, clients, i) for i in range(clients)]
+        self.settings, data = config.baseline, self.devices[0].data
+        system: Baseline = found(BASELINES[config.run.system].system)
+        self.network = ExpertNetwork(
+            config,
+            data.image_shape,
+            data.num_classes,
+            experts=system.experts(config),
+            gated=system.gated,
+        ).to(memory_format=torch.channels_last)
+        self.gates = [_gate(self.network) for _ in range(clients)]
+        start = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.weights = {name: value for name, value in start.items() if system.travels(name)}
+        private = {name: value for name, value in start.items() if name not in self.weights}
+        self._home = [dict(private) for _ in range(clients)]
+        experts = len(self.network.expert)
+        self.mixture = [torch.full((experts,), 1 / experts) for _ in range(clients)]
+        self._client = SYSTEMS[config.run.system]
+
+    def round(self, server_round: int) -> None:
+        """All clients, then the weighted mean."""
+        total: dict[str, Tensor] = {}
+        weight: dict[str, float] = {}
+        for client, device in enumerate(self.devices):
+            self.network.load_state_dict(self.weights | self._home[client])
+            masses = self._client(self, client, server_round)
+            for name, value in self.network.state_dict().items():
+                if name not in self.weights:
+                    self._home[client][name] = value.clone()
+                    continue
+                expert = expert_of(name)
+                mass = float(len(device.train_labels))
+                if masses is not None and expert is not None:
+                    mass = float(masses[expert])
+                total[name] = total.get(name, torch.zeros(())) + mass * value
+                weight[name] = weight.get(name, 0.0) + mass
+        self.weights = {name: value / weight[name] for name, value in total.items()}
+
+    def steps(
+        self,
+        client: int,
+        server_round: int,
+        parameters: Sequence[nn.Parameter],
+        loss: Callable[[Tensor, Tensor, np.ndarray], Tensor],
+    ) -> None:
+        """SGD on augmented images."""
+        device, settings = self.devices[client], self.settings
+        decayed = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": others},
+        ]
+        optimizer = torch.optim.SGD(
+            groups,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+        )
+        noise = generator(device.seed("baseline-augment", "", server_round))
+        labels = torch.from_numpy(device.train_labels)
+        self.network.train()
+        for chosen in batch_indices(
+            len(labels),
+            settings.batch_size,
+            first=(server_round - 1) * settings.local_steps,
+            count=settings.local_steps,
+            seed=device.seed("baseline-batches", ""),
+        ):
+            images = device.augment(normalise(device.train_images[chosen]), noise)
+            optimizer.zero_grad()
+            with autocast(device.bf16, device.torch_device):
+                value = loss(images, labels[chosen], chosen)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        self.network.eval()
+
+    @torch.inference_mode()
+    def outputs(self, client: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, logits of all experts and labels of a client's training images."""
+        device, parts = self.devices[client], []
+        for start in range(0, len(device.train_labels), 512):
+            parts.append(self.network.both(normalise(device.train_images[start : start + 512])))
+        latents, logits = (torch.cat(part).float() for part in zip(*parts, strict=True))
+        return latents, logits, torch.from_numpy(device.train_labels)
+
+
+def _gate(network: ExpertNetwork) -> nn.Linear:
+    gate = nn.Linear(network.latent_dim, len(network.expert))
+    nn.init.zeros_(gate.weight)
+    nn.init.zeros_(gate.bias)
+    return gate
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    count = logits.shape[1]
+    wide = labels[:, None].expand(-1, count).reshape(-1)
+    return F.cross_entropy(logits.flatten(0, 1), wide, reduction="none").view(-1, count)
+
+
+def _fedavg(bare: _Bare, client: int, server_round: int) -> None:
+    network = bare.network
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        return F.cross_entropy(network(images)[:, 0].float(), labels)
+
+    bare.steps(client, server_round, list(network.parameters()), loss)
+
+
+def _fedem(bare: _Bare, client: int, server_round: int) -> None:
+    network = bare.network
+    _, logits, labels = bare.outputs(client)
+    parts = (bare.mixture[client].log() - _losses(logits, labels)).softmax(dim=1).clone()
+    bare.mixture[client] = parts.mean(dim=0)
+
+    def loss(images: Tensor, labels: Tensor, chosen: np.ndarray) -> Tensor:
+        losses = _losses(network(images).float(), labels)
+        value: Tensor = (parts[chosen] * losses).sum(dim=1).mean()
+        return value
+
+    bare.steps(client, server_round, list(network.parameters()), loss)
+
+
+def _fedmix(bare: _Bare, client: int, server_round: int) -> Tensor:
+    network, gate = bare.network, bare.gates[client]
+    latents, logits, labels = bare.outputs(client)
+    with torch.no_grad():
+        prior = gate(latents.clone()).log_softmax(dim=1)
+        parts = (prior - _losses(logits.clone(), labels)).softmax(dim=1)
+
+    def loss(images: Tensor, labels: Tensor, chosen: np.ndarray) -> Tensor:
+        latents, logits = network.both(images)
+        losses = _losses(logits.float(), labels) - gate(latents.float()).log_softmax(dim=1)
+        value: Tensor = (parts[chosen] * losses).sum(dim=1).mean()
+        return value
+
+    bare.steps(client, server_round, [*network.parameters(), *gate.parameters()], loss)
+    masses: Tensor = parts.sum(dim=0)
+    return masses
+
+
+def _mixture(bare: _Bare, client: int, server_round: int) -> Tensor:
+    """The usage of experts after training the mixture."""
+    network = bare.network
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        latents, logits = network.both(images)
+        weights = network.scores(latents.float()).softmax(dim=1)
+        return F.cross_entropy((weights[:, :, None] * logits.float()).sum(dim=1), labels)
+
+    bare.steps(client, server_round, list(network.parameters()), loss)
+    latents, logits, labels = bare.outputs(client)
+    with torch.inference_mode():
+        weights = network.scores(latents).softmax(dim=1)
+        right = (logits.argmax(dim=2) == labels[:, None]).float()
+        masses = weights.sum(dim=0)
+        _ = (weights * right).sum(dim=0) / masses  # the accuracies
+        return masses
+
+
+def _fedmoe(bare: _Bare, client: int, server_round: int) -> None:
+    _mixture(bare, client, server_round)
+
+
+SYSTEMS: dict[str, Callable[[_Bare, int, int], Tensor | None]] = {
+    "fedavg": _fedavg,
+    "fedem": _fedem,
+    "fedmix": _fedmix,
+    "fedmoe": _fedmoe,
+    "flex-moe": _mixture,
+}
+"""By system: a client's part of a round by hand, which gives the masses of its experts if any."""
+
+
+def _flower(config: Config, grid: InProcessGrid) -> Callable[[int], dict[str, np.ndarray]]:
+    """A round of the strategy and the real client; gives the weights."""
+    system: Baseline = found(BASELINES[config.run.system].system)
+    strategy = system.strategy(config, action=Action.BASELINE)
+    node = min(grid.get_node_ids())
+    (answer,) = grid.send_and_receive([Message(RecordDict(), node, Action.BASELINE_INITIAL)])
+    if answer.has_error():
+        raise EngineError(f"{config.data.num_clients} clients cannot start: {reason_of(answer)}")
+    arrays: list[ArrayRecord] = [answer.content.array_records[records.ARRAYS]]
+
+    def run(server_round: int) -> dict[str, np.ndarray]:
+        messages = strategy.configure_train(server_round, arrays[0], ConfigRecord(), grid)
+        updated, _ = strategy.aggregate_train(server_round, grid.send_and_receive(list(messages)))
+        if updated is not None:
+            arrays[0] = updated
+        return records.to_numpy(arrays[0])
+
+    return run
+
+
+def _device(config: Config, clients: int, partition: int) -> Device:
+    node: dict[str, Any] = {"partition-id": partition, "num-partitions": clients}
+    return device_of(Context(1, partition, node, RecordDict(), dict(config.flat())))
+
+
+def _config(args: argparse.Namespace, system: str, folder: str) -> Config:
+    return Config.parse(
+        {
+            "data.dataset": args.dataset,
+            "data.num-clients": args.clients,
+            "data.train-per-client": args.images,
+            "extractor.backbone": args.backbone,
+            "baseline.experts": args.experts,
+            "baseline.held": args.experts,
+            "baseline.local-steps": args.steps,
+            "run.system": system,
+            "run.seed": args.seed,
+            "run.out": folder,
+        }
+    )
+
+
+def _known(name: str) -> str:
+    if name not in SYSTEMS:
+        raise argparse.ArgumentTypeError(f"{name!r} is unknown; allowed: {', '.join(SYSTEMS)}")
+    return name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.systems",
+        description="Seconds of a round of published systems, as multiples of a bare loop.",
+    )
+    parser.add_argument(
+        "systems",
+        nargs="*",
+        type=_known,
+        metavar="SYSTEM",
+        help=f"{', '.join(SYSTEMS)} (all)",
+    )
+    parser.add_argument("--dataset", default="digits", help="digits, a hub name, or a folder")
+    parser.add_argument("--backbone", default="digits", help="extractor.backbone (digits)")
+    parser.add_argument("--clients", type=Whole(2, 10_000), default=4, help="(4)")
+    parser.add_argument("--images", type=Whole(1), default=160, help="of a client (160)")
+    parser.add_argument("--experts", type=Whole(1, 1024), default=3, help="(3)")
+    parser.add_argument("--steps", type=Whole(1), default=10, help="per round and client (10)")
+    parser.add_argument("--rounds", type=Whole(1), default=8, help="measured rounds of each (8)")
+    parser.add_argument("--workers", type=Whole(0, 1), default=1, help="0: in this process (1)")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(told(main))
