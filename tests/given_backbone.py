@@ -112,3 +112,11 @@ class Masked(OfTokens):
     """Its blocks read a mask, too, which depends on the images."""
 
     masked = True
+
+
+class Tied(Chained):
+    """Its two blocks are one and the same."""
+
+    def __init__(self, *, in_channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__(in_channels=in_channels, image_size=image_size)
+        self.blocks = nn.Sequential(self.blocks[0], self.blocks[0])

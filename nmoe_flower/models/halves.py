@@ -84,8 +84,9 @@ class Halves:
                 f"convolutions or linear layers up to its cut; allowed: {allowed}"
             )
         first = adaptable[-blocks]
-        self._check_chain(calls[first : last + 1], blocks)
         self._pieces = calls[first : last + 1]
+        self._check_chain(blocks)
+        self._check_once([calls[at].name for at in adaptable[-blocks:]], calls)
         self._adapted = {
             calls[at].name: self._adaptable(calls[at].name) for at in adaptable[-blocks:]
         }
@@ -200,19 +201,32 @@ class Halves:
             found.append(ends[-1])
         return found
 
-    def _check_chain(self, calls: list[_Call], blocks: int) -> None:
+    def _check_once(self, adapted: Sequence[str], calls: list[_Call]) -> None:
+        """Refuse a block that a pass goes through twice: it has one adapter, and one place.
+
+        Raises:
+            ConfigError: With the block.
+        """
+        for name in adapted:
+            if (times := sum(call.name == name for call in calls)) > 1:
+                raise ConfigError(
+                    f"{_KEY}: {self._backbone.name} goes through {name} {times} times in a pass; "
+                    "allowed: networks whose blocks are each gone through once"
+                )
+
+    def _check_chain(self, blocks: int) -> None:
         """Refuse a network that computes something between its modules.
 
         Raises:
             ConfigError: With the two modules.
         """
-        if not isinstance(calls[0].input, Tensor):
+        if not isinstance(self._pieces[0].input, Tensor):
             raise ConfigError(
                 f"{_KEY} = {blocks}: {self._backbone.name} cannot be entered there: "
-                f"{calls[0].name} reads more than one tensor; allowed: networks whose blocks read "
-                "one"
+                f"{self._pieces[0].name} reads more than one tensor; allowed: networks whose "
+                "blocks read one"
             )
-        for one, next_one in pairwise(calls):
+        for one, next_one in pairwise(self._pieces):
             if next_one.input is not _first(one.output):
                 raise ConfigError(
                     f"{_KEY} = {blocks}: {self._backbone.name} cannot be entered so low: what "

@@ -197,6 +197,10 @@ def test_everybody_of_a_seed_draws_the_same_adapters() -> None:
             {"backbone": "tests.given_backbone:Masked", "cut": "blocks.1:1", "adapter_blocks": 1},
             r"= 1: .* cannot be entered there: blocks\.1 reads more than one tensor",
         ),
+        (
+            {"backbone": "tests.given_backbone:Tied", "adapter_blocks": 1, "cut": "blocks:1"},
+            r"Tied goes through blocks\.0 2 times in a pass; allowed: networks whose blocks are",
+        ),
         ({"cut": ""}, r"Chained is not cut, and .*: set extractor.cut"),
         (
             {"backbone": "tests.given_backbone:Interrupted"},

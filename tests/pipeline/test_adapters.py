@@ -21,6 +21,7 @@ from nmoe_flower.errors import RoundError
 from nmoe_flower.files import pack_arrays, write_bytes
 from nmoe_flower.pipeline import exchanges
 from nmoe_flower.records import CONFIG, Action, HoldingKey
+from nmoe_flower.study.costs import cost_of
 from nmoe_flower.study.measured import gates_of
 from nmoe_flower.study.share import key_of
 from nmoe_flower.sums import Sums, solve
@@ -109,6 +110,8 @@ def test_only_adapters_and_head_travel_and_the_rest_once(trained: Trained) -> No
     counted = exchanges(pipeline.config)
     assert sum(counted.values()) == len(stages) + 1  # and identity, which no line is of
     assert counted["gate/lda"] == 1  # the first sums were of other latents
+    paid = cost_of(trained.results, pipeline.config, "control:fedavg", None)
+    assert paid.exchanges == len(("initial", "sums", "standard")) + ROUNDS
     rated = {row["gate"] for row in trained.results["rows"]}
     assert rated == set(gates_of(pipeline.config))
     assert "control:ridge" not in rated

@@ -146,7 +146,8 @@ def gather_sums(
     Args:
         run: The run in progress, with its extractor.
         moments: Only count, mean and squares are wanted.
-        finished: They are to be of latents as experts see them: standardised.
+        finished: They are to be of latents as experts see them, standardised, and for the gate
+            ``lda`` alone.
         only: Partitions to ask; None: all.
 
     Raises:
@@ -161,7 +162,7 @@ def gather_sums(
     content = message(extractor, {SumsKey.MOMENTS: True} if moments else None)
     answers = gather(
         run,
-        "sums",
+        "gate/lda" if finished else "sums",
         Action.SUMS,
         content,
         only=only,
