@@ -11,12 +11,12 @@ from nmoe_flower import arguments
 from nmoe_flower.arguments import ListenAddress, NameList, Number, OutputFile, Whole
 from nmoe_flower.cli import _parser, main
 
-BENCHMARKS = ("align", "fedsc", "infer.command", "rounds.command", "sizes")
+BENCHMARKS = ("adapters", "align", "fedsc", "infer.command", "rounds.command", "sizes")
 OURS = (Whole, Number, ListenAddress, NameList, OutputFile)
 # Options that take any text; what it may be is checked where it is used.
 TEXTS = {
     "--set", "--name", "--gate", "--data", "--classes", "--hosts", "--deny", "--move", "--dataset",
-    "names", "images", "arguments", "study", "--one", "--only",
+    "names", "images", "arguments", "study", "--one", "--only", "--backbone",
 }  # fmt: skip
 WRONG = ("nan", "inf", "-inf", "Infinity", "-1", "1" + "0" * 400, "-" + "9" * 5000, "x", "", " ",
          "1e999", "0x10", "1_0_x", "٣x")  # fmt: skip

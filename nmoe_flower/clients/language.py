@@ -33,6 +33,7 @@ __all__ = [
     "load_shared",
     "tell_texts",
     "test",
+    "train_adapter",
     "train_expert",
     "train_shared",
 ]
@@ -97,7 +98,7 @@ def train_expert(message: Message, context: Context) -> Message:
         tried = _tried(device, name, language.recipe(rate))
         if tried is None:
             language.load(fresh)
-            loss = _steps(language, rate, first=0, count=settings.steps, of=settings.steps)
+            loss = train_adapter(language, rate, settings.steps)
             worth = _nats(language, language.tests[VALIDATION])[0] if len(rates) > 1 else 0.0
             tried = _Tried(worth, loss, language.model.state())
             if len(rates) > 1:
@@ -235,16 +236,22 @@ def load_shared(language: Language, received: Mapping[str, np.ndarray]) -> list[
     return list(parts)
 
 
-def _steps(language: Language, rate: float, *, first: int, count: int, of: int) -> float:
-    """Train the adapter at work along a cosine over ``of`` steps; returns the mean loss."""
+def train_adapter(language: Language, rate: float, steps: int) -> float:
+    """Train the adapter at work on the client's own text, along a cosine; returns the mean loss.
+
+    Args:
+        language: The client's.
+        rate: AdamW's peak.
+        steps: How many steps.
+    """
     return fit_along_cosine(
         language.model,
-        _batches(language, first, count),
+        _batches(language, 0, steps),
         lambda rows: _loss(language, rows),
         parameters=language.model.learners().values(),
         learning_rate=rate,
         weight_decay=language.device.config.adapter.weight_decay,
-        steps=of,
+        steps=steps,
         bf16=language.bf16,
     ).loss
 

@@ -1,7 +1,7 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
 from nmoe_flower.models.adapted import AdaptedExtractor
-from nmoe_flower.models.adapter import AdaptedLM, blocks_of
+from nmoe_flower.models.adapter import AdaptedLM, blocks_of, require_peft
 from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
 from nmoe_flower.models.blocks import StandardisedConv2d
 from nmoe_flower.models.build import (
@@ -137,6 +137,7 @@ __all__ = [
     "normalised",
     "open_language_model",
     "own_gate",
+    "require_peft",
     "route_top_k",
     "standardised",
     "state_scores",

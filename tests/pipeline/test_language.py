@@ -374,15 +374,15 @@ def test_a_device_that_stops_at_its_second_rate_does_not_repeat_the_first(
     common = {"adapter__steps": 2, "adapter__controls": "frozen", "gate__methods": "domain,local"}
     config = settings(texts, adapter__learning_rates="0.01,0.03", **common)
     wanted, run, _ = carried_out(config, tmp_path / "whole")
-    steps, asked = language._steps, []
+    steps, asked = language.train_adapter, []
 
-    def once(own: Any, rate: float, **options: Any) -> float:
+    def once(own: Any, rate: float, count: int) -> float:
         asked.append((own.device.partition, rate))
         if asked.count((1, 0.03)) == 1 and asked[-1] == (1, 0.03):
             raise RuntimeError("out of memory")  # the device is asked once more
-        return steps(own, rate, **options)
+        return steps(own, rate, count)
 
-    monkeypatch.setattr(language, "_steps", once)
+    monkeypatch.setattr(language, "train_adapter", once)
     found, again, _ = carried_out(config, tmp_path / "stopped")
     assert asked.count((1, 0.01)) == 1
     assert asked.count((1, 0.03)) == 2
