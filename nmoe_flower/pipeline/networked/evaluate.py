@@ -141,7 +141,12 @@ def _question(run: Run) -> RecordDict:
 def _part(question: RecordDict, *, routes: bool) -> RecordDict:
     """What gates need to route, or what is left to ask once they have."""
     arrays = question.array_records[ARRAYS]
-    kept = {n: a for n, a in arrays.items() if (n.startswith((f"{GATE}/", PROTOTYPES))) == routes}
+    initial = f"{GATE}/initial/"  # routes nothing
+    kept = {
+        name: array
+        for name, array in arrays.items()
+        if name.startswith((f"{GATE}/", PROTOTYPES)) == routes and not name.startswith(initial)
+    }
     return RecordDict({**question, ARRAYS: ArrayRecord(kept)})
 
 
