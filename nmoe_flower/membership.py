@@ -1,8 +1,13 @@
-"""Who joins and who leaves a finished run: sums are added or subtracted, and the rest follows anew.
+"""Who joins and who leaves a finished run: with its sums, or with its expert and embedding.
+
+**Sums** (``head.method = sums``) are added or subtracted, and the rest follows anew.
 
 What sums gave is exactly that of a federation with these clients, because it depends on nothing
 else. What was trained (experts from the shared head, gates with rounds) is trained again without
 who left; an extractor that learned from its images is not, and that is said.
+
+**Embeddings** (``gate.form = metric``) come and go with their experts, and nobody trains but who
+joins: all others keep their experts, and the projection of the gate stays as it is.
 """
 
 from collections.abc import Mapping
@@ -17,7 +22,7 @@ from nmoe_flower.checkpoint import Checkpoint
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import CheckpointError, ConfigError, DataError
-from nmoe_flower.files import load_arrays, write_json
+from nmoe_flower.files import load_arrays, save_arrays, write_json
 from nmoe_flower.lock import locked
 from nmoe_flower.pipeline import (
     Artifacts,
@@ -29,7 +34,7 @@ from nmoe_flower.pipeline import (
     leave_sums,
     sums_told,
 )
-from nmoe_flower.records import STANDARD_PART, part_of
+from nmoe_flower.records import STANDARD_PART, MetricKey, part_of
 from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running import CLIENT_APP
 
@@ -37,6 +42,8 @@ __all__ = ["Change", "forget", "join"]
 
 Arrays = dict[str, np.ndarray]
 _STAGES = ["extractor", "head"]
+_CARRYING = [*_STAGES, "experts", "gates"]
+_BROUGHT = ("expert", "out-of-fold")  # what of a client's own folder comes along
 _LEAST = 2  # clients of a federation
 
 
@@ -65,7 +72,7 @@ class Change:
         moved = ", ".join(f"{old} is now {new}" for old, new in self.now.items() if old != new)
         return [
             f"exact      {', '.join(self.exact)}: those of a run with these clients alone",
-            f"again      {', '.join(self.again)}: trained anew when the run goes on",
+            f"again      {', '.join(self.again) or 'nothing'}: trained anew when the run goes on",
             f"not exact  {'; '.join(self.inexact) or 'nothing'}",
             *([f"numbers    {moved}"] if moved else []),
         ]
@@ -75,10 +82,11 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
     """Begin a run in which a client of a finished one has never been.
 
     Its sums are left out and the rest is solved again; its expert and its row of the gate are gone.
-    Nothing of it is in the new folder. The old run stays as it is.
+    Where experts carry embeddings its own is left out, and nothing is trained again. Nothing of it
+    is in the new folder. The old run stays as it is.
 
     Args:
-        run: The folder of a run with ``head.method = sums``.
+        run: The folder of a run with ``head.method = sums`` or ``gate.form = metric``.
         client: The client's number, 0 to N - 1.
         out: The new run folder; it must be free.
 
@@ -99,8 +107,9 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
         )
     shares = _shares(origin.config)
     config = _changed(origin.config, num_clients=count - 1, gone=shares[client], leaves=client)
-    told = _kept_sums(origin, checkpoint)
-    staying = [old for old in told if old != client]
+    carries = _carries(origin.config)
+    told = {} if carries else _kept_sums(origin, checkpoint)
+    staying = [old for old in range(count) if old != client]
     now = {old: new for new, old in enumerate(staying)}
     described = _described(checkpoint)
     with ExitStack() as held:
@@ -111,17 +120,21 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
             checkpoint,
             {now[old]: described[old] for old in staying if old in described},
         )
-        leave_sums(begun, {now[old]: told[old] for old in staying})
+        if carries:
+            _carry(begun, origin, checkpoint, Path(out), now)
+        else:
+            leave_sums(begun, {now[old]: told[old] for old in staying})
         return _end(begun, Path(out), client, now, leaver=True)
 
 
 def join(run: str | Path, share: int, out: str | Path) -> Change:
     """Begin a run in which a client that had left a finished one, or waited, takes part.
 
-    It alone is asked for its sums; those of the others are in the run folder.
+    It alone is asked for its sums; those of the others are in the run folder. Where experts carry
+    embeddings it alone trains: its expert.
 
     Args:
-        run: The folder of a run with ``head.method = sums``.
+        run: The folder of a run with ``head.method = sums`` or ``gate.form = metric``.
         share: The number of its share of the data, one of ``data.without``.
         out: The new run folder; it must be free.
 
@@ -139,31 +152,69 @@ def join(run: str | Path, share: int, out: str | Path) -> Change:
     config = _changed(origin.config, num_clients=count + 1, back=share)
     client = _shares(config).index(share)
     now = {old: old + (old >= client) for old in range(count)}
-    told = {now[old]: arrays for old, arrays in _kept_sums(origin, checkpoint).items()}
+    carries = _carries(origin.config)
+    kept = {} if carries else _kept_sums(origin, checkpoint)
+    told = {now[old]: arrays for old, arrays in kept.items()}
     with ExitStack() as held:
         begun = _begin(held, Path(out), config, checkpoint, {})
         holdings(begun)
-        told |= gather_sums(begun, only=[client])
-        leave_sums(begun, dict(sorted(told.items())))
+        if carries:
+            _carry(begun, origin, checkpoint, Path(out), now)
+        else:
+            told |= gather_sums(begun, only=[client])
+            leave_sums(begun, dict(sorted(told.items())))
         return _end(begun, Path(out), client, now, leaver=False)
 
 
 def _finished(path: Path) -> tuple[RunFolder, Checkpoint]:
-    """A run that has solved its head from sums."""
+    """A run that has solved its head from sums, or one whose experts carry embeddings."""
     origin = RunFolder.resume(path.expanduser())
     head = origin.config.head
-    if origin.config.run.system != "networked" or head.method != "sums":
+    carries = _carries(origin.config)
+    solved = origin.config.run.system == "networked" and head.method == "sums"
+    if not (solved or carries):
         raise ConfigError(
             f"{origin.path} has head.method = {head.method} (run.system = "
             f"{origin.config.run.system}): what its clients gave cannot be taken out again; "
-            "allowed: head.method = sums"
+            "allowed: head.method = sums; or gate.form = metric with the gate federated, and no "
+            "head.standardise"
         )
-    checkpoint = origin.checkpoints.latest()
-    if checkpoint is None or not set(_STAGES) <= set(checkpoint.state["stages"]):
+    checkpoint, stages = origin.checkpoints.latest(), _CARRYING if carries else _STAGES
+    if checkpoint is None or not set(stages) <= set(checkpoint.state["stages"]):
         raise CheckpointError(
-            f"{origin.path} has no checkpoint after the stage head: let the run go on to its end"
+            f"{origin.path} has no checkpoint after the stage {stages[-1]}: let the run go on to "
+            "its end"
         )
     return origin, checkpoint
+
+
+def _carries(config: Config) -> bool:
+    """Whether experts come and go with their embeddings, on latents that stay as they are."""
+    embedded = config.has_embeddings and "federated" in config.gate.methods
+    return embedded and not config.head.asks_sums and not config.head.standardises
+
+
+def _carry(
+    run: Run, origin: RunFolder, checkpoint: Checkpoint, out: Path, now: Mapping[int, int]
+) -> None:
+    """Bring the experts and the embeddings of those who stay, and the projection of the gate."""
+    before = Artifacts.read(part_of(checkpoint.arrays, "done/"))
+    means, projection = before.normal_means, before.gates["federated"].get(MetricKey.PROJECTION)
+    if means is None or projection is None:
+        raise CheckpointError(f"{origin.path} has no embeddings: let the run go on to its end")
+    clients = out.expanduser().resolve() / "clients"
+    for old, new in now.items():
+        for name in _BROUGHT:
+            path = origin.path / "clients" / str(old) / f"{name}.safetensors"
+            if name == "expert" or path.exists():
+                save_arrays(clients / str(new) / path.name, load_arrays(path))
+    run.artifacts.classifier = before.classifier
+    run.artifacts.gates = {"federated": {MetricKey.PROJECTION: projection}}
+    run.artifacts.carried = np.array(sorted(now.values()))
+    run.artifacts.normal_means = np.zeros(
+        (run.config.data.num_clients, means.shape[1]), means.dtype
+    )
+    run.artifacts.normal_means[list(now.values())] = means[list(now)]
 
 
 def _kept_sums(origin: RunFolder, checkpoint: Checkpoint) -> dict[int, Arrays]:
@@ -254,9 +305,19 @@ def _end(run: Run, out: Path, client: int, now: Mapping[int, int], *, leaver: bo
     """Write what is exact and what is not, and the checkpoint from which the run goes on."""
     config = run.config
     path = out.expanduser().resolve()
-    again = ["experts"]
-    again += [f"gate {name}" for name in config.gate.methods if name in ("federated", "rolling")]
+    carries = _carries(config)
+    joiner = [] if leaver else [f"the expert of client {client}"]
+    again = joiner if carries else ["experts"]
+    trained = ("rolling", "global") if carries else ("federated", "rolling")
+    again += [f"gate {name}" for name in config.gate.methods if name in trained]
     inexact = []
+    if leaver and carries:
+        inexact.append(
+            "the projection of the gate federated, which was trained for "
+            f"{config.gate.rounds} rounds with latents of the client"
+        )
+        if config.extractor.shares_head or config.head.rounds:
+            inexact.append("the head that experts start from, and the others' experts")
     if leaver and config.extractor.is_trained:
         inexact.append(
             f"the extractor: extractor.method = {config.extractor.method} trained it for "
@@ -267,7 +328,7 @@ def _end(run: Run, out: Path, client: int, now: Mapping[int, int], *, leaver: bo
     change = Change(
         RunFolder(path, config),
         client,
-        ("standardisation", "ridge head", "gate lda"),
+        ("the others' embeddings",) if carries else ("standardisation", "ridge head", "gate lda"),
         tuple(again),
         tuple(inexact),
         dict(now),

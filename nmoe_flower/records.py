@@ -232,6 +232,7 @@ class HoldingKey(_Key):
 class ExpertKey(_Key):
     """Arrays of stage 2 in their records."""
 
+    CARRIED = "carried"  # down, in the config: the client has an expert, and trains none
     MEAN = "mean"  # up, in PROTOTYPE: the mean latent of a client, [D]
     NORMAL_MEAN = "normal-mean"  # up, in PROTOTYPE: that of its normalised latents, [D]
     LATENTS = "latents"  # down, in LATENTS: everybody's latents, [N, D]

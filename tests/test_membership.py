@@ -166,3 +166,54 @@ def test_who_cannot_leave_or_join_is_told_why(
 def test_shares_that_nobody_left_are_refused(without: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Config.parse({"data.num-clients": 3, "data.without": without})
+
+
+CARRYING = {
+    "head.method": "fedavg", "expert.init": "scratch", "expert.hidden": "4",
+    "gate.methods": "federated,local", "gate.form": "metric", "gate.shortlist": 2,
+    "expert.sharing": "latents", "run.controls": "",
+}  # fmt: skip
+
+
+def test_experts_come_and_go_with_their_embeddings_and_nobody_else_trains(
+    train: Train, tmp_path: Path
+) -> None:
+    """Who stays keeps expert, embedding and projection, bit for bit; who comes back has its own."""
+    whole = train("carrying", **CARRYING)
+    change = forget(whole.path, 1, tmp_path / "left")
+    assert (change.exact, change.again) == (("the others' embeddings",), ())
+    assert change.inexact == (
+        "the projection of the gate federated, which was trained for 1 rounds with latents of the "
+        "client",
+    )
+    assert "again      nothing: trained anew" in "\n".join(change.lines())
+    left = gone_on(change.folder.path)
+    assert not any(record["stage"].startswith("gate/") for record in left.folder.rounds())
+    assert all(record["metrics"].get("loss", 0) == 0 for record in left.folder.rounds())
+    before, after = (
+        load_arrays(one.path / "weights" / "gate-federated.safetensors") for one in (whole, left)
+    )
+    assert np.array_equal(before["projection"], after["projection"])
+    np.testing.assert_allclose(after["embeddings"], before["embeddings"][[0, 2, 3]], rtol=1e-6)
+    for old, new in {0: 0, 2: 1, 3: 2}.items():
+        kept, now = (
+            load_arrays(run.path / "clients" / str(client) / "expert.safetensors")
+            for run, client in ((whole, old), (left, new))
+        )
+        assert all(np.array_equal(kept[name], now[name]) for name in kept)
+    again = join(left.path, 1, tmp_path / "back")
+    assert again.again == ("the expert of client 1",)
+    back = gone_on(again.folder.path)
+    assert_alike_experts(back, whole)
+    returned = load_arrays(back.path / "weights" / "gate-federated.safetensors")
+    np.testing.assert_allclose(returned["embeddings"], before["embeddings"], rtol=1e-5, atol=1e-6)
+    assert {(row["gate"], row["test"]) for row in back.rows} == {
+        (row["gate"], row["test"]) for row in whole.rows
+    }
+
+
+def assert_alike_experts(one: RunResult, other: RunResult) -> None:
+    for path in other.path.glob("clients/*/expert.safetensors"):
+        found, wanted = load_arrays(one.path / path.relative_to(other.path)), load_arrays(path)
+        for name, array in wanted.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6, err_msg=str(path))

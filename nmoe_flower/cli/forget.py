@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Begin OUT, a run with the other clients alone: what sums gave is solved again without "
         "the client's, its expert and its row of the gate are gone, and what was trained is "
-        "trained again. RUN_DIR stays as it is: delete it if nothing of the client may be kept."
+        "trained again. Where experts carry embeddings (gate.form = metric) nothing is trained. "
+        "RUN_DIR stays as it is: delete it if nothing of the client may be kept."
     )
     parser.epilog = "example: nmoe forget runs/digits --client 3 --out runs/without-3"
     add_change(parser, "--client", "the client's number in RUN_DIR")
@@ -40,10 +41,15 @@ def add_change(parser: argparse.ArgumentParser, who: str, which: str) -> None:
         who: The option that names the client who leaves or joins.
         which: The help of that option.
     """
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run with head.method = sums")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_DIR",
+        help="a run with head.method = sums or gate.form = metric",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new run folder")
     parser.add_argument(
-        "--solve-only", action="store_true", help="stop before anything is trained again"
+        "--solve-only", action="store_true", help="stop before anything is trained or asked again"
     )
     parser.add_argument(who, type=Whole(0, _MOST_CLIENTS), required=True, metavar="N", help=which)
 

@@ -33,6 +33,8 @@ OUT_OF_FOLD = "out-of-fold"
 def train(message: Message, context: Context) -> Message:
     """Train the expert on the latents of the received extractor, keep both at home.
 
+    A client that brings an expert along trains none.
+
     What leaves depends on ``expert.sharing``: the expert's weights, the latents of the hold-out and
     test images (with shortlists of the hold-out alone), or nothing; and the mean latent, for the
     prototype gate, and that of the normalised latents, for shortlists.
@@ -40,10 +42,14 @@ def train(message: Message, context: Context) -> Message:
     device = device_of(context)
     network, received = received_classifier(device, message)
     latents = latents_of(device, network.extractor)
-    expert, loss = _train_expert(device, network, latents, latents["kept"])
-    state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
-    device.store.save(EXPERT, state, sync=device.serves)
-    if device.config.gate.folds:
+    carried = bool(records.config_of(message).get(ExpertKey.CARRIED))
+    if carried:
+        state, loss = dict(device.store.load(EXPERT)), 0.0
+    else:
+        expert, loss = _train_expert(device, network, latents, latents["kept"])
+        state = {name: tensor.cpu().numpy() for name, tensor in expert.state_dict().items()}
+        device.store.save(EXPERT, state, sync=device.serves)
+    if device.config.gate.folds and not carried:
         device.store.save(OUT_OF_FOLD, {ExpertKey.LOGITS: _out_of_fold(device, network, latents)})
     device.keep_extractor(received)
     arrays: dict[str, ArrayRecord] = {}

@@ -28,6 +28,7 @@ _GROUPS = {
     "text_standard": "text-standard/",
 }
 _GATE, _PROTOTYPES, _NORMAL_MEANS = "gate/", "prototypes", "normal-means"
+_CARRIED = "carried/clients"
 _SPECTRUM, _ACCOUNTANT = "findings/spectrum", "findings/accountant"
 _EXPERT_PARAMETERS = "parameters/expert"
 _SHARED, _RATES, _FREQUENCIES = "shared/", "findings/rates", "frequencies/text"
@@ -51,6 +52,8 @@ class Artifacts:
         prototypes: Each client's mean latent, [E, D], from stage 2; for evaluation.
         normal_means: The means of each client's normalised latents, [E, D], from stage 2; for the
             shortlists and the start of stage 3.
+        carried: Clients that bring an expert and a mean along from another run, [k]; for stage 2,
+            which has their rows of ``normal_means`` from the start.
         shortlists: ``experts`` [E, S] and ``log-weights`` [E, S], whom each client learns the gate
             from, from stage 2; for stage 3 and evaluation. Empty: from all.
         centralized: ``probabilities`` [N, C] and ``expert-ids`` [N, K] of all test samples, then
@@ -80,6 +83,7 @@ class Artifacts:
     gates: dict[str, Arrays] = field(default_factory=dict)
     prototypes: np.ndarray | None = None
     normal_means: np.ndarray | None = None
+    carried: np.ndarray | None = None
     shortlists: Arrays = field(default_factory=dict)
     centralized: Arrays = field(default_factory=dict)
     pooled_head: Arrays = field(default_factory=dict)
@@ -113,6 +117,8 @@ class Artifacts:
             named[_PROTOTYPES] = self.prototypes
         if self.normal_means is not None:
             named[_NORMAL_MEANS] = self.normal_means
+        if self.carried is not None:
+            named[_CARRIED] = self.carried
         if self.spectrum is not None:
             named[_SPECTRUM] = self.spectrum
         if self.accountant is not None:
@@ -127,6 +133,7 @@ class Artifacts:
         found = cls(
             prototypes=named.get(_PROTOTYPES),
             normal_means=named.get(_NORMAL_MEANS),
+            carried=named.get(_CARRIED),
             spectrum=named.get(_SPECTRUM),
             frequencies=named.get(_FREQUENCIES),
             expert_parameters=int(named.get(_EXPERT_PARAMETERS, 0)),

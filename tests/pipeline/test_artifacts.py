@@ -18,6 +18,7 @@ def full() -> Artifacts:
         gates={"rolling": {"head.weight": ONE}, "federated": {"head.weight": TWO}},
         prototypes=np.ones((2, 3)),
         normal_means=np.ones((2, 4)),
+        carried=np.array([1]),
         shortlists={"experts": TWO},
         centralized={"probabilities": ONE, "expert-ids": TWO},
         pooled_head={"probabilities": TWO},
@@ -45,10 +46,11 @@ def plain(value: Any) -> Any:
 def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
     artifacts = full()
     assert all(getattr(artifacts, part.name) for part in fields(Artifacts) if part.name not in
-               {"prototypes", "normal_means", "spectrum", "frequencies"})  # fmt: skip
+               {"prototypes", "normal_means", "carried", "spectrum", "frequencies"})  # fmt: skip
     named = artifacts.named()
     assert sorted(named) == [
         "adapters/0/layer.A", "aligned/assigner/times", "aligned/elapsed",
+        "carried/clients",
         "centralized/expert-ids", "centralized/probabilities", "classifier/extractor.w",
         "classifier/head.w", "discriminants/bias", "findings/accountant", "findings/rates",
         "findings/spectrum",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
@@ -14,6 +14,7 @@ from nmoe_flower.pipeline.networked.shortlist import exchange_shortlisted, means
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import (
     ANSWERS,
+    CONFIG,
     EXPERT,
     HOLDOUT,
     LATENTS,
@@ -28,12 +29,17 @@ __all__ = ["train_experts"]
 
 def train_experts(run: Run) -> None:
     """Stage 2: personal experts, and what leaves of them for stage 3."""
+    carried = set() if run.artifacts.carried is None else set(run.artifacts.carried.tolist())
     question = message(run.artifacts.classifier)
+    brings = RecordDict({**question, CONFIG: ConfigRecord({ExpertKey.CARRIED: True})})
+    asked = {p: brings if p in carried else question for p in run.partitions.values()}
     check = partial(_has_named_arrays, _leaving(run), _means(run))
     sharing, means = run.config.expert.sharing, _means(run)
     wanted = [PROTOTYPE] if means else []
     wanted += {"weights": [EXPERT], "latents": [LATENTS], "none": []}[sharing]
-    trained = gather(run, "experts", Action.EXPERT, question, wanted=wanted, check=check)
+    trained = gather(
+        run, "experts", Action.EXPERT, asked if carried else question, wanted=wanted, check=check
+    )
     if means:
         told = {
             partition: _only(means, content.array_records[PROTOTYPE])
@@ -42,7 +48,11 @@ def train_experts(run: Run) -> None:
         found = alike("prototypes", told).values()
         stacked = {name: np.stack([arrays[name] for arrays in found]) for name in means}
         run.artifacts.prototypes = stacked.get(ExpertKey.MEAN)
-        run.artifacts.normal_means = stacked.get(ExpertKey.NORMAL_MEAN)
+        normal = stacked.get(ExpertKey.NORMAL_MEAN)
+        before = run.artifacts.normal_means
+        if normal is not None and before is not None and carried:
+            normal[sorted(carried)] = before[sorted(carried)]
+        run.artifacts.normal_means = normal
     sizes = [records.metrics_of(content).get(PARAMETERS, 0) for content in trained.values()]
     run.artifacts.expert_parameters = int(max(sizes))
     if run.config.has_shortlists:

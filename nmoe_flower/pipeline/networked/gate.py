@@ -45,12 +45,17 @@ class GateTrainer:
 
 
 def train_gates(run: Run) -> None:
-    """Stage 3: every configured gate that has weights to train."""
+    """Stage 3: every configured gate that has weights to train.
+
+    A projection that comes from another run is given the embeddings of the experts of this one.
+    """
     for method in run.config.gate.methods:
         trainer = trainer_of(method)
         if trainer is not None and method not in run.artifacts.gates:
             run.artifacts.gates[method] = records.to_numpy(trainer.train(run))
             run.save(f"gate/{method}/done")
+        elif set(run.artifacts.gates.get(method, {})) == {MetricKey.PROJECTION}:
+            run.artifacts.gates[method] = _finished(run, run.artifacts.gates[method])
 
 
 def trainer_of(method: str) -> GateTrainer | None:
@@ -60,7 +65,8 @@ def trainer_of(method: str) -> GateTrainer | None:
 
 
 def _federated_gate(run: Run) -> ArrayRecord:
-    return _finished(run, federate_gate(run, Action.GATE, _start(run)))
+    trained = federate_gate(run, Action.GATE, _start(run))
+    return records.from_numpy(_finished(run, records.to_numpy(trained)))
 
 
 def _start(run: Run) -> dict[str, np.ndarray]:
@@ -71,14 +77,14 @@ def _start(run: Run) -> dict[str, np.ndarray]:
     return {**run.artifacts.initial_gate, **_prototypes(run)}
 
 
-def _finished(run: Run, trained: ArrayRecord) -> ArrayRecord:
+def _finished(run: Run, trained: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A trained gate as devices use it: with the embeddings of all experts, if it goes by them."""
     means = run.artifacts.normal_means
     if means is None or not run.config.has_embeddings:
         return trained
-    projection = records.to_numpy(trained)[MetricKey.PROJECTION]
+    projection = trained[MetricKey.PROJECTION]
     embeddings = (means @ projection.T).astype(projection.dtype)
-    return records.from_numpy({MetricKey.PROJECTION: projection, MetricKey.EMBEDDINGS: embeddings})
+    return {MetricKey.PROJECTION: projection, MetricKey.EMBEDDINGS: embeddings}
 
 
 def first_projection(means: np.ndarray, dim: int) -> dict[str, np.ndarray]:
@@ -175,7 +181,8 @@ def _global_gate(run: Run) -> ArrayRecord:
     question[POOLED] = records.from_numpy(together)
     node = min(pooled)
     trained = gather(run, "gate/global", Action.POOLED, question, only=[node])
-    return _finished(run, trained[node].array_records[ARRAYS])
+    found = records.to_numpy(trained[node].array_records[ARRAYS])
+    return records.from_numpy(_finished(run, found))
 
 
 def _gate_rate(config: Config, rounds: int) -> Callable[[int], Mapping[str, Any]]:
