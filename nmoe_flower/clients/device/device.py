@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,7 @@ from flwr.app import Context
 
 from nmoe_flower.catalogue import BACKBONES, GIVEN, VALIDATION
 from nmoe_flower.clients.device.store import Store
-from nmoe_flower.config import Config
+from nmoe_flower.config import Config, DataConfig
 from nmoe_flower.data import (
     Augment,
     ClientIndices,
@@ -118,6 +118,29 @@ _shared_contrastive = lru_cache(maxsize=4)(fresh_contrastive)
 
 
 @dataclass(frozen=True)
+class _Opened:
+    """Images as one device opened them; equal if another's are the same."""
+
+    section: DataConfig
+    seed: int
+    fingerprint: str
+    config: Config = field(compare=False)
+    data: ImageData = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def _held_once(opened: _Opened) -> ImageData:
+    """The labels of all are half a megabyte, of which every device of a process had its own."""
+    return opened.data
+
+
+@lru_cache(maxsize=4)
+def _dealt(opened: _Opened, num_clients: int) -> list[ClientIndices]:
+    """Everybody's shares, once for all devices of a process: of N devices each would hold N."""
+    return configured_partition(opened.config, opened.data, num_clients=num_clients)
+
+
+@dataclass(frozen=True)
 class Device:
     """A client of ``num_clients``, known by its partition id.
 
@@ -145,7 +168,7 @@ class Device:
         """All images; this client may only touch its own ``indices``."""
         if self.folder:
             return own_images(self.config, self.folder, classes=self.classes)
-        return configured_images(self.config)
+        return _held_once(self._opened(configured_images(self.config)))
 
     @cached_property
     def indices(self) -> ClientIndices:
@@ -197,9 +220,16 @@ class Device:
             )
         return self._partition
 
-    @cached_property
+    @property
     def _partition(self) -> list[ClientIndices]:
-        return configured_partition(self.config, self.data, num_clients=self.num_clients)
+        opened = self._opened(self.data)
+        if ":" in self.config.data.scheme:  # somebody's own code, which may have changed
+            return _dealt.__wrapped__(opened, self.num_clients)
+        return _dealt(opened, self.num_clients)
+
+    def _opened(self, data: ImageData) -> _Opened:
+        config = self.config
+        return _Opened(config.data, config.run.seed, data.fingerprint, config, data)
 
     @cached_property
     def train_images(self) -> np.ndarray:

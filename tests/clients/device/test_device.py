@@ -58,3 +58,15 @@ def test_the_prior_is_that_of_the_own_labels(tmp_path: Path) -> None:
     counts = np.bincount(device.train_labels, minlength=10) + 0.5
     np.testing.assert_allclose(device.log_prior.exp(), counts / counts.sum(), rtol=1e-5)
     assert counts.argmax() == 1
+
+
+def test_what_all_devices_see_is_held_once_a_process(tmp_path: Path) -> None:
+    """Of N devices each had the labels of all and everybody's shares: N squared bytes."""
+    values = {"data.scheme": "iid", "data.train-per-client": 5}
+    first, second = (device_of(context(p, tmp_path, **values)) for p in (0, 1))
+    assert first is not second
+    assert first.everyone is second.everyone
+    assert first.data is second.data
+    other = device_of(context(0, tmp_path, **{**values, "run.seed": 1}))
+    assert other.everyone is not first.everyone
+    assert set(other.indices.train) != set(first.indices.train)

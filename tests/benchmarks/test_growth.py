@@ -1,0 +1,42 @@
+import json
+import os
+
+import pytest
+
+from benchmarks.growth import Growth, StageCost, draw, main, proportional_bytes, round_of
+
+
+def test_the_round_of_stage_1_is_read_while_it_is_written(tmp_path):
+    path = tmp_path / "rounds.jsonl"
+    assert round_of(path) == 0
+    lines = [{"stage": "describe", "round": 1}, {"stage": "extractor", "round": 3}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert round_of(path) == 3
+    path.write_text(path.read_text() + '{"stage": "ext')
+    assert round_of(path) == 0  # half a line: the next look tells
+    path.write_text(json.dumps({"stage": "experts", "round": 1}) + "\n")
+    assert round_of(path) == float("inf")
+
+
+def test_what_a_process_holds_is_counted():
+    block = bytearray(50_000_000)
+    block[::4096] = b"\1" * len(block[::4096])
+    assert proportional_bytes(os.getpid()) > 50_000_000
+    assert proportional_bytes(2**22 + 1) == 0  # no such process
+
+
+def test_growth_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = [
+        Growth("networked", n, {"experts": StageCost(n, 0.1 * n, 100 * n)}, 1.0, 10**9)
+        for n in (10, 100)
+    ]
+    draw(runs, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("words", [["--clients", "100,10"], ["--clients", "1"], ["--share", "0"]])
+def test_wrong_usage(words):
+    with pytest.raises(SystemExit) as leaving:
+        main(words)
+    assert leaving.value.code == 2
