@@ -37,8 +37,8 @@ class Timing:
     """One way at one size.
 
     Attributes:
-        way: Its name.
-        embeddings: N.
+        way: One of the names in `WAYS`.
+        embeddings: How many there are, N.
         build_seconds: CPU time to make ready.
         alone: CPU milliseconds of a query that comes alone.
         together: CPU milliseconds per query of a batch.
@@ -211,7 +211,7 @@ def _draw(found: Sequence[Timing], path: Path) -> None:
     panels[2].set_ylim(0.9, 1.005)
     panels[0].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ class World:
     """Devices at one moment, and who was in their places before.
 
     Attributes:
-        embeddings: Of the devices there, then of those that left lately, unit length, [M, 64].
+        embeddings: Unit vectors; the devices there first, then some that left lately, [M, 64].
         since: Seconds since each of those there joined, or since the one that left did, [M].
         devices: How many are there, N; the rows from N on are gone.
         queries: Latents that want an expert, [Q, 64].
@@ -72,8 +72,8 @@ class Found:
     """What one way of finding experts gives and costs.
 
     Attributes:
-        way: Its name.
-        devices: N.
+        way: How experts were found: list, gossip, table or regions.
+        devices: How many there were, N.
         hops: Messages one after the other until an expert's answer, the mean.
         late_hops: The same, exceeded by one query of a hundred.
         query_bytes: Bytes that finding the experts of a query moves, the mean; asking them apart.
@@ -366,7 +366,7 @@ def _draw(found: Sequence[Found], path: Path) -> None:
     panels[2].set_ylim(0, 1.02)
     panels[0].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def _parser() -> argparse.ArgumentParser:

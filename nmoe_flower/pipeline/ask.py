@@ -21,6 +21,7 @@ from nmoe_flower.strategies import Exchange, reason_of
 __all__ = ["Holding", "alike", "check_unchanged", "gather", "holdings", "message", "train_counts"]
 
 _MOST_EXAMPLES = 2**53
+_SHOWN = 8  # clients that an error names; all are in rounds.jsonl
 
 
 def message(
@@ -97,9 +98,10 @@ def gather(
     exchange.clients = sorted(answers)
     run.record(stage, 1, 1, exchange, time.monotonic() - started)
     if pending:
-        reasons = "; ".join(
-            f"client {f['partition']}: {f['reason']}" for f in exchange.failures[-len(pending) :]
-        )
+        failed = exchange.failures[-len(pending) :]
+        reasons = "; ".join(f"client {f['partition']}: {f['reason']}" for f in failed[:_SHOWN])
+        more = len(failed) - _SHOWN
+        reasons += f"; and {more} more clients" if more > 0 else ""
         raise RoundError(f"{stage}: {reasons}")
     return dict(sorted(answers.items()))
 

@@ -99,6 +99,23 @@ def test_what_cannot_be_read_is_named(
         new_pipeline("spoiled")(client_app=Spoiling(action, change, times=2))
 
 
+def test_an_error_names_some_of_many_clients(
+    new_pipeline: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a thousand times the same."""
+    monkeypatch.setattr("nmoe_flower.pipeline.ask._SHOWN", 1)
+
+    class SpoilingAll(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = client_app.app(message, context)
+            if message.metadata.message_type == Action.DESCRIBE:
+                without_counts(reply.content)
+            return reply
+
+    with pytest.raises(RoundError, match=r"describe: client 0: .*'; and 3 more clients$"):
+        new_pipeline("many")(client_app=SpoilingAll())
+
+
 def test_it_is_asked_for_once_more(new_pipeline: New, interrupted: type) -> None:
     pipeline = new_pipeline("again")
     with pytest.raises(interrupted):
