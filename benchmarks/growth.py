@@ -24,6 +24,10 @@ __all__ = ["main"]
 
 SYSTEMS = ("networked", "aligned")
 _SECOND = 0.5  # between two looks at the memory
+_DRAWN = {
+    "networked": ("describe", "extractor", "experts", "answers", "choices", "evaluation"),
+    "aligned": ("alignment", "whole"),
+}
 # What every run is told: small nets, so that it is the number of clients that costs.
 _SETTINGS = (
     *("data.scheme=dominant", "data.tau=0.2", "data.crop-padding=2", "extractor.backbone=narrow"),
@@ -234,8 +238,8 @@ def draw(found: Sequence[Growth], path: Path) -> None:
     series: dict[str, list[tuple[int, StageCost]]] = defaultdict(list)
     for one in found:
         for name, cost in one.stages.items():
-            if name != "initial":
-                series[_named(one.system, name)].append((one.clients, cost))
+            if name in _DRAWN[one.system]:
+                series[name].append((one.clients, cost))
     for name, points in series.items():
         clients = [count for count, _ in points]
         seconds = [1000 * cost.seconds / max(cost.answers, 1) for _, cost in points]
@@ -260,10 +264,6 @@ def draw(found: Sequence[Growth], path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
-
-
-def _named(system: str, stage: str) -> str:
-    return stage if system == "networked" else f"{stage} (aligned)"
 
 
 def _parser() -> argparse.ArgumentParser:
