@@ -14,7 +14,16 @@ from typing import Any, Literal, get_args
 from nmoe_flower.config import Config, Override
 from nmoe_flower.data import ImageData, coverage, with_features
 from nmoe_flower.data.text import TextData
-from nmoe_flower.engine import InProcessGrid, interruptible, require_ray, run_simulation, write_app
+from nmoe_flower.engine import (
+    Cluster,
+    InProcessGrid,
+    cluster_at,
+    interruptible,
+    named_address,
+    require_ray,
+    run_simulation,
+    write_app,
+)
 from nmoe_flower.errors import ConfigError, EngineError, LockedError
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import Follower, Format, Progress, make_progress
@@ -91,6 +100,7 @@ def run(
     out: str | Path | None = None,
     engine: Engine = "inprocess",
     workers: int | None = None,
+    ray_address: str | None = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
     progress: Format | Progress | None = "auto",
@@ -117,7 +127,10 @@ def run(
         engine: ``inprocess`` (client processes of this program) or ``ray`` (Flower's simulation,
             with the extra ``simulation``).
         workers: Client processes, 1 to 4096; 0: the clients run in this process (not with
-            ``ray``). None: one per core.
+            ``ray``). None: one per core, of all nodes on a cluster.
+        ray_address: Ray cluster to run clients on, with ``engine="ray"``: ``auto`` (the one this
+            machine is in), ``HOST:PORT`` of its head, or ``local`` (a Ray of this run's own). None:
+            what the variable ``RAY_ADDRESS`` says, else ``local``.
         resume: Folder of a stopped run to go on with; it brings recipe, ``out`` and ``name``.
         overwrite: Delete the run that has this name.
         progress: ``auto`` (live on a terminal and in a notebook, else lines), ``text``, ``json``,
@@ -139,9 +152,12 @@ def run(
         KeyboardInterrupt: Somebody stopped it.
     """
     started = time.monotonic()
-    _check_call(recipe, out, name, engine, workers, resume, overwrite)
+    _check_call(recipe, out, name, engine, workers, ray_address, resume, overwrite)
+    cluster = None
     if engine == "ray":
         require_ray()
+        if (address := named_address(ray_address, os.environ)) is not None:
+            cluster = cluster_at(address)
     tracking = Track.of(track)
     if tensorboard:
         tracking = Track.of(replace(tracking, trackers=["tensorboard", *tracking.trackers]))
@@ -169,6 +185,7 @@ def run(
                     engine,
                     workers,
                     resumed=resume is not None,
+                    cluster=cluster,
                 )
         except KeyboardInterrupt as stop:
             stop.args = (_interrupted(folder),)
@@ -236,6 +253,7 @@ def _check_call(
     name: str | None,
     engine: str,
     workers: int | None,
+    ray_address: str | None,
     resume: str | Path | None,
     overwrite: bool,
 ) -> None:
@@ -246,6 +264,8 @@ def _check_call(
         )
     if engine not in get_args(Engine):
         raise ConfigError(f"engine is {engine!r}; allowed: {', '.join(get_args(Engine))}")
+    if ray_address is not None and engine != "ray":
+        raise ConfigError(f"ray_address = {ray_address!r} needs engine 'ray', not {engine!r}")
     least = 1 if engine == "ray" else 0
     whole = isinstance(workers, int) and not isinstance(workers, bool)
     if workers is not None and not (whole and least <= workers <= _MOST_WORKERS):
@@ -379,6 +399,7 @@ def _train(
     resumed: bool,
     until: str = "",
     soonest: float | None = None,
+    cluster: Cluster | None = None,
 ) -> None:
     view.message(f"run folder {folder.path}")
     for note in folder.config.advice():
@@ -386,10 +407,10 @@ def _train(
     if folder.results_path.is_file():
         view.message("this run is finished already")
         return
-    workers = usable_cores() if workers is None else workers
     if engine == "ray":
-        _train_with_ray(folder, view, workers, resumed=resumed)
+        _train_with_ray(folder, view, workers, cluster, resumed=resumed)
     else:
+        workers = usable_cores() if workers is None else workers
         workers = min(workers, folder.config.data.num_clients)
         _train_in_process(folder, view, workers, until, soonest)
 
@@ -413,11 +434,23 @@ def _train_in_process(
         )
 
 
-def _train_with_ray(folder: RunFolder, view: Progress, workers: int, *, resumed: bool) -> None:
+def _train_with_ray(
+    folder: RunFolder,
+    view: Progress,
+    workers: int | None,
+    cluster: Cluster | None,
+    *,
+    resumed: bool,
+) -> None:
     """The ServerApp in the SuperLink writes rounds.jsonl; this process follows it."""
     from nmoe_flower.server_app import CALLER_TELLS
 
-    view.message("starting a SuperLink and Ray (about 15 s)")
+    if cluster is None:
+        view.message("starting a SuperLink and Ray (about 15 s)")
+        workers = usable_cores() if workers is None else workers
+    else:
+        view.message(f"starting a SuperLink; clients run on {cluster}")
+    on_gpu = folder.config.run.device.startswith("cuda")
     log_path = folder.path / "simulation.log"
     with (
         tempfile.TemporaryDirectory(prefix="nmoe-app-") as parent,
@@ -427,7 +460,8 @@ def _train_with_ray(folder: RunFolder, view: Progress, workers: int, *, resumed:
             write_app(Path(parent, "app"), folder.config.flat()),
             num_supernodes=folder.config.data.num_clients,
             num_cpus=workers,
-            gpus_per_client=_gpu_share(folder.config.run.device, workers),
+            gpus_per_client=_gpu_share(workers, cluster) if on_gpu else 0.0,
+            ray_address=None if cluster is None else cluster.address,
             log=lambda line: print(line, file=log),
             on_tick=Follower(folder.rounds_path, view, from_end=resumed),
             environment={CALLER_TELLS: "1", "PYTHONPATH": _path()},
@@ -439,10 +473,11 @@ def _path() -> str:
     return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))
 
 
-def _gpu_share(device: str, workers: int) -> float:
+def _gpu_share(workers: int | None, cluster: Cluster | None) -> float:
     """What of a GPU each actor may take, so that all fit; Ray hides the GPU from a share of 0."""
-    if not device.startswith("cuda"):
-        return 0.0
+    if cluster is not None:
+        return cluster.gpu_share()
     import torch
 
+    workers = workers or 1
     return min(1.0, int(10_000 * max(torch.cuda.device_count(), 1) / workers) / 10_000)

@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="client processes (default: one per core); 0: clients run in this process",
     )
+    parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="the Ray cluster that runs the clients: auto, HOST:PORT of its head, or local "
+        "(default: $RAY_ADDRESS, else local)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where run folders go (./runs)")
     parser.add_argument("--name", help="the run folder's name (run.name)")
     parser.add_argument("--seed", type=SEED, help="of every random choice (run.seed)")
@@ -41,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         if args.engine == "ray" and args.workers == 0:
             parser.error("--workers 0 is for --engine inprocess; ray needs at least 1")
+        if args.engine != "ray" and args.ray_address is not None:
+            parser.error("--ray-address needs --engine ray")
         return _run(args)
 
     parser.set_defaults(command=command)
@@ -60,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
             out=args.out,
             engine=args.engine,
             workers=args.workers,
+            ray_address=args.ray_address,
             resume=args.resume,
             overwrite=args.overwrite,
             progress=args.format,

@@ -1,7 +1,8 @@
 """Ways to run the clients: grids on this machine, and a SuperLink of our own."""
 
-from nmoe_flower.engine.answering import describe
 from nmoe_flower.engine.app_folder import export_app, write_app
+from nmoe_flower.engine.cluster import Cluster, cluster_at, named_address
+from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.programs import excerpt, require_ray
 from nmoe_flower.engine.signals import interruptible, uninterrupted
@@ -9,12 +10,15 @@ from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.superlink import run_simulation
 
 __all__ = [
+    "Cluster",
     "InProcessGrid",
     "StreamingGrid",
+    "cluster_at",
     "describe",
     "excerpt",
     "export_app",
     "interruptible",
+    "named_address",
     "require_ray",
     "run_simulation",
     "uninterrupted",

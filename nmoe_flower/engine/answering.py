@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 
+from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.flower import ErrorCode
 from nmoe_flower.engine.signals import StopSignal
 from nmoe_flower.errors import EngineError
 from nmoe_flower.records import NUM_PARTITIONS, PARTITION_ID
 
-__all__ = ["Nodes", "answer_message", "describe", "load_client_app", "refusal"]
+__all__ = ["Nodes", "answer_message", "load_client_app", "refusal"]
 
 _log = logging.getLogger(__name__)
-
-_LONGEST_TEXT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +103,3 @@ def _called(app: ClientApp, message: Message, context: Context) -> object:
 def refusal(message: Message, code: int, reason: str | None) -> Message:
     """An error reply to ``message``."""
     return Message(Error(code, reason), reply_to=message)
-
-
-def describe(error: BaseException) -> str:
-    """Type and text of an exception in one line: ``ValueError: bad shape``.
-
-    An exception whose text cannot be made is known by its type alone.
-
-    >>> class Mute(Exception):
-    ...     def __str__(self):
-    ...         raise RuntimeError("no text")
-    >>> describe(Mute())
-    'Mute (its text cannot be made: RuntimeError)'
-    """
-    name = type(error).__name__
-    try:
-        text = str(error)
-    except (StopSignal, KeyboardInterrupt):
-        raise
-    except BaseException as failure:
-        return f"{name} (its text cannot be made: {type(failure).__name__})"
-    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
-    return f"{name}: {line[:_LONGEST_TEXT]}" if line else name

@@ -20,7 +20,8 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from nmoe_flower.engine import flower
-from nmoe_flower.engine.answering import Nodes, answer_message, describe, load_client_app, refusal
+from nmoe_flower.engine.answering import Nodes, answer_message, load_client_app, refusal
+from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.shared import Attachments, Item, Packed, own, plain, rebuild, unpack
 from nmoe_flower.engine.spawn import end_group, lead_group
 from nmoe_flower.errors import EngineError

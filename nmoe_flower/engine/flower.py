@@ -6,15 +6,18 @@ the versions it was tried with; with any other version, importing this file says
 """
 
 import contextlib
+import functools
 import http.client
 import importlib.metadata
 import itertools
 import json
 import os
 import re
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +25,11 @@ from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from nmoe_flower.addresses import MAX_PORT
-from nmoe_flower.engine import processes
+from nmoe_flower.engine import cluster, processes
+from nmoe_flower.engine.actors import Actors, Check
 from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
 from nmoe_flower.errors import EngineError
+from nmoe_flower.records import PARTITION_ID
 
 _missing: ImportError | None = None
 try:
@@ -38,6 +43,7 @@ except ImportError as error:
 
 __all__ = [
     "ANY_VERSION",
+    "CLUSTER_CLIENTS",
     "ENVIRONMENT",
     "HOME",
     "KNOWN_VERSIONS",
@@ -86,6 +92,7 @@ __all__ = [
     "simulation_superlink",
     "status_command",
     "superlink_process",
+    "use_cluster",
 ]
 
 KNOWN_VERSIONS = ("1.41", "1.42")
@@ -261,6 +268,9 @@ SIMULATE = "flwr run . --federation-config 'num-supernodes=10 client-resources-n
 SIGNED_APPS = "flower-supernode --trusted-entities"
 """How a node is told whose signature it wants on an app."""
 
+CLUSTER_CLIENTS = "NMOE_RAY_CLIENTS"
+"""The variable with the most clients at once on a Ray cluster; unset: as many as fit."""
+
 Command = list[str]
 
 
@@ -365,6 +375,98 @@ def log_command(run_id: int, connection: str) -> Command:
 def status_command(run_id: int, connection: str) -> Command:
     """Print a JSON object with a run's ``status``."""
     return [programs.flwr, "ls", connection, "--run-id", str(run_id), "--format", "json"]
+
+
+def use_cluster(check: Check) -> None:
+    """Have the simulation of this process, if it is one, run clients on a cluster that is there.
+
+    Flower's own backend tells Ray how many cores there are, which Ray refuses where a cluster
+    exists, and ends with the first node that is lost. A ClientApp calls this as it is imported,
+    which is before Ray is started. Without ``RAY_ADDRESS``, and in any other process, nothing
+    happens.
+
+    Args:
+        check: What every node must be able to do: a function that nodes import by its name.
+
+    Raises:
+        EngineError: The variable holds no address.
+    """
+    if "flwr.simulation.app" not in sys.modules:
+        return
+    address = cluster.named_address(None, os.environ)
+    if address is None:
+        return
+    from flwr.server.superlink.fleet.vce import vce_api
+    from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    made: Any = functools.partial(_cluster_backend(), address=address, check=check)
+    setattr(raybackend, "RayBackend", made)  # noqa: B010
+    # One thread waits for each message under way, wherever that runs; Flower's are a few per core.
+    setattr(  # noqa: B010
+        vce_api,
+        "ThreadPoolExecutor",
+        functools.partial(ThreadPoolExecutor, max_workers=_CLUSTER_THREADS),
+    )
+
+
+_CLUSTER_THREADS = 256
+
+
+@functools.cache
+def _cluster_backend() -> Any:
+    """The class of Flower's backend on a Ray cluster; made where Ray is installed."""
+    import ray
+    from flwr.server.superlink.fleet.vce.backend.backend import Backend
+    from flwr.simulation.ray_transport.ray_actor import ClientAppActor
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    class ClusterBackend(Backend):
+        def __init__(
+            self, backend_config: Mapping[str, Any], *, address: str, check: Check
+        ) -> None:
+            wanted = backend_config.get("client_resources") or {}
+            cpus, gpus = float(wanted.get("num_cpus", 1)), float(wanted.get("num_gpus", 0))
+            most = os.environ.get(CLUSTER_CLIENTS, "")
+            cluster.join(address)
+
+            def on(node: str) -> Any:
+                return NodeAffinitySchedulingStrategy(node, soft=False)
+
+            remote: Any = ClientAppActor
+            checked = ray.remote(num_cpus=0, max_retries=0)(check)
+            self._app: Callable[[], Any] | None = None
+            self._actors = Actors(
+                cluster.living,
+                start=lambda node: remote.options(
+                    num_cpus=cpus, num_gpus=gpus, scheduling_strategy=on(node)
+                ).remote(),
+                check=lambda node, run_config: checked.options(scheduling_strategy=on(node)).remote(
+                    run_config
+                ),
+                cpus=cpus,
+                gpus=gpus,
+                most=int(most) if most else None,
+            )
+
+        def build(self, app_fn: Callable[[], Any]) -> None:
+            self._app = app_fn
+
+        @property
+        def num_workers(self) -> int:
+            return _CLUSTER_THREADS
+
+        def is_worker_idle(self) -> bool:
+            return True
+
+        def process_message(self, message: Message, context: Any) -> tuple[Message, Any]:
+            partition = int(context.node_config[PARTITION_ID])
+            return self._actors.run(self._app, message, partition, context)
+
+        def terminate(self) -> None:
+            self._actors.close()
+            ray.shutdown()
+
+    return ClusterBackend
 
 
 def stop_command(run_id: int, connection: str) -> Command:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nmoe_flower.engine import flower, processes
+from nmoe_flower.engine.cluster import ADDRESS
 from nmoe_flower.engine.programs import excerpt, parse_output, require_ray, start_program
 from nmoe_flower.engine.signals import StopSignal, interruptible, uninterrupted
 from nmoe_flower.errors import EngineError
@@ -43,6 +44,7 @@ def run_simulation(
     on_tick: Callable[[], None] = lambda: None,
     start_timeout: float = 60.0,
     environment: Mapping[str, str] | None = None,
+    ray_address: str | None = None,
 ) -> None:
     """Run a Flower app on Ray-backed virtual clients and wait until it has finished.
 
@@ -50,26 +52,35 @@ def run_simulation(
         app: Folder with the app's ``pyproject.toml``.
         num_supernodes: Virtual clients, partition ids ``0 .. num_supernodes - 1``.
         cpus_per_client: Cores per Ray actor.
-        num_cpus: Cores Ray may use; the number of actors is ``num_cpus // cpus_per_client``.
+        num_cpus: Cores Ray may use; the number of actors is ``num_cpus // cpus_per_client``. On a
+            cluster None stands for all of it.
         gpus_per_client: GPU share per Ray actor.
         log: Takes each line of the run's log; called from another thread.
         on_tick: Called in this thread about ten times per second while the run goes on.
         start_timeout: Seconds the SuperLink has to answer.
         environment: Variables for the ServerApp and the clients, besides this process's own.
+        ray_address: ``HOST:PORT`` of a Ray cluster whose nodes run the clients; None: Ray is
+            started for this run, whatever ``RAY_ADDRESS`` says. On a cluster a client whose node or
+            process dies loses the message it had, and the run goes on; the ClientApp must call
+            ``engine.flower.use_cluster``.
 
     Raises:
-        EngineError: The run could not start, did not finish, or lost a Ray actor.
+        EngineError: The run could not start, did not finish, or lost an actor of its own Ray.
     """
     require_ray()
-    cores = num_cpus or os.cpu_count() or 1
     settings = {
         "num-supernodes": num_supernodes,
         "client-resources-num-cpus": cpus_per_client,
         "client-resources-num-gpus": gpus_per_client,
-        "init-args-num-cpus": max(cores, cpus_per_client),
         "init-args-log-to-driver": "false",
     }
-    with interruptible(), _SuperLink(start_timeout, environment or {}) as link:
+    variables = {**(environment or {}), ADDRESS: ray_address or ""}
+    if ray_address is None:
+        cores = num_cpus or os.cpu_count() or 1
+        settings["init-args-num-cpus"] = max(cores, cpus_per_client)
+    elif num_cpus is not None:
+        variables[flower.CLUSTER_CLIENTS] = str(max(num_cpus // cpus_per_client, 1))
+    with interruptible(), _SuperLink(start_timeout, variables) as link:
         run_id = link.submit(app, settings)
         try:
             link.follow(run_id, log, on_tick)

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.engine import InProcessGrid, workers
-from nmoe_flower.engine.answering import describe
+from nmoe_flower.engine.described import describe
 from nmoe_flower.errors import EngineError, ReplyError
 
 HERE = Path(__file__).parent
