@@ -94,7 +94,7 @@ class Actors:
             context: The client's context.
 
         Raises:
-            EngineError: Its process or its node died, or no node is left.
+            EngineError: The process or the node of the client died, or no node is left.
             Exception: What the ClientApp raised.
         """
         from ray import exceptions, get

@@ -18,7 +18,7 @@ from nmoe_flower.addresses import MAX_PORT
 from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
 from nmoe_flower.errors import EngineError
 
-__all__ = ["ADDRESS", "Cluster", "Node", "cluster_at", "join", "living", "named_address"]
+__all__ = ["ADDRESS", "Cluster", "Node", "cluster_at", "join_cluster", "living", "named_address"]
 
 ADDRESS = "RAY_ADDRESS"
 """The variable in which Ray looks for its cluster."""
@@ -106,11 +106,11 @@ def named_address(argument: str | None, environment: Mapping[str, str]) -> str |
     raise EngineError(f"{source} is {text[:80]!r}{hint}; allowed: {_ALLOWED}")
 
 
-def join(address: str) -> None:
+def join_cluster(address: str) -> None:
     """Make this process a driver of the cluster; nothing of Ray is started.
 
     Args:
-        address: ``auto`` or ``HOST:PORT``.
+        address: Cluster to look for: ``auto`` or ``HOST:PORT``.
 
     Raises:
         EngineError: There is no cluster, none of this version, or none that this machine is in.
@@ -155,10 +155,10 @@ def cluster_at(address: str) -> Cluster:
     """Look at a cluster from a process of its own.
 
     Args:
-        address: ``auto`` or ``HOST:PORT``.
+        address: Cluster to look for: ``auto`` or ``HOST:PORT``.
 
     Raises:
-        EngineError: As `join`, or nothing there speaks Ray.
+        EngineError: As `join_cluster`, or nothing there speaks Ray.
     """
     _check_reachable(address)
     environment = {**os.environ, ADDRESS: "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -231,7 +231,7 @@ def _look(address: str) -> dict[str, Any]:
     import ray
 
     try:
-        join(address)
+        join_cluster(address)
     except EngineError as error:
         return {"error": str(error)}
     try:

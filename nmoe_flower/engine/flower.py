@@ -427,7 +427,7 @@ def _cluster_backend() -> Any:
             wanted = backend_config.get("client_resources") or {}
             cpus, gpus = float(wanted.get("num_cpus", 1)), float(wanted.get("num_gpus", 0))
             most = os.environ.get(CLUSTER_CLIENTS, "")
-            cluster.join(address)
+            cluster.join_cluster(address)
 
             def on(node: str) -> Any:
                 return NodeAffinitySchedulingStrategy(node, soft=False)

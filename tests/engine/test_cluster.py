@@ -12,7 +12,7 @@ import pytest
 
 from nmoe_flower.engine import cluster, flower
 from nmoe_flower.engine.actors import Actors
-from nmoe_flower.engine.cluster import Cluster, Node, cluster_at, join, named_address
+from nmoe_flower.engine.cluster import Cluster, Node, cluster_at, join_cluster, named_address
 from nmoe_flower.engine.superlink import free_port
 from nmoe_flower.errors import DataError, EngineError
 
@@ -39,7 +39,7 @@ def test_the_argument_goes_before_the_variable() -> None:
     assert named_address(None, {}) is None
 
 
-@pytest.mark.parametrize("ask", [cluster_at, join])
+@pytest.mark.parametrize("ask", [cluster_at, join_cluster])
 def test_a_cluster_that_is_not_there_is_one_sentence_at_once(ask: Any) -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(EngineError, match=f"no Ray cluster at {address}.*ray start --head"):
