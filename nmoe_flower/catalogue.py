@@ -431,6 +431,7 @@ class BaselineEntry:
         bounded: ``baseline.lo`` and ``baseline.hi`` bound how many clients train each.
         reads_labels: The server reads how many images of each class each client has.
         shares_trunk: A trunk is all that clients share, so a given one leaves them nothing.
+        needs_given: It learns on latents of a given extractor only.
         answers: The gates of its rows in results, where they are not just its name.
     """
 
@@ -444,6 +445,7 @@ class BaselineEntry:
     bounded: bool = False
     reads_labels: bool = False
     shares_trunk: bool = False
+    needs_given: bool = False
     answers: tuple[str, ...] = ()
 
 
@@ -562,6 +564,15 @@ BASELINES = {
         league="personal",
         assumes="a second extractor, a head and a gate at home",
         shares_trunk=True,
+    ),
+    "pfedmoap": BaselineEntry(
+        "pFedMoAP",
+        "2025, arXiv:2410.10114",
+        "nmoe_flower.baselines.pfedmoap:PFEDMOAP",
+        league="personal",
+        assumes="a given extractor; a gate and the nearest heads of others at home; the server "
+        "keeps everybody's last head, baseline.experts - 1 of which a client is sent",
+        needs_given=True,
     ),
 }
 

@@ -168,6 +168,7 @@ class Member:
         network: The shared network at its initial weights until `load`.
         resumable: A resumed run may go on after any of these rounds.
         told: What the server said with the round, or with the test.
+        beside: What it was sent that is not of its network, by name.
     """
 
     def __init__(self, device: Device, system: Baseline, server_round: int) -> None:
@@ -178,6 +179,7 @@ class Member:
         self.network = self.fresh()
         self.resumable: list[int] = []
         self.told: Mapping[str, Any] = {}
+        self.beside: dict[str, np.ndarray] = {}
         self._versions = Versions(device.store, f"baseline-{system.name}")
 
     def fresh(self) -> ExpertNetwork:
@@ -199,7 +201,8 @@ class Member:
         """Take the received weights; what is private comes from home."""
         arrays = records.to_numpy(message.content.array_records[ARRAYS])
         mine = self.travelling()
-        records.load_into({name: mine[name] for name in arrays}, arrays)
+        self.beside = {name: value for name, value in arrays.items() if name not in mine}
+        records.load_into({name: mine[name] for name in arrays if name in mine}, arrays)
         private = {n: t for n, t in self.network.state_dict().items() if n not in mine}
         if private and (kept := self.kept()):
             records.load_into(private, kept)
@@ -424,7 +427,7 @@ def train(message: Message, context: Context) -> Message:
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(member.labels), **metrics_found},
-        arrays={ARRAYS: records.pack({name: mine[name] for name in sent})},
+        arrays={ARRAYS: records.pack({name: mine[name] for name in sent if name in mine})},
     )
 
 

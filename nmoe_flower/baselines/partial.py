@@ -84,6 +84,10 @@ class PartialExperts(StreamingFedAvg):
         """What a client is told with its part."""
         return {FeedbackKey.EXPERTS: list(held)}
 
+    def beside(self, client: int) -> dict[str, np.ndarray]:
+        """What else a client is sent, to read: in a reply these arrays are refused."""
+        return {}
+
     def scores_of(
         self, usable: Usable, key: str, *, most: float | None = None
     ) -> np.ndarray | None:
@@ -127,7 +131,7 @@ class PartialExperts(StreamingFedAvg):
             held = [int(expert) for expert in chosen[client]]
             self._given[client] = self.part(self._whole, client, held)
             words = {**told, **self.words(client, held)}
-            message = parcel(self, node, self._given[client], words)
+            message = parcel(self, node, {**self._given[client], **self.beside(client)}, words)
             self.last_exchange.bytes_down += records.array_bytes(message.content)
             messages.append(message)
         return messages

@@ -406,6 +406,11 @@ def _published_systems_train_all(config: "Config") -> None:
             f"run.system = {system} shares nothing but the trunk it trains, and extractor.method = "
             f"{extractor.method} gives one: use fedce, or one of {', '.join(others)}"
         )
+    if entry.needs_given and not extractor.is_given:
+        raise ValueError(
+            f"run.system = {system} learns heads on frozen features, and extractor.method = "
+            f"{extractor.method} trains them: use pretrained"
+        )
     if extractor.is_given and settings.size == "net":
         raise ValueError(
             f"baseline.size = net trains whole networks, and extractor.method = {extractor.method} "

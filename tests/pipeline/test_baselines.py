@@ -47,7 +47,15 @@ SMALL = {
     "baseline.evaluate-every": 2,
     "baseline.anchors": False,
 }
+GIVEN = {
+    "extractor.method": "pretrained",
+    "extractor.backbone": "tests.given_backbone:Tiny",
+    "extractor.cut": "low:2, high:1",
+    "extractor.widths": "",
+    "expert.init": "scratch",
+}
 TRAVELS = {
+    "pfedmoap": {"expert", "peer"},
     "fedper": {"trunk"},
     "fedrep": {"trunk"},
     "pfedmoe": {"trunk"},
@@ -96,6 +104,11 @@ def far(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     return sum(float(((one[name] - value) ** 2).sum()) for name, value in other.items())
 
 
+def settings_of(system: str) -> dict[str, Any]:
+    given = GIVEN if BASELINES[system].needs_given else {}
+    return {**SMALL, **given, "run.system": system}
+
+
 @dataclass
 class Whole:
     """A run that went through."""
@@ -115,7 +128,7 @@ def whole(shared_pipeline: New) -> Callable[[str], Whole]:
 
     @functools.cache
     def run(system: str) -> Whole:
-        pipeline, heard = shared_pipeline(system, {**SMALL, "run.system": system}), Overheard()
+        pipeline, heard = shared_pipeline(system, settings_of(system)), Overheard()
         return Whole(pipeline, rows_of(pipeline(client_app=heard)), heard)
 
     return run
@@ -156,7 +169,7 @@ def test_a_killed_run_goes_on_bit_by_bit(
     whole: Callable[[str], Whole],
     system: str,
 ) -> None:
-    broken = new_pipeline(system, {**SMALL, "run.system": system})
+    broken = new_pipeline(system, settings_of(system))
     with pytest.raises(interrupted):
         broken(stop=lambda line: line["stage"] == "baseline" and line["round"] == 2)
     assert rows_of(broken()) == whole(system).rows
@@ -235,6 +248,7 @@ def test_what_no_system_can_do_is_refused() -> None:
              "extractor.backbone": "efficientnet-lite0"},
             "baseline.size = net trains whole networks",
         ),
+        ({"run.system": "pfedmoap"}, "learns heads on frozen features"),
         ({"run.system": "fedjetz"}, "run.system"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):

@@ -1,0 +1,228 @@
+"""pFedMoAP: a head of one's own beside the nearest heads of others, on frozen features.
+
+arXiv:2410.10114, on prompts of CLIP. Here a prompt is a linear head on the latents of a given
+extractor, and what CLIP makes of the prompt for class c is the head's row c. The server keeps a
+pool: the last head of every client. In a round client i
+
+1. starts from the mean of the heads of the round before, weighted by samples (which is FedAvg's);
+2. receives, if it has a head in the pool, the ``baseline.experts`` - 1 heads nearest to it in L2,
+   which stay as they are;
+3. trains its head, and from its second round on a gate of its own: for class c, attention over row
+   c of all heads, with the latents as the query. It answers with
+   sum_k a_kc(x) logit_kc(x) + 0.5 own logit_c(x).
+
+The head alone is sent back. A client is tested with its last head, gate and neighbours.
+
+As in the authors' release: 8 parts of attention, at most 128 strided features, dropout 0.1, half
+the own logits. Ours, for linear heads: keys are rows, and values are logits, without a projection;
+and one learning rate for head and gate. Their code takes neighbours' positions for their numbers
+and works with many clients only; nothing of it is used. CLIP's numbers are no yardstick here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+from nmoe_flower import records
+from nmoe_flower.baselines.partial import PartialExperts
+from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.config import Config
+from nmoe_flower.strategies import StreamingOptions, Usable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.data import Portion
+
+__all__ = ["PFEDMOAP", "PooledHeads", "attended"]
+
+_PEER = "peer."
+_HEAD, _GATE, _PEERS = "head.", "gate.", "peers."  # at home
+_PARTS, _FEATURES, _DROPOUT, _OWN = 8, 128, 0.1, 0.5
+
+
+class PooledHeads(PartialExperts):
+    """FedAvg of heads; each client also gets the nearest heads of others, to read.
+
+    Args:
+        neighbours: How many.
+        **options: What ``StreamingFedAvg`` and FedAvg take.
+
+    Attributes:
+        pool: By client: its last head.
+    """
+
+    def __init__(self, neighbours: int, **options: Unpack[StreamingOptions]) -> None:
+        super().__init__(1, **options)
+        self.neighbours = neighbours
+        self.pool: dict[int, dict[str, np.ndarray]] = {}
+        self._found: dict[int, dict[str, np.ndarray]] = {}
+
+    def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
+        """The one head that all start from."""
+        self._found = {}
+        return super().assign(clients, server_round)
+
+    def nearest(self, client: int) -> list[int]:
+        """The clients whose heads are nearest, the nearest first; none, if it has no head yet."""
+        if client not in self.pool:
+            return []
+        mine = _flat(self.pool[client])
+        others = sorted(self.pool.keys() - {client})
+        apart = {other: float(np.linalg.norm(_flat(self.pool[other]) - mine)) for other in others}
+        return sorted(others, key=lambda other: (apart[other], other))[: self.neighbours]
+
+    def beside(self, client: int) -> dict[str, np.ndarray]:
+        """The nearest heads."""
+        return {
+            f"{_PEER}{at}.{name}": value
+            for at, other in enumerate(self.nearest(client))
+            for name, value in self.pool[other].items()
+        }
+
+    def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
+        """Take a head for the pool."""
+        self._found[client] = {name: value.copy() for name, value in usable.arrays.items()}
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average as all systems do; then pool the heads.
+
+        Raises:
+            RoundError: Fewer than ``min_replies`` replies could be used.
+        """
+        updated = super().aggregate_train(server_round, replies)
+        for client, head in self._found.items():
+            self.pool[client] = {**self._whole, **head}
+        return updated
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The pool."""
+        return {f"{c}/{name}": v for c, head in self.pool.items() for name, v in head.items()}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore what ``state`` gave."""
+        self.pool = {}
+        for key, value in arrays.items():
+            client, _, name = key.partition("/")
+            self.pool.setdefault(int(client), {})[name] = np.array(value)
+
+
+class _PFedMoAP(Baseline):
+    name = "pfedmoap"
+
+    def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
+        return PooledHeads(config.baseline.experts - 1, **options)
+
+    def network(
+        self,
+        config: Config,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        latent_dim: int = 0,
+    ) -> "ExpertNetwork":
+        """One linear head, whatever the shape of other systems' heads."""
+        flat = {**config.flat(), "extractor.head": "linear", "expert.init": "scratch"}
+        linear = Config.parse({**flat, "run.system": "fedavg"})
+        return super().network(linear, image_shape, num_classes, latent_dim=latent_dim)
+
+    def train(self, member: "Member") -> dict[str, float | list[float]]:
+        from torch import nn
+
+        from nmoe_flower.baselines.member import cross_entropy
+        from nmoe_flower.training import seeded
+
+        head = member.network.expert["0"]
+        peers, kept = _peers(member.beside), member.kept()
+        gate = _gate(member, kept) if len(peers) else None
+        learners = nn.ModuleList([head] if gate is None else [head, gate])
+
+        def loss(latents: "Tensor", labels: "Tensor", _: "np.ndarray") -> "Tensor":
+            logits = attended(head, peers.to(latents.device), gate, latents.float())
+            return cross_entropy(logits[:, None], labels).sum(dim=1).mean()
+
+        with seeded(member.device.seed("pfedmoap-dropout", member.server_round)):
+            found = member.steps(learners, loss)
+        home = dict(head.state_dict(prefix=_HEAD))
+        if gate is not None:
+            home |= {**gate.state_dict(prefix=_GATE), _PEERS: peers}
+        member.keep(home)
+        return {"loss": found}
+
+    def answers(self, member: "Member", *, final: bool) -> Answers:
+        import torch
+
+        head, kept = member.network.expert["0"], member.kept()
+        gate, peers = None, torch.zeros(0)
+        if kept:
+            records.load_into(head.state_dict(), records.part_of(kept, _HEAD))
+        if _PEERS in kept:
+            gate, peers = _gate(member, kept).eval(), torch.from_numpy(kept[_PEERS].copy())
+
+        def answer(portion: "Portion") -> "Tensor":
+            place = member.device.torch_device
+            latents = member.latents(portion).to(place)
+            return attended(head, peers.to(place), gate, latents).softmax(dim=1).cpu()
+
+        return {self.name: answer}
+
+
+def attended(
+    head: "nn.Module", peers: "Tensor", gate: "nn.Module | None", latents: "Tensor"
+) -> "Tensor":
+    """The logits of a head among others, [B, C].
+
+    Args:
+        head: The own head, linear.
+        peers: The other heads, [K - 1, C, D + 1]: weights, and the bias last.
+        gate: From latents [B, D] and rows [K, C, D] to weights [B, C, K]; None: the head alone.
+        latents: Latents of images, [B, D].
+    """
+    import torch
+
+    own: Tensor = head(latents)
+    if gate is None:
+        return own
+    weights, bias = peers[..., :-1], peers[..., -1]
+    others = torch.einsum("bd,kcd->bkc", latents, weights) + bias
+    logits = torch.cat([own[:, None], others], dim=1)
+    mine = next(p for p in head.parameters() if p.ndim > 1)
+    share = gate(latents, torch.cat([mine[None], weights]))
+    mixed: Tensor = (share * logits.transpose(1, 2)).sum(dim=2)
+    return mixed + _OWN * own
+
+
+def _peers(beside: Mapping[str, np.ndarray]) -> "Tensor":
+    """The heads received, [K - 1, C, D + 1], the bias last; empty if there are none."""
+    import torch
+
+    heads: dict[str, dict[int, np.ndarray]] = {}
+    for name, value in beside.items():
+        heads.setdefault(name.split(".")[1], {})[value.ndim] = value
+    rows = [np.concatenate([parts[2], parts[1][:, None]], axis=1) for parts in heads.values()]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0)
+
+
+def _gate(member: "Member", kept: Mapping[str, np.ndarray]) -> "nn.Module":
+    """A client's own gate, as it was kept or fresh."""
+    from nmoe_flower.baselines.row_attention import RowAttention
+    from nmoe_flower.training import seeded
+
+    with seeded(member.device.seed("pfedmoap-gate")):
+        dim = member.network.latent_dim
+        gate = RowAttention(dim, features=_FEATURES, parts=_PARTS, dropout=_DROPOUT)
+    if _PEERS in kept:
+        records.load_into(gate.state_dict(), records.part_of(kept, _GATE))
+    return gate.to(member.device.torch_device)
+
+
+def _flat(head: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([head[name].ravel() for name in sorted(head)])
+
+
+PFEDMOAP = _PFedMoAP()

@@ -1,0 +1,74 @@
+"""pFedMoAP's two halves: the nearest heads are sent and stay; the gate weighs rows of heads."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from nmoe_flower.baselines.pfedmoap import PooledHeads, attended
+from nmoe_flower.baselines.row_attention import RowAttention
+from nmoe_flower.models import Expert
+from nmoe_flower.records import NUM_EXAMPLES
+from tests.strategies.test_partial_experts import round_of
+
+
+def head(value: float) -> dict[str, np.ndarray]:
+    return {"expert.0.w": np.full(3, value, np.float32)}
+
+
+def pooled(neighbours: int = 2) -> PooledHeads:
+    strategy = PooledHeads(neighbours)
+    strategy.pool = {client: head(at) for client, at in enumerate((0.0, 5.0, 1.0, -2.0))}
+    return strategy
+
+
+def test_the_nearest_are_told_by_their_heads_and_not_by_their_places() -> None:
+    strategy = pooled()
+    assert strategy.nearest(0) == [2, 3]
+    assert strategy.nearest(1) == [2, 0]
+    assert strategy.nearest(7) == []  # its first round
+    beside = strategy.beside(0)
+    assert [float(value[0]) for value in beside.values()] == [1.0, -2.0]
+    assert PooledHeads(0).nearest(0) == []
+
+
+def test_heads_are_averaged_pooled_and_survive() -> None:
+    strategy = PooledHeads(1)
+    answers = {i: (head(1.0 + 2 * i), {NUM_EXAMPLES: 1 + 2 * i}) for i in range(2)}
+    found = round_of(strategy, 2, answers)
+    np.testing.assert_allclose(found["expert.0.w"], (1.0 + 3 * 3.0) / 4)
+    assert {client: float(own["expert.0.w"][0]) for client, own in strategy.pool.items()} == {
+        1: 1.0,
+        2: 3.0,
+    }
+    other = PooledHeads(1)
+    other.load_state(strategy.state())
+    assert other.nearest(1) == strategy.nearest(1) == [2]
+    np.testing.assert_array_equal(other.pool[2]["expert.0.w"], strategy.pool[2]["expert.0.w"])
+
+
+def test_a_neighbours_head_in_a_reply_is_refused() -> None:
+    strategy = pooled()
+    stolen = {**head(1.0), "peer.0.expert.0.w": np.zeros(3, np.float32)}
+    round_of(strategy, 2, {0: (stolen, {NUM_EXAMPLES: 1}), 1: (head(2.0), {NUM_EXAMPLES: 1})})
+    (failure,) = strategy.last_exchange.failures
+    assert re.search(r"'peer\.0\.expert\.0\.w' was not assigned", failure["reason"])
+    assert float(strategy.pool[1]["expert.0.w"][0]) == 5.0  # as before
+
+
+@pytest.mark.parametrize("dim", [6, 130])
+def test_the_gate_weighs_rows_and_does_not_heed_the_order_of_peers(dim: int) -> None:
+    torch.manual_seed(0)
+    own, peers, latents = Expert(dim, 4, hidden=()), torch.randn(3, 4, dim + 1), torch.randn(5, dim)
+    gate = RowAttention(dim, features=128, parts=8, dropout=0.1).eval()
+    assert gate.query.in_features == (6 if dim == 6 else 65)  # strided
+    rows = torch.randn(3, 4, dim)
+    weights = gate(latents, rows)
+    assert weights.shape == (5, 4, 3)
+    torch.testing.assert_close(weights.sum(dim=2), torch.ones(5, 4))
+    found = attended(own, peers, gate, latents)
+    torch.testing.assert_close(attended(own, peers[[2, 0, 1]], gate, latents), found)
+    torch.testing.assert_close(attended(own, peers, None, latents), own(latents))
+    same = torch.cat([own.layers[0].weight, own.layers[0].bias[:, None]], dim=1).expand(3, -1, -1)
+    torch.testing.assert_close(attended(own, same, gate, latents), 1.5 * own(latents))
