@@ -52,7 +52,7 @@ class ChosenExperts(PartialExperts):
     experts.
 
     Args:
-        experts: M.
+        experts: How many there are, M.
         held: How many experts a client trains, K.
         anchors: Each expert has a client that trains it alone; ``class_counts`` must be set.
         **options: What ``StreamingFedAvg`` and FedAvg take.
@@ -88,7 +88,7 @@ class ChosenExperts(PartialExperts):
         return self._anchor_of.get(client)
 
     def assigned(self, client: int, server_round: int) -> Sequence[int]:
-        """Its own expert for an anchor, else those of the highest scores; at first at random."""
+        """The own expert of an anchor; for others those of the highest scores, at first drawn."""
         anchor = self.anchor_of(client)
         if anchor is not None:
             return [anchor]

@@ -15,7 +15,7 @@ class RowAttention(nn.Module):
         latent_dim: D, length of latents and rows.
         features: How many of the D numbers are read at most; they are strided.
         parts: How many attentions are averaged; fewer, if they do not divide the numbers read.
-        dropout: Of the weights, in training.
+        dropout: Share of the weights that is dropped in training.
     """
 
     def __init__(self, latent_dim: int, *, features: int, parts: int, dropout: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Unpack
 
 from nmoe_flower.baselines.partial import PartialExperts
-from nmoe_flower.catalogue import BASELINES
+from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.config import Config
 from nmoe_flower.strategies import StreamingOptions
 
@@ -56,12 +56,11 @@ class Baseline:
         Args:
             config: The run's configuration.
             image_shape: Channels, height, width.
-            num_classes: C.
+            num_classes: How many classes there are, C.
             latent_dim: D of the latents that it reads in place of images; 0: it reads images.
         """
-        from nmoe_flower.baselines.member import ExpertNetwork
-
-        return ExpertNetwork(
+        build = found("nmoe_flower.baselines.member:ExpertNetwork")
+        network: ExpertNetwork = build(
             config,
             image_shape,
             num_classes,
@@ -69,6 +68,7 @@ class Baseline:
             gated=self.gated,
             latent_dim=latent_dim,
         )
+        return network
 
     def travels(self, name: str) -> bool:
         """Whether an array of the network leaves the clients; what does not is private."""
