@@ -25,7 +25,7 @@ from nmoe_flower.study.share import HEAD_STAGE
 
 __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
 
-_COLOURS = 256
+_COLOURS = 64
 _DIGITS, _OF_ROUNDS = 6, 5  # significant ones, of what no table shows; rows stay whole
 _KEPT = 50  # rounds of a stage
 _DRAWN = 200  # of one that a figure is drawn over
