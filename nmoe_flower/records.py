@@ -178,7 +178,7 @@ class Action(StrEnum):
     POOL = "query.pool", "gate:pool"
     POOLED = "train.pooled", "gate:train_pooled"
     # after it
-    CHOOSE = "query.choices", "asking:choose"
+    CHOOSE = "query.choices", "asking:choose_experts"
     CONTROL = "train.control", "control:train"
     ROUTE = "evaluate.route", "evaluate:route"
     # the second system
@@ -192,8 +192,8 @@ class Action(StrEnum):
     ADAPTER_EXPERT = "train.adapter", "language:train_expert"
     ADAPTER_ROUND = "train.adapters", "language:train_shared"
     ADAPTER_TEST = "evaluate.adapter", "language:test"
-    HELD_OUT = "query.held_out", "text_gate:keep_held_out"
-    TEXT_GATE = "train.text_gate", "text_gate:train"
+    HELD_OUT = "query.held_out", "hidden_gate:keep_held_out"
+    TEXT_GATE = "train.text_gate", "hidden_gate:train"
     ADAPTER_SCORE = "evaluate.text", "text_scores:score"
     # published systems
     BASELINE_INITIAL = "query.baseline", "baselines.member:tell_first_weights"

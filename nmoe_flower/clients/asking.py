@@ -1,8 +1,8 @@
 """Whom a client's gates send its tests to, and what it has been told by them.
 
 Where a client has asked every expert about everything, gates choose among the answers. With a
-shortlist they choose first: `choose` tells which latents go to whom, and the evaluation reads what
-came back. The choices, and so the results of a gate, are the same either way.
+shortlist they choose first: `choose_experts` tells which latents go to whom, and the evaluation
+reads what came back. The choices, and so the results of a gate, are the same either way.
 """
 
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ from nmoe_flower.records import (
 )
 from nmoe_flower.training import generator
 
-__all__ = ["asked_site", "choose", "own_logits", "router_of", "site_of"]
+__all__ = ["asked_site", "choose_experts", "own_logits", "router_of", "site_of"]
 
 Arrays = Mapping[str, np.ndarray]
 ROUTING = "chosen-experts"  # whom every gate chose, in the client's store
 PAIRS = "chosen-pairs"  # whom that leaves to ask, beside it
 
 
-def choose(message: Message, context: Context) -> Message:
+def choose_experts(message: Message, context: Context) -> Message:
     """Route every test by every gate; tell the latents that leave, and to whom they go."""
     device = device_of(context)
     received = records.to_numpy(message.content.array_records[ARRAYS])
@@ -98,7 +98,7 @@ def site_of(device: Device, received: Arrays, test: str) -> GateSite:
 
 
 def asked_site(device: Device, test: str, told: np.ndarray) -> GateSite:
-    """The same after `choose`, with all answers to the test that are known.
+    """The same after `choose_experts`, with all answers to the test that are known.
 
     Args:
         device: The client.
@@ -129,7 +129,7 @@ def asked_site(device: Device, test: str, told: np.ndarray) -> GateSite:
 def router_of(
     device: Device, method: str, received: Arrays, site: GateSite, test: str, *, routed: bool
 ) -> Router:
-    """A gate as it routes here; with ``routed`` it repeats what it chose in `choose`."""
+    """A gate as it routes here; with ``routed`` it repeats what it chose in `choose_experts`."""
     if routed and not _looks(method):
         kept = device.store.load(ROUTING)
         ids, weights = (_tensor(kept[f"{test}/{method}/{part}"]) for part in ("ids", "weights"))

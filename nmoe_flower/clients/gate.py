@@ -31,8 +31,8 @@ from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
 
 __all__ = [
     "configured_objective",
+    "gate_steps",
     "pool",
-    "take_steps",
     "train",
     "train_pooled",
     "train_rolling",
@@ -55,7 +55,7 @@ def train(message: Message, context: Context) -> Message:
     if shortlist := device.shortlist():
         weights = np.broadcast_to(shortlist[ShortlistKey.LOG_WEIGHTS], rows[1].shape[:2])
     objective = _objective(device, gate, rows, message, log_weights=weights)
-    result = take_steps(device, gate, objective, len(rows[0]), message)
+    result = gate_steps(device, gate, objective, len(rows[0]), message)
     return _reply(message, gate, len(latents["holdout"]), result)
 
 
@@ -79,7 +79,7 @@ def train_rolling(message: Message, context: Context) -> Message:
         return F.cross_entropy(gate(rows[chosen], generator=noise), targets[chosen])
 
     optimizer = _own_optimizer(device, gate, message)
-    result = take_steps(device, gate, loss, len(rows), message, optimizer=optimizer)
+    result = gate_steps(device, gate, loss, len(rows), message, optimizer=optimizer)
     return _reply(message, gate, len(rows), result)
 
 
@@ -119,7 +119,7 @@ def train_pooled(message: Message, context: Context) -> Message:
         log_weights=pooled.get(PooledKey.LOG_WEIGHTS),
         experts=pooled.get(PooledKey.EXPERTS),
     )
-    result = take_steps(
+    result = gate_steps(
         device,
         gate,
         objective,
@@ -246,7 +246,7 @@ def configured_objective(device: Device) -> Callable[..., Tensor]:
     return value
 
 
-def take_steps(
+def gate_steps(
     device: Device,
     gate: nn.Module,
     loss: Loss,

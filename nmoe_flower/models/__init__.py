@@ -35,7 +35,7 @@ from nmoe_flower.models.gate import (
     ScoringRouter,
     check_top_k,
     normal_mean,
-    normalised,
+    normalised_latents,
     route_top_k,
     with_home_bias,
 )
@@ -134,7 +134,7 @@ __all__ = [
     "mixed",
     "mixture_weights",
     "normal_mean",
-    "normalised",
+    "normalised_latents",
     "open_language_model",
     "own_gate",
     "require_peft",

@@ -26,7 +26,7 @@ __all__ = [
     "ScoringRouter",
     "check_top_k",
     "normal_mean",
-    "normalised",
+    "normalised_latents",
     "require_generator",
     "route_top_k",
     "with_home_bias",
@@ -134,14 +134,14 @@ def require_generator(generator: Generator | None, who: str) -> Generator:
     return generator
 
 
-def normalised(latents: Tensor) -> Tensor:
+def normalised_latents(latents: Tensor) -> Tensor:
     """Latents [B, D] as trained gates see them: a LayerNorm without parameters."""
     return F.layer_norm(latents, latents.shape[-1:])
 
 
 def normal_mean(latents: Tensor) -> Tensor:
     """What a device is known by: the mean [D] of its normalised latents [N, D]."""
-    return normalised(latents).mean(dim=0)
+    return normalised_latents(latents).mean(dim=0)
 
 
 class Gate(nn.Module):
@@ -207,7 +207,7 @@ class Gate(nn.Module):
         return scores + draws.to(scores) * F.softplus(self.noise(normal))
 
     def _normal(self, latents: Tensor) -> Tensor:
-        return normalised(latents)
+        return normalised_latents(latents)
 
     def _scored(self, normal: Tensor) -> Tensor:
         scores: Tensor = self.head(normal if self.body is None else self.body(normal))

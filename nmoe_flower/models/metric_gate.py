@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models.gate import Routing, check_top_k, normalised, route_top_k
+from nmoe_flower.models.gate import Routing, check_top_k, normalised_latents, route_top_k
 
 __all__ = ["MetricGate", "MetricLearner", "metric_scores"]
 
@@ -45,7 +45,7 @@ class _Metric(nn.Module):
 
     def queries(self, latents: Tensor) -> Tensor:
         """Latents [B, D] where embeddings are, [B, d]."""
-        return normalised(latents) @ self.projection.T
+        return normalised_latents(latents) @ self.projection.T
 
     def embed(self, means: Tensor) -> Tensor:
         """The embeddings [E, d] of devices whose normalised latents have these means [E, D]."""

@@ -12,7 +12,7 @@ from nmoe_flower.models import (
     MetricGate,
     MetricLearner,
     PrototypeGate,
-    normalised,
+    normalised_latents,
     trained_gate,
 )
 from nmoe_flower.pipeline.networked.gate import first_projection
@@ -40,7 +40,7 @@ def test_it_starts_as_the_prototype_gate_of_normalised_latents(experts: int, see
     means, latents = means_and_latents(experts, seed)
     start = first_projection(means.numpy(), 6)["projection"]
     found = gate_of(means, start).scores(latents)
-    wanted = PrototypeGate(means).scores(normalised(latents))
+    wanted = PrototypeGate(means).scores(normalised_latents(latents))
     torch.testing.assert_close(found.log_softmax(1), wanted.log_softmax(1), rtol=1e-3, atol=1e-3)
 
 

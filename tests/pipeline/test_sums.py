@@ -168,6 +168,17 @@ def test_fedavg_begins_at_zero_or_at_the_ridge_on_standardised_latents(
     np.testing.assert_allclose(told["extractor.standard.scale"], standard.weight, rtol=1e-5)
 
 
+def test_fedavg_begins_at_the_ridge_on_components(new_pipeline: New) -> None:
+    changes = {
+        "head.method": "fedavg", "head.rounds": 2, "head.standardise": True, "head.start": "ridge",
+        "head.components": 8, "gate.methods": "local", "run.controls": "fedavg",
+    }  # fmt: skip
+    pipeline = new_pipeline("components-ridge", SETTINGS | changes)
+    results = pipeline()
+    assert part(pipeline, "classifier/")["head.layers.0.weight"].shape == (10, 8)
+    assert {row["gate"] for row in results["rows"]} >= {"local", "control:fedavg"}
+
+
 def test_a_killed_run_goes_on_with_the_same_bits(new_pipeline: New, interrupted: Any) -> None:
     changes = {"gate.methods": "federated,lda", "gate.rounds": 2}
     whole, stopped = (new_pipeline(n, SETTINGS | changes) for n in ("whole", "stopped"))

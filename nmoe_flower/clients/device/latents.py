@@ -63,7 +63,9 @@ def load_classifier(
     rounds = [r for r in _heads(device).rounds() if r < before]
     head = _heads(device).load(max(rounds)) if rounds else None
     if head is None:
-        head = {n: t.numpy() for n, t in device.fresh_classifier().head.state_dict().items()}
+        finished = network is device.finished_classifier()  # whose latents may be components
+        fresh = device.fresh_classifier(finished=finished).head.state_dict()
+        head = {name: tensor.numpy() for name, tensor in fresh.items()}
     records.load_into(network.head.state_dict(), head)
 
 

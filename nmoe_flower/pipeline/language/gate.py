@@ -15,9 +15,9 @@ from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import EXPERT, Action, TextKey
 from nmoe_flower.sums import Discriminants, Standardisation, from_moments, nearest_means
 
-__all__ = ["FEDERATED", "asks_whole_sums", "state_gates", "train_text_gates"]
+__all__ = ["TRAINED", "asks_whole_sums", "state_gates", "train_text_gates"]
 
-FEDERATED = "federated"
+TRAINED = "federated"
 Arrays = dict[str, np.ndarray]
 
 
@@ -46,9 +46,9 @@ def train_text_gates(run: Run) -> None:
     if not run.artifacts.text_standard:
         _solve(run, wanted)
         run.save("sums/done")
-    if FEDERATED in wanted and FEDERATED not in run.artifacts.gates:
-        run.artifacts.gates[FEDERATED] = _federated(run)
-        run.save(f"gate/{FEDERATED}/done")
+    if TRAINED in wanted and TRAINED not in run.artifacts.gates:
+        run.artifacts.gates[TRAINED] = _federated(run)
+        run.save(f"gate/{TRAINED}/done")
 
 
 def _solve(run: Run, wanted: list[str]) -> None:

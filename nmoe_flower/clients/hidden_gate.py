@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.clients.device import device_of, language_of
-from nmoe_flower.clients.gate import configured_objective, take_steps
+from nmoe_flower.clients.gate import configured_objective, gate_steps
 from nmoe_flower.clients.language import by_owner
 from nmoe_flower.records import ARRAYS, EXPERT, LOSS, NUM_EXAMPLES, TextKey
 from nmoe_flower.sums import Standardisation
@@ -68,7 +68,7 @@ def train(message: Message, context: Context) -> Message:
         truth = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         return objective(tokens, logits[chosen][where], truth)
 
-    result = take_steps(device, gate, loss, len(states), message)
+    result = gate_steps(device, gate, loss, len(states), message)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(states), LOSS: result.loss},
