@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.installation import install_hint
+from nmoe_flower.models.lower_half import LowerHalf, reach
 
 __all__ = ["AdaptedLM", "blocks_of", "require_peft"]
 
@@ -66,10 +67,6 @@ def blocks_of(network: nn.Module) -> tuple[str, int]:
     return name, count
 
 
-class _Reached(Exception):  # noqa: N818
-    """The lower half of the blocks is through; the rest need not be computed."""
-
-
 class AdaptedLM(nn.Module):
     """A frozen causal language model with one adapter at work, which is loaded in place.
 
@@ -105,7 +102,10 @@ class AdaptedLM(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.layers = _layers(network, blocks, targets)
         place, count = blocks_of(network)
+        below = [network.get_submodule(f"{place}.{block}") for block in range(count // 2)]
         self._cut = network.get_submodule(f"{place}.{count // 2}")
+        frozen = below and blocks == "upper"
+        self._lower = LowerHalf(network, below, self._cut) if frozen else None
         self.scale = scale
         self.bias = nn.Parameter(torch.zeros(vocab_size), requires_grad=bias)
         self.rank = 0
@@ -232,7 +232,11 @@ class AdaptedLM(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of what follows each of the tokens [B, T]."""
-        said = self.network(tokens)
+        if self._lower is None:
+            said = self.network(tokens)
+        else:
+            with self._lower.skipped(self._lower.states(tokens)):
+                said = self.network(tokens)
         logits: Tensor = said if isinstance(said, Tensor) else said.logits
         return logits + self.bias.to(logits.dtype) if self.has_bias else logits
 
@@ -266,21 +270,9 @@ class AdaptedLM(nn.Module):
 
     @torch.inference_mode()
     def _states(self, tokens: np.ndarray) -> np.ndarray:
-        reached: list[Tensor] = []
-
-        def keep(_: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-            reached.append(given[0] if given else named["hidden_states"])
-            raise _Reached
-
-        handle = self._cut.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            with self._without_adapters():
-                self.network(torch.from_numpy(tokens.astype(np.int64)).to(self.bias.device))
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        hidden = reached[0].float()
+        with self._without_adapters():
+            tensor = torch.from_numpy(tokens.astype(np.int64)).to(self.bias.device)
+            hidden = reach(self.network, self._cut, tensor).float()
         unit = F.normalize(hidden, dim=2) * hidden.shape[2] ** 0.5
         found: np.ndarray = unit.cpu().numpy()
         return found

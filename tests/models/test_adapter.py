@@ -5,6 +5,7 @@ from torch import nn
 
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.models import AdaptedLM, SmallLM, SmallSizes, blocks_of
+from nmoe_flower.models.lower_half import LowerHalf
 
 TOKENS = torch.arange(12).view(2, 6) % 11
 
@@ -144,3 +145,72 @@ def test_states_are_those_of_the_lower_half_whatever_adapter_is_at_work() -> Non
     said = model.logits(TOKENS)
     assert not torch.allclose(said, plain(TOKENS), atol=0.1)  # the adapter is at work again
     assert all(part.requires_grad for part in model.learners().values())
+
+
+class Tupled(nn.Module):
+    """A block that says more than its hidden states, as some do, and takes them by name."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, str]:
+        return self.block(hidden_states), "more"
+
+
+class ByName(nn.Module):
+    """A network that hands states to its blocks by name."""
+
+    def __init__(self, plain: SmallLM) -> None:
+        super().__init__()
+        self.tokens, self.places = plain.tokens, plain.places
+        self.layers = nn.ModuleList(Tupled(block) for block in plain.blocks)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+        for layer in self.layers:
+            hidden = layer(hidden_states=hidden)[0]
+        return torch.nn.functional.linear(hidden, self.tokens.weight)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_lower_half_that_is_kept_changes_no_loss_and_no_gradient(wrapped: bool) -> None:
+    """Windows come again beside others; the same without anything kept."""
+
+    def made() -> AdaptedLM:
+        plain: nn.Module = ByName(network(blocks=4)) if wrapped else network(blocks=4)
+        return AdaptedLM(plain, 11)
+
+    model, slow = made(), made()
+    slow._lower = None
+    counted: list[int] = []
+    lowest = model.network.get_submodule("layers.0.block.qkv" if wrapped else "blocks.0.qkv")
+    lowest.register_forward_hook(lambda *_: counted.append(1))
+    assert model._lower is not None
+    for seed, rows in enumerate(([0, 1], [1], [1, 0, 1])):
+        tokens = TOKENS[rows]
+        found = []
+        for one in (model, slow):
+            one.load(adapter(one, 2, seed))
+            one.train()
+            losses = one.losses(tokens)
+            losses.sum().backward()
+            found.append((losses.detach(), [p.grad.clone() for p in one.learners().values()]))
+            one.zero_grad()
+        assert torch.allclose(found[0][0], found[1][0], atol=1e-4)
+        for mine, wanted in zip(found[0][1], found[1][1], strict=True):
+            assert torch.allclose(mine, wanted, atol=1e-3)
+        assert model.score(tokens.numpy()) == pytest.approx(found[1][0].numpy(), abs=1e-4)
+        assert len(counted) == 2  # each of two windows once
+    assert model._lower._bytes == 2 * 6 * 8 * 4
+
+
+def test_the_oldest_states_go_first_and_come_back_alike() -> None:
+    plain = network()
+    most = 2 * 6 * 8 * 4  # two windows
+    lower = LowerHalf(plain, [plain.blocks[0]], plain.blocks[1], most)
+    windows = torch.arange(18).view(3, 6) % 11
+    wanted = [lower.states(window[None]) for window in windows]
+    assert lower._bytes == most
+    assert torch.equal(lower.states(windows), torch.cat(wanted))
+    assert lower._bytes == most
