@@ -60,6 +60,7 @@ __all__ = [
     "ExpertKey",
     "FeedbackKey",
     "HoldingKey",
+    "LinearKey",
     "MetricKey",
     "PooledKey",
     "Score",
@@ -373,6 +374,13 @@ class SumsKey(_Key):
     PRIVATE = "private"  # up, in place of all but the count: svec of a noisy R, latents and labels
     CLASS_COUNTS = "class-counts"  # up: latents of each class, [C]
     CLASS_SUMS = "class-sums"  # up: their sums about the mean, [C, D]
+
+
+class LinearKey(_Key):
+    """A gate whose scores are linear in a latent or a mean state, both ways."""
+
+    WEIGHT = "weight"  # a row for each expert, [E, D]
+    BIAS = "bias"  # [E]
 
 
 class CorrelationKey(_Key):

@@ -22,6 +22,7 @@ OTHER = {
     "head": "a part of a network; a stage",
     "kept": "rows that are not held out; rounds with a checkpoint",
     "latents": "a client's own group of arrays; a value of expert.sharing",
+    "local": "a test, a gate; a Ray of one's own",
     "partition": "of a device's note; of a line of rounds.jsonl",
     "round": "of a ledger; of a line of rounds.jsonl",
     "rounds": "of a ledger; of a line of rounds.jsonl",

@@ -27,6 +27,7 @@ from nmoe_flower.records import (
     NUM_EXAMPLES,
     SHARED,
     TEXT,
+    LinearKey,
     Score,
     TextKey,
 )
@@ -177,7 +178,9 @@ class TestedText:
             if chunks not in self._means:
                 self._means[chunks] = self.language.means(self.split, chunks)
             arrays = self.gates[gate.removesuffix(CHUNKS)]
-            return [state_scores(self._means[chunks], arrays["weight"], arrays["bias"])]
+            return [
+                state_scores(self._means[chunks], arrays[LinearKey.WEIGHT], arrays[LinearKey.BIAS])
+            ]
         found = []
         frequencies = self.told.get(TextKey.FREQUENCIES)
         if frequencies is not None:

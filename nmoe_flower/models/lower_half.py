@@ -48,7 +48,7 @@ class LowerHalf:
 
     Args:
         network: Tokens [B, T] to anything; frozen below the cut.
-        below: Its blocks below the cut, in order, at least one.
+        below: Blocks of the backbone below the cut, in order, at least one.
         cut: The first block above.
         most_bytes: What is kept takes so much at most; the oldest goes first.
     """

@@ -12,7 +12,7 @@ from nmoe_flower.pipeline.networked import (
     sums_told,
 )
 from nmoe_flower.pipeline.run import Run
-from nmoe_flower.records import EXPERT, Action, TextKey
+from nmoe_flower.records import EXPERT, Action, LinearKey, TextKey
 from nmoe_flower.sums import Discriminants, Standardisation, from_moments, nearest_means
 
 __all__ = ["TRAINED", "asks_whole_sums", "state_gates", "train_text_gates"]
@@ -86,16 +86,17 @@ def _federated(run: Run) -> Arrays:
     standard = Standardisation(*(stored[name] for name in TextKey.standard()))
     dim, experts = len(standard.mean), run.config.data.num_clients
     initial: Arrays = {
-        "weight": np.zeros((experts, dim), np.float32),
-        "bias": np.zeros(experts, np.float32),
+        LinearKey.WEIGHT: np.zeros((experts, dim), np.float32),
+        LinearKey.BIAS: np.zeros(experts, np.float32),
     }
     trained = records.to_numpy(federate_gate(run, Action.TEXT_GATE, initial))
     gate = Discriminants(
-        trained["weight"].astype(np.float64) / dim**0.5, trained["bias"].astype(np.float64)
+        trained[LinearKey.WEIGHT].astype(np.float64) / dim**0.5,
+        trained[LinearKey.BIAS].astype(np.float64),
     )
     return _arrays(gate.before(standard))
 
 
 def _arrays(gate: Discriminants) -> Arrays:
     """In float64: weights of numbers that hardly vary are large, and their offsets cancel."""
-    return {"weight": gate.weight, "bias": gate.bias}
+    return {LinearKey.WEIGHT: gate.weight, LinearKey.BIAS: gate.bias}

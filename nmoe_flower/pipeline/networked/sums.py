@@ -22,7 +22,7 @@ from nmoe_flower.privacy import (
     smat,
     sums_of_release,
 )
-from nmoe_flower.records import NUM_EXAMPLES, STANDARD_PART, SUMS, Action, SumsKey
+from nmoe_flower.records import NUM_EXAMPLES, STANDARD_PART, SUMS, Action, LinearKey, SumsKey
 from nmoe_flower.sums import Discriminants, Solution, Sums, from_moments, solve
 
 __all__ = [
@@ -78,7 +78,10 @@ def _keep_standard(run: Run, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _gate(gate: Discriminants) -> dict[str, np.ndarray]:
-    return {"weight": gate.weight.astype(np.float32), "bias": gate.bias.astype(np.float32)}
+    return {
+        LinearKey.WEIGHT: gate.weight.astype(np.float32),
+        LinearKey.BIAS: gate.bias.astype(np.float32),
+    }
 
 
 def solved_from_sums(run: Run, told: Told, components: int) -> Solution:
