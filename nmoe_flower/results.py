@@ -30,7 +30,7 @@ from nmoe_flower.files import (
 )
 from nmoe_flower.provenance import provenance
 
-__all__ = ["FORMAT_VERSION", "FREE_KEYS", "RunFolder", "absolute_settings", "placed"]
+__all__ = ["FORMAT_VERSION", "FREE_KEYS", "PATH_KEYS", "RunFolder", "absolute_settings", "placed"]
 
 FORMAT_VERSION = 1
 
@@ -59,12 +59,12 @@ FREE_KEYS = frozenset(
     }
 )
 # Settings that name what is read; a run's folder has them absolute.
-_PATHS = (
-    ("data", "dataset"),
-    ("data", "cache-dir"),
-    ("extractor", "start"),
-    ("extractor", "weights"),
-    ("alignment", "trace"),
+PATH_KEYS: tuple[str, ...] = (
+    "data.dataset",
+    "data.cache-dir",
+    "extractor.start",
+    "extractor.weights",
+    "alignment.trace",
 )
 
 
@@ -72,7 +72,7 @@ def placed(config: Config, path: Path) -> Config:
     """The configuration of a run in ``path``, which names all it reads with absolute paths."""
     values = config.model_dump(by_alias=True)
     values["run"] |= {"out": str(path.parent), "name": path.name}
-    for section, key in _PATHS:
+    for section, key in (name.split(".") for name in PATH_KEYS):
         values[section][key] = _absolute(values[section][key])
     return Config.parse(values)
 
@@ -80,8 +80,8 @@ def placed(config: Config, path: Path) -> Config:
 def absolute_settings(config: Config) -> dict[str, Scalar]:
     """A configuration's settings by dotted key, with what it reads named by absolute paths."""
     settings = config.flat()
-    for section, key in _PATHS:
-        settings[f"{section}.{key}"] = _absolute(str(settings[f"{section}.{key}"]))
+    for key in PATH_KEYS:
+        settings[key] = _absolute(str(settings[key]))
     return settings
 
 

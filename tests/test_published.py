@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -71,4 +72,5 @@ def test_a_figure_keeps_its_size_and_looks(tmp_path: Path) -> None:
     with Image.open(tmp_path / "small.png") as kept:
         assert kept.mode == "P"
         assert kept.size == drawn.size
-        assert kept.convert("RGB").tobytes() == drawn.convert("RGB").tobytes()
+        far = np.asarray(kept.convert("RGB"), int) - np.asarray(drawn.convert("RGB"), int)
+        assert np.abs(far).max() <= 4  # of 255: 256 greys to 64

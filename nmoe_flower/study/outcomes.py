@@ -13,7 +13,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import read_json, read_toml
 from nmoe_flower.report import read_provenance, read_results
-from nmoe_flower.results import FREE_KEYS, RunFolder
+from nmoe_flower.results import FREE_KEYS, PATH_KEYS, RunFolder
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.product import StudyRun
@@ -22,8 +22,6 @@ from nmoe_flower.study.share import FILLED_IN, depends_on
 
 __all__ = ["outcomes_of", "read_outcome", "refuse_another"]
 
-# Where data and weights lie is the machine's affair; a run fills in what it takes from its data.
-_PATHS = frozenset({"data.dataset", "extractor.start"})
 _MOST_SHOWN = 4
 
 
@@ -105,10 +103,11 @@ def refuse_another(
 
 
 def _differences(asked: Config, there: Mapping[str, Any]) -> list[str]:
+    """Where data and weights lie is the machine's affair; a run fills in what its data say."""
     return [
         f"{key} = {there[key]!r}, the study has {value!r}"
         for key, value in asked.flat().items()
-        if key not in FREE_KEYS | _PATHS
+        if key not in FREE_KEYS | set(PATH_KEYS)
         and value != there[key]
         and not (key in FILLED_IN and not value)
     ]

@@ -1,7 +1,8 @@
 """What is kept of finished runs where others can see it: small files, no paths of the machine.
 
-``<study>/<variant>/seed-N/`` gets configuration and provenance whole, and of the results what
-tables are made of. The layout is that of a study's runs, so whatever reads those reads this.
+``<study>/<variant>/seed-N/`` gets the provenance whole, of the configuration what is not as it
+comes, and of the results what tables are made of. The layout is that of a study's runs, so whatever
+reads those reads this.
 """
 
 import io
@@ -73,6 +74,7 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
             if own and one.results is not None and one.path is not None:
                 kept = bool(findings.policies)  # what their tables and figures are made from
                 publish_run(one.path, new / one.run.variant, clients=False, routing=False,
+                            partition=one.run.seed == study.seeds[0],  # others deal alike
                             rounds=kept, audit=kept and first,
                             tests=findings.tells_tests_of(one.run))  # fmt: skip
                 first = False
@@ -96,6 +98,7 @@ def publish_run(
     audit: bool = False,
     clients: bool = True,
     routing: bool = True,
+    partition: bool = True,
     tests: bool = True,
 ) -> Path:
     """Copy a finished run into ``variant/seed-N``; returns that folder.
@@ -108,6 +111,7 @@ def publish_run(
         audit: Keep who was assigned what in each round of the second system, too.
         clients: Keep every client's own values.
         routing: Keep who asked whom.
+        partition: Keep who holds how much of each class.
         tests: Keep rows of tests; without, those of validation data alone.
     """
     config = portable(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
@@ -122,6 +126,8 @@ def publish_run(
         if not tests:
             results["rows"] = [row for row in results["rows"] if row["test"] == VALIDATION]
         kept = _kept_results(results, clients=clients, routing=routing)
+        if not partition:
+            kept.pop("partition", None)
         write_text(target / "results.json", lines_of_json(kept))
     if rounds or _OVER_ROUNDS.keys() & set(figures):
         kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit)
@@ -158,18 +164,31 @@ def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> d
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without folders of the machine it ran on.
+    """The configuration without folders of the machine it ran on, and without what is as it comes.
 
-    Sections that are as they come are left out: a run says nothing about them.
+    The seed stays in any case. ``nmoe config FILE`` prints it whole again.
     """
     config["run"]["out"] = ""
     config["data"]["cache-dir"] = ""
-    if Path(config["data"]["dataset"]).is_absolute():
-        config["data"]["dataset"] = "uoft-cs/cifar10"
+    dataset = Path(config["data"]["dataset"])
+    if dataset.is_absolute():
+        text = config["data"]["kind"] == "text"
+        config["data"]["dataset"] = f"./{dataset.name}" if text else "uoft-cs/cifar10"
     if start := config["extractor"].get("start"):
         config["extractor"]["start"] = f"runs/{Path(start).name}"
+    weights = Path(config["extractor"].get("weights", ""))
+    if weights.is_absolute():
+        config["extractor"]["weights"] = f"./{weights.name}"
     usual = tomllib.loads(Config().to_toml())
-    return {name: section for name, section in config.items() if section != usual.get(name)}
+    told = {
+        name: {
+            key: value
+            for key, value in section.items()
+            if value != usual[name].get(key) or (name, key) == ("run", "seed")
+        }
+        for name, section in config.items()
+    }
+    return {name: section for name, section in told.items() if section}
 
 
 def rounded(value: Any, digits: int) -> Any:

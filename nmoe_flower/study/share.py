@@ -56,7 +56,8 @@ _KEYS = frozenset(
 _OF_THE_HEAD = "expert.hidden"  # is stage 1's business where its head is shaped as an expert
 # What the fresh gate and head depend on that a client hands out before stage 1.
 _FRESH = (
-    "gate.hidden", "gate.noisy", "gate.top-k", _OF_THE_HEAD,
+    "gate.form", "gate.embedding", "gate.hidden", "gate.noisy", "gate.start", "gate.top-k",
+    _OF_THE_HEAD,
     "head.method", "head.components", "head.standardise",
 )  # fmt: skip
 # What a run fills in from its data.

@@ -68,6 +68,7 @@ LATER: dict[str, dict[str, Any]] = {
     "nothing": {},
     "rounds": {"gate.rounds": 3, "expert.epochs": 2, "run.controls": ""},
     "shapes": {"gate.hidden": 4, "gate.noisy": True, "gate.top-k": 2},
+    "embeddings": {"gate.form": "metric", "gate.embedding": 4},
 }
 
 
@@ -154,7 +155,8 @@ OTHERS: dict[str, Any] = {
     "expert.label-smoothing": 0.1,
     "expert.sharing": "latents",
     "gate.methods": "random", "gate.top-k": 2, "gate.hidden": 5, "gate.noisy": True,
-    "gate.home-bias": 1.0,
+    "gate.home-bias": 1.0, "gate.form": "linear", "gate.embedding": 4, "gate.start": "prototypes",
+    "gate.shortlist": 1,
     "gate.rounds": 5, "gate.local-steps": 2, "gate.batch-size": 5, "gate.learning-rate": 0.2,
     "gate.optimizer": "adamw", "gate.fraction-train": 0.5, "gate.objective": "switch",
     "gate.temperature": 2.0, "gate.balance": 0.1, "gate.normalise-gradient": False,
