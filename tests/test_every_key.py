@@ -292,6 +292,8 @@ ROWS: dict[str, list[str]] = {
     "baseline.proximal": BELOW_0,
     "baseline.tuning-steps": BELOW_1,
     "baseline.tuning-learning-rate": NOT_ABOVE_0,
+    "baseline.tuning-momentum": SHARE_BELOW_1,
+    "baseline.tuning-batch-size": ["-1"],
     "baseline.evaluate-every": ["-1"],
     "run.name": ["", "../up", "a/b", "-x", ".", "a" * 200, "a b"],
     "run.system": [*CHOICE, "language"],

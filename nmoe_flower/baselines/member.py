@@ -354,7 +354,7 @@ class Member:
         settings = self.settings
         batches = batch_indices(
             len(rows),
-            settings.batch_size,
+            settings.tuning_batch_size or settings.batch_size,
             first=0,
             count=settings.tuning_steps,
             seed=self.device.seed("baseline-tune", purpose),
@@ -363,7 +363,7 @@ class Member:
             optimizer = sgd(
                 learner,
                 learning_rate=settings.tuning_learning_rate,
-                momentum=settings.momentum,
+                momentum=settings.tuning_momentum,
                 weight_decay=settings.weight_decay,
             )
         fit(learner, (rows[batch] for batch in batches), loss, optimizer=optimizer)

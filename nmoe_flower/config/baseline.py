@@ -39,4 +39,8 @@ class BaselineConfig(Section):
     )
     tuning_steps: int = Field(200, ge=1, description="of a head, a gate or both at home, at last")
     tuning_learning_rate: float = Field(5e-3, gt=0, description="SGD's, of a head at home")
+    tuning_momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov, of a head at home")
+    tuning_batch_size: int = Field(
+        0, ge=0, description="images per step at home, at last; 0: as batch-size"
+    )
     evaluate_every: int = Field(10, ge=0, description="rounds; 0: at the end alone")

@@ -101,7 +101,9 @@ class SweepSpec(Section):
 
     over: Names = Field(min_length=1, description="axes")
     metric: str = Field("accuracy", description="what it is chosen by")
-    gate: str = Field(description="of which gate")
+    gate: Names = Field(
+        min_length=1, description="of which gate; of several, of the first that a variant has"
+    )
     test: Literal["validation"] = Field(VALIDATION, description="never a test set")
     best: Literal["highest", "lowest"] = Field("highest", description="what wins")
 
@@ -109,8 +111,14 @@ class SweepSpec(Section):
 class FigureSpec(_Output):
     """A picture."""
 
-    kind: Literal["lines", "dots", "routing", "rounds"] = Field(description="what is drawn")
-    x: str = Field("", description="lines, dots: a dimension; rounds: round, bytes or seconds")
+    kind: Literal["lines", "dots", "routing", "rounds", "scatter"] = Field(
+        description="what is drawn"
+    )
+    x: str = Field(
+        "",
+        description="lines, dots: a dimension; rounds: round, bytes or seconds; scatter: bytes or "
+        "exchanges, of a device",
+    )
     y: str = Field("accuracy", description="a metric")
     series: Names = Field((), description="dimensions: a line, colour or panel each")
     gate: str = Field("", description="empty: gate is a series, or x")
@@ -354,7 +362,13 @@ def _sweep(given: Mapping[str, Any], measured: Measurable) -> SweepSpec:
             raise ConfigError(
                 f"{run.variant} has no validation data: set data.validation-per-client above 0"
             )
-        one.require("gate", [sweep.gate])
+        if len(sweep.gate) == 1:
+            one.require("gate", sweep.gate)
+        elif not {*sweep.gate} & {*one.values["gate"]}:
+            raise ConfigError(
+                f"gate = {in_words(*sweep.gate)}: {run.variant} has none of them; it has "
+                f"{in_words(*one.values['gate'])}"
+            )
         one.require("metric", [sweep.metric])
     return sweep
 
@@ -369,12 +383,16 @@ def _figure(given: Mapping[str, Any], measured: Measurable) -> FigureSpec:
         refuse_unknown(figure.x or "round", ("round", "bytes", "seconds"), "x of kind = rounds")
         return figure.model_copy(update={"x": figure.x or "round"})
     fixed = list(figure.series)
-    if figure.kind in ("lines", "dots"):
+    if figure.kind == "scatter":
+        figure = figure.model_copy(update={"x": figure.x or "bytes"})
+        refuse_unknown(figure.x, ("bytes", "exchanges"), "x of kind = scatter")
+    elif figure.kind in ("lines", "dots"):
         with within("x"):
             refuse_unknown(figure.x, (n for n in measured.dimensions if n != "metric"), "dimension")
+        fixed.append(figure.x)
+    if figure.kind != "routing":
         with within("y"):
             inner.require("metric", [figure.y])
-        fixed.append(figure.x)
     for name in ("gate", "test"):
         value = getattr(figure, name)
         if value:
@@ -386,7 +404,7 @@ def _figure(given: Mapping[str, Any], measured: Measurable) -> FigureSpec:
                 f"{name} is left open; allowed: one of {in_words(*inner.values[name])}, or as a "
                 "series"
             )
-    if figure.kind in ("lines", "dots"):
+    if figure.kind != "routing":
         inner.refuse_open(fixed, {})
     return figure
 

@@ -82,7 +82,7 @@ class Figure:
     Attributes:
         name: The name of the files.
         title: What stands above it.
-        kind: lines, dots, rounds: `series`; routing: `panels`.
+        kind: lines, dots, rounds, scatter: `series`; routing: `panels`.
         x: What the horizontal axis is.
         y: What the vertical axis is; with dots, which lie, the other way round.
         series: The lines, or the colours of dots.
@@ -129,6 +129,8 @@ def fill_figure(
         return _maps(figure, rows, labels, routing)
     if figure.kind == "rounds":
         return _curves(figure, labels, curves)
+    if figure.kind == "scatter":
+        return _scatter(figure, rows, labels)
     return _lines(figure, rows, labels)
 
 
@@ -158,6 +160,28 @@ def _lines(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
         figure.name, figure.heading, figure.kind, labels.of_dimension(figure.x),
         _y_label(figure, labels), tuple(series), notes=tuple(_row_notes(chosen)),
         log=numbers and _is_geometric([value for value in values.values() if value is not None]),
+    )  # fmt: skip
+
+
+def _scatter(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
+    """A mark for each series, at what it cost a device."""
+    chosen = [
+        row for row in rows
+        if row.metric == figure.y and all(row.stands(d, v) for d, v in _where(figure).items())
+    ]  # fmt: skip
+    found = {tuple(row.at(d) for d in figure.series): row for row in chosen}
+    series = []
+    for key in _in_order(found, figure, labels):
+        row = found[key]
+        cost = row.bytes_per_device if figure.x == "bytes" else row.exchanges
+        if (e := row.estimate) is not None and cost is not None:
+            place = cost / (_MEGA if figure.x == "bytes" else 1)
+            series.append(Series(_label(figure, key, labels), (Point(place, e.mean, e.se, e.n),)))
+    places = [float(point.x) for one in series for point in one.points if point.x]
+    return Figure(
+        figure.name, figure.heading, figure.kind,
+        "MB per device" if figure.x == "bytes" else "exchanges", _y_label(figure, labels),
+        tuple(series), notes=tuple(_row_notes(chosen)), log=_is_geometric(places),
     )  # fmt: skip
 
 
@@ -293,7 +317,8 @@ def draw_figure(figure: Figure, path: Path) -> None:
     Raises:
         NMoEError: matplotlib is missing, or the file cannot be written.
     """
-    {"routing": _draw_maps, "dots": _draw_dots}.get(figure.kind, _draw_lines)(figure, path)
+    draw = {"routing": _draw_maps, "dots": _draw_dots, "scatter": _draw_scatter}
+    draw.get(figure.kind, _draw_lines)(figure, path)
 
 
 def _note(figure: Figure) -> str:
@@ -329,6 +354,31 @@ def _draw_lines(figure: Figure, path: Path) -> None:
         axis.set_xticks(range(len(names)), names)
     elif figure.kind == "rounds" and figure.x == "round":
         canvas.count_rounds(axis)
+    canvas.light_grid(axis, which="both")
+    _legend(drawn, axis, figure)
+    canvas.save(drawn, path, note=_note(figure))
+
+
+def _draw_scatter(figure: Figure, path: Path) -> None:
+    """A mark for each series; what cost nothing is a line across."""
+    lines = math.ceil(len(figure.series) / _legend_columns(figure))
+    drawn = canvas.new(4.8, 3.2 + 0.17 * lines)
+    axis = drawn.subplots()
+    colours = canvas.line_colours(len(figure.series))
+    for at, (series, colour) in enumerate(zip(figure.series, colours, strict=True)):
+        label = canvas.shortened(series.label, 40)
+        for point in series.points:
+            if not point.x:
+                axis.axhline(point.mean, color=colour, linewidth=1.0, label=label,
+                             linestyle=_DASHES[1 + at % (len(_DASHES) - 1)])  # fmt: skip
+                continue
+            axis.errorbar([float(point.x)], [point.mean], yerr=point.se, linestyle="",
+                          marker=_MARKS[at % len(_MARKS)], markersize=5, color=colour,
+                          capsize=2, elinewidth=0.9, label=label)  # fmt: skip
+    if figure.log:
+        axis.set_xscale("log")
+    axis.set_xlabel(f"{figure.x} (log scale)" if figure.log else figure.x)
+    axis.set_ylabel(figure.y)
     canvas.light_grid(axis, which="both")
     _legend(drawn, axis, figure)
     canvas.save(drawn, path, note=_note(figure))

@@ -108,7 +108,7 @@ def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
     A value whose runs have all failed cannot win. As long as a run is missing, or some of a value's
     seeds have failed, nothing wins: the one that cannot be judged might have.
     """
-    judged = [row for row in rows if row.metric == sweep.metric and row.gate == sweep.gate]
+    judged = list(_judged(sweep, rows))
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in judged:
         if row.test == VALIDATION:
@@ -130,6 +130,17 @@ def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
             Choice(dict(rest), candidates, winner, note, _close(sweep, candidates, winner), tests)
         )
     return choices
+
+
+def _judged(sweep: SweepSpec, rows: Sequence[Row]) -> Iterator[Row]:
+    """What is looked at: of each variant the first of the sweep's gates that it has."""
+    found = [row for row in rows if row.metric == sweep.metric and row.gate in sweep.gate]
+    first: dict[str, str] = {}
+    for gate in sweep.gate:
+        for row in found:
+            if row.gate == gate and (row.each or row.failed):
+                first.setdefault(row.variant, gate)
+    return (row for row in found if row.gate == first.get(row.variant, sweep.gate[0]))
 
 
 def _rest(sweep: SweepSpec, row: _Placed) -> tuple[Any, ...]:
@@ -223,8 +234,9 @@ def sweep_table(
             cells += [_number(choice.tests.get(test), digits) if won else "" for test in tests]
             lines.append(tuple(cells))
         notes += list(_notes(choice, shown, labels))
+    gates = ", ".join(labels.of_value("gate", gate) for gate in sweep.gate)
     notes.append(
-        f"Chosen: the {sweep.best} {metric} of {labels.of_value('gate', sweep.gate)} on validation "
+        f"Chosen: the {sweep.best} {metric} of {gates} on validation "
         "images, which nobody trains on. Only the choice was tested."
     )
     title = f"Chosen on validation data: {', '.join(labels.of_dimension(d) for d in sweep.over)}"

@@ -7,7 +7,7 @@ folders, the page also says who holds what, what is private, and what the stages
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -458,7 +458,10 @@ def _figure(figure: Figure) -> list[PagePart]:
     drawn = [series for series in figure.series if series.points]
     if not drawn:
         return []
-    if figure.kind == "dots":
+    if figure.kind == "scatter":
+        told = [(f"{one.label}: {p.x:.3g} {figure.x}", p) for one in drawn for p in one.points]
+        drawn = [Series("", tuple(replace(point, x=label) for label, point in told))]
+    if figure.kind in ("dots", "scatter"):
         return [Dots([_dots(figure, drawn)], notes)]
     return [Charts([AxisChoice(figure.x, [_lines(figure, drawn)])], notes)]
 

@@ -95,3 +95,29 @@ def test_figures_are_written_as_pdf_too(tmp_path: Path) -> None:
     canvas.save(figure, tmp_path / "g.pdf")
     assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "f.pdf").read_bytes() == (tmp_path / "g.pdf").read_bytes()
+
+
+def test_a_scatter_is_what_was_reached_at_what_it_cost(drawn: list[Any]) -> None:
+    spec = FigureSpec(name="f", kind="scatter", x="bytes", series=("variant",), test="iid")
+    costs = {"a": 3e6, "b": 4e7, "c": 0.0, "d": 5e5}
+    found = [
+        row({0: 0.5, 1: 0.6}, variant=name, folder=name, bytes_per_device=cost)
+        for name, cost in costs.items()
+    ]
+    figure = fill_figure(spec, [*found, row({0: 0.9}, variant="untold", folder="e")], LABELS)
+    assert {one.label: one.points[0].x for one in figure.series} == {
+        "First": 3.0, "Second": 40.0, "c": 0.0, "d": 0.5
+    }  # fmt: skip
+    assert (figure.x, figure.y, figure.log) == ("MB per device", "accuracy, IID test", True)
+    draw_figure(figure, Path("unused.png"))
+    (axis,) = drawn[0].axes
+    assert axis.get_xscale() == "log"
+    assert [list(line.lines[0].get_xdata()) for line in axis.containers] == [[3.0], [40.0], [0.5]]
+    across = [line for line in axis.lines if list(line.get_ydata()) == [0.55, 0.55]]
+    assert len(across) == 1  # what cost nothing
+
+
+def test_a_scatter_counts_exchanges_too() -> None:
+    spec = FigureSpec(name="f", kind="scatter", x="exchanges", series=("variant",), test="iid")
+    figure = fill_figure(spec, [row({0: 0.5}, exchanges=12)], LABELS)
+    assert [(one.points[0].x, one.points[0].se) for one in figure.series] == [(12, None)]

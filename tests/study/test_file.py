@@ -310,7 +310,7 @@ REFUSED = {
         "rolling is ",
     ),
     "names": ('name = "skew"', 'name = "methods"', "the name 'methods' stands in comparisons"),
-    "figure kind": ('"lines"', '"bars"', "kind: input should be 'lines', 'dots', 'routing' or"),
+    "figure kind": ('"lines"', '"bars"', "kind: input should be 'lines', 'dots', 'routing', "),
     "figure x": ('x = "data.tau"', 'x = "tau"', "figures 1 .*: x: tau is no dimension; did you"),
     "figure y": ('x = "data.tau"', 'y = "acc"\nx = "data.tau"', "y: acc is no metric that a run"),
     "figure series": ('["variant", "length"]', '["variants"]', "variants is no dimension; did you"),

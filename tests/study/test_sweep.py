@@ -11,7 +11,7 @@ from nmoe_flower.study.rows import Row
 from nmoe_flower.study.sweep import choose, hide_the_others, sweep_table
 from tests.study.conftest import Write, row
 
-RATE = SweepSpec(over=("extractor.learning-rate",), gate="federated")
+RATE = SweepSpec(over=("extractor.learning-rate",), gate=("federated",))
 LABELS = Labels(axes={"extractor.learning-rate": (0.1, 0.2, 0.4)})
 
 
@@ -129,3 +129,21 @@ test = "iid"
 """
     with pytest.raises(ConfigError, match=r"sweep.*test = iid.*validation"):
         written(text)
+
+
+def test_each_variant_is_judged_by_the_first_of_several_gates_that_it_has() -> None:
+    sweep = RATE.model_copy(update={"gate": ("fedem", "fedavg")})
+    rows = [
+        at(rate, "validation", score, variant=variant, gate=gate)
+        for variant, gate, scores in (
+            ("one", "fedavg", (0.3, 0.2, 0.1)),
+            ("two", "fedavg", (0.3, 0.2, 0.1)),
+            ("two", "fedem", (0.1, 0.2, 0.3)),
+        )
+        for rate, score in zip((0.1, 0.2, 0.4), scores, strict=True)
+    ]
+    chosen = {c.rest["variant"]: c.winner.values for c in choose(sweep, rows) if c.winner}
+    rate = "extractor.learning-rate"
+    assert chosen == {"one": {rate: 0.1}, "two": {rate: 0.4}}
+    table = sweep_table(sweep, choose(sweep, rows), LABELS)
+    assert "accuracy of fedem, fedavg on validation images" in table.notes[-1]
