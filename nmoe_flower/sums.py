@@ -530,8 +530,8 @@ def nearest_means(means: Array) -> Discriminants:
     Args:
         means: Mean standardised latent of each client, [E, D].
 
-    >>> nearest_means(np.array([[0.0], [4.0]])).bias.tolist()
-    [0.0, -8.0]
+    >>> nearest_means(np.array([[2.0], [4.0]])).bias.tolist()
+    [-2.0, -8.0]
     """
     weight = means / math.sqrt(means.shape[1])
     return Discriminants(weight, -0.5 * (means * weight).sum(axis=1))

@@ -19,6 +19,7 @@ PAGES = [
     DOCS / name
     for name in (
         "results.md",
+        "explanation/baselines.md",
         "explanation/fedsc.md",
         "explanation/language.md",
         "explanation/privacy.md",

@@ -268,7 +268,7 @@ def test_a_reply_of_a_client_that_breaks_is_dropped_alone(
 def test_the_how_to_is_followed_literally(tmp_path: Path) -> None:
     """In a copy of the package: its file, its row, and the two commands it ends with."""
     page = (ROOT / "docs/how-to/add-a-system.md").read_text(encoding="utf-8")
-    code, row = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, row = re.findall(r"```(?:python|text)\n(.*?)```", page, re.DOTALL)
     without = shutil.ignore_patterns("__pycache__")
     package = tmp_path / "there" / "nmoe_flower"
     shutil.copytree(ROOT / "nmoe_flower", package, ignore=without)
