@@ -26,12 +26,11 @@ RUNS = {
     "gate.methods=lda run.controls=ridge",
     "aligned": "run.system=aligned alignment.extractor=stage-1",
     "shortlist": "gate.shortlist=2 gate.methods=federated run.controls=",
-    "lda": "gate.methods=lda run.controls=",
     "baseline": "run.system=fedavg baseline.rounds=2 baseline.evaluate-every=1 "
     "baseline.tuning-steps=2",
 }
 # Those of text, and of adapters on a given backbone; tests/pipeline has their runs.
-ELSEWHERE = {"standard", "held-out"}
+ELSEWHERE = {"standard", "gate/lda", "held-out"}
 
 
 @pytest.fixture(scope="module")
