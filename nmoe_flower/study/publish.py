@@ -74,7 +74,7 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
             if own and one.results is not None and one.path is not None:
                 kept = bool(findings.policies)  # what their tables and figures are made from
                 publish_run(one.path, new / one.run.variant, clients=False, routing=False,
-                            partition=one.run.seed == study.seeds[0],  # others deal alike
+                            partition=first,  # an example
                             rounds=kept, audit=kept and first,
                             tests=findings.tells_tests_of(one.run))  # fmt: skip
                 first = False

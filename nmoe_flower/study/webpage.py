@@ -508,9 +508,11 @@ def _lines(figure: Figure, drawn: Sequence[Series]) -> Any:
 
 def _dots(figure: Figure, drawn: Sequence[Series]) -> Any:
     """A row for each name and series; below a head for each name where there are several series."""
-    names = list(figure.categories) or sorted(
-        {f"{point.x:g}" for one in drawn for point in one.points}, key=float
-    )
+    names = list(figure.categories)
+    if not names:
+        places = dict.fromkeys(point.x for one in drawn for point in one.points)
+        named = all(isinstance(place, str) for place in places)
+        names = [str(p) for p in places] if named else sorted({f"{p:g}" for p in places}, key=float)
     several, coloured = len(drawn) > 1, len(drawn) <= COLOURS
     rows = []
     for name in names:
