@@ -31,7 +31,7 @@ from nmoe_flower.baselines.partial import PartialExperts, expert_of
 from nmoe_flower.baselines.submixture import mixed_logits
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ConfigError, ReplyError
+from nmoe_flower.errors import ConfigError
 from nmoe_flower.records import BaselineKey, FeedbackKey
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies import StreamingOptions, Usable
@@ -110,10 +110,7 @@ class ChosenExperts(PartialExperts):
         Raises:
             ReplyError: They are missing, or no shares.
         """
-        used = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
-        if used is None:
-            raise ReplyError(f"metric {BaselineKey.USAGE!r} is missing")
-        self._found[client] = used
+        self._found[client] = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

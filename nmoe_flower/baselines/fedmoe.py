@@ -26,7 +26,6 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import BaselineKey
 from nmoe_flower.strategies import StreamingOptions, Usable
 
@@ -106,10 +105,7 @@ class UsedExperts(PartialExperts):
         Raises:
             ReplyError: It is missing, or no shares.
         """
-        used = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
-        if used is None:
-            raise ReplyError(f"metric {BaselineKey.USAGE!r} is missing")
-        self._found[client] = used
+        self._found[client] = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -27,7 +27,6 @@ from nmoe_flower.alignment import DeficitQueue, InfeasibleBoundsError, align
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import BaselineKey
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies import StreamingOptions, Usable
@@ -111,11 +110,6 @@ class FlexExperts(PartialExperts):
         """
         masses = self.scores_of(usable, BaselineKey.MASSES)
         right = self.scores_of(usable, BaselineKey.ACCURACIES, most=1.0)
-        for name, found in ((BaselineKey.MASSES, masses), (BaselineKey.ACCURACIES, right)):
-            if found is None:
-                raise ReplyError(f"metric {name!r} is missing")
-        assert masses is not None
-        assert right is not None
         self._found[client] = masses, right
 
     def aggregate_train(

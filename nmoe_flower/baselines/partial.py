@@ -88,10 +88,8 @@ class PartialExperts(StreamingFedAvg):
         """What else a client is sent, to read: in a reply these arrays are refused."""
         return {}
 
-    def scores_of(
-        self, usable: Usable, key: str, *, most: float | None = None
-    ) -> np.ndarray | None:
-        """A number for each of all E experts from the metrics of a reply; None if it has none.
+    def scores_of(self, usable: Usable, key: str, *, most: float | None = None) -> np.ndarray:
+        """A number for each of all E experts from the metrics of a reply.
 
         Args:
             usable: The reply.
@@ -99,10 +97,10 @@ class PartialExperts(StreamingFedAvg):
             most: The greatest value allowed; None: any.
 
         Raises:
-            ReplyError: They are not E finite numbers from 0 to ``most``.
+            ReplyError: They are missing, or not E finite numbers from 0 to ``most``.
         """
         if key not in usable.metrics:
-            return None
+            raise ReplyError(f"metric {key!r} is missing")
         try:
             found = np.atleast_1d(np.asarray(usable.metrics[key], np.float64))
         except OverflowError:
@@ -159,9 +157,9 @@ class PartialExperts(StreamingFedAvg):
         return usable
 
     def _read_masses(self, usable: Usable, given: Mapping[str, np.ndarray]) -> list[float] | None:
-        masses = self.scores_of(usable, BaselineKey.MASSES)
-        if masses is None:
+        if BaselineKey.MASSES not in usable.metrics:
             return None
+        masses = self.scores_of(usable, BaselineKey.MASSES)
         held = {self.owner(name) for name in given}
         if odd := [k for k in np.flatnonzero(masses).tolist() if k not in held]:
             raise ReplyError(f"a mass for expert {odd[0]}, which this client was not assigned")
