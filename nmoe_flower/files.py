@@ -41,6 +41,7 @@ __all__ = [
     "read_metadata",
     "read_text",
     "read_toml",
+    "rounded",
     "safe_child",
     "save_arrays",
     "to_json",
@@ -240,6 +241,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Every float with that many significant digits, or more if it is as long before its point.
+
+    >>> rounded({"a": [0.123456, 7, 98765.4]}, 3)
+    {'a': [0.123, 7, 98765.0]}
+    """
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if abs(value) < 10**digits else float(round(value))
+    if isinstance(value, list):
+        return [rounded(inner, digits) for inner in value]
+    if isinstance(value, Mapping):
+        return {key: rounded(inner, digits) for key, inner in value.items()}
+    return value
 
 
 def to_toml(value: Mapping[str, Any]) -> str:

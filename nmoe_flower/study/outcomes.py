@@ -11,7 +11,7 @@ from typing import Any
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import read_json, read_toml
+from nmoe_flower.files import read_json, read_toml, rounded
 from nmoe_flower.report import read_provenance, read_results
 from nmoe_flower.results import FREE_KEYS, PATH_KEYS, RunFolder
 from nmoe_flower.study.file import Study
@@ -20,8 +20,11 @@ from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.rows import RunOutcome
 from nmoe_flower.study.share import FILLED_IN, depends_on
 
-__all__ = ["outcomes_of", "read_outcome", "refuse_another"]
+__all__ = ["KEPT_DIGITS", "outcomes_of", "read_outcome", "refuse_another"]
 
+KEPT_DIGITS = (
+    6  # significant ones of a result: published runs, which keep them, give the same tables
+)
 _MOST_SHOWN = 4
 
 
@@ -66,11 +69,16 @@ def read_outcome(run: StudyRun, runs: Path) -> RunOutcome:
     known = trainer is not None and (trainer / "results.json").is_file()
     return RunOutcome(
         run,
-        read_results(there.results_path),
-        read_results(trainer / "results.json") if trainer is not None and known else None,
+        _digits_of(there.results_path),
+        _digits_of(trainer / "results.json") if trainer is not None and known else None,
         path=folder,
         provenance=read_provenance(there.provenance_path),
     )
+
+
+def _digits_of(path: Path) -> dict[str, Any]:
+    results: dict[str, Any] = rounded(read_results(path), KEPT_DIGITS)
+    return results
 
 
 def refuse_another(

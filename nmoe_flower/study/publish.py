@@ -1,7 +1,8 @@
 """What is kept of finished runs where others can see it: small files, no paths of the machine.
 
-``<study>/<variant>/seed-N/`` gets the provenance whole, of the configuration what is not as it
-comes, and of the results what tables are made of. The layout is that of a study's runs, so whatever
+``<study>/<variant>/seed-N/`` gets the provenance without the samples of each class, which the
+data's fingerprint stands for, of the configuration what is not as it comes, and of the results what
+tables are made of, with six significant digits. The layout is that of a study's runs, so whatever
 reads those reads this.
 """
 
@@ -9,7 +10,7 @@ import io
 import json
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from PIL import Image
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import all_or_none, write_bytes, write_json, write_text
+from nmoe_flower.files import all_or_none, rounded, write_bytes, write_json, write_text
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
+from nmoe_flower.study.outcomes import KEPT_DIGITS
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
 from nmoe_flower.study.share import HEAD_STAGE
 
 __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
 
 _COLOURS = 64
-_DIGITS, _OF_ROUNDS = 6, 5  # significant ones, of what no table shows; rows stay whole
+_OF_ROUNDS = 5  # significant digits
 _KEPT = 50  # rounds of a stage
 _DRAWN = 200  # of one that a figure is drawn over
 _COLUMNS = ("stage", "round", "metrics")
@@ -118,6 +120,7 @@ def publish_run(
     target = variant / f"seed-{config['run']['seed']}"
     write_text(target / "config.toml", tomli_w.dumps(config))
     origin = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    origin.pop("samples", None)
     if "stage-1" in origin:
         origin["stage-1"]["from"] = _named_stage(Path(origin["stage-1"]["from"]))
     write_json(target / "provenance.json", origin)
@@ -149,17 +152,13 @@ def _named_stage(folder: Path) -> str:
 
 
 def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> dict[str, Any]:
-    """The results with no more than tables need."""
-    kept = dict(results)
-    kept["rows"] = []
-    for row in results["rows"]:
-        own = rounded(row.get("per_client") or {}, _DIGITS)
-        line = {key: value for key, value in row.items() if key != "per_client"}
-        kept["rows"].append({**line, "per_client": own} if clients else line)
-    kept.pop("routing", None)
-    if routing and results.get("routing"):
-        kept["routing"] = rounded(results["routing"], _DIGITS)
-    kept["stages"] = rounded(results.get("stages") or {}, _DIGITS)
+    """The results with no more than tables need, and as many digits."""
+    kept: dict[str, Any] = rounded(results, KEPT_DIGITS)
+    if not clients:
+        for row in kept["rows"]:
+            row.pop("per_client", None)
+    if not routing:
+        kept.pop("routing", None)
     return kept
 
 
@@ -189,21 +188,6 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
         for name, section in config.items()
     }
     return {name: section for name, section in told.items() if section}
-
-
-def rounded(value: Any, digits: int) -> Any:
-    """Every float with that many significant digits.
-
-    >>> rounded({"a": [0.123456, 7]}, 3)
-    {'a': [0.123, 7]}
-    """
-    if isinstance(value, float):
-        return float(f"{value:.{digits}g}")
-    if isinstance(value, list):
-        return [rounded(inner, digits) for inner in value]
-    if isinstance(value, Mapping):
-        return {key: rounded(inner, digits) for key, inner in value.items()}
-    return value
 
 
 def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False) -> Iterator[str]:
