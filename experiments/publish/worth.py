@@ -1,7 +1,8 @@
 """The figure of the page that says when a mixture is worth it, from the published studies.
 
-A line for each case: what one averaged head reaches, a device alone, the mixture, and who is told
+A line for each case: what one averaged model reaches, a device alone, the mixture, and who is told
 which expert to ask. Means over the seeds of the study; bars are one standard error to either side.
+Text is measured in bits per byte and has an axis of its own, on which better is right, too.
 """
 
 import json
@@ -34,6 +35,7 @@ class Case:
         test: On which test.
         marks: By the names in `LOOKS`.
         values: The axes' values, where the study has axes.
+        metric: What is drawn.
     """
 
     title: str
@@ -41,14 +43,21 @@ class Case:
     test: str
     marks: Mapping[str, Mark]
     values: Mapping[str, Any] | None = None
+    metric: str = "accuracy"
 
 
 # Colour and mark of each thing, in the order of the legend.
 LOOKS: Final = {
     "own expert": (canvas.GREY, "v"),
-    "one averaged head": (canvas.BLUE, "o"),
+    "one averaged model": (canvas.BLUE, "o"),
     "mixture": (canvas.ORANGE, "D"),
     "told whom to ask": (canvas.INK, "|"),
+}
+
+# Label, least and most of each axis, the worse end first.
+AXES: Final = {
+    "accuracy": ("accuracy", (0.0, 1.0)),
+    "bits_per_byte": ("bits per byte of text, fewer are better", (6.5, 3.5)),
 }
 
 CASES: Final = (
@@ -58,7 +67,7 @@ CASES: Final = (
         "iid",
         {
             "own expert": Mark("mixture", "local"),
-            "one averaged head": Mark("averaged", "control:fedavg"),
+            "one averaged model": Mark("averaged", "control:fedavg"),
             "mixture": Mark("mixture", "lda"),
             "told whom to ask": Mark("mixture", "domain"),
         },
@@ -69,7 +78,7 @@ CASES: Final = (
         "iid",
         {
             "own expert": Mark("mixture", "local"),
-            "one averaged head": Mark("averaged-large", "control:fedavg"),
+            "one averaged model": Mark("averaged-large", "control:fedavg"),
             "mixture": Mark("mixture", "lda"),
             "told whom to ask": Mark("mixture", "domain"),
         },
@@ -80,7 +89,7 @@ CASES: Final = (
         "local",
         {
             "own expert": Mark("two", "local"),
-            "one averaged head": Mark("averaged", "control:fedavg"),
+            "one averaged model": Mark("averaged", "control:fedavg"),
             "mixture": Mark("two", "client-weights"),
         },
     ),
@@ -90,10 +99,22 @@ CASES: Final = (
         "iid",
         {
             "own expert": Mark("adjusted", "local"),
-            "one averaged head": Mark("averaged", "control:fedavg"),
+            "one averaged model": Mark("averaged", "control:fedavg"),
             "mixture": Mark("adjusted", "federated"),
         },
         {"setting": "tau-0.2"},
+    ),
+    Case(
+        "Write different languages\n(adapters of a language model)",
+        "text-domains",
+        "iid",
+        {
+            "own expert": Mark("experts", "local"),
+            "one averaged model": Mark("experts", "control:fedavg"),
+            "mixture": Mark("experts", "unigram"),
+            "told whom to ask": Mark("experts", "domain"),
+        },
+        metric="bits_per_byte",
     ),
 )
 
@@ -111,7 +132,7 @@ def found(case: Case) -> dict[str, dict[str, Any]]:
         (row["variant"], row["gate"]): row
         for row in json.loads(table.read_text(encoding="utf-8"))["rows"]
         if row["test"] == case.test
-        and row["metric"] == "accuracy"
+        and row["metric"] == case.metric
         and row["values"] == (case.values or {})
     }
     return {name: rows[mark.variant, mark.gate] for name, mark in case.marks.items()}
@@ -119,36 +140,49 @@ def found(case: Case) -> dict[str, dict[str, Any]]:
 
 def draw(path: Path) -> Path | None:
     """Draw the cases whose studies are published; returns the file, None if none is."""
-    told = {case.title: rows for case in CASES if (rows := found(case))}
-    if not told:
+    panels: dict[str, dict[str, dict[str, Any]]] = {}
+    for case in CASES:
+        if rows := found(case):
+            panels.setdefault(case.metric, {})[case.title] = rows
+    if not panels:
         return None
-    figure = canvas.new(5.4, 0.8 + 0.62 * len(told))
-    axis = figure.subplots()
-    for at, rows in enumerate(told.values()):
-        means = [row["mean"] for row in rows.values() if row["mean"] is not None]
-        axis.plot([min(means), max(means)], [at, at], color="#D9D9D9", linewidth=2, zorder=1)
-        for name, row in rows.items():
-            if row["mean"] is None:
-                continue
-            colour, mark = LOOKS[name]
-            axis.errorbar(row["mean"], at, xerr=row["se"], color=colour, marker=mark, linestyle="",
-                          markersize=9 if mark == "|" else 5.5, capsize=2, elinewidth=0.9,
-                          zorder=3, label=name if not at else None)  # fmt: skip
-            if name in ("mixture", "one averaged head"):
-                above = name == "mixture"
-                axis.annotate(f"{row['mean']:.3f}", (row["mean"], at), fontsize=7, color=colour,
-                              xytext=(0, 7 if above else -7), textcoords="offset points",
-                              ha="center", va="bottom" if above else "top")  # fmt: skip
-    axis.set_yticks(range(len(told)), list(told))
-    axis.set_ylim(len(told) - 0.45, -0.55)
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("accuracy")
-    canvas.light_grid(axis, which="x")
-    handles, names = axis.get_legend_handles_labels()
+    heights = [len(told) + 0.55 for told in panels.values()]
+    figure = canvas.new(5.4, 0.35 + 0.62 * sum(heights))
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (metric, told) in zip(axes, panels.items(), strict=True):
+        for at, rows in enumerate(told.values()):
+            _line(axis, at, rows)
+        axis.set_yticks(range(len(told)), list(told))
+        axis.set_ylim(len(told) - 0.45, -0.55)
+        label, ends = AXES[metric]
+        axis.set_xlabel(label)
+        axis.set_xlim(*ends)
+        canvas.light_grid(axis, which="x")
+    handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=7, ncols=4)
-    seeds = {row["n"] for rows in told.values() for row in rows.values()}
+    seeds = {
+        row["n"] for told in panels.values() for rows in told.values() for row in rows.values()
+    }
     canvas.save(figure, path, note=f"means of {_words(seeds)}, bars: standard error")
     return path
+
+
+def _line(axis: Any, at: int, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """One case: its marks on a bar from the worst to the best."""
+    means = [row["mean"] for row in rows.values() if row["mean"] is not None]
+    axis.plot([min(means), max(means)], [at, at], color="#D9D9D9", linewidth=2, zorder=1)
+    for name, row in rows.items():
+        if row["mean"] is None:
+            continue
+        colour, mark = LOOKS[name]
+        axis.errorbar(row["mean"], at, xerr=row["se"], color=colour, marker=mark, linestyle="",
+                      markersize=9 if mark == "|" else 5.5, capsize=2, elinewidth=0.9,
+                      zorder=3, label=name if not at else None)  # fmt: skip
+        if name in ("mixture", "one averaged model"):
+            above = name == "mixture"
+            axis.annotate(f"{row['mean']:.3f}", (row["mean"], at), fontsize=7, color=colour,
+                          xytext=(0, 7 if above else -7), textcoords="offset points",
+                          ha="center", va="bottom" if above else "top")  # fmt: skip
 
 
 def _words(seeds: set[int]) -> str:
