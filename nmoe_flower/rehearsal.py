@@ -82,7 +82,7 @@ def rehearse_language(config: Config, data: "TextData") -> None:
     Raises:
         ConfigError: The text names the key, its value and what is allowed.
     """
-    from nmoe_flower.clients.device import configured_language
+    from nmoe_flower.backbone import configured_language
 
     _check_device(config.run.device)
     configured_language(config, data.vocab_size)

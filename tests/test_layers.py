@@ -46,7 +46,7 @@ ROWS = [
         "alignment",
     },
     {"training"},
-    {"engine"},
+    {"engine", "backbone"},
     {"clients", "strategies", "inference"},
     {"baselines"},
     {"pipeline"},

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {"provenance": source, "encrypted": not args.insecure}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bundles = export_run(args.run, folder / "bundles")
+        exported = export_run(args.run, folder / "bundles")
+        bundles = [bundle for bundle in exported if isinstance(bundle, Bundle)]
         certificates, identity = (None, None) if args.insecure else _certificates(folder)
         soaked = None
         if args.soak:

@@ -1,9 +1,15 @@
 """``nmoe bundle``: from a finished run to the folders that devices serve and ask with."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nmoe_flower.arguments import Whole
 from nmoe_flower.cli.options import needs_serve
+
+if TYPE_CHECKING:
+    from nmoe_flower.inference import Bundle, TextBundle
 
 __all__ = ["ABOUT", "add_arguments"]
 
@@ -26,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("bundles"), metavar="DIR", help="(bundles)"
     )
     parser.add_argument("--gate", help="which gate routes (federated, or what the run has)")
+    parser.add_argument(
+        "--replicas", type=Whole(1, 10_000), default=1, metavar="N",
+        help="devices that hold each adapter of a language model (%(default)s)",
+    )  # fmt: skip
 
     def command(args: argparse.Namespace) -> int:
         if (args.run is None) == (args.store is None):
@@ -33,10 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         with needs_serve("nmoe bundle"):
             from nmoe_flower.inference import export_run, export_store
 
+        bundles: Sequence[Bundle | TextBundle]
         if args.store is not None:
             bundles = [export_store(args.store, args.out, gate=args.gate)]
         else:
-            bundles = export_run(args.run, args.out, gate=args.gate)
+            bundles = export_run(args.run, args.out, gate=args.gate, replicas=args.replicas)
         for bundle in bundles:
             print(
                 f"{bundle.folder}  expert {bundle.expert_version}  gate {bundle.gate_version}  "

@@ -1,4 +1,4 @@
-"""``nmoe infer``: images in, lines of JSON out."""
+"""``nmoe infer``: images in, lines of JSON out; of text see `infer_text`."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nmoe_flower.arguments import Number, OutputFile, Whole
+from nmoe_flower.cli.infer_text import add_text, run_text
 from nmoe_flower.cli.options import (
     add_keys,
     add_metrics_port,
@@ -25,8 +26,9 @@ __all__ = ["ABOUT", "add_arguments"]
 
 T = TypeVar("T")
 
-ABOUT = "classify images with the peers' help"
+ABOUT = "classify images, or score and write text, with the peers' help"
 
+_DEADLINE = 1.0
 _EXAMPLES = """\
 examples:
   nmoe infer bundles/0 photo.png                          this device's expert alone
@@ -35,16 +37,22 @@ examples:
   nmoe infer bundle images/ more.npy --peers peers.json --certificate camera-0.pem \\
              --key camera-0.key --authority ca.pem --records traffic.jsonl
   cat photo.png | nmoe infer bundle - --peers peers.json --insecure
+  nmoe infer bundles/0 --text "def f(x):" --peers peers.json --insecure
+  nmoe infer bundles/0 --text "def f(x):" --generate 32 --peers peers.json --insecure
 
 One line of JSON per image: class, probability, the experts the gate chose, who answered, the
 milliseconds of its batch, and what was fallen back to. An image that cannot be read gets a line
-with "error", and the exit code is then 1.
+with "error", and the exit code is then 1. Of text one line: bits per byte, the experts that were
+chosen, who answered, bytes sent and received. With --generate the text goes on standard output as
+it comes, and that line to standard error.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe infer``."""
-    parser.description = "Classify images with the help of the other devices."
+    parser.description = (
+        "Classify images, or score and write text, with the help of the other devices."
+    )
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -68,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=Whole(1, 1 << 20), default=64, help="images at once (%(default)s)"
     )
     seconds = Number(0, 86_400, open=True)
-    parser.add_argument("--deadline", type=seconds, default=1.0, help="seconds (%(default)s)")
+    parser.add_argument(
+        "--deadline", type=seconds, metavar="SECONDS", help="of an answer (1; of text 10)"
+    )
     parser.add_argument(
         "--hedge-after", type=seconds, metavar="SECONDS", help="then ask the next best besides"
     )
@@ -76,13 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefer-margin", type=Number(0, 1e6), default=0.0, metavar="SCORE",
         help="how much lower a healthier expert may score (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--encoding", choices=("float32", "float16", "int8"), default="float32")
+    parser.add_argument(
+        "--encoding", choices=("float32", "float16", "int8"), help="(float32; of text float16)"
+    )
+    add_text(parser)
     add_metrics_port(parser)
     parser.add_argument(
         "--records", type=OutputFile(), metavar="FILE", help="append a line per batch"
     )
 
     def command(args: argparse.Namespace) -> int:
+        _check_text(parser, args)
         if args.node is not None:
             check_keys(parser, args)
             args.bundle = None
@@ -94,9 +108,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             import nmoe_flower.inference  # noqa: F401
 
             take_node(args)
-        return _run(args)
+        return _run(args) if args.text is None else run_text(args)
 
     parser.set_defaults(command=command)
+
+
+def _check_text(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Leave with a usage error if options of text and of images are mixed."""
+    if args.text is not None:
+        if args.images:
+            parser.error(f"--text TEXT stands for the images: leave out {args.images[0]}")
+        if args.generate is not None and args.prefix is not None:
+            parser.error("--prefix is of scoring: leave it out with --generate")
+        names, whose = ["hedge_after", "records", "metrics_port"], "of images alone"
+        if args.generate is None:
+            names += ["temperature", "seed"]
+            whose = "of images, or of --generate"
+    else:
+        names, whose = ["generate", "temperature", "seed", "prefix", "weights"], "of --text TEXT"
+    for name in names:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} is {whose}")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -120,10 +152,10 @@ def _run(args: argparse.Namespace) -> int:
             authority=args.authority,
             insecure=args.insecure,
             top_k=args.top_k,
-            deadline=args.deadline,
+            deadline=args.deadline or _DEADLINE,
             hedge_after=args.hedge_after,
             prefer_margin=args.prefer_margin,
-            encoding=args.encoding,
+            encoding=args.encoding or "float32",
             metrics=metrics,
         ) as client,
     ):

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--drain-seconds", Number(0, 86_400), 10.0, "to finish what is open"),
     ):
         parser.add_argument(name, type=kind, default=default, help=f"{text} (%(default)s)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="PATH",
+        help="of text: the backbone's, if they are not where the run had them",
+    )  # fmt: skip
     parser.add_argument("--log", choices=("json", "text"), default="json", help="on stderr")
 
     def command(args: argparse.Namespace) -> int:
@@ -97,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace) -> int:
-    from nmoe_flower.inference import ExpertServer, Sources, SourceWatch
+    from nmoe_flower.inference import ExpertServer, Sources, SourceWatch, TextExperts
 
     keys = None if args.insecure else (args.certificate, args.key, args.authority)
     sources = Sources(args.bundle, keys, args.peers)
@@ -112,6 +117,7 @@ async def _serve(args: argparse.Namespace) -> int:
         max_queue=args.max_queue,
         peer_list=peers.to_message() if peers else None,
         deny=args.deny,
+        load_text=partial(TextExperts.open, weights=str(args.weights or "")),
     )
     stop, again = _heed_signals()
     with serve_metrics(server.metrics.registry, args.metrics_port):

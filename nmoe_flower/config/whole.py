@@ -19,6 +19,7 @@ from nmoe_flower.config.fedsc import FedSCConfig
 from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
+from nmoe_flower.config.query import QueryConfig
 from nmoe_flower.config.rules import advice, check_rules
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section, kebab, shown
@@ -47,6 +48,7 @@ class Config(Section):
     text: TextConfig = Field(default_factory=lambda: TextConfig.model_validate({}))
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
+    query: QueryConfig = Field(default_factory=lambda: QueryConfig.model_validate({}))
     alignment: AlignmentConfig = Field(default_factory=lambda: AlignmentConfig.model_validate({}))
     baseline: BaselineConfig = Field(default_factory=lambda: BaselineConfig.model_validate({}))
     run: RunConfig = Field(default_factory=lambda: RunConfig.model_validate({}))

@@ -56,6 +56,7 @@ from nmoe_flower.models.nmoe import (
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
 from nmoe_flower.models.small_lm import SmallLM, SmallSizes
+from nmoe_flower.models.split_lm import Past, SplitLM, split_lm
 from nmoe_flower.models.standard import Standard, add_standard, standardised
 from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
 from nmoe_flower.models.text_gate import (
@@ -98,6 +99,7 @@ __all__ = [
     "NMoE",
     "OpenLM",
     "OracleGate",
+    "Past",
     "Prediction",
     "PretrainedExtractor",
     "PriorChoice",
@@ -109,6 +111,7 @@ __all__ = [
     "ScoringRouter",
     "SmallLM",
     "SmallSizes",
+    "SplitLM",
     "Standard",
     "StandardisedConv2d",
     "TrainedGate",
@@ -139,6 +142,7 @@ __all__ = [
     "own_gate",
     "require_peft",
     "route_top_k",
+    "split_lm",
     "standardised",
     "state_scores",
     "text_routes",

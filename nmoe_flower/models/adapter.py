@@ -81,6 +81,7 @@ class AdaptedLM(nn.Module):
 
     Attributes:
         layers: Names of the adapted layers, in order.
+        cut: How many blocks stand before the first one with an adapter.
         rank: Rank of the adapter at work; 0: none has been loaded.
 
     Raises:
@@ -100,7 +101,8 @@ class AdaptedLM(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.layers = _layers(network, blocks, targets)
+        self.cut = _first_adapted(network, blocks)
+        self.layers = _layers(network, self.cut, targets)
         place, count = blocks_of(network)
         below = [network.get_submodule(f"{place}.{block}") for block in range(count // 2)]
         self._cut = network.get_submodule(f"{place}.{count // 2}")
@@ -309,10 +311,14 @@ class AdaptedLM(nn.Module):
         return torch.cat(found).numpy() if found else np.zeros(shape, np.float32)
 
 
-def _layers(network: nn.Module, blocks: str, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the linear layers that are adapted."""
-    place, count = blocks_of(network)
-    first = 0 if blocks == "all" else count // 2
+def _first_adapted(network: nn.Module, blocks: str) -> int:
+    """The first block with an adapter."""
+    return 0 if blocks == "all" else blocks_of(network)[1] // 2
+
+
+def _layers(network: nn.Module, first: int, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the linear layers that are adapted, from the block ``first`` on."""
+    place, _ = blocks_of(network)
     within = re.compile(rf"{re.escape(place)}\.(\d+)\.(.+)")
     found, known = [], dict[str, None]()
     for name, module in network.named_modules():

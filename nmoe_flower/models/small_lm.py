@@ -86,12 +86,22 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states [B, T, d] to hidden states [B, T, d]."""
+    def forward(self, hidden: Tensor, past: list[Tensor] | None = None) -> Tensor:
+        """Hidden states [B, T, d] to hidden states [B, T, d].
+
+        Args:
+            hidden: Of the latest T tokens.
+            past: Keys and values of what stands before them, or nothing yet; theirs are added.
+        """
         shape, width = hidden.shape, hidden.shape[2]
         qkv = self.qkv(F.rms_norm(hidden, (width,)))
         split = qkv.view(*shape[:2], 3, self.heads, width // self.heads)
-        mixed = _attend(*split.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(shape)
+        query, *seen = split.permute(2, 0, 3, 1, 4)
+        if past is not None:
+            if past:
+                seen = [torch.cat(pair, dim=2) for pair in zip(past, seen, strict=True)]
+            past[:] = seen
+        mixed = _attend(query, *seen).transpose(1, 2).reshape(shape)
         hidden = hidden + self.out(mixed)
         inner: Tensor = self.up(F.rms_norm(hidden, (width,))).relu().square()
         found: Tensor = hidden + self.down(inner)
@@ -99,11 +109,15 @@ class _Block(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention; plain products where the CPU is several times slower with fused ones."""
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+    """Causal attention of the latest tokens to all; plain products where fused ones are slow."""
+    size, seen = query.shape[2], key.shape[2]
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if size == seen and not slow:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    size = query.shape[2]
-    later = torch.full((size, size), -torch.inf, dtype=query.dtype).triu(1)
+    later = torch.full((size, seen), -torch.inf, dtype=query.dtype, device=query.device)
+    later = later.triu(1 + seen - size)
+    if not slow:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=later)
     scores: Tensor = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + later
     return scores.softmax(dim=3) @ value
 
@@ -139,11 +153,29 @@ class SmallLM(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of what follows each token."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.tokens(tokens) + self.places(places)
+        hidden = self.embed(tokens)
         for block in self.blocks:
             hidden = block(hidden)
-        return F.linear(F.rms_norm(hidden, (self.sizes.width,)), self.tokens.weight)
+        return self.output(self.norm(hidden))
+
+    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Hidden states [B, T, d] before the first block.
+
+        Args:
+            tokens: Whole numbers [B, T].
+            first: Place of the first of them in the text.
+        """
+        places = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+        found: Tensor = self.tokens(tokens) + self.places(places)
+        return found
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the last block, as the output reads them."""
+        return F.rms_norm(hidden, (self.sizes.width,))
+
+    def output(self, final: Tensor) -> Tensor:
+        """Logits [..., V] of normed hidden states [..., d]."""
+        return F.linear(final, self.tokens.weight)
 
     def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``.

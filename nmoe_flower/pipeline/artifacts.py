@@ -174,4 +174,6 @@ class Artifacts:
         for name, array in self.adapters.items():
             client, _, part = name.partition("/")
             found.setdefault(f"adapter-{client}", {})[part] = array
+        if self.frequencies is not None:
+            found["gate-unigram"] = {records.TextKey.FREQUENCIES: self.frequencies}
         return found | {f"adapter-{name}": arrays for name, arrays in self.shared_adapters.items()}

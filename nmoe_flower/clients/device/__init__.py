@@ -16,7 +16,7 @@ from nmoe_flower.clients.device.device import (
     fresh_head,
     initial_seed,
 )
-from nmoe_flower.clients.device.language import Language, configured_language, language_of
+from nmoe_flower.clients.device.language import Language, language_of
 from nmoe_flower.clients.device.latents import (
     TEST_BATCH,
     check_given,
@@ -39,7 +39,6 @@ __all__ = [
     "Store",
     "Versions",
     "check_given",
-    "configured_language",
     "device_of",
     "experts_of",
     "finished_head",

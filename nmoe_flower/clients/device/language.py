@@ -6,19 +6,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import torch
 
+from nmoe_flower.backbone import computes_in_bf16, configured_language
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.clients.device.device import Device, initial_seed
-from nmoe_flower.config import Config
-from nmoe_flower.data import cache_root
 from nmoe_flower.data.text import TextData, TextSplit, configured_text, own_text
 from nmoe_flower.errors import ConfigError, ReplyError
-from nmoe_flower.models import AdaptedLM, Chunks, open_language_model
+from nmoe_flower.models import AdaptedLM, Chunks
 from nmoe_flower.records import TextKey
-from nmoe_flower.training import autocast, seeded, use_bf16
+from nmoe_flower.training import autocast, seeded
 
-__all__ = ["Language", "configured_language", "language_of"]
+__all__ = ["Language", "language_of"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -73,7 +71,7 @@ class Language:
     @property
     def bf16(self) -> bool:
         """Whether it computes in bfloat16."""
-        return _bf16(self.device.config)
+        return computes_in_bf16(self.device.config)
 
     def fresh(self, rank: int) -> Arrays:
         """A fresh adapter, the same on every client for a rank."""
@@ -169,46 +167,4 @@ def _own_text(device: Device) -> TextData:
     )
 
 
-def configured_language(config: Config, vocab_size: int) -> tuple[AdaptedLM, bytes]:
-    """Open the configured backbone and freeze it; returns it with the hash of its weights.
-
-    Args:
-        config: The run's configuration.
-        vocab_size: Number of tokens of the text.
-
-    Raises:
-        ConfigError: A key asks for what this backbone has not; or it cannot be opened.
-    """
-    settings, bf16 = config.adapter, _bf16(config)
-    with seeded(initial_seed(config, "extractor")):
-        opened = open_language_model(
-            config.extractor.backbone,
-            config.extractor.weights,
-            vocab_size=vocab_size,
-            window=config.text.window,
-            cache=cache_root(config.data.cache_dir),
-            widths=config.extractor.widths,
-            bf16=bf16,
-        )
-    model = AdaptedLM(
-        opened.network,
-        opened.vocab_size,
-        blocks=settings.blocks,
-        targets=settings.targets,
-        scale=settings.scale,
-        bias=settings.bias,
-        bf16=bf16,
-    )
-    model.check_rank(settings.rank)
-    for rank in settings.ranks:
-        model.check_rank(rank, "adapter.ranks")
-    if "fedavg-large" in settings.controls:
-        model.check_rank(settings.times * settings.rank, "adapter.times x adapter.rank")
-    return model.to(torch.device(config.run.device)), opened.digest
-
-
 _shared_model = lru_cache(maxsize=2)(configured_language)
-
-
-def _bf16(config: Config) -> bool:
-    return use_bf16(config.run.precision, torch.device(config.run.device), worthwhile=True)

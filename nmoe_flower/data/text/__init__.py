@@ -1,7 +1,12 @@
 """Text of several clients as windows of tokens, and what makes the tokens."""
 
 from nmoe_flower.data.text.duplicates import duplicates, normalised, shingles
-from nmoe_flower.data.text.sharing import configured_text, load_text, own_text
+from nmoe_flower.data.text.sharing import (
+    configured_text,
+    configured_tokenizer,
+    load_text,
+    own_text,
+)
 from nmoe_flower.data.text.tokenizers import (
     ByteTokenizer,
     PieceTokenizer,
@@ -19,6 +24,7 @@ __all__ = [
     "TextSplit",
     "Tokenizer",
     "configured_text",
+    "configured_tokenizer",
     "duplicates",
     "load_text",
     "normalised",

@@ -27,7 +27,7 @@ from nmoe_flower.seeds import numpy_stream
 if TYPE_CHECKING:
     from nmoe_flower.config import Config
 
-__all__ = ["configured_text", "load_text", "own_text"]
+__all__ = ["configured_text", "configured_tokenizer", "load_text", "own_text"]
 
 Packing = Literal["stream", "document"]
 Scheme = Literal["natural", "iid"]
@@ -202,7 +202,23 @@ class _Wanted:
             "alone": alone,
             "cache_dir": data.cache_dir or None,
         }
-        return cls(text.tokenizer or _of_the_backbone(config), tuple(arguments.items()))
+        return cls(_tokenizer_of(config), tuple(arguments.items()))
+
+
+def configured_tokenizer(config: "Config") -> Tokenizer:
+    """The tokenizer that a configuration names, or that of its backbone.
+
+    Args:
+        config: The run's configuration.
+
+    Raises:
+        DataError: It cannot be opened.
+    """
+    return open_tokenizer(_tokenizer_of(config))
+
+
+def _tokenizer_of(config: "Config") -> str:
+    return config.text.tokenizer or _of_the_backbone(config)
 
 
 def _of_the_backbone(config: "Config") -> str:

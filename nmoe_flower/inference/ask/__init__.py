@@ -14,6 +14,13 @@ from nmoe_flower.inference.ask.query import SILENT
 from nmoe_flower.inference.ask.record import CallRecord, RouterMetrics, Sent
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.inference.ask.survey import SERVING, PeerStatus, Survey
+from nmoe_flower.inference.ask.text_client import (
+    Generation,
+    Piece,
+    TextAnswer,
+    TextClient,
+    WindowScores,
+)
 
 __all__ = [
     "SERVING",
@@ -23,16 +30,21 @@ __all__ = [
     "CallRecord",
     "Channel",
     "Client",
+    "Generation",
     "PackedQuery",
     "PeerChannel",
     "PeerGate",
     "PeerState",
     "PeerStatus",
+    "Piece",
     "Received",
     "RemoteExperts",
     "RouterMetrics",
     "Sent",
     "Survey",
+    "TextAnswer",
+    "TextClient",
+    "WindowScores",
     "identity_of",
     "projection_version",
     "with_embeddings",

@@ -1,5 +1,6 @@
 """One caller's connection to one peer: opened late, bounded in time and size, believing nothing."""
 
+import asyncio
 from collections import Counter
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -24,7 +25,7 @@ from nmoe_flower.inference.protocol import (
     target,
 )
 
-__all__ = ["Channel", "PackedQuery", "PeerChannel", "Received"]
+__all__ = ["Channel", "Conversation", "PackedQuery", "PeerChannel", "Received"]
 
 M = TypeVar("M")
 
@@ -142,6 +143,28 @@ class PeerChannel:
             raise WireError("shape", f"{len(logits)} rows of logits for {question.rows} latents")
         return Received(logits, len(data))
 
+    async def score(
+        self, question: peer_pb2.ScoreRequest, *, timeout: float
+    ) -> tuple[peer_pb2.ScoreReply, int]:
+        """What an adapter makes of windows of text, and the size of the message it came in.
+
+        Raises:
+            WireError: The peer did not answer, or not this very question.
+        """
+        data = await self._call(f"/{SERVICE}/Score", question.SerializeToString(), timeout)
+        reply = parse(peer_pb2.ScoreReply, data)
+        if reply.request_id != question.request_id:
+            raise WireError("mixed-up", "the answer is to another request")
+        return reply, len(data)
+
+    def converse(self) -> "Conversation":
+        """Begin a text that goes on at the peer."""
+        if self._closed:
+            raise WireError("closed", f"the channel to {self._peer.name} is closed")
+        if self._channel is None:
+            self._channel = self._open()
+        return Conversation(self._channel.stream_stream(f"/{SERVICE}/Generate")())
+
     async def describe(self, *, timeout: float) -> peer_pb2.Description:
         """Who the peer says it is.
 
@@ -205,8 +228,7 @@ class PeerChannel:
         try:
             data: bytes = await channel.unary_unary(method)(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            code, text = error.code(), error.details() or ""
-            raise WireError(_reason(code, text), f"{code.name}: {text}") from None
+            raise _failed(error) from None
         finally:
             self._calls[channel] -= 1
             if not self._calls[channel]:
@@ -233,6 +255,57 @@ class PeerChannel:
         options.append(("grpc.ssl_target_name_override", self._peer.name))
         credentials = self._identity.channel_credentials()
         return grpc.aio.secure_channel(target(self._peer.address), credentials, options)
+
+
+class Conversation:
+    """A text that goes on at a peer, which keeps its keys and values; made by `PeerChannel`."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def say(self, question: peer_pb2.GenerateRequest) -> int:
+        """Tell the peer what follows; returns the size of the message.
+
+        Raises:
+            WireError: The peer is gone, or has refused what was said before.
+        """
+        data = question.SerializeToString()
+        try:
+            await self._call.write(data)
+        except grpc.aio.AioRpcError as error:
+            raise _failed(error) from None
+        except asyncio.InvalidStateError:  # the call is over
+            raise await self._ended() from None
+        return len(data)
+
+    async def hear(self, *, timeout: float) -> tuple[peer_pb2.GenerateReply, int]:
+        """The next token, and the size of the message it came in.
+
+        Raises:
+            WireError: None came in time, the peer is gone, or it has refused.
+        """
+        try:
+            data = await asyncio.wait_for(self._call.read(), timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _failed(error) from None
+        except TimeoutError:
+            raise WireError("deadline", f"no token came within {timeout:g} s") from None
+        if data is grpc.aio.EOF:
+            raise await self._ended()
+        return parse(peer_pb2.GenerateReply, data), len(data)
+
+    async def close(self) -> None:
+        """Hang up."""
+        self._call.cancel()
+
+    async def _ended(self) -> WireError:
+        code, text = await self._call.code(), await self._call.details()
+        return WireError(_reason(code, text or ""), f"{code.name}: {text or 'the peer hung up'}")
+
+
+def _failed(error: grpc.aio.AioRpcError) -> WireError:
+    code, text = error.code(), error.details() or ""
+    return WireError(_reason(code, text), f"{code.name}: {text}")
 
 
 def _reason(code: grpc.StatusCode, text: str) -> str:

@@ -1,6 +1,33 @@
 """What a device keeps to serve and to ask: one checked folder, made from a finished run."""
 
-from nmoe_flower.inference.bundle.bundle import BUNDLE_PARTS, MANIFEST, Bundle, Manifest
+from nmoe_flower.inference.bundle.bundle import BUNDLE_PARTS, Bundle, Manifest
+from nmoe_flower.inference.bundle.experts import (
+    OF_ALL,
+    Backbone,
+    Drawn,
+    Session,
+    TextExperts,
+    Writing,
+)
 from nmoe_flower.inference.bundle.export import export_run, export_store
+from nmoe_flower.inference.bundle.kinds import open_bundle
+from nmoe_flower.inference.bundle.parts import MANIFEST
+from nmoe_flower.inference.bundle.text import TextBundle, TextManifest
 
-__all__ = ["BUNDLE_PARTS", "MANIFEST", "Bundle", "Manifest", "export_run", "export_store"]
+__all__ = [
+    "BUNDLE_PARTS",
+    "MANIFEST",
+    "OF_ALL",
+    "Backbone",
+    "Bundle",
+    "Drawn",
+    "Manifest",
+    "Session",
+    "TextBundle",
+    "TextExperts",
+    "TextManifest",
+    "Writing",
+    "export_run",
+    "export_store",
+    "open_bundle",
+]

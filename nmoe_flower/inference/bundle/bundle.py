@@ -11,21 +11,19 @@ A version is the beginning of the SHA-256 of a file: two devices that name the s
 the same bytes, and a damaged file is found when it is read.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from nmoe_flower.config import Config, Scalar
-from nmoe_flower.errors import BundleError, ConfigError, NMoEError
-from nmoe_flower.files import pack_arrays, read_json, safe_child, write_bytes, write_json
+from nmoe_flower.errors import BundleError
+from nmoe_flower.files import pack_arrays, read_json, write_bytes, write_json
+from nmoe_flower.inference.bundle.parts import MANIFEST, arrays_of, checked, read_part, version_of
 from nmoe_flower.models import (
     DiscriminantGate,
     Expert,
@@ -44,7 +42,6 @@ _Count = Annotated[int, Field(ge=1)]
 _Version = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 _Arrays = Mapping[str, np.ndarray[Any, Any]]
-MANIFEST = "bundle.json"
 BUNDLE_PARTS = ("extractor", "gate", "expert")
 
 
@@ -90,18 +87,7 @@ class Manifest(BaseModel):
         Raises:
             BundleError: A value is missing, unknown or not allowed; every one is named.
         """
-        try:
-            manifest = cls.model_validate(values)
-            config = Config.parse({**manifest.config, "data.num-clients": manifest.num_clients})
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, one['loc'])) or 'bundle'}: {one['msg']}"
-                for one in error.errors()
-            )
-            raise BundleError(f"{path}: {problems}") from None
-        except ConfigError as error:
-            raise BundleError(f"{path}: config: {error}") from None
-        return manifest, config
+        return checked(cls, path, values)
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, Config]:
@@ -110,7 +96,10 @@ def _read_manifest(path: Path) -> tuple[Manifest, Config]:
     Raises:
         BundleError: It is missing, no JSON, or holds what it may not.
     """
-    return Manifest.parse(path, read_json(path, what="the bundle", raises=BundleError))
+    values = read_json(path, what="the bundle", raises=BundleError)
+    if isinstance(values, Mapping) and "kind" in values:
+        raise BundleError(f"{path.parent} is a bundle of text, not of images: ask with --text TEXT")
+    return Manifest.parse(path, values)
 
 
 class Bundle:
@@ -142,6 +131,11 @@ class Bundle:
     def classes(self) -> list[str]:
         """The names of the C classes."""
         return self.manifest.classes
+
+    @property
+    def num_classes(self) -> int:
+        """C, the length of an answer."""
+        return len(self.manifest.classes)
 
     @property
     def latent_dim(self) -> int:
@@ -218,7 +212,7 @@ class Bundle:
             "classes": list(classes),
             "image_shape": list(image_shape),
             "latent_dim": _latent_dim(config, image_shape),
-            **{f"{part}_version": _version(data) for part, data in packed.items()},
+            **{f"{part}_version": version_of(data) for part, data in packed.items()},
             "config": config.flat(),
         }
         bundle = cls(folder, *Manifest.parse(folder / MANIFEST, values))
@@ -250,30 +244,12 @@ class Bundle:
         return expert
 
     def _bytes(self, part: str) -> bytes:
-        try:
-            path = safe_child(self.folder, f"{part}.safetensors")
-            if path.exists() and not path.is_file():  # a pipe would never end
-                raise BundleError(f"cannot read {path}: it is no file")
-            data = path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"cannot read {path}: {error.strerror}") from None
-        except NMoEError as error:
-            raise BundleError(str(error)) from None
-        wanted = getattr(self.manifest, f"{part}_version")
-        if _version(data) != wanted:
-            raise BundleError(
-                f"{path} has version {_version(data)}, bundle.json says {wanted}: "
-                "it is damaged, or a new bundle was written only in part"
-            )
-        return data
+        return read_part(self.folder, part, getattr(self.manifest, f"{part}_version"))
 
     def _build(self, part: str, data: bytes) -> nn.Module:
         manifest = self.manifest
         module: nn.Module
-        try:
-            arrays = safetensors.numpy.load(data)
-        except (TypeError, ValueError, safetensors.SafetensorError) as error:
-            raise BundleError(f"{part} in {self.folder} does not fit its config: {error}") from None
+        arrays = arrays_of(data, f"{part} in {self.folder}")
         if part == "extractor":
             module = finished_extractor(self.config, manifest.image_shape)
         elif part == "gate":
@@ -289,10 +265,6 @@ class Bundle:
         except (RuntimeError, TypeError) as error:
             raise BundleError(f"{part} in {self.folder} does not fit its config: {error}") from None
         return module.eval().requires_grad_(False)
-
-
-def _version(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _latent_dim(config: Config, image_shape: tuple[int, int, int]) -> int:

@@ -6,14 +6,19 @@ from typing import Any
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images, with_features
-from nmoe_flower.errors import BundleError, CheckpointError
+from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
 from nmoe_flower.files import all_or_none, load_arrays, read_json, safe_child
-from nmoe_flower.inference.bundle.bundle import MANIFEST, Bundle
+from nmoe_flower.inference.bundle.bundle import Bundle
+from nmoe_flower.inference.bundle.parts import MANIFEST
+from nmoe_flower.inference.bundle.text import TextBundle
+from nmoe_flower.inference.bundle.text_export import export_language
 
 __all__ = ["export_run", "export_store"]
 
 
-def export_run(run_folder: Path, out: Path, *, gate: str | None = None) -> list[Bundle]:
+def export_run(
+    run_folder: Path, out: Path, *, gate: str | None = None, replicas: int = 1
+) -> list[Bundle] | list[TextBundle]:
     """Write ``<out>/<i>`` for every client i of a finished `nmoe run` folder; all, or none.
 
     The class names and the image shape come from the run's data set.
@@ -23,13 +28,39 @@ def export_run(run_folder: Path, out: Path, *, gate: str | None = None) -> list[
             ``clients/<i>/expert.safetensors``.
         out: The folder of the bundles; made if missing.
         gate: Which of the run's gates the devices route with; None: ``federated``, or what there
-            is.
+            is. Of text: ``unigram`` or ``unigram-chunks``.
+        replicas: Devices that hold each adapter of a language model, its own and the next ones.
 
     Raises:
         BundleError: The run is not finished, is of the alignment system, or has no such gate.
+        ConfigError: Experts of images would have replicas, or there are too many.
     """
     config = Config.load(run_folder / "config.toml")
     _check_system(run_folder, config)
+    if config.run.system == "language":
+        return export_language(run_folder, out, config, gate=gate, replicas=replicas)
+    if replicas != 1:
+        raise ConfigError(
+            f"{replicas} replicas of experts of images; allowed: 1 (adapters of a language model "
+            "can have more)"
+        )
+    return _export_images(run_folder, out, config, gate=gate)
+
+
+def _export_images(
+    run_folder: Path, out: Path, config: Config, *, gate: str | None = None
+) -> list[Bundle]:
+    """`export_run` of the system ``networked``.
+
+    Args:
+        run_folder: As there.
+        out: As there.
+        config: The run's.
+        gate: As there.
+
+    Raises:
+        BundleError: The run is not finished, or has no such gate.
+    """
     weights = run_folder / "weights"
     trained = sorted(path.stem.removeprefix("gate-") for path in weights.glob("gate-*"))
     gate = _usual(trained) if gate is None else gate
@@ -115,13 +146,7 @@ def _usual(trained: list[str]) -> str:
 
 
 def _check_system(run_folder: Path, config: Config) -> None:
-    """Refuse runs whose clients have no expert of their own, or one that peers do not serve yet."""
-    if config.run.system == "language":
-        raise BundleError(
-            f"{run_folder} is a run of the language system (run.system = 'language'), whose "
-            "adapters peers do not serve; they lie in "
-            f"{run_folder / 'weights'}; allowed: runs with run.system = 'networked'"
-        )
+    """Refuse runs whose clients have no expert of their own, in words."""
     if config.run.system == "aligned":
         raise BundleError(
             f"{run_folder} is a run of the aligned system (run.system = 'aligned'), which has no "

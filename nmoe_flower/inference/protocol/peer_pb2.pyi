@@ -89,6 +89,84 @@ class PredictReply(_message.Message):
     compute_ms: float
     def __init__(self, request_id: _Optional[str] = ..., expert_version: _Optional[str] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ...) -> None: ...
 
+class ScoreRequest(_message.Message):
+    __slots__ = ("request_id", "extractor_version", "expert_version", "expert", "windows", "hidden", "tokens", "offsets")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXTRACTOR_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    extractor_version: str
+    expert_version: str
+    expert: int
+    windows: int
+    hidden: Tensor
+    tokens: bytes
+    offsets: bool
+    def __init__(self, request_id: _Optional[str] = ..., extractor_version: _Optional[str] = ..., expert_version: _Optional[str] = ..., expert: _Optional[int] = ..., windows: _Optional[int] = ..., hidden: _Optional[_Union[Tensor, _Mapping]] = ..., tokens: _Optional[bytes] = ..., offsets: _Optional[bool] = ...) -> None: ...
+
+class ScoreReply(_message.Message):
+    __slots__ = ("request_id", "expert_version", "final", "log_probabilities", "offsets", "queue_ms", "compute_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    expert_version: str
+    final: Tensor
+    log_probabilities: Tensor
+    offsets: Tensor
+    queue_ms: float
+    compute_ms: float
+    def __init__(self, request_id: _Optional[str] = ..., expert_version: _Optional[str] = ..., final: _Optional[_Union[Tensor, _Mapping]] = ..., log_probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., offsets: _Optional[_Union[Tensor, _Mapping]] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("request_id", "extractor_version", "expert_version", "expert", "position", "hidden", "tokens", "count", "temperature", "seed", "end")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXTRACTOR_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    extractor_version: str
+    expert_version: str
+    expert: int
+    position: int
+    hidden: Tensor
+    tokens: bytes
+    count: int
+    temperature: float
+    seed: int
+    end: int
+    def __init__(self, request_id: _Optional[str] = ..., extractor_version: _Optional[str] = ..., expert_version: _Optional[str] = ..., expert: _Optional[int] = ..., position: _Optional[int] = ..., hidden: _Optional[_Union[Tensor, _Mapping]] = ..., tokens: _Optional[bytes] = ..., count: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class GenerateReply(_message.Message):
+    __slots__ = ("request_id", "expert_version", "position", "token", "log_probability")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    expert_version: str
+    position: int
+    token: int
+    log_probability: float
+    def __init__(self, request_id: _Optional[str] = ..., expert_version: _Optional[str] = ..., position: _Optional[int] = ..., token: _Optional[int] = ..., log_probability: _Optional[float] = ...) -> None: ...
+
 class PeersRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

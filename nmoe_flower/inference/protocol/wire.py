@@ -19,8 +19,10 @@ from google.protobuf.message import DecodeError, Message
 from nmoe_flower.errors import WireError
 from nmoe_flower.inference.protocol.peer_pb2 import (
     Description,
+    GenerateReply,
     PeerList,
     PredictReply,
+    ScoreReply,
     Tensor,
 )
 
@@ -32,7 +34,9 @@ __all__ = [
     "SERVICE",
     "Encoding",
     "decode_tensor",
+    "decode_tokens",
     "encode_tensor",
+    "encode_tokens",
     "parse",
     "peer_handlers",
     "unfit",
@@ -57,6 +61,7 @@ _TYPES: dict[int, np.dtype[Any]] = {
 _LARGEST_BYTE = 127
 
 PeerHandler = Callable[[bytes, Any], Awaitable[Any]]
+StreamHandler = Callable[[Any, Any], Awaitable[None]]
 
 
 def encode_tensor(array: npt.NDArray[Any], dtype: Encoding = "float32") -> Tensor:
@@ -159,8 +164,46 @@ def _check_finite(values: npt.NDArray[Any]) -> None:
         raise WireError("not-finite", "a value is NaN, infinite or too large for its type")
 
 
-def peer_handlers(*, describe: PeerHandler, predict: PeerHandler, peers: PeerHandler) -> Any:
-    """The service for ``server.add_generic_rpc_handlers``; requests come as bytes."""
+def encode_tokens(tokens: npt.ArrayLike) -> bytes:
+    """Pack whole numbers of at least 0, four bytes each.
+
+    >>> decode_tokens(encode_tokens([7, 300]), most=2, vocab_size=301).tolist()
+    [7, 300]
+    """
+    return np.asarray(tokens, "<u4").tobytes()
+
+
+def decode_tokens(data: bytes, *, most: int, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Unpack tokens [n].
+
+    Args:
+        data: What a peer sent.
+        most: The most tokens that are allowed; one is the least.
+        vocab_size: How many tokens there are; all are below it.
+
+    Raises:
+        WireError: There are too many or too few bytes, or a token is unknown.
+    """
+    if len(data) % 4 or not 4 <= len(data) <= 4 * most:
+        raise WireError("size", f"{len(data)} bytes of tokens; allowed: 4 each, 1 to {most} tokens")
+    tokens = np.frombuffer(data, "<u4").astype(np.int64)
+    if int(tokens.max()) >= vocab_size:
+        raise WireError("token", f"token {tokens.max()}; allowed: 0 to {vocab_size - 1}")
+    return tokens
+
+
+def peer_handlers(
+    *,
+    describe: PeerHandler,
+    predict: PeerHandler,
+    peers: PeerHandler,
+    score: PeerHandler | None = None,
+    generate: StreamHandler | None = None,
+) -> Any:
+    """The service for ``server.add_generic_rpc_handlers``; requests come as bytes.
+
+    Methods that are left out are unknown to whoever asks: of a peer that serves no text.
+    """
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             handler, response_serializer=reply.SerializeToString
@@ -169,6 +212,12 @@ def peer_handlers(*, describe: PeerHandler, predict: PeerHandler, peers: PeerHan
             ("Describe", describe, Description),
             ("Predict", predict, PredictReply),
             ("Peers", peers, PeerList),
+            ("Score", score, ScoreReply),
         )
+        if handler is not None
     }
+    if generate is not None:
+        handlers["Generate"] = grpc.stream_stream_rpc_method_handler(
+            generate, response_serializer=GenerateReply.SerializeToString
+        )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)

@@ -257,6 +257,11 @@ class Served:
             on_batch=on_batch,
         )
 
+    @property
+    def waiting_rows(self) -> int:
+        """Latents that wait for their batch."""
+        return self.batcher.waiting_rows
+
     def fits(self, request: peer_pb2.PredictRequest) -> bool:
         """Whether the latents are of this expert's extractor, and the expert is the one wanted."""
         return request.extractor_version == self.bundle.extractor_version and (

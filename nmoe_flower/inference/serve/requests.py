@@ -2,11 +2,12 @@
 
 import asyncio
 import collections
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import grpc
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.bundle import Bundle, TextBundle
 from nmoe_flower.inference.protocol import (
     MAX_ID,
     PROTOCOL,
@@ -26,7 +27,7 @@ from nmoe_flower.inference.protocol import (
 from nmoe_flower.inference.serve.batching import BatchResult, Served
 from nmoe_flower.inference.telemetry import SECONDS, RefusalLog
 
-__all__ = ["ANONYMOUS", "RefusedError", "Requests", "ServiceMetrics"]
+__all__ = ["ANONYMOUS", "Answering", "ImageRequests", "RefusedError", "Requests", "ServiceMetrics"]
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -107,7 +108,7 @@ class ServiceMetrics:
         self.batch_rows.observe(rows)
         self.compute.observe(seconds)
 
-    def serves(self, bundle: Bundle) -> None:
+    def serves(self, bundle: Bundle | TextBundle) -> None:
         """Show the versions of ``bundle`` and no others."""
         self._bundle.clear()
         self._bundle.labels(
@@ -118,8 +119,23 @@ class ServiceMetrics:
         ).set(1)
 
 
-class Requests:
-    """The three methods of a peer, as handlers of gRPC that take bytes.
+class Answering(Protocol):
+    """A version of a bundle that answers."""
+
+    @property
+    def bundle(self) -> Bundle | TextBundle:
+        """What it was loaded from."""
+
+    @property
+    def waiting_rows(self) -> int:
+        """How much waits for its turn."""
+
+
+S = TypeVar("S", bound=Answering)
+
+
+class Requests(Generic[S]):
+    """What peers of all kinds do with requests, as handlers of gRPC that take bytes.
 
     Args:
         name: This peer's name, as its certificate says; empty without certificates.
@@ -131,8 +147,10 @@ class Requests:
 
     Attributes:
         served: The versions that answer, newest first.
-        draining: Whether new latents are refused.
-        answered: Predictions answered so far.
+        metrics: The counters.
+        max_rows: The most rows of a request.
+        draining: Whether new questions are refused.
+        answered: Questions answered so far.
     """
 
     def __init__(
@@ -145,13 +163,13 @@ class Requests:
         deny: Collection[str] = (),
         peer_list: peer_pb2.PeerList | None = None,
     ) -> None:
-        self.served: list[Served] = []
+        self.served: list[S] = []
         self.draining = False
         self.answered = 0
         self.peer_list = peer_list
         self._name = name
-        self._metrics = metrics
-        self._max_rows = max_rows
+        self.metrics = metrics
+        self.max_rows = max_rows
         self._most_held = max(max_queue // 2, max_rows) if name else math.inf
         self._deny = frozenset(deny)
         self._held: collections.Counter[str] = collections.Counter()  # rows per caller
@@ -160,7 +178,7 @@ class Requests:
         self._refused = RefusalLog(_log)
 
     @property
-    def bundle(self) -> Bundle:
+    def bundle(self) -> Bundle | TextBundle:
         """What is served now."""
         return self.served[0].bundle
 
@@ -171,7 +189,7 @@ class Requests:
 
     def waiting_rows(self) -> int:
         """Latents that wait for their batch."""
-        return sum(served.batcher.waiting_rows for served in self.served)
+        return sum(served.waiting_rows for served in self.served)
 
     async def finished(self) -> None:
         """Wait until no request is open."""
@@ -191,15 +209,15 @@ class Requests:
                 gate_version=bundle.gate_version,
                 extractor_version=bundle.extractor_version,
                 latent_dim=bundle.latent_dim,
-                num_classes=len(bundle.classes),
+                num_classes=bundle.num_classes,
                 num_experts=bundle.num_clients,
                 queue=self.waiting_rows(),
                 served=self.answered,
                 protocol=PROTOCOL,
-                max_rows=self._max_rows,
+                max_rows=self.max_rows,
             )
 
-        return await self._guarded(answer, context)
+        return await self.guarded(answer, context)
 
     async def peers(self, data: bytes, context: Any) -> peer_pb2.PeerList:
         """The newest signed list this device knows."""
@@ -211,13 +229,9 @@ class Requests:
                 )
             return self.peer_list
 
-        return await self._guarded(answer, context)
+        return await self.guarded(answer, context)
 
-    async def predict(self, data: bytes, context: Any) -> peer_pb2.PredictReply:
-        """The logits of some latents."""
-        return await self._guarded(lambda caller: self._predict(data, caller), context)
-
-    async def _guarded(self, answer: Callable[[str], Awaitable[T]], context: Any) -> T:
+    async def guarded(self, answer: Callable[[str], Awaitable[T]], context: Any) -> T:
         """Turn refusals and errors into statuses; nothing about an internal error leaves."""
         caller = self._caller(context)
         self._open += 1
@@ -232,7 +246,7 @@ class Requests:
         except RefusedError as error:
             refusal = error
         except asyncio.CancelledError:
-            self._metrics.cancelled.inc()
+            self.metrics.cancelled.inc()
             raise
         except Exception:
             _log.exception("a request of %s failed", caller)
@@ -244,7 +258,7 @@ class Requests:
         return await self._refuse(caller, refusal, context)
 
     async def _refuse(self, caller: str, refusal: RefusedError, context: Any) -> NoReturn:
-        self._metrics.refusals.labels(refusal.reason).inc()
+        self.metrics.refusals.labels(refusal.reason).inc()
         self._refused(caller, refusal.reason, str(refusal))
         await context.abort(refusal.code, str(refusal))
         raise AssertionError("abort raises")
@@ -255,24 +269,77 @@ class Requests:
         names = context.auth_context().get("x509_common_name") or [b""]
         return str(names[0], "utf-8", "replace")
 
-    async def _predict(self, data: bytes, caller: str) -> peer_pb2.PredictReply:
-        started = time.perf_counter()
-        self._metrics.received.inc(len(data))
+    def check_open(self) -> None:
+        """Refuse new questions once the peer is draining."""
         if self.draining:
             raise RefusedError(
                 grpc.StatusCode.UNAVAILABLE, "draining", "draining: ask another peer"
             )
+
+    def version_for(self, fits: Callable[[S], bool], extractor: str, expert: str) -> S:
+        """The newest version that answers a question.
+
+        Args:
+            fits: Whether a version does.
+            extractor: What the question says it was made by, for the error.
+            expert: The version it asks for, for the error.
+        """
+        for served in self.served:
+            if fits(served):
+                return served
+        raise RefusedError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "version",
+            f"this peer serves expert {self.bundle.expert_version} of extractor "
+            f"{self.bundle.extractor_version}, asked was expert {expert[:MAX_ID]!r} of extractor "
+            f"{extractor[:MAX_ID]!r}",
+        )
+
+    @contextlib.contextmanager
+    def held(self, caller: str, rows: int) -> Iterator[None]:
+        """Count rows of a caller while they wait; with names, it may hold half of the queue.
+
+        Args:
+            caller: Whose they are.
+            rows: How many.
+        """
+        if self._held[caller] + rows > self._most_held:
+            raise RefusedError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "busy",
+                f"busy: {caller} fills its half of the queue",
+            )
+        self._held[caller] += rows
+        try:
+            yield
+        finally:
+            self._held[caller] -= rows
+
+
+class ImageRequests(Requests[Served]):
+    """What a peer does with latents of images."""
+
+    async def predict(self, data: bytes, context: Any) -> peer_pb2.PredictReply:
+        """The logits of some latents."""
+        return await self.guarded(lambda caller: self._predict(data, caller), context)
+
+    async def _predict(self, data: bytes, caller: str) -> peer_pb2.PredictReply:
+        started = time.perf_counter()
+        self.metrics.received.inc(len(data))
+        self.check_open()
         request = parse(peer_pb2.PredictRequest, data)
         if len(request.request_id) > MAX_ID:
             raise WireError("request-id", f"a request id of {len(request.request_id)} characters")
-        served = self._version_for(request)
+        served = self.version_for(
+            lambda one: one.fits(request), request.extractor_version, request.expert_version
+        )
         latents = decode_tensor(
-            request.latents, max_rows=self._max_rows, columns=served.bundle.latent_dim
+            request.latents, max_rows=self.max_rows, columns=served.bundle.latent_dim
         )
         found = await self._queued(served, caller, latents)
         logits = encode_tensor(found.logits)
         self.answered += 1
-        self._metrics.answered(
+        self.metrics.answered(
             caller,
             rows=len(latents),
             size=len(logits.data),
@@ -286,30 +353,12 @@ class Requests:
             compute_ms=1000 * found.compute_seconds,
         )
 
-    def _version_for(self, request: peer_pb2.PredictRequest) -> Served:
-        for served in self.served:
-            if served.fits(request):
-                return served
-        raise RefusedError(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "version",
-            f"this peer serves expert {self.bundle.expert_version} of extractor "
-            f"{self.bundle.extractor_version}, asked was expert "
-            f"{request.expert_version[:MAX_ID]!r} of extractor "
-            f"{request.extractor_version[:MAX_ID]!r}",
-        )
-
     async def _queued(
         self, served: Served, caller: str, latents: npt.NDArray[np.float32]
     ) -> BatchResult:
-        rows, busy = len(latents), grpc.StatusCode.RESOURCE_EXHAUSTED
-        if self._held[caller] + rows > self._most_held:
-            raise RefusedError(busy, "busy", f"busy: {caller} fills its half of the queue")
-        answer = served.batcher.submit(latents)
-        if answer is None:
-            raise RefusedError(busy, "busy", "busy: the queue is full")
-        self._held[caller] += rows
-        try:
+        with self.held(caller, len(latents)):
+            answer = served.batcher.submit(latents)
+            if answer is None:
+                busy = grpc.StatusCode.RESOURCE_EXHAUSTED
+                raise RefusedError(busy, "busy", "busy: the queue is full")
             return await answer
-        finally:
-            self._held[caller] -= rows

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -12,14 +12,17 @@ from torch import nn
 from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import BundleError, CertificateError, ConfigError
-from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.bundle import Bundle, TextBundle, TextExperts
 from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, SERVICE, peer_handlers, peer_pb2
 from nmoe_flower.inference.serve.batching import Served, expert_thread, load_expert
-from nmoe_flower.inference.serve.requests import Requests, ServiceMetrics
+from nmoe_flower.inference.serve.requests import Answering, ImageRequests, Requests, ServiceMetrics
+from nmoe_flower.inference.serve.text import ServedText, TextRequests
 from nmoe_flower.inference.settings import check_not_negative
 from nmoe_flower.inference.telemetry import log_event
 
 __all__ = ["ExpertServer"]
+
+S = TypeVar("S", bound=Answering)
 
 _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -46,6 +49,7 @@ class ExpertServer:
         keep_seconds: Seconds that the last version still answers those who ask for it after a swap.
         load: Makes the network of a bundle, latents [B, D] -> logits [B, C]: another precision, or
             another runtime.
+        load_text: Puts the adapters of a bundle of text on a backbone.
 
     Attributes:
         bundle: The bundle that is served now.
@@ -59,7 +63,7 @@ class ExpertServer:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle | TextBundle,
         identity: Identity | None,
         *,
         address: str = "127.0.0.1:0",
@@ -70,6 +74,7 @@ class ExpertServer:
         deny: Collection[str] = (),
         keep_seconds: float = 60.0,
         load: Callable[[Bundle], nn.Module] = load_expert,
+        load_text: Callable[[TextBundle], TextExperts] = TextExperts.open,
     ) -> None:
         if min(max_batch, max_queue) < 1:
             raise ConfigError(
@@ -86,14 +91,16 @@ class ExpertServer:
         self._max_wait = max_wait_ms / 1000
         self._keep_seconds = keep_seconds
         self._load = load
+        self._load_text = load_text
         self._executor = expert_thread()
         self._swapping = asyncio.Lock()
         self._health = health.aio.HealthServicer()
         self._server: Any = None
-        self._requests = Requests(
+        kind = ImageRequests if isinstance(bundle, Bundle) else TextRequests
+        self._requests: ImageRequests | TextRequests = kind(
             name=identity.name if identity else "",
             metrics=self.metrics,
-            max_rows=max_batch,
+            max_rows=max_batch if isinstance(bundle, Bundle) else max_queue,
             max_queue=max_queue,
             deny=deny,
             peer_list=peer_list,
@@ -137,7 +144,11 @@ class ExpertServer:
         )
         requests = self._requests
         handlers = peer_handlers(
-            describe=requests.describe, predict=requests.predict, peers=requests.peers
+            describe=requests.describe,
+            predict=requests.predict,
+            peers=requests.peers,
+            score=requests.score if isinstance(requests, TextRequests) else None,
+            generate=requests.generate if isinstance(requests, TextRequests) else None,
         )
         self._server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -149,7 +160,7 @@ class ExpertServer:
             log_event(_log, logging.WARNING, "insecure", detail="anybody may ask, and listen")
         return self.port
 
-    async def swap(self, bundle: Bundle) -> None:
+    async def swap(self, bundle: Bundle | TextBundle) -> None:
         """Serve ``bundle`` from now on. No request is lost.
 
         Requests that wait are answered by the version they were accepted for.
@@ -165,6 +176,8 @@ class ExpertServer:
                     f"{bundle.folder} is the bundle of partition {bundle.partition}; "
                     f"this server is partition {old.partition}"
                 )
+            if type(bundle) is not type(old):
+                raise BundleError(f"{bundle.folder} is of another system than what is served")
             _check_size(bundle, self._limits["max_batch"])
             await self._take_up(bundle)
             self.metrics.swaps.inc()
@@ -212,27 +225,36 @@ class ExpertServer:
         self.metrics.handshakes.inc()
         return self._identity
 
-    async def _take_up(self, bundle: Bundle) -> None:
+    async def _take_up(self, bundle: Bundle | TextBundle) -> None:
         """Load beside the old version, then switch between two requests."""
-        expert = await asyncio.to_thread(self._load, bundle)
-        served = Served(
+        requests = self._requests
+        if isinstance(bundle, TextBundle):
+            assert isinstance(requests, TextRequests)
+            _switch(requests, await self._text(bundle), self._keep_seconds)
+        else:
+            assert isinstance(requests, ImageRequests)
+            _switch(requests, await self._images(bundle), self._keep_seconds)
+        self.bundle = bundle
+        self.metrics.serves(bundle)
+
+    async def _images(self, bundle: Bundle) -> Served:
+        return Served(
             bundle,
-            expert,
+            await asyncio.to_thread(self._load, bundle),
             self._executor,
             max_wait=self._max_wait,
             on_batch=self.metrics.batch,
             **self._limits,
         )
-        requests = self._requests
-        requests.served = [served, *requests.served[:1]]
-        self.bundle = bundle
-        self.metrics.serves(bundle)
-        asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, served)
 
-    def _forget(self, served: Served) -> None:
-        """Drop what came before ``served``; requests that wait there are still answered."""
-        if self._requests.served[0] is served:
-            self._requests.served = [served]
+    async def _text(self, bundle: TextBundle) -> ServedText:
+        return ServedText(
+            bundle,
+            await asyncio.to_thread(self._load_text, bundle),
+            self._executor,
+            max_queue=self._limits["max_queue"],
+            on_pass=self.metrics.batch,
+        )
 
     async def _set_health(self, status: int) -> None:
         for name in _HEALTH_NAMES:
@@ -248,12 +270,28 @@ class ExpertServer:
         }
 
 
-def _check_size(bundle: Bundle, max_batch: int) -> None:
-    """Refuse a batch that no message could carry.
+def _switch(requests: Requests[S], served: S, keep_seconds: float) -> None:
+    """Answer with ``served`` from now on; the version before it, for a while, if it is asked for.
+
+    What waits there is still answered.
+    """
+    requests.served = [served, *requests.served[:1]]
+
+    def forget() -> None:
+        if requests.served[0] is served:
+            requests.served = [served]
+
+    asyncio.get_running_loop().call_later(keep_seconds, forget)
+
+
+def _check_size(bundle: Bundle | TextBundle, max_batch: int) -> None:
+    """Refuse a batch that no message could carry; of text there are none.
 
     Raises:
         ConfigError: ``max_batch`` float32 latents are larger than a message may be.
     """
+    if isinstance(bundle, TextBundle):
+        return
     size = max_batch * bundle.latent_dim * 4 + _OVERHEAD_BYTES
     if size > MAX_MESSAGE_BYTES:
         raise ConfigError(

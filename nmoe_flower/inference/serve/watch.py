@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.inference.bundle import MANIFEST, Bundle
+from nmoe_flower.inference.bundle import MANIFEST, Bundle, TextBundle, open_bundle
 from nmoe_flower.inference.protocol import PeerList, verify_list
 from nmoe_flower.inference.serve.service import ExpertServer
 from nmoe_flower.inference.telemetry import log_event
@@ -34,9 +34,9 @@ class Sources:
     keys: tuple[Path, Path, Path] | None = None
     peers: Path | None = None
 
-    def load_bundle(self) -> Bundle:
+    def load_bundle(self) -> Bundle | TextBundle:
         """Read the bundle. Raises as `Bundle.load`."""
-        return Bundle.load(self.bundle)
+        return open_bundle(self.bundle)
 
     def load_identity(self) -> Identity | None:
         """Read certificate and key. Raises as `Identity.load`."""

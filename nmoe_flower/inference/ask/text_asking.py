@@ -1,0 +1,134 @@
+"""What every question about text needs: who is asked, how it travels, and what it cost so far."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nmoe_flower.errors import WireError
+from nmoe_flower.inference.ask.text_peers import HERE, Source, TextPeers, sources, who_holds
+from nmoe_flower.inference.bundle import TextExperts
+from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, Encoding, encode_tokens, peer_pb2
+from nmoe_flower.inference.protocol import encode_tensor as pack
+
+__all__ = ["Asking", "Send", "Traffic"]
+
+Send = Literal["hidden", "tokens"]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+_MOST_TOKENS = 2048  # in one message: half of what may wait at a peer
+_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Traffic:
+    """What questions have cost.
+
+    Attributes:
+        up: Bytes sent.
+        down: Bytes received.
+        failures: How often a peer did not answer, by its name and a word for the reason.
+    """
+
+    up: int = 0
+    down: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Asking:
+    """Who asks, and how.
+
+    Attributes:
+        experts: What this device has.
+        peers: The connections to the others.
+        send: What leaves this device.
+        encoding: How hidden states travel.
+        deadline: Seconds that an answer, or the next token, may take.
+        fallbacks: How many next-best experts are asked.
+        traffic: What it has cost so far.
+    """
+
+    experts: TextExperts
+    peers: TextPeers
+    send: Send
+    encoding: Encoding
+    deadline: float
+    fallbacks: int
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def __post_init__(self) -> None:
+        self._numbers = count(1)
+        manifest = self.experts.bundle.manifest
+        self._placed = {
+            "holders": manifest.holders,
+            "held": self.experts.held,
+            "own": manifest.partition,
+            "usable": self.peers.usable,
+        }
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens in one message."""
+        if self.send == "tokens":
+            return _MOST_TOKENS
+        row = self.experts.bundle.latent_dim * _BYTES[self.encoding]
+        return max(1, min(_MOST_TOKENS, MAX_MESSAGE_BYTES * 3 // 4 // row))
+
+    def sources(self, ranking: list[int]) -> list[Source]:
+        """Whom to ask, one after the other.
+
+        Args:
+            ranking: Ids of the experts, best first.
+        """
+        return sources(ranking, fallbacks=self.fallbacks, **self._placed)  # type: ignore[arg-type]
+
+    def who_holds(self, expert: int) -> list[Source]:
+        """Where an expert can be asked.
+
+        Args:
+            expert: Whose adapter.
+        """
+        return who_holds(expert, **self._placed)  # type: ignore[arg-type]
+
+    def next_id(self) -> str:
+        """A name for a question that no other has."""
+        return str(next(self._numbers))
+
+    def hidden(self, rows: Floats) -> peer_pb2.Tensor:
+        """Hidden states [n, d] as they travel.
+
+        Args:
+            rows: One per token.
+
+        Raises:
+            WireError: A number is not finite, or too large for the encoding.
+        """
+        return pack(rows, self.encoding)
+
+    def tokens(self, tokens: Ints) -> bytes:
+        """Tokens [n] as they travel.
+
+        Args:
+            tokens: Those of the text.
+        """
+        return encode_tokens(tokens)
+
+    async def failed(self, source: Source, error: WireError) -> None:
+        """Note that a peer did not answer, and say so.
+
+        Args:
+            source: Who was asked for whose expert.
+            error: Why.
+        """
+        assert source.peer != HERE
+        name = self.peers.name(source.peer)
+        self.traffic.failures[f"{name}: {error.reason}"] += 1
+        _log.warning("%s did not answer for expert %d: %s", name, source.expert, error)
+        await self.peers.ill(source.peer)

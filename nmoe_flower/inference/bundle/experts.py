@@ -1,0 +1,274 @@
+"""The adapters a device holds at work on its one copy of the backbone."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nmoe_flower.backbone import computes_in_bf16, configured_language
+from nmoe_flower.config import Config
+from nmoe_flower.errors import BundleError, ReplyError
+from nmoe_flower.inference.bundle.text import TextBundle
+from nmoe_flower.models import AdaptedLM, Past, split_lm
+from nmoe_flower.seeds import derive_seed
+from nmoe_flower.training import autocast, generator
+
+__all__ = ["OF_ALL", "Backbone", "Drawn", "Session", "TextExperts", "Writing"]
+
+OF_ALL = -2  # stands for the adapter of all devices among ids of experts
+_SLICE = 16  # windows whose logits are held at once
+_SIGNED = "backbone"  # part of an adapter: SHA-256 of what it is for
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+class Drawn(NamedTuple):
+    """A token that follows a text.
+
+    Attributes:
+        token: Its number.
+        log_probability: How likely it was, in nats, before the temperature.
+    """
+
+    token: int
+    log_probability: float
+
+
+class Writing(NamedTuple):
+    """How a token is drawn.
+
+    Attributes:
+        temperature: What logits are divided by; 0: the likeliest token.
+        seed: Of the noise, which depends on the place in the text, too, and on nothing else: who
+            goes on with another's text draws as that one would have.
+    """
+
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Session:
+    """One text at one expert: its keys and values.
+
+    Attributes:
+        expert: Whose adapter reads it.
+        lower: What the blocks below the cut keep.
+        upper: What those above it keep.
+    """
+
+    def __init__(self, expert: int) -> None:
+        self.expert = expert
+        self.lower = Past()
+        self.upper = Past()
+
+    @property
+    def seen(self) -> int:
+        """Tokens that its adapter has read."""
+        return self.upper.length
+
+
+class Backbone:
+    """A frozen language model that several sets of adapters may take turns on.
+
+    Args:
+        model: With its adapters' layers.
+        digest: SHA-256 of its weights.
+
+    Raises:
+        ConfigError: It cannot be cut into halves.
+    """
+
+    def __init__(self, model: AdaptedLM, digest: bytes) -> None:
+        self.model = model
+        self.digest = digest
+        self.split = split_lm(model)
+        self.lock = threading.RLock()
+        self.at_work: object = None  # whose adapter was loaded last
+
+    @classmethod
+    def open(cls, bundle: TextBundle, *, weights: str = "") -> Self:
+        """Open the backbone that a bundle is for.
+
+        Args:
+            bundle: The adapters.
+            weights: Where this device keeps the backbone's weights; empty: where the run did.
+
+        Raises:
+            ConfigError: It cannot be opened or cut.
+        """
+        config = _at_home(bundle.config, weights)
+        return cls(*configured_language(config, bundle.frequencies().shape[1]))
+
+
+class TextExperts:
+    """The adapters of a bundle on one frozen backbone. Safe in several threads.
+
+    Args:
+        bundle: The adapters.
+        backbone: What they are for; others' adapters may use it, too.
+
+    Attributes:
+        bundle: The adapters.
+        backbone: What they are for.
+        context: Longest text in tokens.
+        num_tokens: How many tokens text has.
+
+    Raises:
+        BundleError: The backbone is another one than the adapters are for.
+    """
+
+    def __init__(self, bundle: TextBundle, backbone: Backbone) -> None:
+        manifest, digest = bundle.manifest, backbone.digest.hex()
+        if digest != manifest.backbone:
+            raise BundleError(
+                f"{bundle.folder} is for the backbone {manifest.backbone[:12]}, and that of "
+                f"extractor.backbone = {bundle.config.extractor.backbone} here is {digest[:12]}: "
+                "all devices must have the same weights"
+            )
+        self.bundle = bundle
+        self.backbone = backbone
+        self._model, self._split = backbone.model, backbone.split
+        self.context = self._split.context
+        self.num_tokens = bundle.frequencies().shape[1]
+        self._bf16 = computes_in_bf16(bundle.config)
+        self._adapters: dict[int, Arrays] = dict(bundle.adapters())
+        if (shared := bundle.shared()) is not None:
+            self._adapters[OF_ALL] = shared
+        self._lock = backbone.lock
+        for expert in self._adapters:
+            with self._lock:
+                self._use(expert)
+
+    @classmethod
+    def open(cls, bundle: TextBundle, *, weights: str = "") -> Self:
+        """A bundle's adapters on a backbone of their own.
+
+        Args:
+            bundle: The adapters.
+            weights: Where this device keeps the backbone's weights; empty: where the run did.
+
+        Raises:
+            BundleError: They are another backbone's.
+            ConfigError: They cannot be opened.
+        """
+        return cls(bundle, Backbone.open(bundle, weights=weights))
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Whose adapters are here; `OF_ALL` among them where there is one of all devices."""
+        return frozenset(self._adapters)
+
+    def lower(self, tokens: Ints, session: Session | None = None) -> Floats:
+        """Hidden states at the cut [N, T, d] of tokens [N, T], by blocks that no adapter changes.
+
+        Args:
+            tokens: Those that follow what the session has read.
+            session: The text so far; None: there is none.
+        """
+        with self._lock, torch.inference_mode(), self._autocast():
+            found = self._split.lower(self._tensor(tokens), session.lower if session else None)
+        return _array(found)
+
+    def upper(self, expert: int, hidden: Floats, session: Session | None = None) -> Floats:
+        """Final hidden states [N, T, d] of those at the cut, by an expert.
+
+        Args:
+            expert: One of ``held``.
+            hidden: Of the tokens that follow what the session has read, [N, T, d].
+            session: The text so far; None: there is none.
+        """
+        with self._lock, torch.inference_mode(), self._autocast():
+            self._use(expert)
+            found = self._split.upper(self._tensor(hidden), session.upper if session else None)
+        return _array(found)
+
+    def offsets(self, expert: int) -> Floats:
+        """What an expert adds to the logit of every token, [V].
+
+        Args:
+            expert: One of ``held``.
+        """
+        found = self._adapters[expert].get("bias")
+        size = self.bundle.num_classes
+        return np.zeros(size, np.float32) if found is None else np.asarray(found, np.float32)
+
+    def losses(self, final: Floats, offsets: Floats, truth: Ints) -> Floats:
+        """Negative log-likelihood of tokens, in nats: float32 [N, T].
+
+        Args:
+            final: Final hidden states of the tokens before them, [N, T, d].
+            offsets: What the expert adds to the logits, [V].
+            truth: The tokens, [N, T].
+        """
+        added, found = self._tensor(offsets), []
+        for at in range(0, len(final), _SLICE):
+            with self._lock, torch.inference_mode(), self._autocast():
+                logits = self._split.output(self._tensor(final[at : at + _SLICE])).float() + added
+                wanted = self._tensor(truth[at : at + _SLICE])
+                lost = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+            found.append(_array(lost.view(wanted.shape)))
+        return np.concatenate(found)
+
+    def draw(self, final: Floats, offsets: Floats, place: int, how: Writing) -> Drawn:
+        """The token that follows.
+
+        Args:
+            final: Final hidden state of the last token, [d].
+            offsets: What the expert adds to the logits, [V].
+            place: Of the new token in the text.
+            how: How it is drawn.
+        """
+        with self._lock, torch.inference_mode(), self._autocast():
+            logits = self._split.output(self._tensor(final)).float() + self._tensor(offsets)
+        # Some backbones have more logits than there are tokens in text.
+        told = scores = logits.log_softmax(0).cpu()[: self.num_tokens]
+        if how.temperature > 0:
+            stream = generator(derive_seed(how.seed, "token", place))
+            uniform = torch.rand(told.shape, generator=stream).clamp_min(1e-20)
+            scores = told / how.temperature - (-uniform.log()).log()
+        token = int(scores.argmax())
+        return Drawn(token, float(told[token]))
+
+    def _use(self, expert: int) -> None:
+        wanted = (self, expert)
+        if self.backbone.at_work == wanted:
+            return
+        parts, wants = dict(self._adapters[expert]), self.bundle.manifest.backbone
+        signed = parts.pop(_SIGNED, None)
+        name = "shared adapter" if expert == OF_ALL else f"adapter of device {expert}"
+        if signed is not None and signed.tobytes().hex() != wants:
+            raise BundleError(
+                f"{self.bundle.folder}: the {name} is for the backbone "
+                f"{signed.tobytes().hex()[:12]}, and the bundle for {wants[:12]}"
+            )
+        self.backbone.at_work = None
+        try:
+            self._model.load(parts)
+        except ReplyError as error:
+            raise BundleError(f"{self.bundle.folder}: the {name} does not fit: {error}") from None
+        self.backbone.at_work = wanted
+
+    def _autocast(self) -> Any:
+        return autocast(self._bf16, self._model.bias.device)
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self._model.bias.device)
+
+
+def _at_home(config: Config, weights: str) -> Config:
+    """The configuration as this device can use it."""
+    changes: dict[str, Any] = {"extractor.weights": weights} if weights else {}
+    if config.run.device != "cpu" and not torch.cuda.is_available():
+        changes["run.device"] = "cpu"
+    return Config.parse({**config.flat(), **changes}) if changes else config
+
+
+def _array(tensor: Tensor) -> Floats:
+    return np.asarray(tensor.float().numpy(force=True))

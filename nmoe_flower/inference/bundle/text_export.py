@@ -1,0 +1,123 @@
+"""From a finished run of the language system to one bundle per client."""
+
+from pathlib import Path
+
+from nmoe_flower.backbone import configured_language
+from nmoe_flower.catalogue import ADAPTER_CONTROLS
+from nmoe_flower.config import Config
+from nmoe_flower.data.text import configured_tokenizer
+from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
+from nmoe_flower.files import all_or_none, load_arrays
+from nmoe_flower.inference.bundle.parts import MANIFEST
+from nmoe_flower.inference.bundle.text import FREQUENCIES, TextBundle
+from nmoe_flower.models import split_lm
+
+__all__ = ["export_language", "holders"]
+
+_GATES = ("unigram", "unigram-chunks")
+_WEIGHTS = "gate-unigram.safetensors"
+
+
+def holders(num_clients: int, replicas: int) -> list[list[int]]:
+    """Of each expert the devices that hold it: its own, then the next ones in a ring.
+
+    Every device holds as many as every other.
+
+    Args:
+        num_clients: E, devices and experts.
+        replicas: How many devices hold each, 1..E.
+
+    Raises:
+        ConfigError: ``replicas`` is out of range.
+
+    >>> holders(3, 2)
+    [[0, 1], [1, 2], [2, 0]]
+    """
+    if not 1 <= replicas <= num_clients:
+        raise ConfigError(
+            f"{replicas} replicas of each adapter; allowed: 1 to {num_clients}, the devices"
+        )
+    return [[(e + step) % num_clients for step in range(replicas)] for e in range(num_clients)]
+
+
+def export_language(
+    run_folder: Path, out: Path, config: Config, *, gate: str | None, replicas: int
+) -> list[TextBundle]:
+    """Write ``<out>/<i>`` for every client i of a finished run; all, or none.
+
+    Args:
+        run_folder: A folder with ``weights/adapter-<i>.safetensors``.
+        out: The folder of the bundles; made if missing.
+        config: The run's.
+        gate: ``unigram`` or ``unigram-chunks``; None: that of them which the run has.
+        replicas: Devices that hold each adapter.
+
+    Raises:
+        BundleError: The run is not finished, its adapters did not leave their devices, or it has
+            no gate that routes text without asking.
+        ConfigError: ``replicas`` is out of range, or the backbone cannot be opened or cut.
+    """
+    gate = _gate(run_folder, config, gate)
+    _check_cut(run_folder, config)
+    count = config.data.num_clients
+    placed, weights = holders(count, replicas), run_folder / "weights"
+    try:
+        frequencies = load_arrays(weights / _WEIGHTS)[FREQUENCIES]
+        adapters = [load_arrays(weights / f"adapter-{e}.safetensors") for e in range(count)]
+        shared = next(
+            (
+                load_arrays(weights / f"adapter-{name}.safetensors")
+                for name, entry in ADAPTER_CONTROLS.items()
+                if entry.averaged and (weights / f"adapter-{name}.safetensors").is_file()
+            ),
+            None,
+        )
+    except (CheckpointError, KeyError) as error:
+        raise BundleError(
+            f"{run_folder} cannot be exported: {error}; did the run finish, with expert.sharing = "
+            "'weights'?"
+        ) from None
+    model, digest = configured_language(config, frequencies.shape[1])
+    width = split_lm(model).width
+    with all_or_none(out, last=MANIFEST) as new:
+        for client in range(count):
+            TextBundle.write(
+                new / str(client),
+                config=config,
+                frequencies=frequencies,
+                adapters={e: adapters[e] for e in range(count) if client in placed[e]},
+                shared=shared,
+                partition=client,
+                backbone=digest.hex(),
+                tokenizer=configured_tokenizer(config).hash,
+                vocab_size=len(model.bias),
+                width=width,
+                gate=gate,
+                holders=placed,
+            )
+    return [TextBundle.load(out / str(client)) for client in range(count)]
+
+
+def _gate(run_folder: Path, config: Config, gate: str | None) -> str:
+    """Which gate routes."""
+    there = [name for name in _GATES if name in config.gate.methods]
+    found = gate or (there[-1] if there else "")
+    if found not in _GATES or not (run_folder / "weights" / _WEIGHTS).is_file():
+        told = f"the gate {found!r}" if found else "a gate"
+        raise BundleError(
+            f"{run_folder} has not {told} that routes text without asking anybody; allowed: "
+            f"{' or '.join(_GATES)}, in a finished run with one of them in gate.methods and "
+            "expert.sharing = 'weights'"
+        )
+    return found
+
+
+def _check_cut(run_folder: Path, config: Config) -> None:
+    """Refuse adapters in all blocks where hidden states are to stand for the text."""
+    if config.adapter.blocks == "all" and config.query.send != "tokens":
+        raise BundleError(
+            f"{run_folder} has adapters in all blocks (adapter.blocks = 'all'): no block is left "
+            "to run at home, and a question to a peer would be the text itself; set "
+            "query.send = 'tokens' in config.toml if that is allowed, or train with "
+            "adapter.blocks = 'upper'"
+        )
