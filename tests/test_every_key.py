@@ -231,6 +231,7 @@ ROWS: dict[str, list[str]] = {
     "adapter.averaged-learning-rates": ["0", "-1,0.1", "0.1,0.1", f"0.1,0.2|{LANGUAGE}"],
     "adapter.times": [*BELOW_1, "2000"],
     "alignment.policy": CHOICE,
+    "query.send": CHOICE,
     "alignment.experts": ["-1", f"4000000|{ALIGNMENT}"],
     "alignment.capacity": ["-1", "0", "0,0", "1,-1", ""],
     "alignment.rounds": BELOW_1,

@@ -33,7 +33,7 @@ class Village:
     """
 
     def __init__(self, folder: Path, loop: LoopThread, **options: Any) -> None:
-        replicas, gate = options.pop("replicas", 1), options.pop("gate", None)
+        replicas, gate = options.pop("replicas", 1), options.pop("gate", "unigram")
         self.run = finished_run(folder / "run", **options)
         self.bundles = export_run(self.run, folder / "bundles", gate=gate, replicas=replicas)
         first = self.bundles[0]
