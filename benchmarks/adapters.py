@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from benchmarks.yardstick import told
 from nmoe_flower.arguments import Whole
-from nmoe_flower.clients.device import Device, Language, Store, configured_language
+from nmoe_flower.backbone import configured_language
+from nmoe_flower.clients.device import Device, Language, Store
 from nmoe_flower.clients.language import train_adapter
 from nmoe_flower.config import Config
 from nmoe_flower.data.text import TextData, TextSplit

@@ -17,7 +17,7 @@ OURS = (Whole, Number, ListenAddress, NameList, OutputFile)
 TEXTS = {
     "--set", "--name", "--gate", "--data", "--classes", "--hosts", "--deny", "--move", "--dataset",
     "names", "images", "arguments", "study", "--one", "--only", "--backbone",
-    "--ray-address",
+    "--ray-address", "--text",
 }  # fmt: skip
 WRONG = ("nan", "inf", "-inf", "Infinity", "-1", "1" + "0" * 400, "-" + "9" * 5000, "x", "", " ",
          "1e999", "0x10", "1_0_x", "٣x")  # fmt: skip

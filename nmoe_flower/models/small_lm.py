@@ -90,7 +90,7 @@ class _Block(nn.Module):
         """Hidden states [B, T, d] to hidden states [B, T, d].
 
         Args:
-            hidden: Of the latest T tokens.
+            hidden: Hidden states of the latest T tokens.
             past: Keys and values of what stands before them, or nothing yet; theirs are added.
         """
         shape, width = hidden.shape, hidden.shape[2]

@@ -65,8 +65,8 @@ def split_lm(model: AdaptedLM) -> SplitLM:
     """Cut a model before its first block with an adapter.
 
     Args:
-        model: Its network is a `SmallLM`, or one of transformers built as most are: embeddings,
-            a list of layers, a norm and a linear output.
+        model: Adapters on a `SmallLM`, or on a model of transformers built as most are:
+            embeddings, a list of layers, a norm and a linear output.
 
     Raises:
         ConfigError: The halves, one after the other, are not the whole.

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from nmoe_flower import records
+from nmoe_flower.backbone import configured_language
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.client_app import app
 from nmoe_flower.clients import language
-from nmoe_flower.clients.device import Store, configured_language
+from nmoe_flower.clients.device import Store
 from nmoe_flower.config import Config
 from nmoe_flower.data.text import configured_text
 from nmoe_flower.engine import InProcessGrid

@@ -15,7 +15,7 @@ from nmoe_flower.inference.bundle import TextExperts
 from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, Encoding, encode_tokens, peer_pb2
 from nmoe_flower.inference.protocol import encode_tensor as pack
 
-__all__ = ["Asking", "Send", "Traffic"]
+__all__ = ["Asking", "Send", "TextCost"]
 
 Send = Literal["hidden", "tokens"]
 Floats = npt.NDArray[np.float32]
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Traffic:
+class TextCost:
     """What questions have cost.
 
     Attributes:
@@ -61,7 +61,7 @@ class Asking:
     encoding: Encoding
     deadline: float
     fallbacks: int
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: TextCost = field(default_factory=TextCost)
 
     def __post_init__(self) -> None:
         self._numbers = count(1)
@@ -93,7 +93,7 @@ class Asking:
         """Where an expert can be asked.
 
         Args:
-            expert: Whose adapter.
+            expert: Device whose adapter is meant.
         """
         return who_holds(expert, **self._placed)  # type: ignore[arg-type]
 
@@ -116,7 +116,7 @@ class Asking:
         """Tokens [n] as they travel.
 
         Args:
-            tokens: Those of the text.
+            tokens: Numbers of the text's tokens, int64.
         """
         return encode_tokens(tokens)
 
@@ -125,7 +125,7 @@ class Asking:
 
         Args:
             source: Who was asked for whose expert.
-            error: Why.
+            error: What went wrong.
         """
         assert source.peer != HERE
         name = self.peers.name(source.peer)

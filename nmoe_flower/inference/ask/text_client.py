@@ -16,10 +16,10 @@ from nmoe_flower.data.text import Tokenizer, configured_tokenizer, tokenise
 from nmoe_flower.errors import BundleError, ConfigError, DataError
 from nmoe_flower.inference.ask.client import identity_of
 from nmoe_flower.inference.ask.loop import LoopThread
-from nmoe_flower.inference.ask.scoring import NOBODY, Scoring
-from nmoe_flower.inference.ask.text_asking import Asking, Send, Traffic
+from nmoe_flower.inference.ask.text_asking import Asking, Send, TextCost
 from nmoe_flower.inference.ask.text_peers import TextPeers
-from nmoe_flower.inference.ask.writing import Written, write
+from nmoe_flower.inference.ask.text_scoring import NOBODY, Scoring
+from nmoe_flower.inference.ask.text_writing import Written, write
 from nmoe_flower.inference.bundle import OF_ALL, TextBundle, TextExperts, Writing
 from nmoe_flower.inference.protocol import ENCODINGS, Encoding, PeerList
 from nmoe_flower.inference.settings import check_not_negative, check_seconds
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _UNFINISHED = "\ufffd"  # part of a character
-SHARED = "shared"
+_SHARED = "shared"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class TextAnswer:
     """How well the mixture predicts a text.
 
     Attributes:
-        bits_per_byte: Of the scored tokens.
+        bits_per_byte: What the scored tokens cost, in bits per byte of text.
         perplexity: Per scored token.
         tokens: How many are scored: all but the first ``prefix``.
         bytes: Bytes of text they stand for.
@@ -79,7 +79,7 @@ class TextAnswer:
     experts: dict[int, float]
     answered_by: dict[str, list[str]]
     fallback: str | None
-    traffic: Traffic
+    traffic: TextCost
     ms: float
 
 
@@ -88,10 +88,10 @@ class Piece:
     """What one more token adds to a text.
 
     Attributes:
-        token: Its number.
+        token: Number of the token.
         text: What it adds; empty as long as a character is not whole.
         log_probability: How likely it was, in nats.
-        expert: Whose adapter wrote it; `OF_ALL`: that of all devices.
+        expert: Device whose adapter wrote it; `OF_ALL`: the adapter of all devices.
         peer: Name of the device that did; this one is ``self``.
     """
 
@@ -113,7 +113,7 @@ class Generation:
     """
 
     pieces: list[Piece] = field(default_factory=list)
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: TextCost = field(default_factory=TextCost)
     ms: list[float] = field(default_factory=list)
     _source: Iterator[Piece] = field(default=iter(()), repr=False)
 
@@ -144,7 +144,7 @@ class TextClient:
 
     Attributes:
         bundle: What this device has.
-        experts: Its adapters.
+        experts: This device's adapters on the backbone.
 
     Raises:
         BundleError: The backbone or the tokenizer is another one than the bundle is for.
@@ -247,7 +247,7 @@ class TextClient:
                 f"allowed: 1 to {min(window, len(tokens)) - 1}"
             )
         before = self._asking.traffic
-        self._asking.traffic = traffic = Traffic()
+        self._asking.traffic = traffic = TextCost()
         nats, chosen = 0.0, Counter[int]()
         who: dict[str, set[str]] = {}
         fallbacks: set[str] = set()
@@ -270,7 +270,7 @@ class TextClient:
             prefix=prefix,
             experts={e: n / chosen.total() for e, n in sorted(chosen.items())},
             answered_by={e: sorted(names) for e, names in sorted(who.items())},
-            fallback=next((f for f in ("local", SHARED, "next-best") if f in fallbacks), None),
+            fallback=next((f for f in ("local", _SHARED, "next-best") if f in fallbacks), None),
             traffic=traffic,
             ms=1000 * (time.perf_counter() - started),
         )
@@ -309,7 +309,7 @@ class TextClient:
             text: The beginning.
             count: The most tokens to write, 1 or more; the end of a document ends it, too.
             temperature: 0: always the likeliest token.
-            seed: Of what is drawn.
+            seed: Seed of what is drawn.
 
         Raises:
             ConfigError: A number is out of range.
@@ -463,11 +463,11 @@ def _windows(tokens: Ints, window: int, prefix: int) -> Iterator[Ints]:
 
 
 def _called(expert: int) -> str:
-    return SHARED if expert == OF_ALL else str(expert)
+    return _SHARED if expert == OF_ALL else str(expert)
 
 
 def _fallbacks(found: WindowScores, own: int) -> set[str]:
     """Which kinds of stand-ins answered."""
     experts = np.broadcast_to(np.arange(found.by.shape[1]), found.by.shape)
     odd = np.unique(found.by[(found.by != experts) & (found.by != NOBODY)])
-    return {SHARED if by == OF_ALL else "local" if by == own else "next-best" for by in odd}
+    return {_SHARED if by == OF_ALL else "local" if by == own else "next-best" for by in odd}

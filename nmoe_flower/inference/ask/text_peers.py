@@ -19,7 +19,7 @@ class Source(NamedTuple):
     """Where an answer may come from.
 
     Attributes:
-        expert: Whose adapter answers; `OF_ALL`: that of all devices.
+        expert: Device whose adapter answers; `OF_ALL`: the adapter of all devices.
         peer: Partition of the device that is asked; `HERE`: this one.
     """
 
@@ -43,7 +43,7 @@ def sources(
 
     Args:
         ranking: Ids of the experts, best first.
-        holders: Of each expert the devices that hold it, its own first.
+        holders: Devices that hold each expert, its own first.
         held: Experts whose adapters are here.
         own: This device.
         usable: Whether a peer may be asked now.
@@ -72,8 +72,8 @@ def who_holds(
     """Where an expert can be asked: here if it is here, else at its holders that are usable.
 
     Args:
-        expert: Whose adapter.
-        holders: As for `sources`, and so are the others.
+        expert: Device whose adapter is meant.
+        holders: Devices that hold each expert, its own first.
         held: Experts whose adapters are here.
         own: This device.
         usable: Whether a peer may be asked now.
@@ -123,7 +123,7 @@ class TextPeers:
         """Whether a peer is in the list, and has not just failed.
 
         Args:
-            peer: Its partition.
+            peer: Partition of the peer.
         """
         breaker = self._breakers.get(peer)
         return breaker is not None and (breaker.closed or breaker.probe_in() == 0)
@@ -132,7 +132,7 @@ class TextPeers:
         """The connection to a usable peer, which is made if it is missing.
 
         Args:
-            peer: Its partition.
+            peer: Partition of the peer.
         """
         self._breakers[peer].begin_probe()
         if peer not in self._channels:
@@ -143,7 +143,7 @@ class TextPeers:
         """What a peer is called; this device is ``self``.
 
         Args:
-            peer: Its partition, or `HERE`.
+            peer: Partition of the peer, or `HERE`.
         """
         return "self" if peer == HERE else self._entries[peer].name
 
@@ -151,7 +151,7 @@ class TextPeers:
         """A peer has answered.
 
         Args:
-            peer: Its partition.
+            peer: Partition of the peer.
         """
         self._breakers[peer].probe_succeeded()
         self._breakers[peer].succeeded()
@@ -160,7 +160,7 @@ class TextPeers:
         """A peer has not answered: a new connection is tried next time.
 
         Args:
-            peer: Its partition.
+            peer: Partition of the peer.
         """
         self._breakers[peer].probe_failed()
         self._breakers[peer].failed()

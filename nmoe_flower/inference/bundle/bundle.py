@@ -23,7 +23,13 @@ from torch import nn
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import BundleError
 from nmoe_flower.files import pack_arrays, read_json, write_bytes, write_json
-from nmoe_flower.inference.bundle.parts import MANIFEST, arrays_of, checked, read_part, version_of
+from nmoe_flower.inference.bundle.bundle_files import (
+    MANIFEST,
+    arrays_of,
+    checked,
+    read_part,
+    version_of,
+)
 from nmoe_flower.models import (
     DiscriminantGate,
     Expert,

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from nmoe_flower.backbone import computes_in_bf16, configured_language
 from nmoe_flower.config import Config
 from nmoe_flower.errors import BundleError, ReplyError
-from nmoe_flower.inference.bundle.text import TextBundle
+from nmoe_flower.inference.bundle.text_bundle import TextBundle
 from nmoe_flower.models import AdaptedLM, Past, split_lm
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import autocast, generator
 
-__all__ = ["OF_ALL", "Backbone", "Drawn", "Session", "TextExperts", "Writing"]
+__all__ = ["OF_ALL", "Drawn", "Session", "TextBackbone", "TextExperts", "Writing"]
 
 OF_ALL = -2  # stands for the adapter of all devices among ids of experts
 _SLICE = 16  # windows whose logits are held at once
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
     """A token that follows a text.
 
     Attributes:
-        token: Its number.
+        token: Number of the token.
         log_probability: How likely it was, in nats, before the temperature.
     """
 
@@ -46,7 +46,7 @@ class Writing(NamedTuple):
 
     Attributes:
         temperature: What logits are divided by; 0: the likeliest token.
-        seed: Of the noise, which depends on the place in the text, too, and on nothing else: who
+        seed: Seed of the noise, which depends on it and on the place in the text alone: who
             goes on with another's text draws as that one would have.
     """
 
@@ -58,7 +58,7 @@ class Session:
     """One text at one expert: its keys and values.
 
     Attributes:
-        expert: Whose adapter reads it.
+        expert: Device whose adapter reads it.
         lower: What the blocks below the cut keep.
         upper: What those above it keep.
     """
@@ -74,7 +74,7 @@ class Session:
         return self.upper.length
 
 
-class Backbone:
+class TextBackbone:
     """A frozen language model that several sets of adapters may take turns on.
 
     Args:
@@ -124,7 +124,7 @@ class TextExperts:
         BundleError: The backbone is another one than the adapters are for.
     """
 
-    def __init__(self, bundle: TextBundle, backbone: Backbone) -> None:
+    def __init__(self, bundle: TextBundle, backbone: TextBackbone) -> None:
         manifest, digest = bundle.manifest, backbone.digest.hex()
         if digest != manifest.backbone:
             raise BundleError(
@@ -158,11 +158,11 @@ class TextExperts:
             BundleError: They are another backbone's.
             ConfigError: They cannot be opened.
         """
-        return cls(bundle, Backbone.open(bundle, weights=weights))
+        return cls(bundle, TextBackbone.open(bundle, weights=weights))
 
     @property
     def held(self) -> frozenset[int]:
-        """Whose adapters are here; `OF_ALL` among them where there is one of all devices."""
+        """Devices whose adapters are here, and `OF_ALL` where there is one of all devices."""
         return frozenset(self._adapters)
 
     def lower(self, tokens: Ints, session: Session | None = None) -> Floats:
@@ -180,8 +180,8 @@ class TextExperts:
         """Final hidden states [N, T, d] of those at the cut, by an expert.
 
         Args:
-            expert: One of ``held``.
-            hidden: Of the tokens that follow what the session has read, [N, T, d].
+            expert: Device whose adapter is meant, one of ``held``.
+            hidden: Hidden states of the tokens that follow what the session has read, [N, T, d].
             session: The text so far; None: there is none.
         """
         with self._lock, torch.inference_mode(), self._autocast():
@@ -193,7 +193,7 @@ class TextExperts:
         """What an expert adds to the logit of every token, [V].
 
         Args:
-            expert: One of ``held``.
+            expert: Device whose adapter is meant, one of ``held``.
         """
         found = self._adapters[expert].get("bias")
         size = self.bundle.num_classes
@@ -222,7 +222,7 @@ class TextExperts:
         Args:
             final: Final hidden state of the last token, [d].
             offsets: What the expert adds to the logits, [V].
-            place: Of the new token in the text.
+            place: Where the new token stands in the text, from 0.
             how: How it is drawn.
         """
         with self._lock, torch.inference_mode(), self._autocast():

@@ -9,8 +9,8 @@ from nmoe_flower.data import configured_images, with_features
 from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
 from nmoe_flower.files import all_or_none, load_arrays, read_json, safe_child
 from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.bundle.parts import MANIFEST
-from nmoe_flower.inference.bundle.text import TextBundle
+from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.inference.bundle.text_bundle import TextBundle
 from nmoe_flower.inference.bundle.text_export import export_language
 
 __all__ = ["export_run", "export_store"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from nmoe_flower.errors import BundleError
 from nmoe_flower.files import read_json
 from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.bundle.parts import MANIFEST
-from nmoe_flower.inference.bundle.text import TextBundle
+from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.inference.bundle.text_bundle import TextBundle
 
 __all__ = ["open_bundle"]
 

@@ -8,8 +8,8 @@ from nmoe_flower.config import Config
 from nmoe_flower.data.text import configured_tokenizer
 from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
 from nmoe_flower.files import all_or_none, load_arrays
-from nmoe_flower.inference.bundle.parts import MANIFEST
-from nmoe_flower.inference.bundle.text import FREQUENCIES, TextBundle
+from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.inference.bundle.text_bundle import FREQUENCIES, TextBundle
 from nmoe_flower.models import split_lm
 
 __all__ = ["export_language", "holders"]
@@ -19,7 +19,7 @@ _WEIGHTS = "gate-unigram.safetensors"
 
 
 def holders(num_clients: int, replicas: int) -> list[list[int]]:
-    """Of each expert the devices that hold it: its own, then the next ones in a ring.
+    """Devices that hold each expert: its own, then the next ones in a ring.
 
     Every device holds as many as every other.
 

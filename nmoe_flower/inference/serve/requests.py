@@ -182,6 +182,21 @@ class Requests(Generic[S]):
         """What is served now."""
         return self.served[0].bundle
 
+    def take_up(self, served: S, keep_seconds: float) -> None:
+        """Answer with ``served`` from now on; what waits at the version before it is still answered.
+
+        Args:
+            served: The new version.
+            keep_seconds: Seconds that the version before it still answers those who ask for it.
+        """
+        self.served = [served, *self.served[:1]]
+        asyncio.get_running_loop().call_later(keep_seconds, self.forget, served)
+
+    def forget(self, served: S) -> None:
+        """Drop what came before ``served``, if that is still the newest version."""
+        if self.served[0] is served:
+            self.served = [served]
+
     @property
     def open(self) -> int:
         """Requests that are being answered."""
@@ -300,7 +315,7 @@ class Requests(Generic[S]):
         """Count rows of a caller while they wait; with names, it may hold half of the queue.
 
         Args:
-            caller: Whose they are.
+            caller: Name of the device that sent them.
             rows: How many.
         """
         if self._held[caller] + rows > self._most_held:

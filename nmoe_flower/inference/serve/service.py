@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -15,14 +15,12 @@ from nmoe_flower.errors import BundleError, CertificateError, ConfigError
 from nmoe_flower.inference.bundle import Bundle, TextBundle, TextExperts
 from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, SERVICE, peer_handlers, peer_pb2
 from nmoe_flower.inference.serve.batching import Served, expert_thread, load_expert
-from nmoe_flower.inference.serve.requests import Answering, ImageRequests, Requests, ServiceMetrics
-from nmoe_flower.inference.serve.text import ServedText, TextRequests
+from nmoe_flower.inference.serve.requests import ImageRequests, ServiceMetrics
+from nmoe_flower.inference.serve.text_requests import ServedText, TextRequests
 from nmoe_flower.inference.settings import check_not_negative
 from nmoe_flower.inference.telemetry import log_event
 
 __all__ = ["ExpertServer"]
-
-S = TypeVar("S", bound=Answering)
 
 _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -230,10 +228,10 @@ class ExpertServer:
         requests = self._requests
         if isinstance(bundle, TextBundle):
             assert isinstance(requests, TextRequests)
-            _switch(requests, await self._text(bundle), self._keep_seconds)
+            requests.take_up(await self._text(bundle), self._keep_seconds)
         else:
             assert isinstance(requests, ImageRequests)
-            _switch(requests, await self._images(bundle), self._keep_seconds)
+            requests.take_up(await self._images(bundle), self._keep_seconds)
         self.bundle = bundle
         self.metrics.serves(bundle)
 
@@ -268,20 +266,6 @@ class ExpertServer:
             "gate": self.bundle.gate_version,
             "extractor": self.bundle.extractor_version,
         }
-
-
-def _switch(requests: Requests[S], served: S, keep_seconds: float) -> None:
-    """Answer with ``served`` from now on; the version before it, for a while, if it is asked for.
-
-    What waits there is still answered.
-    """
-    requests.served = [served, *requests.served[:1]]
-
-    def forget() -> None:
-        if requests.served[0] is served:
-            requests.served = [served]
-
-    asyncio.get_running_loop().call_later(keep_seconds, forget)
 
 
 def _check_size(bundle: Bundle | TextBundle, max_batch: int) -> None:

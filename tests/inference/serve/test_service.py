@@ -229,7 +229,7 @@ def test_the_last_version_answers_for_a_while_who_asks_for_it(
             for bundle in (old, new):
                 reply = await stub.Predict(request(bundle, pin=True))
                 assert reply.expert_version == bundle.expert_version
-            server._forget(server._requests.served[0])
+            server._requests.forget(server._requests.served[0])
             code, _ = await refusal(stub.Predict(request(old, pin=True)))
             assert code is grpc.StatusCode.FAILED_PRECONDITION
 

@@ -13,7 +13,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.files import save_arrays, write_text
 from nmoe_flower.inference import ExpertServer, PeerEntry, PeerList, TextClient, export_run
 from nmoe_flower.inference.ask.loop import LoopThread
-from nmoe_flower.inference.bundle import Backbone, TextBundle, TextExperts
+from nmoe_flower.inference.bundle import TextBackbone, TextBundle, TextExperts
 from nmoe_flower.models import SmallLM, SmallSizes, token_frequencies
 
 VOCABULARY, WINDOW, PREFIX = 257, 40, 8
@@ -38,7 +38,7 @@ class Village:
         self.bundles = export_run(self.run, folder / "bundles", gate=gate, replicas=replicas)
         first = self.bundles[0]
         assert isinstance(first, TextBundle)
-        self.backbone = Backbone.open(first)
+        self.backbone = TextBackbone.open(first)
         self._loop = loop
         self._servers: dict[int, ExpertServer] = {}
         self._clients: list[TextClient] = []

@@ -53,14 +53,14 @@ class ServedText:
 
     Args:
         bundle: What it was loaded from.
-        experts: Its adapters.
+        experts: The bundle's adapters on the backbone.
         executor: The thread.
         max_queue: The most tokens that may wait.
         on_pass: Called with the tokens and the seconds of every pass.
 
     Attributes:
         bundle: What it was loaded from.
-        experts: Its adapters.
+        experts: The bundle's adapters on the backbone.
         waiting_rows: Tokens that wait for their turn.
         sessions: Texts that may go on.
     """

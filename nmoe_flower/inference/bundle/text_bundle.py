@@ -21,12 +21,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import BundleError
 from nmoe_flower.files import pack_arrays, read_json, write_bytes, write_json
-from nmoe_flower.inference.bundle.parts import MANIFEST, arrays_of, checked, read_part, version_of
+from nmoe_flower.inference.bundle.bundle_files import (
+    MANIFEST,
+    arrays_of,
+    checked,
+    read_part,
+    version_of,
+)
 
-__all__ = ["FREQUENCIES", "SHARED", "TextBundle", "TextManifest"]
+__all__ = ["FREQUENCIES", "TextBundle", "TextManifest"]
 
 FREQUENCIES = "frequencies"
-SHARED = "shared"
+_SHARED = "shared"
 _FORMAT, _KIND = 1, "text"
 _EXPERT, _GATE, _REPLICA = "expert", "gate", "replica-{}"
 
@@ -43,14 +49,14 @@ class TextManifest(BaseModel):
     Attributes:
         format: The version of this file's form, 1.
         kind: ``text``; bundles of images have no such key.
-        partition: Whose adapter is this device's own, 0..num_clients-1.
+        partition: Number of this device, whose adapter is its own, 0..num_clients-1.
         num_clients: E, the experts the gate knows.
         backbone: SHA-256 of the backbone's weights.
         tokenizer: SHA-256 of what makes the tokens.
         vocab_size: V, how many tokens the backbone knows.
         width: d, numbers per token at the cut and after the last block.
         gate: Who decides: ``unigram``, or ``unigram-chunks`` again and again.
-        holders: Of each expert the devices that hold it, its own first.
+        holders: Devices that hold each expert, its own first.
         gate_version: The version of ``gate.safetensors``, 16 hexadecimal digits.
         expert_version: The version of ``expert.safetensors``.
         replica_versions: By expert, the versions of those that this device stands in for.
@@ -116,7 +122,7 @@ class TextBundle:
 
     @property
     def partition(self) -> int:
-        """Whose adapter is this device's own, 0..num_clients-1."""
+        """Number of this device, whose adapter is its own, 0..num_clients-1."""
         return self.manifest.partition
 
     @property
@@ -158,7 +164,7 @@ class TextBundle:
         """The version of an adapter this device holds; empty: it does not hold it.
 
         Args:
-            expert: Whose.
+            expert: Device whose adapter is meant.
         """
         if expert == self.partition:
             return self.expert_version
@@ -212,7 +218,7 @@ class TextBundle:
         for expert, adapter in adapters.items():
             packed[_EXPERT if expert == own else _REPLICA.format(expert)] = pack_arrays(adapter)
         if shared is not None:
-            packed[SHARED] = pack_arrays(shared)
+            packed[_SHARED] = pack_arrays(shared)
         versions = {part: version_of(data) for part, data in packed.items()}
         values = {
             "format": _FORMAT,
@@ -224,7 +230,7 @@ class TextBundle:
             "replica_versions": {
                 str(e): versions[_REPLICA.format(e)] for e in sorted(adapters) if e != own
             },
-            "shared_version": versions.get(SHARED, ""),
+            "shared_version": versions.get(_SHARED, ""),
             "config": config.flat(),
         }
         bundle = cls(folder, *checked(TextManifest, folder / MANIFEST, values))
@@ -257,7 +263,7 @@ class TextBundle:
     def shared(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """The adapter of all devices; None: there is none. Raises as `frequencies`."""
         version = self.manifest.shared_version
-        return self._arrays(SHARED, version) if version else None
+        return self._arrays(_SHARED, version) if version else None
 
     def _arrays(self, part: str, version: str) -> dict[str, np.ndarray[Any, Any]]:
         data = read_part(self.folder, part, version)
