@@ -109,9 +109,9 @@ def _score(client: "TextClient", text: str, prefix: int | None) -> None:
         "experts": {str(e): round(share, 4) for e, share in found.experts.items()},
         "answered_by": found.answered_by,
         "fallback": found.fallback,
-        "bytes_up": found.traffic.up,
-        "bytes_down": found.traffic.down,
-        "failures": dict(found.traffic.failures),
+        "bytes_up": found.cost.up,
+        "bytes_down": found.cost.down,
+        "failures": dict(found.cost.failures),
         "ms": round(found.ms, 3),
     }
     print(to_json(line), flush=True)
@@ -137,8 +137,8 @@ def _facts(generation: "Generation") -> dict[str, Any]:
         "tokens": len(pieces),
         "experts": dict(experts),
         "peers": dict(Counter(piece.peer for piece in pieces)),
-        "bytes_up": generation.traffic.up,
-        "bytes_down": generation.traffic.down,
-        "failures": dict(generation.traffic.failures),
+        "bytes_up": generation.cost.up,
+        "bytes_down": generation.cost.down,
+        "failures": dict(generation.cost.failures),
         "ms_per_token": round(ms[len(ms) // 2], 3) if ms else None,
     }

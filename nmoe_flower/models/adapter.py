@@ -83,6 +83,7 @@ class AdaptedLM(nn.Module):
         layers: Names of the adapted layers, in order.
         cut: How many blocks stand before the first one with an adapter.
         rank: Rank of the adapter at work; 0: none has been loaded.
+        bf16: Whether frozen layers of the blocks are kept in bfloat16.
 
     Raises:
         ConfigError: peft is not installed, or a block has no layer of a name in ``targets``.
@@ -113,7 +114,7 @@ class AdaptedLM(nn.Module):
         self.rank = 0
         self._peft = require_peft()
         self._slots: dict[int, dict[str, nn.Parameter]] = {}
-        self._bf16 = bf16
+        self.bf16 = bf16
         modules = dict(network.named_modules())
         sides = {n: min(modules[n].in_features, modules[n].out_features) for n in self.layers}
         self._narrowest = min(sides, key=sides.__getitem__)

@@ -80,7 +80,8 @@ def split_lm(model: AdaptedLM) -> SplitLM:
         if not all(hasattr(base, name) for name in ("layers", "norm")):
             raise _uncut(network)
         halves = _LibrarySplit(network, model.cut)
-    _check(halves, network)
+    with torch.autocast(model.bias.device.type, torch.bfloat16, enabled=model.bf16):
+        _check(halves, network)
     return halves
 
 

@@ -52,7 +52,7 @@ class Asking:
         encoding: How hidden states travel.
         deadline: Seconds that an answer, or the next token, may take.
         fallbacks: How many next-best experts are asked.
-        traffic: What it has cost so far.
+        cost: Bytes both ways, and peers that failed, so far.
     """
 
     experts: TextExperts
@@ -61,7 +61,7 @@ class Asking:
     encoding: Encoding
     deadline: float
     fallbacks: int
-    traffic: TextCost = field(default_factory=TextCost)
+    cost: TextCost = field(default_factory=TextCost)
 
     def __post_init__(self) -> None:
         self._numbers = count(1)
@@ -129,6 +129,6 @@ class Asking:
         """
         assert source.peer != HERE
         name = self.peers.name(source.peer)
-        self.traffic.failures[f"{name}: {error.reason}"] += 1
+        self.cost.failures[f"{name}: {error.reason}"] += 1
         _log.warning("%s did not answer for expert %d: %s", name, source.expert, error)
         await self.peers.ill(source.peer)

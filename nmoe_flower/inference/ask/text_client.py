@@ -67,7 +67,7 @@ class TextAnswer:
         answered_by: Names of the devices that answered, for each expert that answered.
         fallback: Who answered in the place of an expert that did not, where one did not:
             ``next-best``, ``shared`` or ``local``.
-        traffic: What it cost.
+        cost: Bytes both ways, and peers that failed.
         ms: Milliseconds.
     """
 
@@ -79,7 +79,7 @@ class TextAnswer:
     experts: dict[int, float]
     answered_by: dict[str, list[str]]
     fallback: str | None
-    traffic: TextCost
+    cost: TextCost
     ms: float
 
 
@@ -108,12 +108,12 @@ class Generation:
 
     Attributes:
         pieces: What was written so far.
-        traffic: What it cost so far.
+        cost: Bytes both ways, and peers that failed, so far.
         ms: Milliseconds that each token took.
     """
 
     pieces: list[Piece] = field(default_factory=list)
-    traffic: TextCost = field(default_factory=TextCost)
+    cost: TextCost = field(default_factory=TextCost)
     ms: list[float] = field(default_factory=list)
     _source: Iterator[Piece] = field(default=iter(()), repr=False)
 
@@ -246,8 +246,8 @@ class TextClient:
                 f"--prefix {prefix} of a text of {len(tokens)} tokens in windows of {window}; "
                 f"allowed: 1 to {min(window, len(tokens)) - 1}"
             )
-        before = self._asking.traffic
-        self._asking.traffic = traffic = TextCost()
+        before = self._asking.cost
+        self._asking.cost = cost = TextCost()
         nats, chosen = 0.0, Counter[int]()
         who: dict[str, set[str]] = {}
         fallbacks: set[str] = set()
@@ -258,7 +258,7 @@ class TextClient:
             for expert, names in found.peers.items():
                 who.setdefault(_called(expert), set()).update(names)
             fallbacks |= _fallbacks(found, self.bundle.partition)
-        self._asking.traffic = before
+        self._asking.cost = before
         size, count = int(sizes[prefix:].sum()), len(tokens) - prefix
         if not size:
             raise DataError(f"the {count} tokens after the first {prefix} stand for no text")
@@ -271,7 +271,7 @@ class TextClient:
             experts={e: n / chosen.total() for e, n in sorted(chosen.items())},
             answered_by={e: sorted(names) for e, names in sorted(who.items())},
             fallback=next((f for f in ("local", _SHARED, "next-best") if f in fallbacks), None),
-            traffic=traffic,
+            cost=cost,
             ms=1000 * (time.perf_counter() - started),
         )
 
@@ -321,10 +321,11 @@ class TextClient:
         tokens, _ = self._tokens(text)
         context = self.experts.context
         if len(tokens) + count > context:
+            allowed = [f"a text of up to {context - count} tokens"] * (count < context)
+            allowed += [f"--generate up to {context - len(tokens)}"] * (len(tokens) < context)
             raise DataError(
                 f"the text has {len(tokens)} tokens, and {count} are to follow: the backbone reads "
-                f"{context} in all; allowed: a text of up to {max(context - count, 0)}, or "
-                f"--generate up to {max(context - len(tokens), 0)}"
+                f"{context} in all; allowed: {' or '.join(allowed) or 'less of both'}"
             )
         chunked = self.bundle.manifest.gate == "unigram-chunks"
         generation = Generation()
@@ -355,7 +356,7 @@ class TextClient:
     def _pieces(self, steps: AsyncIterator[Written], generation: Generation) -> Iterator[Piece]:
         """One piece per token, as the text grows by whole characters."""
         asking, tokens, said = self._asking, list[int](), ""
-        asking.traffic = generation.traffic
+        asking.cost = generation.cost
         while True:
             started = time.perf_counter()
             found = self._submit(_next(steps))

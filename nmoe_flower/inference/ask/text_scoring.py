@@ -164,7 +164,7 @@ class Scoring:
     ) -> peer_pb2.ScoreReply:
         asking = self._asking
         channel = asking.peers.channel(source.peer)
-        asking.traffic.up += question.ByteSize()
+        asking.cost.up += question.ByteSize()
         reply, size = await channel.score(question, timeout=asking.deadline)
-        asking.traffic.down += size
+        asking.cost.down += size
         return reply

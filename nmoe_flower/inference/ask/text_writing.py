@@ -110,7 +110,7 @@ class _There:
         if not self._coming:
             await self._tell(text, wanted)
         reply, size = await self._conversation.hear(timeout=asking.deadline)
-        asking.traffic.down += size
+        asking.cost.down += size
         if reply.request_id != self._id or reply.position != place:
             raise WireError("mixed-up", f"token {reply.position} came for token {place}")
         if reply.token >= asking.experts.num_tokens:
@@ -141,7 +141,7 @@ class _There:
             else:
                 states = await text.states(at)
                 question.hidden.CopyFrom(asking.hidden(states[: last - at]))
-            asking.traffic.up += await self._conversation.say(question)
+            asking.cost.up += await self._conversation.say(question)
 
     async def close(self) -> None:
         await self._conversation.close()

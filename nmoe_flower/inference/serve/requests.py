@@ -183,7 +183,7 @@ class Requests(Generic[S]):
         return self.served[0].bundle
 
     def take_up(self, served: S, keep_seconds: float) -> None:
-        """Answer with ``served`` from now on; what waits at the version before it is still answered.
+        """Answer with ``served`` from now on; what waits at the last version is still answered.
 
         Args:
             served: The new version.

@@ -9,10 +9,19 @@ import pytest
 
 import nmoe_flower.inference
 from nmoe_flower.inference import Manifest, encode_tensor
-from nmoe_flower.inference.bundle import BUNDLE_PARTS
-from nmoe_flower.inference.protocol.peer_pb2 import PredictReply, PredictRequest, Tensor
+from nmoe_flower.inference.bundle import BUNDLE_PARTS, TextManifest
+from nmoe_flower.inference.protocol.peer_pb2 import (
+    GenerateReply,
+    GenerateRequest,
+    PredictReply,
+    PredictRequest,
+    ScoreReply,
+    ScoreRequest,
+    Tensor,
+)
 from nmoe_flower.inference.protocol.wire import MAX_ID, MAX_MESSAGE_BYTES, PROTOCOL
 from nmoe_flower.inference.serve import ServiceMetrics
+from nmoe_flower.inference.serve.text_requests import _IDLE_SECONDS, _MOST_SESSIONS
 
 SOURCE = Path(nmoe_flower.inference.__file__).parent
 PAGE = (Path(__file__).parents[3] / "docs/reference/protocol.md").read_text(encoding="utf-8")
@@ -31,7 +40,9 @@ def texts(module: str, function: str, position: int) -> Iterator[str]:
 def test_reasons_are_listed() -> None:
     reasons = set(texts("requests", "RefusedError", 1)) | set(texts("requests", "WireError", 0))
     reasons |= set(texts("wire", "WireError", 0))
-    assert {"garbage", "shape", "version", "busy", "draining"} <= reasons
+    reasons |= set(texts("text_requests", "RefusedError", 1))
+    reasons |= set(texts("text_requests", "WireError", 0))
+    assert {"garbage", "shape", "version", "busy", "draining", "idle", "context"} <= reasons
     assert [reason for reason in reasons if f"`{reason}`" not in PAGE] == []
 
 
@@ -59,6 +70,17 @@ def test_field_numbers_are_those_of_the_messages(message: type) -> None:
         assert row in PAGE or f"`{field.name}` ({field.number})" in PAGE
 
 
+def test_messages_about_text_are_described() -> None:
+    section = PAGE[PAGE.index("## Text") : PAGE.index("## Tensor")]
+    for message in (ScoreRequest, GenerateRequest):
+        table = section[section.index(f"| `{message.__name__}` |") :].partition("\n\n")[0]
+        assert all(f"`{field.name}`" in table for field in message.DESCRIPTOR.fields)
+    for field in (*ScoreReply.DESCRIPTOR.fields, *GenerateReply.DESCRIPTOR.fields):
+        assert f"`{field.name}` ({field.number})" in section
+    assert f"at most {_MOST_SESSIONS} streams" in section
+    assert f"{_IDLE_SECONDS:g} seconds" in section
+
+
 def test_the_reply_and_the_constants() -> None:
     for field in PredictReply.DESCRIPTOR.fields:
         assert f"`{field.name}` ({field.number})" in PAGE
@@ -81,3 +103,5 @@ def test_the_bundle_is_described() -> None:
     for name in Manifest.model_fields:
         assert f"`{name}`" in PAGE or name.endswith("_version")
     assert all(f"`{part}.safetensors`" in PAGE for part in BUNDLE_PARTS)
+    for name in TextManifest.model_fields:
+        assert f"`{name}`" in PAGE or "_version" in name

@@ -1,8 +1,9 @@
 """A federation of three devices on a tiny random language model, whose peers can be killed."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from nmoe_flower.backbone import configured_language
 from nmoe_flower.config import Config
 from nmoe_flower.files import save_arrays, write_text
-from nmoe_flower.inference import ExpertServer, PeerEntry, PeerList, TextClient, export_run
+from nmoe_flower.inference import Bundle, ExpertServer, PeerEntry, PeerList, TextClient, export_run
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.bundle import TextBackbone, TextBundle, TextExperts
 from nmoe_flower.models import SmallLM, SmallSizes, token_frequencies
@@ -23,8 +24,8 @@ LETTERS = ("abc", "klm", "xyz")
 Make = Callable[..., Any]
 
 
-class Village:
-    """A finished run, its bundles, and peers for them in one process.
+class Exported(NamedTuple):
+    """A finished run.
 
     Attributes:
         run: The run's folder.
@@ -32,13 +33,24 @@ class Village:
         backbone: The one copy of it.
     """
 
-    def __init__(self, folder: Path, loop: LoopThread, **options: Any) -> None:
-        replicas, gate = options.pop("replicas", 1), options.pop("gate", "unigram")
-        self.run = finished_run(folder / "run", **options)
-        self.bundles = export_run(self.run, folder / "bundles", gate=gate, replicas=replicas)
-        first = self.bundles[0]
-        assert isinstance(first, TextBundle)
-        self.backbone = TextBackbone.open(first)
+    run: Path
+    bundles: list[Bundle | TextBundle]
+    backbone: TextBackbone
+
+
+def exported(folder: Path, *, replicas: int = 1, gate: str = "unigram", **options: Any) -> Exported:
+    """A run and its bundles in a folder."""
+    run = finished_run(folder / "run", **options)
+    bundles = list(export_run(run, folder / "bundles", gate=gate, replicas=replicas))
+    assert isinstance(bundles[0], TextBundle)
+    return Exported(run, bundles, TextBackbone.open(bundles[0]))
+
+
+class Village:
+    """Peers in one process, for the bundles of a run."""
+
+    def __init__(self, of: Exported, loop: LoopThread) -> None:
+        self.run, self.bundles, self.backbone = of
         self._loop = loop
         self._servers: dict[int, ExpertServer] = {}
         self._clients: list[TextClient] = []
@@ -168,13 +180,24 @@ def text_loop() -> Iterator[LoopThread]:
     loop.close()
 
 
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Runs and their bundles, each made once."""
+
+    @cache
+    def make(**options: Any) -> Exported:
+        return exported(tmp_path_factory.mktemp("text"), **options)
+
+    return make
+
+
 @pytest.fixture
-def village(tmp_path: Path, text_loop: LoopThread) -> Iterator[Make]:
+def village(export: Make, text_loop: LoopThread) -> Iterator[Make]:
     """Makes federations; all peers are stopped at the end."""
     made: list[Village] = []
 
     def make(**options: Any) -> Village:
-        made.append(Village(tmp_path / str(len(made)), text_loop, **options))
+        made.append(Village(export(**options), text_loop))
         return made[-1]
 
     yield make

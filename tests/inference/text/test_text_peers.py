@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.inference.ask.text_peers import HERE, Source, sources
@@ -48,6 +49,17 @@ def test_peers_score_as_the_pipeline_does(
         assert found.peers[0] == ["self"]
 
 
+def test_what_was_trained_in_bfloat16_is_asked_in_it(village: Make, windows: np.ndarray) -> None:
+    """Halves compute in the precision of the whole, and its frozen layers are kept in it."""
+    made = village(run__precision="bf16")
+    made.serve(1)
+    own = windows[1::3]  # device 1's letters
+    found = made.client(encoding="float32").score_windows(own)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = made.nats(1, own)
+    np.testing.assert_allclose(found.nats, whole, atol=0.1)
+
+
 def test_what_travels_is_told_and_float16_halves_it(village: Make, windows: np.ndarray) -> None:
     made = village()
     made.serve(1, 2)
@@ -55,7 +67,7 @@ def test_what_travels_is_told_and_float16_halves_it(village: Make, windows: np.n
     for encoding in ("float32", "float16", "int8"):
         client = made.client(encoding=encoding)
         client.score_windows(windows)
-        costs[encoding] = client._asking.traffic.up
+        costs[encoding] = client._asking.cost.up
     rows, width = 4 * 39, 32  # two windows to each of two peers, all tokens but the last
     for encoding, size in (("float32", 4), ("float16", 2), ("int8", 1)):
         scales = 4 * rows if encoding == "int8" else 0
@@ -71,7 +83,7 @@ def test_a_long_text_is_scored_once_from_its_prefix_on(village: Make) -> None:
     assert found.experts == {0: 1.0}
     assert found.answered_by == {"0": ["self"]}
     assert found.fallback is None
-    assert found.traffic.up == 0
+    assert found.cost.up == 0
     assert found.perplexity == pytest.approx(2**found.bits_per_byte, rel=1e-5)
 
 
@@ -123,7 +135,7 @@ def test_a_peer_writes_what_the_whole_model_would(village: Make, send: str) -> N
     assert tokens == made.greedy(1, list(ACROSS.encode()), 20)
     assert {piece.peer for piece in generation.pieces} == {"peer-1"}
     assert len(generation.ms) == 20
-    assert generation.traffic.down > 0
+    assert generation.cost.down > 0
 
 
 @pytest.mark.parametrize("send", ["hidden", "tokens"])
@@ -147,7 +159,7 @@ def test_no_token_is_lost_or_doubled_when_a_peer_dies(
     assert writers[0] == "peer-1"
     assert writers[-1] == "peer-2"
     assert writers == sorted(writers)
-    assert list(generation.traffic.failures.values()) == [1]
+    assert list(generation.cost.failures.values()) == [1]
 
 
 def test_a_text_ends_at_home_when_nobody_is_left(village: Make) -> None:
@@ -195,8 +207,11 @@ def test_bad_questions_are_refused_in_words(village: Make) -> None:
         (lambda: client.generate("", 3), "empty"),
         (
             lambda: client.generate("a" * 30, 11),
-            "30 tokens, and 11 .*reads 40.*up to 29.*to 10",
+            "30 tokens, and 11 .*reads 40 in all; allowed: .* to 29 tokens or --generate up to 10",
         ),
+        (lambda: client.generate("a" * 40, 1), "allowed: a text of up to 39 tokens$"),
+        (lambda: client.generate("ab", 40), "allowed: --generate up to 38$"),
+        (lambda: client.generate("a" * 40, 40), "allowed: less of both$"),
         (lambda: client.score_windows(np.zeros((1, 41), np.int64)), "41 tokens.*up to 40"),
     ):
         with pytest.raises(DataError, match=said):
@@ -215,7 +230,7 @@ def test_tokens_leave_only_where_the_operator_allows_it(village: Make) -> None:
     client = made.client()
     client._asking.send = "tokens"  # a device that does not obey
     found = client.score(ACROSS)
-    assert found.traffic.failures == {"peer-1: denied": 1}
+    assert found.cost.failures == {"peer-1: denied": 1}
     assert found.fallback is not None
     assert made.served(1) == 0
 
