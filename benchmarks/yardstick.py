@@ -17,6 +17,7 @@ __all__ = [
     "cpu_seconds",
     "importing",
     "machine_line",
+    "proportional_bytes",
     "ratio",
     "told",
 ]
@@ -83,6 +84,16 @@ def cpu_seconds(pid: int) -> float:
     """
     fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def proportional_bytes(pid: int) -> int:
+    """Proportional set size of a process: pages shared by n processes count a n-th for each.
+
+    Raises:
+        OSError: There is no such process, or the system does not tell.
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def importing(environment: Mapping[str, str]) -> dict[str, str]:

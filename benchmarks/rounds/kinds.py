@@ -17,6 +17,7 @@ class Kind:
         images: Synthetic images of each client.
         shape: Shape of one image.
         hidden: Width of the layer before the last; 0 is logistic regression.
+        residual: Whether the convolutions are residual blocks, with normalised groups.
         rounds: Measured rounds at least.
         block: Rounds in a row before the other runner's turn.
         warm_up: Rounds before the first measured one.
@@ -34,6 +35,7 @@ class Kind:
     block: int
     warm_up: int
     goals: dict[str, float]
+    residual: bool = False
 
 
 KINDS = {
@@ -41,7 +43,8 @@ KINDS = {
     for kind in (
         Kind("tiny", 10, 60, 10, 600, (784,), 0, 10, 5, 3, {"inprocess": 1.2}),
         Kind("short", 10, 1, 50, 200, (3, 32, 32), 100, 10, 2, 3, {"inprocess": 1.07, "ray": 1.5}),
-        Kind("many", 50, 5, 20, 100, (3, 32, 32), 740, 5, 1, 1, {"inprocess": 1.07, "ray": 1.5}),
+        Kind("residual", 10, 1, 20, 200, (3, 32, 32), 0, 10, 2, 3, {"inprocess": 0.97}, True),
+        Kind("many", 50, 5, 20, 100, (3, 32, 32), 740, 3, 1, 1, {"inprocess": 1.03, "ray": 1.5}),
     )
 }
 

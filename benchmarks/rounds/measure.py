@@ -1,7 +1,9 @@
 """Let runners take turns with the bare loop, and boil their times down to ratios."""
 
+import math
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +11,7 @@ from benchmarks.rounds.kinds import FLOOR_GOALS, LARGE, Kind
 from benchmarks.rounds.remote import Remote
 from benchmarks.yardstick import Blocks, ratio
 
-__all__ = ["RoundFigures", "measure_kind", "measure_memory"]
+__all__ = ["RoundFigures", "Row", "measure_kind", "measure_memory", "medians"]
 
 _LEAST_SECONDS = 3.0
 _ECHOES = 20
@@ -28,6 +30,7 @@ class RoundFigures:
         cpu: Seconds of CPU time per round of all its processes.
         bare_cpu: Seconds of CPU time of the bare loop, block by block.
         floor: Median milliseconds of an exchange of 1 kB with 10 nodes.
+        memory: Most bytes its processes hold together, by proportional set size.
     """
 
     kind: str
@@ -38,6 +41,7 @@ class RoundFigures:
     cpu: Blocks = field(default_factory=list)
     bare_cpu: Blocks = field(default_factory=list)
     floor: float | None = None
+    memory: float = math.nan
 
     @property
     def round_seconds(self) -> float:
@@ -64,6 +68,7 @@ class RoundFigures:
             "ratio-to-bare": self.ratio,
             "cpu-ratio-to-bare": self.cpu_ratio,
             "exchange-milliseconds": self.floor,
+            "memory-bytes": self.memory,
             "rounds": sum(map(len, self.blocks)),
             "blocks": self.blocks,
             "bare-blocks": self.bare_blocks,
@@ -73,7 +78,13 @@ class RoundFigures:
 
 
 def measure_kind(
-    kind: Kind, runners: Sequence[str], *, rounds: int | None, seed: int, workers: int
+    kind: Kind,
+    runners: Sequence[str],
+    *,
+    rounds: int | None,
+    seed: int,
+    workers: int,
+    pfl_python: str = sys.executable,
 ) -> list[RoundFigures]:
     """Measure the runners one after the other, each taking turns with the same bare loop.
 
@@ -83,23 +94,75 @@ def measure_kind(
         rounds: At least so many measured rounds each; None takes the kind's own number.
         seed: Seed of weights and images.
         workers: Client processes of every runner.
+        pfl_python: Interpreter that runs pfl.
     """
     figures = []
     with Remote("bare", kind, seed=seed, workers=workers) as bare:
         own = RoundFigures(kind.name, "bare", bare.start_seconds)
         _warm_up(bare, kind)
         for name in runners:
-            with Remote(name, kind, seed=seed, workers=workers) as remote:
+            python = pfl_python if name == "pfl" else sys.executable
+            with Remote(name, kind, seed=seed, workers=workers, python=python) as remote:
                 found = RoundFigures(kind.name, name, remote.start_seconds)
                 _warm_up(remote, kind)
                 _take_turns(found, remote, bare, kind, rounds or kind.rounds)
                 if name in FLOOR_GOALS:
                     found.floor = _floor(remote)
+                found.memory = remote.peak_memory(kind.block)
             figures.append(found)
             own.blocks += found.bare_blocks
         if not runners:
             own.blocks.append(bare.ask("rounds", rounds or kind.rounds))
+        own.memory = bare.peak_memory(kind.block)
     return [own, *figures]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The medians over passes, each with runners started anew, of one runner on one kind of work.
+
+    Args:
+        kind: Name of the work.
+        runner: What ran it.
+        start_seconds: From nothing to the end of round 1.
+        round_seconds: Seconds per round.
+        ratio: The same, times the bare loop.
+        cpu_ratio: CPU time per round, times the bare loop.
+        floor: Milliseconds of an exchange of 1 kB with 10 nodes.
+        memory: Most bytes its processes hold together.
+    """
+
+    kind: str
+    runner: str
+    start_seconds: float
+    round_seconds: float
+    ratio: float
+    cpu_ratio: float
+    floor: float | None
+    memory: float
+
+
+def medians(figures: Iterable[RoundFigures]) -> list[Row]:
+    """One row for each kind and runner, in the order in which they were first measured."""
+    passes: dict[tuple[str, str], list[RoundFigures]] = {}
+    for one in figures:
+        passes.setdefault((one.kind, one.runner), []).append(one)
+    rows = []
+    for (kind, runner), found in passes.items():
+        floors = [one.floor for one in found if one.floor is not None]
+        rows.append(
+            Row(
+                kind,
+                runner,
+                statistics.median(one.start_seconds for one in found),
+                statistics.median(one.round_seconds for one in found),
+                statistics.median(one.ratio for one in found),
+                statistics.median(one.cpu_ratio for one in found),
+                statistics.median(floors) if floors else None,
+                statistics.median(one.memory for one in found),
+            )
+        )
+    return rows
 
 
 def _warm_up(remote: Remote, kind: Kind) -> None:

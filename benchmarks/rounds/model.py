@@ -22,7 +22,7 @@ def build_model(kind: Kind, seed: int) -> nn.Module:
 
     >>> from benchmarks.rounds.kinds import KINDS
     >>> [sum(p.numel() for p in build_model(kind, 0).parameters()) for kind in KINDS.values()]
-    [7850, 299158, 1616918]
+    [7850, 299158, 155786, 1616918]
     """
     with seeded(derive_seed(seed, "bench", "model")):
         return nn.Sequential(*_layers(kind))
@@ -30,7 +30,15 @@ def build_model(kind: Kind, seed: int) -> nn.Module:
 
 def _layers(kind: Kind) -> Iterator[nn.Module]:
     size = kind.shape[0]
-    if len(kind.shape) == 3:
+    if kind.residual:
+        yield nn.Conv2d(size, 32, 3, padding=1)
+        yield _Block(32, 32, 1)
+        yield _Block(32, 64, 2)
+        yield _Block(64, 64, 2)
+        yield nn.AdaptiveAvgPool2d(1)
+        yield nn.Flatten()
+        size = 64
+    elif len(kind.shape) == 3:
         for width in (32, 64, 128):
             yield nn.Conv2d(size, width, 3, padding=1)
             yield nn.ReLU()
@@ -43,6 +51,25 @@ def _layers(kind: Kind) -> Iterator[nn.Module]:
         yield nn.ReLU()
         size = kind.hidden
     yield nn.Linear(size, _CLASSES)
+
+
+class _Block(nn.Module):
+    """Two convolutions with normalised groups, and the input beside them."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(before, width, 3, stride, padding=1, bias=False),
+            nn.GroupNorm(8, width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(8, width),
+        )
+        alike = before == width and stride == 1
+        self.beside = nn.Identity() if alike else nn.Conv2d(before, width, 1, stride, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self.inner(images) + self.beside(images))
 
 
 def optimizer_for(model: nn.Module) -> torch.optim.SGD:

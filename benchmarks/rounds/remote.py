@@ -12,23 +12,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds.kinds import Kind
-from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing
+from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing, proportional_bytes
 from nmoe_flower.engine import processes, run_simulation, write_app
 from nmoe_flower.errors import EngineError
 
 __all__ = ["RUNNERS", "Remote"]
 
-RUNNERS = ("bare", "inprocess", "ray", "stock")
+RUNNERS = ("bare", "inprocess", "ray", "stock", "pfl")
 
 _MARK = "NMOE_BENCH_RUNNER"
 _START_SECONDS = 180.0
 _ANSWER_SECONDS = 600.0
 _END_SECONDS = 10.0
+_SAMPLE_SECONDS = 0.02
 _APPS = {"ray": "ours", "stock": "stock"}
+_PLAIN = ("bare", "pfl")
 _YARDSTICK = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -44,18 +47,23 @@ class Remote:
         kind: What it computes.
         seed: Seed of weights and images.
         workers: Client processes.
+        python: Interpreter of a runner without a SuperLink.
 
     Raises:
         EngineError: The runner failed, with the end of its output.
     """
 
-    def __init__(self, runner: str, kind: Kind, *, seed: int, workers: int) -> None:
+    def __init__(
+        self, runner: str, kind: Kind, *, seed: int, workers: int, python: str = sys.executable
+    ) -> None:
         self.runner = runner
         self._token = secrets.token_hex(16)
         self._server = socket.create_server(("127.0.0.1", 0))
         self._server.settimeout(0.1)
         address = f"127.0.0.1:{self._server.getsockname()[1]}:{self._token}"
-        start = _Simulation if runner in _APPS else _Process
+        start: Callable[..., _Simulation | _Process] = (
+            _Simulation if runner in _APPS else partial(_Process, python)
+        )
         begin = time.perf_counter()
         try:
             with _inherited({_MARK: self._token}):
@@ -97,6 +105,35 @@ class Remote:
         """Seconds of CPU time that this runner's processes have used; NaN without ``/proc``."""
         try:
             return sum(map(cpu_seconds, self._family)) or math.nan
+        except OSError:
+            return math.nan
+
+    def peak_memory(self, rounds: int) -> float:
+        """Most bytes that this runner's processes hold together while it runs ``rounds`` rounds.
+
+        The sum of their proportional set sizes: what n processes share counts a n-th for each. NaN
+        where the system does not tell (Linux does).
+        """
+        sizes: list[float] = []
+        done = threading.Event()
+
+        def sample() -> None:
+            while not done.is_set():
+                sizes.append(self._memory())
+                done.wait(_SAMPLE_SECONDS)
+
+        watch = threading.Thread(target=sample)
+        watch.start()
+        try:
+            self.ask("rounds", rounds)
+        finally:
+            done.set()
+            watch.join()
+        return max(sizes)
+
+    def _memory(self) -> float:
+        try:
+            return float(sum(map(proportional_bytes, self._family))) or math.nan
         except OSError:
             return math.nan
 
@@ -145,9 +182,12 @@ def _inherited(marks: dict[str, str]) -> Iterator[None]:
 class _Process:
     """A runner without a SuperLink."""
 
-    def __init__(self, runner: str, kind: Kind, seed: int, workers: int, address: str) -> None:
+    def __init__(
+        self, python: str, runner: str, kind: Kind, seed: int, workers: int, address: str
+    ) -> None:
         settings = [f"--seed={seed}", f"--workers={workers}", f"--address={address}"]
-        command = [sys.executable, "-m", "benchmarks.rounds.runner", runner, kind.name, *settings]
+        module = f"benchmarks.rounds.{'plain' if runner in _PLAIN else 'runner'}"
+        command = [python, "-m", module, runner, kind.name, *settings]
         # The yardstick gets every advantage; ours must set for itself what it needs.
         extra = ONE_THREAD | _YARDSTICK if runner == "bare" else ONE_THREAD
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115

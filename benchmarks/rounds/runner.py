@@ -1,17 +1,9 @@
-"""The measured side: a process that runs rounds when it is told to, and says how long they took.
+"""The measured side: a process that runs rounds of Flower when it is told to, and times them."""
 
-Each runner is a process of its own that connects to the bench and answers requests, one JSON object
-a line. So runners take turns, round by round, and whatever else the machine does hits them alike.
-"""
-
-import argparse
-import json
 import logging
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from itertools import pairwise
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -19,12 +11,12 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from benchmarks.rounds.kinds import Kind, kind_of
-from nmoe_flower.arguments import SEED, Whole
+from benchmarks.rounds.plain import answer, runner_parser
 from nmoe_flower.engine import InProcessGrid, StreamingGrid
 from nmoe_flower.records import ARRAYS
 from nmoe_flower.strategies import FedCE
 
-__all__ = ["OURS", "answer", "main", "ours", "rounds_of", "stock"]
+__all__ = ["OURS", "main", "ours", "rounds_of", "stock"]
 
 OURS = "benchmarks.rounds.client:ours"
 Rounds = Callable[[int], list[float]]
@@ -55,22 +47,10 @@ def serve_stock(grid: Grid, context: Context) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve a runner that needs no SuperLink: bare, inprocess, or the memory of a strategy."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("runner", choices=("bare", "inprocess", "streaming", "fedavg"))
-    parser.add_argument("kind")
-    parser.add_argument("--seed", type=SEED, required=True)
-    parser.add_argument("--workers", type=Whole(0, 4096), required=True)
-    parser.add_argument("--address", required=True)
-    args = parser.parse_args(argv)
+    """Serve a runner that needs no SuperLink: inprocess, or the memory of a strategy."""
+    args = runner_parser("inprocess", "streaming", "fedavg").parse_args(argv)
     _quiet()
     kind = kind_of(args.kind)
-    if args.runner == "bare":
-        from benchmarks.rounds.bare import BareLoop
-
-        with closing(BareLoop(kind, args.seed, args.workers)) as loop:
-            answer(args.address, {"rounds": loop.rounds})
-        return 0
     config: dict[str, bool | int | float | str] = {"kind": kind.name, "seed": args.seed}
     with InProcessGrid(OURS, kind.clients, run_config=config, workers=args.workers) as grid:
         strategy = _strategy(FedAvg if args.runner == "fedavg" else FedCE, kind)
@@ -98,18 +78,6 @@ def rounds_of(strategy: FedAvg, grid: Grid, initial: ArrayRecord) -> Rounds:
         return [after - before for before, after in pairwise(stamps)]
 
     return run
-
-
-def answer(address: str, handlers: Mapping[str, Callable[[int], list[float]]]) -> None:
-    """Serve the bench at ``host:port:token`` until it hangs up."""
-    host, port, token = address.split(":")
-    with socket.create_connection((host, int(port))) as line, line.makefile("rw") as stream:
-        stream.write(json.dumps(token) + "\n")
-        stream.flush()
-        for request in stream:
-            name, count = json.loads(request)
-            stream.write(json.dumps(handlers[name](count)) + "\n")
-            stream.flush()
 
 
 def _answer(context: Context, handlers: Mapping[str, Callable[[int], list[float]]]) -> None:
