@@ -11,7 +11,12 @@ from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
-from nmoe_flower.losses import load_balance, objective_of, pseudo_client_targets
+from nmoe_flower.losses import (
+    load_balance,
+    objective_of,
+    pseudo_client_targets,
+    shortlisted_targets,
+)
 from nmoe_flower.own_code import is_own
 from nmoe_flower.records import (
     ANSWERS,
@@ -60,23 +65,35 @@ def train(message: Message, context: Context) -> Message:
 
 
 def train_rolling(message: Message, context: Context) -> Message:
-    """RollGate: name the pseudo client of each of this client's training latents."""
+    """RollGate: name the pseudo client of each of this client's training latents.
+
+    With a shortlist the pseudo clients are on it, and the softmax over all is estimated from it.
+    """
     device = device_of(context)
     latents = device.store.load(LATENTS)["train"]
-    gate = _received(device, message, latents.shape[1])
+    shortlist, weights = device.shortlist(), None
+    if shortlist:
+        weights = torch.from_numpy(np.array(shortlist[ShortlistKey.LOG_WEIGHTS]))
+        weights = weights.to(device.torch_device)
+    listed = None if weights is None else len(weights)
+    gate = _received(device, message, latents.shape[1], num_experts=listed)
     rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
-    targets = pseudo_client_targets(
-        len(rows),
-        device.partition,
-        device.num_clients,
-        keep=device.config.gate.keep,
-        generator=generator(device.seed("rolling-targets")),
-    ).to(device.torch_device)
-
+    keep, source = device.config.gate.keep, generator(device.seed("rolling-targets"))
+    if weights is None:
+        targets = pseudo_client_targets(
+            len(rows), device.partition, device.num_clients, keep=keep, generator=source
+        )
+    else:
+        targets = shortlisted_targets(len(rows), weights, keep=keep, generator=source)
+    targets = targets.to(device.torch_device)
     noise = _noise(device, message)
 
     def loss(chosen: Tensor) -> Tensor:
-        return F.cross_entropy(gate(rows[chosen], generator=noise), targets[chosen])
+        scores = gate(rows[chosen], generator=noise)
+        if weights is None:
+            return F.cross_entropy(scores, targets[chosen])
+        named = weights[targets[chosen]].mean()  # so that a fresh gate has log N
+        return F.cross_entropy(scores + weights, targets[chosen]) + named
 
     optimizer = _own_optimizer(device, gate, message)
     result = gate_steps(device, gate, loss, len(rows), message, optimizer=optimizer)

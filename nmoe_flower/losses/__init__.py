@@ -8,6 +8,7 @@ from nmoe_flower.losses.gating import (
     objective_of,
     oracle_distillation,
     pseudo_client_targets,
+    shortlisted_targets,
     straight_through,
     switch_top1,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "others_mean",
     "pseudo_client_targets",
     "sample_spectral",
+    "shortlisted_targets",
     "spectral_contrastive",
     "straight_through",
     "switch_top1",

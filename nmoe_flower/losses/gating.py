@@ -35,6 +35,7 @@ __all__ = [
     "objective_of",
     "oracle_distillation",
     "pseudo_client_targets",
+    "shortlisted_targets",
     "straight_through",
     "switch_top1",
 ]
@@ -208,6 +209,41 @@ def pseudo_client_targets(
     steps = torch.randint(1, num_clients, (away,), generator=generator, device=generator.device)
     targets[places] = (own_id + steps) % num_clients
     return targets
+
+
+def shortlisted_targets(
+    num: int, log_weights: Tensor, *, keep: float = 0.7, generator: Generator
+) -> Tensor:
+    """`pseudo_client_targets` of a client that knows a shortlist: places on it, its own first.
+
+    The others are drawn as their weights say. An expert that is on the list with probability q
+    weighs 1 / q there, so over all lists it is drawn as often as any other of all clients.
+
+    Args:
+        num: How many targets.
+        log_weights: Minus the log of the probability of each expert to be on the list, [S].
+        keep: Share of the targets that is the client's own place, 0.
+        generator: Draws places and targets.
+
+    Returns:
+        Places, [num] int64. A list of the own expert alone keeps everything.
+
+    Raises:
+        ConfigError: ``keep`` is not in 0..1.
+
+    >>> weights = torch.tensor([1.0, 1.0, 4.0]).log()
+    >>> ids = shortlisted_targets(10, weights, generator=Generator().manual_seed(0))
+    >>> int((ids == 0).sum())
+    7
+    """
+    ids = pseudo_client_targets(num, 0, len(log_weights), keep=keep, generator=generator)
+    others = ids.nonzero()[:, 0]
+    if len(others):
+        shares = log_weights[1:].double().exp().to(ids.device)
+        ids[others] = 1 + torch.multinomial(
+            shares, len(others), replacement=True, generator=generator
+        )
+    return ids
 
 
 def _shares(scores: Tensor, log_weights: Tensor | None) -> Tensor:

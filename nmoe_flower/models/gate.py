@@ -274,6 +274,12 @@ class RandomGate:
     ``distribution=None`` is uniform. With ``top_k`` > 1 the experts of a row are drawn without
     replacement. All weigh the same: the distribution has already spoken in the draw.
 
+    Args:
+        num_experts: Number of experts E.
+        distribution: A share per expert, [E]; they need not sum to 1.
+        top_k: Experts per sample, K.
+        scales: Draw uniform experts at a cost that does not grow with E: as likely, but others.
+
     Raises:
         ConfigError: The distribution has a wrong length, a negative or non-finite entry, or fewer
             positive entries than ``top_k``.
@@ -285,9 +291,18 @@ class RandomGate:
     """
 
     def __init__(
-        self, num_experts: int, *, distribution: Sequence[float] | None = None, top_k: int = 1
+        self,
+        num_experts: int,
+        *,
+        distribution: Sequence[float] | None = None,
+        top_k: int = 1,
+        scales: bool = False,
     ) -> None:
         check_top_k(top_k, num_experts)
+        self.num_experts, self.top_k = num_experts, top_k
+        self.distribution: Tensor | None = None
+        if distribution is None and scales:
+            return
         shares = [1.0] * num_experts if distribution is None else list(distribution)
         self.distribution = torch.tensor(shares, dtype=torch.float64)
         finite = bool(self.distribution.isfinite().all() and (self.distribution >= 0).all())
@@ -297,13 +312,16 @@ class RandomGate:
                 f"more of them positive, got {shares}"
             )
         self.distribution /= self.distribution.sum()
-        self.top_k = top_k
 
     @classmethod
     def at(cls, site: GateSite) -> Self:
         """The gate of one device, with the configured distribution."""
-        shares = site.settings.distribution or None
-        return cls(site.num_experts, distribution=shares, top_k=site.settings.top_k)
+        return cls(
+            site.num_experts,
+            distribution=site.settings.distribution or None,
+            top_k=site.settings.top_k,
+            scales=site.shortlist is not None,
+        )
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Draw experts for latents [B, D].
@@ -312,10 +330,27 @@ class RandomGate:
             ConfigError: There is no ``generator``.
         """
         source = require_generator(generator, "a random gate")
-        rows = self.distribution.to(source.device).expand(len(latents), -1)
-        ids = torch.multinomial(rows, self.top_k, generator=source) if len(latents) else rows
+        if self.distribution is None:
+            ids = _distinct(len(latents), self.top_k, self.num_experts, source)
+        else:
+            rows = self.distribution.to(source.device).expand(len(latents), -1)
+            ids = torch.multinomial(rows, self.top_k, generator=source) if len(latents) else rows
         ids = ids[:, : self.top_k].long().to(latents.device)
         return Routing(ids, latents.new_full(ids.shape, 1 / self.top_k))
+
+
+def _distinct(rows: int, count: int, total: int, source: Generator) -> Tensor:
+    """``count`` numbers of 0 to total - 1 per row, drawn alike without replacement, in order.
+
+    The k-th is drawn among those that are left, by its rank, which passes over those before it.
+    """
+    drawn = torch.empty((rows, 0), dtype=torch.int64, device=source.device)
+    for done in range(count):
+        next_one = torch.randint(total - done, (rows, 1), generator=source, device=source.device)
+        for taken in drawn.sort(dim=1).values.unbind(dim=1):
+            next_one += next_one >= taken[:, None]
+        drawn = torch.cat([drawn, next_one], dim=1)
+    return drawn
 
 
 class LocalGate:

@@ -13,13 +13,14 @@ from flwr.serverapp import Grid
 
 from nmoe_flower import records
 from nmoe_flower.errors import CheckpointError
-from nmoe_flower.strategies.base import StreamingFedAvg, StreamingOptions
+from nmoe_flower.strategies.base import StreamingOptions
 from nmoe_flower.strategies.limits import require_number
+from nmoe_flower.strategies.shortlisted import ShortlistedFedAvg
 
 __all__ = ["RollGate"]
 
 
-class RollGate(StreamingFedAvg):
+class RollGate(ShortlistedFedAvg):
     """Client after client trains the same gate; no averaging, no two clients at once.
 
     The client trains the gate it is sent to name a pseudo client: its own id for a share ``p`` of
@@ -29,13 +30,21 @@ class RollGate(StreamingFedAvg):
 
     Args:
         tolerance: Relative change over one cycle below which ``converged`` turns true.
+        shortlists: Ids of the experts each client knows, by partition: it is sent, and returns,
+            their rows in place of those of all experts. None: all.
         **options: What ``StreamingFedAvg`` and FedAvg take; ``fraction_train`` has no meaning here.
     """
 
     purpose = "rolling"
 
-    def __init__(self, *, tolerance: float = 0.01, **options: Unpack[StreamingOptions]) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        tolerance: float = 0.01,
+        shortlists: Mapping[int, np.ndarray] | None = None,
+        **options: Unpack[StreamingOptions],
+    ) -> None:
+        super().__init__(shortlists=shortlists, **options)
         self.tolerance = require_number("tolerance", tolerance)
         self._cycle = 1
         self._cycle_start: dict[str, np.ndarray] = {}

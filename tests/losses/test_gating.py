@@ -13,6 +13,7 @@ from nmoe_flower.losses import (
     objective_of,
     oracle_distillation,
     pseudo_client_targets,
+    shortlisted_targets,
     straight_through,
     switch_top1,
 )
@@ -194,6 +195,26 @@ def test_pseudo_targets_spread_the_rest_evenly_and_at_random_places():
     assert abs(first_half - 14_000) < 300  # standard deviation about 46
     again = pseudo_client_targets(40_000, 2, 5, keep=0.7, generator=source())
     assert torch.equal(ids, again)
+
+
+def test_targets_of_shortlists_are_as_likely_as_those_of_all():
+    """Over all lists of client 0, every other of 6 is named as often: its share is .3 / 5.
+
+    Client 1 is on each list and weighs 1; of the 4 others 2 are, with weight 2. So a target away is
+    1 with 1 / (1 + 2 + 2), and each of the 4 with 2 / 5 on half of the lists.
+    """
+    named = torch.zeros(6, dtype=torch.int64)
+    weights = torch.tensor([1.0, 1.0, 2.0, 2.0]).log()
+    for turn, pair in enumerate(itertools.combinations(range(2, 6), 2)):
+        ids = shortlisted_targets(10_000, weights, keep=0.7, generator=source(turn))
+        assert int((ids == 0).sum()) == 7000
+        named += torch.tensor([0, 1, *pair])[ids].bincount(minlength=6)
+    # 18,000 over five others: 3,600 each, standard deviation below sqrt(18000 / 5) = 60
+    assert all(abs(count - 3600) < 300 for count in named[1:].tolist())
+
+
+def test_a_list_of_oneself_keeps_everything():
+    assert shortlisted_targets(4, torch.zeros(1), generator=source()).tolist() == [0] * 4
 
 
 def test_a_client_alone_keeps_everything():

@@ -160,6 +160,32 @@ def test_random_gate_draws_without_replacement():
     assert ids.flatten().bincount().min() > 200  # 300 expected of each
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 6), st.integers(1, 9), st.data())
+def test_a_random_gate_that_scales_draws_different_experts(rows, experts, data):
+    top_k = data.draw(st.integers(1, experts))
+    gate = RandomGate(experts, top_k=top_k, scales=True)
+    ids, weights = gate.route(torch.zeros(rows, 2), generator=source())
+    assert ids.shape == weights.shape == (rows, top_k)
+    assert all(len(set(row)) == top_k and set(row) <= set(range(experts)) for row in ids.tolist())
+
+
+def test_a_random_gate_that_scales_draws_all_ordered_pairs_alike():
+    """Of 4 experts 2: 12 ordered pairs, in 12,000 draws each 1000 +- 30 times."""
+    gate = RandomGate(4, top_k=2, scales=True)
+    ids, _ = gate.route(torch.zeros(12_000, 2), generator=source())
+    counts = (4 * ids[:, 0] + ids[:, 1]).bincount(minlength=16).reshape(4, 4)
+    assert counts.diagonal().tolist() == [0] * 4
+    off = counts[~torch.eye(4, dtype=torch.bool)]
+    assert (off - 1000).abs().max() < 5 * 31
+
+
+def test_a_random_gate_that_scales_holds_nothing_per_expert():
+    """A table of 10^12 experts would not fit."""
+    ids, _ = RandomGate(10**12, scales=True).route(torch.zeros(9, 2), generator=source())
+    assert ids.max() > 10**10
+
+
 def test_random_gate_repeats_with_its_seed_and_needs_one():
     gate, latents = RandomGate(5), torch.zeros(50, 2)
     first = gate.route(latents, generator=source(3)).expert_ids

@@ -11,7 +11,7 @@ from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.records import Action
 
 New = Callable[..., Any]
-UNTRAINED = ("random", "local", "prototype")
+UNTRAINED = ("local", "prototype")
 FEW: dict[str, Any] = {
     "gate.methods": "random,local,prototype,federated,oracle,client-weights,global",
     "gate.top-k": 2,
@@ -51,7 +51,7 @@ def test_who_chooses_first_and_asks_then_gets_the_same_answers(
         if gate == "oracle":  # of those who were asked: no better than of all
             assert row["accuracy"] <= other[gate, test]["accuracy"]
             assert row["accuracy"] >= one["local", test]["accuracy"]
-    for key in ("random/iid", "prototype/local"):
+    for key in ("prototype/iid", "prototype/local"):
         np.testing.assert_allclose(found["routing"][key], wanted["routing"][key], atol=1e-6)
     assert some.weights["gate/federated/head.weight"].shape[0] == 4
     assert some.weights["shortlists/experts"].shape == (4, 3)
@@ -60,6 +60,28 @@ def test_who_chooses_first_and_asks_then_gets_the_same_answers(
     whole = {line["stage"]: line for line in every.lines}
     assert by_stage["answers"]["bytes_down"] < 0.8 * whole["answers"]["bytes_down"]
     assert by_stage["gate/federated"]["bytes_up"] < 0.81 * whole["gate/federated"]["bytes_up"]
+
+
+@pytest.mark.parametrize("rolling", ["cyclic", "federated"])
+def test_rolling_gates_hand_on_rows_of_lists(new_pipeline: New, rolling: str) -> None:
+    """A client is sent 3 of 4 rows; a fresh gate is uniform among 4, so its loss is log 4."""
+    changes = {
+        **FEW, "gate.methods": "rolling", "gate.rolling": rolling, "gate.cycles": 1,
+        "gate.learning-rate": 1e-6, "gate.local-steps": 1,
+    }  # fmt: skip
+    some = new_pipeline("some", {**changes, "gate.shortlist": 3})
+    every = new_pipeline("every", {**changes, "gate.shortlist": 0})
+    some()
+    every()
+    lines, whole = (
+        [line for line in one.lines if line["stage"] == "gate/rolling"] for one in (some, every)
+    )
+    assert len(lines) == len(whole) == {"cyclic": 4, "federated": 1}[rolling]
+    for line, other in zip(lines, whole, strict=True):
+        assert line["metrics"]["loss"] == pytest.approx(np.log(4), abs=1e-3)
+        assert line["bytes_up"] < 0.81 * other["bytes_up"]
+        assert line["bytes_down"] < 0.81 * other["bytes_down"]
+    assert some.weights["gate/rolling/head.weight"].shape[0] == 4
 
 
 def test_a_list_of_all_is_no_list(new_pipeline: New) -> None:

@@ -146,9 +146,13 @@ def _rolling_gate(run: Run) -> ArrayRecord:
     gate = run.config.gate
     strategy: StreamingFedAvg
     if gate.rolling == "cyclic":
-        strategy = RollGate(action=Action.ROLLING)
+        strategy = RollGate(action=Action.ROLLING, shortlists=shortlists_of(run))
     else:
-        strategy = FedGate(action=Action.ROLLING, fraction_train=gate.fraction_train)
+        strategy = FedGate(
+            action=Action.ROLLING,
+            shortlists=shortlists_of(run),
+            fraction_train=gate.fraction_train,
+        )
     rounds = _rolling_rounds(run.config)
     return federate(
         run,
