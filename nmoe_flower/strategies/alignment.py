@@ -214,7 +214,7 @@ class ExpertAlignment(StreamingFedAvg):
         self.assigner.learn(self.decision, self._feedback)
         dropped = self.assigner.observe(self._feedback, self._seconds)
         lasted = self.clock.advance(self._seconds)
-        lines = [self.decision.why(row) for row in range(self.assigner.clients)]
+        lines = [self.decision.why(int(row)) for row in np.flatnonzero(self.decision.online)]
         for line in lines:
             if line["client"] in self._seconds:
                 line[FeedbackKey.SECONDS] = round(self._seconds[line["client"]], 6)
@@ -222,7 +222,11 @@ class ExpertAlignment(StreamingFedAvg):
             line["bytes-up"] = self.traffic.up.get(line["client"], 0)
             if line["client"] in dropped:
                 line["capacity-note"] = dropped[line["client"]]
-        self.audit = {"policy": self.assigner.policy, "clients": lines}
+        self.audit = {
+            "policy": self.assigner.policy,
+            "of": self.assigner.clients,
+            "clients": lines,
+        }
         loads = self.decision.chosen.sum(axis=0)
         plain = [replace(one, metrics=_averageable(one.metrics)) for one in measured]
         averaged = self.average_metrics(server_round, plain)

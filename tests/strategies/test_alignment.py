@@ -1,5 +1,6 @@
 """ExpertAlignment over an in-process grid: who gets what, what becomes of it, who is dropped."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -301,8 +302,21 @@ def test_offline_clients_are_not_asked_and_come_back() -> None:
             arrays = play(strategy, grid, server_round, arrays)
             clients.append(strategy.last_exchange.clients)
             if server_round == 2:
-                assert strategy.audit["clients"][1]["why"] == "offline"
+                assert [line["client"] for line in strategy.audit["clients"]] == [0, 2]
+                assert strategy.audit["of"] == 3
     assert clients == [[0, 1, 2], [0, 2], [0, 1, 2]]
+
+
+def test_the_audit_is_as_long_as_the_cohort_however_many_clients_there_are() -> None:
+    """3 of 1,000 clients are drawn: three lines, and nothing of the others."""
+    sizes = []
+    for known in (3, 1000):
+        with InProcessGrid(app_of(), 3) as grid:
+            strategy = strategy_of(assigner={"capacity": 1}, clients=known)
+            play(strategy, grid, 1, START)
+        assert [line["client"] for line in strategy.audit["clients"]] == [0, 1, 2]
+        sizes.append(len(json.dumps(strategy.audit)))
+    assert sizes[1] <= sizes[0] + 100
 
 
 def test_who_is_late_is_dropped_and_the_clock_stops_at_the_deadline() -> None:
