@@ -126,6 +126,11 @@ def _add_sign(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--move", nargs="+", default=[], metavar="NAME=HOST[:PORT]", help="where nodes are now"
     )
+    parser.add_argument(
+        "--bundles", nargs="+", type=Path, default=[], metavar="BUNDLE",
+        help="put versions and embeddings of these bundles into the list, as those of "
+        "FOLDER/nodes/*/bundle are",
+    )  # fmt: skip
     _add_days(parser, "the list of peers holds")
 
 
@@ -217,7 +222,7 @@ def _sign(args: argparse.Namespace) -> int:
         if not sign or name in moves:
             raise ConfigError(f"--move {text!r}; allowed: NAME=HOST[:PORT], each name once")
         moves[name] = host
-    _print(sign_peers(args.folder, moves=moves, days=args.days))
+    _print(sign_peers(args.folder, moves=moves, days=args.days, bundles=args.bundles))
     return 0
 
 

@@ -27,6 +27,7 @@ from nmoe_flower.deploy.wheel import WHEEL, copy_wheel, write_wheel
 from nmoe_flower.engine import write_app
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, read_toml
+from nmoe_flower.inference.bundle import MANIFEST
 from nmoe_flower.inference.protocol import PeerList, next_serial
 
 __all__ = ["add_nodes", "renew", "sign_peers"]
@@ -110,19 +111,29 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
 
 
 def sign_peers(
-    folder: Path, *, moves: Mapping[str, str] | None = None, days: int = 365
+    folder: Path,
+    *,
+    moves: Mapping[str, str] | None = None,
+    days: int = 365,
+    bundles: Sequence[Path] = (),
 ) -> list[Path]:
     """Sign the list of peers again, for every node's folder; return the files that changed.
+
+    What the last list says of experts, their versions and embeddings, is in the new one, unless
+    a bundle says otherwise: one of ``bundles``, or one with an embedding in a node's folder.
 
     Args:
         folder: The whole folder of the federation, with ``authority/``.
         moves: New hosts of nodes by their names, ``host`` or ``host:port`` (the port stays). Their
             certificates, with new keys, and their scripts are for the new host.
         days: How many days the list, and the certificates of those that moved, are valid.
+        bundles: Folders of bundles of some of the nodes, which have their devices' embeddings.
 
     Raises:
         ConfigError: The folder is not whole, there is no such node, or a place is taken.
         CertificateError: The authority's key is not there.
+        BundleError: A bundle is not there, or damaged.
+        WireError: A bundle is of a device that is no node.
     """
     authority = Authority.load(folder / "authority")
     before = _plan(folder, days)
@@ -145,7 +156,8 @@ def sign_peers(
             if node.name in moved:
                 write_party(own, node, authority, days=days)
                 write_scripts(own, node_scripts(node))
-        write_peers(new, _listed(folder, nodes, days), authority, nodes)
+        listed = _with_experts(folder, _listed(folder, nodes, days), bundles)
+        write_peers(new, listed, authority, nodes)
         changed += _below(new, new / "nodes", folder)
         if moved:
             server = Party.load(folder / "server")
@@ -189,6 +201,28 @@ def _listed(folder: Path, nodes: Iterable[Party], days: int) -> PeerList:
     """The next list, not signed yet: its serial number is above all that were signed before."""
     known = [PeerList.load(path).serial for path in (folder / "nodes").glob("*/peers.json")]
     return peer_list(list(nodes), days, serial=next_serial(folder / "authority", *known))
+
+
+def _with_experts(folder: Path, listed: PeerList, bundles: Sequence[Path]) -> PeerList:
+    """The list with what the last one, then bundles, say of its experts."""
+    lists = map(PeerList.load, (folder / "nodes").glob("*/peers.json"))
+    last = max(lists, key=lambda one: one.serial, default=listed)
+    told = {peer.name: peer for peer in last.peers}
+    peers = [
+        replace(told[peer.name], partition=peer.partition, address=peer.address)
+        if peer.name in told
+        else peer
+        for peer in listed.peers
+    ]
+    after = replace(listed, peers=tuple(peers))
+    own = sorted(path.parent for path in (folder / "nodes").glob(f"*/bundle/{MANIFEST}"))
+    if not own and not bundles:
+        return after
+    from nmoe_flower.inference.ask import with_embeddings
+    from nmoe_flower.inference.bundle import Bundle
+
+    found = [one for one in map(Bundle.load, own) if one.config.has_embeddings]
+    return with_embeddings(after, [*found, *map(Bundle.load, bundles)])
 
 
 def _plan(folder: Path, days: int) -> FederationPlan:

@@ -1,9 +1,12 @@
 """A federation changes: certificates and keys are renewed, nodes are added."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.cli import main
@@ -11,7 +14,8 @@ from nmoe_flower.config import Config
 from nmoe_flower.deploy import Party, add_nodes, check_folder, renew, sign_peers
 from nmoe_flower.errors import CertificateError, ConfigError, WireError
 from nmoe_flower.files import read_toml
-from nmoe_flower.inference import PeerList
+from nmoe_flower.inference import Bundle, PeerList
+from nmoe_flower.models import Expert, Gate, MetricGate
 
 
 def identity(folder: Path, name: str) -> Identity:
@@ -144,6 +148,61 @@ def test_a_node_moves(federation: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert main([*words[:-1], move]) == 1
         assert message in capsys.readouterr().err
     assert [one.serial for one in lists(federation)] == [2, 2]
+
+
+def bundle_of(folder: Path, partition: int, *, form: str = "metric") -> Path:
+    """A bundle of two devices whose experts lie on the axes; where experts carry embeddings."""
+    metric, axes = MetricGate(4, 2, dim=2), np.eye(2, 4, dtype=np.float32)
+    metric.projection.data.copy_(torch.from_numpy(axes))
+    metric.embeddings.copy_(torch.eye(2))
+    gate = metric if form == "metric" else Gate(4, 2)
+    settings = {
+        "extractor.backbone": "linear", "extractor.head": "linear", "expert.hidden": "",
+        "gate.form": form, "gate.embedding": 2, "data.num-clients": 2,
+    }  # fmt: skip
+    return Bundle.write(
+        folder,
+        partition=partition,
+        config=Config.parse(settings),
+        classes=["ant", "bee"],
+        image_shape=(1, 2, 2),
+        extractor={},
+        gate={name: one.numpy() for name, one in gate.state_dict().items()},
+        expert={n: one.numpy() for n, one in Expert(4, 2, hidden=()).state_dict().items()},
+    ).folder
+
+
+def embeddings(folder: Path) -> list[list[float]]:
+    found = {tuple(peer.embedding for peer in one.peers) for one in lists(folder)}
+    assert len(found) == 1
+    return [np.frombuffer(one, "<f4").tolist() for one in found.pop()]
+
+
+def test_embeddings_of_bundles_come_into_the_list_and_stay(
+    federation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First of a fetched bundle, then of one in a node's folder, too; then none is there."""
+    words = ["deploy", "sign", str(federation)]
+    fetched = bundle_of(tmp_path / "fetched", 1)
+    assert main([*words, "--bundles", str(fetched)]) == 0
+    assert embeddings(federation) == [[], [0.0, 1.0]]
+    here = bundle_of(federation / "nodes/node-0/bundle", 0)
+    assert main(words) == 0
+    assert embeddings(federation) == [[1.0, 0.0], [0.0, 1.0]]
+    shutil.rmtree(here)
+    assert main([*words, "--move", "node-1=[::1]"]) == 0
+    assert embeddings(federation) == [[1.0, 0.0], [0.0, 1.0]]
+    assert lists(federation)[0].by_partition[1].address.startswith("[::1]:")
+    assert main([*words, "--bundles", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err
+    assert lists(federation)[0].serial == 4
+
+
+def test_a_bundle_without_an_embedding_pins_no_version(federation: Path) -> None:
+    """Its device may be trained anew before the list is signed again."""
+    bundle_of(federation / "nodes/node-0/bundle", 0, form="linear")
+    sign_peers(federation)
+    assert lists(federation)[0].by_partition[0].expert_version == ""
 
 
 def client_ports(folder: Path) -> list[int]:
