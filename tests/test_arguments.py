@@ -11,7 +11,15 @@ from nmoe_flower import arguments
 from nmoe_flower.arguments import ListenAddress, NameList, Number, OutputFile, Whole
 from nmoe_flower.cli import _parser, main
 
-BENCHMARKS = ("adapters", "align", "fedsc", "infer.command", "rounds.command", "sizes")
+BENCHMARKS = (
+    "adapters",
+    "align",
+    "fedsc",
+    "infer.command",
+    "rounds.command",
+    "sizes",
+    "text_peers",
+)
 OURS = (Whole, Number, ListenAddress, NameList, OutputFile)
 # Options that take any text; what it may be is checked where it is used.
 TEXTS = {

@@ -9,11 +9,13 @@ from nmoe_flower.inference.ask.breaker import Breaker
 from nmoe_flower.inference.ask.channel import Channel, PackedQuery, PeerChannel, Received
 from nmoe_flower.inference.ask.client import Answer, Client, identity_of
 from nmoe_flower.inference.ask.links import PeerState
+from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.peer_gate import PeerGate, projection_version, with_embeddings
 from nmoe_flower.inference.ask.query import SILENT
 from nmoe_flower.inference.ask.record import CallRecord, RouterMetrics, Sent
 from nmoe_flower.inference.ask.router import RemoteExperts
 from nmoe_flower.inference.ask.survey import SERVING, PeerStatus, Survey
+from nmoe_flower.inference.ask.text_asking import Send, TextCost
 from nmoe_flower.inference.ask.text_client import (
     Generation,
     Piece,
@@ -31,6 +33,7 @@ __all__ = [
     "Channel",
     "Client",
     "Generation",
+    "LoopThread",
     "PackedQuery",
     "PeerChannel",
     "PeerGate",
@@ -40,10 +43,12 @@ __all__ = [
     "Received",
     "RemoteExperts",
     "RouterMetrics",
+    "Send",
     "Sent",
     "Survey",
     "TextAnswer",
     "TextClient",
+    "TextCost",
     "WindowScores",
     "identity_of",
     "projection_version",

@@ -1,4 +1,4 @@
-"""What every question about text needs: who is asked, how it travels, and what it cost so far."""
+"""What every question about text needs: who is asked, how it travels, and what it costs."""
 
 import logging
 from collections import Counter
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class TextCost:
-    """What questions have cost.
+    """What a question has cost.
 
     Attributes:
         up: Bytes sent.
@@ -39,6 +39,16 @@ class TextCost:
     up: int = 0
     down: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "TextCost") -> None:
+        """Add what another question has cost.
+
+        Args:
+            other: The other question's.
+        """
+        self.up += other.up
+        self.down += other.down
+        self.failures += other.failures
 
 
 @dataclass
@@ -52,7 +62,6 @@ class Asking:
         encoding: How hidden states travel.
         deadline: Seconds that an answer, or the next token, may take.
         fallbacks: How many next-best experts are asked.
-        cost: Bytes both ways, and peers that failed, so far.
     """
 
     experts: TextExperts
@@ -61,7 +70,6 @@ class Asking:
     encoding: Encoding
     deadline: float
     fallbacks: int
-    cost: TextCost = field(default_factory=TextCost)
 
     def __post_init__(self) -> None:
         self._numbers = count(1)
@@ -120,15 +128,16 @@ class Asking:
         """
         return encode_tokens(tokens)
 
-    async def failed(self, source: Source, error: WireError) -> None:
+    async def failed(self, source: Source, error: WireError, cost: TextCost) -> None:
         """Note that a peer did not answer, and say so.
 
         Args:
             source: Who was asked for whose expert.
             error: What went wrong.
+            cost: Where it is counted.
         """
         assert source.peer != HERE
         name = self.peers.name(source.peer)
-        self.cost.failures[f"{name}: {error.reason}"] += 1
+        cost.failures[f"{name}: {error.reason}"] += 1
         _log.warning("%s did not answer for expert %d: %s", name, source.expert, error)
         await self.peers.ill(source.peer)

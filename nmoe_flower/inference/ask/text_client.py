@@ -45,12 +45,14 @@ class WindowScores:
         by: Who answered in the place of each expert, [N, E]; negative: nobody was asked, or the
             adapter of all devices (`OF_ALL`).
         peers: Names of the devices that answered for each expert; this one is ``self``.
+        cost: Bytes both ways, and peers that failed.
     """
 
     nats: Floats
     asked: Ints
     by: Ints
     peers: dict[int, list[str]]
+    cost: TextCost
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class TextClient:
         self._frequencies = bundle.frequencies()
         self._top_k = top_k or bundle.config.gate.top_k
         self.experts = experts or TextExperts.open(bundle, weights=weights)
-        self._offsets: dict[tuple[int, str], Floats] = {}
+        self._offsets: dict[int, tuple[str, Floats]] = {}
         self._asking = Asking(
             self.experts,
             TextPeers(peers, identity, extractor_version=bundle.extractor_version),
@@ -246,8 +248,7 @@ class TextClient:
                 f"--prefix {prefix} of a text of {len(tokens)} tokens in windows of {window}; "
                 f"allowed: 1 to {min(window, len(tokens)) - 1}"
             )
-        before = self._asking.cost
-        self._asking.cost = cost = TextCost()
+        cost = TextCost()
         nats, chosen = 0.0, Counter[int]()
         who: dict[str, set[str]] = {}
         fallbacks: set[str] = set()
@@ -258,7 +259,7 @@ class TextClient:
             for expert, names in found.peers.items():
                 who.setdefault(_called(expert), set()).update(names)
             fallbacks |= _fallbacks(found, self.bundle.partition)
-        self._asking.cost = before
+            cost.add(found.cost)
         size, count = int(sizes[prefix:].sum()), len(tokens) - prefix
         if not size:
             raise DataError(f"the {count} tokens after the first {prefix} stand for no text")
@@ -298,7 +299,7 @@ class TextClient:
         self._submit(scoring.run(ids))
         nats = chunks.loss(scoring.nats, ids, weights).astype(np.float32)
         peers = {expert: sorted(names) for expert, names in scoring.peers.items()}
-        return WindowScores(nats, ids, scoring.by, peers)
+        return WindowScores(nats, ids, scoring.by, peers, scoring.cost)
 
     def generate(
         self, text: str, count: int, *, temperature: float = 0.0, seed: int = 0
@@ -337,6 +338,7 @@ class TextClient:
             end=self._tokenizer.end,
             every=self.bundle.config.text.chunk if chunked else 0,
             rank=self._rank,
+            cost=generation.cost,
         )
         generation._source = self._pieces(steps, generation)
         return generation
@@ -355,8 +357,7 @@ class TextClient:
 
     def _pieces(self, steps: AsyncIterator[Written], generation: Generation) -> Iterator[Piece]:
         """One piece per token, as the text grows by whole characters."""
-        asking, tokens, said = self._asking, list[int](), ""
-        asking.cost = generation.cost
+        tokens, said = list[int](), ""
         while True:
             started = time.perf_counter()
             found = self._submit(_next(steps))
@@ -368,7 +369,7 @@ class TextClient:
             whole = self._tokenizer.decode(tokens)
             new = "" if whole.endswith(_UNFINISHED) else whole[len(said) :]
             said += new
-            name = asking.peers.name(source.peer)
+            name = self._asking.peers.name(source.peer)
             piece = Piece(token, new, log_probability, source.expert, name)
             generation.pieces.append(piece)
             yield piece

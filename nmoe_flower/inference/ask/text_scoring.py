@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.ask.text_asking import Asking
+from nmoe_flower.inference.ask.text_asking import Asking, TextCost
 from nmoe_flower.inference.ask.text_peers import HERE, Source
 from nmoe_flower.inference.bundle import OF_ALL
 from nmoe_flower.inference.protocol import decode_tensor, peer_pb2
@@ -26,11 +26,13 @@ class Scoring:
         asking: Who asks, and how.
         tokens: N windows of T tokens, [N, T].
         ranking: Experts of each window, best first, [N, E]: where to go if one does not answer.
-        offsets: What experts add to the logits, by id and version: learnt once, kept by the caller.
+        offsets: What experts add to the logits, and of which version: learnt once, kept by the
+            caller.
 
     Attributes:
         nats: What each asked expert lost on all tokens but the first, [N, E, T - 1]; infinite
             where it was not asked.
+        cost: Bytes both ways, and peers that failed.
         by: Who answered in the place of each asked expert, [N, E]; `NOBODY` where it was not asked.
     """
 
@@ -39,12 +41,13 @@ class Scoring:
         asking: Asking,
         tokens: Ints,
         ranking: Ints,
-        offsets: dict[tuple[int, str], Floats],
+        offsets: dict[int, tuple[str, Floats]],
     ) -> None:
         _count, window = tokens.shape
         self.nats = np.full((*ranking.shape, window - 1), np.inf, np.float32)
         self.by = np.full(ranking.shape, NOBODY, np.int64)
         self.peers: dict[int, set[str]] = {}
+        self.cost = TextCost()
         self._asking, self._tokens, self._ranking = asking, tokens, ranking
         self._offsets = offsets
         self._hidden: Floats | None = None
@@ -73,7 +76,7 @@ class Scoring:
                 nats = await self._ask(source, rows)
             except WireError as error:
                 self._failed.add(source.peer)
-                await asking.failed(source, error)
+                await asking.failed(source, error, self.cost)
                 continue
             self.nats[rows, asked] = nats
             self.by[rows, asked] = source.expert
@@ -140,23 +143,22 @@ class Scoring:
         hidden = await self._states(rows)
         flat = hidden.reshape(-1, hidden.shape[2])
         question.hidden.CopyFrom(asking.hidden(flat))
-        question.offsets = not any(expert == source.expert for expert, _ in self._offsets)
+        version, offsets = self._offsets.get(source.expert, ("", None))
+        question.offsets = offsets is None
         reply = await self._exchange(source, question)
-        if (source.expert, reply.expert_version) not in self._offsets and not question.offsets:
+        if reply.expert_version != version and not question.offsets:
             question.offsets = True  # it has another version since
             reply = await self._exchange(source, question)
         if question.offsets:
             size = asking.experts.bundle.num_classes
-            told = decode_tensor(reply.offsets, max_rows=1, columns=size)
-            self._offsets[source.expert, reply.expert_version] = told[0]
+            offsets = decode_tensor(reply.offsets, max_rows=1, columns=size)[0]
         final = decode_tensor(reply.final, max_rows=len(flat), columns=flat.shape[1])
         if len(final) != len(flat):
             raise WireError("shape", f"{len(final)} answers to {len(flat)} tokens")
+        assert offsets is not None
+        self._offsets[source.expert] = reply.expert_version, offsets
         return await asyncio.to_thread(
-            asking.experts.losses,
-            final.reshape(hidden.shape),
-            self._offsets[source.expert, reply.expert_version],
-            self._tokens[rows, 1:],
+            asking.experts.losses, final.reshape(hidden.shape), offsets, self._tokens[rows, 1:]
         )
 
     async def _exchange(
@@ -164,7 +166,7 @@ class Scoring:
     ) -> peer_pb2.ScoreReply:
         asking = self._asking
         channel = asking.peers.channel(source.peer)
-        asking.cost.up += question.ByteSize()
+        self.cost.up += question.ByteSize()
         reply, size = await channel.score(question, timeout=asking.deadline)
-        asking.cost.down += size
+        self.cost.down += size
         return reply

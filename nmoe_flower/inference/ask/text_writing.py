@@ -6,6 +6,7 @@ the middle is replaced, and no token is lost or comes twice.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from nmoe_flower.errors import WireError
 from nmoe_flower.inference.ask.channel import Conversation
-from nmoe_flower.inference.ask.text_asking import Asking
+from nmoe_flower.inference.ask.text_asking import Asking, TextCost
 from nmoe_flower.inference.ask.text_peers import HERE, Source
 from nmoe_flower.inference.bundle import Drawn, Session, TextExperts, Writing
 from nmoe_flower.inference.protocol import peer_pb2
@@ -97,9 +98,16 @@ class _There:
     """An expert at a peer."""
 
     def __init__(
-        self, asking: Asking, source: Source, how: Writing, end: int, conversation: Conversation
+        self,
+        asking: Asking,
+        source: Source,
+        how: Writing,
+        end: int,
+        cost: TextCost,
+        conversation: Conversation,
     ) -> None:
         self._asking, self._source, self._how, self._end = asking, source, how, end
+        self._cost = cost
         self._conversation = conversation
         self._id = asking.next_id()
         self._seen = 0  # tokens that the peer has read
@@ -110,11 +118,13 @@ class _There:
         if not self._coming:
             await self._tell(text, wanted)
         reply, size = await self._conversation.hear(timeout=asking.deadline)
-        asking.cost.down += size
+        self._cost.down += size
         if reply.request_id != self._id or reply.position != place:
             raise WireError("mixed-up", f"token {reply.position} came for token {place}")
         if reply.token >= asking.experts.num_tokens:
             raise WireError("token", f"token {reply.token} is none")
+        if not math.isfinite(reply.log_probability):
+            raise WireError("not-finite", f"its log-probability is {reply.log_probability}")
         self._coming -= 1
         self._seen = place
         asking.peers.well(self._source.peer)
@@ -141,7 +151,7 @@ class _There:
             else:
                 states = await text.states(at)
                 question.hidden.CopyFrom(asking.hidden(states[: last - at]))
-            asking.cost.up += await self._conversation.say(question)
+            self._cost.up += await self._conversation.say(question)
 
     async def close(self) -> None:
         await self._conversation.close()
@@ -156,6 +166,7 @@ async def write(
     end: int,
     every: int,
     rank: Callable[[Ints], list[int]],
+    cost: TextCost,
 ) -> AsyncIterator[Written]:
     """Go on with a text.
 
@@ -167,6 +178,7 @@ async def write(
         end: Nothing follows this token, which is not given back.
         every: Tokens after which it is decided again who writes; 0: once.
         rank: Experts for a text so far, best first.
+        cost: Where it is counted what this costs.
     """
     text = _Text(asking.experts, tokens)
     speakers: dict[Source, _Speaker] = {}
@@ -181,12 +193,12 @@ async def write(
                 source = next(one for one in asking.sources(ranking) if one.peer not in failed)
                 try:
                     if source not in speakers:
-                        speakers[source] = _speaker(asking, source, how, end)
+                        speakers[source] = _speaker(asking, source, how, end, cost)
                     drawn = await speakers[source].next(text, left)
                     break
                 except WireError as error:
                     failed.add(source.peer)
-                    await asking.failed(source, error)
+                    await asking.failed(source, error, cost)
                     if (gone := speakers.pop(source, None)) is not None:
                         await gone.close()
             if drawn.token == end:
@@ -198,8 +210,8 @@ async def write(
             await speaker.close()
 
 
-def _speaker(asking: Asking, source: Source, how: Writing, end: int) -> _Speaker:
+def _speaker(asking: Asking, source: Source, how: Writing, end: int, cost: TextCost) -> _Speaker:
     if source.peer == HERE:
         return _Here(asking, source.expert, how)
     conversation = asking.peers.channel(source.peer).converse()
-    return _There(asking, source, how, end, conversation)
+    return _There(asking, source, how, end, cost, conversation)

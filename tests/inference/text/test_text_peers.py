@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import torch
@@ -66,8 +65,7 @@ def test_what_travels_is_told_and_float16_halves_it(village: Make, windows: np.n
     costs = {}
     for encoding in ("float32", "float16", "int8"):
         client = made.client(encoding=encoding)
-        client.score_windows(windows)
-        costs[encoding] = client._asking.cost.up
+        costs[encoding] = client.score_windows(windows).cost.up
     rows, width = 4 * 39, 32  # two windows to each of two peers, all tokens but the last
     for encoding, size in (("float32", 4), ("float16", 2), ("int8", 1)):
         scales = 4 * rows if encoding == "int8" else 0
@@ -242,13 +240,3 @@ def test_all_blocks_adapted_need_tokens(village: Make) -> None:
         made.client()
     generation = made.client(send="tokens").generate(ACROSS, 5)
     assert [p.token for p in generation] == made.greedy(1, list(ACROSS.encode()), 5)
-
-
-async def spoken(address: str, *messages: Any) -> grpc.StatusCode:
-    """How a peer ends a stream with these messages."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.stream_stream("/nmoe.v1.Peer/Generate")()
-        for message in messages:
-            await call.write(message.SerializeToString())
-        await call.done_writing()
-        return await call.code()

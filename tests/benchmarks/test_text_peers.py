@@ -1,0 +1,16 @@
+import pytest
+
+from benchmarks.text_peers import main
+
+
+def test_each_way_to_ask_is_timed_beside_home(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--rank", "1", "--batch", "2", "--window", "8", "--tokens", "2", "--rounds", "1"]
+    assert main(sizes) == 0
+    first, headings, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith("small-lm, rank 1")
+    assert "home / asked" in headings
+    assert len(rows) == 6
+    for way in ("hidden float16", "hidden int8", "tokens"):
+        assert sum(way in row for row in rows) == 2
+    # Tokens take four bytes each: two windows of eight, beside some 30 of the rest.
+    assert 64 <= int(rows[4].split()[-2].replace(",", "")) <= 110
