@@ -6,11 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.report import read_results
+
 RESULTS = Path(__file__).parents[2] / "results"
 
 
 def read(folder: Path, file: str = "results.json") -> dict[str, Any]:
     """What a file of a run folder holds."""
+    if file == "results.json":
+        return read_results(folder / file)
     content: dict[str, Any] = json.loads((folder / file).read_text(encoding="utf-8"))
     return content
 

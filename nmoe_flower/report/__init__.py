@@ -18,7 +18,7 @@ from nmoe_flower.report.figures import (
 from nmoe_flower.report.paper import is_papers_setting, paper_cell, paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
-from nmoe_flower.report.shape import read_provenance, read_results, read_rounds
+from nmoe_flower.report.shape import read_provenance, read_results, read_rounds, said_once
 from nmoe_flower.report.tables import (
     GATE_NAMES,
     gate_kind,
@@ -65,6 +65,7 @@ __all__ = [
     "read_rounds",
     "read_traffic",
     "results_table",
+    "said_once",
     "seeds_in_words",
     "test_label",
     "to_csv",

@@ -1,6 +1,6 @@
 """What the files of a finished run must hold for its report, checked before anything is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import parse_json, read_json
 
-__all__ = ["read_provenance", "read_results", "read_rounds"]
+__all__ = ["read_provenance", "read_results", "read_rounds", "said_once"]
 
 _MOST = 1 << 30  # bytes; thousands of clients fill megabytes with their own values
 _SHOWN = 3
+_EVERY_ROW = "every-row"
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -141,11 +142,36 @@ class _Round(_Part):
 def read_results(path: Path) -> dict[str, Any]:
     """The content of results.json, as far as a report needs it of the right shape.
 
+    What it says once of all rows, as `said_once` left it, every row has.
+
     Raises:
         NMoEError: It cannot be read, or a value is missing or of another kind; names the file, the
             key and what is allowed.
     """
-    return _checked(path, _Results)
+    content = read_json(path, raises=NMoEError, most=_MOST)
+    if isinstance(content, dict) and isinstance(every := content.get(_EVERY_ROW), dict):
+        rows = content.get("rows")
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            content = {**content, "rows": [{**every, **row} for row in rows]}
+            del content[_EVERY_ROW]
+    return _fits(content, str(path), _Results)
+
+
+def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results that say once what all their rows have in common, for a smaller file.
+
+    >>> said_once({"rows": [{"tau": 0.2, "test": "iid"}, {"tau": 0.2, "test": "local"}]})
+    {'every-row': {'tau': 0.2}, 'rows': [{'test': 'iid'}, {'test': 'local'}]}
+    """
+    first, *others = results["rows"]
+    every = {
+        name: value
+        for name, value in first.items()
+        if not isinstance(value, float | dict) or name == "tau"
+        if all(name in row and row[name] == value for row in others)
+    }
+    rows = [{k: v for k, v in row.items() if k not in every} for row in results["rows"]]
+    return {_EVERY_ROW: every, **results, "rows": rows} if others else dict(results)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 ``<study>/<variant>/seed-N/`` gets the provenance without the samples of each class, which the
 data's fingerprint stands for, of the configuration what is not as it comes, and of the results what
-tables are made of, with six significant digits. The layout is that of a study's runs, so whatever
-reads those reads this.
+tables are made of, with six significant digits and what all rows share once. The layout is that of
+a study's runs, so whatever reads those reads this.
 """
 
 import io
@@ -21,6 +21,7 @@ from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import all_or_none, rounded, write_bytes, write_json, write_text
+from nmoe_flower.report import said_once
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
 from nmoe_flower.study.outcomes import KEPT_DIGITS
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
@@ -34,6 +35,7 @@ _KEPT = 50  # rounds of a stage
 _DRAWN = 200  # of one that a figure is drawn over
 _COLUMNS = ("stage", "round", "metrics")
 _TRAFFIC = ("bytes_up", "bytes_down")
+_OF_AUDIT = ("client", "experts", "why", "bytes-down", "bytes-up")
 # Of the second system, what its curves are drawn from.
 _CURVES = {
     "alignment": ("load-variation", "load-variation-total", "bytes-to-part", "elapsed-seconds"),
@@ -131,7 +133,7 @@ def publish_run(
         kept = _kept_results(results, clients=clients, routing=routing)
         if not partition:
             kept.pop("partition", None)
-        write_text(target / "results.json", lines_of_json(kept))
+        write_text(target / "results.json", lines_of_json(said_once(kept)))
     if rounds or _OVER_ROUNDS.keys() & set(figures):
         kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit)
         write_text(target / "rounds.jsonl", "".join(kept_lines))
@@ -204,6 +206,10 @@ def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False)
             for name, value in (found["metrics"] or {}).items()
             if (not curves or name in curves) and (not needs or any(need(name) for need in needs))
         }
+        if "audit" in line:
+            told = line["audit"]["clients"]
+            kept = [{name: one[name] for name in _OF_AUDIT if name in one} for one in told]
+            line["audit"] = {**line["audit"], "clients": kept}
         if line["metrics"]:
             yield json.dumps(rounded(line, _OF_ROUNDS)) + "\n"
 

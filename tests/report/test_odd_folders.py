@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nmoe_flower.cli import main
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.report import canvas, shape
+from nmoe_flower.report import canvas, read_results, said_once, shape
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -95,6 +95,19 @@ def test_a_value_of_the_wrong_kind_is_named(
     assert error.startswith(f"nmoe: error: {run}/results.json: {told}"[:72])
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_a_run_that_says_once_what_its_rows_share_reads_the_same(finished_run: Any) -> None:
+    path = finished_run("one") / "results.json"
+    whole = read_results(path)
+    path.write_text(json.dumps(said_once(whole)), encoding="utf-8")
+    assert "tau" not in json.loads(path.read_text(encoding="utf-8"))["rows"][0]
+    assert read_results(path) == whole
+    rewrite(path, lambda content: content["every-row"].update(gate=1))  # a row's own value counts
+    assert read_results(path) == whole
+    rewrite(path, lambda content: content["every-row"].update(top_k="two"))
+    with pytest.raises(NMoEError, match=r"rows\.0\.top_k = 'two': input should be a valid integer"):
+        read_results(path)
 
 
 @pytest.mark.parametrize(
