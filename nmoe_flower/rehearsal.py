@@ -163,7 +163,7 @@ def _check_device(name: str) -> None:
 
 def _check_augmentation(config: Config, shape: Sequence[int]) -> None:
     side, data = min(shape[1:]), config.data
-    if data.kind == "features":  # rows of numbers have no neighbours
+    if data.kind != "images":  # rows of numbers have no neighbours
         return
     if data.crop_padding >= side:
         raise ConfigError(

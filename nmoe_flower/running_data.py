@@ -53,7 +53,7 @@ def open_data(
         tenth = 10 * done // max(total, 1)
         if tenth > shown:
             shown = tenth
-            what = "images" if section.kind == "images" else "rows"
+            what = {"images": "images", "text": "documents"}.get(section.kind, "rows")
             progress.message(f"decoding {section.dataset}: {done:,} of {total:,} {what}")
 
     natural = ", data.scheme = natural" if section.scheme == "natural" else ""
@@ -61,6 +61,14 @@ def open_data(
         data = configured_images(config, progress=decoded)
     if began is not None:
         _check_unchanged(began, data)
+    if (told := data.tokenised) is not None:
+        if told.empty:
+            progress.message(f"note: {told.empty:,} documents are left out: empty")
+        if told.shortened:
+            progress.message(
+                f"note: {told.shortened:,} documents have more tokens than text.window = "
+                f"{config.text.window}: their first {config.text.window} are read"
+            )
     asked = ", ".join(
         f"{key} = {value}"
         for key, value in section.model_dump(by_alias=True).items()

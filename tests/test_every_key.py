@@ -175,6 +175,7 @@ ROWS: dict[str, list[str]] = {
     "text.unit": CHOICE,
     "text.column": NUL,
     "text.domains": ["a,a"],
+    "text.too-long": CHOICE,
     "text.test-share": ["0", "1", "-0.1"],
     "text.near-duplicates": SHARE,
     "text.mixed": SHARE_BELOW_1,

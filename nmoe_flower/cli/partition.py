@@ -79,7 +79,7 @@ def _pictures(
     """Some training images of each client, with its name of their class, where clients differ."""
     from nmoe_flower.data import names_of_clients
 
-    if config.data.scheme != "natural" or data.features is not None:
+    if config.data.scheme != "natural" or config.data.kind != "images":
         return {}
     names = names_of_clients(config, data)[:_PICTURED]
     return {

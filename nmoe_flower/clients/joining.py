@@ -8,7 +8,7 @@ from nmoe_flower.clients import language
 from nmoe_flower.clients.device import device_of
 from nmoe_flower.data import label_counts
 from nmoe_flower.models import PretrainedExtractor
-from nmoe_flower.records import ARRAYS, GATE, HEAD, NUM_EXAMPLES, PARTITION_ID, HoldingKey
+from nmoe_flower.records import ARRAYS, GATE, HEAD, NUM_EXAMPLES, PARTITION_ID, HoldingKey, TextKey
 
 __all__ = ["tell_holdings", "tell_initial", "tell_partition"]
 
@@ -43,6 +43,8 @@ def tell_holdings(message: Message, context: Context) -> Message:
         HoldingKey.CLASSES: list(data.class_names),
         HoldingKey.FINGERPRINT: data.fingerprint,
     }
+    if data.tokenised is not None:
+        told[TextKey.TOKENIZER] = data.tokenised.tokenizer
     if device.config.extractor.stands_on_given and isinstance(
         extractor := device.extractor(), PretrainedExtractor
     ):

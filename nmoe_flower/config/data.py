@@ -200,14 +200,9 @@ class DataConfig(Section):
         return bool(self.domains or self.renamings)
 
     @model_validator(mode="after")
-    def _text_is_dealt_by_document(self) -> Self:
+    def _text_has_no_pixels(self) -> Self:
         if self.kind != "text":
             return self
-        if self.scheme not in ("natural", "iid"):
-            raise ValueError(
-                f"scheme = {self.scheme} looks at classes, and kind = text has none: use natural "
-                "(a domain or a writer each) or iid (documents dealt to all alike)"
-            )
         if self.dataset == "digits":
             raise ValueError(
                 "kind = text needs a folder of documents or a table with text in dataset, got the "

@@ -32,6 +32,7 @@ def check_rules(config: "Config") -> None:
     _adapters_can_begin(config)
     _parts_fit_together(config)
     _language_stands_alone(config)
+    _text_has_a_reader(config)
     _histograms_can_be_private(config)
     _networks_can_read_the_data(config)
     _weights_can_be_private(config)
@@ -193,6 +194,8 @@ def _extractor_is_given_or_trained(config: "Config") -> None:
     extractor = config.extractor
     backbone = extractor.backbone
     given = backbone.partition(":")[0] in GIVEN
+    if config.data.kind == "text":  # which is read by others
+        return
     names = ", ".join(f"{name}:NAME" if row.names else name for name, row in GIVEN.items())
     if not extractor.stands_on_given:
         if given:
@@ -286,21 +289,27 @@ def _language_stands_alone(config: "Config") -> None:
     """Text, its system and a backbone that reads it go together."""
     system, kind, backbone = config.run.system, config.data.kind, config.extractor.backbone
     reads = backbone in LANGUAGE_MODELS or backbone.startswith("transformers:")
-    if (system == "language") != (kind == "text"):
-        raise ValueError(
-            "run.system = language and data.kind = text need each other, got "
-            f"run.system = {system} and data.kind = {kind}"
-        )
     if system != "language":
-        if backbone in LANGUAGE_MODELS:
+        if backbone in LANGUAGE_MODELS and kind != "text":
             raise ValueError(
-                f"extractor.backbone = {backbone} reads text: use it with run.system = language"
+                f"extractor.backbone = {backbone} reads text: use it with run.system = language, "
+                f"or with data.kind = text to classify it, got data.kind = {kind}"
             )
         if of_text := [name for name in config.gate.methods if name in TEXT_GATES]:
             raise ValueError(
                 f"gate.methods = {', '.join(of_text)} needs text: use it with run.system = language"
             )
         return
+    if kind != "text":
+        raise ValueError(
+            "run.system = language and data.kind = text need each other, got "
+            f"run.system = {system} and data.kind = {kind}"
+        )
+    if (scheme := config.data.scheme) not in ("natural", "iid"):
+        raise ValueError(
+            f"data.scheme = {scheme} looks at classes, and the text of run.system = language has "
+            "none: use natural (a domain or a writer each) or iid (documents dealt to all alike)"
+        )
     if not reads:
         raise ValueError(
             f"run.system = language needs a backbone that reads text, got extractor.backbone = "
@@ -343,6 +352,44 @@ def _language_stands_alone(config: "Config") -> None:
             f"averaged-learning-rates = {', '.join(map(str, settings.rates_of_averages))}: of "
             "several, one is chosen on validation text: set data.validation-per-client, or give "
             "one each"
+        )
+
+
+def _text_has_a_reader(config: "Config") -> None:
+    """Labelled text is classified on what a given backbone says of its tokens."""
+    system, extractor = config.run.system, config.extractor
+    if config.data.kind != "text" or system == "language":
+        return
+    if system == "aligned":
+        raise ValueError(
+            "run.system = aligned has no backbone that reads text, and data.kind is text: use "
+            "networked to classify it, or language"
+        )
+    backbone = extractor.backbone
+    if not (backbone in LANGUAGE_MODELS or backbone.startswith("transformers:")):
+        raise ValueError(
+            f"data.kind = text needs a backbone that reads text, got extractor.backbone = "
+            f"{backbone}; allowed: {', '.join(LANGUAGE_MODELS)} or transformers:NAME"
+        )
+    if not extractor.is_given:
+        raise ValueError(
+            "data.kind = text is classified on a backbone that is given: use extractor.method = "
+            f"pretrained, got {extractor.method}"
+        )
+    for key in ("mirror", "resolution"):
+        if value := getattr(extractor, key):
+            raise ValueError(
+                f"extractor.{key} = {str(value).lower()} is for images, and data.kind is text: "
+                "leave it out"
+            )
+    if odd := [part for part in extractor.cut if not part.endswith(":1")]:
+        raise ValueError(
+            f"extractor.cut = {odd[0]}: tokens are averaged, and have no grid; allowed: LAYER:1"
+        )
+    if extractor.start:
+        raise ValueError(
+            f"extractor.start = {extractor.start} takes what another run has trained, and "
+            "extractor.method = pretrained has extractor.weights for that: leave it out"
         )
 
 

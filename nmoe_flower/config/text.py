@@ -42,6 +42,10 @@ class TextConfig(Section):
     test_share: float = Field(
         0.1, gt=0, lt=1, description="of a domain's text, to test on, where there is no test part"
     )
+    too_long: Literal["truncate", "refuse"] = Field(
+        "truncate",
+        description="a labelled document of more tokens than window: cut to these, or an error",
+    )
     near_duplicates: float = Field(
         0.5,
         ge=0,

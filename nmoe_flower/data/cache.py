@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.data.images import Features, ImageData, Split
+from nmoe_flower.backbone_files import cache_root
+from nmoe_flower.data.images import Features, ImageData, Split, Tokenised
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_json
 
@@ -30,16 +31,6 @@ __all__ = [
 Found = TypeVar("Found")
 
 
-def cache_root(cache_dir: Path | str | None = None) -> Path:
-    """Folder of the data cache: the argument, else ``$NMOE_CACHE``, else ``~/.cache/nmoe-flower``.
-
-    >>> cache_root("/tmp/here").as_posix()
-    '/tmp/here'
-    """
-    chosen = cache_dir or os.environ.get("NMOE_CACHE") or Path("~", ".cache", "nmoe-flower")
-    return Path(chosen).expanduser()
-
-
 def open_entry(entry: Path, name: str) -> ImageData | None:
     """Open a cache entry; None if it is absent, half written or does not match its description."""
     try:
@@ -48,7 +39,7 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
         for split in ("train", "test"):
             images = np.load(entry / f"{split}-images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(entry / f"{split}-labels.npy", allow_pickle=False)
-            dtype = np.float32 if "features" in meta else np.uint8
+            dtype = np.float32 if {"features", "tokenised"} & set(meta) else np.uint8
             if list(images.shape) != meta["shapes"][split] or images.dtype != dtype:
                 return None
             if not _are_codes(labels, images.shape[:1], len(meta["class_names"])):
@@ -69,6 +60,7 @@ def open_entry(entry: Path, name: str) -> ImageData | None:
             client_names=tuple(meta["client_names"]),
             features=_features(meta["features"]) if "features" in meta else None,
             beside=meta.get("beside", {}),  # an entry of an older version has none
+            tokenised=Tokenised(**meta["tokenised"]) if "tokenised" in meta else None,
         )
     except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nmoe_flower.data.pixels import SUFFIXES, has_colour, open_picture, to_pixels
 from nmoe_flower.data.request import ColourFoundError, DataRequest, RawSplit, walk_files
 
-__all__ = ["read_class_folders"]
+__all__ = ["files_by_split", "owner_of", "read_class_folders"]
 
 _SPLITS = ("train", "test")
 _SPLIT_WORDS = frozenset(
@@ -43,7 +43,7 @@ def read_class_folders(request: DataRequest) -> tuple[list[RawSplit], list[str]]
     files.sort(key="/".join)
     if not files or any(Path(file[-1]).suffix.lower() not in SUFFIXES for file in files):
         return None
-    found = _by_split(files, clients=request.by_client)
+    found = files_by_split(files, clients=request.by_client)
     if not found.get("train"):
         return None
     classes = sorted({file[-2] for file in files})
@@ -51,8 +51,13 @@ def read_class_folders(request: DataRequest) -> tuple[list[RawSplit], list[str]]
     return [_split(folder, name, found[name], classes, request) for name in wanted], classes
 
 
-def _by_split(files: Sequence[File], *, clients: bool) -> dict[str, list[File]]:
-    """The files of each split; empty if the folders are not of a kind that is known here."""
+def files_by_split(files: Sequence[File], *, clients: bool) -> dict[str, list[File]]:
+    """The files of each split; empty if the folders are not of a kind that is known here.
+
+    Args:
+        files: The parts of every file's path below the folder.
+        clients: Whether a client's folder comes before that of the class.
+    """
     depths = {len(file) for file in files}
     if len(depths) > 1:
         return {}
@@ -75,7 +80,7 @@ def _split(
 ) -> RawSplit:
     codes = {cls: code for code, cls in enumerate(classes)}
     labels = np.array([codes[file[-2]] for file in files], dtype=np.int64)
-    clients = [_owner(file) for file in files] if request.by_client else None
+    clients = [owner_of(file) for file in files] if request.by_client else None
 
     def place(row: int) -> str:
         return f"row {row} of the {name} split ({'/'.join(files[row])})"
@@ -83,8 +88,12 @@ def _split(
     return RawSplit(name, labels, _reader(folder, files, place), place, clients)
 
 
-def _owner(file: File) -> str:
-    """The client's folder: the one above the class that names no split."""
+def owner_of(file: File) -> str:
+    """The client's folder: the one above the class that names no split.
+
+    Args:
+        file: The parts of a file's path below the folder.
+    """
     return next((part for part in file[-3::-1] if part not in _SPLITS), file[-3])
 
 

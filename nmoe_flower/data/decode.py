@@ -19,7 +19,7 @@ from nmoe_flower.data.request import ColourFoundError, DataRequest, RawSplit
 from nmoe_flower.errors import DataError
 from nmoe_flower.seeds import numpy_stream
 
-__all__ = ["OnDecoded", "decode_source"]
+__all__ = ["OnDecoded", "check_classes", "decode_source", "divide_split", "encode_clients"]
 
 OnDecoded = Callable[[int, int], None]
 """Called with (rows decoded, rows in all)."""
@@ -44,14 +44,14 @@ def _decode_images(
     request: DataRequest, building: Path, progress: OnDecoded
 ) -> tuple[list[Split], dict[str, Any]]:
     raws, class_names = _read(request, building)
-    _check_classes(request, class_names, raws[0].labels)
-    clients, client_names = _encode_clients([raw.clients for raw in raws])
+    check_classes(request, class_names, raws[0].labels)
+    clients, client_names = encode_clients([raw.clients for raw in raws])
     try:
         splits = _write_images(building, request, raws, clients, "L", progress)
     except ColourFoundError:
         splits = _write_images(building, request, raws, clients, "RGB", progress)
     if len(splits) == 1:
-        splits = _divide(building, splits[0], numpy_stream(request.seed, "test-split"))
+        splits = divide_split(building, splits[0], numpy_stream(request.seed, "test-split"))
     return splits, {
         "class_names": class_names,
         "client_names": client_names,
@@ -62,15 +62,15 @@ def _decode_images(
 def _decode_table(request: DataRequest, building: Path) -> tuple[list[Split], dict[str, Any]]:
     """The same for a table, standardised by its train split once that is known."""
     rows, class_names, names = read_features(request)
-    _check_classes(request, class_names, rows[0].labels)
-    clients, client_names = _encode_clients([split.clients for split in rows])
+    check_classes(request, class_names, rows[0].labels)
+    clients, client_names = encode_clients([split.clients for split in rows])
     splits = []
     for name, split, owners in zip(("train", "test"), rows, clients, strict=False):
         target = _create(building / f"{name}-images.npy", split.values.shape, np.float64)
         target[:] = split.values
         splits.append(Split(target, split.labels, owners))
     if len(splits) == 1:
-        splits = _divide(building, splits[0], numpy_stream(request.seed, "test-split"))
+        splits = divide_split(building, splits[0], numpy_stream(request.seed, "test-split"))
     features = describe_features(names, np.asarray(splits[0].images, np.float64), request)
     for place, name in enumerate(("train", "test")):
         scaled = standardise(np.array(splits[place].images, np.float64), features)
@@ -86,7 +86,17 @@ def _decode_table(request: DataRequest, building: Path) -> tuple[list[Split], di
     }
 
 
-def _check_classes(request: DataRequest, class_names: Sequence[str], train: Codes) -> None:
+def check_classes(request: DataRequest, class_names: Sequence[str], train: Codes) -> None:
+    """Refuse data in which there is nothing to tell apart.
+
+    Args:
+        request: What was asked for.
+        class_names: Names of the classes.
+        train: Class codes of the train split.
+
+    Raises:
+        DataError: It has fewer than 2 classes.
+    """
     if len(class_names) < 2 or len(np.unique(train)) < 2:
         raise DataError(f"data set {request.dataset!r} has fewer than 2 classes in its train split")
 
@@ -107,10 +117,14 @@ def _read(request: DataRequest, building: Path) -> tuple[list[RawSplit], list[st
     return read_hugging_face(request, building / "arrow")
 
 
-def _encode_clients(
+def encode_clients(
     owners: Sequence[Sequence[str] | None],
 ) -> tuple[list[Codes | None], list[str]]:
-    """The number of each row's client, by split, and the sorted names of all clients."""
+    """The number of each row's client, by split, and the sorted names of all clients.
+
+    Args:
+        owners: Who each row belongs to, by split; None: nobody asked.
+    """
     known = [split for split in owners if split is not None]
     if len(known) < len(owners):
         return [None] * len(owners), []
@@ -158,10 +172,18 @@ def _create(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def _divide(building: Path, whole: Split, rng: np.random.Generator) -> list[Split]:
+def divide_split(building: Path, whole: Split, rng: np.random.Generator) -> list[Split]:
     """Put a fifth of every class, in the original order, into a test split.
 
     If rows belong to clients: a fifth of every client's, every class alike as far as it goes.
+
+    Args:
+        building: The folder of the entry, whose ``train-images.npy`` holds the rows.
+        whole: All rows.
+        rng: Draws them.
+
+    Raises:
+        DataError: There are too few.
     """
     in_test = np.zeros(len(whole), dtype=bool)
     if whole.clients is None:

@@ -1,4 +1,4 @@
-"""Labels and images of any data set that ``datasets`` reads, from a folder or the hub.
+"""Labels, and images or text, of any data set that ``datasets`` reads, from a folder or the hub.
 
 The packages of the extra ``data`` bring pandas along: they are imported only where needed.
 """
@@ -6,7 +6,8 @@ The packages of the extra ``data`` bring pandas along: they are imported only wh
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,79 @@ from nmoe_flower.data.request import LABEL_NAMES, ColourFoundError, DataRequest,
 from nmoe_flower.errors import DataError
 from nmoe_flower.installation import install_hint
 
-__all__ = ["import_extra", "load_tables", "read_hugging_face"]
+__all__ = [
+    "LabelledTable",
+    "find_text_column",
+    "import_extra",
+    "labelled_tables",
+    "load_tables",
+    "read_hugging_face",
+]
 
+_TEXT_NAMES = ("text", "content", "document", "body", "code")
 _IMAGE_NAMES = ("img", "image", "images", "picture")
+
+
+@dataclass(frozen=True)
+class LabelledTable:
+    """A split of what `datasets` reads.
+
+    Attributes:
+        name: Name of the split.
+        table: The split, a ``datasets.Dataset``.
+        column: Name of the column of images or text.
+        labels: Class codes, int64 [N].
+        clients: Who each row belongs to; None if nobody asked.
+    """
+
+    name: str
+    table: Any
+    column: str
+    labels: npt.NDArray[np.int64]
+    clients: list[str] | None
+
+    def place(self, row: int) -> str:
+        """What a row is called in errors.
+
+        Args:
+            row: Number of the row, from 0.
+        """
+        return f"row {row} of the {self.name} split"
 
 
 def read_hugging_face(request: DataRequest, arrow_dir: Path) -> tuple[list[RawSplit], list[str]]:
     """Read labels and prepare images with ``datasets``, from a folder or the hub."""
+    tables, class_names, beside = labelled_tables(request, arrow_dir)
+    raws = [
+        RawSplit(
+            one.name,
+            one.labels,
+            _reader(one.table, one.column, one.name),
+            one.place,
+            one.clients,
+            beside if number == 0 else {},
+        )
+        for number, one in enumerate(tables)
+    ]
+    return raws, class_names
+
+
+def labelled_tables(
+    request: DataRequest, arrow_dir: Path, *, text_column: str | None = None
+) -> tuple[list[LabelledTable], list[str], dict[str, int]]:
+    """Open the train split, and the test split if there is one.
+
+    Args:
+        request: What is asked for.
+        arrow_dir: Where `datasets` may put what it converts.
+        text_column: Column of the text, "" finds it; None: images are wanted.
+
+    Returns:
+        Splits, class names, and the rows of the splits that nobody asked for, by name.
+
+    Raises:
+        DataError: A split, a column or a label is missing, or the data cannot be read.
+    """
     import_extra("datasets", _purpose(request))
     tables = load_tables(request, arrow_dir)
     if request.train_split not in tables:
@@ -42,25 +109,45 @@ def read_hugging_face(request: DataRequest, arrow_dir: Path) -> tuple[list[RawSp
             f"it has {', '.join(tables)}"
         )
     features = tables[names[0]].features
-    image_column = _find_column(request.dataset, features, request.image_column, "image")
     label_column = _find_column(request.dataset, features, request.label_column, "label")
+    column = (
+        _find_column(request.dataset, features, request.image_column, "image")
+        if text_column is None
+        else find_text_column(request.dataset, features, text_column, names[0])
+    )
     for name in names:
-        missing = {image_column, label_column} - set(tables[name].column_names)
+        missing = {column, label_column} - set(tables[name].column_names)
         if missing:
             raise DataError(f"the {name} split has no column {sorted(missing)[0]!r}")
     labels, class_names = _encode_labels([tables[name] for name in names], names, label_column)
-    raws = [
-        RawSplit(
-            name,
-            codes,
-            _reader(tables[name], image_column, name),
-            lambda row, name=name: f"row {row} of the {name} split",  # type: ignore[misc]
-            _clients(tables[name], request, name),
-            {} if name != names[0] else {o: len(t) for o, t in tables.items() if o not in names},
-        )
+    found = [
+        LabelledTable(name, tables[name], column, codes, _clients(tables[name], request, name))
         for name, codes in zip(names, labels, strict=True)
     ]
-    return raws, class_names
+    return found, class_names, {o: len(t) for o, t in tables.items() if o not in names}
+
+
+def find_text_column(dataset: str, columns: Iterable[str], wanted: str, split: str) -> str:
+    """The configured column of text, else the first with a common name.
+
+    Args:
+        dataset: What the data is called in errors.
+        columns: Names of the columns there are.
+        wanted: What the configuration says; "" finds one.
+        split: Name of the split, for errors.
+
+    Raises:
+        DataError: There is none.
+    """
+    there = list(columns)
+    named = [wanted] if wanted else _TEXT_NAMES
+    found = [name for name in named if name in there]
+    if not found:
+        raise DataError(
+            f"text {dataset!r}: no column {' or '.join(map(repr, named))} in the {split} "
+            f"split; the columns are {', '.join(there)} (text.column)"
+        )
+    return found[0]
 
 
 def _clients(table: Any, request: DataRequest, split: str) -> list[str] | None:
@@ -92,6 +179,8 @@ def _clients(table: Any, request: DataRequest, split: str) -> list[str] | None:
 def _purpose(request: DataRequest) -> str:
     if request.folder is None:
         return f"data set {request.dataset!r} from the hub"
+    if request.kind == "text":
+        return f"a table of text in {request.dataset!r}"
     return (
         f"data folder {request.dataset!r}, which does not hold train/CLASS/*.png and "
         "test/CLASS/*.png (or .jpg, ...) alone,"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Features", "ImageData", "Portion", "Split", "counted", "what_changed"]
+__all__ = ["Features", "ImageData", "Portion", "Split", "Tokenised", "counted", "what_changed"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,31 @@ class Features:
     deviations: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Tokenised:
+    """How labelled documents became tokens.
+
+    Attributes:
+        tokenizer: Hash of what made the tokens.
+        vocab_size: Number of tokens that it knows.
+        empty: How many documents without text were left out.
+        shortened: How many were longer than a window and lost their end.
+    """
+
+    tokenizer: str
+    vocab_size: int
+    empty: int = 0
+    shortened: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """One split, row by row.
 
     Attributes:
         images: uint8 [N, H, W, channels], a read-only memory map; of a table, its standardised
-            features, float32 [N, 1, 1, F].
+            features, float32 [N, 1, 1, F]; of text, its tokens, float32 [N, 1, 1, T], filled up
+            with -1.
         labels: Class of each sample, int64 [N].
         clients: Who each row belongs to, int64 [N], places in ``ImageData.client_names``; None if
             nobody asked.
@@ -74,6 +92,7 @@ class ImageData:
         fingerprint: SHA-256 of labels and images.
         client_names: Whom the rows belong to, if that was asked for.
         features: Names and statistics of a table's columns; None for images.
+        tokenised: How text became tokens; None for images.
         beside: Samples of the splits that nobody asked for, by name.
         unnamed: The fingerprint before clients gave classes names of their own; empty: they do not.
     """
@@ -87,6 +106,7 @@ class ImageData:
     features: Features | None = None
     beside: Mapping[str, int] = field(default_factory=dict)
     unnamed: str = ""
+    tokenised: Tokenised | None = None
 
     @property
     def images_fingerprint(self) -> str:

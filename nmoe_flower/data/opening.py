@@ -245,7 +245,9 @@ def _load(
 ) -> ImageData:
     section = config.data
     if section.kind == "text":
-        raise DataError(f"data set {dataset!r} is text (data.kind = text), and images are wanted")
+        from nmoe_flower.data.text import configured_documents
+
+        return configured_documents(config, dataset, own=own, progress=progress)
     return load_images(
         dataset,
         cache_dir=section.cache_dir or None,

@@ -6,12 +6,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from nmoe_flower.backbone_files import cache_root, given_source
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.models.adapted import AdaptedExtractor
 from nmoe_flower.models.extractor import Extractor, StagedExtractor, build_extractor
 from nmoe_flower.models.gate import DiscriminantGate, Gate, Router, Routing
-from nmoe_flower.models.given import Wish, frozen_backbone, given_extractor
+from nmoe_flower.models.given import TextWish, Wish, frozen_backbone, given_extractor
 from nmoe_flower.models.metric_gate import MetricGate
 from nmoe_flower.models.standard import add_standard
 from nmoe_flower.own_code import call_own, is_own, load_own
@@ -73,6 +74,7 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
             mirror=extractor.mirror,
             in_channels=image_shape[0],
             image_size=(image_shape[1], image_shape[2]),
+            text=_text_wish(config) if config.data.kind == "text" else None,
         )
         if not extractor.is_adapted:
             return given_extractor(wish)
@@ -101,6 +103,19 @@ def configured_extractor(config: Config, image_shape: Sequence[int]) -> Extracto
     if isinstance(built, StagedExtractor):
         built.mirror = extractor.mirror
     return built
+
+
+def _text_wish(config: Config) -> TextWish:
+    """What is asked of a backbone that reads labelled text."""
+    source = config.text.tokenizer or given_source(
+        config.extractor.backbone, config.extractor.weights
+    )
+    return TextWish(
+        config.text.window,
+        bytes=source in ("", "bytes"),
+        widths=config.extractor.widths,
+        cache=cache_root(config.data.cache_dir or None),
+    )
 
 
 def finished_extractor(config: Config, image_shape: Sequence[int]) -> Extractor:

@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ __all__ = [
     "FrozenBackbone",
     "Given",
     "PretrainedExtractor",
+    "TextWish",
     "Wish",
     "digest_of",
     "frozen_backbone",
@@ -44,6 +45,23 @@ Pooled = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class TextWish:
+    """What is asked of a backbone that reads text.
+
+    Attributes:
+        window: Tokens of a document at most, T.
+        bytes: Whether the tokens are the bytes of UTF-8.
+        widths: Widths of the blocks of a ``small-lm`` without weights.
+        cache: Folder in which converted weights are kept.
+    """
+
+    window: int
+    bytes: bool
+    widths: tuple[int, ...]
+    cache: Path
+
+
+@dataclass(frozen=True)
 class Wish:
     """What a configuration asks for.
 
@@ -55,6 +73,7 @@ class Wish:
         mirror: Whether latents average those of an image and of its mirror image.
         in_channels: Channels of the images.
         image_size: (height, width) of the images.
+        text: What is asked of one that reads text; None: it reads images.
     """
 
     backbone: str
@@ -64,6 +83,7 @@ class Wish:
     mirror: bool = False
     in_channels: int = 3
     image_size: tuple[int, int] = (32, 32)
+    text: TextWish | None = None
 
 
 @dataclass(frozen=True)
@@ -324,9 +344,12 @@ def frozen_backbone(wish: Wish) -> FrozenBackbone:
 @lru_cache(maxsize=_HELD)
 def _frozen(wish: Wish, trace: object, seed: int) -> FrozenBackbone:
     """Own code may draw its weights, hence the seed."""
+    if wish.text is not None:  # whose network knows where it is cut
+        opened: Given = found("nmoe_flower.models.text_backbone:reader_of_text")(wish)
+        return FrozenBackbone(opened, replace(wish, cut=()))
     library, _, _ = wish.backbone.partition(":")
     row = GIVEN.get(library)
-    opened: Given = found(row.opener if row else "nmoe_flower.models.libraries:own_backbone")(wish)
+    opened = found(row.opener if row else "nmoe_flower.models.libraries:own_backbone")(wish)
     return FrozenBackbone(opened, wish)
 
 

@@ -37,6 +37,7 @@ class LanguageWish:
         window: Longest text in tokens.
         cache: Folder in which converted weights are kept.
         plain: Whether attention is faster as plain products.
+        logits: Whether logits are wanted; False: hidden states, which more models have.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LanguageWish:
     window: int
     cache: Path
     plain: bool
+    logits: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,7 @@ def open_language_model(
     cache: Path,
     widths: tuple[int, ...] = (),
     bf16: bool = False,
+    logits: bool = True,
 ) -> OpenLM:
     """Open a given language model.
 
@@ -84,6 +87,7 @@ def open_language_model(
         cache: Folder in which converted weights are kept.
         widths: Widths of the blocks of a ``small-lm`` without weights.
         bf16: Whether it will compute in bfloat16.
+        logits: Whether logits are wanted; False: hidden states are enough.
 
     Raises:
         ConfigError: It cannot be opened, has fewer tokens than the text, or reads shorter windows.
@@ -98,7 +102,7 @@ def open_language_model(
             f"{TRANSFORMERS}NAME"
         )
     plain = bf16 and not torch.cuda.is_available()
-    wish = LanguageWish(backbone, weights, widths, vocab_size, window, cache, plain)
+    wish = LanguageWish(backbone, weights, widths, vocab_size, window, cache, plain, logits)
     network = build(wish)
     has, reads = _limits(network)
     if has < vocab_size:
@@ -126,6 +130,8 @@ def _digest(network: nn.Module) -> bytes:
     """SHA-256 of the kind of network and of its weights, those that are tied once."""
     found = hashlib.sha256(type(network).__name__.encode())
     for name, tensor in sorted(dict(network.named_parameters()).items()):
+        if name.startswith("pooler."):  # which nobody reads, and many checkpoints lack
+            continue
         found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
         found.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
     return found.digest()
@@ -194,7 +200,8 @@ def _pretrained(name: str, wish: LanguageWish) -> nn.Module:
     place = str(path) if path.is_dir() else name
     attention = "eager" if wish.plain else "sdpa"
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+        kind = "AutoModelForCausalLM" if wish.logits else "AutoModel"
+        model: nn.Module = getattr(transformers, kind).from_pretrained(
             place, dtype=torch.float32, attn_implementation=attention
         )
     except Exception as error:  # every format and the hub fail in their own way

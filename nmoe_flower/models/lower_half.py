@@ -17,23 +17,24 @@ class _Reached(Exception):  # noqa: N818
     """The blocks below are through; the rest need not be computed."""
 
 
-def reach(network: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
+def reach(network: nn.Module, block: nn.Module, tokens: Tensor, **named: Tensor) -> Tensor:
     """The hidden states [B, T, d] that come to a block; what is above it is not computed.
 
     Args:
         network: Tokens [B, T] to anything.
         block: One of its blocks, which takes hidden states first, or as ``hidden_states``.
         tokens: Whole numbers [B, T].
+        named: What else the network is given.
     """
     reached: list[Tensor] = []
 
-    def keep(_: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        reached.append(given[0] if given else named["hidden_states"])
+    def keep(_: nn.Module, given: tuple[Any, ...], told: Mapping[str, Any]) -> None:
+        reached.append(given[0] if given else told["hidden_states"])
         raise _Reached
 
     handle = block.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        network(tokens)
+        network(tokens, **named)
     except _Reached:
         pass
     finally:

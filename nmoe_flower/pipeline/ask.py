@@ -211,14 +211,15 @@ def holdings(run: Run) -> dict[int, Holding]:
     """By partition id, in order. The run and its checkpoints remember the answers.
 
     Raises:
-        RoundError: A client did not answer, or clients disagree about the classes or about the
-            given extractor.
+        RoundError: A client did not answer, or clients disagree about the classes, about the given
+            extractor or about what makes tokens of text.
     """
     if not run.described:
         answers = gather(run, "describe", Action.DESCRIBE, RecordDict(), check=_read)
         told = {partition: _read(content) for partition, content in answers.items()}
         _compare({partition: holding.classes for partition, holding in told.items()})
         _compare_extractors({partition: holding.extractor for partition, holding in told.items()})
+        _compare_tokenizers({partition: holding.tokenizer for partition, holding in told.items()})
         run.described = {partition: asdict(holding) for partition, holding in told.items()}
     return {partition: Holding(**values) for partition, values in run.described.items()}
 
@@ -297,4 +298,14 @@ def _compare_extractors(hashes: Mapping[int, str]) -> None:
             f"the given extractors of the clients differ: {said}, but client {holder} has "
             f"{common[:16]}; give every device the same weights (extractor.weights, or the same "
             "version of the installed package)"
+        )
+
+
+def _compare_tokenizers(hashes: Mapping[int, str]) -> None:
+    """The tokens of all text must be made alike."""
+    common, _ = Counter(hashes.values()).most_common(1)[0]
+    if odd := [client for client, told in hashes.items() if told != common]:
+        said = ", ".join(f"client {c} has {hashes[c][:12] or 'none'}" for c in odd)
+        raise RoundError(
+            f"the tokenizer of all clients must be the same: {said}, and most have {common[:12]}"
         )

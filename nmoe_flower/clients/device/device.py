@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flwr.app import Context
 
-from nmoe_flower.catalogue import BACKBONES, GIVEN, VALIDATION
+from nmoe_flower.catalogue import BACKBONES, GIVEN, LANGUAGE_MODELS, VALIDATION
 from nmoe_flower.clients.device.store import Store
 from nmoe_flower.config import Config, DataConfig
 from nmoe_flower.data import (
@@ -256,9 +256,9 @@ class Device:
 
     @cached_property
     def augment(self) -> Augment:
-        """The augmentation of training batches; rows of features have none."""
+        """The augmentation of training batches; rows of features and text have none."""
         data = self.config.data
-        if data.kind == "features":
+        if data.kind != "images":
             return Augment()
         return Augment(crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout)
 
@@ -305,7 +305,8 @@ class Device:
     def bf16(self) -> bool:
         """Whether the extractor computes in bfloat16."""
         backbone = BACKBONES.get(self.config.extractor.backbone)
-        named = self.config.extractor.backbone.partition(":")[0] in GIVEN
+        name = self.config.extractor.backbone
+        named = name.partition(":")[0] in GIVEN or name in LANGUAGE_MODELS
         worthwhile = named if backbone is None else backbone.bf16
         return use_bf16(self.config.run.precision, self.torch_device, worthwhile=worthwhile)
 

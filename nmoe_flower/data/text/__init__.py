@@ -1,6 +1,7 @@
 """Text of several clients as windows of tokens, and what makes the tokens."""
 
 from nmoe_flower.data.text.duplicates import duplicates, normalised, shingles
+from nmoe_flower.data.text.labelled import configured_documents, load_documents
 from nmoe_flower.data.text.sharing import (
     configured_text,
     configured_tokenizer,
@@ -23,9 +24,11 @@ __all__ = [
     "TextData",
     "TextSplit",
     "Tokenizer",
+    "configured_documents",
     "configured_text",
     "configured_tokenizer",
     "duplicates",
+    "load_documents",
     "load_text",
     "normalised",
     "open_tokenizer",

@@ -8,20 +8,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.data.hugging_face import import_extra, load_tables
+from nmoe_flower.data.hugging_face import find_text_column, import_extra, load_tables
 from nmoe_flower.data.request import DataRequest, list_files, walk_files
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_text
 
-__all__ = ["SPLITS", "Document", "TextRequest", "read_documents", "split_by_document"]
+__all__ = [
+    "LARGEST_DOCUMENT",
+    "SPLITS",
+    "Document",
+    "TextRequest",
+    "are_tables",
+    "read_documents",
+    "split_by_document",
+    "units_of",
+]
 
 SPLITS = ("train", "test", "validation")
 ALL = "all"
 _TABLES = {".parquet", ".arrow", ".jsonl", ".csv", ".tsv"}
 _BESIDE_TABLES = {".json", ".md"}
 _SAVED = {"dataset_dict.json", "state.json"}
-_COLUMNS = ("text", "content", "document", "body", "code")
-_LARGEST = 1 << 30  # bytes of a document
+LARGEST_DOCUMENT = 1 << 30  # bytes of a document
 _FORMAT = 1
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
@@ -124,7 +132,7 @@ def read_documents(request: TextRequest, arrow_dir: Path) -> tuple[list[Document
     for root in request.roots(folder) if folder else ():
         below = root.relative_to(folder or root)
         files += sorted((below / name).as_posix() for name in walk_files(root))
-    if folder is None or _are_tables(files):
+    if folder is None or are_tables(files):
         found = list(_rows(request, arrow_dir))
     else:
         found = list(_files(request, folder, files))
@@ -145,8 +153,12 @@ def read_documents(request: TextRequest, arrow_dir: Path) -> tuple[list[Document
     return kept, len(found) - len(kept)
 
 
-def _are_tables(files: Sequence[str]) -> bool:
-    """Whether a folder holds tables, and no documents."""
+def are_tables(files: Sequence[str]) -> bool:
+    """Whether a folder holds tables, and no documents.
+
+    Args:
+        files: Files of the folder, relative to it.
+    """
     suffixes = {Path(name).suffix.lower() for name in files}
     saved = any(name in _SAVED for name in files)
     return saved or (bool(suffixes & _TABLES) and suffixes <= _TABLES | _BESIDE_TABLES)
@@ -170,9 +182,9 @@ def _files(request: TextRequest, folder: Path, names: Sequence[str]) -> Iterator
             yield Document(rest[0], "", "")  # told in an error, and never read
             continue
         path = folder.joinpath(*parts)
-        text = read_text(path, what="the document", raises=DataError, most=_LARGEST)
+        text = read_text(path, what="the document", raises=DataError, most=LARGEST_DOCUMENT)
         name = "/".join(rest)
-        for number, part in enumerate(_units(text, request.unit)):
+        for number, part in enumerate(units_of(text, request.unit)):
             where = name if request.unit == "files" else f"{name}:{number:07}"
             yield Document(rest[0], where, part, "" if place is None else splits[parts[place]])
 
@@ -188,7 +200,13 @@ def _place_of_split(paths: Sequence[tuple[str, ...]], request: TextRequest) -> i
     return None
 
 
-def _units(text: str, unit: str) -> list[str]:
+def units_of(text: str, unit: str) -> list[str]:
+    """The documents of a file.
+
+    Args:
+        text: What it holds.
+        unit: What of it is a document: ``files``, ``lines`` or ``paragraphs``.
+    """
     if unit == "lines":
         return text.splitlines(keepends=True)
     return _BLANK_LINES.split(text) if unit == "paragraphs" else [text]
@@ -232,14 +250,7 @@ def _column(request: TextRequest, columns: Sequence[str], split: str) -> str:
             f"text {request.dataset!r}: no column {request.client_column!r} "
             f"(data.partition-column) in the {split} split; the columns are {there}"
         )
-    wanted = [request.column] if request.column else _COLUMNS
-    found = [name for name in wanted if name in columns]
-    if not found:
-        raise DataError(
-            f"text {request.dataset!r}: no column {' or '.join(map(repr, wanted))} in the {split} "
-            f"split; the columns are {there} (text.column)"
-        )
-    return found[0]
+    return find_text_column(request.dataset, columns, request.column, split)
 
 
 def split_by_document(documents: Sequence[Document], request: TextRequest) -> list[Document]:

@@ -1,12 +1,9 @@
 """Every client trains an adapter at home; what leaves is what its sharing allows."""
 
-from collections import Counter
-
 import numpy as np
 from flwr.app import RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline.accounts import account
 from nmoe_flower.pipeline.ask import alike, gather, holdings
 from nmoe_flower.pipeline.run import Run
@@ -19,9 +16,8 @@ def train_adapters(run: Run) -> None:
     """One exchange: leaves the experts' adapters, where they may leave their devices.
 
     Raises:
-        RoundError: Clients have other backbones or tokenizers than most, or one did not train.
+        RoundError: Clients have other backbones than most, or one did not train.
     """
-    _compare(run)
     shares = run.config.expert.sharing == "weights"
     wanted = [GATE] if run.config.gate.asks_frequencies and shares else []
     wanted += [EXPERT] if shares else []
@@ -49,14 +45,3 @@ def train_adapters(run: Run) -> None:
         for client, arrays in told.items()
         for name, value in arrays.items()
     }
-
-
-def _compare(run: Run) -> None:
-    """Refuse clients whose tokens are made by another tokenizer than most use."""
-    hashes = {client: holding.tokenizer for client, holding in holdings(run).items()}
-    common, _ = Counter(hashes.values()).most_common(1)[0]
-    if odd := [client for client, told in hashes.items() if told != common]:
-        said = ", ".join(f"client {c} has {hashes[c][:12] or 'none'}" for c in odd)
-        raise RoundError(
-            f"the tokenizer of all clients must be the same: {said}, and most have {common[:12]}"
-        )

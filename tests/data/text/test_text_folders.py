@@ -289,7 +289,6 @@ def test_domains_and_clients_that_are_not_there_are_refused(tmp_path: Path, cach
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("data.scheme=dominant", r"scheme = dominant looks at classes, and kind = text has none"),
         ("data.dataset=digits", r"kind = text needs a folder of documents"),
         ("data.flip=true", r"flip = True is for images; kind = text has none"),
         ("data.renamings=2", r"renamings = 2 is for images, got kind = text"),
@@ -299,6 +298,7 @@ def test_domains_and_clients_that_are_not_there_are_refused(tmp_path: Path, cach
 )
 def test_settings_that_text_cannot_have_are_refused(setting: str, said: str) -> None:
     text = ["data.kind=text", "data.scheme=natural", "data.dataset=mine"]
+    text += ["extractor.method=pretrained", "extractor.backbone=small-lm"]
     with pytest.raises(ConfigError, match=said):
         Config.load(None, [*text, setting])
 
