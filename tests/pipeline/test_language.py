@@ -460,7 +460,10 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
             {"gate__methods": "random"},
             "none of them routes text; allowed: federated, local, prototype, lda, domain, oracle",
         ),
-        ({"data__scheme": "dominant"}, "data.scheme = dominant looks at classes, and the text"),
+        (
+            {"data__scheme": "dominant", "gate__methods": "unigram"},
+            "data.scheme = dominant looks at classes, and the text",
+        ),
         ({"data__kind": "images"}, "run.system = language and data.kind = text need each other"),
         (
             {"extractor__backbone": "resnet18", "extractor__widths": ""},
