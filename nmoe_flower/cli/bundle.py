@@ -33,13 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gate", help="which gate routes (federated, or what the run has)")
     parser.add_argument(
-        "--replicas", type=Whole(1, 10_000), default=1, metavar="N",
-        help="devices that hold each adapter of a language model (%(default)s)",
+        "--replicas", type=Whole(1, 10_000), metavar="N",
+        help="devices that hold each adapter of a language model (1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--holders", type=Path, metavar="FILE.csv|json",
+        help="which devices hold which, as nmoe align --out writes it, beside each its own",
     )  # fmt: skip
 
     def command(args: argparse.Namespace) -> int:
         if (args.run is None) == (args.store is None):
             parser.error("give RUN_DIR, or --store alone")
+        for option, value in (("--replicas", args.replicas), ("--holders", args.holders)):
+            if args.store is not None and value is not None:
+                parser.error(f"{option} needs RUN_DIR: a device has its own expert alone")
+        if args.replicas is not None and args.holders is not None:
+            parser.error("--replicas and --holders exclude each other")
         with needs_serve("nmoe bundle"):
             from nmoe_flower.inference import export_run, export_store
 
@@ -47,7 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if args.store is not None:
             bundles = [export_store(args.store, args.out, gate=args.gate)]
         else:
-            bundles = export_run(args.run, args.out, gate=args.gate, replicas=args.replicas)
+            bundles = export_run(
+                args.run,
+                args.out,
+                gate=args.gate,
+                replicas=args.replicas or 1,
+                holders=args.holders,
+            )
         for bundle in bundles:
             print(
                 f"{bundle.folder}  expert {bundle.expert_version}  gate {bundle.gate_version}  "

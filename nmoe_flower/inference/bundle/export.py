@@ -10,6 +10,7 @@ from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
 from nmoe_flower.files import all_or_none, load_arrays, read_json, safe_child
 from nmoe_flower.inference.bundle.bundle import Bundle
 from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.inference.bundle.holders import read_holders, ring_holders
 from nmoe_flower.inference.bundle.text_bundle import TextBundle
 from nmoe_flower.inference.bundle.text_export import export_language
 
@@ -17,7 +18,12 @@ __all__ = ["export_run", "export_store"]
 
 
 def export_run(
-    run_folder: Path, out: Path, *, gate: str | None = None, replicas: int = 1
+    run_folder: Path,
+    out: Path,
+    *,
+    gate: str | None = None,
+    replicas: int = 1,
+    holders: Path | None = None,
 ) -> list[Bundle] | list[TextBundle]:
     """Write ``<out>/<i>`` for every client i of a finished `nmoe run` folder; all, or none.
 
@@ -30,19 +36,24 @@ def export_run(
         gate: Which of the run's gates the devices route with; None: ``federated``, or what there
             is. Of text: ``unigram`` or ``unigram-chunks``.
         replicas: Devices that hold each adapter of a language model, its own and the next ones.
+        holders: File that says instead which devices hold which, as `read_holders` reads it.
 
     Raises:
         BundleError: The run is not finished, is of the alignment system, or has no such gate.
-        ConfigError: Experts of images would have replicas, or there are too many.
+        ConfigError: Experts of images would be on several devices, ``replicas`` is out of range,
+            or ``holders`` cannot be read.
     """
     config = Config.load(run_folder / "config.toml")
     _check_system(run_folder, config)
     if config.run.system == "language":
-        return export_language(run_folder, out, config, gate=gate, replicas=replicas)
-    if replicas != 1:
+        count = config.data.num_clients
+        placed = read_holders(holders, count) if holders else ring_holders(count, replicas)
+        return export_language(run_folder, out, config, gate=gate, holders=placed)
+    if replicas != 1 or holders is not None:
+        told = f"holders of {holders}" if holders else f"{replicas} replicas"
         raise ConfigError(
-            f"{replicas} replicas of experts of images; allowed: 1 (adapters of a language model "
-            "can have more)"
+            f"{told} of experts of images; allowed: each on its own device (adapters of a language "
+            "model can be on more)"
         )
     return _export_images(run_folder, out, config, gate=gate)
 

@@ -6,42 +6,20 @@ from nmoe_flower.backbone import configured_language
 from nmoe_flower.catalogue import ADAPTER_CONTROLS
 from nmoe_flower.config import Config
 from nmoe_flower.data.text import configured_tokenizer
-from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
+from nmoe_flower.errors import BundleError, CheckpointError
 from nmoe_flower.files import all_or_none, load_arrays
 from nmoe_flower.inference.bundle.bundle_files import MANIFEST
 from nmoe_flower.inference.bundle.text_bundle import FREQUENCIES, TextBundle
 from nmoe_flower.models import split_lm
 
-__all__ = ["export_language", "holders"]
+__all__ = ["export_language"]
 
 _GATES = ("unigram", "unigram-chunks")
 _WEIGHTS = "gate-unigram.safetensors"
 
 
-def holders(num_clients: int, replicas: int) -> list[list[int]]:
-    """Devices that hold each expert: its own, then the next ones in a ring.
-
-    Every device holds as many as every other.
-
-    Args:
-        num_clients: E, devices and experts.
-        replicas: How many devices hold each, 1..E.
-
-    Raises:
-        ConfigError: ``replicas`` is out of range.
-
-    >>> holders(3, 2)
-    [[0, 1], [1, 2], [2, 0]]
-    """
-    if not 1 <= replicas <= num_clients:
-        raise ConfigError(
-            f"{replicas} replicas of each adapter; allowed: 1 to {num_clients}, the devices"
-        )
-    return [[(e + step) % num_clients for step in range(replicas)] for e in range(num_clients)]
-
-
 def export_language(
-    run_folder: Path, out: Path, config: Config, *, gate: str | None, replicas: int
+    run_folder: Path, out: Path, config: Config, *, gate: str | None, holders: list[list[int]]
 ) -> list[TextBundle]:
     """Write ``<out>/<i>`` for every client i of a finished run; all, or none.
 
@@ -50,17 +28,17 @@ def export_language(
         out: The folder of the bundles; made if missing.
         config: The run's.
         gate: ``unigram`` or ``unigram-chunks``; None: that of them which the run has.
-        replicas: Devices that hold each adapter.
+        holders: Devices that hold each adapter, its own first.
 
     Raises:
         BundleError: The run is not finished, its adapters did not leave their devices, or it has
             no gate that routes text without asking.
-        ConfigError: ``replicas`` is out of range, or the backbone cannot be opened or cut.
+        ConfigError: The backbone cannot be opened or cut.
     """
     gate = _gate(run_folder, config, gate)
     _check_cut(run_folder, config)
     count = config.data.num_clients
-    placed, weights = holders(count, replicas), run_folder / "weights"
+    weights = run_folder / "weights"
     try:
         frequencies = load_arrays(weights / _WEIGHTS)[FREQUENCIES]
         adapters = [load_arrays(weights / f"adapter-{e}.safetensors") for e in range(count)]
@@ -85,7 +63,7 @@ def export_language(
                 new / str(client),
                 config=config,
                 frequencies=frequencies,
-                adapters={e: adapters[e] for e in range(count) if client in placed[e]},
+                adapters={e: adapters[e] for e in range(count) if client in holders[e]},
                 shared=shared,
                 partition=client,
                 backbone=digest.hex(),
@@ -93,7 +71,7 @@ def export_language(
                 vocab_size=len(model.bias),
                 width=width,
                 gate=gate,
-                holders=placed,
+                holders=holders,
             )
     return [TextBundle.load(out / str(client)) for client in range(count)]
 
