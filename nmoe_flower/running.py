@@ -422,7 +422,11 @@ def _train_in_process(
 
     config = folder.config
     with InProcessGrid(
-        CLIENT_APP, config.data.num_clients, run_config=config.flat(), workers=workers
+        CLIENT_APP,
+        config.data.num_clients,
+        run_config=config.flat(),
+        workers=workers,
+        stack=config.engine.stack,
     ) as grid:
         execute(
             grid,

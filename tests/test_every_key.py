@@ -297,6 +297,7 @@ ROWS: dict[str, list[str]] = {
     "baseline.tuning-momentum": SHARE_BELOW_1,
     "baseline.tuning-batch-size": ["-1"],
     "baseline.evaluate-every": ["-1"],
+    "engine.stack": ["-1", "4097", "1.5"],
     "run.name": ["", "../up", "a/b", "-x", ".", "a" * 200, "a b"],
     "run.system": [*CHOICE, "language"],
     "run.out": NUL,

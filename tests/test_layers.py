@@ -32,7 +32,7 @@ ROWS = [
         "codec",
         "files",
     },
-    {"arguments", "certificates", "config", "nearest", "records"},
+    {"arguments", "certificates", "config", "nearest", "records", "rendezvous"},
     {"checkpoint", "lock", "provenance"},
     {
         "data",

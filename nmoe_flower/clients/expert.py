@@ -1,8 +1,11 @@
 """Stage 2 at the client: a personal expert on latents, and the peers' answers to keep."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import records
@@ -23,7 +26,7 @@ from nmoe_flower.records import (
     ShortlistKey,
 )
 from nmoe_flower.seeds import numpy_stream
-from nmoe_flower.training import batch_indices, fit_along_cosine
+from nmoe_flower.training import RowBatches, SharedLoss, batch_indices, fit_along_cosine
 
 __all__ = ["answer", "keep_answers", "train"]
 
@@ -193,9 +196,12 @@ def _train_expert(
     order = batch_indices(len(rows), settings.batch_size, first=0, count=steps, seed=seed)
     result = fit_along_cosine(
         expert,
-        ((rows[batch], labels[batch]) for batch in order),
-        lambda batch: F.cross_entropy(
-            expert(batch[0]) + adjustment, batch[1], label_smoothing=settings.label_smoothing
+        RowBatches((rows, labels), order),
+        SharedLoss(
+            _adjusted_loss,
+            expert,
+            constants=(adjustment,),
+            options={"label_smoothing": settings.label_smoothing},
         ),
         parameters=expert.parameters(),
         learning_rate=settings.learning_rate,
@@ -203,3 +209,16 @@ def _train_expert(
         steps=steps,
     )
     return expert, result.loss
+
+
+def _adjusted_loss(
+    expert: Callable[[Tensor], Tensor],
+    batch: tuple[Tensor, ...],
+    adjustment: Tensor,
+    *,
+    label_smoothing: float,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of latents [b, D] and labels [b], with logits adjusted by [C]."""
+    logits = expert(batch[0]) + adjustment
+    return F.cross_entropy(logits, batch[1], label_smoothing=label_smoothing, reduction=reduction)

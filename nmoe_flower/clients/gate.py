@@ -1,16 +1,19 @@
 """Stage 3 at the client: train the shared gate on cached latents and answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Context, Message
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.config import GateConfig
 from nmoe_flower.losses import (
     load_balance,
     objective_of,
@@ -32,7 +35,15 @@ from nmoe_flower.records import (
     PooledKey,
     ShortlistKey,
 )
-from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
+from nmoe_flower.training import (
+    FitResult,
+    RowBatches,
+    SharedLoss,
+    batch_indices,
+    fit,
+    generator,
+    sgd,
+)
 
 __all__ = [
     "configured_objective",
@@ -43,7 +54,7 @@ __all__ = [
     "train_rolling",
 ]
 
-Loss = Callable[[Tensor], Tensor]  # indices of a batch -> scalar
+Loss = Callable[[tuple[Tensor, ...]], Tensor]  # a batch of rows -> scalar
 
 
 def train(message: Message, context: Context) -> Message:
@@ -59,8 +70,8 @@ def train(message: Message, context: Context) -> Message:
     weights = None
     if shortlist := device.shortlist():
         weights = np.broadcast_to(shortlist[ShortlistKey.LOG_WEIGHTS], rows[1].shape[:2])
-    objective = _objective(device, gate, rows, message, log_weights=weights)
-    result = gate_steps(device, gate, objective, len(rows[0]), message)
+    loss, held = _objective(device, gate, rows, message, log_weights=weights)
+    result = gate_steps(device, gate, loss, held, message)
     return _reply(message, gate, len(latents["holdout"]), result)
 
 
@@ -88,15 +99,15 @@ def train_rolling(message: Message, context: Context) -> Message:
     targets = targets.to(device.torch_device)
     noise = _noise(device, message)
 
-    def loss(chosen: Tensor) -> Tensor:
-        scores = gate(rows[chosen], generator=noise)
+    def loss(batch: tuple[Tensor, ...]) -> Tensor:
+        scores = gate(batch[0], generator=noise)
         if weights is None:
-            return F.cross_entropy(scores, targets[chosen])
-        named = weights[targets[chosen]].mean()  # so that a fresh gate has log N
-        return F.cross_entropy(scores + weights, targets[chosen]) + named
+            return F.cross_entropy(scores, batch[1])
+        named = weights[batch[1]].mean()  # so that a fresh gate has log N
+        return F.cross_entropy(scores + weights, batch[1]) + named
 
     optimizer = _own_optimizer(device, gate, message)
-    result = gate_steps(device, gate, loss, len(rows), message, optimizer=optimizer)
+    result = gate_steps(device, gate, loss, (rows, targets), message, optimizer=optimizer)
     return _reply(message, gate, len(rows), result)
 
 
@@ -128,7 +139,7 @@ def train_pooled(message: Message, context: Context) -> Message:
     means = pooled.get(PooledKey.MEANS)
     gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1], means=means)
     rows = (pooled[PooledKey.LATENTS], pooled[PooledKey.ANSWERS], pooled[PooledKey.LABELS])
-    objective = _objective(
+    loss, held = _objective(
         device,
         gate,
         rows,
@@ -139,8 +150,8 @@ def train_pooled(message: Message, context: Context) -> Message:
     result = gate_steps(
         device,
         gate,
-        objective,
-        len(pooled[PooledKey.LABELS]),
+        loss,
+        held,
         message,
         steps=settings.rounds * settings.local_steps,
         batch_size=settings.batch_size * device.num_clients,
@@ -200,7 +211,7 @@ def _objective(
     *,
     log_weights: np.ndarray | None = None,
     experts: np.ndarray | None = None,
-) -> Loss:
+) -> tuple[Loss, tuple[Tensor, ...]]:
     """The configured objective over cached latents [N, D], answers [N, E, C] and labels [N].
 
     Args:
@@ -210,36 +221,66 @@ def _objective(
         message: Names the round.
         log_weights: Weights of the E experts of a shortlist, [N, E], as in `losses.gating`.
         experts: Ids of those who gave the answers, [N, E]; None: in the order of the scores.
+
+    Returns:
+        The loss of a batch of rows, and the rows: those given and the optional ones.
     """
-    rows, logits, truth = (
-        torch.from_numpy(np.array(value)).to(device.torch_device) for value in cached
+    given = [value for value in (*cached, log_weights, experts) if value is not None]
+    rows = tuple(torch.from_numpy(np.array(value)).to(device.torch_device) for value in given)
+    settings = device.config.gate
+    loss = SharedLoss(
+        _gate_loss,
+        gate,
+        options={
+            "objective": configured_objective(device),
+            "is_weighted": log_weights is not None,
+            "is_named": experts is not None,
+        },
+        by_rows=not settings.balance,
     )
-    weights, ids = (
-        None if value is None else torch.from_numpy(np.array(value)).to(device.torch_device)
-        for value in (log_weights, experts)
-    )
-    objective, noise = configured_objective(device), _noise(device, message)
+    if not (settings.noisy or is_own(settings.objective)):
+        return loss, rows
+    return partial(loss, generator=_noise(device, message)), rows
 
-    def loss(chosen: Tensor) -> Tensor:
-        scores = gate(rows[chosen], generator=noise)
-        if ids is not None:
-            scores = scores.gather(1, ids[chosen])
-        return objective(
-            scores, logits[chosen], truth[chosen], None if weights is None else weights[chosen]
-        )
 
-    return loss
+def _gate_loss(
+    gate: Callable[..., Tensor],
+    batch: tuple[Tensor, ...],
+    *,
+    objective: Callable[..., Tensor],
+    is_weighted: bool,
+    is_named: bool,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Loss of a gate on latents, answers, labels, and weights and ids of experts if there are."""
+    latents, logits, truth, *more = batch
+    scores = gate(latents, generator=generator)
+    if is_named:
+        scores = scores.gather(1, more[-1])
+    parts = (scores, logits, truth, *more[:1]) if is_weighted else (scores, logits, truth)
+    if reduction == "mean":
+        return objective(*parts)
+    each: Tensor = vmap(lambda *row: objective(*(part[None] for part in row)))(*parts)
+    return each
 
 
 def configured_objective(device: Device) -> Callable[..., Tensor]:
     """What the gate minimises, of scores [B, E], experts' logits [B, E, C] and labels [B].
 
     A fourth argument weighs experts of a shortlist, [B, E], as in `nmoe_flower.losses.gating`.
+    It is one function for all clients of a process, unless it is somebody's own.
 
     Args:
         device: The client.
     """
     settings = device.config.gate
+    own = is_own(settings.objective)  # whose file may have changed
+    return _objective_for.__wrapped__(settings) if own else _objective_for(settings)
+
+
+@lru_cache(maxsize=8)
+def _objective_for(settings: GateConfig) -> Callable[..., Tensor]:
     options: dict[str, Any] = {}
     if settings.objective == "distill":
         options["temperature"] = settings.temperature
@@ -267,7 +308,7 @@ def gate_steps(
     device: Device,
     gate: nn.Module,
     loss: Loss,
-    size: int,
+    rows: tuple[Tensor, ...],
     message: Message,
     *,
     steps: int | None = None,
@@ -279,8 +320,8 @@ def gate_steps(
     Args:
         device: The client.
         gate: What is trained.
-        loss: The loss of some rows, by their places.
-        size: How many rows there are.
+        loss: The loss of a batch of rows.
+        rows: The rows, [n, ...] each.
         message: The round's question.
         steps: How many steps; None: ``gate.local-steps``.
         batch_size: Rows per step; None: ``gate.batch-size``.
@@ -290,19 +331,16 @@ def gate_steps(
     count = steps or settings.local_steps
     first = (_round(message) - 1) * count
 
-    def batches() -> Iterator[Tensor]:
-        for chosen in batch_indices(
-            size,
-            batch_size or settings.batch_size,
-            first=first,
-            count=count,
-            seed=device.seed("gate-batches"),
-        ):
-            yield torch.from_numpy(chosen).to(device.torch_device)
-
+    order = batch_indices(
+        len(rows[0]),
+        batch_size or settings.batch_size,
+        first=first,
+        count=count,
+        seed=device.seed("gate-batches"),
+    )
     return fit(
         gate,
-        batches(),
+        RowBatches(rows, order),
         loss,
         optimizer=optimizer or sgd(gate, learning_rate=_rate(message)),
         normalise_gradient=settings.normalise_gradient,

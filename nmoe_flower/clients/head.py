@@ -1,13 +1,17 @@
 """Between stages 1 and 2 at the client: latents to keep, and a step of a shared head on them."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from flwr.app import Context, Message
+from torch import Tensor
 from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import device_of, latents_of, received_classifier
 from nmoe_flower.records import ARRAYS, LATENTS, LEARNING_RATE, LOSS, NUM_EXAMPLES, SERVER_ROUND
-from nmoe_flower.training import batch_indices, fit, sgd
+from nmoe_flower.training import RowBatches, SharedLoss, batch_indices, fit, sgd
 
 __all__ = ["cache_latents", "train"]
 
@@ -39,8 +43,8 @@ def train(message: Message, context: Context) -> Message:
     truth = torch.from_numpy(labels[chosen]).to(device.torch_device)
     result = fit(
         head,
-        [(inputs, truth)],
-        lambda batch: F.cross_entropy(head(batch[0]), batch[1]),
+        RowBatches((inputs, truth), [np.arange(len(truth))]),
+        SharedLoss(_loss, head),
         optimizer=sgd(head, learning_rate=float(settings[LEARNING_RATE])),
     )
     return records.reply(
@@ -48,3 +52,10 @@ def train(message: Message, context: Context) -> Message:
         metrics={NUM_EXAMPLES: len(labels), LOSS: result.loss},
         arrays={ARRAYS: records.pack(head.state_dict())},
     )
+
+
+def _loss(
+    head: Callable[[Tensor], Tensor], batch: tuple[Tensor, ...], *, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy of latents [b, D] and labels [b]."""
+    return F.cross_entropy(head(batch[0]), batch[1], reduction=reduction)

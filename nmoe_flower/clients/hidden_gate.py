@@ -62,13 +62,13 @@ def train(message: Message, context: Context) -> Message:
     records.load_into(gate.state_dict(), received)
     objective = configured_objective(device)
 
-    def loss(chosen: Tensor) -> Tensor:
-        scores, where = gate(states[chosen]), scored[chosen]
-        tokens = scores[:, None].expand(*where.shape, -1)[where]
+    def loss(batch: tuple[Tensor, ...]) -> Tensor:
+        inputs, where, answers = batch
+        tokens = gate(inputs)[:, None].expand(*where.shape, -1)[where]
         truth = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-        return objective(tokens, logits[chosen][where], truth)
+        return objective(tokens, answers[where], truth)
 
-    result = gate_steps(device, gate, loss, len(states), message)
+    result = gate_steps(device, gate, loss, (states, scored, logits), message)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(states), LOSS: result.loss},

@@ -13,6 +13,7 @@ from nmoe_flower.config.adapter import AdapterConfig
 from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.baseline import BaselineConfig
 from nmoe_flower.config.data import DataConfig
+from nmoe_flower.config.engine import EngineConfig
 from nmoe_flower.config.expert import ExpertConfig
 from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.fedsc import FedSCConfig
@@ -51,6 +52,7 @@ class Config(Section):
     query: QueryConfig = Field(default_factory=lambda: QueryConfig.model_validate({}))
     alignment: AlignmentConfig = Field(default_factory=lambda: AlignmentConfig.model_validate({}))
     baseline: BaselineConfig = Field(default_factory=lambda: BaselineConfig.model_validate({}))
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig.model_validate({}))
     run: RunConfig = Field(default_factory=lambda: RunConfig.model_validate({}))
 
     @model_validator(mode="after")

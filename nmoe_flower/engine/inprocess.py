@@ -3,6 +3,7 @@
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ from flwr.app import (
     ConfigRecord,
     Context,
     Message,
+    MessageType,
     MetricRecord,
     RecordDict,
     UserConfigValue,
@@ -22,9 +24,10 @@ from flwr.serverapp import Grid
 from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, answer_message, load_client_app
 from nmoe_flower.engine.shared import own
-from nmoe_flower.engine.streaming import StreamingGrid
+from nmoe_flower.engine.streaming import LEAST_WINDOW, StreamingGrid
 from nmoe_flower.engine.workers import WorkerPool
 from nmoe_flower.errors import EngineError
+from nmoe_flower.rendezvous import require_rendezvous, run_together
 
 __all__ = ["InProcessGrid"]
 
@@ -46,10 +49,13 @@ class InProcessGrid(Grid):
         workers: 0 runs clients in this process, one whenever a reply is pulled. More than 0 runs
             them in so many processes of one thread each; this needs the textual ``client_app``.
         node_config: Added to every node's config.
+        stack: Without workers, so many clients train at once where their networks have one shape;
+            a client of this app does not notice. 0 or 1: one after the other.
 
     Raises:
-        EngineError: The ClientApp cannot be imported, or is an object although ``workers`` > 0.
-        ValueError: ``num_nodes`` is below 1 or ``workers`` is negative.
+        EngineError: The ClientApp cannot be imported, or is an object although ``workers`` > 0; or
+            ``stack`` needs a package that is not installed.
+        ValueError: ``num_nodes`` is below 1, or ``workers`` or ``stack`` is negative.
 
     Example:
         >>> from flwr.app import Message, RecordDict
@@ -75,11 +81,17 @@ class InProcessGrid(Grid):
         run_config: Mapping[str, UserConfigValue] | None = None,
         workers: int = 0,
         node_config: Mapping[str, UserConfigValue] | None = None,
+        stack: int = 0,
     ) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
         if workers < 0:
             raise ValueError(f"workers must be 0 or more, got {workers}")
+        if stack < 0:
+            raise ValueError(f"stack must be 0 or more, got {stack}")
+        if stack > 1:
+            require_rendezvous()
+        self.window = max(LEAST_WINDOW, stack)
         run_id = flower.identity()
         self._run = flower.Run.create_empty(run_id)
         self._ids = count(1)
@@ -88,7 +100,7 @@ class InProcessGrid(Grid):
         self._backend: _Inline | WorkerPool
         if not workers:
             app = load_client_app(client_app) if isinstance(client_app, str) else client_app
-            self._backend = _Inline(app, nodes)
+            self._backend = _Inline(app, nodes, stack)
         elif isinstance(client_app, str):
             self._backend = WorkerPool(client_app, nodes, workers)
         else:
@@ -186,10 +198,11 @@ class InProcessGrid(Grid):
 
 
 class _Inline:
-    """Runs clients in this process, one per pull; keeps one Context per node."""
+    """Runs clients in this process, one or a stack per pull; keeps one Context per node."""
 
-    def __init__(self, app: ClientApp, nodes: Nodes) -> None:
+    def __init__(self, app: ClientApp, nodes: Nodes, stack: int) -> None:
         self._app = app
+        self._stack = max(1, stack)
         self._nodes = nodes
         self._contexts: dict[int, Context] = {}
         self._pending: deque[Message] = deque()
@@ -198,12 +211,28 @@ class _Inline:
         self._pending.append(message)
 
     def collect(self, wanted: Collection[str], timeout: float | None) -> list[Message]:
-        names = set(wanted)
-        for position, message in enumerate(self._pending):
-            if message.metadata.message_id in names:
-                del self._pending[position]
-                return [self._answer(message)]
-        return []
+        chosen = self._chosen(set(wanted))
+        self.abandon([message.metadata.message_id for message in chosen], overdue=False)
+        if len(chosen) < 2:
+            return [self._answer(message) for message in chosen]
+        return run_together([partial(self._answer, message) for message in chosen])
+
+    def _chosen(self, wanted: Collection[str]) -> list[Message]:
+        """The first message that is wanted, and those that may be trained with it."""
+        chosen: list[Message] = []
+        nodes: set[int] = set()
+        for message in self._pending:
+            about = message.metadata
+            if about.message_id not in wanted or about.dst_node_id in nodes:
+                continue
+            if chosen and about.message_type != chosen[0].metadata.message_type:
+                continue
+            chosen.append(message)
+            nodes.add(about.dst_node_id)  # a node's state is in one place at a time
+            trains = about.message_type.partition(".")[0] == MessageType.TRAIN
+            if len(chosen) == self._stack or not trains:
+                break
+        return chosen
 
     def abandon(self, wanted: Collection[str], *, overdue: bool) -> None:
         gone = set(wanted)

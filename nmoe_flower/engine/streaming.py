@@ -16,8 +16,9 @@ from nmoe_flower.engine import flower
 from nmoe_flower.engine.exchange import StreamingExchange
 from nmoe_flower.engine.flower import NodeInfo, Run
 
-__all__ = ["StreamingGrid"]
+__all__ = ["LEAST_WINDOW", "StreamingGrid"]
 
+LEAST_WINDOW = 64
 _IN_MEMORY_POLL = 0.005
 _DEFAULT_POLL = 0.1
 
@@ -33,8 +34,9 @@ class StreamingGrid(Grid):
 
     Args:
         grid: The grid that carries the messages.
-        window: Most messages under way at once. Waves of about 100 also keep Flower's
-            simulation from scanning its whole message store for each node.
+        window: Most messages under way at once; by default 64, or what the grid has as ``window``.
+            Waves of about 100 also keep Flower's simulation from scanning its whole message store
+            for each node.
         poll: Seconds between two pulls at first, by default what suits the grid; between later ones
             a tenth of the time since the last reply, at most ten times ``poll``.
 
@@ -42,7 +44,9 @@ class StreamingGrid(Grid):
         ValueError: ``window`` is below 1.
     """
 
-    def __init__(self, grid: Grid, *, window: int = 64, poll: float | None = None) -> None:
+    def __init__(self, grid: Grid, *, window: int | None = None, poll: float | None = None) -> None:
+        if window is None:
+            window = int(getattr(grid, "window", LEAST_WINDOW))
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         self._grid = grid

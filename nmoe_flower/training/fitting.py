@@ -5,17 +5,18 @@ FedCE's classifiers, experts and gates differ only in the closure that turns a b
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nmoe_flower.rendezvous import in_company, meet
 from nmoe_flower.seeds import numpy_stream
+from nmoe_flower.training.stack import stack_task, train_stacks
+from nmoe_flower.training.task import FitResult
 
 __all__ = [
-    "FitResult",
     "autocast",
     "batch_indices",
     "fit",
@@ -30,14 +31,6 @@ __all__ = [
 Batch = TypeVar("Batch")
 
 
-@dataclass(frozen=True, slots=True)
-class FitResult:
-    """Mean loss over the steps taken, and their number."""
-
-    loss: float
-    steps: int
-
-
 def fit(
     module: nn.Module,
     batches: Iterable[Batch],
@@ -47,8 +40,12 @@ def fit(
     max_grad_norm: float = 0.0,
     normalise_gradient: bool = False,
     bf16: bool = False,
+    cosine_steps: int = 0,
 ) -> FitResult:
     """Take one optimizer step per batch.
+
+    Where several clients run together (`nmoe_flower.rendezvous`), those whose ``batches`` are
+    `RowBatches` and whose ``batch_loss`` is one `SharedLoss` are trained at once.
 
     Args:
         module: What is trained; put in training mode, and back in evaluation mode at the end.
@@ -59,8 +56,32 @@ def fit(
         normalise_gradient: Scale every gradient to L2 norm 1, so that neither exploding nor
             vanishing gradients change the step length (Networked MoE, section III-C).
         bf16: Run forward passes under bfloat16 autocast.
+        cosine_steps: Step at which the rate, which falls along half a cosine, is 0; there may be
+            fewer batches, and training then ends on the way. 0: the rate stays.
     """
+    if in_company():
+        task = stack_task(
+            module,
+            batches,
+            batch_loss,
+            optimizer=optimizer,
+            max_grad_norm=max_grad_norm,
+            normalise_gradient=normalise_gradient,
+            bf16=bf16,
+            cosine_steps=cosine_steps,
+        )
+        if task is not None:
+            stacked = meet(task, train_stacks)
+            if stacked is not None:
+                module.eval()
+                return task.finish(stacked)
+            batches = cast(Iterable[Batch], task.restore())
     module.train()
+    decay = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cosine_steps)
+        if cosine_steps
+        else None
+    )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     losses: list[Tensor] = []
@@ -81,6 +102,8 @@ def fit(
         elif max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
+        if decay is not None:
+            decay.step()
         losses.append(loss.detach())
     module.eval()
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
@@ -112,14 +135,14 @@ def fit_along_cosine(
         bf16: Run forward passes under bfloat16 autocast.
     """
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
-
-    def followed() -> Iterator[Batch]:
-        for batch in batches:
-            yield batch
-            decay.step()
-
-    return fit(module, followed(), batch_loss, optimizer=optimizer, bf16=bf16)
+    return fit(
+        module,
+        batches,
+        batch_loss,
+        optimizer=optimizer,
+        bf16=bf16,
+        cosine_steps=max(1, steps),
+    )
 
 
 def sgd(

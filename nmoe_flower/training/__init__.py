@@ -1,0 +1,29 @@
+"""How everything is trained: one local loop, and many clients of one shape at once."""
+
+from nmoe_flower.training.fitting import (
+    autocast,
+    batch_indices,
+    fit,
+    fit_along_cosine,
+    generator,
+    log_prior,
+    seeded,
+    sgd,
+    use_bf16,
+)
+from nmoe_flower.training.task import FitResult, RowBatches, SharedLoss
+
+__all__ = [
+    "FitResult",
+    "RowBatches",
+    "SharedLoss",
+    "autocast",
+    "batch_indices",
+    "fit",
+    "fit_along_cosine",
+    "generator",
+    "log_prior",
+    "seeded",
+    "sgd",
+    "use_bf16",
+]
