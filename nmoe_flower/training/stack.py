@@ -107,8 +107,8 @@ class StackTask:
     """What one client asks `fit` for, with the weights it starts from.
 
     Attributes:
-        batches: Its batches, which are not drawn before.
-        loss: Its loss; the network may be one that other clients load their weights into.
+        batches: The batches it takes, of which none was drawn before.
+        loss: What it minimises; the network may be one that other clients load their weights into.
         optimizer: Holds the parameters that move, and what it remembers of steps before.
         cosine_steps: The step at which the rate would be 0; 0: the rate stays.
         max_grad_norm: As `fit` takes it.
