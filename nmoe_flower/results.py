@@ -30,7 +30,15 @@ from nmoe_flower.files import (
 )
 from nmoe_flower.provenance import provenance
 
-__all__ = ["FORMAT_VERSION", "FREE_KEYS", "PATH_KEYS", "RunFolder", "absolute_settings", "placed"]
+__all__ = [
+    "FORMAT_VERSION",
+    "FREE_KEYS",
+    "PATH_KEYS",
+    "RunFolder",
+    "absolute_settings",
+    "placed",
+    "worst_client",
+]
 
 FORMAT_VERSION = 1
 
@@ -89,6 +97,21 @@ def _absolute(name: str) -> str:
     """An existing file or folder by its full path, because workers may start elsewhere."""
     path = Path(name).expanduser()
     return str(path.resolve()) if name not in ("", "digits") and path.exists() else name
+
+
+def worst_client(row: Mapping[str, Any]) -> float | None:
+    """The accuracy of the client that a row of results.json serves worst; None if nobody has one.
+
+    Args:
+        row: The row; what an older version wrote has each client's accuracy instead.
+
+    >>> worst_client({"worst_client": 0.25}), worst_client({"per_client": {"accuracy": [1, 0.5]}})
+    (0.25, 0.5)
+    """
+    if row.get("worst_client") is not None:
+        return float(row["worst_client"])
+    known = ((row.get("per_client") or {}).get("accuracy")) or ()
+    return min((float(value) for value in known if value is not None), default=None)
 
 
 class RunFolder:

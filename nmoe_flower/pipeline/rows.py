@@ -30,7 +30,7 @@ def row(
     top_k: int,
     per_client: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
-    """One row: what was tested, the means over the clients, and every client's own values.
+    """One row: what was tested, means over the clients, the worst, and every client's own values.
 
     Args:
         run: Finished, but for its results.
@@ -41,6 +41,9 @@ def row(
         per_client: A value of each client by name of the metric; NaN counts in no mean.
     """
     config = run.config
+    worst = {}
+    if not np.isnan(accuracies := np.asarray(per_client.get("accuracy", ()), np.float64)).all():
+        worst["worst_client"] = float(np.nanmin(accuracies))
     return {
         "extractor": extractor,
         "gate": gate,
@@ -51,6 +54,7 @@ def row(
         "clients": config.data.num_clients,
         "top_k": top_k,
         **{name: float(np.nanmean(values)) for name, values in per_client.items()},
+        **worst,
         "per_client": per_client,
     }
 

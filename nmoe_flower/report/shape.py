@@ -39,6 +39,7 @@ class _Row(_Part):
     clients: Count
     top_k: Count
     accuracy: Number | None
+    worst_client: Number | None = None
     balanced_accuracy: Number | None = None
     macro_f1: Number | None = None
     auc: Number | None = None

@@ -17,6 +17,7 @@ from nmoe_flower.catalogue import (
     VALIDATION,
 )
 from nmoe_flower.report.runs import FinishedRun
+from nmoe_flower.results import worst_client
 
 __all__ = [
     "GATE_NAMES",
@@ -39,6 +40,7 @@ __all__ = [
 
 TABLE_METRICS = (
     "accuracy",
+    "worst_client",
     "balanced_accuracy",
     "macro_f1",
     "auc",
@@ -208,6 +210,8 @@ def _parts(row: Row, kind: str) -> dict[str, Any]:
 
 def _told(row: Row, metric: str) -> Any:
     """A metric of a row of results.json; ``<kind>/<name>`` is a part's."""
+    if metric == "worst_client":
+        return worst_client(row)
     kind, slash, name = metric.partition("/")
     return _parts(row, kind).get(name) if slash else row.get(metric)
 
@@ -284,7 +288,9 @@ def to_markdown(table: Sequence[Row]) -> str:
             if is_of_text(rows[0]):
                 lines += _tables_of_text(test, [row for row in rows if row["test"] == test])
                 continue
-            header = (test_label(test), "Accuracy", "Balanced accuracy", "Macro F1", "AUC")
+            header = (
+                test_label(test), "Accuracy", "Worst client", "Balanced accuracy", "Macro F1", "AUC"
+            )  # fmt: skip
             body = [_cells(row) for row in rows if row["test"] == test]
             lines += [*grid((*header, "Local ratio", "Bytes per sample", "n"), body, words=1), ""]
     kinds = {is_of_text(row) for row in table}
@@ -331,6 +337,7 @@ def _cells(row: Row) -> list[str]:
         f"**{text}**" if score in row["best"] else text
         for score, text in zip(_SCORES, scores, strict=True)
     ]
+    scores.insert(1, number(row, "worst_client"))
     ratio, size = number(row, "local_ratio"), number(row, "bytes_per_sample", digits=0)
     return [_marked(row), *scores, ratio, size, str(row["n"])]
 

@@ -11,6 +11,7 @@ __all__ = ["METRIC_NAMES", "Labels"]
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
+    "worst_client": "accuracy, worst client",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "auc": "AUC",

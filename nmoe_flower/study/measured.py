@@ -8,16 +8,17 @@ from nmoe_flower.pipeline import exchanges
 
 __all__ = ["ROW_METRICS", "gates_of", "numbers_of", "tests_of"]
 
-# Of a row of results.json; the second system has the first three.
+# Of a row of results.json; the second system and published ones have the first four.
 ROW_METRICS = (
     "accuracy",
+    "worst_client",
     "balanced_accuracy",
     "macro_f1",
     "auc",
     "local_ratio",
     "bytes_per_sample",
 )
-_PLAIN_METRICS = ROW_METRICS[:3]
+_PLAIN_METRICS = ROW_METRICS[:4]
 _TEXT_METRICS = (
     "bits_per_byte",
     "perplexity",

@@ -22,6 +22,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import all_or_none, rounded, write_bytes, write_json, write_text
 from nmoe_flower.report import said_once
+from nmoe_flower.results import worst_client
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
 from nmoe_flower.study.outcomes import KEPT_DIGITS
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
@@ -156,8 +157,10 @@ def _named_stage(folder: Path) -> str:
 def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> dict[str, Any]:
     """The results with no more than tables need, and as many digits."""
     kept: dict[str, Any] = rounded(results, KEPT_DIGITS)
-    if not clients:
-        for row in kept["rows"]:
+    for row in kept["rows"]:
+        if (worst := worst_client(row)) is not None:
+            row["worst_client"] = worst
+        if not clients:
             row.pop("per_client", None)
     if not routing:
         kept.pop("routing", None)

@@ -13,6 +13,7 @@ from typing import Any
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.report import Estimate, estimate
+from nmoe_flower.results import worst_client
 from nmoe_flower.study.costs import COSTS, OF_A_GATE, cost_of
 from nmoe_flower.study.measured import gates_of, tests_of
 from nmoe_flower.study.product import StudyRun, frozen, same
@@ -241,7 +242,7 @@ def value_of(one: RunOutcome, number: Quantity) -> Value:
     if of_a_row(metric):
         for row in one.results["rows"]:
             if (row["gate"], row["test"]) == (number.gate, number.test):
-                return _kept(row.get(metric))
+                return _kept(worst_client(row) if metric == "worst_client" else row.get(metric))
         return None
     if metric in OF_A_GATE and number.gate and number.gate not in gates_of(config):
         return None  # nobody paid for what this run does not do

@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from nmoe_flower.config import Config
+from nmoe_flower.files import to_json
 from nmoe_flower.pipeline import Artifacts, Holding, Run
 from nmoe_flower.pipeline.rows import all_found, privacy, representation, row
 from nmoe_flower.privacy import Accountant, WeightsCost
+from nmoe_flower.results import worst_client
 
 New = Callable[..., Any]
 
@@ -148,5 +151,22 @@ def test_a_value_that_a_client_lacks_counts_in_no_mean() -> None:
         per_client={"accuracy": [0.5, 1.0], "auc": [math.nan, 0.75]},
     )
     assert (one["accuracy"], one["auc"]) == (0.75, 0.75)
+    assert one["worst_client"] == 0.5
     assert math.isnan(one["per_client"]["auc"][0])
     assert one["clients"] == 2
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "worst"),
+    [([0.5, math.nan, 0.25], 0.25), ([1.0], 1.0), ([math.nan], None), (None, None)],
+)
+def test_the_worst_client_is_the_one_of_the_lowest_accuracy_that_has_any(
+    accuracies: list[float] | None, worst: float | None
+) -> None:
+    per_client = {"bits_per_byte": [1.0]} if accuracies is None else {"accuracy": accuracies}
+    with warnings.catch_warnings(action="ignore"):  # a mean of nothing
+        one = row(run_with({}), extractor="fedce", gate="local", test="local", top_k=1,
+                  per_client=per_client)  # fmt: skip
+    assert one.get("worst_client") == worst
+    older = {name: value for name, value in one.items() if name != "worst_client"}
+    assert worst_client(json.loads(to_json(older))) == worst

@@ -152,13 +152,15 @@ def test_markdown_comes_back_rounded(finished_run):
     table = results_table(load_runs([finished_run("one")]))
     lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     cells = [[text.strip() for text in line.strip("|").split("|")] for line in lines]
-    assert {len(line) for line in cells} == {8}
+    assert {len(line) for line in cells} == {9}
     back = [line for line in cells if not line[0].endswith("test") and ":---" not in line]
     assert len(back) == len(table)
     for line, row in zip(back, table, strict=True):
         assert line[0].split()[0] == row["gate"]
         assert float(line[1].strip("*")) == pytest.approx(row["accuracy"], abs=5.01e-4)
-        assert line[6] == ("-" if row["kind"] == "control" else "1566")
+        worst = row["worst_client"]
+        assert line[2] == ("-" if worst is None else f"{worst:.3f}")
+        assert line[7] == ("-" if row["kind"] == "control" else "1566")
 
 
 def test_the_validation_test_stands_last_and_beside_no_paper(finished_run):

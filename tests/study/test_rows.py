@@ -143,3 +143,19 @@ def test_what_has_no_gate_stands_at_every_gate() -> None:
     assert plain.stands("gate", ["local"])
     assert plain.stands("test", ["iid"])
     assert not plain.stands("variant", ["b"])
+
+
+def test_the_worst_client_is_known_of_runs_that_wrote_each_client_alone(written: Write) -> None:
+    study = written(LITTLE)
+    wanted = Quantity("federated", "local", "worst_client")
+    named = {"gate": "federated", "test": "local", "accuracy": 0.5}
+    older = {**named, "per_client": {"accuracy": [0.75, None, 0.25]}}
+    found = [
+        RunOutcome(run, {"rows": [one]})
+        for run, one in zip(
+            study.runs, [older, {**named, "worst_client": 0.375}, named], strict=True
+        )
+    ]
+    (got,) = rows_of(found, [wanted])
+    assert got.each == {0: 0.25, 1: 0.375}
+    assert got.unmeasured == (2,)

@@ -178,6 +178,7 @@ def _differing(groups: Groups) -> list[PagePart]:
 
 _METRICS = (
     ("accuracy", "Accuracy", 3),
+    ("worst_client", "Worst client", 3),
     ("balanced_accuracy", "Balanced accuracy", 3),
     ("macro_f1", "Macro F1", 3),
     ("auc", "AUC", 3),
@@ -186,6 +187,7 @@ _METRICS = (
     ("bytes_per_sample", "Bytes per sample", 0),
 )
 _ABOUT = {
+    "worst_client": "Accuracy of the client that is served worst",
     "local_ratio": "Share of samples that a client's own expert answers",
     "bytes_per_sample": "What an answer moves over the network, mean over all samples",
     "bits_per_byte": "Bits that predict a byte of text; lower is better",
