@@ -17,6 +17,7 @@ from nmoe_flower.recipes import find_recipe
 __all__ = [
     "PORT",
     "SEED",
+    "ImageShape",
     "ListenAddress",
     "NameList",
     "Number",
@@ -53,6 +54,29 @@ class Whole:
             if self.least <= value <= self.most:
                 return value
         raise _refused(text, f"a whole number from {self.least} to {self.most}")
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Channels, height and width of images.
+
+    Attributes:
+        most: The largest that each may be.
+
+    >>> ImageShape()("3,32,32")
+    (3, 32, 32)
+    """
+
+    most: int = 1 << 16
+
+    def __call__(self, text: str) -> tuple[int, int, int]:
+        """The three numbers; ``ArgumentTypeError`` if it is no such thing."""
+        words = [word.strip() for word in text.split(",")] if len(text) <= 3 * _SHOWN else []
+        if len(words) == 3 and all(_WHOLE.fullmatch(word) for word in words):
+            channels, height, width = map(int, words)
+            if all(1 <= size <= self.most for size in (channels, height, width)):
+                return channels, height, width
+        raise _refused(text, f"channels, height and width from 1 to {self.most}, as in 3,32,32")
 
 
 @dataclass(frozen=True)

@@ -500,3 +500,38 @@ def test_a_misspelt_option_is_named(
         cli._parser().parse_args(words)
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
+
+
+LITTLE = ("extractor.backbone=mlp", "extractor.widths=4", "expert.hidden=", "data.num-clients=4",
+          "extractor.head=linear")  # fmt: skip
+
+
+def test_systems_tell_what_each_costs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    shaped = ["--shape", "1,8,8", "--classes", "3"]
+    assert cli.main(["systems", *shaped, "--format", "json", "--set", *LITTLE]) == 0
+    told = json.loads(capsys.readouterr().out)
+    trunk, head, arrays = 64 * 4 + 4, 4 * 3 + 3, 4  # weights and biases; a header of 128 bytes each
+    whole = 4 * (trunk + head) + 128 * arrays
+    assert told["fedavg"]["cost"] == {
+        "parameters": trunk + head, "at_home": 0, "bytes_down": whole, "bytes_up": whole,
+    }  # fmt: skip
+    assert told["ditto"]["cost"]["parameters"] == 2 * (trunk + head)
+    assert told["fedper"]["cost"]["bytes_up"] == 4 * trunk + 128 * 2
+    assert told["fedper"]["cost"]["at_home"] == head
+    assert "frozen features" in told["pfedmoap"]["refused"]
+    assert cli.main(["systems", *shaped, "--set", *LITTLE]) == 0
+    text = capsys.readouterr().out
+    assert ["ditto", "550", "275", "1,612", "1,612"] in [line.split() for line in text.splitlines()]
+    assert "pfedmoap: configuration: run.system" in text
+
+
+def test_systems_take_the_shape_from_the_data_or_both_of_its_parts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["systems", "--format", "json", "--set", *LITTLE]) == 0
+    told = json.loads(capsys.readouterr().out)  # of the digits: 8 x 8 pixels, ten classes
+    assert told["fedavg"]["cost"]["parameters"] == 64 * 4 + 4 + 4 * 10 + 10
+    assert cli.main(["systems", "--format", "json"]) == 0
+    assert all("cost" not in one for one in json.loads(capsys.readouterr().out).values())
+    assert cli.main(["systems", "--shape", "1,8,8"]) == 1
+    assert "--shape and --classes belong together" in capsys.readouterr().err

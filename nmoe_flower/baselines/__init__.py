@@ -4,6 +4,7 @@ A system's row in `nmoe_flower.catalogue.BASELINES` names its `Baseline`. `Parti
 server half of all of them.
 """
 
+from nmoe_flower.baselines.costs import SystemCost, system_cost
 from nmoe_flower.baselines.partial import (
     PartialExperts,
     expert_of,
@@ -16,7 +17,9 @@ __all__ = [
     "Answers",
     "Baseline",
     "PartialExperts",
+    "SystemCost",
     "expert_of",
     "has_clients_parts",
     "of_client",
+    "system_cost",
 ]

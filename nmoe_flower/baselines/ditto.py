@@ -22,6 +22,9 @@ __all__ = ["DITTO"]
 class _Ditto(Baseline):
     name = "ditto"
 
+    def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
+        return sum(value.numel() for value in network.state_dict().values())
+
     def train(self, member: "Member") -> dict[str, float | list[float]]:
         from nmoe_flower.baselines.member import cross_entropy, distance
 

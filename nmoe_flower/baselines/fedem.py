@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.member import ExpertNetwork, Member
     from nmoe_flower.data import Portion
 
 __all__ = ["FEDEM", "responsibilities"]
@@ -30,6 +30,9 @@ __all__ = ["FEDEM", "responsibilities"]
 
 class _FedEM(Baseline):
     name = "fedem"
+
+    def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
+        return len(network.expert)
 
     def train(self, member: "Member") -> dict[str, float | list[float]]:
         from nmoe_flower.baselines.member import cross_entropy

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.member import ExpertNetwork, Member
     from nmoe_flower.data import Portion
 
 __all__ = ["FEDMIX"]
@@ -29,6 +29,9 @@ __all__ = ["FEDMIX"]
 
 class _FedMix(Baseline):
     name = "fedmix"
+
+    def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
+        return sum(p.numel() for p in _fresh_gate(network).parameters())
 
     def train(self, member: "Member") -> dict[str, float | list[float]]:
         import torch
@@ -65,15 +68,21 @@ class _FedMix(Baseline):
 
 
 def _gate(member: "Member") -> "nn.Linear":
-    """The client's own gate: at first indifferent."""
-    from torch import nn
-
-    gate = nn.Linear(member.network.latent_dim, len(member.network.expert))
-    nn.init.zeros_(gate.weight)
-    nn.init.zeros_(gate.bias)
+    """The client's own gate, as it was kept or fresh."""
+    gate = _fresh_gate(member.network)
     if kept := member.kept():
         records.load_into(gate.state_dict(), kept)
     return gate.to(member.device.torch_device)
+
+
+def _fresh_gate(network: "ExpertNetwork") -> "nn.Linear":
+    """A gate that is indifferent."""
+    from torch import nn
+
+    gate = nn.Linear(network.latent_dim, len(network.expert))
+    nn.init.zeros_(gate.weight)
+    nn.init.zeros_(gate.bias)
+    return gate
 
 
 FEDMIX = _FedMix()

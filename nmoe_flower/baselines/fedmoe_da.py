@@ -30,6 +30,7 @@ from nmoe_flower import records
 from nmoe_flower.baselines.partial import PartialExperts, expert_of, name_at, of_client
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
+from nmoe_flower.errors import ReplyError
 from nmoe_flower.strategies import StreamingOptions, Usable
 
 if TYPE_CHECKING:
@@ -93,7 +94,15 @@ class MixedExperts(PartialExperts):
         return super().mass(None, usable) if expert is None else 0.0
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
-        """Keep a client's experts until all have replied."""
+        """Keep a client's experts until all have replied.
+
+        Raises:
+            ReplyError: An array is missing.
+        """
+        if missing := sorted(self._given.get(client, {}).keys() - usable.arrays.keys()):
+            raise ReplyError(
+                f"array {missing[0]!r} is missing: all of a client's experts are mixed"
+            )
         self._trained[client] = usable.arrays
 
     def aggregate_train(
@@ -229,7 +238,7 @@ def mixing_weights(
 def _flat(arrays: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
     """A router row: its direction, without the bias."""
     return np.concatenate(
-        [v.ravel() for n, v in sorted(arrays.items()) if n.startswith(prefix) and v.size > 1]
+        [v.ravel() for n, v in sorted(arrays.items()) if n.startswith(prefix) and v.ndim > 1]
     )
 
 

@@ -131,6 +131,10 @@ class _PFedMoAP(Baseline):
         linear = Config.parse({**flat, "run.system": "fedavg"})
         return super().network(linear, image_shape, num_classes, latent_dim=latent_dim)
 
+    def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
+        parts = (network.expert["0"], _fresh_gate(network.latent_dim))
+        return sum(p.numel() for part in parts for p in part.parameters())
+
     def train(self, member: "Member") -> dict[str, float | list[float]]:
         from torch import nn
 
@@ -210,15 +214,19 @@ def _peers(beside: Mapping[str, np.ndarray]) -> "Tensor":
 
 def _gate(member: "Member", kept: Mapping[str, np.ndarray]) -> "nn.Module":
     """A client's own gate, as it was kept or fresh."""
-    from nmoe_flower.baselines.row_attention import RowAttention
     from nmoe_flower.training import seeded
 
     with seeded(member.device.seed("pfedmoap-gate")):
-        dim = member.network.latent_dim
-        gate = RowAttention(dim, features=_FEATURES, parts=_PARTS, dropout=_DROPOUT)
+        gate = _fresh_gate(member.network.latent_dim)
     if _PEERS in kept:
         records.load_into(gate.state_dict(), records.part_of(kept, _GATE))
     return gate.to(member.device.torch_device)
+
+
+def _fresh_gate(latent_dim: int) -> "nn.Module":
+    from nmoe_flower.baselines.row_attention import RowAttention
+
+    return RowAttention(latent_dim, features=_FEATURES, parts=_PARTS, dropout=_DROPOUT)
 
 
 def _flat(head: Mapping[str, np.ndarray]) -> np.ndarray:

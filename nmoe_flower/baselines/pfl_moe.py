@@ -11,6 +11,7 @@ of the frozen trunk:
 Simplified here: images are not augmented while a head or a gate is tuned.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from nmoe_flower.baselines.system import Answers, Baseline
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.member import ExpertNetwork, Member
     from nmoe_flower.data import Portion
 
 __all__ = ["PFL_MOE", "blended"]
@@ -30,6 +31,10 @@ _RATE, _DECAY = 1e-3, 5e-4  # Adam's, of the gate
 
 class _PFLMoE(Baseline):
     name = "pfl-moe"
+
+    def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
+        head = sum(p.numel() for p in network.expert["0"].parameters())
+        return head + network.latent_dim + 1 + math.prod(image_shape) + 1
 
     def answers(self, member: "Member", *, final: bool) -> Answers:
         if not final:

@@ -74,6 +74,16 @@ class Baseline:
         """Whether an array of the network leaves the clients; what does not is private."""
         return True
 
+    def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
+        """How many numbers a client has beside what it is sent: private, or trained for itself.
+
+        Args:
+            network: As `network` gives it; its arrays may be without numbers.
+            image_shape: Channels, height, width.
+        """
+        state = network.state_dict()
+        return sum(value.numel() for name, value in state.items() if not self.travels(name))
+
     def train(self, member: "Member") -> dict[str, float | list[float]]:
         """The client's part of a round: trains ``member.network``; returns further metrics."""
         return {"loss": member.steps(member.network)}

@@ -16,14 +16,15 @@ import torch
 from flwr.app import ConfigRecord, Context, Message
 
 from nmoe_flower import records
-from nmoe_flower.baselines import of_client
+from nmoe_flower.baselines import of_client, system_cost
 from nmoe_flower.baselines.member import ExpertNetwork, Member
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.client_app import app
-from nmoe_flower.clients.device import Device, Store
+from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.models import configured_extractor
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import Action, BaselineKey, FeedbackKey
 from nmoe_flower.strategies import Partitions
@@ -73,6 +74,7 @@ class Overheard:
         self.up: set[str] = set()
         self.down: set[str] = set()
         self.bytes = {"down": 0, "up": 0}  # of the numbers and of the header before each array
+        self.context: Context | None = None  # of a client that trained
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = app(message, context)
@@ -82,6 +84,7 @@ class Overheard:
         ):
             names |= {name for record in content.array_records.values() for name in record}
             if message.metadata.message_type == Action.BASELINE:
+                self.context = context
                 for record in content.array_records.values():
                     self.bytes[way] += sum(HEADER + one.numpy().nbytes for one in record.values())
         return reply
@@ -160,6 +163,27 @@ def test_every_system_runs_tells_its_bytes_and_keeps_what_is_private(
     assert {stage: told[stage] for stage in happened} == happened
     costs = {f"stages.{stage}.bytes_up" for stage in (*happened, "baseline")}
     assert costs <= set(numbers_of(pipeline.config))
+
+
+@pytest.mark.parametrize("system", BASELINES)
+def test_costs_told_before_are_those_of_a_run(whole: Callable[[str], Whole], system: str) -> None:
+    done = whole(system)
+    config, shape = done.pipeline.config, (1, 8, 8)
+    given = config.extractor.is_given
+    latent_dim = configured_extractor(config, shape).latent_dim if given else 0
+    told = system_cost(config, shape, 10, latent_dim=latent_dim, rounds=3)
+    lines = [line for line in done.pipeline.lines if line["stage"] == "baseline"]
+    assert told.clients == 2
+    assert list(told.down) == [line["bytes_down"] for line in lines]
+    assert list(told.up) == [line["bytes_up"] for line in lines]
+    if system == "pfl-moe":  # which trains its head and gates after the last round
+        head = told.sent - (64 * 16 + 16)
+        assert told.at_home == head + (16 + 1) + (64 + 1)
+        return
+    assert done.heard.context is not None
+    kept = Member(device_of(done.heard.context), found(BASELINES[system].system), 9).kept()
+    numbers = [value.size for name, value in kept.items() if name not in ("held", "peers.")]
+    assert told.at_home == sum(numbers)  # but ids, and what it was sent
 
 
 @pytest.mark.parametrize("system", BASELINES)
