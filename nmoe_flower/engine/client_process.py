@@ -2,7 +2,7 @@
 
 A frame to a worker is a pickled :class:`Task`, or (segment, length) if the task is long and waits
 in shared memory: the parent's writes never fill the pipe, so neither side can block the other. A
-frame from a worker is :data:`READY`, :class:`Failed` or :class:`TaskResult`.
+frame from a worker is :class:`Ready`, :class:`Failed`, :class:`Unforkable` or :class:`TaskResult`.
 """
 
 import multiprocessing
@@ -29,9 +29,8 @@ from nmoe_flower.errors import EngineError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["READY", "Failed", "PackedAt", "Task", "TaskResult", "serve"]
+__all__ = ["Failed", "PackedAt", "Ready", "Task", "TaskResult", "Unforkable", "dump", "serve"]
 
-READY = b""
 _KEEP_RECORDS = 3
 
 
@@ -62,47 +61,70 @@ class TaskResult(NamedTuple):
     state: bytes
 
 
+class Ready(NamedTuple):
+    """The ClientApp is loaded, by this process."""
+
+    pid: int
+
+
 class Failed(NamedTuple):
     """The ClientApp could not be loaded."""
 
     reason: str
 
 
-def serve(connection: "Connection[Any, Any]", reference: str, nodes: Nodes) -> None:
+class Unforkable(NamedTuple):
+    """The ClientApp is loaded, but no worker can be forked from the process that did it."""
+
+    reason: str
+
+
+def serve(
+    connection: "Connection[Any, Any]", reference: str, nodes: Nodes, parent: int | None = None
+) -> None:
     """Answer tasks until the parent closes the pipe or dies.
 
     The client may start processes of its own, such as a DataLoader's: they end with this one.
+
+    Args:
+        connection: Tasks come from here, and results go there.
+        reference: ClientApp, ``"package.module:attribute"``.
+        nodes: Virtual nodes that this is.
+        parent: What is ready to be read once the parent is dead; None: this process's own parent.
     """
     lead_group()
     multiprocessing.current_process().daemon = False  # or it could start none
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
     try:
         app = load_client_app(reference)
     except EngineError as error:
-        connection.send_bytes(_dump(Failed(str(error))))
+        connection.send_bytes(dump(Failed(str(error))))
         return
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     handler = _TaskHandler(app, nodes)
     try:
-        connection.send_bytes(READY)
+        connection.send_bytes(dump(Ready(os.getpid())))
         while True:
             connection.send_bytes(handler.handle(connection.recv_bytes()))
     except (EOFError, OSError):
         return
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(sentinel: int | None) -> None:
     """A worker deep in a computation would not notice that its pipe was closed."""
     parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
+    if sentinel is None and parent is not None:
+        sentinel = parent.sentinel
+    if sentinel is not None:
+        wait([sentinel])
         end_group(os.getpid())
         os._exit(1)
 
 
-def _dump(value: object) -> bytes:
+def dump(value: object) -> bytes:
+    """A frame."""
     return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
 
 
@@ -129,7 +151,7 @@ class _TaskHandler:
         context = self._nodes.context(node_id, state)
         reply = answer_message(self._app, message, context, stops=())
         try:
-            saved = _dump(context.state) if context.state else b""
+            saved = dump(context.state) if context.state else b""
             return self._pack(reply, saved, task.reply_segment)
         except Exception as error:
             reason = f"its reply or its state cannot be sent: {describe(error)}"
@@ -154,7 +176,7 @@ class _TaskHandler:
     def _pack(self, reply: Message, state: bytes, segment: str) -> bytes:
         if reply.has_error():
             error = (reply.error.code, reply.error.reason)
-            return _dump(tuple(TaskResult([], [], error, state)))
+            return dump(tuple(TaskResult([], [], error, state)))
         items, records = plain(reply.content)
         arrays: list[tuple[int | bytes, int]] = []
         offset = 0
@@ -166,4 +188,4 @@ class _TaskHandler:
                 offset = packed.write(room, offset)
             else:
                 arrays.append((packed.joined(), len(packed.layout)))
-        return _dump(tuple(TaskResult(items, arrays, None, state)))
+        return dump(tuple(TaskResult(items, arrays, None, state)))

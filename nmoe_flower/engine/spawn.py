@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from types import ModuleType
+from typing import Protocol
 
 __all__ = [
     "WORKER_ENVIRONMENT",
+    "Child",
     "Leader",
     "cause_of_death",
     "end_group",
@@ -36,7 +37,9 @@ def cause_of_death(code: int | None) -> str:
     >>> cause_of_death(-11)
     'killed by SIGSEGV'
     """
-    if code is not None and code < 0:
+    if code is None:
+        return "nobody knows what of"
+    if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", often for want of memory" if name == "SIGKILL" else "")
     return f"exit code {code}"
@@ -78,6 +81,31 @@ def end_group(leader: int) -> None:
             os.killpg(leader, signal.SIGKILL)
 
 
+class Child(Protocol):
+    """What a leader needs of a process; those of multiprocessing have it."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id."""
+
+    @property
+    def sentinel(self) -> int:
+        """For ``wait``: ready once it has ended."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """Known once it has been joined."""
+
+    def kill(self) -> None:
+        """End it by force."""
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+
+    def close(self) -> None:
+        """Free what belongs to it."""
+
+
 class Leader:
     """A child that leads a group of its own: its death is seen, and what it started ends with it.
 
@@ -92,7 +120,7 @@ class Leader:
         death: For ``wait``: ready once the process has ended.
     """
 
-    def __init__(self, process: BaseProcess) -> None:
+    def __init__(self, process: Child) -> None:
         self.process = process
         self._pid = process.pid or 0
         self._handle = -1

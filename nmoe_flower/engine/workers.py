@@ -22,7 +22,15 @@ from flwr.app import Message
 from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, refusal
 from nmoe_flower.engine.broadcasts import Broadcast, Broadcasts
-from nmoe_flower.engine.client_process import READY, Failed, Task, TaskResult, serve
+from nmoe_flower.engine.client_process import (
+    Failed,
+    Ready,
+    Task,
+    TaskResult,
+    Unforkable,
+    serve,
+)
+from nmoe_flower.engine.fork_server import ForkedProcess, ForkServer
 from nmoe_flower.engine.shared import Arena, buffer_of, plain, rebuild, unpack
 from nmoe_flower.engine.spawn import Leader, cause_of_death, spawning
 from nmoe_flower.errors import EngineError
@@ -50,8 +58,10 @@ class _Job:
 
 @dataclass(eq=False)
 class _Worker:
-    leader: Leader
+    """``leader``: known at once of a worker started here, and of one that was forked once ready."""
+
     connection: "Connection[Any, Any]"
+    leader: Leader | None = None
     ready: bool = False
     sent: int = 0
     jobs: deque[_Job] = field(default_factory=deque)
@@ -72,6 +82,10 @@ class WorkerPool:
         self._pending: deque[Message] = deque()
         self._done: dict[str, Message] = {}
         self._largest_reply = 0
+        # One worker has nobody to share the pages of its imports with.
+        self._forks = ForkServer.works_here() and size > 1
+        self._fork_server: ForkServer | None = None
+        self._dead_servers: list[ForkServer] = []
         self._workers = [self._start() for _ in range(size)]
 
     def submit(self, message: Message) -> None:
@@ -113,13 +127,32 @@ class WorkerPool:
             worker.connection.close()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for worker in self._workers:
-            worker.leader.end(max(deadline - time.monotonic(), 0.0))
+            if worker.leader is not None:
+                worker.leader.end(max(deadline - time.monotonic(), 0.0))
+        for server in filter(None, [*self._dead_servers, self._fork_server]):
+            server.close(max(deadline - time.monotonic(), 0.0))
         self._workers.clear()
         self._pending.clear()
         self._done.clear()
         self._arena.close()
 
     def _start(self) -> _Worker:
+        return _Worker(self._forked()) if self._forks else self._spawned()
+
+    def _forked(self) -> "Connection[Any, Any]":
+        """Have a worker forked; if the fork server was killed meanwhile, by another one.
+
+        The dead one is closed last: closed, it would take the workers that it forked with it.
+        """
+        if self._fork_server is not None:
+            try:
+                return self._fork_server.start()
+            except OSError:
+                self._dead_servers.append(self._fork_server)
+        self._fork_server = ForkServer(self._reference, self._nodes)
+        return self._fork_server.start()
+
+    def _spawned(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         arguments = (theirs, self._reference, self._nodes)
@@ -127,14 +160,15 @@ class WorkerPool:
         with spawning():
             process.start()
         theirs.close()
-        return _Worker(Leader(process), ours)
+        return _Worker(ours, Leader(process))
 
     def _turn(self, timeout: float | None) -> bool:
         """Wait for workers and take at most one frame of each; was there any?"""
         by_handle: dict[Any, _Worker] = {}
         for worker in self._workers:
             by_handle[worker.connection] = worker
-            by_handle[worker.leader.death] = worker
+            if worker.leader is not None:
+                by_handle[worker.leader.death] = worker
         handles = wait(by_handle, timeout)
         for worker in dict.fromkeys(by_handle[handle] for handle in handles):
             if not self._read(worker):
@@ -145,19 +179,38 @@ class WorkerPool:
         """Take one frame; False if the worker is dead and has nothing more to say."""
         try:
             if not worker.connection.poll():
-                return not worker.leader.has_ended()
+                return worker.leader is None or not worker.leader.has_ended()
             frame = worker.connection.recv_bytes()
         except (EOFError, OSError):
             return False
-        if frame == READY:
-            worker.ready = True
-            self._assign()
-            return True
         parts = pickle.loads(frame)
+        if isinstance(parts, Ready):
+            return self._welcome(worker, parts.pid)
+        if isinstance(parts, Unforkable):
+            self._spawn_instead(worker, parts.reason)
+            return True
         if isinstance(parts, Failed):
             raise EngineError(f"a worker failed to start: {parts.reason}")
         self._finish(worker, TaskResult(*parts))
         return True
+
+    def _welcome(self, worker: _Worker, pid: int) -> bool:
+        """Take a worker that is ready; False if it has died since."""
+        if worker.leader is None:
+            assert self._fork_server is not None  # it was forked
+            try:
+                worker.leader = Leader(ForkedProcess(pid, self._fork_server))
+            except ProcessLookupError:
+                return False
+        worker.ready = True
+        self._assign()
+        return True
+
+    def _spawn_instead(self, worker: _Worker, reason: str) -> None:
+        _log.debug("workers are started one by one: %s", reason)
+        self._forks = False
+        worker.connection.close()
+        self._workers[self._workers.index(worker)] = self._spawned()
 
     def _assign(self) -> None:
         """Give every worker one message, then a second one unless the queue is nearly empty.
@@ -202,7 +255,7 @@ class WorkerPool:
         try:
             worker.connection.send_bytes(frame)
         except OSError:
-            _log.debug("worker %s died before it could take a message", worker.leader.process.pid)
+            _log.debug("a worker died before it could take a message")
 
     def _reply_segment(self, worker: _Worker, job: _Job) -> str:
         """Room for a reply as large as the message or the largest reply so far.
@@ -260,7 +313,12 @@ class WorkerPool:
 
         The message it was at fails, the one it had not begun waits.
         """
-        cause = cause_of_death(worker.leader.end())
+        cause = cause_of_death(None)
+        if worker.leader is not None:
+            cause = cause_of_death(worker.leader.end())
+        elif self._fork_server is not None:
+            cause = self._fork_server.close(_CLOSE_SECONDS)
+            self._fork_server = None
         worker.connection.close()
         position = self._workers.index(worker)
         if not worker.ready:
