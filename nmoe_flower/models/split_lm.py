@@ -21,7 +21,8 @@ from nmoe_flower.models.small_lm import SmallLM
 __all__ = ["Past", "SplitLM", "split_lm"]
 
 _PROBE = 5  # tokens
-_NEAR = 0.05  # of the largest logit: bfloat16 may be at work
+# How far halves may be from the whole, of the largest logit.
+_NEAR, _NEAR_BF16 = 1e-4, 0.05
 
 
 @dataclass
@@ -81,12 +82,12 @@ def split_lm(model: AdaptedLM) -> SplitLM:
             raise _uncut(network)
         halves = _LibrarySplit(network, model.cut)
     with torch.autocast(model.bias.device.type, torch.bfloat16, enabled=model.bf16):
-        _check(halves, network)
+        _check(halves, network, _NEAR_BF16 if model.bf16 else _NEAR)
     return halves
 
 
 @torch.inference_mode()
-def _check(halves: SplitLM, network: nn.Module) -> None:
+def _check(halves: SplitLM, network: nn.Module, near: float) -> None:
     """Refuse halves that say anything else than the whole, in one piece or in two."""
     place = next(network.parameters()).device
     count = min(_PROBE, halves.context)
@@ -102,7 +103,7 @@ def _check(halves: SplitLM, network: nn.Module) -> None:
     except (TypeError, ValueError, RuntimeError, AttributeError):
         raise _uncut(network) from None
     apart = (torch.cat(pieces, dim=1) - wanted).abs().max()
-    if not bool(apart <= _NEAR * wanted.abs().max() + 1e-4):
+    if not bool(apart <= near * wanted.abs().max() + 1e-4):
         raise _uncut(network)
 
 

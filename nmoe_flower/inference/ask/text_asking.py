@@ -12,8 +12,13 @@ import numpy.typing as npt
 from nmoe_flower.errors import WireError
 from nmoe_flower.inference.ask.text_peers import HERE, Source, TextPeers, sources, who_holds
 from nmoe_flower.inference.bundle import TextExperts
-from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, Encoding, encode_tokens, peer_pb2
-from nmoe_flower.inference.protocol import encode_tensor as pack
+from nmoe_flower.inference.protocol import (
+    MAX_MESSAGE_BYTES,
+    Encoding,
+    encode_hidden,
+    encode_tokens,
+    peer_pb2,
+)
 
 __all__ = ["Asking", "Send", "TextCost"]
 
@@ -22,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _MOST_TOKENS = 2048  # in one message: half of what may wait at a peer
-_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_MOST_BYTES = {"float32": 4, "float16": 4, "int8": 1}  # of a number: float16 may not hold it
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +91,7 @@ class Asking:
         """The most tokens in one message."""
         if self.send == "tokens":
             return _MOST_TOKENS
-        row = self.experts.bundle.latent_dim * _BYTES[self.encoding]
+        row = self.experts.bundle.latent_dim * _MOST_BYTES[self.encoding]
         return max(1, min(_MOST_TOKENS, MAX_MESSAGE_BYTES * 3 // 4 // row))
 
     def sources(self, ranking: list[int]) -> list[Source]:
@@ -116,9 +121,9 @@ class Asking:
             rows: One per token.
 
         Raises:
-            WireError: A number is not finite, or too large for the encoding.
+            WireError: A number is not finite.
         """
-        return pack(rows, self.encoding)
+        return encode_hidden(rows, self.encoding)
 
     def tokens(self, tokens: Ints) -> bytes:
         """Tokens [n] as they travel.

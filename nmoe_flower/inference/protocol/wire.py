@@ -35,6 +35,7 @@ __all__ = [
     "Encoding",
     "decode_tensor",
     "decode_tokens",
+    "encode_hidden",
     "encode_tensor",
     "encode_tokens",
     "parse",
@@ -59,6 +60,7 @@ _TYPES: dict[int, np.dtype[Any]] = {
     Tensor.INT8: np.dtype("i1"),
 }
 _LARGEST_BYTE = 127
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 PeerHandler = Callable[[bytes, Any], Awaitable[Any]]
 StreamHandler = Callable[[Any, Any], Awaitable[None]]
@@ -162,6 +164,25 @@ def parse(kind: type[M], data: bytes) -> M:
 def _check_finite(values: npt.NDArray[Any]) -> None:
     if not np.isfinite(values).all():
         raise WireError("not-finite", "a value is NaN, infinite or too large for its type")
+
+
+def encode_hidden(rows: npt.NDArray[np.float32], dtype: Encoding) -> Tensor:
+    """Pack hidden states [n, d]; as float32 where float16 cannot hold one of them.
+
+    Some models give the first token of a text states of that size.
+
+    Args:
+        rows: A row per token.
+        dtype: How they travel otherwise.
+
+    Raises:
+        WireError: A number is not finite.
+
+    >>> encode_hidden(np.array([[7e4]], np.float32), "float16").dtype == Tensor.FLOAT32
+    True
+    """
+    fits = dtype != "float16" or not np.abs(rows).max(initial=0) > _LARGEST_HALF
+    return encode_tensor(rows, dtype if fits else "float32")
 
 
 def encode_tokens(tokens: npt.ArrayLike) -> bytes:

@@ -17,6 +17,7 @@ from nmoe_flower.inference.protocol import (
     Encoding,
     decode_tensor,
     decode_tokens,
+    encode_hidden,
     encode_tensor,
     parse,
     peer_pb2,
@@ -175,7 +176,7 @@ class TextRequests(Requests[ServedText]):
             reply.log_probabilities.CopyFrom(encode_tensor(-done.value, "float32"))
         else:
             encoding = _ENCODINGS[request.hidden.dtype]
-            reply.final.CopyFrom(encode_tensor(done.value.reshape(len(rows), -1), encoding))
+            reply.final.CopyFrom(encode_hidden(done.value.reshape(len(rows), -1), encoding))
             if request.offsets:
                 reply.offsets.CopyFrom(encode_tensor(experts.offsets(expert)[None], "float16"))
         reply.queue_ms, reply.compute_ms = 1000 * done.waited, 1000 * done.took

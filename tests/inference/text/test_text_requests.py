@@ -239,6 +239,21 @@ def test_nothing_that_is_sent_breaks_a_peer(open_peer: Peer, data: st.DataObject
             assert isinstance(reply, ScoreReply)
 
 
+def test_states_that_float16_cannot_hold_travel_as_float32(
+    village: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first token of a text has them in some models."""
+    made = village()
+    made.serve(1)
+    client = made.client(fallbacks=0)
+    lower = client.experts.lower
+    monkeypatch.setattr(client.experts, "lower", lambda *given: 1e6 * lower(*given))
+    found = client.score("klmklmkl")
+    assert found.answered_by == {"1": ["peer-1"]}
+    assert found.cost.up > 7 * 4 * WIDTH
+    assert [piece.peer for piece in client.generate("klm", 2)] == ["peer-1"] * 2
+
+
 # --- answers that are wrong ---
 
 
