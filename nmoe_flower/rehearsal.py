@@ -263,6 +263,11 @@ def _expert(config: Config, body: "Extractor", classes: int) -> "torch.nn.Module
 def _check_memory(network: "torch.nn.Module", key: str, value: object, *, times: int = 1) -> None:
     """Refuse a network that this machine could not hold once."""
     size = times * _BYTES_PER_PARAMETER * sum(p.numel() for p in network.parameters())
+    _check_bytes(size, key, value)
+
+
+def _check_bytes(size: int, key: str, value: object, *, what: str = "the network has") -> None:
+    """Refuse so many bytes of weights, if this machine has less memory."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -270,8 +275,8 @@ def _check_memory(network: "torch.nn.Module", key: str, value: object, *, times:
     if size > memory:
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         raise ConfigError(
-            f"{key} = {shown}: the network has {size / 2**30:,.0f} GiB of weights; allowed: what "
-            f"fits into the {memory / 2**30:,.0f} GiB of this machine"
+            f"{key} = {shown}: {what} {size / 2**30:,.0f} GiB of weights ({size:,} bytes); "
+            f"allowed: what fits into the {memory / 2**30:,.0f} GiB of this machine"
         )
 
 
@@ -356,6 +361,7 @@ def _rehearse_baseline(
 ) -> None:
     import numpy as np
 
+    from nmoe_flower.baselines import memory_of_server
     from nmoe_flower.models import configured_extractor
     from nmoe_flower.strategies import cohort_size
 
@@ -363,6 +369,8 @@ def _rehearse_baseline(
     system: Baseline = found(entry.system)
     given = config.extractor.is_given
     latent_dim = configured_extractor(config, data.image_shape).latent_dim if given else 0
+    held = memory_of_server(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
+    _check_bytes(held, "baseline.experts", config.baseline.experts, what="the server would hold")
     system.network(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
     strategy = system.strategy(config)
     if entry.reads_labels:

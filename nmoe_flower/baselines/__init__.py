@@ -4,7 +4,7 @@ A system's row in `nmoe_flower.catalogue.BASELINES` names its `Baseline`. `Parti
 server half of all of them.
 """
 
-from nmoe_flower.baselines.costs import SystemCost, system_cost
+from nmoe_flower.baselines.footprint import SystemCost, memory_of_server, system_cost
 from nmoe_flower.baselines.partial import (
     PartialExperts,
     expert_of,
@@ -20,6 +20,7 @@ __all__ = [
     "SystemCost",
     "expert_of",
     "has_clients_parts",
+    "memory_of_server",
     "of_client",
     "system_cost",
 ]

@@ -65,7 +65,7 @@ class ChosenExperts(PartialExperts):
         self, experts: int, held: int, *, anchors: bool, **options: Unpack[StreamingOptions]
     ) -> None:
         super().__init__(experts, **options)
-        self.held, self.anchors = held, anchors
+        self.held, self.anchors = self.held_at_once(held), anchors
         self.scores: dict[int, np.ndarray] = {}
         self._anchor_of: dict[int, int] | None = None
         self._found: dict[int, np.ndarray] = {}

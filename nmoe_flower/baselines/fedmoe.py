@@ -54,7 +54,7 @@ class UsedExperts(PartialExperts):
 
     def __init__(self, experts: int, held: int, **options: Unpack[StreamingOptions]) -> None:
         super().__init__(experts, **options)
-        self.held = held
+        self.held = self.held_at_once(held)
         self.used: dict[int, np.ndarray] = {}
         self._rounds: dict[int, int] = {}  # that a client took part in
         self._now: dict[int, list[int]] = {}

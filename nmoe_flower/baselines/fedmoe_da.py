@@ -31,7 +31,7 @@ from nmoe_flower.baselines.partial import PartialExperts, expert_of, name_at, of
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.strategies import StreamingOptions, Usable
+from nmoe_flower.strategies import StreamingOptions, Usable, require_number, require_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +72,9 @@ class MixedExperts(PartialExperts):
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(experts, **options)
-        self.neighbours, self.temperature, self.refresh = neighbours, temperature, refresh
+        self.neighbours = require_whole("neighbours", neighbours)
+        self.temperature = require_number("temperature", temperature, above=True)
+        self.refresh = require_whole("refresh", refresh, 1)
         self.rows: dict[int, np.ndarray] = {}
         self._weights: NDArray[np.float64] = np.zeros((0, 0))
         self._of: list[int] = []  # the clients that the weights are of
@@ -244,6 +246,9 @@ def _flat(arrays: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
 
 class _FedMoEDA(SubMixture):
     name = "fedmoe-da"
+
+    def server_copies(self, config: Config) -> int:
+        return config.data.num_clients
 
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         return MixedExperts(self.experts(config), config.baseline.neighbours, **options)

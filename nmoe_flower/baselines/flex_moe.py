@@ -66,7 +66,7 @@ class FlexExperts(PartialExperts):
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(experts, **options)
-        self.held, self.lo, self.hi = held, lo, hi
+        self.held, self.lo, self.hi = self.held_at_once(held), lo, hi
         self.scores: dict[int, np.ndarray] = {}
         self._deficits = DeficitQueue(experts)
         self._loads = np.zeros(experts)

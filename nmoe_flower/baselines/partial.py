@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
-from nmoe_flower.errors import ReplyError
+from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.records import BaselineKey, FeedbackKey
 from nmoe_flower.strategies import (
     StreamingFedAvg,
@@ -23,6 +23,7 @@ from nmoe_flower.strategies import (
     WeightedMean,
     parcel,
     read_reply,
+    require_whole,
 )
 
 __all__ = ["PartialExperts", "expert_of", "has_clients_parts", "name_at", "of_client"]
@@ -56,11 +57,21 @@ class PartialExperts(StreamingFedAvg):
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(**options)
-        self.experts = experts
+        self.experts = require_whole("experts", experts, 1)
         self._whole: dict[str, np.ndarray] = {}
         self._given: dict[int, dict[str, np.ndarray]] = {}
         self._masses: list[float] | None = None
         self.class_counts: Mapping[int, Sequence[int]] = {}
+
+    def held_at_once(self, held: int) -> int:
+        """How many experts a client trains, if that is a number from 1 to E.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        if require_whole("held", held, 1) > self.experts:
+            raise ConfigError(f"held is {held}, above experts = {self.experts}")
+        return held
 
     def assigned(self, client: int, server_round: int) -> Sequence[int]:
         """The experts that a client trains in a round: all of them, if no system says otherwise."""

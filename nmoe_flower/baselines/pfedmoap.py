@@ -29,7 +29,7 @@ from nmoe_flower import records
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.config import Config
-from nmoe_flower.strategies import StreamingOptions, Usable
+from nmoe_flower.strategies import StreamingOptions, Usable, require_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,7 +57,7 @@ class PooledHeads(PartialExperts):
 
     def __init__(self, neighbours: int, **options: Unpack[StreamingOptions]) -> None:
         super().__init__(1, **options)
-        self.neighbours = neighbours
+        self.neighbours = require_whole("neighbours", neighbours)
         self.pool: dict[int, dict[str, np.ndarray]] = {}
         self._found: dict[int, dict[str, np.ndarray]] = {}
 
@@ -114,6 +114,9 @@ class PooledHeads(PartialExperts):
 
 class _PFedMoAP(Baseline):
     name = "pfedmoap"
+
+    def server_copies(self, config: Config) -> int:
+        return config.data.num_clients
 
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         return PooledHeads(config.baseline.experts - 1, **options)

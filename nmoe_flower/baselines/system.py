@@ -74,6 +74,10 @@ class Baseline:
         """Whether an array of the network leaves the clients; what does not is private."""
         return True
 
+    def server_copies(self, config: Config) -> int:
+        """How many of each expert the server holds between rounds."""
+        return 1
+
     def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
         """How many numbers a client has beside what it is sent: private, or trained for itself.
 

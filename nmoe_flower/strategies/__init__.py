@@ -16,6 +16,7 @@ from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
 from nmoe_flower.strategies.fedlora import FedLoRA, mean_product
 from nmoe_flower.strategies.fedsc import FedSC
+from nmoe_flower.strategies.limits import require_number, require_whole
 from nmoe_flower.strategies.optimizers import AdamW
 from nmoe_flower.strategies.replies import Exchange, Usable, read_reply, reason_of
 from nmoe_flower.strategies.rollgate import RollGate
@@ -50,5 +51,7 @@ __all__ = [
     "parcel",
     "read_reply",
     "reason_of",
+    "require_number",
+    "require_whole",
     "wait_for_nodes",
 ]

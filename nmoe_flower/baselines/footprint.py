@@ -5,6 +5,7 @@ some rounds with clients that train nothing. What travels there has one number f
 counts as many bytes as the array that it stands for.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection
 from contextlib import closing
@@ -15,11 +16,12 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 
 from nmoe_flower import records
-from nmoe_flower.baselines.partial import PartialExperts
+from nmoe_flower.baselines.partial import PartialExperts, expert_of
 from nmoe_flower.baselines.system import Baseline
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.own_code import is_own
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, Action, BaselineKey
 from nmoe_flower.strategies import Partitions
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from nmoe_flower.baselines.member import ExpertNetwork
 
-__all__ = ["SystemCost", "initial_network", "system_cost"]
+__all__ = ["SystemCost", "memory_of_server", "system_cost"]
 
 _ROUNDS = 3  # from the second on a client may be sent what others have sent
 _MEASURES = (BaselineKey.USAGE, BaselineKey.MASSES, BaselineKey.ACCURACIES)
@@ -74,7 +76,7 @@ def system_cost(
         ConfigError: The strategy refuses these settings.
     """
     system: Baseline = found(BASELINES[config.run.system].system)
-    network = initial_network(system, config, image_shape, num_classes, latent_dim=latent_dim)
+    network = _initial_network(system, config, image_shape, num_classes, latent_dim=latent_dim)
     shapes = {
         name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in network.state_dict().items()
@@ -124,7 +126,38 @@ def system_cost(
     )
 
 
-def initial_network(
+def memory_of_server(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    latent_dim: int = 0,
+) -> int:
+    """Bytes of all arrays that the server of ``run.system`` holds between rounds.
+
+    One expert is built, without numbers, however many there are to be.
+
+    Args:
+        config: The run's configuration.
+        image_shape: Channels, height, width.
+        num_classes: How many classes there are, C.
+        latent_dim: D of the latents that clients read in place of images; 0: they read images.
+    """
+    system: Baseline = found(BASELINES[config.run.system].system)
+    one = {**config.flat(), "baseline.experts": 1, "baseline.held": 1}
+    network = _initial_network(
+        system, Config.parse(one), image_shape, num_classes, latent_dim=latent_dim
+    )
+    experts, copies = system.experts(config), system.server_copies(config)
+    size = 0
+    for name, value in network.state_dict().items():
+        times = 1 if expert_of(name) is None else experts
+        if system.travels(name):
+            size += value.nbytes * times * (copies if name.startswith("expert.") else 1)
+    return size
+
+
+def _initial_network(
     system: Baseline,
     config: Config,
     image_shape: tuple[int, int, int],
@@ -132,18 +165,12 @@ def initial_network(
     *,
     latent_dim: int = 0,
 ) -> "ExpertNetwork":
-    """A system's network whose arrays have shapes and no numbers: nothing is allocated.
-
-    Args:
-        system: The system.
-        config: The run's configuration.
-        image_shape: Channels, height, width.
-        num_classes: How many classes there are, C.
-        latent_dim: As of `Baseline.network`.
-    """
+    """A system's network whose arrays have shapes and no numbers: nothing is allocated."""
     import torch
 
-    with torch.device("meta"):
+    # A backbone of one's own may do as it likes with its weights, so it is built as it will be.
+    own = is_own(config.extractor.backbone)
+    with contextlib.nullcontext() if own else torch.device("meta"):
         return system.network(config, image_shape, num_classes, latent_dim=latent_dim)
 
 

@@ -1,0 +1,231 @@
+"""What holds of the server half of every published system: bad replies, bad numbers, too much."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from nmoe_flower import records
+from nmoe_flower.baselines import PartialExperts, memory_of_server
+from nmoe_flower.baselines.fedjets import ChosenExperts
+from nmoe_flower.baselines.fedmoe import UsedExperts
+from nmoe_flower.baselines.fedmoe_da import MixedExperts
+from nmoe_flower.baselines.flex_moe import FlexExperts
+from nmoe_flower.baselines.pfedmoap import PooledHeads
+from nmoe_flower.catalogue import BASELINES, found
+from nmoe_flower.config import Config
+from nmoe_flower.data import configured_images, configured_partition
+from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import ConfigError
+from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, BaselineKey
+from nmoe_flower.rehearsal import rehearse
+from nmoe_flower.strategies import Partitions
+
+EXPERTS = 3
+SMALL = {
+    "data.num-clients": 3,
+    "extractor.backbone": "mlp",
+    "extractor.widths": "4",
+    "expert.hidden": "",
+    "baseline.experts": EXPERTS,
+    "baseline.anchors": False,
+}
+MEASURES = (BaselineKey.USAGE, BaselineKey.MASSES, BaselineKey.ACCURACIES)
+NEEDS = {
+    "fedmoe": [BaselineKey.USAGE],
+    "fedjets": [BaselineKey.USAGE],
+    "fedmix": [BaselineKey.MASSES],
+    "flex-moe": [BaselineKey.MASSES, BaselineKey.ACCURACIES],
+}
+Arrays = dict[str, np.ndarray]
+Answer = tuple[Arrays, dict[str, Any]]
+
+
+def config_of(system: str, **more: Any) -> Config:
+    given = {"extractor.method": "pretrained", "extractor.backbone": "efficientnet-lite0",
+             "extractor.widths": ""}  # fmt: skip
+    needed = given if BASELINES[system].needs_given else {}
+    return Config.parse({**SMALL, **needed, "run.system": system, **more})
+
+
+def first_arrays(config: Config) -> Arrays:
+    system = found(BASELINES[config.run.system].system)
+    latent_dim = 6 if config.extractor.is_given else 0
+    state = system.network(config, (1, 4, 4), 2, latent_dim=latent_dim).state_dict()
+    return {name: value.numpy() for name, value in state.items() if system.travels(name)}
+
+
+def good(strategy: PartialExperts, arrays: Arrays, client: int) -> Answer:
+    """What a client sends that has moved a little."""
+    owners = {strategy.owner(name) for name in arrays}
+    held = [float(expert in owners) for expert in range(strategy.experts)]
+    moved = {name: value + np.float32(1 + client) / 8 for name, value in arrays.items()}
+    return moved, {NUM_EXAMPLES: 1 + client, **dict.fromkeys(MEASURES, held)}
+
+
+def play(
+    system: str, spoil: Callable[[Arrays, dict[str, Any]], Answer], rounds: int = 2
+) -> tuple[PartialExperts, Arrays]:
+    """Rounds of three clients, of which client 2 sends something else."""
+    config = config_of(system)
+    arrays = first_arrays(config)
+    strategy = found(BASELINES[system].system).strategy(config)
+    strategy.partitions = Partitions({1: 0, 2: 1, 3: 2})
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        sent = records.to_numpy(message.content.array_records[ARRAYS])
+        mine = {name: value for name, value in sent.items() if name in arrays}
+        answer = good(strategy, mine, client)
+        given, metrics = spoil(*answer) if client == 2 else answer
+        return records.reply(message, metrics=metrics, arrays={ARRAYS: records.from_numpy(given)})
+
+    now: ArrayRecord = records.from_numpy(arrays)
+    with InProcessGrid(app, 3) as grid:
+        for server_round in range(1, rounds + 1):
+            sent = list(strategy.configure_train(server_round, now, ConfigRecord(), grid))
+            replies = sorted(grid.send_and_receive(sent), key=lambda r: r.metadata.src_node_id)
+            updated, _ = strategy.aggregate_train(server_round, replies)
+            assert updated is not None
+            now = updated
+    return strategy, records.to_numpy(now)
+
+
+def raising(arrays: Arrays, metrics: dict[str, Any]) -> Answer:
+    raise OSError("disk full")
+
+
+def wider(arrays: Arrays, metrics: dict[str, Any]) -> Answer:
+    return {name: np.repeat(value, 2, axis=0) for name, value in arrays.items()}, metrics
+
+
+def deeper(arrays: Arrays, metrics: dict[str, Any]) -> Answer:
+    return arrays | {"trunk.another.weight": np.zeros((2, 2), np.float32)}, metrics
+
+
+def foreign(arrays: Arrays, metrics: dict[str, Any]) -> Answer:
+    return arrays | {"expert.77.weight": np.zeros((2, 2), np.float32)}, metrics
+
+
+def not_finite(arrays: Arrays, metrics: dict[str, Any]) -> Answer:
+    first = next(iter(arrays))
+    return arrays | {first: np.full_like(arrays[first], np.inf)}, metrics
+
+
+BAD = [
+    (raising, "disk full"),
+    (wider, r"shape \("),
+    (deeper, "'trunk.another.weight' was not assigned"),
+    (foreign, "'expert.77.weight' was not assigned"),
+    (not_finite, "NaN|infinite|finite"),
+]
+
+
+@pytest.mark.parametrize("system", BASELINES)
+@pytest.mark.parametrize(("spoil", "told"), BAD, ids=lambda one: getattr(one, "__name__", ""))
+def test_a_client_that_changes_what_it_was_sent_is_dropped_and_teaches_nothing(
+    system: str, spoil: Callable[[Arrays, dict[str, Any]], Answer], told: str
+) -> None:
+    strategy, arrays = play(system, spoil)
+    (failure,) = strategy.last_exchange.failures
+    assert failure["partition"] == 2
+    assert re.search(told, failure["reason"])
+    without, wanted = play(system, raising)
+    assert arrays.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(arrays[name], value)
+    state, clean = strategy.state(), without.state()
+    assert state.keys() == clean.keys()
+    for name, value in clean.items():
+        np.testing.assert_array_equal(state[name], value)
+
+
+@pytest.mark.parametrize(
+    "value", [[np.nan] * EXPERTS, [-1.0] * EXPERTS, [0.5], [], None, [np.inf] * EXPERTS]
+)
+@pytest.mark.parametrize(("system", "key"), [(s, k) for s, keys in NEEDS.items() for k in keys])
+def test_a_measure_that_is_no_measure_is_dropped_by_name(
+    system: str, key: str, value: list[float] | None
+) -> None:
+    def spoil(arrays: Arrays, metrics: dict[str, Any]) -> Answer:
+        rest = {name: told for name, told in metrics.items() if name != key}
+        return arrays, rest if value is None else {**rest, key: value}
+
+    if (system, value) == ("fedmix", None):
+        return  # by samples then
+    (failure,) = play(system, spoil, rounds=1)[0].last_exchange.failures
+    assert failure["partition"] == 2
+    assert key in failure["reason"]
+
+
+def test_mixed_experts_need_all_that_was_sent() -> None:
+    """Of a client without its router rows nobody knows which experts are like its own."""
+    strategy, _ = play(
+        "fedmoe-da",
+        lambda arrays, metrics: ({n: v for n, v in arrays.items() if "gate" not in n}, metrics),
+    )
+    (failure,) = strategy.last_exchange.failures
+    assert failure["partition"] == 2
+    assert "'gate.0.bias' is missing" in failure["reason"]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: PartialExperts(0), "experts must be a whole number of at least 1, got 0"),
+        (lambda: PartialExperts(True), "experts must be a whole number"),
+        (lambda: UsedExperts(3, 0), "held must be a whole number of at least 1, got 0"),
+        (lambda: FlexExperts(3, 4), "held is 4, above experts = 3"),
+        (lambda: ChosenExperts(3, -1, anchors=False), "held must be"),
+        (lambda: MixedExperts(0), "experts must be"),
+        (lambda: MixedExperts(3, -1), "neighbours must be"),
+        (lambda: MixedExperts(3, temperature=0.0), "temperature must be"),
+        (lambda: MixedExperts(3, refresh=0), "refresh must be"),
+        (lambda: PooledHeads(-1), "neighbours must be"),
+        (lambda: config_of("fedem", **{"baseline.experts": 0}), r"baseline\.experts"),
+        (lambda: config_of("fedmoe", **{"baseline.held": 0}), r"baseline\.held"),
+        (lambda: config_of("fedmoe", **{"baseline.held": 4}), r"held = 4 is above .*experts = 3"),
+    ],
+)
+def test_no_experts_and_more_than_there_are_are_refused(
+    make: Callable[[], object], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make()
+
+
+@pytest.mark.parametrize("system", ["fedem", "fedmoe-da"])
+def test_more_experts_than_memory_are_refused_before_anything_is_built(system: str) -> None:
+    config = config_of(
+        system,
+        **{"extractor.widths": "300000,300000", "baseline.size": "net", "baseline.experts": 1024,
+           "data.train-per-client": 40},
+    )  # fmt: skip
+    data = configured_images(config)
+    shares = configured_partition(config, data, num_clients=3)
+    with pytest.raises(ConfigError, match=r"baseline.experts = 1024: the server would hold") as got:
+        rehearse(config, data, shares)
+    size = memory_of_server(config, (1, 8, 8), 10)
+    one = 64 * 300000 + 300000 + 300000**2 + 300000 + 300000 * 10 + 10
+    gate = (64 + 1) * 1024 if system == "fedmoe-da" else 0
+    copies = 3 if system == "fedmoe-da" else 1
+    assert size == 4 * (copies * 1024 * one + gate)
+    assert f"({size:,} bytes); allowed: what fits into the" in str(got.value)
+
+
+@pytest.mark.parametrize("system", BASELINES)
+def test_a_server_holds_the_arrays_of_the_network(system: str) -> None:
+    config = config_of(system)
+    latent_dim = 6 if config.extractor.is_given else 0
+    copies = {"fedmoe-da": 3, "pfedmoap": 3}.get(system, 1)  # of each client's experts
+    wanted = sum(
+        value.nbytes * (copies if name.startswith("expert.") else 1)
+        for name, value in first_arrays(config).items()
+    )
+    assert memory_of_server(config, (1, 4, 4), 2, latent_dim=latent_dim) == wanted
