@@ -10,14 +10,21 @@ from flwr.serverapp import Grid
 
 from nmoe_flower.engine.flower import ErrorCode
 from nmoe_flower.engine.restarts import Restarts
+from nmoe_flower.records import array_bytes
 
 __all__ = ["StreamingExchange"]
 
 _PATIENCE = 10
+_MOST_EARLY_BYTES = 1 << 26  # of replies that wait for one before them, before no more is sent
 
 
 class StreamingExchange:
     """A window over the messages, and a reorder buffer of replies.
+
+    While the replies that came early hold 64 MiB, nothing more is sent: one slow client of a large
+    model does not make the server hold those of all others. A grid with ``pull_blocks`` says by
+    ``keeps_busy`` how many messages keep it busy, and gets no more at once: what it was given, it
+    answers.
 
     Args:
         grid: The grid that carries the messages.
@@ -49,6 +56,7 @@ class StreamingExchange:
         self._restarts = Restarts(grid, self._news)
         self._waiting: dict[str, tuple[int, Message]] = {}
         self._ready: dict[int, Message] = {}
+        self._most_waiting = int(getattr(grid, "keeps_busy", window))
 
     def replies(self) -> Iterator[Message]:
         """Yield replies in order; keeps no reference to one it has handed over."""
@@ -65,7 +73,12 @@ class StreamingExchange:
 
     def refill(self) -> None:
         """Send what the window has room for, as one list."""
-        room = self._consumed + self._window - self._taken
+        room = min(
+            self._consumed + self._window - self._taken,
+            self._most_waiting - len(self._waiting),
+        )
+        if self._waiting and self._early_bytes() >= _MOST_EARLY_BYTES:
+            return
         batch = list(islice(self._source, room)) if room > 0 else []
         if not batch:
             return
@@ -92,6 +105,11 @@ class StreamingExchange:
                 self._fail(
                     index, message, ErrorCode.NODE_UNAVAILABLE, f"refused: no such node {node}"
                 )
+
+    def _early_bytes(self) -> int:
+        return sum(
+            array_bytes(reply.content) for reply in self._ready.values() if reply.has_content()
+        )
 
     def _collect(self) -> None:
         """Pull once; then wait a little, or give up if the deadline has passed."""

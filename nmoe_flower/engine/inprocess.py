@@ -25,7 +25,7 @@ from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, answer_message, load_client_app
 from nmoe_flower.engine.shared import own
 from nmoe_flower.engine.streaming import LEAST_WINDOW, StreamingGrid
-from nmoe_flower.engine.workers import WorkerPool
+from nmoe_flower.engine.workers import WorkerPool, busy_with
 from nmoe_flower.errors import EngineError
 from nmoe_flower.rendezvous import require_rendezvous, run_together
 
@@ -109,6 +109,8 @@ class InProcessGrid(Grid):
                 f"a {type(client_app).__name__} object cannot travel to another process"
             )
         self._finalizer = weakref.finalize(self, self._backend.close)
+        self.keeps_busy = busy_with(workers) if workers else self.window
+        """Messages that keep it busy; see StreamingGrid."""
 
     def __enter__(self) -> Self:
         return self

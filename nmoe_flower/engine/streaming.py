@@ -27,10 +27,11 @@ class StreamingGrid(Grid):
     """Wrap any Flower grid so that ``send_and_receive`` yields replies as they arrive.
 
     Everything but ``send_and_receive`` goes straight to the wrapped grid. A grid with the
-    attribute ``pull_blocks = True`` waits for a reply inside ``pull_messages(ids, timeout=)``;
-    any other grid is asked again and again. A SuperLink hands a message out once, so
-    a node that is restarted while it has one never answers it; every few seconds such nodes are
-    looked for, and their messages given up.
+    attribute ``pull_blocks = True`` waits for a reply inside ``pull_messages(ids, timeout=)``; any
+    other grid is asked again and again. One with ``keeps_busy`` has so many messages under way at
+    most: its clients are as busy, and replies that wait for one before them are fewer. A SuperLink
+    hands a message out once, so a node that is restarted while it has one never answers it; every
+    few seconds such nodes are looked for, and their messages given up.
 
     Args:
         grid: The grid that carries the messages.

@@ -35,7 +35,7 @@ from nmoe_flower.engine.shared import Arena, buffer_of, plain, rebuild, unpack
 from nmoe_flower.engine.spawn import Leader, cause_of_death, spawning
 from nmoe_flower.errors import EngineError
 
-__all__ = ["WorkerPool"]
+__all__ = ["WorkerPool", "busy_with"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,15 @@ class _Worker:
     sent: int = 0
     jobs: deque[_Job] = field(default_factory=deque)
     replies: list[SharedMemory | None] = field(default_factory=lambda: [None] * _DEPTH)
+
+
+def busy_with(workers: int) -> int:
+    """Messages under way with which so many workers hold two each, and the next are here.
+
+    >>> busy_with(2)
+    7
+    """
+    return (_DEPTH + 1) * workers + 1
 
 
 class WorkerPool:

@@ -3,13 +3,22 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from unittest import mock
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.engine import InProcessGrid, StreamingGrid, answering, exchange, flower, streaming
+from nmoe_flower.engine import (
+    InProcessGrid,
+    StreamingGrid,
+    answering,
+    exchange,
+    flower,
+    streaming,
+    workers,
+)
 from nmoe_flower.engine.flower import NodeInfo, Run
 
 pytestmark = pytest.mark.flower
@@ -165,6 +174,47 @@ def test_the_window_moves_only_when_a_reply_is_consumed() -> None:
     assert grid.pushes == [4, 4]
     assert len(list(replies)) == 5
     assert grid.pushes == [4, 4, 2]
+
+
+def test_a_grid_gets_no_more_at_once_than_keeps_it_busy() -> None:
+    grid = FakeGrid(everything)
+    grid.keeps_busy = 3
+    replies = StreamingGrid(grid, poll=0.0).send_and_receive(messages(range(2, 12)))
+    assert [reply.metadata.src_node_id for reply in replies] == list(range(2, 12))
+    assert grid.pushes == [3, 3, 3, 1]
+    with InProcessGrid(answering.ClientApp(), 1) as inline:
+        assert inline.keeps_busy == inline.window  # may be trained as one stack
+    assert workers.busy_with(4) == 2 * 4 + 4 + 1  # two for each, and as many that wait, and one
+
+
+def test_replies_that_wait_for_a_slow_one_are_few_if_they_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One slow client: of 100 models the server holds those of 3 MB, not all others.
+
+    The first is answered once nothing else is under way. Each reply has 1 MB; two are under way at
+    a time, so that beside the 3 MB there is at most the one that was under way meanwhile.
+    """
+    early: list[int] = []
+
+    def slow_first(able: list[str]) -> list[str]:
+        first = min(able, key=lambda name: int(name.removeprefix("id-")))
+        if rest := [name for name in able if name != first]:
+            return rest[:1]
+        early.append(sum(grid.pushes) - 1 - len(seen))
+        return [first]
+
+    record = ArrayRecord([np.zeros(250_000, np.float32)])
+    sent = [Message(RecordDict({"arrays": record}), node, "train") for node in range(2, 22)]
+    monkeypatch.setattr(exchange, "_MOST_EARLY_BYTES", 3_000_000)
+    grid = FakeGrid(slow_first)
+    grid.keeps_busy = 2
+    seen: list[int] = []
+    for reply in StreamingGrid(grid, poll=0.0).send_and_receive(sent):
+        seen.append(reply.metadata.src_node_id)
+    assert seen == list(range(2, 22))
+    assert max(early) == 3
+    assert len(early) == 5  # 1 + 3 replies each time
 
 
 def test_messages_are_read_as_the_window_moves() -> None:
