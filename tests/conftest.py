@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +41,23 @@ def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("warm") / "cache"
     load_images("digits", cache_dir=cache)
     return cache
+
+
+@pytest.fixture
+def two_raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with a core each, all of them processes of this machine."""
+    import ray
+    from ray.cluster_utils import Cluster as Raylets
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+    raylets = Raylets(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick},
+    )
+    raylets.add_node(num_cpus=1)
+    try:
+        yield raylets
+    finally:
+        ray.shutdown()
+        raylets.shutdown()

@@ -55,7 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=Whole(0, 4096),
         metavar="N",
-        help="client processes of each run (default: the cores, shared by the runs at a time)",
+        help="client processes of each run (default: the cores, shared by the runs at a time; on a "
+        "cluster 1)",
+    )
+    run.add_argument(
+        "--ray-address",
+        metavar="auto|HOST:PORT",
+        help="a Ray cluster that is there makes the runs, on machines that share the folder",
     )
     add_track(run)
     run.add_argument("--dry-run", action="store_true", help="only say what would be run")
@@ -175,16 +181,22 @@ def _run(args: argparse.Namespace) -> int:
     from nmoe_flower.tracking import Track
 
     Track.of(args.track)  # refused before anything, if one is not installed
+    if args.one and args.ray_address is not None:
+        raise ConfigError("--ray-address is for all runs of a study, got --one, too")
     if args.one:
         return _run_one(args)
     plan = _planned(args)
     if args.dry_run:
         _show(plan)
         return 0
+    from nmoe_flower.engine import named_address
     from nmoe_flower.study import StudyView, run_study
 
+    address = None if args.ray_address is None else named_address(args.ray_address, {})
     view = StudyView(json_lines=args.format == "json")
-    done = run_study(plan, jobs=args.jobs, workers=args.workers, view=view, track=args.track)
+    done = run_study(
+        plan, jobs=args.jobs, workers=args.workers, view=view, track=args.track, ray_address=address
+    )
     view.say(
         f"{done.finished} of {len(plan.runs)} runs are finished, {done.made} of them now"
         + (f"; {len(done.failed)} failed" if done.failed else "")
@@ -208,6 +220,7 @@ def _again(args: argparse.Namespace) -> str:
     ):  # fmt: skip
         words += [option, *map(str, values)] if values else []
     words += ["--track", ",".join(args.track)] if args.track else []
+    words += ["--ray-address", args.ray_address] if args.ray_address else []
     return shlex.join([*words, *(["--jobs", str(args.jobs)] if args.jobs > 1 else [])])
 
 

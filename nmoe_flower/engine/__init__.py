@@ -1,7 +1,7 @@
 """Ways to run the clients: grids on this machine, and a SuperLink of our own."""
 
 from nmoe_flower.engine.app_folder import export_app, write_app
-from nmoe_flower.engine.cluster import Cluster, cluster_at, named_address
+from nmoe_flower.engine.cluster import Cluster, cluster_at, join_cluster, living, named_address
 from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.programs import excerpt, require_ray
@@ -18,6 +18,8 @@ __all__ = [
     "excerpt",
     "export_app",
     "interruptible",
+    "join_cluster",
+    "living",
     "named_address",
     "require_ray",
     "run_simulation",

@@ -2,13 +2,10 @@
 
 import json
 import queue
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -17,6 +14,7 @@ from nmoe_flower.errors import LockedError
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import duration
 from nmoe_flower.provenance import usable_cores
+from nmoe_flower.study.hosts import ClusterHosts, Host, Hosts, LocalHosts
 from nmoe_flower.study.one import StudyTask, note_failure, track_of
 from nmoe_flower.study.plan import FAILED, PlannedRun, StudyPlan
 from nmoe_flower.study.share import is_ready
@@ -28,7 +26,7 @@ PROGRAM = [sys.executable, "-m", "nmoe_flower.study.one"]
 
 _TICK = 0.5  # seconds between two looks at the clock
 _PATIENCE = 60.0  # seconds for a run to save its last round
-_LAST_LINES = 3
+_MOST_LOSSES = 3  # of machines under one run
 
 
 @dataclass
@@ -77,36 +75,6 @@ class StudyView:
 
 
 @dataclass
-class _Process:
-    """A process that makes one run after another, so that torch is loaded once.
-
-    Attributes:
-        process: The process.
-        errors: What it writes on standard error.
-        child: The run it makes now; None: it waits for one.
-    """
-
-    process: "subprocess.Popen[str]"
-    errors: IO[str]
-    child: "_Child | None" = None
-
-    def give(self, line: str) -> None:
-        """Send it a task."""
-        assert self.process.stdin is not None
-        with suppress(OSError):  # it has ended already, and will be reaped
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-
-    def close(self) -> None:
-        """Let go of its files; it must have ended."""
-        self.errors.close()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-
-
-@dataclass
 class _Child:
     """A run in its process.
 
@@ -123,7 +91,7 @@ class _Child:
 
     number: int
     planned: PlannedRun
-    host: _Process
+    host: Host
     since: float
     expected: float
     at: str = "starting"
@@ -138,15 +106,7 @@ class _Child:
         """Why it failed, in words."""
         if self.failed:
             return self.failed
-        code = self.host.process.returncode
-        if code < 0:
-            with suppress(ValueError):
-                ended = signal.Signals(-code).name
-                hint = ": the system may be out of memory" if ended == "SIGKILL" else ""
-                return f"its process was ended by {ended}{hint}"
-        self.host.errors.seek(0)
-        last = self.host.errors.read().strip().splitlines()[-_LAST_LINES:]
-        return f"its process ended with exit code {code}: {' / '.join(last) or 'without a word'}"
+        return self.host.reason()
 
 
 def run_study(
@@ -156,6 +116,7 @@ def run_study(
     workers: int | None = None,
     view: StudyView | None = None,
     track: Sequence[str] = (),
+    ray_address: str | None = None,
 ) -> StudyOutcome:
     """Run what a plan says is missing; the rest of a study goes on when a run fails.
 
@@ -166,37 +127,69 @@ def run_study(
         view: Where the study tells how it goes.
         track: Trackers of each run, names of `nmoe_flower.catalogue.TRACKERS`: the study is
             MLflow's experiment and the group in W&B; variant, axes and seed are tags.
+        ray_address: A Ray cluster whose nodes make the runs, ``auto`` or ``HOST:PORT``; a run takes
+            ``workers`` cores, 1 by default. A run whose node dies is made again on another, from
+            its last saved round. All nodes must see the folders under the same paths.
 
     Raises:
         LockedError: Another process runs this study there.
+        EngineError: There is no such cluster, or no node of it can make a run.
         NMoEError: The folder cannot be written.
     """
     view = view or StudyView()
-    workers = max(1, usable_cores() // jobs) if workers is None else workers
+    if workers is None:
+        workers = 1 if ray_address else max(1, usable_cores() // jobs)
     try:
         with ExitStack() as held:
             for folder in sorted({plan.folder, *(one.path.parents[1] for one in plan.runs)}):
                 held.enter_context(locked(folder))
-            return _Shift(plan, jobs, workers, view, track).work()
+            hosts = _hosts(plan, jobs, workers, view, ray_address)
+            try:
+                return _Shift(plan, hosts, workers, view, track).work()
+            finally:
+                hosts.close()
     except LockedError as error:
         raise LockedError(f"the study {plan.study.name} is being run already: {error}") from None
+
+
+def _hosts(
+    plan: StudyPlan, jobs: int, workers: int, view: StudyView, ray_address: str | None
+) -> Hosts:
+    waiting = [one.run.config.flat() for one in plan.runs if one.runs]
+    if ray_address is None or not waiting:
+        return LocalHosts(PROGRAM, jobs)
+
+    def data_of(values: Mapping[str, Any]) -> str:
+        named = {key: value for key, value in values.items() if key.startswith("data.")}
+        return json.dumps(named, sort_keys=True)
+
+    return ClusterHosts(
+        ray_address,
+        PROGRAM[1:],
+        shared=plan.folder,
+        checks=list({data_of(values): values for values in waiting}.values()),
+        cores=workers,
+        most=jobs,
+        say=lambda text: view.say(text, note=text),
+    )
 
 
 class _Shift:
     """The runs of one call, and the processes that make them."""
 
     def __init__(
-        self, plan: StudyPlan, jobs: int, workers: int, view: StudyView, track: Sequence[str]
+        self, plan: StudyPlan, hosts: Hosts, workers: int, view: StudyView, track: Sequence[str]
     ) -> None:
-        self._plan, self._jobs, self._workers, self._view = plan, jobs, workers, view
+        self._plan, self._hosts, self._workers, self._view = plan, hosts, workers, view
+        self._losses: Counter[str] = Counter()  # how often a run's machine was lost
         self._track = track
         self._stages = {stage.key: stage for stage in plan.stages}
         self._ready = {key for key, stage in self._stages.items() if stage.state == "finished"}
         self._waiting = [one for one in plan.runs if one.runs]
         self._total = len(self._waiting)
         self._children: list[_Child] = []
-        self._idle: list[_Process] = []
-        self._lines: queue.SimpleQueue[tuple[_Process, str]] = queue.SimpleQueue()  # heeds Ctrl-C
+        self._idle: list[Host] = []
+        self._lines: queue.SimpleQueue[tuple[Host, str]] = queue.SimpleQueue()  # heeds Ctrl-C
         self._outcome = StudyOutcome(finished=plan.count("finished"))
         self._pace = (0.0, 0.0)  # seconds that runs took, and that they were expected to take
         self._hopeless = False
@@ -225,7 +218,9 @@ class _Shift:
 
     def _start(self) -> None:
         """Start runs while there is room; one that waits for a stage 1 in the making is later."""
-        while len(self._children) < self._jobs and not self._hopeless:
+        while self._waiting and not self._hopeless:
+            if len(self._children) >= max(1, self._hosts.room()):
+                return
             busy = {child.planned.stage_1 for child in self._children} - self._ready - {""}
             planned = next((one for one in self._waiting if one.stage_1 not in busy), None)
             if planned is None:
@@ -249,33 +244,16 @@ class _Shift:
         expected = planned.seconds
         if stage and planned.stage_1 not in self._ready:
             expected += stage.seconds
-        host = self._idle.pop() if self._idle else self._spawn()
-        number = self._total - len(self._waiting)
-        host.child = _Child(number, planned, host, time.monotonic(), expected)
-        self._children.append(host.child)
-        host.give(task.to_line())
-        return host.child
-
-    def _spawn(self) -> _Process:
-        errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        process = subprocess.Popen(
-            PROGRAM,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,  # Ctrl-C reaches it through us, once
+        host = (
+            self._idle.pop()
+            if self._idle
+            else self._hosts.start(lambda host, line: self._lines.put((host, line)))
         )
-        host = _Process(process, errors)
-        threading.Thread(target=self._read, args=(host,), daemon=True).start()
-        return host
-
-    def _read(self, host: _Process) -> None:
-        assert host.process.stdout is not None
-        for line in host.process.stdout:
-            self._lines.put((host, line))
-        self._lines.put((host, ""))
+        number = self._total - len(self._waiting)
+        child = _Child(number, planned, host, time.monotonic(), expected)
+        self._children.append(child)
+        host.give(task.to_line())
+        return child
 
     def _listen(self) -> None:
         """Take what runs tell, until there is nothing for a moment."""
@@ -287,8 +265,11 @@ class _Shift:
             for child in self._children:
                 self._tell(child, child.at)
 
-    def _take(self, host: _Process, line: str) -> None:
-        child = host.child
+    def _child_of(self, host: Host) -> _Child | None:
+        return next((child for child in self._children if child.host is host), None)
+
+    def _take(self, host: Host, line: str) -> None:
+        child = self._child_of(host)
         if not line:
             self._gone(host)
         if not line or child is None:
@@ -313,7 +294,6 @@ class _Shift:
             self._ready.add(stage.key)
 
     def _finished(self, child: _Child) -> None:
-        child.host.child = None
         self._children.remove(child)
         took = time.monotonic() - child.since
         self._outcome.finished += 1
@@ -323,17 +303,22 @@ class _Shift:
         self._ready.add(child.planned.stage_1)
         self._tell(child, f"finished in {duration(took)}")
 
-    def _gone(self, host: _Process) -> None:
+    def _gone(self, host: Host) -> None:
         """A process has ended: the run it made has failed, unless it ended well."""
-        host.process.wait()
         if host in self._idle:
             self._idle.remove(host)
-        if host.child is not None and host.process.returncode == 0:
-            self._finished(host.child)
-        elif host.child is not None:
-            self._children.remove(host.child)
-            self._bury(host.child)
-        host.close()
+        child = self._child_of(host)
+        if child is not None and host.ended_well():
+            self._finished(child)
+        elif child is not None:
+            self._children.remove(child)
+            self._losses[child.name] += host.lost()
+            if host.lost() and self._losses[child.name] <= _MOST_LOSSES:
+                self._waiting.insert(0, child.planned)
+                self._tell(child, f"again, as {host.reason()}")
+            else:
+                self._bury(child)
+        host.end(0.0)
 
     def _bury(self, child: _Child) -> None:
         reason = child.reason()
@@ -375,7 +360,7 @@ class _Shift:
         took, expected = self._pace
         factor = took / expected if expected else 1.0
         running = [max(0.0, c.expected * factor - (now - c.since)) for c in self._children]
-        return (waiting * factor + sum(running)) / self._jobs
+        return (waiting * factor + sum(running)) / max(1, self._hosts.room())
 
     # --- the end ---
 
@@ -383,15 +368,8 @@ class _Shift:
         """Let the runs at work save their last round, and end their processes."""
         hosts = [child.host for child in self._children] + self._idle
         for host in hosts:
-            assert host.process.stdin is not None
-            with suppress(OSError):
-                host.process.stdin.close()
+            host.stop()
         deadline = time.monotonic() + _PATIENCE
         for host in hosts:
-            with suppress(subprocess.TimeoutExpired):
-                host.process.wait(max(0.0, deadline - time.monotonic()))
-            if host.process.poll() is None:
-                host.process.kill()
-                host.process.wait()
-            host.close()
+            host.end(max(0.0, deadline - time.monotonic()))
         self._outcome.left = len(self._waiting) + len(self._children)

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,24 +192,6 @@ def test_only_a_simulation_with_a_cluster_is_changed(monkeypatch: pytest.MonkeyP
     """In any other process not even the address is looked at."""
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     flower.use_cluster(lambda config: None)
-
-
-@pytest.fixture
-def two_raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    from ray.cluster_utils import Cluster as Raylets
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-    raylets = Raylets(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick},
-    )
-    raylets.add_node(num_cpus=1)
-    try:
-        yield raylets
-    finally:
-        ray.shutdown()
-        raylets.shutdown()
 
 
 @pytest.mark.ray
