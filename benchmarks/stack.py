@@ -24,6 +24,7 @@ from nmoe_flower.training import RowBatches, SharedLoss, batch_indices, fit, see
 __all__ = ["main"]
 
 _ROWS, _BATCH, _CLASSES = 64, 32, 10
+_SMALL = ("linear", "mlp")
 _LATENT, _IMAGE = 64, (3, 16, 16)
 
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _measured(name, clients, args)
         for name in args.network
         for clients in args.clients
-        if clients <= args.most or name != "conv"
+        if clients <= args.most or name in _SMALL
     ]
     print(
         f"AdamW, batches of {_BATCH}, {args.device}, {args.threads} threads; "
@@ -139,9 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--network", type=NameList(tuple(NETWORKS)), default=list(NETWORKS), metavar="A,B"
     )
-    parser.add_argument("--most", type=Whole(2, 4096), default=100, help="clients of conv (100)")
-    parser.add_argument("--steps", type=Whole(1, 10_000), default=10, help="of a client (10)")
-    parser.add_argument("--turns", type=Whole(1, 1_000), default=5, help="of each way (5)")
+    parser.add_argument(
+        "--most",
+        type=Whole(2, 4096),
+        default=100,
+        help="clients of larger networks than linear and mlp (100)",
+    )
+    parser.add_argument("--steps", type=Whole(1, 10_000), default=20, help="of a client (20)")
+    parser.add_argument("--turns", type=Whole(1, 1_000), default=3, help="of each way (3)")
     parser.add_argument("--threads", type=Whole(1, 4096), default=1, help="of torch (1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     parser.add_argument("--seed", type=SEED, default=0)

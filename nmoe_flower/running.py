@@ -42,6 +42,7 @@ RecipeLike = str | Path | Config | Mapping[str, Any]
 
 CLIENT_APP = "nmoe_flower.client_app:app"
 _MOST_WORKERS = 4096
+_TURNS = "note: engine.stack = {}: clients train together {}; here each trains alone"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def run(
         engine: ``inprocess`` (client processes of this program) or ``ray`` (Flower's simulation,
             with the extra ``simulation``).
         workers: Client processes, 1 to 4096; 0: the clients run in this process (not with
-            ``ray``). None: one per core, of all nodes on a cluster.
+            ``ray``). None: one per core, of all nodes on a cluster; 0 where ``engine.stack`` is
+            set.
         ray_address: Ray cluster to run clients on, with ``engine="ray"``: ``auto`` (the one this
             machine is in), ``HOST:PORT`` of its head, or ``local`` (a Ray of this run's own). None:
             what the variable ``RAY_ADDRESS`` says, else ``local``.
@@ -407,10 +409,16 @@ def _train(
     if folder.results_path.is_file():
         view.message("this run is finished already")
         return
+    stack = folder.config.engine.stack
     if engine == "ray":
+        if stack > 1:
+            view.message(_TURNS.format(stack, "with --engine inprocess --workers 0"))
         _train_with_ray(folder, view, workers, cluster, resumed=resumed)
     else:
-        workers = usable_cores() if workers is None else workers
+        if workers is None:
+            workers = 0 if stack > 1 else usable_cores()
+        elif workers and stack > 1:
+            view.message(_TURNS.format(stack, "with --workers 0"))
         workers = min(workers, folder.config.data.num_clients)
         _train_in_process(folder, view, workers, until, soonest)
 

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=Whole(0, 4096),
         metavar="N",
-        help="client processes (default: one per core); 0: clients run in this process",
+        help="client processes (default: one per core, or 0 with engine.stack); 0: clients run in "
+        "this process",
     )
     parser.add_argument(
         "--ray-address",

@@ -14,6 +14,6 @@ class EngineConfig(Section):
         0,
         ge=0,
         le=4096,
-        description="clients that train at once in a process, where their networks have one "
-        "shape (extra `stack`); 0: one after the other",
+        description="clients that train at once in one process, where their networks have one "
+        "shape (extra `stack`, no workers); 0: each by itself",
     )

@@ -12,6 +12,7 @@ its own rate; what it ends with is what the loop gives, up to rounding.
 """
 
 import logging
+import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def stack_task(
     if bf16:
         reason = "it computes in bfloat16"
     if not isinstance(batch_loss, SharedLoss) or not isinstance(batches, RowBatches) or reason:
-        _tell(f"{type(module).__name__}: {reason}")
+        _tell(type(module).__name__, reason)
         return None
     return StackTask(
         batches, batch_loss, optimizer, cosine_steps, max_grad_norm, normalise_gradient
@@ -257,9 +258,12 @@ def train_stacks(tasks: Sequence[StackTask]) -> list[Stacked | None]:
         if len(places) == 1:
             continue
         try:
-            results = _Stack([tasks[place] for place in places]).train()
+            with warnings.catch_warnings():  # an operation may be done client by client
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                results = _Stack([tasks[place] for place in places]).train()
         except RuntimeError as error:  # an operation that torch.func has no rule for
-            _tell(str(error).partition("\n")[0])
+            network = type(tasks[places[0]].loss.network).__name__
+            _tell(network, str(error).partition("\n")[0])
             continue
         for place, result in zip(places, results, strict=True):
             found[place] = result
@@ -267,8 +271,8 @@ def train_stacks(tasks: Sequence[StackTask]) -> list[Stacked | None]:
 
 
 @lru_cache(maxsize=64)  # once for each reason
-def _tell(reason: str) -> None:
-    _log.warning("engine.stack: trained one by one: %s", reason)
+def _tell(network: str, reason: str) -> None:
+    _log.warning("engine.stack: %s is trained alone: %s", network, reason)
 
 
 class _Stack:

@@ -150,7 +150,7 @@ def test_an_operation_without_a_rule_is_trained_one_by_one(
         _, found = replies(2, [1, 2])
     for one, other in zip(wanted, found, strict=True):
         assert [a.tolist() for a in told(one)[1]] == [a.tolist() for a in told(other)[1]]
-    assert caplog.messages == ["engine.stack: trained one by one: no batching rule"]
+    assert caplog.messages == ["engine.stack: Linear is trained alone: no batching rule"]
 
 
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,12 @@ class Pipeline:
 
         checkpoints = Checkpoints(self.folder / "checkpoints", keep=2)
         clients = self.config.data.num_clients
-        with InProcessGrid(client_app or app, clients, run_config=self.config.flat()) as grid:
+        with InProcessGrid(
+            client_app or app,
+            clients,
+            run_config=self.config.flat(),
+            stack=self.config.engine.stack,
+        ) as grid:
             self.run = Run(grid, self.config, journal, checkpoints=checkpoints)
             if checkpoint := checkpoints.latest():
                 self.run.restore(checkpoint)
