@@ -16,6 +16,9 @@ NMoEError
 The text names the offending thing and its value; the command line prints it and exits with 1.
 """
 
+import difflib
+from collections import abc
+
 
 class NMoEError(Exception):
     """Base of all errors raised by nmoe-flower."""
@@ -67,3 +70,22 @@ class WireError(NMoEError, ValueError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+def did_you_mean(name: str, known: abc.Iterable[str]) -> str:
+    """The end of an error about a misspelt name: the one that was probably meant.
+
+    Args:
+        name: What was given.
+        known: Names that would do.
+
+    Returns:
+        A question after a semicolon; empty if none of the names is close.
+
+    >>> did_you_mean("cifar10-quik", ["cifar10", "cifar10-quick"])
+    '; did you mean cifar10-quick?'
+    >>> did_you_mean("lab", ["check", "add"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""

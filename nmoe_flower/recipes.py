@@ -9,9 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, did_you_mean
 
-__all__ = ["Recipe", "find_recipe", "find_study", "packaged_recipes", "packaged_studies"]
+__all__ = [
+    "Recipe",
+    "find_recipe",
+    "find_study",
+    "packaged_recipes",
+    "packaged_studies",
+    "typed_name",
+]
 
 _HERE = Path(__file__).resolve().parent
 _PLACES = (_HERE / "experiments", _HERE.parent / "experiments")  # of a wheel, of a checkout
@@ -65,6 +72,11 @@ def find_study(name: str) -> Path:
     return _found(name, "study", packaged_studies, packaged_recipes, "a recipe: nmoe run")
 
 
+def typed_name(path: Path) -> str:
+    """What to type for a file: its name alone if it comes with the package."""
+    return path.stem if path in _files() else str(path)
+
+
 def _found(
     name: str,
     kind: str,
@@ -81,10 +93,10 @@ def _found(
     if any(recipe.name == name for recipe in others()):
         raise ConfigError(f"{name} is {otherwise} {name}")
     plural = {"recipe": "recipes", "study": "studies"}[kind]
-    raise ConfigError(
-        f"there is no file {name!r} and no {kind} of that name; {plural}: "
-        f"{', '.join(known) or 'none, in this installation'}"
+    names = did_you_mean(name, known) or (
+        f"; {plural}: {', '.join(known) or 'none, in this installation'}"
     )
+    raise ConfigError(f"there is no file {name!r} and no {kind} of that name{names}")
 
 
 def _files() -> list[Path]:

@@ -1,11 +1,12 @@
 """The nmoe command: arguments, exit codes, messages. The pipeline itself is replaced."""
 
+import argparse
 import itertools
 import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -477,6 +478,56 @@ def test_results_of_no_run_are_told_as_that(
     RunFolder.create(path, Config()).results_path.write_text(content)
     assert cli.main(["run", "--resume", str(path), "--no-figures"]) == 1
     assert "results.json does not hold a run's results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["rn"], "argument COMMAND: 'rn' is unknown; did you mean run?"),
+        (["studdy", "plan", "digits"], "'studdy' is unknown; did you mean study?"),
+        (["fly"], "argument COMMAND: 'fly' is unknown; allowed: run, partition, report, "),
+        (["study", "reprot", "digits"], "argument VERB: 'reprot' is unknown; did you mean report?"),
+        (["deploy", "chek", "lab"], "argument VERB: 'chek' is unknown; did you mean check?"),
+        (["deploy", "lab"], "arguments are required: --nodes"),
+        (["run", "--engine", "inproces"], "--engine: 'inproces' is unknown; did you mean inproc"),
+        (["run", "--format", "xml"], "'xml' is unknown; allowed: auto, text, json"),
+        (["align", "c.csv", "--policy", "greddy"], "'greddy' is unknown; did you mean greedy?"),
+        (["run", "cifar10-quik"], "no recipe of that name; did you mean cifar10-quick?"),
+    ],
+)
+def test_a_misspelt_choice_is_named(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli._parser().parse_args(words)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and all below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in dict.fromkeys(action.choices.values()):
+                yield from commands(below)
+
+
+def test_every_command_and_every_option_says_what_it_is() -> None:
+    silent, shouting = [], []
+    for parser in commands(cli._parser()):
+        if not parser.description:
+            silent.append(parser.prog)
+        for action in parser._actions:
+            name = f"{parser.prog} {'/'.join(action.option_strings) or action.metavar}"
+            if isinstance(action, argparse._SubParsersAction) or action.nargs == "...":
+                continue
+            if not action.help:
+                silent.append(name)
+            if action.metavar is None and not action.choices and action.nargs != 0:
+                shouting.append(name)  # argparse makes --max-batch MAX_BATCH of it
+    assert silent == []
+    assert shouting == []
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,13 @@ def test_a_missing_extra_is_named_with_what_installs_it(monkeypatch: pytest.Monk
     assert found.text.startswith("absent (ray): pip install")
 
 
+def test_an_extra_that_the_installation_does_not_know_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda name: ["numpy"])
+    assert look("extra index").text.startswith("of a newer version than was installed: pip install")
+
+
 def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -62,8 +62,10 @@ def test_a_name_is_found_and_a_file_goes_before_it(
 
 
 def test_an_unknown_name_is_told_which_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no recipe of that name; recipes: cifar10, "):
+    with pytest.raises(ConfigError, match=r"no recipe of that name; did you mean cifar10\?"):
         find_recipe("cifar")
+    with pytest.raises(ConfigError, match="no recipe of that name; recipes: cifar10, "):
+        find_recipe("mnist")
     monkeypatch.setattr(recipes, "_PLACES", ())
     with pytest.raises(ConfigError, match="none, in this installation"):
         find_recipe("cifar10")

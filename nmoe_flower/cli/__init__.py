@@ -1,11 +1,11 @@
 """The ``nmoe`` command. Heavy imports wait until a command needs them."""
 
 import argparse
-import difflib
 import itertools
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from nmoe_flower import __version__
 from nmoe_flower.cli import (
@@ -28,7 +28,8 @@ from nmoe_flower.cli import (
     study,
     systems,
 )
-from nmoe_flower.errors import NMoEError
+from nmoe_flower.cli.options import add_command
+from nmoe_flower.errors import NMoEError, did_you_mean
 
 __all__ = ["main"]
 
@@ -81,7 +82,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-class _Command(argparse.ArgumentParser):
+class _Chooser(argparse.ArgumentParser):
+    """A parser that tells the choice which a misspelt one was probably meant to be."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), names) or f"; allowed: {', '.join(names)}"
+            raise argparse.ArgumentError(action, f"{value!r} is unknown{hint}")
+
+
+class _Command(_Chooser):
     """One command, which names a misspelt option before its value is taken for something else."""
 
     def parse_known_args(  # type: ignore[override]
@@ -93,13 +104,11 @@ class _Command(argparse.ArgumentParser):
         for word in [] if passes_on else itertools.takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
             if name.startswith("--") and not any(option.startswith(name) for option in known):
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                self.error(f"unknown option {name}{hint}")
+                self.error(f"unknown option {name}{did_you_mean(name, known)}")
         return super().parse_known_args(words, namespace)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(_Chooser):
     """The whole command line, whose short forms are spelled out before they are read."""
 
     def parse_known_args(  # type: ignore[override]
@@ -118,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
     for module in _COMMANDS:
         name = module.__name__.rpartition(".")[2]
-        module.add_arguments(commands.add_parser(name, help=module.ABOUT))
+        module.add_arguments(add_command(commands, name, module.ABOUT))
     return parser
 
 
@@ -136,10 +145,14 @@ def _spelled_out(words: Sequence[str], *, verbs: Collection[str]) -> list[str]:
     ['deploy', 'demo', '--demo', '3']
     >>> _spelled_out(["infer", "a.png", "--node", "node-0"], verbs=verbs)
     ['infer', 'node-0', 'a.png', '--node', 'node-0']
+    >>> _spelled_out(["deploy", "chek", "lab"], verbs=verbs)
+    ['deploy', 'chek', 'lab']
     """
     given = list(words)
     if given[:1] == ["deploy"] and given[1:] and given[1] not in (*verbs, "-h", "--help"):
         demo = any(word.partition("=")[0] == "--demo" for word in given)
+        if not (demo or "--nodes" in given) and did_you_mean(given[1], verbs):
+            return given  # a misspelt verb, and no folder of a new federation
         return ["deploy", "demo" if demo and "--nodes" not in given else "write", *given[1:]]
     if given[:1] == ["infer"] and (node := _value(given, "--node")):
         return ["infer", node, *given[1:]]  # it takes the place of the bundle

@@ -26,15 +26,28 @@ _SHOWN = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe align``."""
-    parser.add_argument("clients", type=Path, metavar="CLIENTS.csv|json")
+    parser.add_argument(
+        "clients",
+        type=Path,
+        metavar="CLIENTS.csv|json",
+        help="capacity, and fitness of each expert",
+    )
     parser.add_argument("--experts", type=Path, metavar="EXPERTS.csv", help="usage, lo, hi of each")
-    parser.add_argument("--policy", choices=_POLICIES, default="joint")
-    parser.add_argument("--lo", type=Whole(), help="least clients per expert (joint)")
-    parser.add_argument("--hi", type=Whole(), help="most clients per expert (joint)")
-    parser.add_argument("--usage-weight", type=Number(0, 1e6), default=1.0, metavar="W")
+    parser.add_argument("--policy", choices=_POLICIES, default="joint", help="(%(default)s)")
+    parser.add_argument("--lo", type=Whole(), metavar="N", help="least clients per expert (joint)")
+    parser.add_argument("--hi", type=Whole(), metavar="N", help="most clients per expert (joint)")
+    parser.add_argument(
+        "--usage-weight",
+        type=Number(0, 1e6),
+        default=1.0,
+        metavar="W",
+        help="of experts that were trained less than others, beside the fitness (%(default)s)",
+    )
     parser.add_argument("--scale", choices=("z", "rank", "none"), default="z", help="of fitness")
-    parser.add_argument("--seed", type=SEED, default=0, help="of the ties")
-    parser.add_argument("--out", type=OutputFile((".csv", ".json")), metavar="FILE.csv|json")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the ties (0)")
+    parser.add_argument(
+        "--out", type=OutputFile((".csv", ".json")), metavar="FILE.csv|json", help="write it, too"
+    )
 
     def command(args: argparse.Namespace) -> int:
         for name in ("lo", "hi"):

@@ -9,7 +9,9 @@ ABOUT = "where the benchmarks are"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whatever is measured is measured from a checkout; the command only says so."""
-    parser.add_argument("what", choices=("align", "fedsc", "infer", "rounds"))
+    parser.add_argument(
+        "what", choices=("align", "fedsc", "infer", "rounds"), help="what is measured"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
 
     def command(args: argparse.Namespace) -> int:

@@ -26,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples: nmoe bundle runs/nmoe --out bundles && nmoe serve bundles/3 --insecure; "
         "nmoe bundle --store store/nmoe --out bundle"
     )
-    parser.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="a finished run")
     parser.add_argument("--store", type=Path, metavar="DIR", help="of a device, instead of RUN_DIR")
     parser.add_argument(
-        "--out", type=Path, default=Path("bundles"), metavar="DIR", help="(bundles)"
+        "--out", type=Path, default=Path("bundles"), metavar="DIR", help="where to (bundles)"
     )
-    parser.add_argument("--gate", help="which gate routes (federated, or what the run has)")
+    parser.add_argument(
+        "--gate", metavar="GATE", help="which gate routes (federated, or what the run has)"
+    )
     parser.add_argument(
         "--replicas", type=Whole(1, 10_000), metavar="N",
         help="devices that hold each adapter of a language model (1)",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nmoe_flower.arguments import Whole, recipe_argument
-from nmoe_flower.cli.options import add_set, needs_serve
+from nmoe_flower.cli.options import add_command, add_set, needs_serve
 from nmoe_flower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (about, add, act) in VERBS.items():
-        verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        verb = add_command(verbs, name, about)
         add(verb)
         verb.set_defaults(command=_command(act))
 
@@ -152,10 +152,17 @@ def _add_days(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", default="federation", help="of the federation (%(default)s)")
+    parser.add_argument(
+        "--name", default="federation", metavar="NAME", help="of the federation (%(default)s)"
+    )
     parser.add_argument("--data", default="", metavar="DIR", help="a node's images, in its folder")
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all there are")
-    parser.add_argument("--recipe", type=recipe_argument, metavar="RECIPE")
+    parser.add_argument(
+        "--recipe",
+        type=recipe_argument,
+        metavar="RECIPE",
+        help="what they train, as nmoe run takes it (the digits, in few exchanges)",
+    )
     add_set(parser)
     parser.add_argument(
         "--wheel", type=Path, metavar="FILE.whl",

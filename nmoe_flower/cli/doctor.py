@@ -184,6 +184,8 @@ def _extra(name: str) -> tuple[State, str]:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             missing.append(package)
+    if not names:
+        return "note", f"of a newer version than was installed: {install_hint(name)}"
     if missing:
         return "note", f"absent ({', '.join(missing)}): {install_hint(name)}"
     return "ok", ", ".join(found)

@@ -73,11 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-k", type=Whole(1, 10_000), metavar="K", help="experts per image (the gate's)"
     )
     parser.add_argument(
-        "--batch-size", type=Whole(1, 1 << 20), default=64, help="images at once (%(default)s)"
+        "--batch-size",
+        type=Whole(1, 1 << 20),
+        default=64,
+        metavar="N",
+        help="images at once (%(default)s)",
     )
     seconds = Number(0, 86_400, open=True)
     parser.add_argument(
-        "--deadline", type=seconds, metavar="SECONDS", help="of an answer (1; of text 10)"
+        "--deadline",
+        type=seconds,
+        metavar="SECONDS",
+        help="how long peers may take for a batch (1; of text 10)",
     )
     parser.add_argument(
         "--hedge-after", type=seconds, metavar="SECONDS", help="then ask the next best besides"
@@ -87,7 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much lower a healthier expert may score (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--encoding", choices=("float32", "float16", "int8"), help="(float32; of text float16)"
+        "--encoding",
+        choices=("float32", "float16", "int8"),
+        help="of the latents that are sent (float32; of text float16)",
     )
     add_text(parser)
     add_metrics_port(parser)

@@ -4,12 +4,15 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 from nmoe_flower.arguments import PORT, NameList, recipe_argument
 from nmoe_flower.catalogue import TRACKERS
 from nmoe_flower.errors import ConfigError
 
 __all__ = [
+    "add_command",
+    "add_format",
     "add_keys",
     "add_metrics_port",
     "add_recipe",
@@ -22,6 +25,45 @@ __all__ = [
 ]
 
 
+class Subparsers(Protocol):
+    """What `argparse.ArgumentParser.add_subparsers` returns."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """A command's parser."""
+
+
+def add_command(
+    commands: Subparsers, name: str, about: str, description: str = ""
+) -> argparse.ArgumentParser:
+    """A command, whose own ``--help`` begins with what it does.
+
+    Args:
+        commands: Where it goes.
+        name: What is typed.
+        about: What it does, for the list of all.
+        description: What it does, for its own help; empty: as in the list.
+    """
+    said = description or f"{about[0].upper()}{about[1:]}."
+    return commands.add_parser(name, help=about, description=said)
+
+
+def add_format(parser: argparse.ArgumentParser, *, live: bool = False) -> None:
+    """``--format``: text for people, or JSON for scripts.
+
+    Args:
+        parser: Gets it.
+        live: The text may be a display that renews itself: ``auto``, the default, where one can be.
+    """
+    choices = ("auto", "text", "json") if live else ("text", "json")
+    parser.add_argument(
+        "--format",
+        choices=choices,
+        default=choices[0],
+        help=f"text, or JSON for scripts ({choices[0]}"
+        + (": renewed in place on a terminal)" if live else ")"),
+    )
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """``RECIPE`` and ``--set``."""
     parser.add_argument(
@@ -31,10 +73,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="a TOML file, or the name of one that comes along (nmoe recipes)",
     )
-    add_set(parser, "override configuration keys, as in --set data.num-clients=20 gate.top-k=2")
+    add_set(parser)
 
 
-def add_set(parser: argparse.ArgumentParser, help: str | None = None) -> None:
+_SET = "override configuration keys, as in --set data.num-clients=20 gate.top-k=2"
+
+
+def add_set(parser: argparse.ArgumentParser, help: str = _SET) -> None:
     """``--set``, whose settings are ``overrides``."""
     parser.add_argument(
         "--set",

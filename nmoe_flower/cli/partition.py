@@ -25,7 +25,7 @@ _PICTURED, _PICTURES = 20, 10  # clients that images are drawn of, and how many
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe partition``."""
     add_recipe(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="(partition.png)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="the picture (partition.png)")
     parser.set_defaults(command=_command)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.arguments import Number, OutputFile
-from nmoe_flower.cli.options import add_keys, check_keys, needs_serve, take_node
+from nmoe_flower.cli.options import add_format, add_keys, check_keys, needs_serve, take_node
 from nmoe_flower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,10 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", type=Path, metavar="FILE", help="peers.json")
     add_keys(parser)
     parser.add_argument("--once", action="store_true", help="print one table and leave")
-    parser.add_argument("--format", choices=("auto", "text", "json"), default="auto")
+    add_format(parser, live=True)
     seconds = Number(0, 86_400, open=True)
-    parser.add_argument("--interval", type=seconds, default=2.0, help="seconds (%(default)s)")
-    parser.add_argument("--timeout", type=seconds, default=2.0, help="of an answer (%(default)s)")
+    parser.add_argument(
+        "--interval",
+        type=seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="between tables (%(default)s)",
+    )
+    parser.add_argument(
+        "--timeout", type=seconds, default=2.0, metavar="SECONDS", help="of an answer (%(default)s)"
+    )
     parser.add_argument(
         "--sign", type=Path, metavar="FOLDER", help="sign the list with ca.key, or directory.key"
     )
@@ -65,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--days",
         type=Number(0, 36_500, open=True),
         default=30.0,
+        metavar="N",
         help="a signed list holds (%(default)s)",
     )
     parser.add_argument(
@@ -73,7 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="draw who was asked",
     )
-    parser.add_argument("records", nargs="*", type=Path, metavar="RECORDS.jsonl")
+    parser.add_argument(
+        "records",
+        nargs="*",
+        type=Path,
+        metavar="RECORDS.jsonl",
+        help="of --heat-map: what nmoe infer --records wrote",
+    )
 
     def command(args: argparse.Namespace) -> int:
         if args.heat_map is not None:

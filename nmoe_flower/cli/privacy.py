@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from nmoe_flower.arguments import Number, Whole
+from nmoe_flower.cli.options import add_format
 from nmoe_flower.errors import ConfigError
 
 __all__ = ["ABOUT", "NoisePlan", "add_arguments", "noise_plan"]
@@ -76,14 +77,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     for name, default, metavar, text in (
         ("--examples", 2500, "N", "per client (2500)"),
-        ("--clients", 10, "M", "(10)"),
+        ("--clients", 10, "M", "how many clients (10)"),
         ("--classes", 10, "C", "or clusters (10)"),
     ):
         parser.add_argument(name, type=Whole(1), default=default, metavar=metavar, help=text)
     delta = Number(0, 1, open=True, below=True)
-    parser.add_argument("--delta", type=delta, default=1e-5, help="(%(default)s)")
-    parser.add_argument("--adjacency", choices=("replace-one", "add-remove"), default="replace-one")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--delta", type=delta, default=1e-5, metavar="D", help="of a client (%(default)s)"
+    )
+    parser.add_argument(
+        "--adjacency",
+        choices=("replace-one", "add-remove"),
+        default="replace-one",
+        help="what two neighbouring data sets differ by: one example is another, or is not there "
+        "(%(default)s)",
+    )
+    add_format(parser)
     parser.set_defaults(command=_command)
 
 

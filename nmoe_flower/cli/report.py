@@ -12,7 +12,7 @@ ABOUT = "tables and figures from finished runs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe report``."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="finished runs")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="report.md, results.csv and figures (./report)"
     )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
-from nmoe_flower.cli.options import add_recipe, add_track
+from nmoe_flower.cli.options import add_format, add_recipe, add_track
 
 __all__ = ["ABOUT", "add_arguments"]
 
@@ -16,7 +16,12 @@ ABOUT = "train and evaluate: all stages of a recipe"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe run``."""
     add_recipe(parser)
-    parser.add_argument("--engine", choices=("inprocess", "ray"), default="inprocess")
+    parser.add_argument(
+        "--engine",
+        choices=("inprocess", "ray"),
+        default="inprocess",
+        help="who runs the clients: processes of this machine, or Flower's simulation (inprocess)",
+    )
     parser.add_argument(
         "--workers",
         type=Whole(0, 4096),
@@ -31,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: $RAY_ADDRESS, else local)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where run folders go (./runs)")
-    parser.add_argument("--name", help="the run folder's name (run.name)")
-    parser.add_argument("--seed", type=SEED, help="of every random choice (run.seed)")
+    parser.add_argument("--name", metavar="NAME", help="the run folder's name (run.name)")
+    parser.add_argument("--seed", type=SEED, metavar="N", help="of every random choice (run.seed)")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue a stopped run")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is there")
-    parser.add_argument("--format", choices=("auto", "text", "json"), default="auto")
-    parser.add_argument("--no-figures", action="store_true")
+    add_format(parser, live=True)
+    parser.add_argument("--no-figures", action="store_true", help="draw nothing at the end")
     add_track(parser)
     parser.add_argument("--tensorboard", action="store_true", help="as --track tensorboard")
 

@@ -69,12 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--threads", Whole(1, 1024), 1, "of one pass"),
         ("--drain-seconds", Number(0, 86_400), 10.0, "to finish what is open"),
     ):
-        parser.add_argument(name, type=kind, default=default, help=f"{text} (%(default)s)")
+        parser.add_argument(
+            name, type=kind, default=default, metavar="N", help=f"{text} (%(default)s)"
+        )
     parser.add_argument(
         "--weights", type=Path, metavar="PATH",
         help="of text: the backbone's, if they are not where the run had them",
     )  # fmt: skip
-    parser.add_argument("--log", choices=("json", "text"), default="json", help="on stderr")
+    parser.add_argument(
+        "--log",
+        choices=("json", "text"),
+        default="json",
+        help="form of the log on stderr (%(default)s)",
+    )
 
     def command(args: argparse.Namespace) -> int:
         check_keys(parser, args)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
-from nmoe_flower.cli.options import add_set, add_track
+from nmoe_flower.cli.options import add_command, add_format, add_set, add_track
 from nmoe_flower.cli.study_report import add_report
 from nmoe_flower.errors import ConfigError, NMoEError
 
@@ -33,14 +33,14 @@ others (--part runs) begin.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verbs of ``nmoe study`` and their options."""
-    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=type(parser))
-    plan = verbs.add_parser("plan", help="what is there, what is missing, how long it takes")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    plan = add_command(verbs, "plan", "what is there, what is missing, how long it takes")
     _add_study(plan)
     _add_choice(plan)
-    plan.add_argument("--format", choices=("text", "json"), default="text")
+    add_format(plan)
     plan.set_defaults(command=_plan)
 
-    run = verbs.add_parser("run", help="run what is missing, and go on with what was stopped")
+    run = add_command(verbs, "run", "run what is missing, and go on with what was stopped")
     _add_study(run)
     _add_choice(run)
     run.add_argument(
@@ -65,22 +65,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_track(run)
     run.add_argument("--dry-run", action="store_true", help="only say what would be run")
-    run.add_argument("--format", choices=("text", "json"), default="text")
+    add_format(run)
     run.set_defaults(command=_run)
 
-    commands = verbs.add_parser(
+    commands = add_command(
+        verbs,
         "commands",
-        help="print a command line for each missing run, for Slurm, GNU parallel or Ray",
-        description=_COMMANDS,
+        "print a command line for each missing run, for Slurm, GNU parallel or Ray",
+        _COMMANDS,
     )
     _add_study(commands)
     _add_choice(commands)
-    commands.add_argument("--part", choices=("all", "stage-1", "runs"), default="all")
+    commands.add_argument(
+        "--part",
+        choices=("all", "stage-1", "runs"),
+        default="all",
+        help="only the lines of stage 1, or of what follows it (%(default)s)",
+    )
     commands.add_argument("--workers", type=Whole(0, 4096), metavar="N", help="of each run")
     add_track(commands)
     commands.set_defaults(command=_commands)
 
-    add_report(verbs.add_parser("report", help="tables and figures of what has finished"))
+    add_report(add_command(verbs, "report", "tables and figures of what has finished"))
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +110,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="variants, or VARIANT/seed-N; * and ? stand for anything",
     )
-    parser.add_argument("--seeds", nargs="+", type=SEED, default=[], metavar="SEED")
+    parser.add_argument(
+        "--seeds", nargs="+", type=SEED, default=[], metavar="SEED", help="of the study's (all)"
+    )
     parser.add_argument(
         "--stage-1",
         type=Path,
@@ -156,11 +164,12 @@ def _show(plan) -> None:  # type: ignore[no-untyped-def]
             print(f"{one.run.name}: {_SHOWN[one.state]}: {one.reason}")
     if plan.stages:
         table = [["stage 1", "state", "runs", "minutes"]]
+        width = len(str(len(plan.stages)))
         for stage in plan.stages:
             state = f"{stage.state} {stage.reason}".strip()
             table.append(
                 [
-                    f"{numbers[stage.key]}  {stage.path.name}",
+                    f"{numbers[stage.key]:>{width}}  {stage.path.name}",
                     state,
                     str(stage.users),
                     f"{stage.seconds / 60:.1f}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.arguments import ImageShape, Whole
 from nmoe_flower.catalogue import BASELINES
-from nmoe_flower.cli.options import add_recipe
+from nmoe_flower.cli.options import add_format, add_recipe
 from nmoe_flower.errors import ConfigError, NMoEError
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=Whole(2, 1 << 20), metavar="N", help="how many there are; needs --shape"
     )
-    parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="text, or JSON for scripts"
-    )
+    add_format(parser)
     parser.set_defaults(command=_command)
 
 

@@ -1,6 +1,5 @@
 """A whole run's configuration, and the ways in and out of it."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from nmoe_flower.config.rules import advice, check_rules
 from nmoe_flower.config.run import RunConfig
 from nmoe_flower.config.section import Section, kebab, shown
 from nmoe_flower.config.text import TextConfig
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, did_you_mean
 from nmoe_flower.files import read_toml, to_toml
 
 __all__ = ["Config", "Override", "Scalar", "explain"]
@@ -304,5 +303,4 @@ def _suggest(location: tuple[int | str, ...], value: Any, fields: Mapping[str, A
         section = fields[str(part)].annotation
         fields = section.model_fields
     known = sorted(kebab(name) for name in fields)
-    close = difflib.get_close_matches(kebab(str(location[-1])), known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
+    return did_you_mean(kebab(str(location[-1])), known) or f"; known keys: {', '.join(known)}"

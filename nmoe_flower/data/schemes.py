@@ -339,9 +339,9 @@ def scarcest(data: ImageData, split: Split, held: Sequence[Indices]) -> str:
     left = np.where(known, there - used, there.max() + 1)
     cls = int(left.argmin())
     rest, name = int(there[cls] - used[cls]), data.class_names[cls]
-    return (
-        f"of class {name!r} {rest or 'none'} of {there[cls]:,} {'is' if rest == 1 else 'are'} left"
-    )
+    if not rest:
+        return f"all {there[cls]:,} of class {name!r} are used"
+    return f"{rest:,} of the {there[cls]:,} of class {name!r} {'is' if rest == 1 else 'are'} left"
 
 
 def classes_left(data: ImageData, split: Split, held: Sequence[Indices]) -> str:

@@ -18,7 +18,7 @@ from nmoe_flower.certificates import Identity
 from nmoe_flower.config import Config
 from nmoe_flower.data import own_images
 from nmoe_flower.deploy.keys import public_half
-from nmoe_flower.deploy.party import Party, versions
+from nmoe_flower.deploy.party import SETTINGS, Party, check_written, versions
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.deploy.probes import ProbeResult, ask_superlink, is_free
 from nmoe_flower.deploy.wheel import WHEEL, wheel_problem
@@ -59,11 +59,10 @@ def check_folder(folder: Path, *, now: Callable[[], float] = time.time) -> list[
     Raises:
         ConfigError: The folder is not such a folder.
     """
-    if (folder / "settings.toml").is_file():
+    if (folder / SETTINGS).is_file():
         return list(_party(folder, now, whole=False))
     parties = [folder / "server", *sorted((folder / "nodes").glob("*"))]
-    if not any((party / "settings.toml").is_file() for party in parties):
-        raise ConfigError(f"{folder} has no settings.toml: nmoe deploy did not write this folder")
+    check_written(folder / SETTINGS, *(party / SETTINGS for party in parties))
     findings = [found for party in parties for found in _party(party, now, whole=True)]
     return [*findings, *_together(folder)]
 

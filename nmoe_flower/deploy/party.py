@@ -14,7 +14,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_json, read_toml, to_toml, write_text
 from nmoe_flower.inference.bundle import MANIFEST
 
-__all__ = ["NodeFiles", "Party", "node_files", "versions"]
+__all__ = ["SETTINGS", "NodeFiles", "Party", "check_written", "node_files", "versions"]
 
 SETTINGS = "settings.toml"
 
@@ -60,6 +60,7 @@ class Party:
             ConfigError: It is missing, no TOML, or lacks a key.
         """
         path = folder / SETTINGS
+        check_written(path)
         values = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
         names = [f.name for f in fields(cls)]
         if odd := sorted(set(names) ^ set(values)):
@@ -80,6 +81,21 @@ class Party:
     def created_at(self) -> datetime:
         """When the folder was written, in UTC."""
         return datetime.fromisoformat(self.created).astimezone(UTC)
+
+
+def check_written(*settings: Path) -> None:
+    """Refuse a folder that ``nmoe deploy`` did not write.
+
+    Args:
+        settings: Where ``settings.toml`` must be, in one place at least.
+
+    Raises:
+        ConfigError: It is in none; the folder of the first is named.
+    """
+    if not any(path.is_file() for path in settings):
+        folder = settings[0].parent
+        lacks = f"has no {SETTINGS}" if folder.is_dir() else "is not a folder"
+        raise ConfigError(f"{folder} {lacks}: nmoe deploy did not write it")
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import read_json
+from nmoe_flower.recipes import typed_name
 from nmoe_flower.report import is_papers_setting, paper_cell, read_rounds
 from nmoe_flower.study.comparisons import Comparison, compare
 from nmoe_flower.study.costs import COSTS, OF_A_GATE
@@ -195,7 +196,7 @@ def findings_from(study: Study, outcomes: Sequence[RunOutcome], place: Path) -> 
     if all(one.results is None for one in outcomes):
         raise NMoEError(
             f"no run of {study.name} has finished in {place}: run it with nmoe study run "
-            f"{study.path}"
+            f"{typed_name(study.path)}, or say with --runs where its runs are"
         )
     wanted = list(quantities(study))
     drawn = {spec.y for spec in study.figures if spec.kind == "rounds"}

@@ -1,6 +1,5 @@
 """From variants, axes and seeds to runs: the cross product of a study, less what it skips."""
 
-import difflib
 import hashlib
 import itertools
 import re
@@ -12,7 +11,7 @@ from typing import Any
 
 from nmoe_flower.catalogue import SCHEMES
 from nmoe_flower.config import Config, Override, kebab, shown
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, did_you_mean
 from nmoe_flower.results import FREE_KEYS
 
 __all__ = [
@@ -323,10 +322,9 @@ def refuse_unknown(name: str, known: Iterable[str], what: str) -> None:
     names = list(dict.fromkeys(known))
     if name in names:
         return
-    close = [one for one in names if one.endswith(f".{name}")]
-    close += difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"allowed: {in_words(*names)}"
-    raise ConfigError(f"{name} is no {what}; {hint}")
+    ends = [one for one in names if one.endswith(f".{name}")]
+    hint = f"; did you mean {ends[0]}?" if ends else did_you_mean(name, names)
+    raise ConfigError(f"{name} is no {what}{hint or f'; allowed: {in_words(*names)}'}")
 
 
 def in_words(*values: Any) -> str:

@@ -290,9 +290,23 @@ def _facts(findings: Findings) -> Iterator[Fact]:
     variants = len({run.variant for run in findings.study.runs})
     seeds = len(findings.study.seeds)
     yield Fact("runs finished", f"{told['finished']} of {told['runs']}")
-    yield Fact("variants", str(variants), f"{seeds} seed{'s' if seeds > 1 else ''}")
-    minutes = float(told["minutes"])
-    yield Fact("in exchanges", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min")
+    yield Fact(
+        "variant" if variants == 1 else "variants",
+        str(variants),
+        f"{seeds} seed{'s' if seeds > 1 else ''}",
+    )
+    yield Fact("in exchanges", _time(float(told["minutes"])))
+
+
+def _time(minutes: float) -> str:
+    """Minutes as one number for people.
+
+    >>> _time(0.3), _time(12.4), _time(95)
+    ('18 s', '12 min', '1.6 h')
+    """
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
 
 
 # --- tables ---

@@ -97,6 +97,16 @@ def _typed(findings: Findings) -> str:
     return shlex.quote(str(path))
 
 
+def _time_in_words(minutes: float) -> str:
+    """Minutes, or seconds where there is none.
+
+    >>> _time_in_words(0.3), _time_in_words(1), _time_in_words(1234.5)
+    ('18 seconds', '1 minute', '1,234 minutes')
+    """
+    number, unit = (minutes, "minute") if minutes >= 1 else (60 * minutes, "second")
+    return f"{number:,.0f} {unit}{'' if round(number) == 1 else 's'}"
+
+
 def from_where(findings: Findings) -> str:
     """Where the numbers come from, in a sentence: runs, seeds, machine, time, versions."""
     told, study = findings.provenance, findings.study
@@ -105,7 +115,7 @@ def from_where(findings: Findings) -> str:
         f"{told['finished']} of {told['runs']} runs",
         f"seed{'s' if len(study.seeds) > 1 else ''} {seeds}",
         " and ".join(told["machine"]),
-        f"{told['minutes']:,.0f} minutes in exchanges",
+        f"{_time_in_words(told['minutes'])} in exchanges",
         " to ".join(dict.fromkeys((*told["dates"][:1], *told["dates"][-1:]))),
         " and ".join(
             ", ".join(f"{name} {version}" for name, version in one.items())

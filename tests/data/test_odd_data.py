@@ -149,15 +149,15 @@ def test_the_reasons_are_in_words(tmp_path: Path) -> None:
     # 24 of the small classes allow 24 for each client: 72 of 288.
     assert train == (
         "train: 72 of 288 samples are used; 216 are not: every client holds equally many, 24; "
-        "of class 'c1' none of 24 are left"
+        "all 24 of class 'c1' are used"
     )
     assert "local test: 24 of 96 samples are used; 72 are not: every client" in local
     assert iid == "IID test: 24 of 96 samples are used; 72 are not: every class alike, 8 per client"
     train, local, _ = told("a class in the test split only")
     assert train == "train: 72 of 72 samples are used"
     assert local.endswith("1 are not: 1 are of class 'c3', with none to train on; every client "
-                          "holds equally many, 8, skewed like its training samples; of "
-                          "class 'c0' none of 8 are left")  # fmt: skip
+                          "holds equally many, 8, skewed like its training samples; "
+                          "all 8 of class 'c0' are used")  # fmt: skip
     (train, *_) = told("plain", scheme="pathological", classes_per_client=1, train_per_client=5)
     assert train == "train: 15 of 72 samples are used; 57 are not: data.train-per-client is 5"
     (train, *_) = told("plain", scheme="natural")

@@ -15,7 +15,7 @@ import pytest
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
-from nmoe_flower.deploy import Finding, Party, check_folder
+from nmoe_flower.deploy import Finding, Party, check_folder, node_files
 from nmoe_flower.errors import ConfigError
 
 NODE = Path("nodes", "node-1")
@@ -183,8 +183,11 @@ def test_a_clock_that_is_behind_is_told(federation: Path) -> None:
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nmoe deploy did not write this folder"):
-        check_folder(tmp_path)
+    for use in (check_folder, node_files):
+        with pytest.raises(ConfigError, match=r"has no settings\.toml: nmoe deploy did not"):
+            use(tmp_path)
+        with pytest.raises(ConfigError, match=r"absent is not a folder: nmoe deploy did not"):
+            use(tmp_path / "absent")
 
 
 # --- the network ---

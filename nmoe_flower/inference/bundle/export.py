@@ -43,6 +43,9 @@ def export_run(
         ConfigError: Experts of images would be on several devices, ``replicas`` is out of range,
             or ``holders`` cannot be read.
     """
+    if not (run_folder / "config.toml").is_file():
+        lacks = "has no config.toml" if run_folder.is_dir() else "is not a folder"
+        raise BundleError(f"{run_folder} {lacks}: it is no folder of a run")
     config = Config.load(run_folder / "config.toml")
     _check_system(run_folder, config)
     if config.run.system == "language":

@@ -216,7 +216,8 @@ def _results(groups: Groups) -> list[PagePart]:
         notes = [
             f"A large dot is the mean, its number beside it; a small dot is one "
             f"{'seed' if seeds > 1 else 'client'}. Hollow: upper bound. Orange: plain baseline; "
-            "the dashed line is the best of them. Grey: other controls. Axes need not begin at 0."
+            "the dashed line is the best of them. Neither blue nor orange: other controls. Axes "
+            "need not begin at 0."
         ]
         parts.append(Dots(dots, notes))
     return parts

@@ -209,6 +209,13 @@ def test_a_gate_the_run_does_not_have(run_folder: Path, tmp_path: Path, gate: st
         export_run(run_folder, tmp_path / "out", gate=gate)
 
 
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"has no config\.toml: it is no folder of a run"):
+        export_run(tmp_path, tmp_path / "out")
+    with pytest.raises(BundleError, match="absent is not a folder: it is no folder of a run"):
+        export_run(tmp_path / "absent", tmp_path / "out")
+
+
 def test_bundles_are_written_all_or_none(run_folder: Path, tmp_path: Path) -> None:
     """The second client's expert does not fit: the first has no new bundle either."""
     export_run(run_folder, tmp_path / "out")
