@@ -18,6 +18,7 @@ from nmoe_flower.cli import (
     forget,
     infer,
     join,
+    options,
     partition,
     peers,
     privacy,
@@ -28,7 +29,6 @@ from nmoe_flower.cli import (
     study,
     systems,
 )
-from nmoe_flower.cli.options import add_command
 from nmoe_flower.errors import NMoEError, did_you_mean
 
 __all__ = ["main"]
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
     for module in _COMMANDS:
         name = module.__name__.rpartition(".")[2]
-        module.add_arguments(add_command(commands, name, module.ABOUT))
+        module.add_arguments(options.add_command(commands, name, module.ABOUT))
     return parser
 
 

@@ -129,7 +129,7 @@ FAULTS = [
     (no_wheel, {"node-1 wheel": "wheel holds 0 wheels; allowed: 1"}),
     (no_authority, {"node-1 certificate": "ca.pem", "node-1 peers": "cannot read",
                     "all authority": "cannot read"}),
-    (no_server, {"server settings": "cannot read", "all keys": "node-0.pub is missing",
+    (no_server, {"server settings": "server is not a folder", "all keys": "node-0.pub is missing",
                  "all authority": "cannot read"}),
     (expired, {"node-1 certificate": "node-1.pem expired on"}),
     (not_yet_valid, {"node-1 certificate": "is this machine's clock right?"}),
