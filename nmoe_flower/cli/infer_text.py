@@ -45,7 +45,9 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--temperature", type=Number(0, 1000), metavar="T", help="0: the likeliest token (0)"
     )
-    group.add_argument("--seed", type=Whole(0, (1 << 63) - 1), help="of what is drawn (0)")
+    group.add_argument(
+        "--seed", type=Whole(0, (1 << 63) - 1), metavar="N", help="of what is drawn (0)"
+    )
     group.add_argument(
         "--prefix",
         type=Whole(1, 1 << 20),
