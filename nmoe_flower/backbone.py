@@ -40,6 +40,7 @@ def configured_language(config: Config, vocab_size: int) -> tuple[AdaptedLM, byt
         scale=settings.scale,
         bias=settings.bias,
         bf16=bf16,
+        kind=config.expert.kind,
     )
     model.check_rank(settings.rank)
     for rank in settings.ranks:

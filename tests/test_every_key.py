@@ -155,6 +155,7 @@ ROWS: dict[str, list[str]] = {
     "head.batch-size": BELOW_1,
     "head.learning-rate": NOT_ABOVE_0,
     "head.weight-decay": BELOW_0,
+    "expert.kind": [*CHOICE, "ffn", f"ffn|{LANGUAGE} adapter.targets=up"],
     "expert.init": [*CHOICE, f"head|{FEDSC}"],
     "expert.hidden": ["0", "-8", "8,0", "8,1.5", "2000000", "1048576,1048576", "8,nan"],
     "expert.epochs": ["-1"],

@@ -12,6 +12,10 @@ __all__ = ["ExpertConfig"]
 class ExpertConfig(Section):
     """Stage 2: the personal experts."""
 
+    kind: Literal["adapter", "ffn"] = Field(
+        "adapter",
+        description="of language: low-rank, or a network beside each feed-forward part",
+    )
     init: Literal["head", "fine-tune", "scratch"] = Field(
         "fine-tune", description="reuse the stage-1 head as it is, fine-tune it, or start anew"
     )

@@ -33,6 +33,7 @@ def check_rules(config: "Config") -> None:
     _parts_fit_together(config)
     _language_stands_alone(config)
     _text_has_a_reader(config)
+    _expert_has_a_place(config)
     _histograms_can_be_private(config)
     _networks_can_read_the_data(config)
     _weights_can_be_private(config)
@@ -390,6 +391,27 @@ def _text_has_a_reader(config: "Config") -> None:
         raise ValueError(
             f"extractor.start = {extractor.start} takes what another run has trained, and "
             "extractor.method = pretrained has extractor.weights for that: leave it out"
+        )
+
+
+def _expert_has_a_place(config: "Config") -> None:
+    """Networks beside feed-forward parts are for text, and their mean has no product."""
+    if config.expert.kind != "ffn":
+        return
+    if config.run.system != "language":
+        raise ValueError(
+            "expert.kind = ffn stands beside the blocks of a language model, got run.system = "
+            f"{config.run.system}: leave it out, or use run.system = language"
+        )
+    if config.adapter.targets:
+        raise ValueError(
+            f"adapter.targets = {', '.join(config.adapter.targets)} names linear layers to adapt, "
+            "and expert.kind = ffn stands beside the feed-forward part: leave it out"
+        )
+    if "fedavg-exact" in config.adapter.controls:
+        raise ValueError(
+            "adapter.controls = fedavg-exact averages the products of two factors, and expert.kind "
+            "= ffn has a curve between them: leave it out"
         )
 
 

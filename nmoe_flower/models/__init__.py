@@ -1,7 +1,7 @@
 """The parts of a networked mixture: extractor, experts, gates, the mixture, prior correction."""
 
 from nmoe_flower.models.adapted import AdaptedExtractor
-from nmoe_flower.models.adapter import AdaptedLM, blocks_of, require_peft
+from nmoe_flower.models.adapter import AdaptedLM, blocks_of
 from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
 from nmoe_flower.models.blocks import StandardisedConv2d
 from nmoe_flower.models.build import (
@@ -41,6 +41,7 @@ from nmoe_flower.models.gate import (
 )
 from nmoe_flower.models.given import Given, PretrainedExtractor, Wish
 from nmoe_flower.models.language import LanguageWish, OpenLM, open_language_model
+from nmoe_flower.models.low_rank import require_peft
 from nmoe_flower.models.metric_gate import MetricGate, MetricLearner, metric_scores
 from nmoe_flower.models.nmoe import (
     AskedExperts,

@@ -1,15 +1,13 @@
-"""Low-rank adapters (Hu et al. 2021) on a frozen language model, by peft: one at work at a time.
+"""Experts on a frozen language model, one at work at a time: low-rank adapters, or networks beside.
 
-An adapter adds ``scale B A x`` to what a linear layer says, with A [r, in] and B [out, r]; and,
-where asked for, an offset to the logit of every token. Its parts are named ``<layer>.A``,
+A low-rank adapter adds ``scale B A x`` to what a linear layer says, with A [r, in] and B [out, r];
+one of kind ``ffn`` adds ``scale B gelu(A x)`` to what the feed-forward part of a block says of x.
+Where asked for, both add an offset to the logit of every token. Parts are named ``<layer>.A``,
 ``<layer>.B`` and ``bias``.
 """
 
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError, ReplyError
-from nmoe_flower.installation import install_hint
+from nmoe_flower.models.feed_forward import FeedForwardSlots
+from nmoe_flower.models.low_rank import LowRankSlots
 from nmoe_flower.models.lower_half import LowerHalf, reach
 
-__all__ = ["AdaptedLM", "blocks_of", "require_peft"]
+__all__ = ["AdaptedLM", "blocks_of"]
 
 BIAS = "bias"
 SLICE = 16  # windows whose logits are held at once
-_PART = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.(?P<slot>r\d+)\.weight")
-_MORE_THAN = "; allowed: 1 to {most}, the least side of the layer {layer}"
-
-
-def require_peft() -> Any:
-    """The package peft.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError(f"adapters need peft: {install_hint('text')}") from None
-    return peft
+_MORE_THAN = "; allowed: 1 to {most}, {what} {layer}"
 
 
 def blocks_of(network: nn.Module) -> tuple[str, int]:
@@ -78,6 +63,8 @@ class AdaptedLM(nn.Module):
         scale: What the product B A is multiplied by.
         bias: Whether an adapter has an offset of the logits, too.
         bf16: Whether frozen layers of the blocks are kept in bfloat16, for autocast.
+        kind: ``adapter``: low-rank ones of linear layers; ``ffn``: a small network of two layers
+            beside the feed-forward part of each block, which ``targets`` say nothing of.
 
     Attributes:
         layers: Names of the adapted layers, in order.
@@ -86,7 +73,8 @@ class AdaptedLM(nn.Module):
         bf16: Whether frozen layers of the blocks are kept in bfloat16.
 
     Raises:
-        ConfigError: peft is not installed, or a block has no layer of a name in ``targets``.
+        ConfigError: peft is not installed, a block has no layer of a name in ``targets``, or no
+            feed-forward part.
     """
 
     def __init__(
@@ -99,26 +87,31 @@ class AdaptedLM(nn.Module):
         scale: float = 2.0,
         bias: bool = True,
         bf16: bool = False,
+        kind: str = "adapter",
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.cut = _first_adapted(network, blocks)
-        self.layers = _layers(network, self.cut, targets)
         place, count = blocks_of(network)
+        self._places: LowRankSlots | FeedForwardSlots = (
+            FeedForwardSlots(network, place, self.cut, scale)
+            if kind == "ffn"
+            else LowRankSlots(network, place, self.cut, targets, scale)
+        )
+        self.layers = self._places.layers
         below = [network.get_submodule(f"{place}.{block}") for block in range(count // 2)]
         self._cut = network.get_submodule(f"{place}.{count // 2}")
         frozen = below and blocks == "upper"
         self._lower = LowerHalf(network, below, self._cut) if frozen else None
-        self.scale = scale
+        self.scale, self.kind = scale, kind
         self.bias = nn.Parameter(torch.zeros(vocab_size), requires_grad=bias)
         self.rank = 0
-        self._peft = require_peft()
         self._slots: dict[int, dict[str, nn.Parameter]] = {}
         self.bf16 = bf16
         modules = dict(network.named_modules())
-        sides = {n: min(modules[n].in_features, modules[n].out_features) for n in self.layers}
-        self._narrowest = min(sides, key=sides.__getitem__)
-        self._most = sides[self._narrowest]
+        most = self._places.most
+        self._narrowest = min(most, key=most.__getitem__)
+        self._most = most[self._narrowest]
         if bf16:
             for module in network.modules():
                 if isinstance(module, nn.Linear) and any(module is modules[n] for n in self.layers):
@@ -140,7 +133,12 @@ class AdaptedLM(nn.Module):
             ConfigError: It is not.
         """
         if not 1 <= rank <= self._most:
-            allowed = _MORE_THAN.format(most=self._most, layer=self._narrowest)
+            what = (
+                "the width inside the part that ends in"
+                if self.kind == "ffn"
+                else "the least side of the layer"
+            )
+            allowed = _MORE_THAN.format(most=self._most, what=what, layer=self._narrowest)
             raise ConfigError(f"{key} = {rank}{allowed}")
 
     def fresh(self, rank: int) -> dict[str, Tensor]:
@@ -154,10 +152,7 @@ class AdaptedLM(nn.Module):
         """
         self.check_rank(rank)
         found: dict[str, Tensor] = {}
-        modules = dict(self.network.named_modules())
-        for name in self.layers:
-            layer = modules[name]
-            sides: tuple[int, int] = (int(layer.in_features), int(layer.out_features))
+        for name, sides in self._places.sides.items():
             bound = sides[0] ** -0.5
             found[f"{name}.A"] = torch.empty(rank, sides[0]).uniform_(-bound, bound)
             found[f"{name}.B"] = torch.zeros(sides[1], rank)
@@ -188,8 +183,8 @@ class AdaptedLM(nn.Module):
         parts = self.learners()
         if odd := sorted(parts.keys() ^ arrays.keys()):
             raise ReplyError(
-                f"the adapter is for another backbone, or for other adapter.blocks, targets or "
-                f"bias: it differs in {', '.join(odd[:3])}"
+                f"the adapter is for another backbone, or for another expert.kind, adapter.blocks, "
+                f"targets or bias: it differs in {', '.join(odd[:3])}"
             )
         with torch.no_grad():
             for name, part in parts.items():
@@ -210,28 +205,9 @@ class AdaptedLM(nn.Module):
                 self.check_rank(rank)
             except ConfigError as error:
                 raise ReplyError(f"an adapter of {error}") from None
-            self._slots[rank] = self._slot(rank)
-        for module in self.network.modules():
-            if isinstance(module, self._peft.tuners.lora.LoraLayer):
-                module.set_adapter(f"r{rank}")
+            self._slots[rank] = self._places.add(rank)
+        self._places.use(rank)
         self.rank = rank
-
-    def _slot(self, rank: int) -> dict[str, nn.Parameter]:
-        settings = self._peft.LoraConfig(
-            r=rank,
-            lora_alpha=self.scale * rank,
-            target_modules="|".join(map(re.escape, self.layers)),
-        )
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # of more than one adapter: that is meant
-            self._peft.inject_adapter_in_model(settings, self.network, adapter_name=f"r{rank}")
-        found = {}
-        for name, parameter in self.network.named_parameters():
-            part = _PART.fullmatch(name)
-            if part and part["slot"] == f"r{rank}":
-                parameter.data = parameter.data.float()  # masters are float32
-                found[f"{part['layer']}.{part['side']}"] = parameter
-        return found
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of what follows each of the tokens [B, T]."""
@@ -283,18 +259,11 @@ class AdaptedLM(nn.Module):
     @contextmanager
     def _without_adapters(self) -> Iterator[None]:
         """The frozen network alone."""
-        adapted = [
-            module
-            for module in self.network.modules()
-            if isinstance(module, self._peft.tuners.lora.LoraLayer)
-        ]
-        for module in adapted:
-            module.enable_adapters(False)
+        self._places.enable(False)
         try:
             yield
         finally:
-            for module in adapted:
-                module.enable_adapters(True)
+            self._places.enable(True)
 
     @torch.inference_mode()
     def score(self, tokens: np.ndarray) -> np.ndarray:
@@ -317,35 +286,11 @@ def _first_adapted(network: nn.Module, blocks: str) -> int:
     return 0 if blocks == "all" else blocks_of(network)[1] // 2
 
 
-def _layers(network: nn.Module, first: int, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the linear layers that are adapted, from the block ``first`` on."""
-    place, _ = blocks_of(network)
-    within = re.compile(rf"{re.escape(place)}\.(\d+)\.(.+)")
-    found, known = [], dict[str, None]()
-    for name, module in network.named_modules():
-        match = within.fullmatch(name)
-        if match is None or not isinstance(module, nn.Linear):
-            continue
-        last = match[2].rpartition(".")[2]
-        known[last] = None
-        if int(match[1]) >= first and (not targets or last in targets):
-            found.append(name)
-    for target in targets:
-        if target not in known:
-            raise ConfigError(
-                f"adapter.targets: a block of the backbone has no layer {target!r}; allowed: "
-                f"{', '.join(known)}"
-            )
-    if not found:
-        raise ConfigError("extractor.backbone: its blocks have no linear layer to adapt")
-    return tuple(found)
-
-
 def _rank_of(arrays: Mapping[str, np.ndarray], layers: tuple[str, ...]) -> int:
     first = arrays.get(f"{layers[0]}.A")
     if first is None or first.ndim != 2:
         raise ReplyError(
-            f"the adapter is for another backbone, or for other adapter.blocks or targets: it has "
-            f"no {layers[0]}.A"
+            "the adapter is for another backbone, or for another expert.kind, adapter.blocks or "
+            f"targets: it has no {layers[0]}.A"
         )
     return int(first.shape[0])

@@ -23,6 +23,7 @@ from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.pipeline import Run, exchanges, run_pipeline
 from nmoe_flower.privacy import epsilon_spent
+from nmoe_flower.records import TextKey
 from nmoe_flower.study.costs import cost_of
 
 WORDS = {"animals": "cat dog bird", "code": "x=1; y=2; z+=3;", "numbers": "uno dos tres"}
@@ -464,6 +465,11 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
             {"data__scheme": "dominant", "gate__methods": "unigram"},
             "data.scheme = dominant looks at classes, and the text",
         ),
+        ({"expert__kind": "ffn", "adapter__targets": "up"}, "stands beside the feed-forward part"),
+        (
+            {"expert__kind": "ffn", "adapter__controls": "fedavg-exact"},
+            "has a curve between them",
+        ),
         ({"data__kind": "images"}, "run.system = language and data.kind = text need each other"),
         (
             {"extractor__backbone": "resnet18", "extractor__widths": ""},
@@ -493,3 +499,23 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
 def test_what_does_not_fit_is_refused(texts: Path, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         settings(texts, **changes)
+
+
+def test_experts_beside_the_feed_forward_part_take_the_same_road(
+    texts: Path, tmp_path: Path
+) -> None:
+    controls = "frozen,soup,uniform,fedavg,fedavg-frozen-a,fedavg-large"
+    config = settings(texts, expert__kind="ffn", adapter__controls=controls, adapter__bias=False)
+    results, run, lines = carried_out(config, tmp_path / "ffn")
+    parts = {f"blocks.{n}.down.{side}" for n in (0, 1) for side in "AB"}
+    assert set(run.artifacts.adapters) == {
+        f"{client}/{name}" for client in range(3) for name in (*parts, TextKey.BACKBONE)
+    }
+    (trained,) = (line for line in lines if line["stage"] == "experts")
+    frequencies = 3 * 2 * 257
+    assert trained["bytes_up"] < 3 * (4 * 2 * 16 * 4 + 32) + frequencies + 3 * 2048  # headers
+    rows = by_gate(results)
+    bits = {gate: rows[gate, "local"]["bits_per_byte"] for gate, _ in rows}
+    assert bits["local"] < bits["control:frozen"]
+    assert bits["control:fedavg"] < bits["control:frozen"]
+    assert {f"control:{name}" for name in controls.split(",")} <= set(bits)

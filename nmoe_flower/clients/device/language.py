@@ -60,6 +60,8 @@ class Language:
         config = self.device.config
         told = [self.source.tobytes().hex(), rate, self.bf16, config.run.seed]
         told += [config.adapter.model_dump(mode="json")]
+        if config.expert.kind != "adapter":
+            told.append(config.expert.kind)
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     @property
