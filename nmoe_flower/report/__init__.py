@@ -6,6 +6,7 @@ from nmoe_flower.report.alignment import (
     draw_alignment,
     most_bytes,
 )
+from nmoe_flower.report.callouts import Mark, write_names
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.estimates import Estimate, differences, estimate
 from nmoe_flower.report.figures import (
@@ -36,6 +37,7 @@ __all__ = [
     "GATE_NAMES",
     "Estimate",
     "FinishedRun",
+    "Mark",
     "Traffic",
     "alignment_lines",
     "alignment_table",
@@ -70,5 +72,6 @@ __all__ = [
     "test_label",
     "to_csv",
     "to_markdown",
+    "write_names",
     "write_report",
 ]

@@ -7,7 +7,7 @@ any thread, without a display.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,7 +70,9 @@ def new(width: float, height: float) -> "Figure":
     return figure
 
 
-def save(figure: "Figure", path: Path, *, note: str = "") -> None:
+def save(
+    figure: "Figure", path: Path, *, note: str = "", last: Callable[[], None] | None = None
+) -> None:
     """Give every axis the common look and write the file, atomically.
 
     An axis of numbers starts at 0 where that costs little; every other says where it starts.
@@ -79,6 +81,7 @@ def save(figure: "Figure", path: Path, *, note: str = "") -> None:
         figure: From `new`, drawn.
         path: The file to write; its suffix says what: ``.png``, ``.pdf`` or ``.svg``.
         note: What the whole figure stands for, as its seeds; small, above everything.
+        last: Draws what depends on where everything is; nothing moves after that.
     """
     from matplotlib.text import Text
 
@@ -97,6 +100,10 @@ def save(figure: "Figure", path: Path, *, note: str = "") -> None:
     for text in figure.findobj(Text):
         if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
             text.set_parse_math(False)  # somebody's name, no formula
+    if last is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        last()
     _write(figure, path)
 
 

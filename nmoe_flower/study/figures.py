@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nmoe_flower.report import canvas, estimate, seeds_in_words
+from nmoe_flower.report import Mark, canvas, estimate, seeds_in_words, write_names
 from nmoe_flower.study.curves import Curve, RoutingMap
 from nmoe_flower.study.declared import FigureSpec
 from nmoe_flower.study.labels import Labels
@@ -210,8 +210,16 @@ def _where(figure: FigureSpec) -> dict[str, tuple[Any, ...]]:
 
 
 def _label(figure: FigureSpec, key: tuple[Any, ...], labels: Labels) -> str:
-    pairs = zip(figure.series, key, strict=True)
-    return ", ".join(labels.of_value(d, value, alone=True) for d, value in pairs)
+    told: list[str] = []
+    for dimension, value in zip(figure.series, key, strict=True):
+        name = labels.of_value(dimension, value, alone=True)
+        if not any(_letters(one).startswith(_letters(name)) for one in told):
+            told.append(name)  # FedEM's gate fedem says nothing more
+    return ", ".join(told)
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _in_order(
@@ -360,28 +368,29 @@ def _draw_lines(figure: Figure, path: Path) -> None:
 
 
 def _draw_scatter(figure: Figure, path: Path) -> None:
-    """A mark for each series; what cost nothing is a line across."""
-    lines = math.ceil(len(figure.series) / _legend_columns(figure))
-    drawn = canvas.new(4.8, 3.2 + 0.17 * lines)
+    """A mark for each series, its name beside it; what cost nothing is a line across."""
+    drawn = canvas.new(5.6, 3.6)
     axis = drawn.subplots()
+    marks = []
     colours = canvas.line_colours(len(figure.series))
     for at, (series, colour) in enumerate(zip(figure.series, colours, strict=True)):
         label = canvas.shortened(series.label, 40)
         for point in series.points:
-            if not point.x:
-                axis.axhline(point.mean, color=colour, linewidth=1.0, label=label,
+            x = float(point.x) or None
+            marks.append(Mark(label, x, point.mean, point.se or 0.0))
+            if x is None:
+                axis.axhline(point.mean, color=colour, linewidth=1.0,
                              linestyle=_DASHES[1 + at % (len(_DASHES) - 1)])  # fmt: skip
                 continue
-            axis.errorbar([float(point.x)], [point.mean], yerr=point.se, linestyle="",
+            axis.errorbar([x], [point.mean], yerr=point.se, linestyle="",
                           marker=_MARKS[at % len(_MARKS)], markersize=5, color=colour,
-                          capsize=2, elinewidth=0.9, label=label)  # fmt: skip
+                          capsize=2, elinewidth=0.9)  # fmt: skip
     if figure.log:
         axis.set_xscale("log")
     axis.set_xlabel(f"{figure.x} (log scale)" if figure.log else figure.x)
     axis.set_ylabel(figure.y)
     canvas.light_grid(axis, which="both")
-    _legend(drawn, axis, figure)
-    canvas.save(drawn, path, note=_note(figure))
+    canvas.save(drawn, path, note=_note(figure), last=lambda: write_names(axis, marks))
 
 
 def _log_axis(axis: "Axes", figure: Figure) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.records import Score
@@ -458,3 +459,29 @@ def test_the_metrics_of_a_row_are_those_on_the_wire() -> None:
     counted = {Score.ROUTING, Score.RIGHT_OF, Score.ASKED_OF}
     sent = {score.replace("-", "_") for score in set(Score) - counted}
     assert set(ROW_METRICS) == {*sent, "worst_client"}  # which the server takes from all of them
+
+
+@pytest.mark.parametrize("name", ["systems", "systems-latents"])
+def test_leagues_of_systems_are_never_in_one_table_or_figure(name: str) -> None:
+    """A global system is compared on images of all classes, a personal one on the device's own."""
+    study = Study.load(Path(__file__).parents[2] / "experiments" / f"{name}.toml")
+    league = {
+        one: BASELINES[system].league
+        for run in study.runs
+        for one, system in [(run.named, run.config.run.system)]
+        if system in BASELINES
+    }
+    beside = {"fedavg", "fine-tuned", "own", "majority"}  # FedAvg's are controls of both leagues
+    shown = [(table.name, table.tests, dict(table.where)) for table in study.tables]
+    shown += [(figure.name, (figure.test,), dict(figure.where)) for figure in study.figures]
+    names = {what for what, *_ in shown}
+    assert {"global", "personal", "worst", "global-bytes", "personal-bytes"} <= names
+    for what, tests, where in shown:
+        if what == "costs":
+            continue
+        (test,) = tests
+        wanted = {"iid": "global", "local": "personal"}[test]
+        rivals = set(where["variant"]) & league.keys() - {"fedavg"}
+        assert {league[one] for one in rivals} == {wanted}, what
+        gates = where.get("gate") or next(t.gates for t in study.tables if t.name == what)
+        assert {league[g] for g in gates if g in league and g not in beside} == {wanted}, what
