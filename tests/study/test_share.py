@@ -179,6 +179,7 @@ OTHERS: dict[str, Any] = {
     "alignment.evaluate-every": 2,
     "run.system": "aligned", "run.controls": "", "run.control-epochs": 2,
     "run.control-learning-rate": 0.1, "run.wait-for-all": True,
+    "engine.stack": 2,
     "data.cache-dir": "", "run.name": "other", "run.out": "elsewhere", "run.checkpoint-every": 1,
     "run.keep-checkpoints": 3, "run.connect-timeout": 60.0, "run.round-timeout": 60.0,
 }  # fmt: skip
@@ -190,7 +191,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "alignment.deadline": {"alignment.devices": "phone"},
     "alignment.estimate-capacity": {"alignment.devices": "phone", "alignment.deadline": 9.0},
 }
-WITHOUT = ("text.", "adapter.", "baseline.")  # of systems without this stage 1
+WITHOUT = ("text.", "adapter.", "baseline.", "query.")  # of systems without this stage 1
 # So that expert.hidden is the experts' affair alone, and a head may be trained after stage 1.
 WITH_LABELS = {"extractor.head": "linear", "extractor.reading": "private-heads"}
 
