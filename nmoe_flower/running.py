@@ -30,6 +30,7 @@ from nmoe_flower.progress import Follower, Format, Progress, make_progress
 from nmoe_flower.provenance import usable_cores
 from nmoe_flower.recipes import find_recipe
 from nmoe_flower.rehearsal import rehearse, rehearse_language
+from nmoe_flower.rendezvous import require_rendezvous
 from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running_data import open_data, open_text, remember_data
 from nmoe_flower.summary import draw, summary_lines
@@ -348,6 +349,8 @@ def _rehearsed(
     config: Config, view: Progress, *, began: RunFolder | None = None
 ) -> ImageData | TextData:
     """Open the data, tell what of it is left out, and try all that can be tried without a run."""
+    if config.engine.stack > 1:
+        require_rendezvous()
     if config.run.system == "language":
         text = open_text(config, view, began=began)
         rehearse_language(config, text)

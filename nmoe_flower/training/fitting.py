@@ -106,7 +106,7 @@ def fit(
             decay.step()
         losses.append(loss.detach())
     module.eval()
-    mean = float(torch.stack(losses).double().mean()) if losses else 0.0
+    mean = float(torch.stack(losses).cpu().double().mean()) if losses else 0.0
     return FitResult(loss=mean, steps=len(losses))
 
 

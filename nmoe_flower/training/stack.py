@@ -21,6 +21,7 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -371,10 +372,10 @@ class _Stack:
         """The arithmetic of torch's optimizer, in its order, on rows [N, P]."""
         active = len(weights)
         rates = [task.rate(step) for task in self._tasks[:active]]
-        rate = torch.tensor(rates, dtype=torch.float64, device=self._device)[:, None]
+        rate = np.array(rates)[:, None]
         settings = self._first.optimizer.param_groups[0]
         if isinstance(self._first.optimizer, torch.optim.SGD):
-            self._sgd(weights, gradient, rate.to(weights.dtype), settings)
+            self._sgd(weights, gradient, _like(weights, rate), settings)
         else:
             self._adamw(weights, gradient, rate, settings, self._first.taken + step + 1)
 
@@ -396,7 +397,7 @@ class _Stack:
         self,
         weights: Tensor,
         gradient: Tensor,
-        rate: Tensor,
+        rate: npt.NDArray[np.float64],
         settings: Mapping[str, Any],
         taken: int,
     ) -> None:
@@ -407,17 +408,24 @@ class _Stack:
         mean = self._memory["exp_avg"][: len(weights)]
         square = self._memory["exp_avg_sq"][: len(weights)]
         if self._decays:
-            weights.mul_((1 - rate * self._decay).to(weights.dtype))
+            weights.mul_(self._kept(weights, rate))
         mean.lerp_(gradient, 1 - first)
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         scale = (square.sqrt() / sqrt(1 - second**taken)).add_(settings["eps"])
-        weights.sub_(mean.div(scale).mul_((rate / (1 - first**taken)).to(weights.dtype)))
+        weights.sub_(mean.div(scale).mul_(_like(weights, rate / (1 - first**taken))))
+
+    def _kept(self, weights: Tensor, rate: npt.NDArray[np.float64]) -> Tensor:
+        """What weight decay leaves of each weight, [N, 1] or [N, P]."""
+        if isinstance(self._decay, Tensor):
+            return 1 - _like(weights, rate) * self._decay
+        return _like(weights, 1 - rate * self._decay)
 
     def _finished(self, losses: Sequence[Tensor]) -> list[Stacked]:
         """What came out for each client, in the order in which they were given."""
-        sums = torch.zeros(len(self._tasks), dtype=torch.float64, device=self._device)
-        for each in losses:
-            sums[: len(each)] += each.double()
+        lost = torch.zeros(len(losses), len(self._tasks), device=self._device)
+        for row, each in zip(lost, losses, strict=True):
+            row[: len(each)] = each
+        sums = lost.cpu().double().sum(dim=0)  # not every device has doubles
         found = [
             Stacked(
                 FitResult(total / task.steps, task.steps),
@@ -427,6 +435,10 @@ class _Stack:
             for place, (task, total) in enumerate(zip(self._tasks, sums.tolist(), strict=True))
         ]
         return [found[place] for place in np.argsort(self._order)]
+
+
+def _like(weights: Tensor, column: npt.NDArray[np.float64]) -> Tensor:
+    return torch.tensor(column, dtype=weights.dtype, device=weights.device)
 
 
 def _decay(task: StackTask) -> Tensor | float:

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from nmoe_flower import running
+from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid, StreamingGrid, inprocess
 from nmoe_flower.errors import EngineError
+from nmoe_flower.results import RunFolder
 from nmoe_flower.training import RowBatches, SharedLoss, fit, sgd, stack
 
 pytestmark = pytest.mark.flower
@@ -160,3 +165,43 @@ def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match="stack must be 0 or more, got -1"):
         InProcessGrid(ClientApp(), 1, stack=-1)
     assert inprocess.InProcessGrid(ClientApp(), 1, stack=1)
+
+
+def test_a_run_that_asks_for_it_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused() -> None:
+        raise EngineError("engine.stack needs greenlet")
+
+    monkeypatch.setattr(running, "require_rendezvous", refused)
+    with pytest.raises(EngineError, match="needs greenlet"):
+        running.run(set={"engine.stack": 2}, out=tmp_path, progress=None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "workers", "note"),
+    [
+        ({"engine.stack": 8}, None, []),
+        ({"engine.stack": 8}, 2, ["note: engine.stack = 8: clients train together with --workers 0; "
+                                  "here each trains alone"]),
+        ({}, 2, []),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_workers_and_stacks(
+    asked_for: dict[str, int],
+    workers: int | None,
+    note: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Where the key is set clients run in this process, unless workers are asked for."""
+    folder = RunFolder.create(tmp_path / "run", Config.parse(asked_for), overwrite=False)
+    told: list[str] = []
+    started: list[int] = []
+    view = SimpleNamespace(message=told.append)
+    monkeypatch.setattr(running, "_train_in_process", lambda *given: started.append(given[2]))
+    running._train(folder, view, "inprocess", workers, resumed=False)
+    assert started == [workers or 0]
+    assert [line for line in told if "stack" in line] == note
