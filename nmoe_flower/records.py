@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,6 +12,8 @@ from nmoe_flower.errors import ReplyError
 
 if TYPE_CHECKING:
     import torch
+
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 __all__ = [
     "ANSWERS",
@@ -79,6 +81,7 @@ __all__ = [
     "is_learned",
     "load_into",
     "metrics_of",
+    "of_kind",
     "pack",
     "part_of",
     "reply",
@@ -568,9 +571,22 @@ def part_of(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
+def of_kind(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """The records of one kind, by name, as ``content.array_records`` gives them.
+
+    What Flower's own property gives refers to itself: the arrays of every reply that was looked at
+    with it would stay until Python next collects cycles, which is dozens of large replies later.
+
+    Args:
+        content: What a message holds.
+        kind: One of ``ArrayRecord``, ``MetricRecord`` and ``ConfigRecord``.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
 def array_bytes(content: RecordDict) -> int:
     """Bytes of every array in a message: what the wire is charged for."""
-    records = content.array_records.values()
+    records = of_kind(content, ArrayRecord).values()
     return sum(len(array.data or b"") for record in records for array in record.values())
 
 
@@ -604,4 +620,4 @@ def config_of(message: Message) -> Mapping[str, Any]:
 
 def metrics_of(content: RecordDict) -> Mapping[str, Any]:
     """The MetricRecord of a reply of this app."""
-    return content.metric_records[METRICS]
+    return of_kind(content, MetricRecord)[METRICS]

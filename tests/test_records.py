@@ -1,6 +1,8 @@
 import contextlib
+import gc
 import io
 import re
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +20,9 @@ from nmoe_flower.client_app import app
 from nmoe_flower.codec import array_of_json, json_of_array
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ReplyError
+from nmoe_flower.pipeline import ask
 from nmoe_flower.records import Action
+from nmoe_flower.strategies import replies
 
 pytestmark = pytest.mark.flower
 
@@ -366,3 +370,54 @@ def test_a_key_shows_as_the_text_it_stands_for() -> None:
     """Error texts quote keys; a StrEnum of Python's own would show its class."""
     key = records.FeedbackKey.SECONDS
     assert (f"{key}", f"{key!r}", f"{[key]}") == ("seconds", "'seconds'", "['seconds']")
+
+
+def test_records_of_a_kind_are_those_that_flower_names() -> None:
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord([np.ones(3)]),
+            "metrics": MetricRecord({"loss": 1.0}),
+            "more": ArrayRecord([np.zeros(2)]),
+            "config": ConfigRecord({"a": 1}),
+        }
+    )
+    assert records.of_kind(content, ArrayRecord) == dict(content.array_records)
+    assert records.of_kind(content, MetricRecord) == dict(content.metric_records)
+    assert records.of_kind(content, ConfigRecord) == dict(content.config_records)
+    assert list(records.of_kind(content, ArrayRecord)) == ["arrays", "more"]
+
+
+def _read_by_a_strategy(reply: Message) -> None:
+    like = records.to_numpy(reply.content["arrays"])
+    replies.read_reply(reply, weighted_by_key="num-examples", arrayrecord_key="arrays", like=like)
+
+
+def _read_by_a_stage(reply: Message) -> None:
+    ask._sound(reply, ["arrays"], records.metrics_of)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        _read_by_a_strategy,
+        _read_by_a_stage,
+        lambda reply: records.array_bytes(reply.content),
+        lambda reply: records.metrics_of(reply.content),
+        lambda reply: records.of_kind(reply.content, ArrayRecord),
+    ],
+)
+def test_the_arrays_of_a_reply_that_was_read_are_gone_with_it(read: Any) -> None:
+    """At once: a server that waited for the collection of cycles would hold dozens of models."""
+    with InProcessGrid(ClientApp(), 1):
+        message = Message(RecordDict(), 1, "train")
+    arrays = ArrayRecord({"w": records.encode(np.ones(3, np.float32))})
+    gone = weakref.ref(arrays["w"])
+    metrics = MetricRecord({"num-examples": 3})
+    reply = Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    gc.disable()
+    try:
+        read(reply)
+        del arrays, reply
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -34,7 +34,9 @@ def train(message: Message, context: Context) -> Message:
     kind = kind_of(name)
     model, optimizer = _kit(name, seed)
     parameters = dict(model.named_parameters())
-    records.load_into(parameters, records.to_numpy(message.content.array_records[ARRAYS]))
+    records.load_into(
+        parameters, records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
+    )
     result = fit(
         model,
         batches(

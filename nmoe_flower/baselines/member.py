@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -199,7 +199,7 @@ class Member:
 
     def load(self, message: Message) -> None:
         """Take the received weights; what is private comes from home."""
-        arrays = records.to_numpy(message.content.array_records[ARRAYS])
+        arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
         mine = self.travelling()
         self.beside = {name: value for name, value in arrays.items() if name not in mine}
         records.load_into({name: mine[name] for name in arrays if name in mine}, arrays)
@@ -423,7 +423,7 @@ def train(message: Message, context: Context) -> Message:
     member.told = told
     member.resumable = [int(r) for r in told.get(records.KEPT_ROUNDS, ())]
     metrics_found = member.system.train(member)
-    mine, sent = member.travelling(), message.content.array_records[ARRAYS]
+    mine, sent = member.travelling(), records.of_kind(message.content, ArrayRecord)[ARRAYS]
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(member.labels), **metrics_found},

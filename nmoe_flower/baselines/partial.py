@@ -154,7 +154,9 @@ class PartialExperts(StreamingFedAvg):
         if not arrays or reply.has_error():
             return super().read(partition, reply, arrays=False)
         given = self._given.get(partition, {})
-        record = reply.content.array_records.get(self.arrayrecord_key, ArrayRecord())
+        record = records.of_kind(reply.content, ArrayRecord).get(
+            self.arrayrecord_key, ArrayRecord()
+        )
         if unknown := sorted(set(record) - given.keys()):
             raise ReplyError(f"array {unknown[0]!r} was not assigned to this client")
         usable = read_reply(

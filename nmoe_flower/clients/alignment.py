@@ -48,7 +48,7 @@ def tell_mixture(message: Message, context: Context) -> Message:
 def keep_given(message: Message, context: Context) -> Message:
     """Keep the extractor of stage 1, which stays as it is."""
     client = AlignmentClient(device_of(context))
-    client.keep_extractor(records.to_numpy(message.content.array_records[ARRAYS]))
+    client.keep_extractor(records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS]))
     return records.reply(message, metrics={NUM_EXAMPLES: len(client.device.train_labels)})
 
 
@@ -220,6 +220,6 @@ def test(message: Message, context: Context) -> Message:
 
 
 def _load(client: AlignmentClient, message: Message) -> None:
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     state = client.network.state_dict()
     records.load_into({name: state[name] for name in arrays}, arrays)

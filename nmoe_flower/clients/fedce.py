@@ -52,7 +52,7 @@ def initial(device: Device) -> dict[str, np.ndarray]:
 def keep_standard(message: Message, context: Context) -> Message:
     """Keep how latents are standardised, which stays as it is while adapters are trained."""
     device = device_of(context)
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     device.store.save(STANDARD, {name: np.array(value) for name, value in arrays.items()})
     return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 
@@ -62,7 +62,7 @@ def train(message: Message, context: Context) -> Message:
     device = device_of(context)
     settings = records.config_of(message)
     server_round = int(settings[SERVER_ROUND])
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     network = _network(device)
     load_classifier(device, network, arrays, before=server_round)
     averaged = device.config.extractor.momentum_at == "averaged"
@@ -87,7 +87,7 @@ def test(message: Message, context: Context) -> Message:
     """Accuracy of the received classifier on this client's tests."""
     device = device_of(context)
     network = _network(device)
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     settings = records.config_of(message)
     load_classifier(device, network, arrays, before=int(settings[SERVER_ROUND]) + 1)
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}

@@ -115,7 +115,7 @@ def _reply(
 def _begin(message: Message, context: Context) -> tuple[Device, Contrastive, Contrast]:
     device = device_of(context)
     network = device.contrastive()
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     records.load_into(network.state_dict(), arrays)
     contrast = device.config.contrast
     side = Contrast(
@@ -179,7 +179,7 @@ def test(message: Message, context: Context) -> Message:
     """Watch the received encoder: positive pairs and uniformity, and probes with labels."""
     device = device_of(context)
     network = device.contrastive()
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     records.load_into(network.state_dict(), arrays)
     server_round = int(records.config_of(message)[SERVER_ROUND])
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}

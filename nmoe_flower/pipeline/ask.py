@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.data import what_changed
@@ -159,13 +159,14 @@ def _sound(
     """
     if reply.has_error():
         raise ReplyError(reason_of(reply))
-    metrics = reply.content.metric_records.get(records.METRICS)
+    metrics = records.of_kind(reply.content, MetricRecord).get(records.METRICS)
     examples = metrics.get(NUM_EXAMPLES) if metrics is not None else None
     if not isinstance(examples, int | float) or not 0 <= examples <= _MOST_EXAMPLES:
         raise ReplyError(f"{NUM_EXAMPLES!r} is missing or not a number from 0 to 2^53")
-    if missing := [name for name in wanted if name not in reply.content.array_records]:
+    brought = records.of_kind(reply.content, ArrayRecord)
+    if missing := [name for name in wanted if name not in brought]:
         raise ReplyError(f"the ArrayRecord {missing[0]!r} is missing")
-    for record in reply.content.array_records.values():
+    for record in brought.values():
         records.require_finite(records.to_numpy(record))
     try:
         check(reply.content)
@@ -260,7 +261,7 @@ def train_counts(held: Mapping[int, Holding]) -> npt.NDArray[np.int64]:
 
 
 def _read(content: RecordDict) -> Holding:
-    metrics, config = records.metrics_of(content), content.config_records[CONFIG]
+    metrics, config = records.metrics_of(content), records.of_kind(content, ConfigRecord)[CONFIG]
     return Holding(
         examples=int(metrics[NUM_EXAMPLES]),
         train=[int(count) for count in metrics[HoldingKey.TRAIN_COUNTS]],

@@ -124,7 +124,7 @@ def read_reply(
     """
     if reply.has_error():
         raise ReplyError(reason_of(reply))
-    found = list(reply.content.metric_records.values())
+    found = list(records.of_kind(reply.content, MetricRecord).values())
     if len(found) != 1:
         raise ReplyError(f"one MetricRecord is wanted, got {len(found)}")
     (metrics,) = found
