@@ -22,6 +22,7 @@ from nmoe_flower.training import RowBatches, SharedLoss, fit, sgd, stack
 
 pytestmark = pytest.mark.flower
 
+ALONE = "note: engine.stack = 8: clients train together with --workers 0; here each trains alone"
 NETWORK = nn.Linear(2, 1)  # one for all clients of this process
 
 
@@ -183,12 +184,11 @@ def test_a_run_that_asks_for_it_is_refused_before_anything_is_written(
     ("asked_for", "workers", "note"),
     [
         ({"engine.stack": 8}, None, []),
-        ({"engine.stack": 8}, 2, ["note: engine.stack = 8: clients train together with --workers 0; "
-                                  "here each trains alone"]),
+        ({"engine.stack": 8}, 2, [ALONE]),
         ({}, 2, []),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_workers_and_stacks(
     asked_for: dict[str, int],
     workers: int | None,
@@ -204,4 +204,4 @@ def test_workers_and_stacks(
     monkeypatch.setattr(running, "_train_in_process", lambda *given: started.append(given[2]))
     running._train(folder, view, "inprocess", workers, resumed=False)
     assert started == [workers or 0]
-    assert [line for line in told if "stack" in line] == note
+    assert [line for line in told if "engine.stack" in line] == note
