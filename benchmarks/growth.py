@@ -25,7 +25,10 @@ __all__ = ["main"]
 SYSTEMS = ("networked", "aligned")
 _SECOND = 0.5  # between two looks at the memory
 _DRAWN = {
-    "networked": ("describe", "extractor", "experts", "answers", "choices", "evaluation"),
+    "networked": (
+        *("describe", "extractor", "experts", "answers"),
+        *("gate/federated", "gate/rolling", "choices", "evaluation"),
+    ),
     "aligned": ("alignment", "whole"),
 }
 # What every run is told: small nets, so that it is the number of clients that costs.
@@ -33,7 +36,8 @@ _SETTINGS = (
     *("data.scheme=dominant", "data.tau=0.2", "data.crop-padding=2", "extractor.backbone=narrow"),
     *("extractor.widths=8,16,32", "extractor.local-steps=1", "extractor.batch-size=50"),
     *("extractor.learning-rate=0.1", "expert.hidden=", "expert.epochs=1", "run.controls="),
-    *("gate.methods=random,local,prototype,federated", "gate.rounds=5", "gate.shortlist=16"),
+    *("gate.methods=random,local,prototype,federated,rolling", "gate.rolling=federated"),
+    *("gate.rounds=5", "gate.shortlist=16"),
     *("alignment.experts=10", "alignment.local-steps=2", "alignment.extractor=stage-1"),
 )
 
@@ -46,11 +50,14 @@ class StageCost:
         answers: Replies of clients, a client counted once per exchange.
         seconds: Wall-clock time, of the server.
         bytes: Numbers that went up and down, in bytes.
+        peak_bytes: The most that all processes held together meanwhile; 0: it was over too soon to
+            be looked at.
     """
 
     answers: int = 0
     seconds: float = 0.0
     bytes: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass
@@ -84,9 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: list[Growth] = []
     for system in args.system:
         for clients in args.clients:
+            if system == "networked" and clients > args.networked_up_to:
+                continue
             one = _measured(system, clients, args)
             found.append(one)
             print(_table(one), end="\n\n", flush=True)
+    print(page_tables(found))
     if args.json is not None:
         content = {
             "runs": [asdict(one) for one in found],
@@ -136,7 +146,7 @@ def _measured(system: str, clients: int, args: argparse.Namespace) -> Growth:
                 command, stdout=told_to, stderr=told_to, env=importing(os.environ)
             )
         try:
-            _watch(process, records, found, args.rounds)
+            held = _watch(process, records, found, args.rounds)
         finally:
             process.kill()
             process.wait()
@@ -145,23 +155,47 @@ def _measured(system: str, clients: int, args: argparse.Namespace) -> Growth:
             last = output.read_text(errors="replace").splitlines()[-1:] or ["it said nothing"]
             raise EngineError(f"the run of {clients} clients failed: {last[0]}")
         found.stages = stage_costs(records.read_text(encoding="utf-8").splitlines())
+        for stage, peak in held.items():
+            if stage in found.stages:
+                found.stages[stage].peak_bytes = peak
         found.record_bytes = sum(
             (records.parent / name).stat().st_size for name in ("rounds.jsonl", "results.json")
         )
     return found
 
 
-def _watch(process: "subprocess.Popen[bytes]", records: Path, found: Growth, rounds: int) -> None:
-    """Note what all processes hold until the run has ended."""
+def _watch(
+    process: "subprocess.Popen[bytes]", records: Path, found: Growth, rounds: int
+) -> dict[str, int]:
+    """Note what all processes hold until the run has ended; the most within each stage."""
+    peaks: dict[str, int] = {}
+    seen, pending = 0, 0
     while process.poll() is None:
         held = sum(map(proportional_bytes, _family(process.pid)))
         found.peak_bytes = max(found.peak_bytes, held)
+        pending = max(pending, held)
+        stages = stages_after(records, seen)
+        for stage in stages:  # what was held before a line belongs to the work that it tells of
+            peaks[stage] = max(peaks.get(stage, 0), pending)
+        if stages:
+            seen, pending = seen + len(stages), 0
         current = round_of(records)
         if current >= rounds / 5 and not found.early_bytes:
             found.early_bytes = held
         if current < rounds or not found.late_bytes:
             found.late_bytes = held
         time.sleep(_SECOND)
+    return peaks
+
+
+def stages_after(records: Path, lines: int) -> list[str]:
+    """The stages of whole lines of a rounds.jsonl after the first ``lines``."""
+    try:
+        text = records.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [json.loads(line)["stage"] for line in whole[lines:]]
 
 
 def round_of(records: Path) -> float:
@@ -199,7 +233,7 @@ def stage_costs(lines: Sequence[str]) -> dict[str, StageCost]:
 
     >>> line = '{"stage": "a", "clients": [0, 1], "seconds": 2, "bytes_up": 3, "bytes_down": 4}'
     >>> stage_costs([line, line])
-    {'a': StageCost(answers=4, seconds=4.0, bytes=14)}
+    {'a': StageCost(answers=4, seconds=4.0, bytes=14, peak_bytes=0)}
     """
     found: dict[str, StageCost] = defaultdict(StageCost)
     for line in lines:
@@ -225,6 +259,50 @@ def _table(one: Growth) -> str:
         f"{one.peak_bytes / 1e6:.0f} MB ({held}), records {one.record_bytes / 1e6:.2f} MB\n"
         + columns(rows, left=(0,))
     )
+
+
+def page_tables(found: Sequence[Growth]) -> str:
+    """Milliseconds and kB per answer and MB held by stage, and a line per run, as Markdown."""
+    counts = sorted({one.clients for one in found})
+    stages = dict.fromkeys(name for one in found for name in one.stages)
+    heads = [f"{count:,}" for count in counts]
+    titles = ("ms per answer", "kB per answer", "MB held")
+    cells = [
+        "stage",
+        *(
+            f"{title}: {head}" if not i else head
+            for title in titles
+            for i, head in enumerate(heads)
+        ),
+    ]
+    lines = [_row(cells), _row(["---"] * len(cells))]
+    for stage in stages:
+        costs = {one.clients: one.stages[stage] for one in found if stage in one.stages}
+        row = [costs.get(count) for count in counts]
+        values = [
+            *(f"{1000 * c.seconds / max(c.answers, 1):.1f}" if c else "" for c in row),
+            *(f"{c.bytes / 1000 / max(c.answers, 1):.1f}" if c else "" for c in row),
+            *(f"{c.peak_bytes / 1e6:,.0f}" if c and c.peak_bytes else "" for c in row),
+        ]
+        lines.append(_row([f"`{stage}`", *values]))
+    heading = (
+        *("run", "clients", "seconds", "MB at most", "MB early in stage 1", "at its end"),
+        *("kB at most per client", "records, MB"),
+    )
+    lines += ["", _row(heading), _row(["---"] * len(heading))]
+    lines += [
+        _row([
+            one.system, f"{one.clients:,}", f"{one.seconds:,.0f}", f"{one.peak_bytes / 1e6:,.0f}",
+            f"{one.early_bytes / 1e6:,.0f}", f"{one.late_bytes / 1e6:,.0f}",
+            f"{one.peak_bytes / 1e3 / one.clients:,.0f}", f"{one.record_bytes / 1e6:.2f}",
+        ])
+        for one in found
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def draw(found: Sequence[Growth], path: Path) -> None:
@@ -271,6 +349,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clients", type=_counts, default=[10, 100], metavar="N,N",
         help="numbers of clients (10,100); 50 images each, fewer where there are not enough",
+    )  # fmt: skip
+    parser.add_argument(
+        "--networked-up-to", type=Whole(0, 10_000), default=1000, metavar="N",
+        help="leave the networked system out beyond so many clients (1000); the aligned one has "
+        "stage 1, too",
     )  # fmt: skip
     parser.add_argument("--system", type=NameList(SYSTEMS), default=list(SYSTEMS), metavar="A,B")
     parser.add_argument("--dataset", default="uoft-cs/cifar10", help="its name, or its folder")

@@ -89,7 +89,7 @@ class Index:
         if not self._embeddings.size:
             raise ConfigError(f"embeddings have shape {self._embeddings.shape}; allowed: [N, d]")
         self.method, self.recall = "exact", 1.0
-        if method == "cells" or (method == "auto" and len(self) > EXACT_UP_TO and _faiss()):
+        if method == "cells" or (method == "auto" and len(self) > EXACT_UP_TO and _faiss()[0]):
             like = self._embeddings if sample is None else self._fitting(sample)
             if not len(like):
                 raise ConfigError("sample has no queries; allowed: at least one, or None")
@@ -184,20 +184,23 @@ def _matrix(name: str, value: npt.ArrayLike) -> Floats:
     return single
 
 
-def _faiss() -> Any:
-    """The library, or None."""
+def _faiss() -> tuple[Any, str]:
+    """The library, or None and why it cannot be loaded; the reason is empty if it is not there."""
     try:
         import faiss
-    except ImportError:
-        return None
-    return faiss
+    except ImportError as error:
+        return None, "" if error.name == "faiss" else f" ({error})"
+    except Exception as error:  # a broken one raises what it likes
+        return None, f" ({type(error).__name__}: {error})"
+    return faiss, ""
 
 
 def _build(embeddings: Floats) -> Any:
-    faiss = _faiss()
+    faiss, reason = _faiss()
     if faiss is None:
         raise ConfigError(
-            f"method 'cells' needs Faiss: {install_hint('index')}; allowed without it: 'exact'"
+            f"method 'cells' needs Faiss{reason}: {install_hint('index')}; allowed without it: "
+            "'exact'"
         )
     size, width = embeddings.shape
     cells = max(1, min(size, int(4 * size**0.5)))

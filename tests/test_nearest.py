@@ -1,6 +1,7 @@
 """The best embeddings are found exactly, whatever the blocks; cells find nearly all of them."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_auto_takes_cells_beyond_the_threshold(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         ConfigError, match=r"needs Faiss: pip install .*allowed without it: 'exact'"
     ):
+        Index(FEW, method="cells")
+
+
+@pytest.mark.parametrize("error", ["OSError('libgomp.so.1')", "AttributeError('_ARRAY_API')"])
+def test_a_broken_library_is_as_none_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: str
+) -> None:
+    """It is there, and its import raises: a library it needs is missing, or another NumPy is."""
+    (tmp_path / "faiss.py").write_text(f"raise {error}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    monkeypatch.setattr(nearest, "EXACT_UP_TO", 49)
+    assert Index(FEW).method == "exact"
+    with pytest.raises(ConfigError, match=r"needs Faiss \((OSError: lib|AttributeError: _ARR)"):
         Index(FEW, method="cells")
 
 

@@ -201,10 +201,10 @@ class ClusterHosts:
         most: int,
         say: Callable[[str], None],
     ) -> None:
-        from nmoe_flower.engine import join_cluster, living, require_ray
+        from nmoe_flower.engine import cluster_at, join_cluster, living, require_ray
 
         require_ray()
-        join_cluster(address)
+        join_cluster(cluster_at(address).address)  # looked at first: what is no Ray may hang
         self._program, self._most, self._cores = list(program), most, max(1, cores)
         self._shared, self._checks, self._say = shared, list(checks), say
         self._hosts: list[_ClusterHost] = []

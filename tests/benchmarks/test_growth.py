@@ -3,7 +3,16 @@ import os
 
 import pytest
 
-from benchmarks.growth import Growth, StageCost, draw, main, proportional_bytes, round_of
+from benchmarks.growth import (
+    Growth,
+    StageCost,
+    draw,
+    main,
+    page_tables,
+    proportional_bytes,
+    round_of,
+    stages_after,
+)
 
 
 def test_the_round_of_stage_1_is_read_while_it_is_written(tmp_path):
@@ -23,6 +32,28 @@ def test_what_a_process_holds_is_counted():
     block[::4096] = b"\1" * len(block[::4096])
     assert proportional_bytes(os.getpid()) > 50_000_000
     assert proportional_bytes(2**22 + 1) == 0  # no such process
+
+
+def test_stages_are_those_of_whole_lines(tmp_path):
+    path = tmp_path / "rounds.jsonl"
+    assert stages_after(path, 0) == []
+    path.write_text('{"stage": "a"}\n{"stage": "b"}\n{"stage": "c"')
+    assert stages_after(path, 0) == ["a", "b"]
+    assert stages_after(path, 1) == ["b"]
+    assert stages_after(path, 2) == []
+
+
+def test_the_tables_of_the_page_have_a_column_per_number_of_clients():
+    runs = [
+        Growth("networked", 10, {"answers": StageCost(10, 0.02, 30_000, 5 * 10**6)}, 3.2, 10**8),
+        Growth("aligned", 1000, {"placed": StageCost(1000, 4.0, 10**6)}, 70.0, 10**9),
+    ]
+    lines = page_tables(runs).splitlines()
+    assert lines[0].startswith("| stage | ms per answer: 10 | 1,000 | kB per answer: 10 | 1,000 |")
+    assert lines[2] == "| `answers` | 2.0 |  | 3.0 |  | 5 |  |"
+    assert lines[3] == "| `placed` |  | 4.0 |  | 1.0 |  |  |"
+    assert lines[-1] == "| aligned | 1,000 | 70 | 1,000 | 0 | 0 | 1,000 | 0.00 |"
+    assert len({line.count("|") for line in lines[:4]}) == 1
 
 
 def test_growth_is_drawn(tmp_path):

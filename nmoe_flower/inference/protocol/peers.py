@@ -8,7 +8,8 @@ business of ``signing``.
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -103,12 +104,11 @@ class PeerList:
     signature: bytes = b""
 
     def __post_init__(self) -> None:
-        if len(self.peers) > MAX_PEERS:
-            raise _bad(f"the list holds {len(self.peers)} peers; allowed: up to {MAX_PEERS}")
+        _check_size(self.peers)
         for field in ("name", "partition", "address"):
-            values = [getattr(peer, field) for peer in self.peers]
-            if len(set(values)) != len(values):
-                twice = next(value for value in values if values.count(value) > 1)
+            counts = Counter(getattr(peer, field) for peer in self.peers)
+            if len(counts) != len(self.peers):
+                twice = next(value for value, count in counts.items() if count > 1)
                 raise _bad(f"two peers have the {field} {twice!r}")
         for name in ("serial", "issued_unix", "expires_unix"):
             _check_number(name, getattr(self, name), _LAST)
@@ -129,8 +129,7 @@ class PeerList:
         Raises:
             WireError: A field is not allowed.
         """
-        if len(message.peers) > MAX_PEERS:
-            raise _bad(f"the list holds {len(message.peers)} peers; allowed: up to {MAX_PEERS}")
+        _check_size(message.peers)
         peers = tuple(
             PeerEntry(
                 p.name,
@@ -201,6 +200,7 @@ class PeerList:
             raise _bad(f"its format is {value['format']!r}; allowed: {_FORMAT}")
         if not isinstance(given["peers"], list):
             raise _bad(f"'peers' is {type(given['peers']).__name__}; allowed: a list")
+        _check_size(given["peers"])
         entries = (_fields(entry, _ENTRY_FIELDS, least=3) for entry in given["peers"])
         given["peers"] = tuple(
             PeerEntry(**{**entry, "embedding": _bytes(entry, "embedding")}) for entry in entries
@@ -225,6 +225,12 @@ def target(address: str) -> str:
         return f"ipv{ip_address(host).version}:{address}"
     except ValueError:
         return f"dns:///{address}"
+
+
+def _check_size(peers: Sized) -> None:
+    """Refuse a list that is too long, before its entries are looked at."""
+    if len(peers) > MAX_PEERS:
+        raise _bad(f"the list holds {len(peers)} peers; allowed: up to {MAX_PEERS}")
 
 
 def _host(address: str) -> str:

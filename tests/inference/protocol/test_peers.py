@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmoe_flower.errors import WireError
+from nmoe_flower.files import write_json
 from nmoe_flower.inference.protocol import peer_pb2
 from nmoe_flower.inference.protocol.peers import MAX_PEERS, PeerEntry, PeerList, target
 
@@ -112,10 +113,13 @@ def test_nobody_is_listed_twice(peers: tuple[PeerEntry, ...], text: str) -> None
         PeerList(peers)
 
 
-def test_a_list_has_an_end() -> None:
+def test_a_list_has_an_end(tmp_path: Path) -> None:
     message = peer_pb2.PeerList(peers=[peer_pb2.PeerEntry()] * (MAX_PEERS + 1))
     with pytest.raises(WireError, match=f"up to {MAX_PEERS}"):
         PeerList.from_message(message)
+    write_json(tmp_path / "peers.json", {"peers": [{}] * 100_000})  # no entry is looked at
+    with pytest.raises(WireError, match=f"holds 100000 peers; allowed: up to {MAX_PEERS}"):
+        PeerList.load(tmp_path / "peers.json")
     with pytest.raises(WireError, match="expires at 5, issued at 5"):
         PeerList((), 0, 5, 5)
 
