@@ -214,7 +214,7 @@ def _sign(
     """
     from nmoe_flower.certificates import Authority, Identity
     from nmoe_flower.files import write_text
-    from nmoe_flower.inference import Bundle
+    from nmoe_flower.inference import open_bundle
     from nmoe_flower.inference.ask import with_embeddings
     from nmoe_flower.inference.protocol import (
         DIRECTORY,
@@ -228,7 +228,7 @@ def _sign(
         raise ConfigError(f"--days {days}; allowed: above 0, below 36500")
     now, draft = int(time.time()), PeerList.load(peers)
     if bundles:
-        draft = with_embeddings(draft, [Bundle.load(bundle) for bundle in bundles])
+        draft = with_embeddings(draft, [open_bundle(bundle) for bundle in bundles])
     signer: Authority | Identity
     if (folder / "ca.key").exists():
         signer = Authority.load(folder)

@@ -219,10 +219,10 @@ def _with_experts(folder: Path, listed: PeerList, bundles: Sequence[Path]) -> Pe
     if not own and not bundles:
         return after
     from nmoe_flower.inference.ask import with_embeddings
-    from nmoe_flower.inference.bundle import Bundle
+    from nmoe_flower.inference.bundle import open_bundle
 
-    found = [one for one in map(Bundle.load, own) if one.config.has_embeddings]
-    return with_embeddings(after, [*found, *map(Bundle.load, bundles)])
+    found = [one for one in map(open_bundle, own) if one.config.has_embeddings]
+    return with_embeddings(after, [*found, *map(open_bundle, bundles)])
 
 
 def _plan(folder: Path, days: int) -> FederationPlan:

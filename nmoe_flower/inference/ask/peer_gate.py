@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.bundle import Bundle
+from nmoe_flower.inference.bundle import Bundle, TextBundle
 from nmoe_flower.inference.protocol import PeerEntry, PeerList
 from nmoe_flower.inference.telemetry import log_event
 from nmoe_flower.models import MetricGate, Routing, metric_scores, route_top_k
@@ -116,7 +116,7 @@ def projection_version(gate: MetricGate) -> str:
     return hashlib.sha256(weights.tobytes()).hexdigest()[:16]
 
 
-def with_embeddings(peers: PeerList, bundles: Sequence[Bundle]) -> PeerList:
+def with_embeddings(peers: PeerList, bundles: Sequence[Bundle | TextBundle]) -> PeerList:
     """The list with what the bundles say of their devices: versions and embeddings; not signed.
 
     Args:
@@ -135,7 +135,8 @@ def with_embeddings(peers: PeerList, bundles: Sequence[Bundle]) -> PeerList:
                 f"{bundle.folder} is the bundle of expert {bundle.partition}, which is not in the "
                 f"list; it has {', '.join(map(str, sorted(entries)))[:200] or 'nobody'}",
             )
-        gate, embedding, version = bundle.gate(), b"", ""
+        gate = bundle.gate() if isinstance(bundle, Bundle) else None
+        embedding, version = b"", ""
         if isinstance(gate, MetricGate):
             row = gate.embeddings[bundle.partition].numpy(force=True)
             embedding, version = row.astype(_FLOAT).tobytes(), projection_version(gate)

@@ -80,17 +80,26 @@ class TextBackbone:
     Args:
         model: With its adapters' layers.
         digest: SHA-256 of its weights.
+        config: Configuration that it was opened for.
+
+    Attributes:
+        model: With its adapters' layers.
+        digest: SHA-256 of its weights.
+        split: The model in two halves.
+        lock: Held by whoever computes.
+        at_work: Whose adapter was loaded last.
 
     Raises:
         ConfigError: It cannot be cut into halves.
     """
 
-    def __init__(self, model: AdaptedLM, digest: bytes) -> None:
+    def __init__(self, model: AdaptedLM, digest: bytes, config: Config) -> None:
         self.model = model
         self.digest = digest
+        self._shape = _shape(config)
         self.split = split_lm(model)
         self.lock = threading.RLock()
-        self.at_work: object = None  # whose adapter was loaded last
+        self.at_work: object = None
 
     @classmethod
     def open(cls, bundle: TextBundle, *, weights: str = "") -> Self:
@@ -104,7 +113,17 @@ class TextBackbone:
             ConfigError: It cannot be opened or cut.
         """
         config = _at_home(bundle.config, weights)
-        return cls(*configured_language(config, bundle.frequencies().shape[1]))
+        opened = configured_language(config, bundle.frequencies().shape[1])
+        return cls(*opened, bundle.config)
+
+    def fits(self, bundle: TextBundle) -> bool:
+        """Whether the adapters of a bundle may use it, too.
+
+        Args:
+            bundle: Adapters of another version, or of another device.
+        """
+        same = self.digest.hex() == bundle.manifest.backbone
+        return same and self._shape == _shape(bundle.config)
 
 
 class TextExperts:
@@ -260,6 +279,21 @@ class TextExperts:
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self._model.bias.device)
+
+
+def _shape(config: Config) -> tuple[Any, ...]:
+    """What decides which layers have adapters, and in which numbers they compute."""
+    adapter, run = config.adapter, config.run
+    return (
+        config.extractor.backbone,
+        config.text.window,
+        adapter.blocks,
+        adapter.targets,
+        adapter.scale,
+        adapter.bias,
+        run.precision,
+        run.device,
+    )
 
 
 def _at_home(config: Config, weights: str) -> Config:

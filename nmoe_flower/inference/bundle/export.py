@@ -167,12 +167,12 @@ def _check_system(run_folder: Path, config: Config) -> None:
             "bundles: its mixture is the server's, clients only borrow experts, and no device has "
             "one of its own to serve. The whole mixture is "
             f"{run_folder / 'weights' / 'mixture.safetensors'}; allowed: runs with "
-            "run.system = 'networked'"
+            "run.system = 'networked' or 'language'"
         )
     if config.run.system in BASELINES:
         raise BundleError(
             f"{run_folder} is a run of run.system = {config.run.system!r}, whose networks no "
-            "device serves; allowed: runs with run.system = 'networked'"
+            "device serves; allowed: runs with run.system = 'networked' or 'language'"
         )
 
 

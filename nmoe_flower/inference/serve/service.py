@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Self
 
 import grpc.aio
@@ -228,7 +229,8 @@ class ExpertServer:
         requests = self._requests
         if isinstance(bundle, TextBundle):
             assert isinstance(requests, TextRequests)
-            requests.take_up(await self._text(bundle), self._keep_seconds)
+            last = requests.served[0] if requests.served else None
+            requests.take_up(await self._text(bundle, last), self._keep_seconds)
         else:
             assert isinstance(requests, ImageRequests)
             requests.take_up(await self._images(bundle), self._keep_seconds)
@@ -245,10 +247,14 @@ class ExpertServer:
             **self._limits,
         )
 
-    async def _text(self, bundle: TextBundle) -> ServedText:
+    async def _text(self, bundle: TextBundle, last: ServedText | None) -> ServedText:
+        """The bundle on the backbone of the last version, if it is for that one."""
+        load = self._load_text
+        if last is not None and last.experts.backbone.fits(bundle):
+            load = partial(TextExperts, backbone=last.experts.backbone)
         return ServedText(
             bundle,
-            await asyncio.to_thread(self._load_text, bundle),
+            await asyncio.to_thread(load, bundle),
             self._executor,
             max_queue=self._limits["max_queue"],
             on_pass=self.metrics.batch,

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nmoe_flower.certificates import Authority, Identity, create_authority
 from nmoe_flower.data.text import train_tokenizer
 from nmoe_flower.errors import BundleError, NMoEError, WireError
 from nmoe_flower.files import load_arrays, save_arrays
-from nmoe_flower.inference import ExpertServer, PeerEntry, PeerList, TextClient
+from nmoe_flower.inference import Bundle, ExpertServer, PeerEntry, PeerList, TextClient
+from nmoe_flower.inference.ask import with_embeddings
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.bundle import TextBackbone, TextBundle, TextExperts
 from nmoe_flower.inference.protocol import sign_list
@@ -134,3 +136,56 @@ def test_files_of_a_bundle_that_changed_are_refused(village: Make, tmp_path: Pat
     replica.unlink()
     with pytest.raises(NMoEError, match=r"replica-2\.safetensors"):
         TextBundle.load(folder)
+
+
+def test_a_new_version_is_served_on_the_backbone_that_is_there(
+    village: Make, text_loop: LoopThread, tmp_path: Path
+) -> None:
+    """A text that goes on meanwhile ends as it began."""
+    made = village()
+    old = made.bundles[1]
+    adapter = old.adapters()[1]
+    names = ("partition", "backbone", "tokenizer", "vocab_size", "width", "gate", "holders")
+    new = TextBundle.write(
+        tmp_path / "new",
+        config=old.config,
+        frequencies=old.frequencies(),
+        adapters={1: adapter | {"bias": np.roll(adapter["bias"], 1)}},
+        shared=None,
+        **{name: old.manifest.model_dump()[name] for name in names},
+    )
+    made.serve(1)
+    server = made._servers[1]
+    client = made.client(fallbacks=0)
+    before = client.score(ACROSS).bits_per_byte
+    pieces = []
+    for piece in client.generate(ACROSS, 6):
+        pieces.append(piece)
+        if len(pieces) == 2:
+            text_loop.submit(server.swap(new)).result(20)
+    assert [piece.token for piece in pieces] == made.greedy(1, list(ACROSS.encode()), 6)
+    assert server._requests.served[0].experts.backbone is made.backbone
+    found = client.score(ACROSS)  # offsets of the new version are asked for
+    assert found.answered_by == {"1": ["peer-1"]}
+    assert found.bits_per_byte != pytest.approx(before, rel=1e-3)
+    config = type(old.config).parse({**old.config.flat(), "adapter.scale": 1.0})
+    assert not made.backbone.fits(TextBundle(old.folder, old.manifest, config))
+    images = object.__new__(Bundle)
+    images.__dict__.update(folder=tmp_path, manifest=old.manifest)
+    with pytest.raises(BundleError, match="of another system than what is served"):
+        text_loop.submit(server.swap(images)).result(20)
+
+
+def test_a_list_takes_versions_out_of_bundles_of_text(village: Make) -> None:
+    """So that devices with another backbone are not even asked."""
+    made = village()
+    draft = PeerList((PeerEntry("owl", 1, "127.0.0.1:1"),))
+    (entry,) = with_embeddings(draft, [made.bundles[1]]).peers
+    assert entry.extractor_version == made.bundles[1].extractor_version
+    assert entry.expert_version == made.bundles[1].expert_version
+    assert entry.embedding == b""
+    other = dataclasses.replace(entry, extractor_version="0" * 16)
+    with TextClient(made.bundles[0], PeerList((other,)), experts=made.experts(0)) as client:
+        found = client.score(ACROSS)
+    assert found.answered_by == {"0": ["self"]}
+    assert (found.fallback, dict(found.cost.failures)) == ("local", {})
