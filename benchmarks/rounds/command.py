@@ -18,7 +18,7 @@ from benchmarks.rounds.measure import (
     measure_memory,
     medians,
 )
-from benchmarks.rounds.remote import RUNNERS
+from benchmarks.rounds.remote import ON_SUPERLINK, RUNNERS
 from benchmarks.yardstick import columns, machine_line
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
 from nmoe_flower.engine import interruptible
@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruptible():
         figures: list[RoundFigures] = []
         for count, name in product(range(1, args.repeat + 1), args.kind):
-            _tell(f"measuring {name}, {count} of {args.repeat}: {', '.join(['bare', *runners])}")
+            due = [runner for runner in runners if count == 1 or runner not in ON_SUPERLINK]
+            _tell(f"measuring {name}, {count} of {args.repeat}: {', '.join(['bare', *due])}")
             figures += measure_kind(
-                KINDS[name], runners, rounds=args.rounds, pfl_python=str(args.pfl_python), **options
+                KINDS[name], due, rounds=args.rounds, pfl_python=str(args.pfl_python), **options
             )
         memory = {}
         for strategy in ("streaming", "fedavg") if args.memory else ():
@@ -150,7 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=Whole(1, 4096), default=2, help="client processes")
     parser.add_argument("--rounds", type=Whole(1), help="measured rounds at least")
     parser.add_argument(
-        "--repeat", type=Whole(1, 99), default=1, help="passes, of which the medians are told"
+        "--repeat",
+        type=Whole(1, 99),
+        default=1,
+        help="passes with processes started anew, of which the medians are told; runners on a "
+        "SuperLink take part in the first",
     )
     parser.add_argument(
         "--pfl-python",

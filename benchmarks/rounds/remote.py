@@ -21,7 +21,7 @@ from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing, proportiona
 from nmoe_flower.engine import processes, run_simulation, write_app
 from nmoe_flower.errors import EngineError
 
-__all__ = ["RUNNERS", "Remote"]
+__all__ = ["ON_SUPERLINK", "RUNNERS", "Remote"]
 
 RUNNERS = ("bare", "inprocess", "ray", "stock", "pfl")
 
@@ -32,6 +32,9 @@ _END_SECONDS = 10.0
 _SAMPLE_SECONDS = 0.02
 _APPS = {"ray": "ours", "stock": "stock"}
 _PLAIN = ("bare", "pfl")
+
+ON_SUPERLINK = frozenset(_APPS)
+"""Runners that take a quarter of a minute to start."""
 _YARDSTICK = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",

@@ -27,10 +27,11 @@ Value = int | float | list[int] | list[float]  # of a metric
 
 _ORDINARY = (2.0**-20, 2.0**53)  # weights whose products with float32 neither vanish nor overflow
 _INT64_MAX = 2**63 - 1
+_BLOCK = 2**16  # entries of a sum that are added at a time: they stay in the cache
 
 
 class WeightedMean:
-    """Running sum of ``weight * arrays``: memory of two models, however many replies are added.
+    """Running sum of ``weight * arrays``: memory of one model, however many replies are added.
 
     Arrays keep the dtype of the first reply; give it replies whose dtypes were restored.
 
@@ -98,7 +99,7 @@ class _Floats:
         single = like.dtype.itemsize == 4
         self._wide = np.dtype(np.float32) if single else np.result_type(like, np.float64)
         self._sum: np.ndarray | None = None
-        self._scratch = np.empty(like.shape, self._wide)
+        self._ahead = 0  # leading entries of the sum that have a value which overflows further on
         self._mean: np.ndarray | None = None
 
     def add(self, value: np.ndarray, weight: float, before: Fraction) -> None:
@@ -112,26 +113,39 @@ class _Floats:
         self._add_to_mean(value, Fraction(weight), before)
 
     def _add_up(self, value: np.ndarray, weight: float) -> None:
-        """The sum is replaced only by a sum that is finite."""
-        scaled = np.multiply(value, weight, out=self._scratch, dtype=self._wide)
+        """Block by block; a block is replaced only by sums that are finite."""
         if self._sum is None:
-            self._sum, self._scratch = scaled, np.empty_like(scaled)
-        else:
-            added = np.add(self._sum, scaled, out=scaled)
-            self._sum, self._scratch = added, self._sum
+            first = np.empty(value.shape, self._wide)  # in C's order, whatever that of the value
+            self._sum = np.multiply(value, weight, out=first, dtype=self._wide)
+            return
+        entries, sums = value.reshape(-1), self._sum.reshape(-1)
+        scratch = np.empty(min(sums.size, _BLOCK), self._wide)
+        for start in range(0, sums.size, _BLOCK):
+            self._ahead = start
+            block = sums[start : start + _BLOCK]
+            added = scratch[: block.size]
+            np.multiply(entries[start : start + _BLOCK], weight, out=added, dtype=self._wide)
+            block[:] = np.add(block, added, out=added)
+        self._ahead = 0
 
     def _add_to_mean(self, value: np.ndarray, weight: Fraction, before: Fraction) -> None:
         """A share of the old mean and a share of the value: no part is larger than its whole."""
         precise = np.result_type(self._wide, np.float64)
+        already = None
         if self._mean is None:
             zeros = np.zeros(value.shape, precise)
             self._mean = zeros if self._sum is None else self._sum / precise.type(float(before))
+            if self._sum is not None and self._ahead:
+                with_it = self._sum.reshape(-1)[: self._ahead].astype(precise)
+                already = with_it / precise.type(float(before + weight))
             self._sum = None
         share = float(weight / (before + weight))
         largest = np.finfo(precise).max
         with np.errstate(over="ignore"):  # rounding up of the largest number there is
             mixed = self._mean * (1.0 - share) + value.astype(precise) * share
-        self._mean = np.clip(mixed, -largest, largest)
+        self._mean = np.clip(mixed, -largest, largest, out=np.empty(value.shape, precise))
+        if already is not None:
+            self._mean.reshape(-1)[: self._ahead] = already
 
     def mean(self, total: Fraction) -> np.ndarray:
         """The mean of replies that weighed ``total``, more than 0: in the dtype of the replies."""

@@ -222,12 +222,13 @@ def test_passes_are_repeated_and_pfl_has_an_interpreter_of_its_own(
     python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)
     path = tmp_path / "bench.json"
-    given = ["--kind", "tiny", "--runner", "pfl,inprocess", "--repeat", "2", "--rounds", "1"]
+    given = ["--kind", "tiny", "--runner", "pfl,stock,inprocess", "--repeat", "2", "--rounds", "1"]
     assert command.main([*given, "--pfl-python", str(python), "--json", str(path)]) == 0
     found = json.loads(path.read_text())
-    assert [row["runner"] for row in found["rows"]] == ["bare", "inprocess", "pfl"] * 2
-    assert [row["runner"] for row in found["medians"]] == ["bare", "inprocess", "pfl"]
-    assert found["medians"][2]["ratio"] == 2.0
+    measured = [row["runner"] for row in found["rows"]]
+    assert measured == ["bare", "inprocess", "stock", "pfl", "bare", "inprocess", "pfl"]
+    assert [row["runner"] for row in found["medians"]] == measured[:4]
+    assert found["medians"][3]["ratio"] == 2.0
     assert "not-measured" not in found
     assert f"memory pfl {python}" in clock.asked
     assert f"memory inprocess {sys.executable}" in clock.asked

@@ -1,3 +1,4 @@
+import tracemalloc
 import weakref
 from fractions import Fraction
 
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nmoe_flower.strategies import aggregation
 from nmoe_flower.strategies.aggregation import Largest, WeightedMean
 
 
@@ -241,3 +243,46 @@ def test_the_other_byte_order() -> None:
     )
     assert mean["w"].tolist() == [2.0, 3.0]
     assert mean["w"].dtype == np.dtype(">f4")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_sum_in_blocks_has_the_bits_of_a_sum_at_once(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregation, "_BLOCK", 4)
+    rng = np.random.default_rng(1)
+    values = [np.asarray(v, order=order) for v in rng.normal(size=(5, 3, 7)).astype(np.float32)]
+    mean, expected = WeightedMean(), np.zeros((3, 7), np.float32)
+    for weight, value in enumerate(values, 1):
+        mean.add({"w": value}, weight)
+        expected = expected + value * np.float32(weight)
+    np.testing.assert_array_equal(mean.result()["w"], expected / np.float32(15))
+
+
+def test_a_sum_that_overflows_in_a_later_block_goes_on_as_the_right_mean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Entries of the first two blocks have the third reply already when the last overflows."""
+    monkeypatch.setattr(aggregation, "_BLOCK", 4)
+    small = np.arange(10, dtype=np.float32)
+    large = np.where(np.arange(10) == 9, np.float32(3e38), small)
+    replies = [(small, 1.0), (large, 0.5), (2 * small, 2.0), (large, 1.0), (small, 0.5)]
+    mean = WeightedMean()
+    for value, weight in replies:
+        mean.add({"w": value}, weight)
+    assert mean._sums["w"]._ahead == 8
+    expected = sum(weight * value.astype(np.float64) for value, weight in replies) / 5
+    np.testing.assert_allclose(mean.result()["w"], expected, rtol=1e-6)
+
+
+def test_adding_takes_no_memory_of_a_further_model() -> None:
+    mean, value = WeightedMean(), np.ones(1_000_000, np.float32)
+    mean.add({"w": value}, 3.0)
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            mean.add({"w": value}, 3.0)
+        assert tracemalloc.get_traced_memory()[1] < 0.2 * value.nbytes
+    finally:
+        tracemalloc.stop()
+    assert mean.result()["w"].tolist()[:2] == [1.0, 1.0]
