@@ -27,7 +27,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower.baselines.fedem import uniform_and_oracle
-from nmoe_flower.baselines.partial import PartialExperts, expert_of
+from nmoe_flower.baselines.partial import PartialExperts, expert_of, kept_scores, scores_in
 from nmoe_flower.baselines.submixture import mixed_logits
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.config import Config
@@ -127,16 +127,11 @@ class ChosenExperts(PartialExperts):
 
     def state(self) -> dict[str, np.ndarray]:
         """The scores of all clients met."""
-        clients = sorted(self.scores)
-        return {
-            "clients": np.array(clients, np.int64),
-            "scores": np.array([self.scores[c] for c in clients]).reshape(-1, self.experts),
-        }
+        return kept_scores(self.scores, self.experts)
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore what ``state`` gave."""
-        pairs = zip(arrays["clients"].tolist(), np.array(arrays["scores"]), strict=True)
-        self.scores = dict(pairs)
+        self.scores = scores_in(arrays)
 
 
 def choose_anchors(class_counts: Mapping[int, Sequence[int]], experts: int) -> list[int]:

@@ -24,7 +24,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.alignment import DeficitQueue, InfeasibleBoundsError, align
-from nmoe_flower.baselines.partial import PartialExperts
+from nmoe_flower.baselines.partial import PartialExperts, kept_scores, scores_in
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
 from nmoe_flower.records import BaselineKey
@@ -130,17 +130,14 @@ class FlexExperts(PartialExperts):
 
     def state(self) -> dict[str, np.ndarray]:
         """The scores of all clients met, and the deficits."""
-        clients = sorted(self.scores)
         return {
-            "clients": np.array(clients, np.int64),
-            "scores": np.array([self.scores[c] for c in clients]).reshape(-1, self.experts),
+            **kept_scores(self.scores, self.experts),
             **{f"deficits/{name}": value for name, value in self._deficits.state().items()},
         }
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore what ``state`` gave."""
-        pairs = zip(arrays["clients"].tolist(), np.array(arrays["scores"]), strict=True)
-        self.scores = dict(pairs)
+        self.scores = scores_in(arrays)
         self._deficits.load_state(records.part_of(arrays, "deficits/"))
 
 

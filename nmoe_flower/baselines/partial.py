@@ -26,7 +26,15 @@ from nmoe_flower.strategies import (
     require_whole,
 )
 
-__all__ = ["PartialExperts", "expert_of", "has_clients_parts", "name_at", "of_client"]
+__all__ = [
+    "PartialExperts",
+    "expert_of",
+    "has_clients_parts",
+    "kept_scores",
+    "name_at",
+    "of_client",
+    "scores_in",
+]
 
 _OWNED = re.compile(r"(?:expert|gate)\.(\d+)\.")
 _CLIENT = "client."
@@ -222,6 +230,29 @@ def expert_of(name: str) -> int | None:
     """
     owned = _OWNED.match(name)
     return int(owned[1]) if owned else None
+
+
+def kept_scores(scores: Mapping[int, np.ndarray], experts: int) -> dict[str, np.ndarray]:
+    """What a strategy's state holds of numbers by client and expert.
+
+    Args:
+        scores: By client: a number for each expert, [E].
+        experts: E.
+    """
+    clients = sorted(scores)
+    return {
+        "clients": np.array(clients, np.int64),
+        "scores": np.array([scores[client] for client in clients]).reshape(-1, experts),
+    }
+
+
+def scores_in(state: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """What ``kept_scores`` put into a state.
+
+    >>> scores_in(kept_scores({7: np.array([0.5, 1.0])}, 2))[7].tolist()
+    [0.5, 1.0]
+    """
+    return dict(zip(state["clients"].tolist(), np.array(state["scores"]), strict=True))
 
 
 def name_at(client: int, name: str) -> str:

@@ -3,6 +3,11 @@
 Chen et al. 2025, "Efficient Training of Large-Scale AI Models through Federated Mixture-of-Experts:
 A System-Level Approach", arXiv:2507.05685, section III. Fitness, usage, capacity, desirability and
 the policies are those of ``nmoe_flower.alignment``; a round here is: decide, send, average, learn.
+
+It does not stand on ``baselines.PartialExperts``, which takes any part of what was sent and knows
+experts by their names: here a reply is whole or dropped with its feedback, names are found in
+whatever model it is, and a gate decides what travels. All that both have in common is a weighted
+mean for each part, and that is ``WeightedMean``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
