@@ -2,10 +2,12 @@
 
 One thread everywhere. Ours goes through a worker process, messages and strategy; the bare loop
 trains in this process, on the same networks, batches and augmentation, and adds up weights. Both
-take turns. Where clients hold a part of the experts, here they hold all.
+take turns. Where clients hold a part of the experts, here they hold all. pFedMoAP is not here: it
+learns on a given extractor alone.
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from benchmarks.yardstick import Blocks, machine_line, ratio, told
 from nmoe_flower import records
 from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.baselines import Baseline, expert_of
+from nmoe_flower.baselines.fedmoe_da import mixing_weights
 from nmoe_flower.baselines.member import ExpertNetwork
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.clients.device import Device, device_of
@@ -104,7 +107,7 @@ class _Bare:
     """Rounds by hand: no Flower, no messages, no checks.
 
     Attributes:
-        weights: What the server has.
+        weights: What the server has for all alike.
     """
 
     def __init__(self, config: Config) -> None:
@@ -112,18 +115,21 @@ class _Bare:
         self.devices = [_device(config, clients, i) for i in range(clients)]
         self.settings, data = config.baseline, self.devices[0].data
         system: Baseline = found(BASELINES[config.run.system].system)
-        self.network = ExpertNetwork(
-            config,
-            data.image_shape,
-            data.num_classes,
-            experts=system.experts(config),
-            gated=system.gated,
-        ).to(memory_format=torch.channels_last)
+        network = system.network(config, data.image_shape, data.num_classes)
+        self.network = network.to(memory_format=torch.channels_last)
         self.gates = [_gate(self.network) for _ in range(clients)]
         start = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self.weights = {name: value for name, value in start.items() if system.travels(name)}
+        own = config.run.system == "fedmoe-da"  # experts are each client's, the server mixes them
+        self.weights = {
+            name: value
+            for name, value in start.items()
+            if system.travels(name) and not (own and name.startswith("expert."))
+        }
         private = {name: value for name, value in start.items() if name not in self.weights}
         self._home = [dict(private) for _ in range(clients)]
+        self.beside = [copy.deepcopy(self.network) for _ in range(clients)]  # Ditto's own
+        self._neighbours = config.baseline.neighbours if own else -1
+        self._mixing: np.ndarray = np.zeros((0, 0))
         experts = len(self.network.expert)
         self.mixture = [torch.full((experts,), 1 / experts) for _ in range(clients)]
         self._client = SYSTEMS[config.run.system]
@@ -132,9 +138,15 @@ class _Bare:
         """All clients, then the weighted mean."""
         total: dict[str, Tensor] = {}
         weight: dict[str, float] = {}
+        rows: list[np.ndarray] = []
         for client, device in enumerate(self.devices):
             self.network.load_state_dict(self.weights | self._home[client])
             masses = self._client(self, client, server_round)
+            if self._neighbours >= 0:
+                gate = self.network.gate.values()
+                rows += [
+                    row.get_parameter("weight").detach().numpy().ravel().copy() for row in gate
+                ]
             for name, value in self.network.state_dict().items():
                 if name not in self.weights:
                     self._home[client][name] = value.clone()
@@ -146,6 +158,27 @@ class _Bare:
                 total[name] = total.get(name, torch.zeros(())) + mass * value
                 weight[name] = weight.get(name, 0.0) + mass
         self.weights = {name: value / weight[name] for name, value in total.items()}
+        if rows:
+            self._mix(np.stack(rows), server_round)
+
+    def held(self, client: int) -> dict[str, Tensor]:
+        """All that a client goes on with."""
+        return self.weights | self._home[client]
+
+    def _mix(self, rows: np.ndarray, server_round: int) -> None:
+        """Experts of all clients, mixed by how alike their router rows are."""
+        if server_round % 5 == 1:
+            self._mixing = mixing_weights(rows, self._neighbours)
+        names = sorted(name for name in self._home[0] if name.startswith("expert.0."))
+        count = len(self.network.expert)
+        for name in names:
+            rest = name.split(".", 2)[2]
+            every = torch.stack(
+                [home[f"expert.{k}.{rest}"] for home in self._home for k in range(count)]
+            )
+            mixed = torch.from_numpy(self._mixing).float() @ every.flatten(1)
+            for place, value in enumerate(mixed.view_as(every)):
+                self._home[place // count][f"expert.{place % count}.{rest}"] = value.clone()
 
     def steps(
         self,
@@ -153,9 +186,13 @@ class _Bare:
         server_round: int,
         parameters: Sequence[nn.Parameter],
         loss: Callable[[Tensor, Tensor, np.ndarray], Tensor],
+        *,
+        purpose: str = "",
+        part: slice = slice(None),
     ) -> None:
-        """SGD on augmented images."""
+        """SGD on augmented images, for a part of the round's steps."""
         device, settings = self.devices[client], self.settings
+        first, last, _ = part.indices(settings.local_steps)
         decayed = [p for p in parameters if p.ndim > 1]
         others = [p for p in parameters if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
@@ -168,15 +205,15 @@ class _Bare:
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
         )
-        noise = generator(device.seed("baseline-augment", "", server_round))
+        noise = generator(device.seed("baseline-augment", purpose, server_round))
         labels = torch.from_numpy(device.train_labels)
         self.network.train()
         for chosen in batch_indices(
             len(labels),
             settings.batch_size,
-            first=(server_round - 1) * settings.local_steps,
-            count=settings.local_steps,
-            seed=device.seed("baseline-batches", ""),
+            first=(server_round - 1) * settings.local_steps + first,
+            count=last - first,
+            seed=device.seed("baseline-batches", purpose),
         ):
             images = device.augment(normalise(device.train_images[chosen]), noise)
             optimizer.zero_grad()
@@ -216,6 +253,66 @@ def _fedavg(bare: _Bare, client: int, server_round: int) -> None:
         return F.cross_entropy(network(images)[:, 0].float(), labels)
 
     bare.steps(client, server_round, list(network.parameters()), loss)
+
+
+def _fedprox(bare: _Bare, client: int, server_round: int) -> None:
+    network, pull = bare.network, bare.settings.proximal
+    received = [p.detach().clone() for p in network.parameters()]
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        return F.cross_entropy(network(images)[:, 0].float(), labels) + _pull(
+            network, received, pull
+        )
+
+    bare.steps(client, server_round, list(network.parameters()), loss)
+
+
+def _ditto(bare: _Bare, client: int, server_round: int) -> None:
+    own, pull = bare.beside[client], bare.settings.proximal
+    received = [p.detach().clone() for p in bare.network.parameters()]
+    _fedavg(bare, client, server_round)
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        return F.cross_entropy(own(images)[:, 0].float(), labels) + _pull(own, received, pull)
+
+    own.train()
+    bare.steps(client, server_round, list(own.parameters()), loss, purpose="personal")
+
+
+def _pull(network: nn.Module, received: Sequence[Tensor], pull: float) -> Tensor:
+    parts = [
+        (p - old).square().sum() for p, old in zip(network.parameters(), received, strict=True)
+    ]
+    return pull / 2 * torch.stack(parts).sum()
+
+
+def _fedrep(bare: _Bare, client: int, server_round: int) -> None:
+    network = bare.network
+    head = (bare.settings.local_steps + 1) // 2
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        return F.cross_entropy(network(images)[:, 0].float(), labels)
+
+    for learners, part in (
+        (network.expert, slice(head)),
+        (network.trunk, slice(head, None)),
+    ):
+        bare.steps(client, server_round, list(learners.parameters()), loss, part=part)
+
+
+def _pfedmoe(bare: _Bare, client: int, server_round: int) -> None:
+    network = bare.network
+    gate, own = network.get_submodule("weigh"), network.get_submodule("own")
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        parts = gate(images).float().softmax(dim=1)
+        latents = parts[:, :1] * network.trunk(images).float() + parts[:, 1:] * own(images).float()
+        return F.cross_entropy(network.expert["0"](latents).float(), labels)
+
+    bare.steps(client, server_round, list(network.parameters()), loss)
+    with torch.inference_mode():
+        images = normalise(bare.devices[client].train_images)
+        _ = gate(images).softmax(dim=1)[:, 0].mean()  # how far the shared part counts
 
 
 def _fedem(bare: _Bare, client: int, server_round: int) -> None:
@@ -273,12 +370,45 @@ def _fedmoe(bare: _Bare, client: int, server_round: int) -> None:
     _mixture(bare, client, server_round)
 
 
+def _fedjets(bare: _Bare, client: int, server_round: int) -> None:
+    network = bare.network
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        latents, logits = network.both(images)
+        weights = network.scores(latents.detach().float()).softmax(dim=1)
+        return F.cross_entropy((weights[:, :, None] * logits.float()).sum(dim=1), labels)
+
+    bare.steps(client, server_round, list(network.parameters()), loss)
+    with torch.inference_mode():
+        images = normalise(bare.devices[client].train_images)
+        _ = network.scores(network.trunk(images)).softmax(dim=1).mean(dim=0)
+
+
+def _fedmoe_da(bare: _Bare, client: int, server_round: int) -> None:
+    network = bare.network
+
+    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        latents, logits = network.both(images)
+        weights = network.scores(latents.float()).softmax(dim=1)
+        return F.cross_entropy((weights[:, :, None] * logits.float()).sum(dim=1), labels)
+
+    bare.steps(client, server_round, list(network.parameters()), loss)
+
+
 SYSTEMS: dict[str, Callable[[_Bare, int, int], Tensor | None]] = {
     "fedavg": _fedavg,
+    "fedprox": _fedprox,
+    "ditto": _ditto,
+    "fedper": _fedavg,
+    "fedrep": _fedrep,
+    "pfl-moe": _fedavg,
     "fedem": _fedem,
     "fedmix": _fedmix,
     "fedmoe": _fedmoe,
     "flex-moe": _mixture,
+    "fedjets": _fedjets,
+    "fedmoe-da": _fedmoe_da,
+    "pfedmoe": _pfedmoe,
 }
 """By system: a client's part of a round by hand, which gives the masses of its experts if any."""
 
@@ -317,6 +447,7 @@ def _config(args: argparse.Namespace, system: str, folder: str) -> Config:
             "extractor.backbone": args.backbone,
             "baseline.experts": args.experts,
             "baseline.held": args.experts,
+            "baseline.anchors": False,
             "baseline.local-steps": args.steps,
             "run.system": system,
             "run.seed": args.seed,

@@ -371,7 +371,12 @@ def _rehearse_baseline(
     latent_dim = configured_extractor(config, data.image_shape).latent_dim if given else 0
     held = memory_of_server(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
     _check_bytes(held, "baseline.experts", config.baseline.experts, what="the server would hold")
-    system.network(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
+    network = system.network(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
+    if not any(system.travels(name) for name in network.state_dict()):
+        raise ConfigError(
+            f"run.system = {config.run.system} shares nothing but the trunk, and "
+            f"extractor.backbone = {config.extractor.backbone} has no weights"
+        )
     strategy = system.strategy(config)
     if entry.reads_labels:
         strategy.class_counts = {

@@ -375,6 +375,34 @@ def test_rounds_of_one_client_are_its_local_training(
                 np.testing.assert_allclose(found[name], value.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("system", ["fedmoe", "fedjets", "fedmoe-da"])
+def test_a_gate_that_stays_indifferent_trains_the_mean_of_all_experts(
+    member: Callable[[str, int], Member], system: str
+) -> None:
+    """With all experts at every client the rest is FedAvg: of this uniform ensemble then."""
+    ours, alone = member(system, 1), member(system, 1)
+    for client in (ours, alone):
+        client.network.gate.requires_grad_(False)  # it starts at 0, and all weigh alike
+    ours.told = {FeedbackKey.EXPERTS: [0, 1, 2]}
+    ours.system.train(ours)
+
+    def loss(images: torch.Tensor, labels: torch.Tensor, _: np.ndarray) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(alone.network(images).mean(dim=1), labels)
+
+    alone.steps(alone.network, loss)
+    for name, value in alone.network.state_dict().items():
+        torch.testing.assert_close(ours.network.state_dict()[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("test", ["local", "iid"])
+def test_who_asks_one_expert_is_never_better_than_the_oracle(
+    whole: Callable[[str], Whole], test: str
+) -> None:
+    rows = whole("fedjets").rows
+    chosen, best = (rows[who, test]["per_client"]["accuracy"] for who in ("fedjets", "oracle"))
+    assert all(one <= most for one, most in zip(chosen, best, strict=True))
+
+
 def _weighed(client: Member, scores: list[float]) -> None:
     """Hold pFedMoE's gate at these scores, whatever the image."""
     *_, gate = client.network.get_submodule("weigh").children()

@@ -229,3 +229,13 @@ def test_a_server_holds_the_arrays_of_the_network(system: str) -> None:
         for name, value in first_arrays(config).items()
     )
     assert memory_of_server(config, (1, 4, 4), 2, latent_dim=latent_dim) == wanted
+
+
+@pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.shares_trunk])
+def test_a_trunk_without_weights_leaves_nothing_to_share(system: str) -> None:
+    settings = {"extractor.backbone": "linear", "extractor.widths": "", "data.train-per-client": 40}
+    config = config_of(system, **settings)
+    data = configured_images(config)
+    shares = configured_partition(config, data, num_clients=3)
+    with pytest.raises(ConfigError, match=r"shares nothing but the trunk, and .*linear has no wei"):
+        rehearse(config, data, shares)
