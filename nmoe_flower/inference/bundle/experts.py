@@ -87,7 +87,7 @@ class TextBackbone:
         digest: SHA-256 of its weights.
         split: The model in two halves.
         lock: Held by whoever computes.
-        at_work: Whose adapter was loaded last.
+        at_work: Adapters and the device of the one that was loaded last.
 
     Raises:
         ConfigError: It cannot be cut into halves.
@@ -286,6 +286,7 @@ def _shape(config: Config) -> tuple[Any, ...]:
     adapter, run = config.adapter, config.run
     return (
         config.extractor.backbone,
+        config.expert.kind,
         config.text.window,
         adapter.blocks,
         adapter.targets,

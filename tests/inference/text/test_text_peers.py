@@ -48,6 +48,19 @@ def test_peers_score_as_the_pipeline_does(
         assert found.peers[0] == ["self"]
 
 
+def test_experts_beside_the_feed_forward_parts_are_asked_alike(
+    village: Make, windows: np.ndarray
+) -> None:
+    made = village(expert__kind="ffn")
+    made.serve(1)
+    client, own = made.client(encoding="float32"), windows[1::3]  # device 1's letters
+    found = client.score_windows(own)
+    np.testing.assert_allclose(found.nats, made.nats(1, own), atol=2e-3)
+    assert found.peers == {1: ["peer-1"]}
+    tokens = [piece.token for piece in client.generate(ACROSS, 6)]
+    assert tokens == made.greedy(1, list(ACROSS.encode()), 6)
+
+
 def test_what_was_trained_in_bfloat16_is_asked_in_it(village: Make, windows: np.ndarray) -> None:
     """Halves compute in the precision of the whole, and its frozen layers are kept in it."""
     made = village(run__precision="bf16")
