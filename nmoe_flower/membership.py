@@ -1,4 +1,4 @@
-"""Who joins and who leaves a finished run: with its sums, or with its expert and embedding.
+"""Who joins and who leaves a finished run: with its sums, its expert and embedding, or its text.
 
 **Sums** (``head.method = sums``) are added or subtracted, and the rest follows anew.
 
@@ -8,6 +8,9 @@ who left; an extractor that learned from its images is not, and that is said.
 
 **Embeddings** (``gate.form = metric``) come and go with their experts, and nobody trains but who
 joins: all others keep their experts, and the projection of the gate stays as it is.
+
+**Text** (``run.system = language``): an expert comes and goes with the histogram that the gate
+``unigram`` knows it by; no other expert and no other row changes. What averages all is made anew.
 """
 
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, CHUNKS
 from nmoe_flower.checkpoint import Checkpoint
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
@@ -32,6 +36,7 @@ from nmoe_flower.pipeline import (
     gather_sums,
     holdings,
     leave_sums,
+    state_gates,
     sums_told,
 )
 from nmoe_flower.records import STANDARD_PART, MetricKey, part_of
@@ -44,6 +49,11 @@ Arrays = dict[str, np.ndarray]
 _STAGES = ["extractor", "head"]
 _CARRYING = [*_STAGES, "experts", "gates"]
 _BROUGHT = ("expert", "out-of-fold")  # what of a client's own folder comes along
+_EXACT: dict[str, tuple[str, ...]] = {
+    "sums": ("standardisation", "ridge head", "gate lda"),
+    "embeddings": ("the others' embeddings",),
+    "text": ("the others' experts", "the others' histograms of tokens"),
+}
 _LEAST = 2  # clients of a federation
 
 
@@ -82,11 +92,12 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
     """Begin a run in which a client of a finished one has never been.
 
     Its sums are left out and the rest is solved again; its expert and its row of the gate are gone.
-    Where experts carry embeddings its own is left out, and nothing is trained again. Nothing of it
-    is in the new folder. The old run stays as it is.
+    Where experts carry embeddings or histograms of tokens its own is left out, and no expert is
+    trained again. Nothing of it is in the new folder. The old run stays as it is.
 
     Args:
-        run: The folder of a run with ``head.method = sums`` or ``gate.form = metric``.
+        run: The folder of a run with ``head.method = sums`` or ``gate.form = metric``, or of
+            language.
         client: The client's number, 0 to N - 1.
         out: The new run folder; it must be free.
 
@@ -111,7 +122,7 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
     told = {} if carries else _kept_sums(origin, checkpoint)
     staying = [old for old in range(count) if old != client]
     now = {old: new for new, old in enumerate(staying)}
-    described = _described(checkpoint)
+    described = {} if _speaks(origin.config) else _described(checkpoint)
     with ExitStack() as held:
         begun = _begin(
             held,
@@ -121,6 +132,7 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
             {now[old]: described[old] for old in staying if old in described},
         )
         if carries:
+            holdings(begun)
             _carry(begun, origin, checkpoint, Path(out), now)
         else:
             leave_sums(begun, {now[old]: told[old] for old in staying})
@@ -131,10 +143,11 @@ def join(run: str | Path, share: int, out: str | Path) -> Change:
     """Begin a run in which a client that had left a finished one, or waited, takes part.
 
     It alone is asked for its sums; those of the others are in the run folder. Where experts carry
-    embeddings it alone trains: its expert.
+    embeddings or histograms of tokens it alone trains: its expert.
 
     Args:
-        run: The folder of a run with ``head.method = sums`` or ``gate.form = metric``.
+        run: The folder of a run with ``head.method = sums`` or ``gate.form = metric``, or of
+            language.
         share: The number of its share of the data, one of ``data.without``.
         out: The new run folder; it must be free.
 
@@ -171,15 +184,16 @@ def _finished(path: Path) -> tuple[RunFolder, Checkpoint]:
     origin = RunFolder.resume(path.expanduser())
     head = origin.config.head
     carries = _carries(origin.config)
+    stages = ["experts"] if _speaks(origin.config) else _CARRYING if carries else _STAGES
     solved = origin.config.run.system == "networked" and head.method == "sums"
     if not (solved or carries):
         raise ConfigError(
             f"{origin.path} has head.method = {head.method} (run.system = "
             f"{origin.config.run.system}): what its clients gave cannot be taken out again; "
-            "allowed: head.method = sums; or gate.form = metric with the gate federated, and no "
-            "head.standardise"
+            "allowed: head.method = sums; gate.form = metric with the gate federated, and no "
+            "head.standardise; or run.system = language"
         )
-    checkpoint, stages = origin.checkpoints.latest(), _CARRYING if carries else _STAGES
+    checkpoint = origin.checkpoints.latest()
     if checkpoint is None or not set(stages) <= set(checkpoint.state["stages"]):
         raise CheckpointError(
             f"{origin.path} has no checkpoint after the stage {stages[-1]}: let the run go on to "
@@ -188,8 +202,15 @@ def _finished(path: Path) -> tuple[RunFolder, Checkpoint]:
     return origin, checkpoint
 
 
+def _speaks(config: Config) -> bool:
+    """Whether experts come and go with histograms of tokens."""
+    return config.run.system == "language"
+
+
 def _carries(config: Config) -> bool:
-    """Whether experts come and go with their embeddings, on latents that stay as they are."""
+    """Whether experts come and go with what they are known by, on latents that stay as they are."""
+    if _speaks(config):
+        return True
     embedded = config.has_embeddings and "federated" in config.gate.methods
     return embedded and not config.head.asks_sums and not config.head.standardises
 
@@ -197,24 +218,52 @@ def _carries(config: Config) -> bool:
 def _carry(
     run: Run, origin: RunFolder, checkpoint: Checkpoint, out: Path, now: Mapping[int, int]
 ) -> None:
-    """Bring the experts and the embeddings of those who stay, and the projection of the gate."""
+    """Bring the experts of those who stay, and what they are known by."""
     before = Artifacts.read(part_of(checkpoint.arrays, "done/"))
+    run.artifacts.carried = np.array(sorted(now.values()))
+    if _speaks(run.config):
+        _carry_text(run, origin, before, out, now)
+        return
     means, projection = before.normal_means, before.gates["federated"].get(MetricKey.PROJECTION)
     if means is None or projection is None:
         raise CheckpointError(f"{origin.path} has no embeddings: let the run go on to its end")
-    clients = out.expanduser().resolve() / "clients"
-    for old, new in now.items():
-        for name in _BROUGHT:
-            path = origin.path / "clients" / str(old) / f"{name}.safetensors"
-            if name == "expert" or path.exists():
-                save_arrays(clients / str(new) / path.name, load_arrays(path))
+    _bring(origin, out, now, needed="expert")
     run.artifacts.classifier = before.classifier
     run.artifacts.gates = {"federated": {MetricKey.PROJECTION: projection}}
-    run.artifacts.carried = np.array(sorted(now.values()))
     run.artifacts.normal_means = np.zeros(
         (run.config.data.num_clients, means.shape[1]), means.dtype
     )
     run.artifacts.normal_means[list(now.values())] = means[list(now)]
+
+
+def _carry_text(
+    run: Run, origin: RunFolder, before: Artifacts, out: Path, now: Mapping[int, int]
+) -> None:
+    """Bring adapters and histograms of tokens; a row that is to come is empty."""
+    shared = run.config.expert.sharing == "weights"
+    if shared and not before.adapters:
+        raise CheckpointError(f"{origin.path} has no experts: let the run go on to its end")
+    _bring(origin, out, now, needed="" if shared else "expert")
+    run.artifacts.adapters = {
+        f"{new}/{name}": array
+        for old, new in now.items()
+        for name, array in part_of(before.adapters, f"{old}/").items()
+    }
+    if (rows := before.frequencies) is not None:
+        run.artifacts.frequencies = np.zeros(
+            (run.config.data.num_clients, *rows.shape[1:]), rows.dtype
+        )
+        run.artifacts.frequencies[list(now.values())] = rows[list(now)]
+
+
+def _bring(origin: RunFolder, out: Path, now: Mapping[int, int], *, needed: str) -> None:
+    """Copy what those who stay keep of their experts."""
+    clients = out.expanduser().resolve() / "clients"
+    for old, new in now.items():
+        for name in _BROUGHT:
+            path = origin.path / "clients" / str(old) / f"{name}.safetensors"
+            if name == needed or path.exists():
+                save_arrays(clients / str(new) / path.name, load_arrays(path))
 
 
 def _kept_sums(origin: RunFolder, checkpoint: Checkpoint) -> dict[int, Arrays]:
@@ -255,6 +304,12 @@ def _changed(
         "data.without": ",".join(map(str, sorted(without))),
         "run.min-replies": min(config.run.min_replies, num_clients),
     }
+    if ranks := list(config.adapter.ranks):
+        if leaves is not None:
+            del ranks[leaves]
+        elif back is not None:
+            ranks.insert(sum(share < back for share in _shares(config)), config.adapter.rank)
+        values["adapter.ranks"] = ",".join(map(str, ranks))
     if config.gate.distribution and leaves is not None:
         kept = [s for at, s in enumerate(config.gate.distribution) if at != leaves]
         values["gate.distribution"] = ",".join(map(str, kept))
@@ -289,7 +344,7 @@ def _begin(
         described=described,
     )
     begun.connect()
-    if asks_initial(begun.config):
+    if asks_initial(begun.config) and not _speaks(config):
         ask_initial(begun)
     before = Artifacts.read(part_of(checkpoint.arrays, "done/"))
     begun.artifacts.classifier = {
@@ -308,10 +363,17 @@ def _end(run: Run, out: Path, client: int, now: Mapping[int, int], *, leaver: bo
     carries = _carries(config)
     joiner = [] if leaver else [f"the expert of client {client}"]
     again = joiner if carries else ["experts"]
-    trained = ("rolling", "global") if carries else ("federated", "rolling")
-    again += [f"gate {name}" for name in config.gate.methods if name in trained]
+    trained: tuple[str, ...] = ("rolling", "global") if carries else ("federated", "rolling")
+    if _speaks(config):  # whose gates of hidden states ask all for sums
+        trained = tuple(state_gates(config.text_gates))
+        again += [
+            f"control {name}" for name in config.adapter.controls if ADAPTER_CONTROLS[name].averaged
+        ]
+    again += [
+        f"gate {name}" for name in config.gate.methods if name.removesuffix(CHUNKS) in trained
+    ]
     inexact = []
-    if leaver and carries:
+    if leaver and carries and not _speaks(config):
         inexact.append(
             "the projection of the gate federated, which was trained for "
             f"{config.gate.rounds} rounds with latents of the client"
@@ -325,10 +387,13 @@ def _end(run: Run, out: Path, client: int, now: Mapping[int, int], *, leaver: bo
         )
     if leaver and config.extractor.start:
         inexact.append(f"the extractor, if its run ({config.extractor.start}) had the client")
+    exact = _EXACT["sums"]
+    if carries:
+        exact = _EXACT["text" if _speaks(config) else "embeddings"]
     change = Change(
         RunFolder(path, config),
         client,
-        ("the others' embeddings",) if carries else ("standardisation", "ridge head", "gate lda"),
+        exact,
         tuple(again),
         tuple(inexact),
         dict(now),
@@ -343,6 +408,6 @@ def _end(run: Run, out: Path, client: int, now: Mapping[int, int], *, leaver: bo
             "now": {str(old): new for old, new in now.items()},
         },
     )
-    run.stages = list(_STAGES)
+    run.stages = [] if _speaks(config) else list(_STAGES)
     run.save("head/done")
     return change

@@ -45,7 +45,7 @@ def add_change(parser: argparse.ArgumentParser, who: str, which: str) -> None:
         "run",
         type=Path,
         metavar="RUN_DIR",
-        help="a run with head.method = sums or gate.form = metric",
+        help="a run with head.method = sums or gate.form = metric, or of run.system = language",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new run folder")
     parser.add_argument(

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Begin OUT, a run with one client more, one of data.without: it alone is asked for its "
         "sums, which are added to the others', and what was trained is trained again. Where "
-        "experts carry embeddings (gate.form = metric) it alone trains."
+        "experts carry embeddings (gate.form = metric) or read text, it alone trains."
     )
     parser.epilog = "example: nmoe join runs/without-3 --share 3 --out runs/with-3"
     add_change(parser, "--share", "the number of its share of the data, one of data.without")

@@ -8,6 +8,7 @@ from nmoe_flower.pipeline.alignment import rehearse_alignment
 from nmoe_flower.pipeline.artifacts import Artifacts
 from nmoe_flower.pipeline.ask import Holding, gather, holdings
 from nmoe_flower.pipeline.exchanges import SECONDS_PER_EXCHANGE, exchanges
+from nmoe_flower.pipeline.language import state_gates
 from nmoe_flower.pipeline.networked import (
     ask_initial,
     asks_initial,
@@ -41,5 +42,6 @@ __all__ = [
     "rehearse_alignment",
     "run_pipeline",
     "stage_1_strategy",
+    "state_gates",
     "sums_told",
 ]

@@ -61,6 +61,7 @@ def load_text(
     scheme: Scheme = "natural",
     mixed: float = 0.0,
     num_clients: int = 0,
+    without: Sequence[int] = (),
     train_per_client: int = 0,
     test_per_client: int = 0,
     validation_per_client: int = 0,
@@ -95,6 +96,7 @@ def load_text(
         scheme: ``natural``: a client holds a domain; ``iid``: documents are dealt to all alike.
         mixed: For ``natural``: share of a client's text that comes from all others alike.
         num_clients: How many there are; for ``natural`` those with most text. 0: all.
+        without: Shares of clients that have left, which are nobody's; all others stay as they are.
         train_per_client: Training windows of each client at most; 0: all.
         test_per_client: Test windows of each client at most; 0: all.
         validation_per_client: Windows of validation documents, which nobody trains on.
@@ -120,18 +122,27 @@ def load_text(
         alone,
     )
     corpus = open_corpus(request, tokenizer, cache_dir=cache_dir, progress=progress)
-    kept = _kept(corpus, num_clients if scheme == "natural" else 0, dataset)
-    clients = len(kept) if scheme == "natural" else num_clients or len(kept)
-    deal = _Deal(corpus, kept, clients, scheme, mixed, _Cut(window, stride, packing, tokenizer.end))
-    domain_names = tuple(corpus.domain_names[code] for code in kept)
-    client_names = domain_names if scheme == "natural" else tuple(map(str, range(clients)))
-    train, validation = deal.training(seed, validation_per_client, client_names)
+    shares = num_clients + len(without) if num_clients else 0
+    kept = _kept(corpus, shares if scheme == "natural" else 0, dataset)
+    clients = len(kept) if scheme == "natural" else shares or len(kept)
+    owned = scheme == "natural" and not mixed  # who leaves takes a domain along
+    known = tuple(code for at, code in enumerate(kept) if not (owned and at in without))
+    cut = _Cut(window, stride, packing, tokenizer.end)
+    deal = _Deal(corpus, kept, clients, scheme, mixed, cut, frozenset(without), known)
+    domain_names = tuple(corpus.domain_names[code] for code in known)
+    share_names = (
+        tuple(corpus.domain_names[code] for code in kept)
+        if scheme == "natural"
+        else tuple(map(str, range(clients)))
+    )
+    client_names = tuple(name for at, name in enumerate(share_names) if at not in without)
+    train, validation = deal.training(seed, validation_per_client, share_names)
     return TextData(
         name=dataset,
-        train=deal.windows("train", train, train_per_client, seed, client_names),
-        test=deal.windows("test", deal.owned("test", 0), test_per_client, 0, client_names),
+        train=deal.windows("train", train, train_per_client, seed, share_names),
+        test=deal.windows("test", deal.owned("test", 0), test_per_client, 0, share_names),
         validation=deal.windows(
-            validation.split, validation.held, validation_per_client, seed, client_names
+            validation.split, validation.held, validation_per_client, seed, share_names
         ),
         domain_names=domain_names,
         client_names=client_names,
@@ -195,6 +206,7 @@ class _Wanted:
             "scheme": "natural" if alone else data.scheme,
             "mixed": 0.0 if alone else text.mixed,
             "num_clients": 1 if alone else data.num_clients,
+            "without": () if alone else data.without,
             "train_per_client": data.train_per_client,
             "test_per_client": data.test_per_client,
             "validation_per_client": data.validation_per_client,
@@ -274,7 +286,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Deal:
-    """What is dealt, and how."""
+    """What is dealt, and how; ``kept`` are domains, ``known`` those that clients still have."""
 
     corpus: Corpus
     kept: list[int]
@@ -282,6 +294,8 @@ class _Deal:
     scheme: Scheme
     mixed: float
     cut: _Cut
+    without: frozenset[int]
+    known: tuple[int, ...]
 
     def owned(self, split: str, seed: int) -> list[Codes]:
         """Each client's documents of a split in the order they are read in, one array each."""
@@ -355,8 +369,10 @@ class _Deal:
             DataError: A client has less than a window.
         """
         stream = self.corpus.streams[split]
-        parts = []
+        parts: list[tuple[Tokens, Sizes, Codes, Codes, Codes]] = []
         for client, documents in enumerate(held):
+            if client in self.without:
+                continue
             places = self._places(stream, documents)
             if len(documents) and not places:
                 raise DataError(
@@ -372,7 +388,7 @@ class _Deal:
                 rng = numpy_stream(seed, "text-windows", split, client)
                 chosen = np.sort(rng.permutation(len(places))[:limit])
                 places = [places[row] for row in chosen]
-            parts.append(self._filled(stream, documents, places, client))
+            parts.append(self._filled(stream, documents, places, len(parts)))
         return TextSplit(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _filled(
@@ -393,7 +409,7 @@ class _Deal:
                 tokens[row, : after - first] = text[first:after]
                 sizes[row, : after - first] = size[first:after]
                 documents[row] = own[np.searchsorted(starts, first, side="right") - 1]
-        codes = np.searchsorted(self.kept, domains)
+        codes = np.searchsorted(self.known, domains)
         return tokens, sizes, np.full(len(places), client, np.int64), codes, documents
 
 

@@ -15,13 +15,19 @@ __all__ = ["train_adapters"]
 def train_adapters(run: Run) -> None:
     """One exchange: leaves the experts' adapters, where they may leave their devices.
 
+    Clients that bring an expert along from another run are not asked.
+
     Raises:
         RoundError: Clients have other backbones than most, or one did not train.
     """
     shares = run.config.expert.sharing == "weights"
     wanted = [GATE] if run.config.gate.asks_frequencies and shares else []
     wanted += [EXPERT] if shares else []
-    trained = gather(run, "experts", Action.ADAPTER_EXPERT, RecordDict(), wanted=wanted)
+    carried = set() if run.artifacts.carried is None else set(run.artifacts.carried.tolist())
+    asked = sorted(set(run.partitions.values()) - carried)
+    if not asked:
+        return
+    trained = gather(run, "experts", Action.ADAPTER_EXPERT, RecordDict(), only=asked, wanted=wanted)
     if not shares:
         return
     if GATE in wanted:
@@ -30,9 +36,11 @@ def train_adapters(run: Run) -> None:
             for client, content in trained.items()
         }
         found = alike("experts", counted).values()
-        run.artifacts.frequencies = np.stack([arrays[TextKey.FREQUENCIES] for arrays in found])
+        rows = np.stack([arrays[TextKey.FREQUENCIES] for arrays in found])
+        before = run.artifacts.frequencies
+        run.artifacts.frequencies = rows if before is None else _put(before, asked, rows)
         if run.config.privacy.tokens:
-            windows = {c: sum(told.train) for c, told in holdings(run).items()}
+            windows = {c: sum(told.train) for c, told in holdings(run).items() if c in asked}
             account(run, "histograms", windows)
     told = {
         client: records.to_numpy(content.array_records[EXPERT])
@@ -40,8 +48,18 @@ def train_adapters(run: Run) -> None:
     }
     if not run.config.adapter.ranks:
         told = alike("experts", told)
-    run.artifacts.adapters = {
+    run.artifacts.adapters |= {
         f"{client}/{name}": value
         for client, arrays in told.items()
         for name, value in arrays.items()
     }
+    run.artifacts.adapters = dict(
+        sorted(run.artifacts.adapters.items(), key=lambda one: int(one[0].partition("/")[0]))
+    )
+
+
+def _put(all_rows: np.ndarray, clients: list[int], rows: np.ndarray) -> np.ndarray:
+    """A copy of everybody's rows with those of some clients put in."""
+    found = all_rows.astype(rows.dtype)
+    found[clients] = rows
+    return found
