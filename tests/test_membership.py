@@ -217,3 +217,42 @@ def assert_alike_experts(one: RunResult, other: RunResult) -> None:
         found, wanted = load_arrays(one.path / path.relative_to(other.path)), load_arrays(path)
         for name, array in wanted.items():
             np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6, err_msg=str(path))
+
+
+def test_a_device_with_a_new_class_joins_and_leaves(train: Train, tmp_path: Path) -> None:
+    """A digit each, held by nobody else: the head knows those of who is there."""
+    told = {"data.scheme": "pathological", "data.classes-per-client": 1, "expert.epochs": 0,
+            "data.train-per-client": 0, "data.test-per-client": 0, "gate.methods": "lda"}  # fmt: skip
+    four = train("four", **told, **{"data.num-clients": 4, "data.without": "4"})
+    change = join(four.path, 4, tmp_path / "five")
+    five = gone_on(change.folder.path)
+    counts = [
+        load_arrays(five.path / "sums" / f"{c}.safetensors")["class-counts"] for c in range(5)
+    ]
+    new = np.flatnonzero(counts[4])
+    assert new.tolist() == [4]
+    assert all(others[4] == 0 for others in counts[:4])
+    for client in range(4):  # nobody else tells anything
+        one, other = (
+            load_arrays(path / "sums" / f"{client}.safetensors") for path in (four.path, five.path)
+        )
+        assert {n: a.tobytes() for n, a in one.items()} == {
+            n: a.tobytes() for n, a in other.items()
+        }
+    before, after = (
+        load_arrays(path / "weights" / "head.safetensors") for path in (four.path, five.path)
+    )
+    name = "layers.0.weight"
+    assert (before[name][new] == 0).all()
+    assert (np.abs(after[name][new]).max(axis=1) > 0).all()
+    gates = [
+        load_arrays(p / "weights" / "gate-lda.safetensors")["weight"]
+        for p in (four.path, five.path)
+    ]
+    assert [len(gate) for gate in gates] == [4, 5]
+    accuracy = [
+        next(r["accuracy"] for r in run_.rows if (r["gate"], r["test"]) == ("lda", "iid"))
+        for run_ in (four, five)
+    ]
+    assert accuracy[1] > accuracy[0]
+    assert_alike(gone_on(forget(five.path, 4, tmp_path / "left").folder.path), four)
