@@ -221,8 +221,14 @@ def assert_alike_experts(one: RunResult, other: RunResult) -> None:
 
 def test_a_device_with_a_new_class_joins_and_leaves(train: Train, tmp_path: Path) -> None:
     """A digit each, held by nobody else: the head knows those of who is there."""
-    told = {"data.scheme": "pathological", "data.classes-per-client": 1, "expert.epochs": 0,
-            "data.train-per-client": 0, "data.test-per-client": 0, "gate.methods": "lda"}  # fmt: skip
+    told = {
+        "data.scheme": "pathological",
+        "data.classes-per-client": 1,
+        "expert.epochs": 0,
+        "data.train-per-client": 0,
+        "data.test-per-client": 0,
+        "gate.methods": "lda",
+    }
     four = train("four", **told, **{"data.num-clients": 4, "data.without": "4"})
     change = join(four.path, 4, tmp_path / "five")
     five = gone_on(change.folder.path)
