@@ -108,12 +108,17 @@ def system_cost(
             messages = list(strategy.configure_train(at + 1, arrays, ConfigRecord(), grid))
             taking_part = len(messages)
             for message in messages:
-                names = [_stands_for(name, size) for name in message.content.array_records[ARRAYS]]
+                names = [
+                    _stands_for(name, size)
+                    for name in records.of_kind(message.content, ArrayRecord)[ARRAYS]
+                ]
                 told["down"][at] += sum(size[name] for name in names)
                 most = max(most, sum(math.prod(shapes[name][0]) for name in names))
             replies = list(grid.send_and_receive(messages))
             for reply in replies:
-                told["up"][at] += sum(size[name] for name in reply.content.array_records[ARRAYS])
+                told["up"][at] += sum(
+                    size[name] for name in records.of_kind(reply.content, ArrayRecord)[ARRAYS]
+                )
             updated, _ = strategy.aggregate_train(at + 1, replies)
             assert updated is not None
             arrays = updated
@@ -178,7 +183,7 @@ def _untrained(strategy: PartialExperts, travelling: Collection[str]) -> Callabl
     """A client that sends back what it was sent, but for what it was only to read."""
 
     def answer(message: Message, context: Context) -> Message:
-        arrays = message.content.array_records[ARRAYS]
+        arrays = records.of_kind(message.content, ArrayRecord)[ARRAYS]
         owners = {strategy.owner(name) for name in arrays}
         held = [float(expert in owners) for expert in range(strategy.experts)]
         return records.reply(

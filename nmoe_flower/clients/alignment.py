@@ -69,7 +69,7 @@ def train(message: Message, context: Context) -> Message:
     if gate.solved:
         wanted = bool(told[StatisticsKey.WANT_MOMENT])
         answer.content[STATISTICS] = _statistics(client, held, wanted)
-        answer.content[ARRAYS] = _without_gate(answer.content.array_records[ARRAYS])
+        answer.content[ARRAYS] = _without_gate(records.of_kind(answer.content, ArrayRecord)[ARRAYS])
     return answer
 
 

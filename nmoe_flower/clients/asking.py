@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from torch import Generator, Tensor
 
 from nmoe_flower import records
@@ -43,7 +43,7 @@ PAIRS = "chosen-pairs"  # whom that leaves to ask, beside it
 def choose_experts(message: Message, context: Context) -> Message:
     """Route every test by every gate; tell the latents that leave, and to whom they go."""
     device = device_of(context)
-    received = records.to_numpy(message.content.array_records[ARRAYS])
+    received = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     device.keep_gates(received)
     chosen: dict[str, np.ndarray] = {}
     pairs: dict[str, np.ndarray] = {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor, nn
 
 from nmoe_flower import metrics, records
@@ -64,7 +64,7 @@ def route(message: Message, context: Context) -> Message:
     With a shortlist it has routed before, and the message brings what it asked for then.
     """
     device = device_of(context)
-    content = message.content.array_records
+    content = records.of_kind(message.content, ArrayRecord)
     received = records.to_numpy(content[ARRAYS])
     told = records.to_numpy(content[CHOSEN])[ChosenKey.LOGITS] if CHOSEN in content else None
     device.keep_gates(received)

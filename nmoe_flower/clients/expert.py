@@ -82,7 +82,7 @@ def train(message: Message, context: Context) -> Message:
 def answer(message: Message, context: Context) -> Message:
     """Answer latents [N, D] of any client with this client's expert: logits [N, C]."""
     device = device_of(context)
-    asked = records.to_numpy(message.content.array_records[LATENTS])
+    asked = records.to_numpy(records.of_kind(message.content, ArrayRecord)[LATENTS])
     latents = asked[ExpertKey.LATENTS]
     expert = device.expert(latents.shape[1])
     records.load_into(expert.state_dict(), device.store.load(EXPERT))
@@ -103,7 +103,7 @@ def keep_answers(message: Message, context: Context) -> Message:
     If it carries a shortlist, these are of the experts on it, in its order.
     """
     device = device_of(context)
-    content = message.content.array_records
+    content = records.of_kind(message.content, ArrayRecord)
     own = device.partition
     if SHORTLIST in content:
         device.store.save(SHORTLIST, records.to_numpy(content[SHORTLIST]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
@@ -134,7 +134,7 @@ def pool(message: Message, context: Context) -> Message:
 def train_pooled(message: Message, context: Context) -> Message:
     """Train a gate on everybody's pooled hold-out: as many steps and images as FedGate sees."""
     device = device_of(context)
-    pooled = records.to_numpy(message.content.array_records[POOLED])
+    pooled = records.to_numpy(records.of_kind(message.content, ArrayRecord)[POOLED])
     settings = device.config.gate
     means = pooled.get(PooledKey.MEANS)
     gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1], means=means)
@@ -190,7 +190,7 @@ def _received(
     gate: nn.Module = device.gate(latent_dim, num_experts=num_experts)
     if means is not None:
         gate = device.metric_learner(means)
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     records.load_into(gate.state_dict(), arrays)
     return gate
 

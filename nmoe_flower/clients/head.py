@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +31,9 @@ def train(message: Message, context: Context) -> Message:
     latents = device.store.load(LATENTS)
     rows, labels = latents["train"], latents["train-labels"]
     head = device.head(rows.shape[1]).to(device.torch_device)
-    records.load_into(head.state_dict(), records.to_numpy(message.content.array_records[ARRAYS]))
+    records.load_into(
+        head.state_dict(), records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
+    )
     (chosen,) = batch_indices(
         len(labels),
         device.config.head.batch_size,

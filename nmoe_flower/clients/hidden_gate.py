@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor, nn
 
 from nmoe_flower import records
@@ -28,11 +28,11 @@ def keep_held_out(message: Message, context: Context) -> Message:
     device = device_of(context)
     language = language_of(device)
     split = language.tests[VALIDATION]
-    told = records.to_numpy(message.content.array_records[ARRAYS])
+    told = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     standard = Standardisation(*(told[name].astype(np.float64) for name in TextKey.standard()))
     states = standard.apply(language.prefix_means(split).astype(np.float64))
     nats = []
-    for adapter in by_owner(message.content.array_records[EXPERT]).values():
+    for adapter in by_owner(records.of_kind(message.content, ArrayRecord)[EXPERT]).values():
         language.load(adapter)
         nats.append(language.score(split))
     kept = {
@@ -58,7 +58,7 @@ def train(message: Message, context: Context) -> Message:
     states, scored = held[_STATES], held[_SCORED]
     logits = two_classes(held[_NATS])
     gate = nn.Linear(states.shape[1], logits.shape[2], device=device.torch_device)
-    received = records.to_numpy(message.content.array_records[ARRAYS])
+    received = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     records.load_into(gate.state_dict(), received)
     objective = configured_objective(device)
 

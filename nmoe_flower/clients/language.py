@@ -163,7 +163,7 @@ def train_shared(message: Message, context: Context) -> Message:
     language, settings = language_of(device), device.config.adapter
     told = records.config_of(message)
     current, rate = int(told[SERVER_ROUND]), float(told[LEARNING_RATE])
-    received = records.to_numpy(message.content.array_records[ARRAYS])
+    received = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     parts = load_shared(language, received)
     learners = {n: p for n, p in language.model.learners().items() if n in parts}
     optimizer = torch.optim.AdamW(learners.values(), lr=rate, weight_decay=settings.weight_decay)
@@ -195,7 +195,7 @@ def train_shared(message: Message, context: Context) -> Message:
 def test(message: Message, context: Context) -> Message:
     """How well the adapter of all clients predicts this client's validation text."""
     language = language_of(device_of(context))
-    load_shared(language, records.to_numpy(message.content.array_records[ARRAYS]))
+    load_shared(language, records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS]))
     split = language.tests[VALIDATION]
     nats, size = _nats(language, split)
     return records.reply(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import (
@@ -81,7 +81,7 @@ def tell(message: Message, context: Context) -> Message:
 
 
 def _of_images(device: Device, message: Message) -> _Seen:
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     finished = any(name.startswith(STANDARD_PART) for name in arrays)
     network = device.finished_classifier() if finished else device.classifier()
     check_given(network, arrays)

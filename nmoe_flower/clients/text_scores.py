@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 
 from nmoe_flower import records
 from nmoe_flower.catalogue import CHUNKS, GATES, TEXT_GATES
@@ -45,7 +45,7 @@ def score(message: Message, context: Context) -> Message:
     """
     device = device_of(context)
     language = language_of(device)
-    content = message.content.array_records
+    content = records.of_kind(message.content, ArrayRecord)
     experts = by_owner(content.get(EXPERT)) or {str(device.partition): device.store.load(EXPERT)}
     shared = by_owner(content.get(SHARED)) | _untrained(language, list(experts.values()))
     told = records.to_numpy(content[ARRAYS]) if ARRAYS in content else {}

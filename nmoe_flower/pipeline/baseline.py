@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.baselines import Baseline, has_clients_parts, of_client
@@ -40,7 +40,7 @@ def train_baseline(run: Run) -> None:
         run,
         "baseline",
         strategy,
-        fresh.array_records[ARRAYS],
+        records.of_kind(fresh, ArrayRecord)[ARRAYS],
         rounds=settings.rounds,
         test_every=settings.evaluate_every,
     )

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 
 from nmoe_flower import records
@@ -105,7 +105,7 @@ def received_classifier(
 ) -> tuple[Classifier, dict[str, np.ndarray]]:
     """The classifier that the stage head left, loaded, and its arrays as they came."""
     network = device.finished_classifier()
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     load_classifier(device, network, arrays, before=1 << 31)
     return network, arrays
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import nn
 
 from nmoe_flower import records
@@ -51,7 +51,7 @@ def answer_assigned(
     Raises:
         ReplyError: An array has no place in ``module``, or another shape.
     """
-    arrays = records.to_numpy(message.content.array_records[ARRAYS])
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     state = module.state_dict()
     if strange := sorted(arrays.keys() - state.keys()):
         raise ReplyError(f"array {strange[0]!r} has no place in the module")

@@ -96,7 +96,7 @@ class PrivateMatrix:
         if reply.has_error() or not isinstance(reply.content.get(self.record), ArrayRecord):
             return reply
         content = reply.content
-        arrays = records.to_numpy(content.array_records[self.record])
+        arrays = records.to_numpy(records.of_kind(content, ArrayRecord)[self.record])
         if self.array not in arrays:
             raise ConfigError(f"the ArrayRecord {self.record!r} has no array {self.array!r}")
         told = _metrics(content)
@@ -122,7 +122,7 @@ class PrivateMatrix:
         """The reply without R; an error if that is all it had."""
         text = f"client {client}: the privacy budget is spent, {self.record!r} stays here"
         del reply.content[self.record]
-        if not reply.content.array_records:
+        if not records.of_kind(reply.content, ArrayRecord):
             raise BudgetError(text)
         log.warning(text)
         return reply
@@ -135,7 +135,7 @@ def _unpacked(matrix: np.ndarray) -> torch.Tensor:
 
 
 def _metrics(content: RecordDict) -> MetricRecord:
-    for record in content.metric_records.values():
+    for record in records.of_kind(content, MetricRecord).values():
         if NUM_EXAMPLES in record:
             return record
     raise ConfigError(f"the reply has no metric {NUM_EXAMPLES!r}, which sets the noise")

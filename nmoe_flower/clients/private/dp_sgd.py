@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 
 from nmoe_flower import records
@@ -270,7 +270,7 @@ def _ledger(device: Device) -> StepLedger:
 def _digest(message: Message | None, network: nn.Module, *more: str) -> str:
     """Digest of all that a round's outcome depends on, or of an outcome."""
     found = hashlib.sha256("\x1f".join(more).encode())
-    received = {} if message is None else message.content.array_records
+    received = {} if message is None else records.of_kind(message.content, ArrayRecord)
     for key, record in sorted(received.items()):
         for name, array in sorted(records.to_numpy(record).items()):  # order, layout vary
             found.update(f"{key}/{name}".encode())

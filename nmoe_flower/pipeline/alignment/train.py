@@ -71,7 +71,7 @@ def train_alignment(run: Run) -> None:
     if not run.artifacts.expert_parameters:
         node = min(run.partitions.values())
         fresh = gather(run, "initial", Action.MIXTURE, RecordDict(), only=[node])[node]
-        initial = fresh.array_records[ARRAYS]
+        initial = records.of_kind(fresh, ArrayRecord)[ARRAYS]
         size = records.metrics_of(fresh)[AlignmentKey.EXPERT_PARAMETERS]
         run.artifacts.expert_parameters = int(size)
     strategy = _strategy(run, counts)

@@ -73,7 +73,7 @@ def _initial(run: Run, rank: int) -> Arrays:
     node = min(run.partitions.values())
     question = message(None, {TextKey.RANK: rank})
     asked = gather(run, "initial", Action.ADAPTER_INITIAL, question, only=[node], wanted=[ARRAYS])
-    return records.to_numpy(asked[node].array_records[ARRAYS])
+    return records.to_numpy(records.of_kind(asked[node], ArrayRecord)[ARRAYS])
 
 
 def _bits_per_byte(run: Run, stage: str, adapter: Arrays) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.pipeline.ask import Holding, gather, holdings, message, train_counts
@@ -24,7 +24,10 @@ def evaluate_language(run: Run) -> dict[str, Any]:
     """Bits per byte of every gate and control: the content of ``results.json``."""
     held = holdings(run)
     answers = gather(run, "evaluation", Action.ADAPTER_SCORE, _question(run, held), wanted=[TEXT])
-    told = {p: records.to_numpy(content.array_records[TEXT]) for p, content in answers.items()}
+    told = {
+        p: records.to_numpy(records.of_kind(content, ArrayRecord)[TEXT])
+        for p, content in answers.items()
+    }
     domains = next(iter(held.values())).classes
     rows, routing = [], {}
     nats = f"/{TextKey.NATS}"

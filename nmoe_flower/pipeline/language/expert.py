@@ -1,7 +1,7 @@
 """Every client trains an adapter at home; what leaves is what its sharing allows."""
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.pipeline.accounts import account
@@ -32,7 +32,7 @@ def train_adapters(run: Run) -> None:
         return
     if GATE in wanted:
         counted = {
-            client: records.to_numpy(content.array_records[GATE])
+            client: records.to_numpy(records.of_kind(content, ArrayRecord)[GATE])
             for client, content in trained.items()
         }
         found = alike("experts", counted).values()
@@ -43,7 +43,7 @@ def train_adapters(run: Run) -> None:
             windows = {c: sum(told.train) for c, told in holdings(run).items() if c in asked}
             account(run, "histograms", windows)
     told = {
-        client: records.to_numpy(content.array_records[EXPERT])
+        client: records.to_numpy(records.of_kind(content, ArrayRecord)[EXPERT])
         for client, content in trained.items()
     }
     if not run.config.adapter.ranks:

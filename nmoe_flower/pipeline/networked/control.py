@@ -1,5 +1,7 @@
 """What the mixture is measured against: a classifier per client, and what pools all data."""
 
+from flwr.app import ArrayRecord, ConfigRecord
+
 from nmoe_flower import records
 from nmoe_flower.catalogue import CONTROLS
 from nmoe_flower.config import Config
@@ -28,14 +30,16 @@ def train_controls(run: Run) -> None:
             {ControlKey.CONTROLS: named, ControlKey.STEPS: steps},
         )
     asked = [
-        p for p, content in questions.items() if content.config_records[CONFIG][ControlKey.CONTROLS]
+        p
+        for p, content in questions.items()
+        if records.of_kind(content, ConfigRecord)[CONFIG][ControlKey.CONTROLS]
     ]
     answers = gather(run, "controls", Action.CONTROL, questions, only=asked)
     if CENTRALIZED in wanted:
-        mixed = answers[central].array_records[CENTRALIZED]
+        mixed = records.of_kind(answers[central], ArrayRecord)[CENTRALIZED]
         run.artifacts.centralized = records.to_numpy(mixed)
     if POOLED_HEAD in wanted:
-        pooled = answers[central].array_records[POOLED_HEAD]
+        pooled = records.of_kind(answers[central], ArrayRecord)[POOLED_HEAD]
         run.artifacts.pooled_head = records.to_numpy(pooled)
 
 

@@ -140,7 +140,7 @@ def _question(run: Run) -> RecordDict:
 
 def _part(question: RecordDict, *, routes: bool) -> RecordDict:
     """What gates need to route, or what is left to ask once they have."""
-    arrays = question.array_records[ARRAYS]
+    arrays = records.of_kind(question, ArrayRecord)[ARRAYS]
     initial = f"{GATE}/initial/"  # routes nothing
     kept = {
         name: array

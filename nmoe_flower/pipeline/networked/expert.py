@@ -42,7 +42,7 @@ def train_experts(run: Run) -> None:
     )
     if means:
         told = {
-            partition: _only(means, content.array_records[PROTOTYPE])
+            partition: _only(means, records.of_kind(content, ArrayRecord)[PROTOTYPE])
             for partition, content in trained.items()
         }
         found = alike("prototypes", told).values()
@@ -62,7 +62,7 @@ def train_experts(run: Run) -> None:
             {
                 f"{partition}/{name}": array
                 for partition, content in trained.items()
-                for name, array in content.array_records[EXPERT].items()
+                for name, array in records.of_kind(content, ArrayRecord)[EXPERT].items()
             }
         )
         gather(run, "answers", Action.KEEP_ANSWERS, RecordDict({EXPERT: experts, **means_for(run)}))
@@ -79,7 +79,7 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     latents = alike(
         "latents",
         {
-            partition: records.to_numpy(content.array_records[LATENTS])
+            partition: records.to_numpy(records.of_kind(content, ArrayRecord)[LATENTS])
             for partition, content in trained.items()
         },
         rows=True,
@@ -107,7 +107,7 @@ def _exchange_latents(run: Run, trained: Mapping[int, RecordDict]) -> None:
     found = alike(
         "answers",
         {
-            partition: _only(names, content.array_records[ANSWERS])
+            partition: _only(names, records.of_kind(content, ArrayRecord)[ANSWERS])
             for partition, content in answered.items()
         },
     )
@@ -178,6 +178,6 @@ def _has_named_arrays(splits: Sequence[str], means: Sequence[str], content: Reco
         (ANSWERS, [name for _, name, _ in _parcels(splits)]),
     )
     for record, names in named:
-        found = content.array_records.get(record)
+        found = records.of_kind(content, ArrayRecord).get(record)
         if found is not None and (missing := [name for name in names if name not in found]):
             raise ReplyError(f"the ArrayRecord {record!r} has no array {missing[0]!r}")

@@ -91,9 +91,9 @@ def ask_initial(run: Run) -> ArrayRecord:
     """Ask a client for fresh weights: leave those of gate and head, return those of stage 1."""
     node = min(run.partitions.values())
     fresh = gather(run, "initial", Action.INITIAL, RecordDict(), only=[node])[node]
-    run.artifacts.initial_gate = records.to_numpy(fresh.array_records[GATE])
-    run.artifacts.initial_head = records.to_numpy(fresh.array_records[HEAD])
-    return fresh.array_records[ARRAYS]
+    run.artifacts.initial_gate = records.to_numpy(records.of_kind(fresh, ArrayRecord)[GATE])
+    run.artifacts.initial_head = records.to_numpy(records.of_kind(fresh, ArrayRecord)[HEAD])
+    return records.of_kind(fresh, ArrayRecord)[ARRAYS]
 
 
 def stage_1_strategy(config: Config) -> SteppedFedAvg:

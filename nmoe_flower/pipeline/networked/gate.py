@@ -172,7 +172,10 @@ def _rolling_rounds(config: Config) -> int:
 def _global_gate(run: Run) -> ArrayRecord:
     """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
     pooled = gather(run, "gate/global", Action.POOL, RecordDict(), wanted=[POOLED])
-    told = {p: records.to_numpy(content.array_records[POOLED]) for p, content in pooled.items()}
+    told = {
+        p: records.to_numpy(records.of_kind(content, ArrayRecord)[POOLED])
+        for p, content in pooled.items()
+    }
     parts = list(alike("gate/global", told, rows=True).values())
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     means = run.artifacts.normal_means
@@ -185,7 +188,7 @@ def _global_gate(run: Run) -> ArrayRecord:
     question[POOLED] = records.from_numpy(together)
     node = min(pooled)
     trained = gather(run, "gate/global", Action.POOLED, question, only=[node])
-    found = records.to_numpy(trained[node].array_records[ARRAYS])
+    found = records.to_numpy(records.of_kind(trained[node], ArrayRecord)[ARRAYS])
     return records.from_numpy(_finished(run, found))
 
 

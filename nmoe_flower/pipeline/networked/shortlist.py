@@ -128,7 +128,9 @@ def _weights(
     run: Run, drawn: Shortlists, trained: Mapping[int, RecordDict]
 ) -> Iterator[tuple[int, str, ArrayRecord]]:
     """The experts on each list; clients share the arrays, nothing is copied."""
-    experts = {client: content.array_records[EXPERT] for client, content in trained.items()}
+    experts = {
+        client: records.of_kind(content, ArrayRecord)[EXPERT] for client, content in trained.items()
+    }
     for client, listed in enumerate(drawn.experts.tolist()):
         yield (
             client,
@@ -147,7 +149,10 @@ def _answers(
     run: Run, drawn: Shortlists, trained: Mapping[int, RecordDict]
 ) -> Iterator[tuple[int, str, ArrayRecord]]:
     """What the experts on each list say to the hold-outs, which visit them."""
-    told = {c: records.to_numpy(content.array_records[LATENTS]) for c, content in trained.items()}
+    told = {
+        c: records.to_numpy(records.of_kind(content, ArrayRecord)[LATENTS])
+        for c, content in trained.items()
+    }
     holdouts = {c: arrays[HOLDOUT] for c, arrays in alike("latents", told, rows=True).items()}
     askers = drawn.askers()
     asked = {
@@ -169,7 +174,7 @@ def _asked(run: Run, stage: str, latents: Mapping[int, np.ndarray]) -> dict[int,
     """What experts say to latents [n, D] of each: logits [n, C]."""
 
     def check(content: RecordDict) -> None:
-        if ExpertKey.LOGITS not in content.array_records[ANSWERS]:
+        if ExpertKey.LOGITS not in records.of_kind(content, ArrayRecord)[ANSWERS]:
             raise ReplyError(f"the ArrayRecord {ANSWERS!r} has no array {ExpertKey.LOGITS!r}")
 
     answered = gather(
@@ -187,7 +192,11 @@ def _asked(run: Run, stage: str, latents: Mapping[int, np.ndarray]) -> dict[int,
     like = alike(
         stage,
         {
-            expert: {ExpertKey.LOGITS: records.to_numpy(c.array_records[ANSWERS])[ExpertKey.LOGITS]}
+            expert: {
+                ExpertKey.LOGITS: records.to_numpy(records.of_kind(c, ArrayRecord)[ANSWERS])[
+                    ExpertKey.LOGITS
+                ]
+            }
             for expert, c in answered.items()
         },
         rows=True,
@@ -203,7 +212,7 @@ def _asked(run: Run, stage: str, latents: Mapping[int, np.ndarray]) -> dict[int,
 
 
 def _chosen(content: RecordDict) -> Arrays:
-    arrays = records.to_numpy(content.array_records[CHOSEN])
+    arrays = records.to_numpy(records.of_kind(content, ArrayRecord)[CHOSEN])
     return {key: arrays[key] for key in (ChosenKey.LATENTS, ChosenKey.ROWS, ChosenKey.EXPERTS)}
 
 

@@ -172,7 +172,10 @@ def gather_sums(
         wanted=[SUMS],
         check=partial(_check, run.config, held, moments),
     )
-    told = {p: records.to_numpy(content.array_records[SUMS]) for p, content in answers.items()}
+    told = {
+        p: records.to_numpy(records.of_kind(content, ArrayRecord)[SUMS])
+        for p, content in answers.items()
+    }
     return alike("sums", told)
 
 
@@ -182,7 +185,7 @@ def _check(config: Config, held: Mapping[int, Holding], moments: bool, content: 
     Raises:
         ReplyError: With what is wrong.
     """
-    arrays = records.to_numpy(content.array_records[SUMS])
+    arrays = records.to_numpy(records.of_kind(content, ArrayRecord)[SUMS])
     examples = int(records.metrics_of(content)[NUM_EXAMPLES])
     try:
         if moments:
