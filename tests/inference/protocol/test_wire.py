@@ -201,3 +201,14 @@ def test_no_frame_crashes_the_decoder_and_memory_stays_flat() -> None:
             before = resident()
     assert set(outcomes) >= {"read", "garbage", "dtype", "shape", "size", "not-finite"}
     assert resident() - before < 8 << 20
+
+
+def test_each_half_is_known_to_be_finite_or_not() -> None:
+    """All 65,536 of them: bits say what NumPy says."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)].astype(np.float32)[None]
+    packed = encode_tensor(finite, "float16")
+    assert np.array_equal(decode_tensor(packed, max_rows=1, columns=finite.shape[1]), finite)
+    for wrong in halves[~np.isfinite(halves)][::31]:
+        with pytest.raises(WireError, match="NaN, infinite or too large"):
+            encode_tensor(np.array([[1.0, wrong]], np.float16), "float16")
