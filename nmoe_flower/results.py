@@ -36,6 +36,7 @@ __all__ = [
     "PATH_KEYS",
     "RunFolder",
     "absolute_settings",
+    "check_place",
     "placed",
     "worst_client",
 ]
@@ -114,6 +115,20 @@ def worst_client(row: Mapping[str, Any]) -> float | None:
     return min((float(value) for value in known if value is not None), default=None)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a folder that cannot be, because a file stands in its place or above it.
+
+    Args:
+        path: The folder, absolute; it need not be there.
+
+    Raises:
+        ConfigError: With the file.
+    """
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise ConfigError(f"cannot write {path}: {there} is a file: not a directory")
+
+
 class RunFolder:
     """One run's folder, made by `create` or found again by `resume`.
 
@@ -137,6 +152,27 @@ class RunFolder:
         self.weights_path = path / "weights"
 
     @classmethod
+    def check_free(cls, path: Path, *, overwrite: bool = False) -> None:
+        """Refuse a folder in which no new run can begin; nothing is written.
+
+        Args:
+            path: The folder; it need not be there.
+            overwrite: A run that is there may be deleted.
+
+        Raises:
+            ConfigError: It holds a run, or a file stands where a folder must.
+        """
+        check_place(path)
+        is_run = (path / "config.toml").is_file()
+        if is_run and (overwrite or not cls.has_trained(path)):
+            return
+        if is_run or any((path / name).exists() for name in _WORK):
+            raise ConfigError(
+                f"{path} already holds a run: continue it with --resume {path}, delete it with "
+                "--overwrite, or choose another run.name (--name) or --out"
+            )
+
+    @classmethod
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> Self:
         """Begin a new run: write its configuration and where it comes from.
 
@@ -152,14 +188,9 @@ class RunFolder:
             ConfigError: The folder holds a run already.
             NMoEError: The folder cannot be written.
         """
-        is_run = (path / "config.toml").is_file()
-        if is_run and (overwrite or not cls.has_trained(path)):
+        cls.check_free(path, overwrite=overwrite)
+        if (path / "config.toml").is_file():
             _delete_run(path)
-        elif is_run or any((path / name).exists() for name in _WORK):
-            raise ConfigError(
-                f"{path} already holds a run: continue it with --resume {path}, delete it with "
-                "--overwrite, or choose another run.name (--name) or --out"
-            )
         folder = cls(path, config)
         write_json(
             folder.provenance_path,

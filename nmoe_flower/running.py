@@ -31,7 +31,7 @@ from nmoe_flower.provenance import usable_cores
 from nmoe_flower.recipes import find_recipe
 from nmoe_flower.rehearsal import rehearse, rehearse_language
 from nmoe_flower.rendezvous import require_rendezvous
-from nmoe_flower.results import RunFolder, placed
+from nmoe_flower.results import RunFolder, check_place, placed
 from nmoe_flower.running_data import open_data, open_text, remember_data
 from nmoe_flower.summary import draw, summary_lines
 from nmoe_flower.tracking import Track, Tracked, Tracker
@@ -334,6 +334,10 @@ def _begun(
     root = Path(out or config.run.out or "runs").expanduser().resolve()
     chosen = "name" in config.run.model_fields_set
     name = config.run.name if chosen else _name_of(source)
+    if chosen or overwrite:  # looked at before data is opened, which may take minutes
+        RunFolder.check_free(root / name, overwrite=overwrite)
+    else:
+        check_place(root)
     config = placed(config, root / name)
     data = _rehearsed(config, view)
     path = _claimed(held, root, name, fixed=chosen or overwrite)

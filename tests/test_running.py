@@ -145,6 +145,13 @@ def test_a_name_nobody_chose_never_collides_and_a_chosen_one_is_refused(
     assert nmoe.run(name="mine", out=here / "there", **options).path == here / "there" / "mine"
     with pytest.raises(ConfigError, match="already holds a run"):
         nmoe.run(name="mine", out="there", **options)
+    late = {"data.dataset": "gone"}  # the name and the place are looked at before the data
+    with pytest.raises(ConfigError, match="already holds a run"):
+        nmoe.run(name="mine", out="there", set=late, **options)
+    (here / "file").write_text("")
+    for out in ("file", "file/below"):
+        with pytest.raises(ConfigError, match=r"cannot write .*file is a file: not a directory"):
+            nmoe.run(out=out, set=late, **options)
     assert nmoe.run(name="mine", out="there", overwrite=True, **options).rows
 
 
