@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -109,7 +110,8 @@ class _Process:
 
     def lines(self) -> Iterator[str]:
         assert self._process.stdout is not None
-        yield from self._process.stdout
+        for line in self._process.stdout:  # noqa: UP028 - Ray sends what a file does not take
+            yield line
 
     def wait(self) -> tuple[int, str]:
         """The exit code and, in words, why it ended."""
@@ -204,7 +206,9 @@ class ClusterHosts:
         from nmoe_flower.engine import cluster_at, join_cluster, living, require_ray
 
         require_ray()
-        join_cluster(cluster_at(address).address)  # looked at first: what is no Ray may hang
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of GPUs, which runs do not use
+            join_cluster(cluster_at(address).address)  # looked at first: what is no Ray may hang
         self._program, self._most, self._cores = list(program), most, max(1, cores)
         self._shared, self._checks, self._say = shared, list(checks), say
         self._hosts: list[_ClusterHost] = []
@@ -346,12 +350,14 @@ class _ClusterHost:
     def _read(self) -> None:
         import ray
 
+        from nmoe_flower.engine import describe
+
         try:
             for line in self._actor.lines.options(num_returns="streaming").remote():
                 self._tell(self, ray.get(line))
             self._end = ray.get(self._actor.wait.remote())
         except Exception as error:  # Ray has many of its own
-            self._gone = f"node {self.where} is gone, or its process ({type(error).__name__})"
+            self._gone = f"node {self.where} is gone, or its process ({describe(error)})"
         self._tell(self, "")
 
     def give(self, line: str) -> None:
