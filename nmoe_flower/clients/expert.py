@@ -1,15 +1,12 @@
 """Stage 2 at the client: a personal expert on latents, and the peers' answers to keep."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from torch import Tensor
-from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of, latents_of, received_classifier
+from nmoe_flower.losses import labelled_loss
 from nmoe_flower.models import Classifier, Expert, normal_mean
 from nmoe_flower.records import (
     ANSWERS,
@@ -198,7 +195,7 @@ def _train_expert(
         expert,
         RowBatches((rows, labels), order),
         SharedLoss(
-            _adjusted_loss,
+            labelled_loss,
             expert,
             constants=(adjustment,),
             options={"label_smoothing": settings.label_smoothing},
@@ -209,16 +206,3 @@ def _train_expert(
         steps=steps,
     )
     return expert, result.loss
-
-
-def _adjusted_loss(
-    expert: Callable[[Tensor], Tensor],
-    batch: tuple[Tensor, ...],
-    adjustment: Tensor,
-    *,
-    label_smoothing: float,
-    reduction: str = "mean",
-) -> Tensor:
-    """Cross-entropy of latents [b, D] and labels [b], with logits adjusted by [C]."""
-    logits = expert(batch[0]) + adjustment
-    return F.cross_entropy(logits, batch[1], label_smoothing=label_smoothing, reduction=reduction)

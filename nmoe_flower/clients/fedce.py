@@ -25,8 +25,10 @@ from nmoe_flower.clients.device import (
 from nmoe_flower.clients.weights import LocalTask, local_optimizer, weights_of
 from nmoe_flower.data import normalise
 from nmoe_flower.errors import ReplyError
+from nmoe_flower.losses import labelled_loss
 from nmoe_flower.models import AdaptedExtractor, Classifier, standardised
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, STANDARD, Score
+from nmoe_flower.training import SharedLoss
 
 __all__ = ["classifier_task", "initial", "keep_standard", "test", "train"]
 
@@ -121,11 +123,12 @@ def classifier_task(
             batch = torch.from_numpy(latents[chosen])
         return batch.to(device.torch_device), labels[chosen].to(device.torch_device)
 
-    def loss(batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
-        logits = network(batch[0]).float() + adjustment
-        smoothing = extractor.label_smoothing
-        return F.cross_entropy(logits, batch[1], label_smoothing=smoothing, reduction=reduction)
-
+    loss = SharedLoss(
+        labelled_loss,
+        network,
+        constants=(adjustment,),
+        options={"label_smoothing": extractor.label_smoothing},
+    )
     return LocalTask(
         network=network,
         draw=draw,

@@ -1,15 +1,12 @@
 """Between stages 1 and 2 at the client: latents to keep, and a step of a shared head on them."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from torch import Tensor
-from torch.nn import functional as F
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import device_of, latents_of, received_classifier
+from nmoe_flower.losses import labelled_loss
 from nmoe_flower.records import ARRAYS, LATENTS, LEARNING_RATE, LOSS, NUM_EXAMPLES, SERVER_ROUND
 from nmoe_flower.training import RowBatches, SharedLoss, batch_indices, fit, sgd
 
@@ -46,7 +43,7 @@ def train(message: Message, context: Context) -> Message:
     result = fit(
         head,
         RowBatches((inputs, truth), [np.arange(len(truth))]),
-        SharedLoss(_loss, head),
+        SharedLoss(labelled_loss, head),
         optimizer=sgd(head, learning_rate=float(settings[LEARNING_RATE])),
     )
     return records.reply(
@@ -54,10 +51,3 @@ def train(message: Message, context: Context) -> Message:
         metrics={NUM_EXAMPLES: len(labels), LOSS: result.loss},
         arrays={ARRAYS: records.pack(head.state_dict())},
     )
-
-
-def _loss(
-    head: Callable[[Tensor], Tensor], batch: tuple[Tensor, ...], *, reduction: str = "mean"
-) -> Tensor:
-    """Cross-entropy of latents [b, D] and labels [b]."""
-    return F.cross_entropy(head(batch[0]), batch[1], reduction=reduction)

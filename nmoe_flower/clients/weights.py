@@ -6,6 +6,7 @@ the weights are private.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from nmoe_flower import records
 from nmoe_flower.clients.device import Device
 from nmoe_flower.clients.private import Draw, Losses, plan_of, private_train, report
 from nmoe_flower.records import LEARNING_RATE, LOSS, SERVER_ROUND
-from nmoe_flower.training import FitResult, batch_indices, fit, generator, sgd
+from nmoe_flower.training import DrawnBatches, FitResult, batch_indices, fit, generator, sgd
 
 __all__ = [
     "LocalTask",
@@ -187,9 +188,13 @@ def take_steps(
     device: Device, task: LocalTask, optimizer: torch.optim.Optimizer, *, first: int, count: int
 ) -> FitResult:
     """Take plain steps ``first ..`` of this client's stream of augmented batches."""
+    size = min(device.config.extractor.batch_size, len(device.train_images))
+    make = partial(
+        batches, device, task.draw, augmentation=task.augmentation, first=first, count=count
+    )
     return fit(
         task.network,
-        batches(device, task.draw, augmentation=task.augmentation, first=first, count=count),
+        DrawnBatches(make, count, size),
         task.loss,
         optimizer=optimizer,
         max_grad_norm=device.config.extractor.max_grad_norm,

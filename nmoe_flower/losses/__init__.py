@@ -1,4 +1,4 @@
-"""Losses: spectral contrast, load balance, and the objectives of a gate on frozen experts."""
+"""Losses: of labels, spectral contrast, load balance, objectives of a gate on frozen experts."""
 
 from nmoe_flower.losses.balance import load_balance, load_balance_global, load_fractions
 from nmoe_flower.losses.gating import (
@@ -12,6 +12,7 @@ from nmoe_flower.losses.gating import (
     straight_through,
     switch_top1,
 )
+from nmoe_flower.losses.of_labels import labelled_loss
 from nmoe_flower.losses.spectral import (
     RunningCorrelation,
     correlation,
@@ -28,6 +29,7 @@ __all__ = [
     "check_objective",
     "correlation",
     "dense_mixture",
+    "labelled_loss",
     "load_balance",
     "load_balance_global",
     "load_fractions",

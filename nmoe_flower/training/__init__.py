@@ -11,9 +11,10 @@ from nmoe_flower.training.fitting import (
     sgd,
     use_bf16,
 )
-from nmoe_flower.training.task import FitResult, RowBatches, SharedLoss
+from nmoe_flower.training.task import DrawnBatches, FitResult, RowBatches, SharedLoss
 
 __all__ = [
+    "DrawnBatches",
     "FitResult",
     "RowBatches",
     "SharedLoss",

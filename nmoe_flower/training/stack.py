@@ -15,10 +15,10 @@ import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from nmoe_flower.training.task import FitResult, RowBatches, SharedLoss
+from nmoe_flower.training.task import DrawnBatches, FitResult, RowBatches, SharedLoss
 
-__all__ = ["StackTask", "Stacked", "cosine_rates", "stack_task", "train_stacks"]
+__all__ = ["SLOW_ON_CPU", "StackTask", "Stacked", "cosine_rates", "stack_task", "train_stacks"]
 
 _log = logging.getLogger(__name__)
 
 _GATHERED = 1 << 28  # bytes of rows that are copied into one tensor
 _OPTIMIZERS = (torch.optim.SGD, torch.optim.AdamW)
+SLOW_ON_CPU: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _AVERAGING = nn.modules.batchnorm._BatchNorm
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
 _SETTINGS = ("betas", "eps", "amsgrad", "maximize", "momentum", "dampening", "nesterov")
@@ -54,7 +55,11 @@ def stack_task(
     reason = _why_alone(module, batches, batch_loss, optimizer)
     if bf16:
         reason = "it computes in bfloat16"
-    if not isinstance(batch_loss, SharedLoss) or not isinstance(batches, RowBatches) or reason:
+    if (
+        reason
+        or not isinstance(batch_loss, SharedLoss)
+        or not isinstance(batches, RowBatches | DrawnBatches)
+    ):
         _tell(type(module).__name__, reason)
         return None
     return StackTask(
@@ -68,8 +73,8 @@ def _why_alone(
     """Why this can only be trained by itself, in words; empty if it can be stacked."""
     if not isinstance(batch_loss, SharedLoss):
         return "its loss is a function of its own"
-    if not isinstance(batches, RowBatches):
-        return "its batches are drawn one by one"
+    if not isinstance(batches, RowBatches | DrawnBatches):
+        return "its batches are told one by one"
     if module is not batch_loss.network:
         return "it is trained inside of another network"
     if type(optimizer) not in _OPTIMIZERS:
@@ -79,7 +84,10 @@ def _why_alone(
         return "its optimizer has amsgrad or maximize"
     if len({(group["lr"], *_settings(group)) for group in groups}) > 1:
         return "its parameters have several rates"
+    on_cpu = next(module.parameters()).device.type == "cpu"
     for part in module.modules():
+        if on_cpu and isinstance(part, SLOW_ON_CPU):
+            return f"a CPU is slower at many {type(part).__name__} at once"
         if isinstance(part, _AVERAGING) and part.track_running_stats:
             return f"{type(part).__name__} keeps running averages"
         if isinstance(part, _DRAWING):
@@ -109,24 +117,34 @@ class StackTask:
     """What one client asks `fit` for, with the weights it starts from.
 
     Attributes:
-        batches: The batches it takes, of which none was drawn before.
+        batches: The batches it takes, of which none was taken before.
         loss: What it minimises; the network may be one that other clients load their weights into.
         optimizer: Holds the parameters that move, and what it remembers of steps before.
         cosine_steps: The step at which the rate would be 0; 0: the rate stays.
         max_grad_norm: As `fit` takes it.
         normalise_gradient: As `fit` takes it.
+        steps: How many steps it takes.
+        batch_size: Rows of each of its batches.
     """
 
-    batches: RowBatches
+    batches: RowBatches | DrawnBatches
     loss: SharedLoss
     optimizer: torch.optim.Optimizer
     cosine_steps: int = 0
     max_grad_norm: float = 0.0
     normalise_gradient: bool = False
 
+    steps: int = field(init=False)
+    batch_size: int = field(init=False)
+
     def __post_init__(self) -> None:
-        chosen = list(self.batches.order)
-        self.order = np.stack(chosen) if chosen else np.empty((0, 1), np.int64)
+        if isinstance(self.batches, RowBatches):
+            chosen = list(self.batches.order)
+            order = np.stack(chosen) if chosen else np.empty((0, 1), np.int64)
+            self.batches = RowBatches(self.batches.tensors, order)
+            self.steps, self.batch_size = map(int, order.shape)
+        else:
+            self.steps, self.batch_size = self.batches.steps, self.batches.size
         moved = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         self.moving = {
             name: p
@@ -155,7 +173,7 @@ class StackTask:
             tuple(_form(self.moving)),
             tuple(_form(self.still)),
             tuple(_form(dict(enumerate(self.loss.constants)))),
-            tuple((t.shape[1:], t.dtype, t.device) for t in self.batches.tensors),
+            self._rows,
             type(self.optimizer),
             _settings(self.optimizer.param_groups[0]),
             self.decays,
@@ -166,14 +184,11 @@ class StackTask:
         )
 
     @property
-    def steps(self) -> int:
-        """How many steps it takes."""
-        return len(self.order)
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of each of its batches."""
-        return int(self.order.shape[1])
+    def _rows(self) -> Hashable:
+        """What a row of a batch is; of those that are drawn nobody knows before."""
+        if isinstance(self.batches, DrawnBatches):
+            return None
+        return tuple((t.shape[1:], t.dtype, t.device) for t in self.batches.tensors)
 
     @cached_property
     def memory(self) -> dict[str, Tensor]:
@@ -198,10 +213,10 @@ class StackTask:
         return cosine_rates(rate, self.cosine_steps)[step] if self.cosine_steps else rate
 
     @torch.no_grad()
-    def restore(self) -> RowBatches:
+    def restore(self) -> RowBatches | DrawnBatches:
         """Load what it starts from, for a loop of its own over the batches that are returned."""
         self._load(self.start)
-        return RowBatches(self.batches.tensors, self.order)
+        return self.batches
 
     @torch.no_grad()
     def finish(self, stacked: "Stacked") -> FitResult:
@@ -298,7 +313,7 @@ class _Stack:
             name: torch.stack([task.memory[name] for task in self._tasks]) for name in first.memory
         }
         self._decay, self._decays = _decay(first), any(first.decays)
-        self._rows = _Rows([task.batches.tensors for task in self._tasks])
+        self._batches = _batches(self._tasks, self._largest)
         even = bool((self._sizes == self._largest).all())
         self._counts: Tensor | None = None
         if not even:
@@ -327,10 +342,7 @@ class _Stack:
     def _losses(self, weights: Tensor, step: int) -> Tensor:
         """The loss of each client on its batch of this step, [N]."""
         active = len(weights)
-        index = np.zeros((active, self._largest), np.int64)
-        for place, task in enumerate(self._tasks[:active]):
-            index[place, : self._sizes[place]] = task.order[step]
-        batch = self._rows.take(index)
+        batch = self._batches.take(step, active)
         names = self._first.moving
         moving = dict(zip(names, _parts(weights, names), strict=True))
         still = {name: value[:active] for name, value in self._still.items()}
@@ -452,25 +464,63 @@ def _decay(task: StackTask) -> Tensor | float:
     return torch.cat(each)
 
 
+class _Batches(Protocol):
+    """Where a step takes the batches of its clients."""
+
+    def take(self, step: int, active: int) -> tuple[Tensor, ...]:
+        """Batches [N, b, ...] of the first N clients; short ones are filled up with any rows."""
+
+
+def _batches(tasks: Sequence[StackTask], size: int) -> _Batches:
+    """The batches of clients of one kind, filled up to one size."""
+    held = [task.batches for task in tasks if isinstance(task.batches, RowBatches)]
+    drawn = [task.batches for task in tasks if isinstance(task.batches, DrawnBatches)]
+    return _Drawn(drawn, size) if drawn else _Rows(held, size)
+
+
 class _Rows:
-    """The rows of all clients, from which a step takes a batch of each."""
+    """The rows of all clients, copied into one tensor if they are not too many."""
 
-    def __init__(self, tensors: Sequence[tuple[Tensor, ...]]) -> None:
-        self._each = tensors
-        self._offsets = np.cumsum([0, *(len(own[0]) for own in tensors[:-1])])[:, None]
-        size = sum(tensor.nbytes for own in tensors for tensor in own)
+    def __init__(self, batches: Sequence[RowBatches], size: int) -> None:
+        self._each = [own.tensors for own in batches]
+        self._orders = [np.asarray(own.order) for own in batches]
+        self._size = size
+        self._offsets = np.cumsum([0, *(len(own[0]) for own in self._each[:-1])])
         self._all: list[Tensor] | None = None
-        if size <= _GATHERED:
-            self._all = [torch.cat(kind) for kind in zip(*tensors, strict=True)]
+        if sum(tensor.nbytes for own in self._each for tensor in own) <= _GATHERED:
+            self._all = [torch.cat(kind) for kind in zip(*self._each, strict=True)]
 
-    def take(self, index: np.ndarray) -> tuple[Tensor, ...]:
-        """Rows [N, b, ...] of the first N clients, by their places [N, b]."""
-        if self._all is None:
-            chosen = [torch.from_numpy(own) for own in index]
-            kinds = zip(*self._each[: len(index)], strict=True)
-            return tuple(
-                torch.stack([rows[own] for rows, own in zip(kind, chosen, strict=True)])
-                for kind in kinds
-            )
-        places = torch.from_numpy(index + self._offsets[: len(index)])
-        return tuple(rows[places.to(rows.device)] for rows in self._all)
+    def take(self, step: int, active: int) -> tuple[Tensor, ...]:
+        """Batches [N, b, ...] of the first N clients; short ones are filled up with row 0."""
+        index = np.zeros((active, self._size), np.int64)
+        for row, order in zip(index, self._orders[:active], strict=True):
+            row[: order.shape[1]] = order[step]
+        if self._all is not None:
+            places = torch.from_numpy(index + self._offsets[:active, None])
+            return tuple(rows[places.to(rows.device)] for rows in self._all)
+        chosen = [torch.from_numpy(own) for own in index]
+        return tuple(
+            torch.stack([rows[own] for rows, own in zip(kind, chosen, strict=True)])
+            for kind in zip(*self._each[:active], strict=True)
+        )
+
+
+class _Drawn:
+    """Batches that each client makes when they are needed."""
+
+    def __init__(self, batches: Sequence[DrawnBatches], size: int) -> None:
+        self._each = [iter(own) for own in batches]
+        self._size = size
+
+    def take(self, step: int, active: int) -> tuple[Tensor, ...]:
+        """Batches [N, b, ...] of the first N clients; short ones are filled up with zeros."""
+        drawn = [next(own) for own in self._each[:active]]
+        return tuple(
+            torch.stack([self._filled(part) for part in kind]) for kind in zip(*drawn, strict=True)
+        )
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        missing = self._size - len(rows)
+        if not missing:
+            return rows
+        return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FitResult", "RowBatches", "SharedLoss"]
+__all__ = ["DrawnBatches", "FitResult", "RowBatches", "SharedLoss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +59,21 @@ class RowBatches:
         for chosen in self.order:
             index = torch.from_numpy(chosen).to(self.tensors[0].device)
             yield tuple(tensor[index] for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class DrawnBatches:
+    """Batches that are made when they are needed: a tuple of tensors [b, ...] per step.
+
+    Attributes:
+        make: Begins at the first batch; every call gives the same ones.
+        steps: How many there are.
+        size: Rows of each, b.
+    """
+
+    make: Callable[[], Iterator[tuple[Tensor, ...]]]
+    steps: int
+    size: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self.make()

@@ -41,21 +41,25 @@ def told(lines: list[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def assert_same(alone: Any, together: Any) -> None:
+    """Steps are equal to 1e-6 (tests/test_stack.py); a server's AdamW makes more of roundings."""
     assert told(alone.lines) == told(together.lines)
     assert alone.weights.keys() == together.weights.keys()
     for name, wanted in alone.weights.items():
         np.testing.assert_allclose(
-            together.weights[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name
+            together.weights[name], wanted, rtol=1e-5, atol=2e-5, err_msg=name
         )
 
 
 @pytest.mark.parametrize(
     ("changes", "sizes"),
     [
-        ({"gate.folds": 2, "gate.objective": "switch"}, [3] * 6),  # experts, two copies, 3 rounds
+        (
+            {"gate.folds": 2, "gate.objective": "switch"},
+            [3] * 7,
+        ),  # stage 1, experts, 2 copies, 3 rounds
         ({**HEAD, "gate.hidden": 5}, [3] * 6),
-        ({"gate.form": "metric", "gate.normalise-gradient": True}, [3] * 4),
-        ({"gate.shortlist": 3, "expert.hidden": "", "gate.objective": "distill"}, [3] * 4),
+        ({"gate.form": "metric", "gate.normalise-gradient": True}, [3] * 5),
+        ({"gate.shortlist": 3, "expert.hidden": "", "gate.objective": "distill"}, [3] * 5),
     ],
     ids=str,
 )
@@ -96,9 +100,8 @@ def test_what_cannot_be_stacked_is_said_once_and_trained_alone(
     together = new_pipeline("together", {**noisy, "engine.stack": 4})
     with caplog.at_level(logging.WARNING, "nmoe_flower.training.stack"):
         together()
-    assert stacks == [4]  # the experts
+    assert stacks == [4, 4]  # stage 1, the experts
     assert_same(alone, together)
     assert caplog.messages == [
-        "engine.stack: Classifier is trained alone: its loss is a function of its own",
         "engine.stack: Gate is trained alone: its loss is a function of its own",
     ]
