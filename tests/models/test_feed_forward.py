@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError, ReplyError
-from nmoe_flower.models import AdaptedLM, SmallLM, SmallSizes, open_language_model
+from nmoe_flower.models import AdaptedLM, SmallLM, SmallSizes, open_language_model, split_lm
 
 TOKENS = torch.arange(12).view(2, 6) % 11
 
@@ -109,6 +109,15 @@ def test_experts_of_several_ranks_take_turns_and_gates_see_the_backbone_alone() 
     assert torch.equal(said[0], said[2])
     assert torch.equal(said[1], said[3])
     assert not torch.allclose(said[0], said[1])
+
+
+def test_a_device_that_serves_the_upper_half_says_the_same() -> None:
+    model = beside(bias=False)
+    halves = split_lm(model)
+    model.load(expert(model, 3))
+    with torch.no_grad():
+        said = halves.output(halves.upper(halves.lower(TOKENS)))
+        torch.testing.assert_close(said, model.logits(TOKENS))
 
 
 def test_a_low_rank_adapter_is_none_of_this_kind() -> None:
