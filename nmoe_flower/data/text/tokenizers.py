@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nmoe_flower.data.text.windows import Sizes, Tokenizer
-from nmoe_flower.errors import DataError
+from nmoe_flower.errors import DataError, did_you_mean
 from nmoe_flower.files import read_json, read_text, write_text
 from nmoe_flower.installation import install_hint
 
@@ -248,7 +248,8 @@ def _from_transformers(source: str, path: Path) -> PieceTokenizer:
         found = library.AutoTokenizer.from_pretrained(where[0], **where[1])
     except Exception as error:  # every format and the hub fail in their own way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{_KEY} = {source} cannot be read: {reason}") from None
+        meant = did_you_mean(source, ["bytes"])
+        raise DataError(f"{_KEY} = {source} cannot be read: {reason}{meant}") from None
     return wrap_tokenizer(found, source)
 
 

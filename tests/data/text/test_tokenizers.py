@@ -124,3 +124,14 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_sizes_take_arrays_too(pairs: PieceTokenizer) -> None:
     tokens = np.array(pairs.encode("der Hund"), np.uint16)
     assert pairs.sizes(tokens).sum() == 8  # type: ignore[arg-type]
+
+
+def test_a_misspelt_name_is_told_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def absent(name: str, **options: Any) -> None:
+        raise OSError("there is no such model")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", absent)
+    with pytest.raises(DataError, match=r"text\.tokenizer = byte .*; did you mean bytes\?"):
+        open_tokenizer("byte")
