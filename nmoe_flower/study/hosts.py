@@ -20,6 +20,7 @@ Tell = Callable[["Host", str], None]
 
 _LAST_LINES = 3
 _LOOK_SECONDS = 300.0  # a node may have to decode the data first
+_SECOND_LOOK_SECONDS = 20.0
 
 
 class Host(Protocol):
@@ -263,11 +264,13 @@ class ClusterHosts:
         if lost:
             self._hosts = [host for host in self._hosts if not host.is_lost]
             self._fit -= lost
-            self._fit |= self._tried([node for node in living() if node.id in lost])
+            self._fit |= self._tried(
+                [node for node in living() if node.id in lost], seconds=_SECOND_LOOK_SECONDS
+            )
         found = [node for node in living() if node.id in self._fit]
         return [node for node in found if node.slots(self._cores, 0)]
 
-    def _tried(self, nodes: Sequence[Any]) -> set[str]:
+    def _tried(self, nodes: Sequence[Any], *, seconds: float = _LOOK_SECONDS) -> set[str]:
         """Ids of those of the nodes that can make runs; the others are told."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -286,7 +289,7 @@ class ClusterHosts:
             }
             for node, answer in asked.items():
                 try:
-                    ray.get(answer, timeout=_LOOK_SECONDS)
+                    ray.get(answer, timeout=seconds)
                 except Exception as error:
                     cause = getattr(error, "cause", None) or error
                     self._unfit.append(f"node {node.name} is left out: {describe(cause)}")

@@ -27,17 +27,17 @@ seeds = [0, 1]
 FAKE = """
 import json, os, pathlib, sys, time
 parent = os.getppid()
-task = json.loads(sys.stdin.readline())
-path = pathlib.Path(task["path"])
-path.mkdir(parents=True, exist_ok=True)
-with (path / "at-work").open("a") as file:
-    print(os.getpid(), file=file)
-while not (path.parents[1] / "may-end").exists() and os.getppid() == parent:
-    time.sleep(0.02)
-if os.getppid() == parent:
+for line in sys.stdin:
+    path = pathlib.Path(json.loads(line)["path"])
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "at-work").open("a") as file:
+        print(os.getpid(), file=file)
+    while not (path.parents[1] / "may-end").exists() and os.getppid() == parent:
+        time.sleep(0.02)
+    if os.getppid() != parent:
+        break
     print(json.dumps({"stage": "extractor", "round": 1, "rounds": 1}), flush=True)
     print(json.dumps({"done": True}), flush=True)
-    sys.stdin.read()
 """
 
 
