@@ -28,13 +28,22 @@ from torch.func import functional_call, vmap
 
 from nmoe_flower.training.task import DrawnBatches, FitResult, RowBatches, SharedLoss
 
-__all__ = ["SLOW_ON_CPU", "StackTask", "Stacked", "cosine_rates", "stack_task", "train_stacks"]
+__all__ = [
+    "MOST_ON_CPU",
+    "SLOW_ON_CPU",
+    "StackTask",
+    "Stacked",
+    "cosine_rates",
+    "stack_task",
+    "train_stacks",
+]
 
 _log = logging.getLogger(__name__)
 
 _GATHERED = 1 << 28  # bytes of rows that are copied into one tensor
 _OPTIMIZERS = (torch.optim.SGD, torch.optim.AdamW)
 SLOW_ON_CPU: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+MOST_ON_CPU = 50_000  # weights of a network; larger ones keep a CPU busy one by one
 _AVERAGING = nn.modules.batchnorm._BatchNorm
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
 _SETTINGS = ("betas", "eps", "amsgrad", "maximize", "momentum", "dampening", "nesterov")
@@ -85,6 +94,8 @@ def _why_alone(
     if len({(group["lr"], *_settings(group)) for group in groups}) > 1:
         return "its parameters have several rates"
     on_cpu = next(module.parameters()).device.type == "cpu"
+    if on_cpu and sum(p.numel() for p in module.parameters()) > MOST_ON_CPU:
+        return f"a CPU is slower at many networks of more than {MOST_ON_CPU:,} weights at once"
     for part in module.modules():
         if on_cpu and isinstance(part, SLOW_ON_CPU):
             return f"a CPU is slower at many {type(part).__name__} at once"
