@@ -87,5 +87,5 @@ def did_you_mean(name: str, known: abc.Iterable[str]) -> str:
     >>> did_you_mean("lab", ["check", "add"])
     ''
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""

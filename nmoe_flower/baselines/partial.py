@@ -237,7 +237,7 @@ def kept_scores(scores: Mapping[int, np.ndarray], experts: int) -> dict[str, np.
 
     Args:
         scores: By client: a number for each expert, [E].
-        experts: E.
+        experts: How many experts there are, E.
     """
     clients = sorted(scores)
     return {

@@ -6,7 +6,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -366,17 +366,18 @@ def lines_of_json(content: Mapping[str, Any]) -> str:
       "d": 4
     }
     """
+    dumps = partial(json.dumps, separators=(",", ":"))
     parts = []
     for key, value in content.items():
         if isinstance(value, list) and value:
-            inner = ",\n".join(f"    {json.dumps(row)}" for row in value)
+            inner = ",\n".join(f"    {dumps(row)}" for row in value)
             text = f"[\n{inner}\n  ]"
         elif isinstance(value, dict) and value:
-            inner = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            inner = ",\n".join(f"    {dumps(k)}: {dumps(v)}" for k, v in value.items())
             text = f"{{\n{inner}\n  }}"
         else:
-            text = json.dumps(value)
-        parts.append(f"  {json.dumps(key)}: {text}")
+            text = dumps(value)
+        parts.append(f"  {dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

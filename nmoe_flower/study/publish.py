@@ -214,7 +214,7 @@ def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False)
             kept = [{name: one[name] for name in _OF_AUDIT if name in one} for one in told]
             line["audit"] = {**line["audit"], "clients": kept}
         if line["metrics"]:
-            yield json.dumps(rounded(line, _OF_ROUNDS)) + "\n"
+            yield json.dumps(rounded(line, _OF_ROUNDS), separators=(",", ":")) + "\n"
 
 
 def _some(records: Sequence[dict[str, Any]], most: int) -> list[int]:
