@@ -45,7 +45,7 @@ def content(bundle: bytes) -> dict[str, bytes]:
 def test_the_bundle_is_small_and_within_the_limits_of_the_hub(
     bundle: bytes, content: dict[str, bytes]
 ) -> None:
-    assert len(bundle) < 2 * MEGABYTE
+    assert len(bundle) < 3 * MEGABYTE  # the hub takes ten; every device fetches it
     assert len(content) <= 1000
     assert max(map(len, content.values())) <= MEGABYTE
     assert max(name.count("/") + 1 for name in content) <= 10
