@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import os
 import runpy
 import subprocess
@@ -293,12 +294,13 @@ def test_memory_is_the_most_that_all_processes_of_a_runner_held(
             return found
 
         def ask(self, what: str, count: int) -> list[float]:
-            held = np.ones(7_500_000)
-            sampled.clear()
-            assert sampled.wait(20)
-            sampled.clear()
-            assert sampled.wait(20)
-            return held[:count].tolist()
+            with mmap.mmap(-1, 60_000_000) as pages:  # new ones, whatever the heap has free
+                np.frombuffer(pages, np.uint8)[:] = 1
+                sampled.clear()
+                assert sampled.wait(20)
+                sampled.clear()
+                assert sampled.wait(20)
+            return [1.0] * count
 
     monkeypatch.setattr(remote, "proportional_bytes", measure_one)
     before = proportional_bytes(os.getpid())

@@ -72,8 +72,8 @@ def test_nothing_is_named_before_a_stage_has_left_it() -> None:
 
 def test_weights_are_the_networks_a_run_is_made_for() -> None:
     assert list(full().weights()) == [
-        "mixture", "adapter-0", "adapter-fedavg", "extractor", "head", "gate-federated",
-        "gate-rolling",
+        "mixture", "adapter-0", "gate-unigram", "adapter-fedavg", "extractor", "head",
+        "gate-federated", "gate-rolling",
     ]  # fmt: skip
     assert full().weights()["head"] == {"w": TWO}
     assert Artifacts().weights() == {"extractor": {}}  # a backbone may have none

@@ -191,7 +191,13 @@ BESIDE: dict[str, dict[str, Any]] = {
     "alignment.deadline": {"alignment.devices": "phone"},
     "alignment.estimate-capacity": {"alignment.devices": "phone", "alignment.deadline": 9.0},
 }
-WITHOUT = ("text.", "adapter.", "baseline.", "query.")  # of systems without this stage 1
+WITHOUT = (
+    "text.",
+    "adapter.",
+    "baseline.",
+    "query.",
+    "expert.kind",
+)  # of systems without this stage 1
 # So that expert.hidden is the experts' affair alone, and a head may be trained after stage 1.
 WITH_LABELS = {"extractor.head": "linear", "extractor.reading": "private-heads"}
 
