@@ -262,8 +262,8 @@ def test_the_map_is_the_same_twice_and_has_every_room() -> None:
         assert (ROOT / folder).is_dir() or list((ROOT / "nmoe_flower").rglob(folder)), folder
 
 
-def gigabytes(number: float) -> str:
-    return f"{number / 1e9:.1f} GB"
+def gigabytes(number: float, digits: int = 1) -> str:
+    return f"{number / 1e9:.{digits}f} GB"
 
 
 def test_sizes_on_the_first_pages_are_those_measured() -> None:
@@ -282,6 +282,23 @@ def test_sizes_on_the_first_pages_are_those_measured() -> None:
     }
     for page in (readme, (ROOT / "docs" / "index.md").read_text(encoding="utf-8")):
         assert f"{gigabytes(report['all'])} in all" in page.replace("\n", " ")
+
+
+def test_the_table_beside_other_simulators_is_the_one_measured() -> None:
+    path = ROOT / "results" / "benchmarks" / "competitors.json"
+    page = (ROOT / "docs" / "how-to" / "benchmarks.md").read_text(encoding="utf-8")
+    section = page.split("## Beside other simulators")[1].split("\n## ")[0]
+    told = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    rows = json.loads(path.read_text(encoding="utf-8"))["medians"]
+    by_place = {(row["kind"], row["runner"]): row for row in rows}
+    assert len(told) == len([row for row in rows if row["runner"] != "bare"])
+    for line in told:
+        kind, runner, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        row = by_place[kind, runner]
+        assert cells == [
+            f"{row['start_seconds']:.1f} s", f"{row['round_seconds']:.4f}", f"{row['ratio']:.2f}",
+            f"{row['cpu_ratio']:.2f}", gigabytes(row["memory"], 2),
+        ], line  # fmt: skip
 
 
 def measured(
