@@ -110,7 +110,7 @@ CASES: Final = (
         "iid",
         {
             "own expert": Mark("experts", "local"),
-            "one averaged model": Mark("experts", "control:fedavg"),
+            "one averaged model": Mark("frozen-a", "control:fedavg-frozen-a"),  # the best of four
             "mixture": Mark("experts", "unigram"),
             "told whom to ask": Mark("experts", "domain"),
         },
