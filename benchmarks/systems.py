@@ -347,16 +347,23 @@ def _fedmix(bare: _Bare, client: int, server_round: int) -> Tensor:
     return masses
 
 
-def _mixture(bare: _Bare, client: int, server_round: int) -> Tensor:
-    """The usage of experts after training the mixture."""
+def _mixed_steps(bare: _Bare, client: int, server_round: int, *, detached: bool = False) -> None:
+    """Train trunk, experts and router on mixed logits; ``detached``: the router, not the trunk."""
     network = bare.network
 
     def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
         latents, logits = network.both(images)
-        weights = network.scores(latents.float()).softmax(dim=1)
+        seen = latents.detach() if detached else latents
+        weights = network.scores(seen.float()).softmax(dim=1)
         return F.cross_entropy((weights[:, :, None] * logits.float()).sum(dim=1), labels)
 
     bare.steps(client, server_round, list(network.parameters()), loss)
+
+
+def _mixture(bare: _Bare, client: int, server_round: int) -> Tensor:
+    """The usage of experts after training the mixture."""
+    network = bare.network
+    _mixed_steps(bare, client, server_round)
     latents, logits, labels = bare.outputs(client)
     with torch.inference_mode():
         weights = network.scores(latents).softmax(dim=1)
@@ -372,27 +379,14 @@ def _fedmoe(bare: _Bare, client: int, server_round: int) -> None:
 
 def _fedjets(bare: _Bare, client: int, server_round: int) -> None:
     network = bare.network
-
-    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
-        latents, logits = network.both(images)
-        weights = network.scores(latents.detach().float()).softmax(dim=1)
-        return F.cross_entropy((weights[:, :, None] * logits.float()).sum(dim=1), labels)
-
-    bare.steps(client, server_round, list(network.parameters()), loss)
+    _mixed_steps(bare, client, server_round, detached=True)
     with torch.inference_mode():
         images = normalise(bare.devices[client].train_images)
         _ = network.scores(network.trunk(images)).softmax(dim=1).mean(dim=0)
 
 
 def _fedmoe_da(bare: _Bare, client: int, server_round: int) -> None:
-    network = bare.network
-
-    def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
-        latents, logits = network.both(images)
-        weights = network.scores(latents.float()).softmax(dim=1)
-        return F.cross_entropy((weights[:, :, None] * logits.float()).sum(dim=1), labels)
-
-    bare.steps(client, server_round, list(network.parameters()), loss)
+    _mixed_steps(bare, client, server_round)
 
 
 SYSTEMS: dict[str, Callable[[_Bare, int, int], Tensor | None]] = {

@@ -77,9 +77,9 @@ class StreamingExchange:
             self._consumed + self._window - self._taken,
             self._most_waiting - len(self._waiting),
         )
-        if self._waiting and self._early_bytes() >= _MOST_EARLY_BYTES:
+        if room <= 0 or (self._waiting and self._early_bytes() >= _MOST_EARLY_BYTES):
             return
-        batch = list(islice(self._source, room)) if room > 0 else []
+        batch = list(islice(self._source, room))
         if not batch:
             return
         first = self._taken

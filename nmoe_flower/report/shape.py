@@ -168,7 +168,6 @@ def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     every = {
         name: value
         for name, value in first.items()
-        if not isinstance(value, float | dict) or name == "tau"
         if all(name in row and row[name] == value for row in others)
     }
     rows = [{k: v for k, v in row.items() if k not in every} for row in results["rows"]]
