@@ -86,23 +86,25 @@ def initial(message: Message, context: Context) -> Message:
 def train_expert(message: Message, context: Context) -> Message:
     """Train this client's adapter at home; it leaves only if ``expert.sharing`` says so.
 
-    Of several learning rates the one is kept whose adapter predicts the client's own validation
-    text best.
+    It begins as the averaged adapter that comes along, or as a fresh one. Of several learning rates
+    the one is kept whose adapter predicts the client's own validation text best.
     """
     device = device_of(context)
     language, settings = language_of(device), device.config.adapter
-    fresh = language.fresh(settings.rank_of(device.partition))
+    came = records.of_kind(message.content, ArrayRecord)
+    start = records.to_numpy(came[ARRAYS]) if ARRAYS in came else {}
     rates, found = settings.learning_rates, []
     for rate in rates:
         name = f"{TRIED}-{rate:g}"
-        tried = _tried(device, name, language.recipe(rate))
+        recipe = language.recipe(rate, start)
+        tried = _tried(device, name, recipe)
         if tried is None:
-            language.load(fresh)
+            language.load({**language.fresh(settings.rank_of(device.partition)), **start})
             loss = train_adapter(language, rate, settings.steps)
             worth = _nats(language, language.tests[VALIDATION])[0] if len(rates) > 1 else 0.0
             tried = _Tried(worth, loss, language.model.state())
             if len(rates) > 1:
-                tried.keep(device, name, language.recipe(rate))
+                tried.keep(device, name, recipe)
         found.append((tried, rate))
     best, rate = min(found, key=lambda one: one[0].worth)
     adapter, loss = best.adapter, best.loss

@@ -11,8 +11,12 @@ __all__ = ["AdapterConfig"]
 
 if TYPE_CHECKING:
     ControlName = str
+    StartName = str
 else:
     ControlName = Literal[tuple(ADAPTER_CONTROLS)]
+    StartName = Literal[
+        ("fresh", *(n for n, c in ADAPTER_CONTROLS.items() if c.averaged and not c.large))
+    ]
 Controls = Annotated[tuple[ControlName, ...], BeforeValidator(split), Distinct]
 
 
@@ -27,7 +31,13 @@ class AdapterConfig(Section):
     ranks: Ints = Field((), description="one per client, by what its device can hold; empty: rank")
     scale: float = Field(2.0, gt=0, description="of B A: LoRA's alpha over its rank")
     bias: bool = Field(True, description="an offset to the logit of every token, too")
+    start: StartName = Field(
+        "fresh", description="of experts: as drawn, or an averaged adapter of controls"
+    )
     steps: int = Field(240, ge=1, description="of every client, in all")
+    averaged_steps: int = Field(
+        0, ge=0, description="of every client for an averaged adapter; 0: as many as steps"
+    )
     batch_size: int = Field(2, ge=1, description="windows per step")
     learning_rates: Floats = Field(
         (5e-3,), description="AdamW's peaks, along a cosine; of several, validation chooses"
@@ -57,10 +67,22 @@ class AdapterConfig(Section):
                 raise ValueError(f"{key} must differ, got {', '.join(map(str, rates))}")
         if any(rank < 1 for rank in self.ranks):
             raise ValueError(f"ranks must be 1 or more, got {', '.join(map(str, self.ranks))}")
-        if self.steps % self.local_steps and any(n.startswith("fedavg") for n in self.controls):
+        averaged = any(ADAPTER_CONTROLS[name].averaged for name in self.controls)
+        if averaged and self.steps_of_averages % self.local_steps:
+            key = "averaged-steps" if self.averaged_steps else "steps"
             raise ValueError(
-                f"steps = {self.steps} must be a multiple of local-steps = {self.local_steps}, so "
-                "that averaged adapters take as many"
+                f"{key} = {self.steps_of_averages} must be a multiple of local-steps = "
+                f"{self.local_steps}, so that averaged adapters take as many"
+            )
+        if self.start != "fresh" and self.start not in self.controls:
+            raise ValueError(
+                f"start = {self.start} begins experts with an averaged adapter, got controls = "
+                f"{', '.join(self.controls)}: add {self.start} to controls, or use start = fresh"
+            )
+        if self.start != "fresh" and self.ranks:
+            raise ValueError(
+                f"start = {self.start} is one adapter of one rank for all, got ranks = "
+                f"{', '.join(map(str, self.ranks))}: leave ranks out, or use start = fresh"
             )
         return self
 
@@ -71,6 +93,11 @@ class AdapterConfig(Section):
             client: Partition id of the client.
         """
         return self.ranks[client] if self.ranks else self.rank
+
+    @property
+    def steps_of_averages(self) -> int:
+        """Steps that a client takes for an averaged adapter."""
+        return self.averaged_steps or self.steps
 
     @property
     def rates_of_averages(self) -> tuple[float, ...]:

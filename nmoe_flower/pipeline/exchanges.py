@@ -86,7 +86,7 @@ def _language(config: Config) -> dict[str, int]:
         for rate in rates:
             stage = name if len(rates) == 1 else f"{name}@{rate:g}"
             counted["initial"] = counted.get("initial", 0) + 1
-            counted[stage] = settings.steps // settings.local_steps
+            counted[stage] = settings.steps_of_averages // settings.local_steps
             if len(rates) > 1:
                 counted[f"{stage}/{VALIDATION}"] = 1
     return {**counted, "evaluation": 1}

@@ -72,18 +72,24 @@ def _of_text(results: Results | None, config: Config, gate: str) -> Cost:
     name = gate.removeprefix("control:")
     if name == "frozen":
         return Cost(0, 0)
-    counted = ("experts",)
+    start = config.adapter.start
     base = name.removesuffix(CHUNKS)
     if name in ADAPTER_CONTROLS and ADAPTER_CONTROLS[name].averaged:
-        chosen = (results.get("learning_rates") or {}).get(name)
-        counted = (name if chosen is None else f"{name}@{chosen:g}",)
-    elif base in GATES and GATES[base].states:
-        trained = ("held-out", f"gate/{base}") if base == "federated" else ()
-        counted = ("experts", "sums", *trained)
+        counted = [_rounds_of(name, results)]
+    else:
+        counted = [*([] if start == "fresh" else [_rounds_of(start, results)]), "experts"]
+        if base in GATES and GATES[base].states:
+            counted += ["sums", *(("held-out", f"gate/{base}") if base == "federated" else ())]
     paid = [_of(results).get(stage, {}) for stage in counted]
     moved = sum((cost.get("bytes_up") or 0) + (cost.get("bytes_down") or 0) for cost in paid)
     trips = sum(int(cost.get("rounds") or 0) for cost in paid)
     return Cost(moved / config.data.num_clients, trips)
+
+
+def _rounds_of(average: str, results: Results) -> str:
+    """The stage in which an averaged adapter took its rounds at the rate that was kept."""
+    chosen = (results.get("learning_rates") or {}).get(average)
+    return average if chosen is None else f"{average}@{chosen:g}"
 
 
 def _stages(gate: str, config: Config) -> tuple[str, ...]:

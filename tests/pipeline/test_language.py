@@ -341,6 +341,40 @@ def test_the_exchanges_are_as_many_as_were_foretold(whole: Any) -> None:
     assert counted == foretold
 
 
+def test_experts_can_begin_as_the_averaged_adapter(texts: Path, tmp_path: Path) -> None:
+    """At a rate of nothing they stay what they begin as; its rounds come first, and are paid."""
+    average = "fedavg-frozen-a"
+    config = settings(
+        texts, adapter__start=average, adapter__averaged_steps=15, adapter__steps=4,
+        adapter__controls=f"{average},frozen", adapter__learning_rates="1e-12,1e-11",
+        adapter__averaged_learning_rates="0.03", gate__methods="unigram,domain",
+    )  # fmt: skip
+
+    def trained(record: Mapping[str, Any]) -> bool:
+        return bool(record["stage"] == "experts")
+
+    with pytest.raises(Interrupted):
+        carried_out(config, tmp_path / "killed", stop=trained)
+    results, run, lines = carried_out(config, tmp_path / "killed")
+    assert average not in {line["stage"] for line in lines}
+    shared = run.artifacts.shared_adapters[average]
+    assert shared.keys() == {name for name in shared if not name.endswith(".A")}
+    for client in range(3):
+        expert = records.part_of(run.artifacts.adapters, f"{client}/")
+        for name, part in shared.items():
+            assert np.abs(part).max() > 1e-3
+            assert expert[name] == pytest.approx(part, abs=1e-9)
+    rows = by_gate(results)
+    for test in ("local", "iid"):
+        wanted = rows[f"control:{average}", test]["bits_per_byte"]
+        for gate in ("unigram", "domain"):
+            assert rows[gate, test]["bits_per_byte"] == pytest.approx(wanted, rel=1e-6)
+    assert cost_of(results, config, average, None).exchanges == 3
+    assert cost_of(results, config, "unigram", None).exchanges == 3 + 1
+    foretold = exchanges(config)
+    assert (foretold[average], foretold["experts"], foretold["initial"]) == (3, 1, 1)
+
+
 def test_adapters_and_nothing_else_travel(whole: Any) -> None:
     """0.4 MB of an adapter, never the backbone."""
     _, run, lines = whole

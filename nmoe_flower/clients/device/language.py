@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -51,17 +52,20 @@ class Language:
             found[VALIDATION] = self.data.validation.of_client(mine)
         return found
 
-    def recipe(self, rate: float) -> str:
+    def recipe(self, rate: float, start: Mapping[str, np.ndarray]) -> str:
         """What an adapter that is trained at home depends on, as a digest.
 
         Args:
             rate: The learning rate.
+            start: Parts of the adapter that it begins as, in place of fresh ones.
         """
         config = self.device.config
         told = [self.source.tobytes().hex(), rate, self.bf16, config.run.seed]
         told += [config.adapter.model_dump(mode="json")]
         if config.expert.kind != "adapter":
             told.append(config.expert.kind)
+        for name in sorted(start):
+            told += [name, hashlib.sha256(np.ascontiguousarray(start[name])).hexdigest()]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     @property

@@ -15,7 +15,7 @@ from nmoe_flower.records import ARRAYS, MOMENTS, Action, TextKey
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import FedLoRA
 
-__all__ = ["train_adapter_controls"]
+__all__ = ["averaged_adapter", "train_adapter_controls"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -23,10 +23,22 @@ Arrays = dict[str, np.ndarray]
 def train_adapter_controls(run: Run) -> None:
     """Every configured control that is trained; leaves its adapter, at its best learning rate."""
     for name in run.config.adapter.controls:
-        entry = ADAPTER_CONTROLS[name]
-        if entry.averaged and name not in run.artifacts.shared_adapters:
-            run.artifacts.shared_adapters[name] = _averaged(run, name, entry)
-            run.save(f"{name}/done")
+        if ADAPTER_CONTROLS[name].averaged:
+            averaged_adapter(run, name)
+
+
+def averaged_adapter(run: Run, name: str) -> Arrays:
+    """One adapter for all clients, trained where that is not done yet.
+
+    Args:
+        run: The run.
+        name: Name of the control.
+    """
+    found = run.artifacts.shared_adapters
+    if name not in found:
+        found[name] = _averaged(run, name, ADAPTER_CONTROLS[name])
+        run.save(f"{name}/done")
+    return found[name]
 
 
 def _averaged(run: Run, name: str, entry: AdapterControlEntry) -> Arrays:
@@ -47,7 +59,7 @@ def _averaged(run: Run, name: str, entry: AdapterControlEntry) -> Arrays:
 def _trained(run: Run, stage: str, entry: AdapterControlEntry, rate: float) -> Arrays:
     settings = run.config.adapter
     rank = settings.rank * (settings.times if entry.large else 1)
-    rounds = settings.steps // settings.local_steps
+    rounds = settings.steps_of_averages // settings.local_steps
     strategy = FedLoRA(
         exact=entry.exact,
         action=Action.ADAPTER_ROUND,

@@ -1,11 +1,12 @@
 """Every client trains an adapter at home; what leaves is what its sharing allows."""
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 
 from nmoe_flower import records
 from nmoe_flower.pipeline.accounts import account
-from nmoe_flower.pipeline.ask import alike, gather, holdings
+from nmoe_flower.pipeline.ask import alike, gather, holdings, message
+from nmoe_flower.pipeline.language.control import averaged_adapter
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import EXPERT, GATE, Action, TextKey
 
@@ -15,7 +16,8 @@ __all__ = ["train_adapters"]
 def train_adapters(run: Run) -> None:
     """One exchange: leaves the experts' adapters, where they may leave their devices.
 
-    Clients that bring an expert along from another run are not asked.
+    Where `adapter.start` names an averaged adapter, that is trained before. Clients that bring an
+    expert along from another run are not asked.
 
     Raises:
         RoundError: Clients have other backbones than most, or one did not train.
@@ -27,7 +29,9 @@ def train_adapters(run: Run) -> None:
     asked = sorted(set(run.partitions.values()) - carried)
     if not asked:
         return
-    trained = gather(run, "experts", Action.ADAPTER_EXPERT, RecordDict(), only=asked, wanted=wanted)
+    start = run.config.adapter.start
+    question = message(None if start == "fresh" else averaged_adapter(run, start))
+    trained = gather(run, "experts", Action.ADAPTER_EXPERT, question, only=asked, wanted=wanted)
     if not shares:
         return
     if GATE in wanted:
