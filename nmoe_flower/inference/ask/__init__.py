@@ -7,7 +7,8 @@ which rows, a ``link`` knows one peer, a ``channel`` is the connection to it.
 
 from nmoe_flower.inference.ask.breaker import Breaker
 from nmoe_flower.inference.ask.channel import Channel, PackedQuery, PeerChannel, Received
-from nmoe_flower.inference.ask.client import Answer, Client, identity_of
+from nmoe_flower.inference.ask.client import Answer, Client
+from nmoe_flower.inference.ask.device_client import identity_of
 from nmoe_flower.inference.ask.links import PeerState
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.peer_gate import PeerGate, projection_version, with_embeddings

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.data import features_of, normalise, standardise
-from nmoe_flower.errors import ConfigError, DataError, WireError
+from nmoe_flower.errors import DataError, WireError
+from nmoe_flower.inference.ask.device_client import DeviceClient
 from nmoe_flower.inference.ask.peer_gate import PeerGate
 from nmoe_flower.inference.ask.query import Floats
 from nmoe_flower.inference.ask.record import CallRecord
@@ -22,7 +23,7 @@ from nmoe_flower.inference.bundle import Bundle
 from nmoe_flower.inference.protocol import PeerList
 from nmoe_flower.models import HomeBias, MetricGate, NMoE, check_top_k
 
-__all__ = ["Answer", "Client", "identity_of"]
+__all__ = ["Answer", "Client"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +41,11 @@ class Answer:
     record: CallRecord
 
 
-class Client:
+class Client(DeviceClient[Bundle]):
     """Extracts and routes here, asks the experts wherever they are. Safe in several threads.
+
+    A client that was opened with the file of the list of peers writes over it a newer list that is
+    learnt on the way.
 
     Args:
         bundle: What this device has: the shared extractor and gate, and its own expert.
@@ -59,6 +63,8 @@ class Client:
         ConfigError: A setting is out of range.
         WireError: The list of peers is not signed, not valid or has expired.
     """
+
+    _kind = Bundle
 
     def __init__(
         self,
@@ -94,43 +100,8 @@ class Client:
             known.follow(self.experts.peers)  # which the pool has checked
 
     @classmethod
-    def open(
-        cls,
-        bundle: Path | str,
-        *,
-        peers: Path | str | None = None,
-        certificate: Path | str | None = None,
-        key: Path | str | None = None,
-        authority: Path | str | None = None,
-        insecure: bool = False,
-        **settings: Any,
-    ) -> Self:
-        """Open a device's folder and files.
-
-        A newer list of peers that is learnt on the way is written over the file ``peers``.
-
-        Args:
-            bundle: The folder of this device's bundle.
-            peers: Path of the list, ``peers.json``; signed, unless ``insecure``. None: nobody else
-                is asked, and no certificate is needed.
-            certificate: Path of this device's certificate, PEM.
-            key: Path of the private key of that certificate, PEM.
-            authority: Path of the federation's certificate, PEM.
-            insecure: Do without these three: no encryption, and anybody may answer.
-            settings: ``top_k``, and further arguments of `RemoteExperts`.
-
-        Raises:
-            CertificateError: A certificate or key cannot be used.
-            ConfigError: Some of the three files are given and some not, or a setting is wrong.
-            BundleError: The bundle is damaged.
-            WireError: The list of peers cannot be used.
-        """
-        if peers is None:
-            return cls(Bundle.load(Path(bundle)), PeerList(()), **settings)
-        identity = identity_of(certificate, key, authority, insecure=insecure)
-        path = Path(peers)
-        settings = {"on_change": partial(_keep, path)} | settings
-        return cls(Bundle.load(Path(bundle)), PeerList.load(path), identity=identity, **settings)
+    def _of_list(cls, path: Path) -> dict[str, Any]:
+        return {"on_change": partial(_keep, path)}
 
     @torch.inference_mode()
     def predict(self, images: npt.NDArray[Any]) -> Answer:
@@ -151,12 +122,6 @@ class Client:
     def close(self) -> None:
         """Close all connections."""
         self.experts.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _checked(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
         channels, height, width = self.bundle.manifest.image_shape
@@ -211,27 +176,3 @@ class _Recording:
     def __call__(self, latents: Tensor, expert_ids: Tensor) -> Tensor:
         logits, self.record = self._experts.ask(latents, expert_ids)
         return logits
-
-
-def identity_of(
-    certificate: Path | str | None,
-    key: Path | str | None,
-    authority: Path | str | None,
-    *,
-    insecure: bool,
-) -> Identity | None:
-    """The identity in three files, or None if ``insecure`` and none is given.
-
-    Raises:
-        CertificateError: A file cannot be used.
-        ConfigError: It is neither all three, nor none and ``insecure``.
-    """
-    files = [Path(one) for one in (certificate, key, authority) if one is not None]
-    if len(files) == 3 and not insecure:
-        return Identity.load(*files)
-    if files or not insecure:
-        raise ConfigError(
-            f"{len(files)} of certificate, key and authority are given"
-            f"{' together with insecure' if insecure else ''}; allowed: all three, or insecure"
-        )
-    return None

@@ -5,8 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from nmoe_flower.certificates import Identity
 from nmoe_flower.data.text import Tokenizer, configured_tokenizer, tokenise
 from nmoe_flower.errors import BundleError, ConfigError, DataError
-from nmoe_flower.inference.ask.client import identity_of
+from nmoe_flower.inference.ask.device_client import DeviceClient
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.text_asking import Asking, Send, TextCost
 from nmoe_flower.inference.ask.text_peers import TextPeers
@@ -128,7 +127,7 @@ class Generation:
         return "".join(piece.text for piece in self.pieces)
 
 
-class TextClient:
+class TextClient(DeviceClient[TextBundle]):
     """Runs the lower blocks and the gate here, asks the experts wherever they are.
 
     Args:
@@ -153,6 +152,8 @@ class TextClient:
         ConfigError: A setting is not allowed.
         WireError: The list of peers is not signed, not valid or has expired.
     """
+
+    _kind = TextBundle
 
     def __init__(
         self,
@@ -187,41 +188,6 @@ class TextClient:
             fallbacks,
         )
         self._loop = LoopThread("nmoe-text")
-
-    @classmethod
-    def open(
-        cls,
-        bundle: TextBundle | Path | str,
-        *,
-        peers: Path | str | None = None,
-        certificate: Path | str | None = None,
-        key: Path | str | None = None,
-        authority: Path | str | None = None,
-        insecure: bool = False,
-        **settings: Any,
-    ) -> Self:
-        """Open a device's folder and files.
-
-        Args:
-            bundle: The folder of this device's bundle, or the bundle.
-            peers: Path of the list, ``peers.json``; None: nobody else is asked.
-            certificate: Path of this device's certificate, PEM.
-            key: Path of the private key of that certificate, PEM.
-            authority: Path of the federation's certificate, PEM.
-            insecure: Do without these three: no encryption, and anybody may answer.
-            settings: Further arguments of the class.
-
-        Raises:
-            CertificateError: A certificate or key cannot be used.
-            ConfigError: Some of the three files are given and some not, or a setting is wrong.
-            BundleError: The bundle is damaged.
-            WireError: The list of peers cannot be used.
-        """
-        held = bundle if isinstance(bundle, TextBundle) else TextBundle.load(Path(bundle))
-        if peers is None:
-            return cls(held, PeerList(()), **settings)
-        identity = identity_of(certificate, key, authority, insecure=insecure)
-        return cls(held, PeerList.load(Path(peers)), identity=identity, **settings)
 
     def score(self, text: str, *, prefix: int | None = None) -> TextAnswer:
         """How well the mixture predicts a text, all but its first tokens.
@@ -348,12 +314,6 @@ class TextClient:
         with contextlib.suppress(ConfigError):  # closed before
             self._submit(self._asking.peers.close())
         self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _pieces(self, steps: AsyncIterator[Written], generation: Generation) -> Iterator[Piece]:
         """One piece per token, as the text grows by whole characters."""

@@ -1,7 +1,7 @@
 """What a device keeps to serve and to ask: one checked folder, made from a finished run."""
 
 from nmoe_flower.inference.bundle.bundle import BUNDLE_PARTS, Bundle, Manifest
-from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.inference.bundle.bundle_files import MANIFEST, DeviceBundle
 from nmoe_flower.inference.bundle.experts import (
     OF_ALL,
     Drawn,
@@ -19,6 +19,7 @@ __all__ = [
     "MANIFEST",
     "OF_ALL",
     "Bundle",
+    "DeviceBundle",
     "Drawn",
     "Manifest",
     "Session",

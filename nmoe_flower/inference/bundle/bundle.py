@@ -11,23 +11,23 @@ A version is the beginning of the SHA-256 of a file: two devices that name the s
 the same bytes, and a damaged file is found when it is read.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Self
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import nn
 
-from nmoe_flower.config import Config, Scalar
+from nmoe_flower.config import Config
 from nmoe_flower.errors import BundleError
-from nmoe_flower.files import pack_arrays, read_json, write_bytes, write_json
+from nmoe_flower.files import pack_arrays
 from nmoe_flower.inference.bundle.bundle_files import (
-    MANIFEST,
+    Arrays,
+    Count,
+    DeviceBundle,
+    DeviceManifest,
+    FileVersion,
     arrays_of,
-    checked,
-    read_part,
     version_of,
 )
 from nmoe_flower.models import (
@@ -40,98 +40,34 @@ from nmoe_flower.models import (
     trained_gate,
 )
 
-__all__ = ["BUNDLE_PARTS", "MANIFEST", "Bundle", "Manifest"]
+__all__ = ["BUNDLE_PARTS", "Bundle", "Manifest"]
 
 _FORMAT = 1
 
-_Count = Annotated[int, Field(ge=1)]
-_Version = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-
-_Arrays = Mapping[str, np.ndarray[Any, Any]]
 BUNDLE_PARTS = ("extractor", "gate", "expert")
 
 
-class Manifest(BaseModel):
-    """The content of ``bundle.json``.
+class Manifest(DeviceManifest):
+    """The content of ``bundle.json``, beside what every bundle says.
 
     Attributes:
-        format: The version of this file's form, 1.
-        partition: Which expert of the federation this is; the gate calls it by this number.
-        num_clients: E, the experts the gate knows.
         classes: The names of the C classes.
         latent_dim: D, the length of a latent.
         image_shape: (channels, height, width) of an image.
         extractor_version: The version of ``extractor.safetensors``, 16 hexadecimal digits.
-        gate_version: The version of ``gate.safetensors``.
-        expert_version: The version of ``expert.safetensors``.
-        config: The configuration of the run that made it, by dotted keys.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    format: Literal[1]
-    partition: Annotated[int, Field(ge=0)]
-    num_clients: _Count
     classes: Annotated[list[str], Field(min_length=1)]
-    latent_dim: _Count
-    image_shape: Annotated[list[_Count], Field(min_length=3, max_length=3)]
-    extractor_version: _Version
-    gate_version: _Version
-    expert_version: _Version
-    config: dict[str, Scalar]
-
-    @model_validator(mode="after")
-    def _is_one_of_them(self) -> Self:
-        if self.partition >= self.num_clients:
-            raise ValueError(f"partition {self.partition} of {self.num_clients} clients")
-        return self
-
-    @classmethod
-    def parse(cls, path: Path, values: Any) -> tuple[Self, Config]:
-        """Check the values of the file at ``path``, and the configuration in it.
-
-        Raises:
-            BundleError: A value is missing, unknown or not allowed; every one is named.
-        """
-        return checked(cls, path, values)
+    latent_dim: Count
+    image_shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    extractor_version: FileVersion
 
 
-def _read_manifest(path: Path) -> tuple[Manifest, Config]:
-    """Read ``bundle.json``.
+class Bundle(DeviceBundle[Manifest]):
+    """A checked bundle of images. The networks are built when they are asked for."""
 
-    Raises:
-        BundleError: It is missing, no JSON, or holds what it may not.
-    """
-    values = read_json(path, what="the bundle", raises=BundleError)
-    if isinstance(values, Mapping) and "kind" in values:
-        raise BundleError(f"{path.parent} is a bundle of text, not of images: ask with --text TEXT")
-    return Manifest.parse(path, values)
-
-
-class Bundle:
-    """A checked bundle. The networks are built when they are asked for.
-
-    Attributes:
-        folder: The folder it lies in.
-        manifest: What ``bundle.json`` says.
-        config: The configuration of the run that made it.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, config: Config) -> None:
-        """Use `load` or `write`."""
-        self.folder = folder
-        self.manifest = manifest
-        self.config = config
-
-    @property
-    def partition(self) -> int:
-        """Which expert this is, 0..num_clients-1."""
-        return self.manifest.partition
-
-    @property
-    def num_clients(self) -> int:
-        """E, the experts the gate knows."""
-        return self.manifest.num_clients
+    _form = Manifest
+    _other = "text, not of images: ask with --text TEXT"
 
     @property
     def classes(self) -> list[str]:
@@ -153,29 +89,6 @@ class Bundle:
         """Latents of one extractor must never meet an expert of another."""
         return self.manifest.extractor_version
 
-    @property
-    def gate_version(self) -> str:
-        """Version of the shared gate."""
-        return self.manifest.gate_version
-
-    @property
-    def expert_version(self) -> str:
-        """Version of the device's expert."""
-        return self.manifest.expert_version
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read ``bundle.json`` and check the three files against it.
-
-        Raises:
-            BundleError: A file is missing, damaged, leads out of the folder, or is not what
-                ``bundle.json`` says.
-        """
-        bundle = cls(folder, *_read_manifest(folder / MANIFEST))
-        for part in BUNDLE_PARTS:
-            bundle._bytes(part)
-        return bundle
-
     @classmethod
     def write(
         cls,
@@ -185,9 +98,9 @@ class Bundle:
         config: Config,
         classes: list[str],
         image_shape: tuple[int, int, int],
-        extractor: _Arrays,
-        gate: _Arrays,
-        expert: _Arrays,
+        extractor: Arrays,
+        gate: Arrays,
+        expert: Arrays,
         num_clients: int | None = None,
     ) -> Self:
         """Write a bundle, over an older one if there is one; ``bundle.json`` comes last.
@@ -221,12 +134,10 @@ class Bundle:
             **{f"{part}_version": version_of(data) for part, data in packed.items()},
             "config": config.flat(),
         }
-        bundle = cls(folder, *Manifest.parse(folder / MANIFEST, values))
+        bundle = cls._parsed(folder, values)
         for part, data in packed.items():
             bundle._build(part, data)
-        for part, data in packed.items():
-            write_bytes(folder / f"{part}.safetensors", data)
-        write_json(folder / MANIFEST, values)
+        bundle._write(packed, values)
         return bundle
 
     def extractor(self) -> nn.Module:
@@ -235,22 +146,26 @@ class Bundle:
         Raises:
             BundleError: The file has changed since the bundle was loaded, or does not fit.
         """
-        return self._build("extractor", self._bytes("extractor"))
+        return self._build("extractor", self._part("extractor"))
 
     def gate(self) -> TrainedGate:
         """The shared gate: latents [B, D] -> scores [B, E]. Raises as `extractor`."""
-        gate = self._build("gate", self._bytes("gate"))
+        gate = self._build("gate", self._part("gate"))
         assert isinstance(gate, Gate | DiscriminantGate | MetricGate)
         return gate
 
     def expert(self) -> Expert:
         """This device's expert: latents [B, D] -> logits [B, C]. Raises as `extractor`."""
-        expert = self._build("expert", self._bytes("expert"))
+        expert = self._build("expert", self._part("expert"))
         assert isinstance(expert, Expert)
         return expert
 
-    def _bytes(self, part: str) -> bytes:
-        return read_part(self.folder, part, getattr(self.manifest, f"{part}_version"))
+    def _check_files(self) -> None:
+        for part in BUNDLE_PARTS:
+            self._part(part)
+
+    def _part(self, part: str) -> bytes:
+        return self._bytes(part, getattr(self.manifest, f"{part}_version"))
 
     def _build(self, part: str, data: bytes) -> nn.Module:
         manifest = self.manifest

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from nmoe_flower.config import Config, Scalar
+from nmoe_flower.config import Config
 from nmoe_flower.errors import BundleError
-from nmoe_flower.files import pack_arrays, read_json, write_bytes, write_json
+from nmoe_flower.files import pack_arrays
 from nmoe_flower.inference.bundle.bundle_files import (
-    MANIFEST,
+    Arrays,
+    Count,
+    DeviceBundle,
+    DeviceManifest,
+    FileVersion,
+    PartitionId,
     arrays_of,
-    checked,
-    read_part,
     version_of,
 )
 
@@ -36,56 +39,36 @@ _SHARED = "shared"
 _FORMAT, _KIND = 1, "text"
 _EXPERT, _GATE, _REPLICA = "expert", "gate", "replica-{}"
 
-_Count = Annotated[int, Field(ge=1)]
-_Id = Annotated[int, Field(ge=0)]
-_Version = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-class TextManifest(BaseModel):
-    """The content of ``bundle.json``.
+class TextManifest(DeviceManifest):
+    """The content of ``bundle.json``, beside what every bundle says.
 
     Attributes:
-        format: The version of this file's form, 1.
         kind: ``text``; bundles of images have no such key.
-        partition: Number of this device, whose adapter is its own, 0..num_clients-1.
-        num_clients: E, the experts the gate knows.
         backbone: SHA-256 of the backbone's weights.
         tokenizer: SHA-256 of what makes the tokens.
         vocab_size: V, how many tokens the backbone knows.
         width: d, numbers per token at the cut and after the last block.
         gate: Who decides: ``unigram``, or ``unigram-chunks`` again and again.
         holders: Devices that hold each expert, its own first.
-        gate_version: The version of ``gate.safetensors``, 16 hexadecimal digits.
-        expert_version: The version of ``expert.safetensors``.
         replica_versions: By expert, the versions of those that this device stands in for.
         shared_version: The version of ``shared.safetensors``; empty: there is none.
-        config: The configuration of the run that made it, by dotted keys.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    format: Literal[1]
     kind: Literal["text"]
-    partition: _Id
-    num_clients: _Count
     backbone: _Hash
     tokenizer: _Hash
-    vocab_size: _Count
-    width: _Count
+    vocab_size: Count
+    width: Count
     gate: Literal["unigram", "unigram-chunks"]
-    holders: list[Annotated[list[_Id], Field(min_length=1)]]
-    gate_version: _Version
-    expert_version: _Version
-    replica_versions: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], _Version]
+    holders: list[Annotated[list[PartitionId], Field(min_length=1)]]
+    replica_versions: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], FileVersion]
     shared_version: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")]
-    config: dict[str, Scalar]
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.partition >= self.num_clients:
-            raise ValueError(f"partition {self.partition} of {self.num_clients} clients")
+    def _is_held(self) -> Self:
         ids = range(self.num_clients)
         wanted = len(self.holders) == self.num_clients and all(
             devices[0] == expert and len({*devices}) == len(devices) and max(devices) in ids
@@ -105,30 +88,11 @@ class TextManifest(BaseModel):
         return self
 
 
-class TextBundle:
-    """A checked bundle of the language system.
+class TextBundle(DeviceBundle[TextManifest]):
+    """A checked bundle of the language system."""
 
-    Attributes:
-        folder: The folder it lies in.
-        manifest: What ``bundle.json`` says.
-        config: The configuration of the run that made it.
-    """
-
-    def __init__(self, folder: Path, manifest: TextManifest, config: Config) -> None:
-        """Use `load` or `write`."""
-        self.folder = folder
-        self.manifest = manifest
-        self.config = config
-
-    @property
-    def partition(self) -> int:
-        """Number of this device, whose adapter is its own, 0..num_clients-1."""
-        return self.manifest.partition
-
-    @property
-    def num_clients(self) -> int:
-        """E, the experts the gate knows."""
-        return self.manifest.num_clients
+    _form = TextManifest
+    _other = "images, not of text: leave out --text"
 
     @property
     def latent_dim(self) -> int:
@@ -146,16 +110,6 @@ class TextBundle:
         return self.manifest.backbone[:16]
 
     @property
-    def gate_version(self) -> str:
-        """Version of the shared gate."""
-        return self.manifest.gate_version
-
-    @property
-    def expert_version(self) -> str:
-        """Version of the device's own adapter."""
-        return self.manifest.expert_version
-
-    @property
     def tokens_may_leave(self) -> bool:
         """Whether the operator allows tokens in questions (``query.send = "tokens"``)."""
         return self.config.query.send == "tokens"
@@ -169,23 +123,6 @@ class TextBundle:
         if expert == self.partition:
             return self.expert_version
         return self.manifest.replica_versions.get(str(expert), "")
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read ``bundle.json`` and check the files against it.
-
-        Raises:
-            BundleError: A file is missing, damaged, leads out of the folder, or is not what
-                ``bundle.json`` says.
-        """
-        path = folder / MANIFEST
-        values = read_json(path, what="the bundle", raises=BundleError)
-        if isinstance(values, Mapping) and "kind" not in values:
-            raise BundleError(f"{folder} is a bundle of images, not of text: leave out --text")
-        bundle = cls(folder, *checked(TextManifest, path, values))
-        bundle.frequencies()
-        bundle.adapters()
-        return bundle
 
     @classmethod
     def write(
@@ -233,10 +170,8 @@ class TextBundle:
             "shared_version": versions.get(_SHARED, ""),
             "config": config.flat(),
         }
-        bundle = cls(folder, *checked(TextManifest, folder / MANIFEST, values))
-        for part, data in packed.items():
-            write_bytes(folder / f"{part}.safetensors", data)
-        write_json(folder / MANIFEST, values)
+        bundle = cls._parsed(folder, values)
+        bundle._write(packed, values)
         return bundle
 
     def frequencies(self) -> np.ndarray[Any, Any]:
@@ -265,6 +200,9 @@ class TextBundle:
         version = self.manifest.shared_version
         return self._arrays(_SHARED, version) if version else None
 
+    def _check_files(self) -> None:
+        self.frequencies()
+        self.adapters()
+
     def _arrays(self, part: str, version: str) -> dict[str, np.ndarray[Any, Any]]:
-        data = read_part(self.folder, part, version)
-        return arrays_of(data, f"{part} in {self.folder}")
+        return arrays_of(self._bytes(part, version), f"{part} in {self.folder}")
