@@ -16,6 +16,7 @@ from typing import Any, Final
 __all__ = [
     "ADAPTER_CONTROLS",
     "ALIGNMENT_GATES",
+    "AVERAGED",
     "BACKBONES",
     "BASELINES",
     "CHUNKS",
@@ -243,6 +244,8 @@ ADAPTER_CONTROLS = {
     "fedavg-exact": AdapterControlEntry("FedAvg, exact product", averaged=True, exact=True),
     "fedavg-large": AdapterControlEntry("FedAvg, larger", averaged=True, large=True),
 }
+# What may stand in for any expert, the first that a run has.
+AVERAGED = tuple(name for name, entry in ADAPTER_CONTROLS.items() if entry.averaged)
 
 
 @dataclass(frozen=True)

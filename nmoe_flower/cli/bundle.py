@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe bundle``."""
     parser.description = (
         "Write DIR/0, DIR/1, ...: a bundle for every client of a finished run. With --store, on a "
-        "device: write DIR, the bundle of this device, from what it kept of the run."
+        "device: write DIR, the bundle of this device, from what it kept of the run, of images or "
+        "of text."
     )
     parser.epilog = (
         "examples: nmoe bundle runs/nmoe --out bundles && nmoe serve bundles/3 --insecure; "

@@ -15,7 +15,7 @@ from nmoe_flower.clients.device import device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import BundleError, DataError
-from nmoe_flower.inference import Bundle, export_run, export_store
+from nmoe_flower.inference import Bundle, TextBundle, TextClient, export_run, export_store
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
 
@@ -94,6 +94,89 @@ def test_a_store_without_a_finished_run_says_so(tmp_path: Path) -> None:
         export_store(tmp_path, tmp_path / "bundle", gate="rolling")
 
 
+# --- text ---
+
+WORDS = {"code": "x=1; y=2;", "numbers": "uno dos tres"}
+
+
+def write_texts(folder: Path) -> Path:
+    for domain, words in WORDS.items():
+        (folder / domain).mkdir(parents=True)
+        for number in range(4):
+            (folder / domain / f"{number}.txt").write_text(f"{number} {words} " * 12)
+    return folder
+
+
+def written(tmp_path: Path, **changes: Any) -> RunFolder:
+    """A run of adapters of a tiny model, whose nodes keep what they serve."""
+    tiny = {
+        "run.system": "language",
+        "data.kind": "text",
+        "data.scheme": "natural",
+        "data.dataset": str(write_texts(tmp_path / "texts")),
+        "data.train-per-client": 8,
+        "data.test-per-client": 2,
+        "text.tokenizer": "bytes",
+        "text.window": 16,
+        "text.prefix": 6,
+        "extractor.method": "pretrained",
+        "extractor.backbone": "small-lm",
+        "extractor.widths": "16,16",
+        "adapter.rank": 2,
+        "adapter.steps": 1,
+        "adapter.local-steps": 1,
+        "adapter.controls": "fedavg",
+        "gate.methods": "unigram,unigram-chunks,local",
+    }
+    config = Config.parse({"data.num-clients": 2, "run.out": str(tmp_path / "server")})
+    config = Config.parse({**config.flat(), **tiny, **changes})
+    folder = RunFolder.create(tmp_path / "server" / "nmoe", config)
+    with Nodes(tmp_path, config) as grid:
+        execute(grid, folder)
+    return folder
+
+
+def test_a_store_of_text_gives_the_bundle_that_the_server_would(tmp_path: Path) -> None:
+    """Adapter, frequencies and the adapter of all devices are the same bytes by both ways."""
+    folder = written(tmp_path)
+    wanted = export_run(folder.path, tmp_path / "bundles")
+    for node in range(2):
+        out, store = tmp_path / f"bundle-{node}", tmp_path / f"store-{node}" / "nmoe"
+        assert main(["bundle", "--store", str(store), "--out", str(out)]) == 0
+        bundle, server = TextBundle.load(out), wanted[node]
+        found = bundle.manifest.model_dump(exclude={"config"})
+        assert found == server.manifest.model_dump(exclude={"config"})
+        assert (found["gate"], found["holders"]) == ("unigram-chunks", [[0], [1]])
+        assert found["shared_version"]
+    store, out = tmp_path / "store-0" / "nmoe", tmp_path / "plain"
+    assert export_store(store, out, gate="unigram").manifest.gate == "unigram"  # type: ignore[union-attr]
+    with TextClient.open(tmp_path / "bundle-0") as one, TextClient.open(wanted[0]) as other:
+        assert one.score("x=1; y=2;").bits_per_byte == other.score("x=1; y=2;").bits_per_byte
+    with pytest.raises(BundleError, match=r"has not the gate 'federated' that routes text"):
+        export_store(store, out, gate="federated")
+    (store / "expert.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"did the run finish on this device\?"):
+        export_store(store, out)
+    (store / "device.json").write_text('{"kind": "text", "partition": 0}')
+    with pytest.raises(BundleError, match=r"device\.json is damaged: 'config'"):
+        export_store(store, out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gate.methods": "local"}, "has not a gate that routes text without asking"),
+        ({"adapter.blocks": "all"}, r"query\.send = 'tokens' in device\.json"),
+    ],
+)
+def test_a_store_of_text_without_what_asks_says_so(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    written(tmp_path, **changes)
+    with pytest.raises(BundleError, match=said):
+        export_store(tmp_path / "store-1" / "nmoe", tmp_path / "bundle")
+
+
 # --- a node's own images ---
 
 
@@ -143,6 +226,7 @@ def test_two_nodes_with_different_classes_train_together(tmp_path: Path) -> None
     )
     assert folder.results_path.is_file()
     bundle = export_store(tmp_path / "store-1" / "nmoe", tmp_path / "bundle")
+    assert isinstance(bundle, Bundle)
     assert bundle.classes == ["cat", "dog", "fox"]
 
 

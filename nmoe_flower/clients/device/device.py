@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -392,15 +392,20 @@ class Device:
         if not self.serves:
             return
         self.store.save("extractor", part_of(classifier, "extractor."), sync=True)
+        self.note_facts(
+            classes=list(self.data.class_names),
+            image_shape=list(self.data.image_shape),
+            config=with_features(self.config, self.data).flat(),
+        )
+
+    def note_facts(self, **facts: Any) -> None:
+        """Keep what describes this device.
+
+        Args:
+            facts: What there is to say beside who it is; with ``config``.
+        """
         self.store.note(
-            "device",
-            {
-                "partition": self.partition,
-                "num_clients": self.num_clients,
-                "classes": list(self.data.class_names),
-                "image_shape": list(self.data.image_shape),
-                "config": with_features(self.config, self.data).flat(),
-            },
+            "device", {"partition": self.partition, "num_clients": self.num_clients, **facts}
         )
 
     def keep_gates(self, received: Mapping[str, np.ndarray]) -> None:

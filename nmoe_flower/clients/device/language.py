@@ -14,7 +14,7 @@ from nmoe_flower.clients.device.device import Device, initial_seed
 from nmoe_flower.data.text import TextData, TextSplit, configured_text, own_text
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.models import AdaptedLM, Chunks
-from nmoe_flower.records import TextKey
+from nmoe_flower.records import GATE, SHARED, TextKey
 from nmoe_flower.training import autocast, seeded
 
 __all__ = ["Language", "language_of"]
@@ -87,6 +87,30 @@ class Language:
     def signed(self, adapter: Arrays) -> Arrays:
         """An adapter with the hash of the backbone it is for."""
         return {**adapter, TextKey.BACKBONE: np.frombuffer(self.digest, np.uint8)}
+
+    def keep_for_peers(self, frequencies: np.ndarray | None, shared: Arrays | None) -> None:
+        """Keep what this device asks and serves with beside its adapter, if it serves.
+
+        ``nmoe bundle --store`` makes a bundle of it.
+
+        Args:
+            frequencies: Log-probability of every token at each device, [E, V]; None: no gate of
+                the run routes by them.
+            shared: The adapter of all devices; None: there is none.
+        """
+        device = self.device
+        if not device.serves:
+            return
+        parts: dict[str, Arrays | None] = {
+            f"{GATE}-unigram": None if frequencies is None else {TextKey.FREQUENCIES: frequencies},
+            SHARED: shared,
+        }
+        for name, arrays in parts.items():
+            if arrays is None:
+                device.store.drop(name)
+            else:
+                device.store.save(name, arrays, sync=True)
+        device.note_facts(kind="text", config=device.config.flat())
 
     def load(self, adapter: Arrays) -> None:
         """Put an adapter to work.

@@ -1,5 +1,7 @@
 """From a finished run to one bundle per client, and from a device's store to its own bundle."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from nmoe_flower.inference.bundle.bundle import Bundle
 from nmoe_flower.inference.bundle.bundle_files import MANIFEST
 from nmoe_flower.inference.bundle.holders import read_holders, ring_holders
 from nmoe_flower.inference.bundle.text_bundle import TextBundle
-from nmoe_flower.inference.bundle.text_export import export_language
+from nmoe_flower.inference.bundle.text_export import export_device, export_language
 
 __all__ = ["export_run", "export_store"]
 
@@ -109,19 +111,34 @@ def _export_images(
     return [Bundle.load(out / str(client)) for client in range(len(experts))]
 
 
-def export_store(store: Path, out: Path, *, gate: str | None = None) -> Bundle:
+def export_store(store: Path, out: Path, *, gate: str | None = None) -> Bundle | TextBundle:
     """Write the bundle of one device from what it kept of a finished run on its own disk.
 
     Args:
         store: The run's folder in the ``store`` of the node config.
         out: The bundle's folder; a bundle that is there is replaced, and what serves it notices.
         gate: Which of the run's gates the device routes with; None: ``federated``, or what there
-            is.
+            is. Of text: ``unigram`` or ``unigram-chunks``.
 
     Raises:
         BundleError: The run did not finish on this device, or had no such gate.
+        ConfigError: The backbone of a language run cannot be opened or cut.
     """
     about = _about(store / "device.json")
+    if about.get("kind") == "text":
+        with _intact(store):
+            told: dict[str, Any] = {**about["config"], "data.num-clients": about["num_clients"]}
+            partition, config = int(about["partition"]), Config.parse(told)
+        return export_device(store, out, config, gate=gate, partition=partition)
+    return _export_image_store(store, out, about, gate)
+
+
+def _export_image_store(store: Path, out: Path, about: dict[str, Any], gate: str | None) -> Bundle:
+    """`export_store` of images, by what ``device.json`` says.
+
+    Raises:
+        BundleError: As there.
+    """
     gates = sorted(path.stem.removeprefix("gate-") for path in store.glob("gate-*.safetensors"))
     gate = _usual(gates) if gate is None else gate
     if gate not in gates:
@@ -137,7 +154,7 @@ def export_store(store: Path, out: Path, *, gate: str | None = None) -> Bundle:
         }
     except CheckpointError as error:
         raise BundleError(f"{store} cannot be exported: {error}") from None
-    try:
+    with _intact(store):
         channels, height, width = about["image_shape"]
         with all_or_none(out, last=MANIFEST) as new:
             Bundle.write(
@@ -150,6 +167,17 @@ def export_store(store: Path, out: Path, *, gate: str | None = None) -> Bundle:
                 **parts,
             )
         return Bundle.load(out)
+
+
+@contextmanager
+def _intact(store: Path) -> Iterator[None]:
+    """Name ``device.json`` where what it says cannot be used.
+
+    Raises:
+        BundleError: A value is missing or of another form.
+    """
+    try:
+        yield
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{store / 'device.json'} is damaged: {error}") from None
 
