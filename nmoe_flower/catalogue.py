@@ -69,6 +69,7 @@ class GateEntry:
         frequencies: It needs how often each client's text has each token, which leaves for it.
         states: For text it is linear in hidden states of the frozen backbone.
         chunks: It decides again every ``text.chunk`` tokens.
+        blends: It mixes all experts that may be asked, whatever ``gate.top-k`` says.
     """
 
     router: str = ""
@@ -86,6 +87,7 @@ class GateEntry:
     frequencies: bool = False
     states: bool = False
     chunks: bool = False
+    blends: bool = False
 
 
 # In the order of tables and figures.
@@ -136,6 +138,7 @@ TEXT_GATES = {
     "unigram-chunks": GateEntry(of_text=True, frequencies=True, chunks=True, usual=False),
     "likelihood": GateEntry(of_text=True),
     "likelihood-chunks": GateEntry(of_text=True, chunks=True, usual=False),
+    "posterior": GateEntry(of_text=True, blends=True),
     "prototype-chunks": GateEntry(of_text=True, states=True, chunks=True, usual=False),
     "lda-chunks": GateEntry(of_text=True, states=True, chunks=True, usual=False),
     "federated-chunks": GateEntry(of_text=True, states=True, chunks=True, usual=False),

@@ -105,6 +105,7 @@ class TestedText:
         text = language.device.config.text
         self.whole = Chunks(split.window, text.prefix)
         self.chunks = Chunks(split.window, text.prefix, text.chunk, text.recent)
+        self.tokens = Chunks(split.window, text.prefix, every=1)
         self.mask = split.scored(text.prefix)
         self.sizes = split.scored_bytes(text.prefix)
 
@@ -135,14 +136,15 @@ class TestedText:
         device, experts = self.language.device, self.experts
         # a client that has its own expert alone asks nobody
         methods = device.config.text_gates if len(experts) > 1 else ("local",)
-        settings, found = device.config.gate, {}
+        found = {}
         if "local" in methods:
             each = range(len(experts))
             own = np.eye(device.num_clients)[experts]
             found["local"] = ([self.nats[:, at] for at in each], own)
         for gate in (name for name in methods if name not in ("local", "domain", "oracle")):
             chunks, decisions = self._decisions(gate)
-            asked = [text_routes(scores, settings.top_k) for scores in decisions]
+            top_k = min(device.config.asked_for_text(gate), len(experts))
+            asked = [text_routes(scores, top_k) for scores in decisions]
             found[gate] = (
                 [chunks.loss(self.nats, ids, weights) for ids, weights in asked],
                 np.stack([_routes(ids, device.num_clients) for ids, _ in asked]),
@@ -165,7 +167,8 @@ class TestedText:
         Scores are told once, or where they lean home for each client that asks.
         """
         device = self.language.device
-        chunks = self.chunks if _ROUTING_TEXT[gate].chunks else self.whole
+        entry = _ROUTING_TEXT[gate]
+        chunks = self.tokens if entry.blends else self.chunks if entry.chunks else self.whole
         bias, candidates = device.config.gate.home_bias, device.config.text.candidates
         parts = self._scores(gate, chunks)
         found = []
@@ -187,7 +190,9 @@ class TestedText:
         found = []
         frequencies = self.told.get(TextKey.FREQUENCIES)
         if frequencies is not None:
-            found.append(chunks.scores(unigram_scores(self.split.tokens, frequencies)))
+            cheap = unigram_scores(self.split.tokens, frequencies)
+            # whoever is to be weighed at each token is chosen once: it reads from the beginning
+            found.append((self.whole if entry.blends else chunks).scores(cheap))
         if not entry.frequencies:
             likely = chunks.scores(token_scores(self.nats))
             found = [*(found or [likely]), likely]

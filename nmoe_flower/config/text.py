@@ -32,7 +32,7 @@ class TextConfig(Section):
         32, ge=0, le=65536, description="latest tokens that these decide from; 0: all so far"
     )
     candidates: int = Field(
-        0, ge=0, description="experts that read the prefix for likelihood, unigram's best; 0: all"
+        0, ge=0, description="experts that likelihood and posterior ask, unigram's best; 0: all"
     )
     unit: Literal["files", "lines", "paragraphs"] = Field(
         "files", description="what of a file is a document, which is never split"

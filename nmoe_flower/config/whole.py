@@ -135,6 +135,16 @@ class Config(Section):
             if name in known and known[name].of_text and (trained or not _is_trained(name))
         )
 
+    def asked_for_text(self, gate: str) -> int:
+        """How many experts a gate asks about a text.
+
+        Args:
+            gate: The gate; ``posterior`` asks all, or the candidates.
+        """
+        if gate in TEXT_GATES and TEXT_GATES[gate].blends:
+            return min(self.text.candidates or self.data.num_clients, self.data.num_clients)
+        return self.gate.top_k
+
     @property
     def makes_passes(self) -> bool:
         """Whether correlation matrices come from passes over all own images, not from batches."""

@@ -142,12 +142,13 @@ def best_of(scores: Floats, cheap: npt.NDArray[np.floating], count: int) -> Floa
 
     Args:
         scores: What decides among them, [..., E].
-        cheap: Scores of the cheap gate, [..., E].
+        cheap: Scores of the cheap gate, [..., E], or of a shape that is repeated to that.
         count: How many are left; 0, or as many as there are: all.
     """
     if not 0 < count < scores.shape[-1]:
         return scores.astype(np.float64)
-    left = np.argsort(-cheap, axis=-1, kind="stable")[..., :count]
+    best = np.argsort(-cheap, axis=-1, kind="stable")[..., :count]
+    left = np.broadcast_to(best, (*scores.shape[:-1], count))
     found = np.full(scores.shape, -np.inf)
     np.put_along_axis(found, left, np.take_along_axis(scores, left, axis=-1), axis=-1)
     return found

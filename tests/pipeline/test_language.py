@@ -166,6 +166,38 @@ def test_gates_decide_again_lean_home_and_hide_what_was_written(
     assert not np.array_equal(run.artifacts.frequencies, noisy)
 
 
+def test_the_posterior_is_the_mixture_of_whole_texts(texts: Path, tmp_path: Path) -> None:
+    """By the chain rule: what it loses token by token is -log sum_e w_e prod_t p_e(t).
+
+    The w_e are the shares of the experts by what they made of the prefix, of all or of unigram's
+    best two.
+    """
+    for candidates in (0, 2):
+        config = settings(
+            texts, gate__methods="unigram,posterior,domain", gate__top_k=1,
+            adapter__controls="frozen", text__candidates=candidates, text__packing="document",
+        )  # fmt: skip
+        results, run, _ = carried_out(config, tmp_path / f"of-{candidates}")
+        row = by_gate(results)["posterior", "local"]
+        assert row["top_k"] == (candidates or 3)
+        data = configured_text(config)
+        frequencies = run.artifacts.frequencies
+        assert frequencies is not None
+        for client in range(3):
+            split = data.test.of_client(client)
+            nats = Store(tmp_path / f"of-{candidates}/clients/{client}").load("answers")["local"]
+            after, total = split.scored(config.text.prefix), 0.0
+            for window, tokens, counts in zip(nats.astype(float), split.tokens, after, strict=True):
+                before = -window[:, : config.text.prefix - 1].sum(axis=1)
+                cheap = frequencies.astype(float)[:, tokens[: config.text.prefix]].sum(axis=1)
+                asked = np.argsort(-cheap)[: candidates or 3]
+                share = np.exp(before[asked] - before[asked].max())
+                likely = np.exp(-(window * counts).sum(axis=1))[asked]
+                total -= np.log(share @ likely / share.sum())
+            bits = total / split.scored_bytes(config.text.prefix).sum() / np.log(2)
+            assert row["per_client"]["bits_per_byte"][client] == pytest.approx(bits, rel=1e-5)
+
+
 STATE_GATES = "prototype,lda,federated,prototype-chunks,lda-chunks,federated-chunks"
 
 

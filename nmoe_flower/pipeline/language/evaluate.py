@@ -144,7 +144,7 @@ def _row(run: Run, gate: str, test: str, tested: _Tested, domains: list[str]) ->
         bits = nats.sum(axis=1) / sizes.sum(axis=1) / np.log(2)
         loss = nats.sum(axis=1) / tokens.sum(axis=1)
     per_client = {"bits_per_byte": bits.tolist(), "perplexity": np.exp(loss).tolist()}
-    text, top_k = run.config.text, run.config.gate.top_k
+    text, top_k = run.config.text, run.config.asked_for_text(gate)
     if tested.routes is not None:
         ratio = tested.local_ratio(everybodys)
         moved = _TOKEN_BYTES * (2 * text.window - text.prefix) * top_k
