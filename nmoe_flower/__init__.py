@@ -10,7 +10,6 @@ first used, so that the import itself takes no time::
 The parts have more: ``nmoe_flower.strategies``, ``nmoe_flower.models``, ``nmoe_flower.losses``, ...
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -113,12 +112,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    home = next((module for module, names in _HOMES.items() if name in names), None)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+    from nmoe_flower.on_demand import first_used
+
+    return first_used(__name__, name, _HOMES)
 
 
 def __dir__() -> list[str]:

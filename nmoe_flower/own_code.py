@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, did_you_mean
 
 __all__ = ["FORM", "call_own", "is_own", "load_own"]
 
@@ -36,7 +36,7 @@ def load_own(key: str, text: str) -> Any:
         text: Value of the key.
 
     Raises:
-        ConfigError: There is no such module or name, or importing it fails.
+        ConfigError: There is no such module or name, importing it fails, or it cannot be called.
 
     >>> load_own("gate.objective", "math:sqrt")(9.0)
     3.0
@@ -61,12 +61,19 @@ def load_own(key: str, text: str) -> Any:
         raise ConfigError(
             f"{key} = {text}: importing {name} failed: {type(error).__name__}: {error}"
         ) from error
+    place = getattr(module, "__file__", None) or name
     try:
-        return getattr(module, attribute)
+        found = getattr(module, attribute)
     except AttributeError:
         raise ConfigError(
-            f"{key} = {text}: {module.__file__ or name} has no {attribute!r}"
+            f"{key} = {text}: {place} has no {attribute!r}{did_you_mean(attribute, dir(module))}"
         ) from None
+    if not callable(found):
+        raise ConfigError(
+            f"{key} = {text}: {attribute} of {place} is {type(found).__name__}; allowed: a class "
+            "or a function"
+        )
+    return found
 
 
 def call_own(key: str, text: str, function: Any, *args: Any, **options: Any) -> Any:

@@ -26,6 +26,7 @@ from nmoe_flower.engine import (
 )
 from nmoe_flower.errors import ConfigError, EngineError, LockedError
 from nmoe_flower.lock import locked
+from nmoe_flower.own_code import load_own
 from nmoe_flower.progress import Follower, Format, Progress, make_progress
 from nmoe_flower.provenance import usable_cores
 from nmoe_flower.recipes import find_recipe
@@ -355,6 +356,8 @@ def _rehearsed(
     """Open the data, tell what of it is left out, and try all that can be tried without a run."""
     if config.engine.stack > 1:
         require_rendezvous()
+    for key, name in config.own_names():
+        load_own(key, name)
     if config.run.system == "language":
         text = open_text(config, view, began=began)
         rehearse_language(config, text)

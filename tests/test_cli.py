@@ -16,10 +16,12 @@ from PIL import Image
 import nmoe_flower.server_app
 from nmoe_flower import cli
 from nmoe_flower import running as run_module
+from nmoe_flower.cli.bench import BENCHMARKS
 from nmoe_flower.config import Config
 from nmoe_flower.errors import EngineError
 from nmoe_flower.results import RunFolder
 
+ROOT = Path(__file__).parents[1]
 ROW = {
     "extractor": "fedce",
     "clients": 10,
@@ -108,6 +110,84 @@ def test_help_needs_no_heavy_import() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_every_command_has_one_line_of_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    abouts = {module.__name__.rpartition(".")[2]: module.ABOUT for module in cli._COMMANDS}
+    longest = max(map(len, abouts))
+    lines = cli._parser().format_help().splitlines()
+    for name, about in abouts.items():
+        assert f"    {name:<{longest}}  {about}" in lines
+
+
+def test_all_benchmarks_are_told_and_are_on_their_page(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ROOT / "benchmarks"
+    there = {
+        path.stem if path.stem != "__main__" else path.parent.name
+        for path in (*folder.glob("*.py"), *folder.glob("*/__main__.py"))
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    assert set(BENCHMARKS) == there
+    page = (ROOT / "docs" / "how-to" / "benchmarks.md").read_text(encoding="utf-8")
+    assert cli.main(["bench"]) == 0
+    told = capsys.readouterr().out
+    for name, about in BENCHMARKS.items():
+        assert f"{name} " in told
+        assert about in told
+        assert f"`{name}`" in page
+        with pytest.raises(SystemExit):
+            cli.main(["bench", name])
+        assert f"python -m benchmarks.{name} " in capsys.readouterr().err
+
+
+# Commands of which each is given a path where nothing is, and what it says of it.
+NOWHERE = {
+    "infer nope a.png": "cannot read the bundle nope/bundle.json",
+    "infer nope --text word": "cannot read the bundle nope/bundle.json",
+    "infer has a.png --peers nope --insecure": "cannot read the list of peers nope",
+    "infer has a.png --peers list --certificate nope --key k --authority a": "cannot read nope",
+    "infer --node nope a.png": "nope is not a folder: nmoe deploy did not write it",
+    "serve nope --insecure": "cannot read the bundle nope/bundle.json",
+    "serve has --certificate nope --key k --authority a": "cannot read nope",
+    "serve has --insecure --peers nope": "cannot read the list of peers nope",
+    "serve --node nope": "nope is not a folder: nmoe deploy did not write it",
+    "peers --peers nope --insecure": "cannot read the list of peers nope",
+    "peers --peers nope --sign a": "cannot read the list of peers nope",
+    "peers --peers list --certificate nope --key k --authority a": "cannot read nope",
+    "peers --node nope": "nope is not a folder: nmoe deploy did not write it",
+    "bundle nope": "nope is not a folder: it is no folder of a run",
+    "bundle --store nope": "nope is no store of a device",
+    "deploy check nope": "nope is not a folder: nmoe deploy did not write it",
+    "deploy sign nope": "nope/server is not a folder: nmoe deploy did not write it",
+    "deploy renew nope node-0": "nope/server is not a folder: nmoe deploy did not write it",
+    "deploy add nope --hosts h": "nope/server is not a folder: nmoe deploy did not write it",
+    "forget nope --client 0 --out o": "nothing to resume: nope is not a folder",
+    "join nope --share 1 --out o": "nothing to resume: nope is not a folder",
+    "report nope": "nope is not a folder",
+    "run --resume nope": "nothing to resume: nope is not a folder",
+    "align nope": "cannot read the file nope",
+}  # fmt: skip
+
+
+def test_a_path_to_nowhere_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    """In one process: whichever command loads it first is named."""
+    code = (
+        "import sys, json; from contextlib import redirect_stderr; from io import StringIO\n"
+        "from nmoe_flower.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with redirect_stderr(StringIO()) as told: code = main(words.split())\n"
+        "    print(json.dumps([words, code, told.getvalue(), 'torch' in sys.modules]))"
+    )
+    (tmp_path / "has").mkdir()
+    (tmp_path / "has" / "bundle.json").write_text("{}")
+    peer = {"name": "fox", "partition": 0, "address": "h:1"}
+    (tmp_path / "list").write_text(json.dumps({"peers": [peer]}))
+    command = [sys.executable, "-c", code, json.dumps(list(NOWHERE))]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for words, code, told, heavy in map(json.loads, out.stdout.splitlines()):
+        assert (code, heavy) == (1, False), words
+        assert told.startswith(f"nmoe: error: {NOWHERE[words]}"), words
 
 
 @pytest.mark.parametrize(

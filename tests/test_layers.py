@@ -24,6 +24,7 @@ ROWS = [
         "backbone_files",
         "catalogue",
         "installation",
+        "on_demand",
         "own_code",
         "recipes",
         "seeds",

@@ -82,6 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Help whose column of names is wide enough for commands, too, which stand further in."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make room for an action, and for what is indented below it."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            inner = self._current_indent + self._indent_increment
+            names = (len(one.metavar or one.dest) for one in action._choices_actions)
+            self._action_max_length = max(self._action_max_length, *(inner + n for n in names))
+
+
 class _Chooser(argparse.ArgumentParser):
     """A parser that tells the choice which a misspelt one was probably meant to be."""
 
@@ -121,6 +133,7 @@ class _Parser(_Chooser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="nmoe",
+        formatter_class=_Formatter,
         description="Federated learning of Networked Mixture-of-Experts on Flower.",
     )
     parser.add_argument("--version", action="version", version=f"nmoe-flower {__version__}")

@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if args.replicas is not None and args.holders is not None:
             parser.error("--replicas and --holders exclude each other")
         with needs_serve("nmoe bundle"):
+            from nmoe_flower.inference.bundle import bundled_run, read_store
+
+            if args.store is not None:  # refused before torch is loaded
+                read_store(args.store)
+            else:
+                bundled_run(args.run)
             from nmoe_flower.inference import export_run, export_store
 
         bundles: Sequence[Bundle | TextBundle]

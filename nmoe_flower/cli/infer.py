@@ -13,6 +13,7 @@ from nmoe_flower.cli.options import (
     add_keys,
     add_metrics_port,
     check_keys,
+    check_places,
     needs_serve,
     serve_metrics,
     take_node,
@@ -114,9 +115,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif args.insecure or any((args.certificate, args.key, args.authority)):
             parser.error("--certificate, --key, --authority and --insecure need --peers FILE")
         with needs_serve("nmoe infer"):
-            import nmoe_flower.inference  # noqa: F401
-
             take_node(args)
+            check_places(args)
+            import nmoe_flower.inference.ask  # noqa: F401
         return _run(args) if args.text is None else run_text(args)
 
     parser.set_defaults(command=command)

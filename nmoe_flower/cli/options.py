@@ -19,6 +19,7 @@ __all__ = [
     "add_set",
     "add_track",
     "check_keys",
+    "check_places",
     "needs_serve",
     "serve_metrics",
     "take_node",
@@ -143,6 +144,27 @@ def take_node(args: argparse.Namespace) -> None:
     for name in ("bundle", "listen"):
         if hasattr(args, name) and getattr(args, name) is None:
             setattr(args, name, getattr(files, name))
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Refuse a bundle, a key or a list of peers that cannot be read, before torch is loaded.
+
+    Args:
+        args: With ``--node`` taken in, and all other options checked.
+
+    Raises:
+        NMoEError: As what reads them later.
+    """
+    from nmoe_flower.inference.ask import identity_of
+    from nmoe_flower.inference.bundle import read_manifest
+    from nmoe_flower.inference.protocol import PeerList
+
+    if args.bundle is not None:
+        read_manifest(args.bundle)
+    if args.peers is not None:
+        PeerList.load(args.peers)
+    if args.certificate is not None:
+        identity_of(args.certificate, args.key, args.authority, insecure=args.insecure)
 
 
 @contextlib.contextmanager

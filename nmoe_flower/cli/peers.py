@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "give --peers FILE, --node FOLDER, or --heat-map FILE.png and files of records"
             )
         with needs_serve("nmoe peers"):
-            import nmoe_flower.inference  # noqa: F401
+            import nmoe_flower.inference.ask  # noqa: F401
 
         if args.sign is not None:
             if args.peers is None:
@@ -214,8 +214,6 @@ def _sign(
     """
     from nmoe_flower.certificates import Authority, Identity
     from nmoe_flower.files import write_text
-    from nmoe_flower.inference import open_bundle
-    from nmoe_flower.inference.ask import with_embeddings
     from nmoe_flower.inference.protocol import (
         DIRECTORY,
         SERIAL,
@@ -228,6 +226,9 @@ def _sign(
         raise ConfigError(f"--days {days}; allowed: above 0, below 36500")
     now, draft = int(time.time()), PeerList.load(peers)
     if bundles:
+        from nmoe_flower.inference import open_bundle
+        from nmoe_flower.inference.ask import with_embeddings
+
         draft = with_embeddings(draft, [open_bundle(bundle) for bundle in bundles])
     signer: Authority | Identity
     if (folder / "ca.key").exists():

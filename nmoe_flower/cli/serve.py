@@ -19,6 +19,7 @@ from nmoe_flower.cli.options import (
     add_keys,
     add_metrics_port,
     check_keys,
+    check_places,
     needs_serve,
     serve_metrics,
     take_node,
@@ -88,9 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if (args.bundle is None) == (args.node is None):
             parser.error("give BUNDLE, or --node FOLDER, which has one")
         with needs_serve("nmoe serve"):
-            import nmoe_flower.inference  # noqa: F401
-
             take_node(args)
+            check_places(args)
+            import nmoe_flower.inference.serve  # noqa: F401
         args.listen = args.listen or _LISTEN
         return _run(args)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ABOUT", "add_arguments"]
 
-ABOUT = "list the published systems that run.system knows, and what each costs a device"
+ABOUT = "list the published systems, and what each costs a device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

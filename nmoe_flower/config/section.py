@@ -1,8 +1,10 @@
 """What all sections of the configuration share: kebab-case keys, lists from text, no surprises."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +16,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
 from nmoe_flower.own_code import FORM, is_own
@@ -28,6 +31,7 @@ __all__ = [
     "Section",
     "Widths",
     "kebab",
+    "own_parts",
     "shown",
     "split",
 ]
@@ -112,6 +116,11 @@ class NamesOrOwn:
         """What an error or a page lists: all names, and the form of those of libraries."""
         return (*self.names, *(f"{library}:NAME" for library in self.libraries))
 
+    def is_own(self, value: str) -> bool:
+        """Whether an allowed value is somebody's own code."""
+        known = value in self.names or value.partition(":")[0] in self.libraries
+        return not known and is_own(value)
+
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
@@ -166,6 +175,27 @@ class Section(BaseModel):
             if isinstance(part, str) and (odd := _unwritable(part)):
                 raise ValueError(f"{odd}, got {shown(part)}")
         return value
+
+
+def own_parts(kind: Any, value: Any) -> Iterator[str]:
+    """What of a field's value is somebody's own code, ``package.module:Name``.
+
+    Args:
+        kind: The field, as pydantic knows it, or the annotation of a part of it.
+        value: The value, which is allowed.
+
+    >>> kind = Annotated[str, NamesOrOwn(("iid",))]
+    >>> list(own_parts(tuple[kind, ...], ("iid", "my_pkg:deal")))
+    ['my_pkg:deal']
+    """
+    told = kind.metadata if isinstance(kind, FieldInfo) else getattr(kind, "__metadata__", ())
+    for one in told:
+        if isinstance(one, NamesOrOwn) and one.is_own(value):
+            yield value
+    below = kind.annotation if isinstance(kind, FieldInfo) else kind
+    if isinstance(value, tuple):
+        for part, inner in itertools.product(value, get_args(below)[:1]):
+            yield from own_parts(inner, part)
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.query import QueryConfig
 from nmoe_flower.config.rules import advice, check_rules
 from nmoe_flower.config.run import RunConfig
-from nmoe_flower.config.section import Section, kebab, shown
+from nmoe_flower.config.section import Section, kebab, own_parts, shown
 from nmoe_flower.config.text import TextConfig
 from nmoe_flower.errors import ConfigError, did_you_mean
 from nmoe_flower.files import read_toml, to_toml
@@ -195,6 +195,19 @@ class Config(Section):
             for section, values in self.model_dump(by_alias=True).items()
             for key, value in values.items()
         }
+
+    def own_names(self) -> list[tuple[str, str]]:
+        """Keys whose value is somebody's own code, each with its ``package.module:Name``.
+
+        >>> Config.parse({"gate.methods": "local,my_pkg.gates:Mine"}).own_names()
+        [('gate.methods', 'my_pkg.gates:Mine')]
+        """
+        return [
+            (f"{section}.{kebab(key)}", name)
+            for section, values in self
+            for key, field in type(values).model_fields.items()
+            for name in own_parts(field, getattr(values, key))
+        ]
 
     def to_toml(self) -> str:
         """The resolved configuration as a TOML recipe."""

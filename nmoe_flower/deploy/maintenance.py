@@ -20,7 +20,7 @@ from nmoe_flower.deploy.folder import (
     write_scripts,
 )
 from nmoe_flower.deploy.keys import create_node_key
-from nmoe_flower.deploy.party import Party
+from nmoe_flower.deploy.party import SETTINGS, Party, check_written
 from nmoe_flower.deploy.places import peer_places, runtime_ports
 from nmoe_flower.deploy.scripts import node_scripts
 from nmoe_flower.deploy.wheel import WHEEL, copy_wheel, write_wheel
@@ -48,8 +48,8 @@ def renew(folder: Path, *names: str, node_key: bool = False, days: int = 365) ->
         ConfigError: There is no such party.
         CertificateError: The authority's key is not there, or a file cannot be written.
     """
+    authority = _authority(folder)
     owned = {name: _own(folder, name) for name in names}
-    authority = Authority.load(folder / "authority")
     changed: list[Path] = []
     with all_or_none(folder) as new:
         for name, own in owned.items():
@@ -83,7 +83,7 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
         ConfigError: The folder is not whole, or a place is taken.
         CertificateError: The authority's key is not there.
     """
-    authority = Authority.load(folder / "authority")
+    authority = _authority(folder)
     before = _plan(folder, days)
     old = len(before.peers)
     peers = (*before.peers, *peer_places(hosts, taken=(before.server, *before.peers)))
@@ -135,7 +135,7 @@ def sign_peers(
         BundleError: A bundle is not there, or damaged.
         WireError: A bundle is of a device that is no node.
     """
-    authority = Authority.load(folder / "authority")
+    authority = _authority(folder)
     before = _plan(folder, days)
     nodes = [Party.load(folder / "nodes" / f"node-{i}") for i in range(len(before.peers))]
     moved = dict(moves or {})
@@ -223,6 +223,12 @@ def _with_experts(folder: Path, listed: PeerList, bundles: Sequence[Path]) -> Pe
 
     found = [one for one in map(open_bundle, own) if one.config.has_embeddings]
     return with_embeddings(after, [*found, *map(open_bundle, bundles)])
+
+
+def _authority(folder: Path) -> Authority:
+    """Who signs for the federation that a folder is of."""
+    check_written(folder / "server" / SETTINGS)
+    return Authority.load(folder / "authority")
 
 
 def _plan(folder: Path, days: int) -> FederationPlan:

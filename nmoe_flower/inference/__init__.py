@@ -4,30 +4,8 @@ Rooms, each of which sees only those before it: ``protocol`` (what peers say to 
 ``bundle`` (what a device keeps), then ``ask`` and ``serve``, which do not see each other.
 """
 
-from nmoe_flower.inference.ask import (
-    Answer,
-    CallRecord,
-    Client,
-    Generation,
-    PeerStatus,
-    Piece,
-    RemoteExperts,
-    RouterMetrics,
-    Sent,
-    Survey,
-    TextAnswer,
-    TextClient,
-    WindowScores,
-)
-from nmoe_flower.inference.bundle import (
-    Bundle,
-    Manifest,
-    TextBundle,
-    TextExperts,
-    export_run,
-    export_store,
-    open_bundle,
-)
+from typing import TYPE_CHECKING, Any
+
 from nmoe_flower.inference.protocol import (
     PeerEntry,
     PeerList,
@@ -36,8 +14,35 @@ from nmoe_flower.inference.protocol import (
     parse,
     peer_handlers,
 )
-from nmoe_flower.inference.serve import ExpertServer, RefusedError, Sources, SourceWatch
 from nmoe_flower.inference.telemetry import JsonFormatter
+from nmoe_flower.on_demand import first_used
+
+if TYPE_CHECKING:
+    from nmoe_flower.inference.ask import (
+        Answer,
+        CallRecord,
+        Client,
+        Generation,
+        PeerStatus,
+        Piece,
+        RemoteExperts,
+        RouterMetrics,
+        Sent,
+        Survey,
+        TextAnswer,
+        TextClient,
+        WindowScores,
+    )
+    from nmoe_flower.inference.bundle import (
+        Bundle,
+        Manifest,
+        TextBundle,
+        TextExperts,
+        export_run,
+        export_store,
+        open_bundle,
+    )
+    from nmoe_flower.inference.serve import ExpertServer, RefusedError, Sources, SourceWatch
 
 __all__ = [
     "Answer",
@@ -72,3 +77,24 @@ __all__ = [
     "parse",
     "peer_handlers",
 ]
+
+# Where each name is, as the imports above say it to type checkers and editors.
+_HOMES = {
+    "nmoe_flower.inference.ask": (
+        "Answer", "CallRecord", "Client", "Generation", "PeerStatus", "Piece", "RemoteExperts",
+        "RouterMetrics", "Sent", "Survey", "TextAnswer", "TextClient", "WindowScores",
+    ),
+    "nmoe_flower.inference.bundle": (
+        "Bundle", "Manifest", "TextBundle", "TextExperts", "export_run", "export_store",
+        "open_bundle",
+    ),
+    "nmoe_flower.inference.serve": ("ExpertServer", "RefusedError", "Sources", "SourceWatch"),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    return first_used(__name__, name, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

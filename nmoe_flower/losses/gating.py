@@ -154,11 +154,8 @@ def objective_of(name: str) -> Callable[..., Tensor]:
         ConfigError: It cannot be imported, or cannot be called.
     """
     own = is_own(name)
-    objective = load_own("gate.objective", name) if own else found(OBJECTIVES[name])
-    if not callable(objective):
-        kind = type(objective).__name__
-        raise ConfigError(f"gate.objective = {name} is {kind}; allowed: a function")
-    function: Callable[..., Tensor] = objective
+    function: Callable[..., Tensor]
+    function = load_own("gate.objective", name) if own else found(OBJECTIVES[name])
     return function
 
 

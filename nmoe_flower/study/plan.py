@@ -13,9 +13,10 @@ from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.files import read_json, read_text
+from nmoe_flower.own_code import load_own
 from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 from nmoe_flower.study.file import Study
-from nmoe_flower.study.product import StudyRun, in_words
+from nmoe_flower.study.product import StudyRun, in_words, variant_in_words, within
 from nmoe_flower.study.share import (
     FILLED_IN,
     HALF_TAKEN,
@@ -28,6 +29,7 @@ from nmoe_flower.study.share import (
 __all__ = ["FAILED", "PlannedRun", "SharedStage", "StudyPlan", "chosen", "find_state", "make_plan"]
 
 State = Literal["finished", "stopped", "failed", "missing", "broken", "other"]
+_TO_MAKE: frozenset[State] = frozenset({"stopped", "failed", "missing"})
 FAILED = "failed.json"
 """Why a run failed, in its folder, until it does not."""
 
@@ -78,7 +80,7 @@ class PlannedRun:
     @property
     def runs(self) -> bool:
         """Whether ``nmoe study run`` would run it."""
-        return self.state in ("stopped", "failed", "missing")
+        return self.state in _TO_MAKE
 
 
 @dataclass(frozen=True)
@@ -216,19 +218,23 @@ def make_plan(
         stage_1: The folder of shared stages; None: ``stage-1`` beside the studies.
         runs: Runs of the study; None: all.
         results: Published runs, to estimate by; it need not exist.
+
+    Raises:
+        ConfigError: A run that is still to be made names code of one's own that is not there.
     """
     folder = out / study.name
     stages: dict[Path, Stages1] = {}
     wanted = study.runs if runs is None else list(runs)
     resume = _Resume()
     seen = [(run, out / run.place, *find_state(run, out / run.place, resume)) for run in wanted]
+    _check_own_code(study, [run for run, _, state, _ in seen if state in _TO_MAKE])
     clock = _Clock(_measured(seen, results))
     planned, shared = [], dict[str, SharedStage]()
     for run, path, state, reason in seen:
         fresh = state in ("missing", "failed") and not RunFolder.has_trained(path)
         key = key_of(run.config) if trains_stage_1(run.config) else ""
         seconds = 0.0
-        if state in ("stopped", "failed", "missing"):
+        if state in _TO_MAKE:
             seconds = clock.later(run.config)
             if not fresh:
                 seconds += clock.stage_1(run.config) * (1 - _share_done(path, run.config))
@@ -238,6 +244,17 @@ def make_plan(
             shared[key] = _shared(key, run.config, place, clock, shared.get(key))
         planned.append(PlannedRun(run, path, state, reason, key if fresh else "", seconds))
     return StudyPlan(study, folder, planned, list(shared.values()), clock.source)
+
+
+def _check_own_code(study: Study, runs: Iterable[StudyRun]) -> None:
+    """Refuse what a worker would not find either; each name is looked for once."""
+    wanted: dict[tuple[str, str], StudyRun] = {}
+    for run in runs:
+        for named in run.config.own_names():
+            wanted.setdefault(named, run)
+    for (key, name), run in wanted.items():
+        with within(f"the study {study.path}: {variant_in_words(run.named, run.values)}"):
+            load_own(key, name)
 
 
 def find_state(

@@ -31,6 +31,7 @@ __all__ = [
     "refuse_unknown",
     "same",
     "selects",
+    "variant_in_words",
     "within",
 ]
 
@@ -166,9 +167,7 @@ def _of_variant(
         try:
             config = Config.load(variant.recipe, [*settings, *overrides])
         except ConfigError as error:
-            where = ", ".join(f"{name} = {in_words(value)}" for name, value in values.items())
-            told = f"{variant.name} ({where})" if where else variant.name
-            raise ConfigError(f"variant {told}: {error}") from None
+            raise ConfigError(f"{variant_in_words(variant.name, values)}: {error}") from None
         for seed in seeds:
             own = config.run.model_copy(update={"seed": seed, "name": Config().run.name, "out": ""})
             yield StudyRun(
@@ -344,6 +343,16 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_text, value))}]"
     return value if isinstance(value, str) and value and len(value) < 80 else shown(value)
+
+
+def variant_in_words(name: str, values: Mapping[str, Any]) -> str:
+    """A variant, and where on the axes, for errors.
+
+    >>> variant_in_words("base", {"gate.top-k": 1})
+    'variant base (gate.top-k = 1)'
+    """
+    where = ", ".join(f"{axis} = {in_words(value)}" for axis, value in values.items())
+    return f"variant {name} ({where})" if where else f"variant {name}"
 
 
 @contextmanager

@@ -271,9 +271,17 @@ def test_wrong_usage_leaves_with_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("words", [["infer", "b", "i"], ["peers"]])
 def test_a_missing_package_is_named(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As on a device that has installed nmoe-flower without the extra."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "bundle.json").write_text("{}")
+    peer = {"name": "fox", "partition": 0, "address": "h:1"}
+    (tmp_path / "p").write_text(json.dumps({"peers": [peer]}))
+    monkeypatch.chdir(tmp_path)
     for name in [name for name in sys.modules if name.startswith("nmoe_flower.inference")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "grpc.aio", None)

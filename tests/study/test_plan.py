@@ -57,6 +57,40 @@ def states(folder: Path, **options: Any) -> list[tuple[str, str]]:
     return [(one.state, one.reason) for one in plan.runs]
 
 
+# --- code of one's own ---
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "commands"])
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("gate.methods=local,my_gates:Nearest", "there is no module 'my_gates'"),
+        ("gate.objective=json:dump_", "has no 'dump_'; did you mean dump?"),
+        ("data.scheme=json:codecs", "codecs of"),
+        ("data.scheme=my_deal:share", "there is no module 'my_deal'"),
+    ],
+)
+def test_code_of_ones_own_that_is_not_there_is_refused_before_a_worker_starts(
+    folder: Path, verb: str, setting: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", verb, "small.toml", "--set", setting]) == 1
+    told, named = capsys.readouterr().err, setting.replace("=", " = ").replace("local,", "")
+    begins = "nmoe: error: the study small.toml: variant base (gate.top-k = 1):"
+    assert told.startswith(f"{begins} {named}: ")
+    assert said in told
+    assert not (folder / "runs").exists()
+
+
+def test_what_has_finished_needs_no_code_of_ones_own_any_more(folder: Path) -> None:
+    with (folder / "small.toml").open("a") as file:
+        file.write('gate.objective = "my_loss:gone"\n')
+    for number in range(4):
+        run = made(folder, number)
+        checkpoint(run)
+        (run.path / "results.json").write_text(json.dumps(RESULTS))
+    assert {state for state, _ in states(folder)} == {"finished"}
+
+
 # --- states ---
 
 

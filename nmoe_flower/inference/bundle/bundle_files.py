@@ -27,6 +27,7 @@ __all__ = [
     "FileVersion",
     "PartitionId",
     "arrays_of",
+    "read_manifest",
     "version_of",
 ]
 
@@ -133,8 +134,7 @@ class DeviceBundle(ABC, Generic[M]):
             BundleError: A file is missing, damaged, leads out of the folder, or is not what
                 ``bundle.json`` says.
         """
-        path = folder / MANIFEST
-        values = read_json(path, what="the bundle", raises=BundleError)
+        values = read_manifest(folder)
         if isinstance(values, Mapping) and ("kind" in values) != ("kind" in cls._form.model_fields):
             raise BundleError(f"{folder} is a bundle of {cls._other}")
         bundle = cls._parsed(folder, values)
@@ -163,6 +163,18 @@ class DeviceBundle(ABC, Generic[M]):
         for part, data in packed.items():
             write_bytes(self.folder / f"{part}.safetensors", data)
         write_json(self.folder / MANIFEST, values)
+
+
+def read_manifest(folder: Path) -> Any:
+    """What the ``bundle.json`` of a bundle holds, not checked yet.
+
+    Args:
+        folder: The bundle's.
+
+    Raises:
+        BundleError: There is none, or it is no JSON.
+    """
+    return read_json(folder / MANIFEST, what="the bundle", raises=BundleError)
 
 
 def version_of(data: bytes) -> str:

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images, with_features
 from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
-from nmoe_flower.files import all_or_none, load_arrays, read_json, safe_child
+from nmoe_flower.files import all_or_none, load_arrays, safe_child
 from nmoe_flower.inference.bundle.bundle import Bundle
 from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.inference.bundle.folders import bundled_run, read_store
 from nmoe_flower.inference.bundle.holders import read_holders, ring_holders
 from nmoe_flower.inference.bundle.text_bundle import TextBundle
 from nmoe_flower.inference.bundle.text_export import export_device, export_language
@@ -45,11 +45,7 @@ def export_run(
         ConfigError: Experts of images would be on several devices, ``replicas`` is out of range,
             or ``holders`` cannot be read.
     """
-    if not (run_folder / "config.toml").is_file():
-        lacks = "has no config.toml" if run_folder.is_dir() else "is not a folder"
-        raise BundleError(f"{run_folder} {lacks}: it is no folder of a run")
-    config = Config.load(run_folder / "config.toml")
-    _check_system(run_folder, config)
+    config = bundled_run(run_folder)
     if config.run.system == "language":
         count = config.data.num_clients
         placed = read_holders(holders, count) if holders else ring_holders(count, replicas)
@@ -124,7 +120,7 @@ def export_store(store: Path, out: Path, *, gate: str | None = None) -> Bundle |
         BundleError: The run did not finish on this device, or had no such gate.
         ConfigError: The backbone of a language run cannot be opened or cut.
     """
-    about = _about(store / "device.json")
+    about = read_store(store)
     if about.get("kind") == "text":
         with _intact(store):
             told: dict[str, Any] = {**about["config"], "data.num-clients": about["num_clients"]}
@@ -185,32 +181,3 @@ def _intact(store: Path) -> Iterator[None]:
 def _usual(trained: list[str]) -> str:
     """FedGate, or the first of other gates where it was not trained."""
     return "federated" if "federated" in trained or not trained else trained[0]
-
-
-def _check_system(run_folder: Path, config: Config) -> None:
-    """Refuse runs whose clients have no expert of their own, in words."""
-    if config.run.system == "aligned":
-        raise BundleError(
-            f"{run_folder} is a run of the aligned system (run.system = 'aligned'), which has no "
-            "bundles: its mixture is the server's, clients only borrow experts, and no device has "
-            "one of its own to serve. The whole mixture is "
-            f"{run_folder / 'weights' / 'mixture.safetensors'}; allowed: runs with "
-            "run.system = 'networked' or 'language'"
-        )
-    if config.run.system in BASELINES:
-        raise BundleError(
-            f"{run_folder} is a run of run.system = {config.run.system!r}, whose networks no "
-            "device serves; allowed: runs with run.system = 'networked' or 'language'"
-        )
-
-
-def _about(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise BundleError(
-            f"{path.parent} is no store of a device: device.json is missing; did stage 2 run, with "
-            "'store' in the node config?"
-        )
-    about = read_json(path, what="the store's", raises=BundleError)
-    if not isinstance(about, dict):
-        raise BundleError(f"{path} holds no object")
-    return about

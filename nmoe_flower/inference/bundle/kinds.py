@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from nmoe_flower.errors import BundleError
-from nmoe_flower.files import read_json
 from nmoe_flower.inference.bundle.bundle import Bundle
-from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.inference.bundle.bundle_files import read_manifest
 from nmoe_flower.inference.bundle.text_bundle import TextBundle
 
 __all__ = ["open_bundle"]
@@ -21,6 +19,6 @@ def open_bundle(folder: Path) -> Bundle | TextBundle:
     Raises:
         BundleError: As `Bundle.load` and `TextBundle.load`.
     """
-    values = read_json(folder / MANIFEST, what="the bundle", raises=BundleError)
+    values = read_manifest(folder)
     of_text = isinstance(values, Mapping) and "kind" in values
     return TextBundle.load(folder) if of_text else Bundle.load(folder)
