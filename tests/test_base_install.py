@@ -43,7 +43,7 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
     "dirichlet": (["run", "--name", "d", "--set", "data.scheme=dirichlet"], 1,
                   "needs flwr_datasets: pip install", "data"),
     "serve": (["serve", "bundles/0", "--insecure"], 1,
-              "nmoe serve needs prometheus_client: pip install", "serve"),
+              "nmoe serve needs ", "serve"),
 }  # fmt: skip
 
 CODE = """

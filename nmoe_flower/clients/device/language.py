@@ -65,7 +65,7 @@ class Language:
         if config.expert.kind != "adapter":
             told.append(config.expert.kind)
         for name in sorted(start):
-            told += [name, hashlib.sha256(np.ascontiguousarray(start[name])).hexdigest()]
+            told += [name, hashlib.sha256(start[name].tobytes()).hexdigest()]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     @property
