@@ -59,6 +59,27 @@ def test_an_adapter_adds_the_scaled_product_of_its_factors() -> None:
     assert torch.allclose(model.logits(TOKENS), wanted, atol=1e-4)
 
 
+def test_a_full_rank_reaches_any_weights_of_the_layers() -> None:
+    """Where a layer's lesser side is r, one factor is the identity and the other any change."""
+    width = 8
+    model, plain, wanted = adapted(blocks="all"), network(width), network(width)
+    rng = np.random.default_rng(3)
+    parts = {name: np.zeros(part.shape, np.float32) for name, part in model.fresh(width).items()}
+    with torch.no_grad():
+        for name in model.layers:
+            weight = wanted.get_submodule(name).weight
+            new = rng.normal(size=tuple(weight.shape)).astype(np.float32)
+            change = (new - weight.numpy()) / 2.0  # which is the scale
+            down, up = (
+                (np.eye(width), change) if change.shape[1] == width else (change, np.eye(width))
+            )
+            parts[f"{name}.A"], parts[f"{name}.B"] = (np.float32(down), np.float32(up))
+            weight.copy_(torch.from_numpy(new))
+    model.load(parts)
+    assert torch.allclose(model.logits(TOKENS), wanted(TOKENS), atol=1e-4)
+    assert not torch.allclose(plain(TOKENS), wanted(TOKENS), atol=1.0)
+
+
 def test_adapters_of_several_ranks_take_turns() -> None:
     model = adapted()
     small, large = adapter(model, 1), adapter(model, 4, seed=2)
