@@ -186,11 +186,12 @@ class Member:
         """A network at its initial weights, the same on every client."""
         data = self.device.data
         given = self.device.extractor().latent_dim if self.given else 0
-        network = copy.deepcopy(
-            _first_network(self.system, self.config, data.image_shape, data.num_classes, given)
-        )
-        network.to(self.device.torch_device)
-        return network.to(memory_format=torch.channels_last).eval()
+        return copy.deepcopy(
+            _first_network(
+                self.system, self.config, data.image_shape, data.num_classes, given,
+                self.device.torch_device,
+            )
+        )  # fmt: skip
 
     def travelling(self) -> dict[str, Tensor]:
         """The arrays of the network that leave the client."""
@@ -401,8 +402,10 @@ def _first_network(
     image_shape: tuple[int, int, int],
     num_classes: int,
     latent_dim: int,
+    device: torch.device,
 ) -> ExpertNetwork:
-    return system.network(config, image_shape, num_classes, latent_dim=latent_dim)
+    network = system.network(config, image_shape, num_classes, latent_dim=latent_dim)
+    return network.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def tell_first_weights(message: Message, context: Context) -> Message:
