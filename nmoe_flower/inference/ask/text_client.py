@@ -22,7 +22,15 @@ from nmoe_flower.inference.ask.text_writing import Written, write
 from nmoe_flower.inference.bundle import OF_ALL, TextBundle, TextExperts, Writing
 from nmoe_flower.inference.protocol import ENCODINGS, Encoding, PeerList
 from nmoe_flower.inference.settings import check_not_negative, check_seconds
-from nmoe_flower.models import Chunks, at_home, check_top_k, text_routes, unigram_scores
+from nmoe_flower.models import (
+    Chunks,
+    at_home,
+    best_of,
+    check_top_k,
+    text_routes,
+    token_scores,
+    unigram_scores,
+)
 
 __all__ = ["Generation", "Piece", "TextAnswer", "TextClient", "WindowScores"]
 
@@ -32,6 +40,7 @@ Ints = npt.NDArray[np.int64]
 
 _UNFINISHED = "\ufffd"  # part of a character
 _SHARED = "shared"
+_CHUNKED, _POSTERIOR = "unigram-chunks", "posterior"
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +185,7 @@ class TextClient(DeviceClient[TextBundle]):
         self.bundle = bundle
         self._tokenizer = _tokenizer_of(bundle)
         self._frequencies = bundle.frequencies()
-        self._top_k = top_k or bundle.config.gate.top_k
+        self._top_k = top_k or bundle.config.asked_for_text(bundle.manifest.gate)
         self.experts = experts or TextExperts.open(bundle, weights=weights)
         self._offsets: dict[int, tuple[str, Floats]] = {}
         self._asking = Asking(
@@ -263,9 +272,12 @@ class TextClient(DeviceClient[TextBundle]):
         ranking = np.argsort(-scores.mean(axis=1), axis=1, kind="stable")
         scoring = Scoring(self._asking, tokens, ranking, self._offsets)
         self._submit(scoring.run(ids))
-        nats = chunks.loss(scoring.nats, ids, weights).astype(np.float32)
+        if self.bundle.manifest.gate == _POSTERIOR:
+            nats = self._weighed_anew(scoring.nats, scores, Chunks(chunks.window, chunks.prefix, 1))
+        else:
+            nats = chunks.loss(scoring.nats, ids, weights)
         peers = {expert: sorted(names) for expert, names in scoring.peers.items()}
-        return WindowScores(nats, ids, scoring.by, peers, scoring.cost)
+        return WindowScores(nats.astype(np.float32), ids, scoring.by, peers, scoring.cost)
 
     def generate(
         self, text: str, count: int, *, temperature: float = 0.0, seed: int = 0
@@ -294,7 +306,7 @@ class TextClient(DeviceClient[TextBundle]):
                 f"the text has {len(tokens)} tokens, and {count} are to follow: the backbone reads "
                 f"{context} in all; allowed: {' or '.join(allowed) or 'less of both'}"
             )
-        chunked = self.bundle.manifest.gate == "unigram-chunks"
+        chunked = self.bundle.manifest.gate == _CHUNKED
         generation = Generation()
         steps = write(
             self._asking,
@@ -339,16 +351,24 @@ class TextClient(DeviceClient[TextBundle]):
             raise DataError("the text is empty; allowed: one character or more")
         return tokenise(self._tokenizer, text, "the text")
 
+    def _weighed_anew(
+        self, nats: Floats, cheap: npt.NDArray[np.float64], tokens: Chunks
+    ) -> npt.NDArray[np.float64]:
+        """What is lost by those that were asked, weighed at each token by all before it."""
+        likely = self._lean(tokens.scores(token_scores(nats)))
+        asked = text_routes(best_of(likely, cheap, self._top_k), self._top_k)
+        return tokens.loss(nats, *asked)
+
     def _chunks(self, window: int, prefix: int) -> Chunks:
         settings = self.bundle.config.text
-        if self.bundle.manifest.gate == "unigram":
+        if self.bundle.manifest.gate != _CHUNKED:
             return Chunks(window, prefix)
         return Chunks(window, prefix, settings.chunk, settings.recent)
 
     def _rank(self, tokens: Ints) -> list[int]:
         """Experts for what follows some tokens, best first."""
         last = self.bundle.config.text.recent
-        if self.bundle.manifest.gate == "unigram-chunks" and last:
+        if self.bundle.manifest.gate == _CHUNKED and last:
             tokens = tokens[-last:]
         scores = self._lean(unigram_scores(tokens[None], self._frequencies).sum(axis=2))
         return [int(e) for e in np.argsort(-scores[0], kind="stable")]

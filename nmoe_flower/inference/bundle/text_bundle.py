@@ -51,7 +51,8 @@ class TextManifest(DeviceManifest):
         tokenizer: SHA-256 of what makes the tokens.
         vocab_size: V, how many tokens the backbone knows.
         width: d, numbers per token at the cut and after the last block.
-        gate: Who decides: ``unigram``, or ``unigram-chunks`` again and again.
+        gate: Who decides: ``unigram``, or ``unigram-chunks`` again and again; ``posterior`` asks
+            several and weighs them at each token.
         holders: Devices that hold each expert, its own first.
         replica_versions: By expert, the versions of those that this device stands in for.
         shared_version: The version of ``shared.safetensors``; empty: there is none.
@@ -62,7 +63,7 @@ class TextManifest(DeviceManifest):
     tokenizer: _Hash
     vocab_size: Count
     width: Count
-    gate: Literal["unigram", "unigram-chunks"]
+    gate: Literal["unigram", "unigram-chunks", "posterior"]
     holders: list[Annotated[list[PartitionId], Field(min_length=1)]]
     replica_versions: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], FileVersion]
     shared_version: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")]

@@ -20,7 +20,7 @@ from nmoe_flower.models import split_lm
 
 __all__ = ["export_device", "export_language"]
 
-_GATES = ("unigram", "unigram-chunks")
+_GATES = ("posterior", "unigram", "unigram-chunks")  # the last that a run has, if none is named
 _WEIGHTS = "gate-unigram.safetensors"
 
 
@@ -33,7 +33,8 @@ def export_language(
         run_folder: A folder with ``weights/adapter-<i>.safetensors``.
         out: The folder of the bundles; made if missing.
         config: The run's.
-        gate: ``unigram`` or ``unigram-chunks``; None: that of them which the run has.
+        gate: ``unigram``, ``unigram-chunks`` or ``posterior``; None: the first two, if the run has
+            one.
         holders: Devices that hold each adapter, its own first.
 
     Raises:
@@ -76,7 +77,7 @@ def export_device(
         store: The run's folder on the device.
         out: The bundle's folder.
         config: The configuration that the device noted.
-        gate: Which of both gates routes; None: that of them which the run has.
+        gate: As in `export_language`.
         partition: Which device this is.
 
     Raises:
@@ -147,8 +148,8 @@ def _gate(folder: Path, weights: Path, config: Config, gate: str | None) -> str:
     if found not in _GATES or not (weights / _WEIGHTS).is_file():
         told = f"the gate {found!r}" if found else "a gate"
         raise BundleError(
-            f"{folder} has not {told} that routes text without asking anybody; allowed: "
-            f"{' or '.join(_GATES)}, in a finished run with one of them in gate.methods and "
+            f"{folder} has not {told} that a device can ask by; allowed: "
+            f"{' or '.join(reversed(_GATES))}, in a finished run with unigram in gate.methods and "
             "expert.sharing = 'weights'"
         )
     return found

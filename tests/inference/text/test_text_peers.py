@@ -48,6 +48,33 @@ def test_peers_score_as_the_pipeline_does(
         assert found.peers[0] == ["self"]
 
 
+@pytest.mark.parametrize("candidates", [0, 2])
+def test_the_posterior_weighs_peers_anew_at_each_token(
+    village: Make, windows: np.ndarray, candidates: int
+) -> None:
+    """Token by token: each expert that is asked counts by what it made of all tokens before."""
+    made = village(
+        gate="posterior", gate__methods="unigram,posterior", text__candidates=candidates,
+        query__send="tokens",
+    )  # fmt: skip
+    made.serve(1, 2)
+    found = made.client(send="tokens").score_windows(windows)
+    scores = unigram_scores(windows[:, :8], made.bundles[0].frequencies()).sum(axis=2)
+    nats = np.stack([made.nats(expert, windows) for expert in range(3)], axis=1).astype(float)
+    asked = np.argsort(-scores, axis=1, kind="stable")[:, : candidates or 3]
+    assert np.array_equal(found.asked[:, 0], asked)
+    for row, who, told in zip(nats, asked, found.nats, strict=True):
+        log_shares = np.zeros(len(who))
+        for place, lost in enumerate(row[who].T):
+            if place >= 7:  # before, the prefix is read
+                shares = np.exp(log_shares - log_shares.max())
+                wanted = -np.log(shares @ np.exp(-lost) / shares.sum())
+                assert told[place] == pytest.approx(wanted, abs=1e-4)
+            log_shares -= lost
+    pieces = list(made.client(send="tokens").generate(ACROSS, 3))
+    assert {piece.peer for piece in pieces} == {"peer-1"}  # one writes
+
+
 def test_experts_beside_the_feed_forward_parts_are_asked_alike(
     village: Make, windows: np.ndarray
 ) -> None:
