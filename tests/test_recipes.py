@@ -75,8 +75,10 @@ def test_an_unknown_name_is_told_which_there_are(monkeypatch: pytest.MonkeyPatch
 def test_every_command_takes_them_by_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", name]) == 0
     told = capsys.readouterr().out
-    assert 'dataset = "uoft-cs/cifar10"' in told
-    assert Config.load(find_recipe(name)).run.name == "nmoe"  # so that the folder has its name
+    config = Config.load(find_recipe(name))
+    assert f'dataset = "{config.data.dataset}"' in told
+    assert config.data.dataset == ("./texts" if config.data.kind == "text" else "uoft-cs/cifar10")
+    assert config.run.name == "nmoe"  # so that the folder has its name
     assert run_module._name_of(find_recipe(name)) == name
 
 
