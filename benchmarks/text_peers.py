@@ -1,7 +1,9 @@
 """Measure text that is asked of a peer beside the same adapter on the same backbone at home.
 
 A peer of this process listens on loopback, with a backbone and a thread of its own. Home and peer
-take turns. Text and adapters are made up: what is measured does not depend on what they say.
+take turns. Then several askers let the peer write at the same time; they share the other backbone,
+so that with hidden states their own halves take turns, too. Text and adapters are made up: what is
+measured does not depend on what they say.
 """
 
 import argparse
@@ -10,7 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +28,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.data.text import configured_tokenizer
 from nmoe_flower.inference import ExpertServer, PeerEntry, PeerList, TextClient, TextExperts
 from nmoe_flower.inference.ask import LoopThread, Send, TextCost
-from nmoe_flower.inference.bundle import Session, TextBundle, Writing
+from nmoe_flower.inference.bundle import Session, TextBundle, TextStep, Writing
 from nmoe_flower.inference.protocol import Encoding
 from nmoe_flower.models import split_lm, token_frequencies
 
@@ -41,6 +44,7 @@ _WAYS: tuple[tuple[Send, Encoding], ...] = (
 _HEADINGS: tuple[str, ...] = (
     "", "asked", "ms", "CPU ms", "home ms", "CPU ms", "home / asked", "of CPU", "bytes up", "down",
 )  # fmt: skip
+_ASKERS = (1, 2, 4)
 _SENTENCE = "The quick brown fox jumps over the lazy dog. "
 
 
@@ -82,9 +86,47 @@ def _measure(args: argparse.Namespace) -> int:
                 ) as client:
                     called = send if send == "tokens" else f"{send} {encoding}"
                     rows += _rows(args, called, client, there, windows)
+            together: list[tuple[str, ...]] = [
+                ("askers at once", "asked", "tokens a second", "of one asker")
+            ]
+            for send in ("hidden", "tokens"):
+                clients = partial(TextClient, bundles[_HOME], peers, experts=home, send=send)
+                together += _together(args, send, clients, windows)
     print(f"{args.backbone}, rank {args.rank}; CPU of both sides")
     print(columns(rows, left=(0, 1)))
+    print(columns(together, left=(0, 1)))
     return 0
+
+
+def _together(
+    args: argparse.Namespace, send: str, connect: Callable[[], TextClient], windows: Ints
+) -> Iterator[tuple[str, ...]]:
+    """How many tokens a peer writes in a second for several askers."""
+    alone = 0.0
+    for count in _ASKERS:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connect()) for _ in range(count)]
+            threads = stack.enter_context(ThreadPoolExecutor(count))
+            text = _beginning(clients[0], windows)
+
+            def write(
+                clients: Sequence[TextClient] = clients,
+                threads: Executor = threads,
+                text: str = text,
+            ) -> None:
+                list(threads.map(lambda one: _asked(one, text, args.tokens), clients))
+
+            write()
+            seconds = statistics.median(_taken(write).clock for _ in range(args.rounds))
+        rate = count * args.tokens / seconds
+        alone = alone or rate
+        yield str(count), send, f"{rate:.0f}", f"{rate / alone:.2f}"
+
+
+def _beginning(client: TextClient, windows: Ints) -> str:
+    """Half of a window as text."""
+    tokens = windows[0, : windows.shape[1] // 2].tolist()
+    return configured_tokenizer(client.bundle.config).decode(tokens)
 
 
 def _rows(
@@ -92,7 +134,7 @@ def _rows(
 ) -> Iterator[tuple[str, ...]]:
     """What scoring takes per batch, and writing per token."""
     start = windows[0, : args.window // 2].tolist()
-    text = configured_tokenizer(client.bundle.config).decode(start)
+    text = _beginning(client, windows)
 
     def home(scoring: bool) -> None:
         if scoring:
@@ -126,13 +168,11 @@ def _score(experts: TextExperts, windows: Ints) -> None:
 
 def _write(experts: TextExperts, tokens: list[int], count: int) -> None:
     """Go on with a text as a device does with its own expert."""
-    session, new, text = Session(_PEER), list(tokens), list(tokens)
+    session, new = Session(_PEER), list(tokens)
     for _ in range(count):
-        hidden = experts.lower(np.array([new]), session)
-        final = experts.upper(_PEER, hidden, session)[0, -1]
-        drawn = experts.draw(final, experts.offsets(_PEER), len(text), Writing())
+        [drawn] = experts.go_on([TextStep(session, np.array(new), Writing())])
+        assert drawn is not None
         new = [drawn.token]
-        text += new
 
 
 def _asked(client: TextClient, text: str, count: int) -> TextCost:

@@ -67,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--max-batch", Whole(1, 1 << 20), 256, "rows per pass"),
         ("--max-queue", Whole(1, 1 << 24), 4096, "rows that wait"),
         ("--max-wait-ms", Number(0, 60_000), 0.0, "for company"),
+        ("--max-texts", Whole(1, 10_000), 32, "texts that are written at once"),
+        ("--max-text-mib", Number(0, 1 << 30, open=True), 1024.0, "of their keys and values"),
         ("--threads", Whole(1, 1024), 1, "of one pass"),
         ("--drain-seconds", Number(0, 86_400), 10.0, "to finish what is open"),
     ):
@@ -123,6 +125,8 @@ async def _serve(args: argparse.Namespace) -> int:
         max_batch=args.max_batch,
         max_wait_ms=args.max_wait_ms,
         max_queue=args.max_queue,
+        max_texts=args.max_texts,
+        max_text_mib=args.max_text_mib,
         peer_list=peers.to_message() if peers else None,
         deny=args.deny,
         load_text=partial(TextExperts.open, weights=str(args.weights or "")),

@@ -54,10 +54,11 @@ from nmoe_flower.models.nmoe import (
     Prediction,
     combine,
 )
+from nmoe_flower.models.past import Past
 from nmoe_flower.models.prior import PriorChoice, choose_prior, correct, em_prior
 from nmoe_flower.models.projector import Contrastive, Projector
 from nmoe_flower.models.small_lm import SmallLM, SmallSizes
-from nmoe_flower.models.split_lm import Past, SplitLM, split_lm
+from nmoe_flower.models.split_lm import SplitLM, split_lm
 from nmoe_flower.models.standard import Standard, add_standard, standardised
 from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
 from nmoe_flower.models.text_gate import (

@@ -4,7 +4,7 @@ With the defaults and 2,048 tokens it has 2.19 million parameters.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import load_arrays, read_json, save_arrays, write_text
+from nmoe_flower.models.past import beyond, side_by_side
 
 __all__ = ["SmallLM", "SmallSizes"]
 
@@ -86,36 +87,53 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, hidden: Tensor, past: list[Tensor] | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, past: Sequence[list[Tensor]] = ()) -> Tensor:
         """Hidden states [B, T, d] to hidden states [B, T, d].
 
         Args:
             hidden: Hidden states of the latest T tokens.
-            past: Keys and values of what stands before them, or nothing yet; theirs are added.
+            past: Keys and values of what stands before them, or nothing yet; theirs are added. One
+                pair for all rows, or one for each, which then has a single token.
         """
         shape, width = hidden.shape, hidden.shape[2]
         qkv = self.qkv(F.rms_norm(hidden, (width,)))
         split = qkv.view(*shape[:2], 3, self.heads, width // self.heads)
         query, *seen = split.permute(2, 0, 3, 1, 4)
-        if past is not None:
-            if past:
-                seen = [torch.cat(pair, dim=2) for pair in zip(past, seen, strict=True)]
-            past[:] = seen
-        mixed = _attend(query, *seen).transpose(1, 2).reshape(shape)
+        mask = None
+        if len(past) == 1:
+            seen = _grown(past[0], seen)
+        elif past:
+            rows = zip(*(part.split(1) for part in seen), strict=True)
+            each = [_grown(one, row) for one, row in zip(past, rows, strict=True)]
+            mask = beyond([key.shape[2] for key, _ in each], query)
+            seen = [side_by_side(parts) for parts in zip(*each, strict=True)]
+        mixed = _attend(query, *seen, mask=mask).transpose(1, 2).reshape(shape)
         hidden = hidden + self.out(mixed)
         inner: Tensor = self.up(F.rms_norm(hidden, (width,))).relu().square()
         found: Tensor = hidden + self.down(inner)
         return found
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of the latest tokens to all; plain products where fused ones are slow."""
+def _grown(past: list[Tensor], new: Iterable[Tensor]) -> list[Tensor]:
+    """Keys and values of a text with those of its latest tokens, which it keeps."""
+    past[:] = [torch.cat(pair, dim=2) for pair in zip(past, new, strict=True)] if past else new
+    return past
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Causal attention of the latest tokens to all; plain products where fused ones are slow.
+
+    With a mask there is one latest token in each row, and the mask hides what is none of its text.
+    """
     size, seen = query.shape[2], key.shape[2]
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if size == seen and not slow:
+    if size == seen and mask is None and not slow:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    later = torch.full((size, seen), -torch.inf, dtype=query.dtype, device=query.device)
-    later = later.triu(1 + seen - size)
+    if mask is None:
+        later = torch.full((size, seen), -torch.inf, dtype=query.dtype, device=query.device)
+        later = later.triu(1 + seen - size)
+    else:
+        later = mask
     if not slow:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=later)
     scores: Tensor = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + later
@@ -158,14 +176,15 @@ class SmallLM(nn.Module):
             hidden = block(hidden)
         return self.output(self.norm(hidden))
 
-    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
+    def embed(self, tokens: Tensor, first: Sequence[int] = (0,)) -> Tensor:
         """Hidden states [B, T, d] before the first block.
 
         Args:
             tokens: Whole numbers [B, T].
-            first: Place of the first of them in the text.
+            first: Place of the first of them in the text, of all rows or of each.
         """
-        places = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+        starts = torch.tensor(first, device=tokens.device)[:, None]
+        places = starts + torch.arange(tokens.shape[1], device=tokens.device)
         found: Tensor = self.tokens(tokens) + self.places(places)
         return found
 

@@ -9,7 +9,12 @@ def test_each_way_to_ask_is_timed_beside_home(capsys: pytest.CaptureFixture[str]
     first, headings, *rows = capsys.readouterr().out.splitlines()
     assert first.startswith("small-lm, rank 1")
     assert "home / asked" in headings
-    assert len(rows) == 6
+    rows, (headings, *together) = rows[:6], rows[6:]
+    assert "tokens a second" in headings
+    assert [row.split()[:2] for row in together] == [
+        [str(count), send] for send in ("hidden", "tokens") for count in (1, 2, 4)
+    ]
+    assert all(float(row.split()[2]) > 0 for row in together)
     for way in ("hidden float16", "hidden int8", "tokens"):
         assert sum(way in row for row in rows) == 2
     # Tokens take four bytes each: two windows of eight, beside some 30 of the rest.

@@ -152,7 +152,7 @@ def test_a_store_of_text_gives_the_bundle_that_the_server_would(tmp_path: Path) 
     assert export_store(store, out, gate="unigram").manifest.gate == "unigram"  # type: ignore[union-attr]
     with TextClient.open(tmp_path / "bundle-0") as one, TextClient.open(wanted[0]) as other:
         assert one.score("x=1; y=2;").bits_per_byte == other.score("x=1; y=2;").bits_per_byte
-    with pytest.raises(BundleError, match=r"has not the gate 'federated' that routes text"):
+    with pytest.raises(BundleError, match=r"has not the gate 'federated' that a device can ask by"):
         export_store(store, out, gate="federated")
     (store / "expert.safetensors").unlink()
     with pytest.raises(BundleError, match=r"did the run finish on this device\?"):
@@ -165,7 +165,7 @@ def test_a_store_of_text_gives_the_bundle_that_the_server_would(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gate.methods": "local"}, "has not a gate that routes text without asking"),
+        ({"gate.methods": "local"}, "has not a gate that a device can ask by"),
         ({"adapter.blocks": "all"}, r"query\.send = 'tokens' in device\.json"),
     ],
 )

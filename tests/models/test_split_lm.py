@@ -37,6 +37,10 @@ def of_library(name: str, **more: Any) -> Callable[[], torch.nn.Module]:
     return make
 
 
+def drawn_tokens(texts: int) -> torch.Tensor:
+    return torch.randint(0, TOKENS, (texts, WINDOW), generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -68,6 +72,52 @@ def test_halves_are_the_whole(make: Callable[[], torch.nn.Module], blocks: str) 
                 said.append(halves.output(halves.upper(hidden, above)))
             torch.testing.assert_close(torch.cat(said, dim=1), whole, atol=1e-5, rtol=1e-4)
             assert (below.length, above.length) == (WINDOW, WINDOW)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(small, id="small-lm"),
+        pytest.param(of_library("Llama"), id="llama"),
+        pytest.param(of_library("Gemma", head_dim=4), id="scaled-embeddings"),
+    ],
+)
+@pytest.mark.parametrize("blocks", ["upper", "all"])
+def test_texts_of_other_lengths_go_on_side_by_side(
+    make: Callable[[], torch.nn.Module], blocks: str
+) -> None:
+    """One joins late and one leaves early: each is said to be what the whole makes of it alone."""
+    halves, tokens = split_lm(model := AdaptedLM(make(), TOKENS, blocks=blocks)), drawn_tokens(3)
+    assert halves.joins
+    with torch.inference_mode():
+        whole = model.logits(tokens)
+        below, above = [[Past(), Past(), Past()] for _ in range(2)]
+        for row, begun in ((0, 5), (1, 2)):
+            halves.upper(halves.lower(tokens[row : row + 1, :begun], below[row]), above[row])
+        for step in range(6):
+            rows = [row for row in range(3) if (row < 2 or step >= 2) and (row or step < 4)]
+            at = [below[row].length for row in rows]
+            latest = tokens[rows, at][:, None]
+            hidden = halves.lower(latest, [below[row] for row in rows])
+            found = halves.output(halves.upper(hidden, [above[row] for row in rows]))[:, 0]
+            torch.testing.assert_close(found, whole[rows, at], atol=1e-5, rtol=1e-4)
+    assert [past.length for past in above] == [5 + 4, 2 + 6, 4]
+
+
+def test_blocks_that_look_at_the_latest_tokens_alone_take_turns() -> None:
+    model = AdaptedLM(of_library("Mistral", sliding_window=3)(), TOKENS)
+    assert not split_lm(model).joins
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (small, 2 * 4 * WIDTH * 4),  # keys and values, blocks, numbers, bytes of each
+        (of_library("Llama"), 2 * 4 * WIDTH // 2 * 4),  # two heads of queries share one of keys
+    ],
+)
+def test_what_a_token_takes_is_known(make: Callable[[], torch.nn.Module], wanted: int) -> None:
+    assert split_lm(AdaptedLM(make(), TOKENS)).kept_bytes == wanted
 
 
 def test_no_adapter_changes_the_lower_half() -> None:

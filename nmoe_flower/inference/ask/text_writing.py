@@ -17,7 +17,7 @@ from nmoe_flower.errors import WireError
 from nmoe_flower.inference.ask.channel import Conversation
 from nmoe_flower.inference.ask.text_asking import Asking, TextCost
 from nmoe_flower.inference.ask.text_peers import HERE, Source
-from nmoe_flower.inference.bundle import Drawn, Session, TextExperts, Writing
+from nmoe_flower.inference.bundle import Drawn, Session, TextExperts, TextStep, Writing
 from nmoe_flower.inference.protocol import peer_pb2
 
 __all__ = ["Written", "write"]
@@ -83,12 +83,10 @@ class _Here:
 
     async def next(self, text: _Text, wanted: int) -> Drawn:
         hidden = await text.states(self._session.seen)
-        return await asyncio.to_thread(self._draw, hidden, len(text.tokens))
-
-    def _draw(self, hidden: Floats, place: int) -> Drawn:
-        session, experts = self._session, self._experts
-        final = experts.upper(session.expert, hidden[None], session)[0, -1]
-        return experts.draw(final, experts.offsets(session.expert), place, self._how)
+        step = TextStep(self._session, hidden, self._how)
+        [drawn] = await asyncio.to_thread(self._experts.go_on, [step])
+        assert drawn is not None  # as one is wanted
+        return drawn
 
     async def close(self) -> None:
         pass

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Session,
         TextBackbone,
         TextExperts,
+        TextStep,
         Writing,
     )
     from nmoe_flower.inference.bundle.export import export_run, export_store
@@ -33,6 +34,7 @@ __all__ = [
     "TextBundle",
     "TextExperts",
     "TextManifest",
+    "TextStep",
     "Writing",
     "bundled_run",
     "export_run",
@@ -46,7 +48,7 @@ __all__ = [
 _HOMES = {
     "nmoe_flower.inference.bundle.bundle": ("BUNDLE_PARTS", "Bundle", "Manifest"),
     "nmoe_flower.inference.bundle.experts": (
-        "OF_ALL", "Drawn", "Session", "TextBackbone", "TextExperts", "Writing",
+        "OF_ALL", "Drawn", "Session", "TextBackbone", "TextExperts", "TextStep", "Writing",
     ),
     "nmoe_flower.inference.bundle.export": ("export_run", "export_store"),
     "nmoe_flower.inference.bundle.kinds": ("open_bundle",),

@@ -1,7 +1,7 @@
 """The adapters a device holds at work on its one copy of the backbone."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ from nmoe_flower.models import AdaptedLM, Past, split_lm
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import autocast, generator
 
-__all__ = ["OF_ALL", "Drawn", "Session", "TextBackbone", "TextExperts", "Writing"]
+__all__ = ["OF_ALL", "Drawn", "Session", "TextBackbone", "TextExperts", "TextStep", "Writing"]
 
 OF_ALL = -2  # stands for the adapter of all devices among ids of experts
 _SLICE = 16  # windows whose logits are held at once
@@ -52,6 +52,20 @@ class Writing(NamedTuple):
 
     temperature: float = 0.0
     seed: int = 0
+
+
+class TextStep(NamedTuple):
+    """What comes next in a text.
+
+    Attributes:
+        session: The text so far.
+        rows: Tokens [n], or hidden states at the cut [n, d], which follow it.
+        how: How the token after them is drawn; None: none is wanted.
+    """
+
+    session: "Session"
+    rows: npt.NDArray[Any]
+    how: Writing | None
 
 
 class Session:
@@ -137,6 +151,8 @@ class TextExperts:
         bundle: The adapters.
         backbone: What they are for.
         context: Longest text in tokens.
+        joins: Whether texts of different lengths may go on side by side.
+        kept_bytes: Bytes of keys and values that are kept for a token.
         num_tokens: How many tokens text has.
 
     Raises:
@@ -155,6 +171,8 @@ class TextExperts:
         self.backbone = backbone
         self._model, self._split = backbone.model, backbone.split
         self.context = self._split.context
+        self.joins = self._split.joins
+        self.kept_bytes = self._split.kept_bytes
         self.num_tokens = bundle.frequencies().shape[1]
         self._bf16 = computes_in_bf16(bundle.config)
         self._adapters: dict[int, Arrays] = dict(bundle.adapters())
@@ -235,25 +253,38 @@ class TextExperts:
             found.append(_array(lost.view(wanted.shape)))
         return np.concatenate(found)
 
-    def draw(self, final: Floats, offsets: Floats, place: int, how: Writing) -> Drawn:
-        """The token that follows.
+    def go_on(self, steps: Sequence[TextStep]) -> list[Drawn | None]:
+        """Read what comes next in texts of one expert, all in one pass; draw what follows each.
 
         Args:
-            final: Final hidden state of the last token, [d].
-            offsets: What the expert adds to the logits, [V].
-            place: Where the new token stands in the text, from 0.
-            how: How it is drawn.
+            steps: One of any length; or several of one row each, where texts go on side by side
+                (``joins``).
         """
+        expert = steps[0].session.expert
         with self._lock, torch.inference_mode(), self._autocast():
-            logits = self._split.output(self._tensor(final)).float() + self._tensor(offsets)
-        # Some backbones have more logits than there are tokens in text.
-        told = scores = logits.log_softmax(0).cpu()[: self.num_tokens]
-        if how.temperature > 0:
-            stream = generator(derive_seed(how.seed, "token", place))
-            uniform = torch.rand(told.shape, generator=stream).clamp_min(1e-20)
-            scores = told / how.temperature - (-uniform.log()).log()
-        token = int(scores.argmax())
-        return Drawn(token, float(told[token]))
+            self._use(expert)
+            final = self._split.upper(self._read(steps), [one.session.upper for one in steps])
+            if all(one.how is None for one in steps):
+                return [None] * len(steps)
+            logits = self._split.output(final[:, -1]).float() + self._tensor(self.offsets(expert))
+            # Some backbones have more logits than there are tokens in text.
+            told = logits.log_softmax(1).cpu()[:, : self.num_tokens]
+        return [
+            None if one.how is None else _drawn(row, one.session.seen, one.how)
+            for one, row in zip(steps, told, strict=True)
+        ]
+
+    def _read(self, steps: Sequence[TextStep]) -> Tensor:
+        """Hidden states at the cut of what comes next, [B, T, d]."""
+        found: dict[int, Tensor] = {}
+        tokens = [at for at, one in enumerate(steps) if one.rows.ndim == 1]
+        if tokens:
+            read = self._tensor(np.stack([steps[at].rows for at in tokens]))
+            states = self._split.lower(read, [steps[at].session.lower for at in tokens]).float()
+            found = dict(zip(tokens, states, strict=True))
+        return torch.stack(
+            [found[at] if at in found else self._tensor(one.rows) for at, one in enumerate(steps)]
+        )
 
     def _use(self, expert: int) -> None:
         wanted = (self, expert)
@@ -279,6 +310,23 @@ class TextExperts:
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self._model.bias.device)
+
+
+def _drawn(told: Tensor, place: int, how: Writing) -> Drawn:
+    """The token that follows.
+
+    Args:
+        told: Log-probability of each token, [V].
+        place: Where the new token stands in the text, from 0.
+        how: How it is drawn.
+    """
+    scores = told
+    if how.temperature > 0:
+        stream = generator(derive_seed(how.seed, "token", place))
+        uniform = torch.rand(told.shape, generator=stream).clamp_min(1e-20)
+        scores = told / how.temperature - (-uniform.log()).log()
+    token = int(scores.argmax())
+    return Drawn(token, float(told[token]))
 
 
 def _shape(config: Config) -> tuple[Any, ...]:

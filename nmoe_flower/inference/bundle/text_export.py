@@ -77,7 +77,7 @@ def export_device(
         store: The run's folder on the device.
         out: The bundle's folder.
         config: The configuration that the device noted.
-        gate: As in `export_language`.
+        gate: Which gate routes; None: ``unigram`` or ``unigram-chunks``, if the run has one.
         partition: Which device this is.
 
     Raises:

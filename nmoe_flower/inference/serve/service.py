@@ -17,7 +17,7 @@ from nmoe_flower.inference.bundle import Bundle, TextBundle, TextExperts
 from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, SERVICE, peer_handlers, peer_pb2
 from nmoe_flower.inference.serve.batching import Served, expert_thread, load_expert
 from nmoe_flower.inference.serve.requests import ImageRequests, ServiceMetrics
-from nmoe_flower.inference.serve.text_requests import ServedText, TextRequests
+from nmoe_flower.inference.serve.text_requests import ServedText, TextLimits, TextRequests
 from nmoe_flower.inference.settings import check_not_negative
 from nmoe_flower.inference.telemetry import log_event
 
@@ -46,6 +46,9 @@ class ExpertServer:
         peer_list: The signed list that ``Peers`` answers with.
         deny: Names that are refused although their certificate is good.
         keep_seconds: Seconds that the last version still answers those who ask for it after a swap.
+        max_texts: The most texts that may be written at once; one pass of the network goes on with
+            all of them that wait for the same adapter.
+        max_text_mib: The most MiB that keys and values of these texts may fill.
         load: Makes the network of a bundle, latents [B, D] -> logits [B, C]: another precision, or
             another runtime.
         load_text: Puts the adapters of a bundle of text on a backbone.
@@ -72,14 +75,18 @@ class ExpertServer:
         peer_list: peer_pb2.PeerList | None = None,
         deny: Collection[str] = (),
         keep_seconds: float = 60.0,
+        max_texts: int = 32,
+        max_text_mib: float = 1024.0,
         load: Callable[[Bundle], nn.Module] = load_expert,
         load_text: Callable[[TextBundle], TextExperts] = TextExperts.open,
     ) -> None:
-        if min(max_batch, max_queue) < 1:
-            raise ConfigError(
-                f"max_batch = {max_batch}, max_queue = {max_queue}; allowed: 1 or more"
-            )
-        check_not_negative(max_wait_ms=max_wait_ms, keep_seconds=keep_seconds)
+        counts = {"max_batch": max_batch, "max_queue": max_queue, "max_texts": max_texts}
+        if min(counts.values()) < 1:
+            told = ", ".join(f"{name} = {count}" for name, count in counts.items())
+            raise ConfigError(f"{told}; allowed: 1 or more")
+        check_not_negative(
+            max_wait_ms=max_wait_ms, keep_seconds=keep_seconds, max_text_mib=max_text_mib
+        )
         _check_size(bundle, max_batch)
         self.metrics = ServiceMetrics()
         self.bundle = bundle
@@ -87,6 +94,7 @@ class ExpertServer:
         self._identity = identity
         self._address = str(Address.parse(address, any_port=True))
         self._limits = {"max_batch": max_batch, "max_queue": max_queue}
+        self._text_limits = TextLimits(max_queue, max_texts, max_text_mib)
         self._max_wait = max_wait_ms / 1000
         self._keep_seconds = keep_seconds
         self._load = load
@@ -256,7 +264,7 @@ class ExpertServer:
             bundle,
             await asyncio.to_thread(load, bundle),
             self._executor,
-            max_queue=self._limits["max_queue"],
+            limits=self._text_limits,
             on_pass=self.metrics.batch,
         )
 

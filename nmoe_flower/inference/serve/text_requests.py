@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.errors import WireError
-from nmoe_flower.inference.bundle import Session, TextBundle, TextExperts, Writing
+from nmoe_flower.inference.bundle import (
+    Drawn,
+    Session,
+    TextBundle,
+    TextExperts,
+    TextStep,
+    Writing,
+)
 from nmoe_flower.inference.protocol import (
     MAX_ID,
     Encoding,
@@ -23,14 +30,14 @@ from nmoe_flower.inference.protocol import (
     peer_pb2,
 )
 from nmoe_flower.inference.serve.requests import RefusedError, Requests
+from nmoe_flower.inference.serve.text_steps import TextSteps
 
-__all__ = ["ServedText", "TextRequests"]
+__all__ = ["ServedText", "TextLimits", "TextRequests"]
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-_MOST_SESSIONS = 32  # texts whose keys and values are kept at once
 _IDLE_SECONDS = 60.0  # that a text may wait for what follows
 _ENCODINGS: dict[int, Encoding] = {
     peer_pb2.Tensor.FLOAT32: "float32",
@@ -49,6 +56,20 @@ class _Done(NamedTuple):
     took: float
 
 
+class TextLimits(NamedTuple):
+    """How much text a peer takes at once.
+
+    Attributes:
+        queue: The most tokens that may wait.
+        texts: The most texts that may be open.
+        mib: The most MiB that keys and values of all open texts may fill.
+    """
+
+    queue: int
+    texts: int
+    mib: float
+
+
 class ServedText:
     """A bundle of text that answers; passes take turns in one thread.
 
@@ -56,14 +77,13 @@ class ServedText:
         bundle: What it was loaded from.
         experts: The bundle's adapters on the backbone.
         executor: The thread.
-        max_queue: The most tokens that may wait.
+        limits: How much it takes at once.
         on_pass: Called with the tokens and the seconds of every pass.
 
     Attributes:
         bundle: What it was loaded from.
         experts: The bundle's adapters on the backbone.
-        waiting_rows: Tokens that wait for their turn.
-        sessions: Texts that may go on.
+        steps: Where texts wait to go on.
     """
 
     def __init__(
@@ -72,16 +92,28 @@ class ServedText:
         experts: TextExperts,
         executor: Executor,
         *,
-        max_queue: int,
+        limits: TextLimits,
         on_pass: Callable[[int, float], None],
     ) -> None:
         self.bundle = bundle
         self.experts = experts
-        self.waiting_rows = 0
-        self.sessions = 0
+        most = limits.texts if experts.joins else 1
+        self.steps = TextSteps(experts.go_on, executor, most=most, on_pass=on_pass)
+        self._scoring = 0  # tokens that wait to be scored
         self._executor = executor
-        self._max_queue = max_queue
+        self._limits = limits
         self._on_pass = on_pass
+        self._kept: dict[Session, int] = {}  # tokens that each open text may come to
+
+    @property
+    def waiting_rows(self) -> int:
+        """Tokens that wait for their turn."""
+        return self._scoring + self.steps.waiting_rows
+
+    @property
+    def sessions(self) -> int:
+        """Texts that may go on."""
+        return len(self._kept)
 
     def fits(self, request: peer_pb2.ScoreRequest | peer_pb2.GenerateRequest) -> bool:
         """Whether it holds the expert that is asked for, on the backbone that is meant."""
@@ -99,8 +131,7 @@ class ServedText:
             rows: Tokens it is about.
             work: Called in the thread.
         """
-        if self.waiting_rows + rows > self._max_queue:
-            raise RefusedError(_BUSY, "busy", "busy: the queue is full")
+        self._check_queue(rows)
         since = time.perf_counter()
 
         def timed() -> _Done:
@@ -108,13 +139,65 @@ class ServedText:
             value = work()
             return _Done(value, began - since, time.perf_counter() - began)
 
-        self.waiting_rows += rows
+        self._scoring += rows
         try:
             done = await asyncio.get_running_loop().run_in_executor(self._executor, timed)
         finally:
-            self.waiting_rows -= rows
+            self._scoring -= rows
         self._on_pass(rows, done.took)
         return done
+
+    async def go_on(self, step: TextStep) -> Drawn | None:
+        """Read what comes next in a text when it is its turn, beside others; draw what follows.
+
+        Args:
+            step: What comes next.
+        """
+        self._check_queue(len(step.rows))
+        return await self.steps.go_on(step)
+
+    def open(self, session: Session) -> None:
+        """Let a text begin, unless as many are open as may be.
+
+        Args:
+            session: The text.
+        """
+        if len(self._kept) >= self._limits.texts:
+            raise RefusedError(
+                _BUSY, "busy", f"busy: {len(self._kept)} texts are open, as many as may be"
+            )
+        self._kept[session] = 0
+
+    def keep(self, session: Session, tokens: int) -> None:
+        """Let a text grow, unless keys and values of all texts would fill too much.
+
+        Args:
+            session: The text.
+            tokens: How long it may become.
+        """
+        others = sum(self._kept.values()) - self._kept[session]
+        mib = (others + tokens) * self.experts.kept_bytes / 2**20
+        if mib > self._limits.mib:
+            raise RefusedError(
+                _BUSY,
+                "busy",
+                f"busy: keys and values of {tokens} tokens beside {others} of other texts would "
+                f"fill {mib:.1f} MiB; allowed: {self._limits.mib:g}",
+            )
+        self._kept[session] = tokens
+
+    def close(self, session: Session) -> None:
+        """Nothing more comes of a text.
+
+        Args:
+            session: The text.
+        """
+        del self._kept[session]
+        self.steps.leave(session)
+
+    def _check_queue(self, rows: int) -> None:
+        if self.waiting_rows + rows > self._limits.queue:
+            raise RefusedError(_BUSY, "busy", "busy: the queue is full")
 
 
 class TextRequests(Requests[ServedText]):
@@ -198,18 +281,16 @@ class TextRequests(Requests[ServedText]):
                 request = parse(peer_pb2.GenerateRequest, data)
                 self.metrics.received.inc(len(data))
                 if served is None:
-                    served, first = self._served_for(request), request
-                    if served.sessions >= _MOST_SESSIONS:
-                        served = None
-                        raise RefusedError(_BUSY, "busy", "busy: too many texts are open")
-                    served.sessions += 1
-                    session.expert = request.expert
+                    session.expert, first = request.expert, request
+                    fit = self._served_for(request)
+                    fit.open(session)
+                    served = fit
                 elif request.request_id != first.request_id:
                     raise WireError("mixed-up", "a stream is about one text")
                 await self._go_on(served, session, request, context, caller)
         finally:
             if served is not None:
-                served.sessions -= 1
+                served.close(session)
 
     async def _next(self, context: Any) -> bytes | None:
         try:
@@ -230,7 +311,7 @@ class TextRequests(Requests[ServedText]):
     ) -> None:
         """Read what follows, then draw as many tokens as are wanted."""
         started = time.perf_counter()
-        experts, expert = served.experts, session.expert
+        experts = served.experts
         rows: Any = (
             self._tokens(request, served) if request.tokens else self._hidden(request, served)
         )
@@ -245,28 +326,23 @@ class TextRequests(Requests[ServedText]):
                 f"{session.seen + len(rows)} tokens and {request.count} to follow; allowed: "
                 f"{experts.context} in all",
             )
+        served.keep(session, session.seen + len(rows) + request.count)
         if request.count > 1 and not request.tokens:
             raise WireError("count", "hidden states are asked for token by token")
         if not 0 <= how.temperature < np.inf:
             raise WireError("temperature", f"temperature {how.temperature}; allowed: 0 or more")
-        offsets = experts.offsets(expert)
         for left in range(max(request.count, 1), 0, -1):
-
-            def work(rows: Any = rows) -> Any:
-                hidden = experts.lower(rows[None], session) if request.tokens else rows[None]
-                final = experts.upper(expert, hidden, session)[0, -1]
-                return experts.draw(final, offsets, session.seen, how) if request.count else None
-
+            step = TextStep(session, rows, how if request.count else None)
             with self.held(caller, len(rows)):
-                done = await served.compute(len(rows), work)
-            if done.value is None:
+                drawn = await served.go_on(step)
+            if drawn is None:
                 return
             reply = peer_pb2.GenerateReply(
                 request_id=request.request_id,
-                expert_version=served.bundle.version_of(expert),
+                expert_version=served.bundle.version_of(session.expert),
                 position=session.seen,
-                token=done.value.token,
-                log_probability=done.value.log_probability,
+                token=drawn.token,
+                log_probability=drawn.log_probability,
             )
             await context.write(reply)
             self.answered += 1
@@ -277,9 +353,9 @@ class TextRequests(Requests[ServedText]):
                 seconds=time.perf_counter() - started,
             )
             started = time.perf_counter()
-            if left == 1 or (request.HasField("end") and done.value.token == request.end):
+            if left == 1 or (request.HasField("end") and drawn.token == request.end):
                 return
-            rows = np.array([done.value.token])
+            rows = np.array([drawn.token])
 
     def _served_for(self, request: peer_pb2.ScoreRequest | peer_pb2.GenerateRequest) -> ServedText:
         if len(request.request_id) > MAX_ID:

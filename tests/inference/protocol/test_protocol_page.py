@@ -1,6 +1,7 @@
 """The protocol page says what the code does."""
 
 import ast
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import nmoe_flower.inference
-from nmoe_flower.inference import Manifest, encode_tensor
+from nmoe_flower.inference import ExpertServer, Manifest, encode_tensor
 from nmoe_flower.inference.bundle import BUNDLE_PARTS, TextManifest
 from nmoe_flower.inference.protocol.peer_pb2 import (
     GenerateReply,
@@ -21,7 +22,7 @@ from nmoe_flower.inference.protocol.peer_pb2 import (
 )
 from nmoe_flower.inference.protocol.wire import MAX_ID, MAX_MESSAGE_BYTES, PROTOCOL
 from nmoe_flower.inference.serve import ServiceMetrics
-from nmoe_flower.inference.serve.text_requests import _IDLE_SECONDS, _MOST_SESSIONS
+from nmoe_flower.inference.serve.text_requests import _IDLE_SECONDS
 
 SOURCE = Path(nmoe_flower.inference.__file__).parent
 PAGE = (Path(__file__).parents[3] / "docs/reference/protocol.md").read_text(encoding="utf-8")
@@ -77,7 +78,9 @@ def test_messages_about_text_are_described() -> None:
         assert all(f"`{field.name}`" in table for field in message.DESCRIPTOR.fields)
     for field in (*ScoreReply.DESCRIPTOR.fields, *GenerateReply.DESCRIPTOR.fields):
         assert f"`{field.name}` ({field.number})" in section
-    assert f"at most {_MOST_SESSIONS} streams" in section
+    limits = inspect.signature(ExpertServer).parameters
+    assert f"`--max-texts` streams at once ({limits['max_texts'].default})" in section
+    assert f"of memory ({limits['max_text_mib'].default:g};" in " ".join(section.split())
     assert f"{_IDLE_SECONDS:g} seconds" in section
 
 

@@ -389,6 +389,8 @@ def test_a_port_that_is_taken(serving: Fixture, make_bundle: Fixture) -> None:
     [
         ({"max_batch": 0}, "max_batch = 0"),
         ({"max_queue": 0}, "max_queue = 0"),
+        ({"max_texts": 0}, "max_texts = 0"),
+        ({"max_text_mib": float("nan")}, "max_text_mib is nan"),
         ({"max_wait_ms": -1}, "max_wait_ms is -1"),
         ({"max_wait_ms": float("nan")}, "max_wait_ms is nan"),
         ({"max_wait_ms": float("inf")}, "max_wait_ms is inf"),

@@ -23,7 +23,7 @@ from nmoe_flower.inference.protocol.peer_pb2 import (
     ScoreRequest,
 )
 from nmoe_flower.inference.serve import ServiceMetrics
-from nmoe_flower.inference.serve.text_requests import ServedText, TextRequests
+from nmoe_flower.inference.serve.text_requests import ServedText, TextLimits, TextRequests
 
 Make = Callable[..., Any]
 WIDTH, CONTEXT = 32, 40
@@ -65,7 +65,7 @@ class Peer:
             self.bundle,
             TextExperts(self.bundle, of.backbone),
             executor,
-            max_queue=4096,
+            limits=TextLimits(queue=4096, texts=32, mib=1024),
             on_pass=lambda rows, seconds: None,
         )
         self.requests = TextRequests(
