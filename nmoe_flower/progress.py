@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, Self, TextIO, get_args
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import parse_json
+from nmoe_flower.plurals import how_many
 
 __all__ = ["Follower", "Format", "Progress", "duration", "make_progress"]
 
@@ -453,7 +454,7 @@ def _count(record: Mapping[str, Any]) -> str:
 
 
 def _answers(stage: str, count: int, clients: int) -> str:
-    return f"{stage}: {count} of {clients} clients have answered"
+    return f"{stage}: {count} of {how_many(clients, 'client has', 'clients have')} answered"
 
 
 def _facts(record: Mapping[str, Any], room: float = math.inf) -> str:

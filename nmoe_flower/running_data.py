@@ -14,6 +14,7 @@ from nmoe_flower.data import (
 )
 from nmoe_flower.data.text import TextData, configured_text
 from nmoe_flower.errors import CheckpointError, ConfigError, DataError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.progress import Progress
 from nmoe_flower.results import RunFolder
 
@@ -63,10 +64,13 @@ def open_data(
         _check_unchanged(began, data)
     if (told := data.tokenised) is not None:
         if told.empty:
-            progress.message(f"note: {told.empty:,} documents are left out: empty")
+            progress.message(
+                f"note: {how_many(told.empty, 'document is', 'documents are')} left out: empty"
+            )
         if told.shortened:
             progress.message(
-                f"note: {told.shortened:,} documents have more tokens than text.window = "
+                f"note: {how_many(told.shortened, 'document has', 'documents have')} more tokens "
+                "than text.window = "
                 f"{config.text.window}: their first {config.text.window} are read"
             )
     asked = ", ".join(
@@ -105,7 +109,9 @@ def open_text(config: Config, progress: Progress, *, began: RunFolder | None = N
         _check_unchanged(began, data)
     for reason, count in data.left_out.items():
         if count:
-            progress.message(f"note: {count:,} documents are left out: {reason}")
+            progress.message(
+                f"note: {how_many(count, 'document is', 'documents are')} left out: {reason}"
+            )
     return data
 
 

@@ -16,6 +16,7 @@ from nmoe_flower.engine import flower, uninterrupted
 from nmoe_flower.errors import NMoEError, RoundError
 from nmoe_flower.lock import locked
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline
+from nmoe_flower.plurals import how_many
 from nmoe_flower.rehearsal import check_files, rehearse_apart
 from nmoe_flower.results import RunFolder
 from nmoe_flower.summary import draw, summary_lines
@@ -99,11 +100,11 @@ def cost_in_words(config: Config, *, simulated: bool) -> str:
     """
     count = sum(exchanges(config).values())
     if simulated:
-        return f"a whole run is {count} exchanges"
+        return f"a whole run is {how_many(count, 'exchange')}"
     minutes = max(1, round(count * SECONDS_PER_EXCHANGE / 60))
     return (
-        f"a whole run is {count} exchanges; on SuperNodes each costs about "
-        f"{SECONDS_PER_EXCHANGE:g} s: {minutes} minute{'s' if minutes > 1 else ''}"
+        f"a whole run is {how_many(count, 'exchange')}; on SuperNodes each costs about "
+        f"{SECONDS_PER_EXCHANGE:g} s: {how_many(minutes, 'minute')}"
     )
 
 
@@ -132,7 +133,7 @@ def settle(
             break
         if now - started >= config.run.connect_timeout:
             raise RoundError(
-                f"{count} nodes connected within {config.run.connect_timeout:g} s, "
+                f"{how_many(count, 'node')} connected within {config.run.connect_timeout:g} s, "
                 f"data.num-clients is {wanted}, "
                 f"{'all' if config.run.wait_for_all else 'at least 2'} are needed; {HINT}"
             )
@@ -144,7 +145,7 @@ def settle(
         return config
     tell(
         f"{count} SuperNodes are connected but data.num-clients is {wanted}: "
-        f"running with {count} clients; {HINT}"
+        f"running with {how_many(count, 'client')}; {HINT}"
     )
     return Config.parse({**config.flat(), "data.num-clients": count})
 

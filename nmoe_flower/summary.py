@@ -10,6 +10,7 @@ from typing import Any
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.installation import install_hint
+from nmoe_flower.plurals import how_many
 from nmoe_flower.progress import duration
 from nmoe_flower.results import RunFolder
 
@@ -67,12 +68,13 @@ def summary_lines(folder: RunFolder, figures: Sequence[Path], seconds: float) ->
         lines.append(f"dropped {times} x client {who}: {why}")
     if len(failures) > _MOST_FAILURES:
         lines.append(
-            f"... and {len(failures) - _MOST_FAILURES} more reasons in {folder.rounds_path}"
+            f"... and {how_many(len(failures) - _MOST_FAILURES, 'more reason')} in "
+            f"{folder.rounds_path}"
         )
     lines += _findings(results)
     lines.append(f"results  {folder.results_path}")
     if figures:
-        lines.append(f"figures  {figures[0].parent} ({len(figures)} files)")
+        lines.append(f"figures  {figures[0].parent} ({how_many(len(figures), 'file')})")
     return [*lines, f"time     {duration(seconds)}"]
 
 

@@ -151,7 +151,7 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
     "one client": (settings("data.num-clients=1"), ["data.num-clients", "2", "got 1"]),
     "more clients than samples": (
         settings("data.num-clients=2000"),
-        ["2000 clients", "1438 samples", "train split"],
+        ["2,000 clients", "1,438 samples", "train split"],
     ),
     "more samples than there are": (
         settings("data.train-per-client=900"),

@@ -224,7 +224,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["run", "--set", "data.tau=-1"], "data.tau"),
         (["run", "--set", "data.tau"], "key=value"),
         (["run", "--set", "data.dataset=./nowhere"], "data folder './nowhere' does not exist"),
-        (["run", "--set", "data.num-clients=2000", "run.name=big"], "2000 clients cannot share"),
+        (["run", "--set", "data.num-clients=2000", "run.name=big"], "2,000 clients cannot share"),
         (["run", "--name", "a/b"], "run.name"),
         (["run", "--resume", "nowhere"], "nothing to resume: nowhere is not a folder"),
         (["config", "--set", "gate.top-k=11"], "gate.top-k is 11"),

@@ -25,6 +25,7 @@ ROWS = [
         "catalogue",
         "installation",
         "on_demand",
+        "plurals",
         "own_code",
         "recipes",
         "seeds",

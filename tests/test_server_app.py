@@ -77,7 +77,7 @@ def test_fewer_nodes_that_stay_are_taken_and_told() -> None:
 
 
 def test_one_node_is_not_enough_and_the_wait_ends() -> None:
-    with pytest.raises(RoundError, match=r"1 nodes connected within 7 s, data\.num-clients is 10"):
+    with pytest.raises(RoundError, match=r"1 node connected within 7 s, data\.num-clients is 10"):
         settled([0], {"run.connect-timeout": 7})
 
 

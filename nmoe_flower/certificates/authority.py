@@ -24,6 +24,7 @@ from nmoe_flower.certificates.identity import (
 )
 from nmoe_flower.errors import CertificateError
 from nmoe_flower.files import write_bytes
+from nmoe_flower.plurals import how_many
 
 __all__ = ["MAX_DAYS", "Authority", "create_authority"]
 
@@ -138,15 +139,18 @@ def _builder(
     start: datetime | None,
 ) -> x509.CertificateBuilder:
     if not 1 <= days <= MAX_DAYS:
-        raise CertificateError(f"a certificate for {days} days; allowed: 1 to {MAX_DAYS}")
+        raise CertificateError(
+            f"a certificate for {how_many(days, 'day')}; allowed: 1 to {MAX_DAYS}"
+        )
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     begin = start or datetime.now(UTC) - _CLOCK_SKEW
     end = begin + timedelta(days=days)
     last = issuer.not_valid_after_utc if issuer else end
     if end - last > timedelta(days=1):
         raise CertificateError(
-            f"a certificate for {days} days would outlive its authority, which expires on "
-            f"{last:%Y-%m-%d}; allowed: up to {max(0, (last - begin).days)} days"
+            f"a certificate for {how_many(days, 'day')} would outlive its authority, which "
+            "expires on "
+            f"{last:%Y-%m-%d}; allowed: up to {how_many(max(0, (last - begin).days), 'day')}"
         )
     return (
         x509.CertificateBuilder()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
 from nmoe_flower.catalogue import POLICIES
+from nmoe_flower.plurals import how_many
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +122,9 @@ def _text(table: "AlignTable", chosen: "npt.NDArray[np.bool_]") -> str:
         rows.append([name, str(table.capacity[at]), " ".join(_held(table, chosen[at])) or "-"])
     lines = [padded(rows)]
     if len(table.clients) > _SHOWN:
-        lines.append(f"... and {len(table.clients) - _SHOWN} more clients (--out writes all)")
+        lines.append(
+            f"... and {how_many(len(table.clients) - _SHOWN, 'more client')} (--out writes all)"
+        )
     loads = chosen.sum(axis=0)
     load_rows = [["expert", "clients"]]
     load_rows += [[name, str(load)] for name, load in zip(table.experts, loads, strict=True)]

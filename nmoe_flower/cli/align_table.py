@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_json, read_text
+from nmoe_flower.plurals import how_many
 
 __all__ = ["AlignTable", "read_align_table", "read_experts"]
 
@@ -90,7 +91,7 @@ def _rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Row]]:
             place = f"line {reader.line_num}"
             if len(cells) != len(head):
                 raise DataError(
-                    f"{path}, {place}: {len(cells)} cells, not {len(head)} as in line 1"
+                    f"{path}, {place}: {how_many(len(cells), 'cell')}, not {len(head)} as in line 1"
                 )
             rows.append(_Row(place, dict(zip(head, map(str.strip, cells), strict=True))))
     except csv.Error as error:
@@ -143,10 +144,13 @@ def _kind(value: Any) -> str:
 
 def _add_clients(path: Path, table: AlignTable, rows: Sequence[_Row]) -> None:
     if not table.experts or not rows:
-        raise DataError(f"{path}: {len(rows)} clients and {len(table.experts)} experts")
+        raise DataError(
+            f"{path}: {how_many(len(rows), 'client')} and {how_many(len(table.experts), 'expert')}"
+        )
     if len(table.experts) > _MOST_EXPERTS or len(rows) > _MOST_CLIENTS:
         raise DataError(
-            f"{path}: {len(rows)} clients and {len(table.experts)} experts; allowed: up to "
+            f"{path}: {how_many(len(rows), 'client')} and "
+            f"{how_many(len(table.experts), 'expert')}; allowed: up to "
             f"{_MOST_CLIENTS} and {_MOST_EXPERTS}"
         )
     _once(path, "the client", [(row.cells["client"], row.place) for row in rows])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nmoe_flower.arguments import Whole, recipe_argument
 from nmoe_flower.cli.options import add_command, add_set, needs_serve
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.plurals import how_many, one_or_many
 
 if TYPE_CHECKING:
     from nmoe_flower.deploy import FederationPlan
@@ -202,7 +203,7 @@ def _check(args: argparse.Namespace) -> int:
         text = found.problem or found.note
         print(f"{state:7}  {found.party:{width}}  {found.what}{f': {text}' if text else ''}")
     problems = sum(bool(found.problem) for found in findings)
-    print(f"{problems} problem{'' if problems == 1 else 's'} in {len(findings)} checks")
+    print(f"{how_many(problems, 'problem')} in {how_many(len(findings), 'check')}")
     return 1 if problems else 0
 
 
@@ -251,7 +252,8 @@ def _plan(
     config = Config.load(args.recipe, own)
     if config.data.num_clients != args.nodes:
         raise ConfigError(
-            f"data.num-clients is {config.data.num_clients}, but there are {args.nodes} nodes: "
+            f"data.num-clients is {config.data.num_clients}, but there "
+            f"{one_or_many(args.nodes, 'is', 'are')} {how_many(args.nodes, 'node')}: "
             "leave it out"
         )
     return FederationPlan(

@@ -19,6 +19,7 @@ from typing import Literal
 
 from nmoe_flower import __version__
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.plurals import how_many
 
 __all__ = ["ABOUT", "Look", "add_arguments", "doctor"]
 
@@ -196,7 +197,10 @@ def _cores() -> tuple[State, str]:
 
     count, quota = usable_cores(), _cgroup("cpu.max")
     if quota and (allowed := int(quota[0]) / int(quota[1])) < count:
-        return "note", f"{count} cores, of which this container may use {allowed:g}: --workers"
+        return (
+            "note",
+            f"{how_many(count, 'core')}, of which this container may use {allowed:g}: --workers",
+        )
     return "ok", f"{count} for this process, {os.cpu_count()} in the machine"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nmoe_flower.arguments import Number, OutputFile
 from nmoe_flower.cli.options import add_format, add_keys, check_keys, needs_serve, take_node
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.plurals import how_many
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -243,7 +244,10 @@ def _sign(
     target = peers if out is None else out
     write_text(folder / SERIAL, f"{serial}\n")
     signed.write(target)
-    print(f"{target}: {len(signed.peers)} peers, serial {signed.serial}, for {days:g} days")
+    print(
+        f"{target}: {how_many(len(signed.peers), 'peer')}, serial {signed.serial}, for {days:g} "
+        "days"
+    )
     return 0
 
 

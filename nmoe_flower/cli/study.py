@@ -10,6 +10,7 @@ from nmoe_flower.arguments import SEED, Whole
 from nmoe_flower.cli.options import add_command, add_format, add_set, add_track
 from nmoe_flower.cli.study_report import add_report
 from nmoe_flower.errors import ConfigError, NMoEError
+from nmoe_flower.plurals import how_many
 
 __all__ = ["ABOUT", "add_arguments"]
 
@@ -177,7 +178,7 @@ def _show(plan) -> None:  # type: ignore[no-untyped-def]
             )
         print("", padded(table), "", sep="\n")
     counts = [f"{plan.count(state)} {text}" for state, text in _SHOWN.items() if plan.count(state)]
-    print(f"{len(plan.runs)} runs: {', '.join(counts)}")
+    print(f"{how_many(len(plan.runs), 'run')}: {', '.join(counts)}")
     if plan.seconds:
         print(
             f"about {duration(plan.seconds)} of work are left, one run at a time (estimated from "
@@ -207,9 +208,10 @@ def _run(args: argparse.Namespace) -> int:
         plan, jobs=args.jobs, workers=args.workers, view=view, track=args.track, ray_address=address
     )
     view.say(
-        f"{done.finished} of {len(plan.runs)} runs are finished, {done.made} of them now"
+        f"{done.finished} of {how_many(len(plan.runs), 'run is', 'runs are')} finished, "
+        f"{done.made} of them now"
         + (f"; {len(done.failed)} failed" if done.failed else "")
-        + (f"; {done.left} were not made" if done.left else "")
+        + (f"; {how_many(done.left, 'was', 'were')} not made" if done.left else "")
         + f": {plan.folder}",
         finished=done.finished, made=done.made, failed=done.failed, left=done.left,
     )  # fmt: skip

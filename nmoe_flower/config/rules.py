@@ -15,6 +15,7 @@ from nmoe_flower.catalogue import (
 )
 from nmoe_flower.config.privacy import weights_refusal
 from nmoe_flower.own_code import FORM, is_own
+from nmoe_flower.plurals import how_many, one_or_many
 
 if TYPE_CHECKING:
     from nmoe_flower.config.whole import Config
@@ -44,12 +45,14 @@ def _parts_fit_together(config: "Config") -> None:
     clients = config.data.num_clients
     if config.gate.top_k > clients:
         raise ValueError(
-            f"gate.top-k is {config.gate.top_k} but there are only {clients} experts "
+            f"gate.top-k is {config.gate.top_k} but there "
+            f"{one_or_many(clients, 'is', 'are')} only {how_many(clients, 'expert')} "
             "(data.num-clients)"
         )
     if config.gate.distribution and len(config.gate.distribution) != clients:
         raise ValueError(
-            f"gate.distribution has {len(config.gate.distribution)} entries for {clients} "
+            f"gate.distribution has {how_many(len(config.gate.distribution), 'entry', 'entries')} "
+            f"for {clients} "
             f"experts, got {', '.join(map(str, config.gate.distribution))}"
         )
     if config.gate.form == "metric" and config.run.system != "networked":
@@ -78,7 +81,8 @@ def _parts_fit_together(config: "Config") -> None:
     experts = config.alignment.experts or clients
     if config.run.system == "aligned" and config.alignment.top_k > experts:
         raise ValueError(
-            f"alignment.top-k is {config.alignment.top_k} but there are only {experts} experts "
+            f"alignment.top-k is {config.alignment.top_k} but there "
+            f"{one_or_many(experts, 'is', 'are')} only {how_many(experts, 'expert')} "
             "(alignment.experts, or data.num-clients)"
         )
     if (
@@ -144,7 +148,8 @@ def _parts_fit_together(config: "Config") -> None:
     if config.privacy.enabled and config.head.asks_sums and config.extractor.is_trained:
         raise ValueError(
             "privacy.enabled with sums pays for these alone, and extractor.method = "
-            f"{config.extractor.method} trains an extractor for {config.extractor.rounds} rounds: "
+            f"{config.extractor.method} trains an extractor for "
+            f"{how_many(config.extractor.rounds, 'round')}: "
             "use a given one, one of another run (extractor.start), or extractor.rounds = 0"
         )
     of_text = config.run.system == "language"  # whose sums have rules of their own
@@ -184,7 +189,8 @@ def _parts_fit_together(config: "Config") -> None:
         )
     if config.run.min_replies > clients:
         raise ValueError(
-            f"run.min-replies is {config.run.min_replies} but there are {clients} clients"
+            f"run.min-replies is {config.run.min_replies} but there "
+            f"{one_or_many(clients, 'is', 'are')} {how_many(clients, 'client')}"
         )
 
 
@@ -342,7 +348,8 @@ def _language_stands_alone(config: "Config") -> None:
     settings, clients = config.adapter, config.data.num_clients
     if settings.ranks and len(settings.ranks) != clients:
         raise ValueError(
-            f"adapter.ranks has {len(settings.ranks)} entries for {clients} clients, got "
+            f"adapter.ranks has {how_many(len(settings.ranks), 'entry', 'entries')} for "
+            f"{how_many(clients, 'client')}, got "
             f"{', '.join(map(str, settings.ranks))}"
         )
     averaged = any(ADAPTER_CONTROLS[name].averaged for name in settings.controls)

@@ -10,6 +10,7 @@ from nmoe_flower.data.dealing import Indices
 from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import ClientIndices
 from nmoe_flower.data.schemes import named_classes, sharing, sizes_in_words
+from nmoe_flower.plurals import how_many
 
 if TYPE_CHECKING:
     from nmoe_flower.config import Config
@@ -37,12 +38,17 @@ class Coverage:
 
     def __str__(self) -> str:
         """In words, one line."""
-        text = f"{self.part}: {self.used:,} of {self.total:,} samples are used"
+        text = (
+            f"{self.part}: {self.used:,} of {how_many(self.total, 'sample is', 'samples are')} used"
+        )
         if self.shared:
             text += f", {self.shared:,} of them by several clients"
         if self.used == self.total:
             return text
-        return f"{text}; {self.total - self.used:,} are not: {'; '.join(self.reasons)}"
+        return (
+            f"{text}; {how_many(self.total - self.used, 'is', 'are')} not: "
+            f"{'; '.join(self.reasons)}"
+        )
 
 
 def coverage(config: "Config", data: ImageData, clients: Sequence[ClientIndices]) -> list[Coverage]:
@@ -107,7 +113,11 @@ def _why_not_trained(
 ) -> list[str]:
     """Why training samples are left out: for validation, or as the scheme has it."""
     aside = sum(len(client.validation) for client in clients)
-    found = [f"{aside:,} are for validation (data.validation-per-client)"] if aside else []
+    found = (
+        [f"{how_many(aside, 'is', 'are')} for validation (data.validation-per-client)"]
+        if aside
+        else []
+    )
     taken = [np.concatenate([client.train, client.validation]) for client in clients]
     if sum(map(len, taken)) == len(data.train):
         return found
@@ -125,5 +135,6 @@ def _unknown_classes(data: ImageData) -> list[str]:
     if not len(classes):
         return []
     return [
-        f"{int(test[classes].sum())} are of {named_classes(data, classes)}, with none to train on"
+        f"{how_many(int(test[classes].sum()), 'is', 'are')} of {named_classes(data, classes)}, "
+        "with none to train on"
     ]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.errors import ConfigError, DataError
+from nmoe_flower.plurals import how_many
 
 __all__ = [
     "Indices",
@@ -36,7 +37,10 @@ def check_clients(num_clients: int, num_samples: int, split: str) -> None:
     if num_clients < 1:
         raise ConfigError(f"the number of clients is {num_clients}; allowed: 1 or more")
     if num_clients > num_samples:
-        raise DataError(f"{num_clients} clients cannot share {num_samples} samples of {split}")
+        raise DataError(
+            f"{how_many(num_clients, 'client')} cannot share {how_many(num_samples, 'sample')} of "
+            f"{split}"
+        )
 
 
 def round_quotas(quotas: Quotas) -> npt.NDArray[np.int64]:
@@ -110,7 +114,8 @@ def draw_alike(
     if (most > available).any():
         cls = int(np.argmax(most - available))
         raise DataError(
-            f"class {names[cls]!r} of the test split has {available[cls]} samples, but client "
+            f"class {names[cls]!r} of the test split has "
+            f"{how_many(int(available[cls]), 'sample')}, but client "
             f"{int(counts[:, cls].argmax())} needs {most[cls]} of its {chosen} test samples from it"
         )
     return deal(labels, counts, rng)
@@ -156,7 +161,8 @@ def check_share(share: float, num_classes: int) -> None:
         raise DataError(f"the labels hold {num_classes} class(es); at least 2 are needed")
     if not 1 / num_classes - 1e-12 <= share <= 1:
         raise DataError(
-            f"dominant share {share:.4g} is not possible with {num_classes} classes; allowed: "
+            f"dominant share {share:.4g} is not possible with "
+            f"{how_many(num_classes, 'class', 'classes')}; allowed: "
             f"{1 / num_classes:.4g} to 1 (tau is {1 / share - 1:.4g}; allowed: above 0 and at most "
             f"{num_classes - 1})"
         )
@@ -214,9 +220,11 @@ def deal_dominant(
     if lacking.max() > 0:
         cls = int(lacking.argmax())
         raise DataError(
-            f"class {names[classes[cls]]!r} of {split} has {available[cls]} samples, but "
-            f"{num_clients} clients with {chosen} samples each need {counts[:, cls].sum()}; "
-            f"allowed: at most {largest_size(quotas, available)} samples per client"
+            f"class {names[classes[cls]]!r} of {split} has "
+            f"{how_many(int(available[cls]), 'sample')}, but "
+            f"{num_clients} clients with {how_many(chosen, 'sample')} each need "
+            f"{counts[:, cls].sum()}; "
+            f"allowed: at most {how_many(largest_size(quotas, available), 'sample')} per client"
         )
     codes = np.full(len(names), -1, dtype=np.int64)
     codes[classes] = np.arange(len(classes))

@@ -17,6 +17,7 @@ from nmoe_flower.data.images import Split
 from nmoe_flower.data.pixels import fit_pixels
 from nmoe_flower.data.request import ColourFoundError, DataRequest, RawSplit
 from nmoe_flower.errors import DataError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.seeds import numpy_stream
 
 __all__ = ["OnDecoded", "check_classes", "decode_source", "divide_split", "encode_clients"]
@@ -198,7 +199,10 @@ def divide_split(building: Path, whole: Split, rng: np.random.Generator) -> list
             places = (np.arange(count) + 0.5) * len(members) / max(count, 1)
             in_test[members[places.astype(np.int64)]] = True
     if not in_test.any():
-        raise DataError(f"{len(whole)} samples are too few to set a test split of 20 % aside")
+        raise DataError(
+            f"{how_many(len(whole), 'sample is', 'samples are')} too few to set a test split of "
+            "20 % aside"
+        )
     (building / "train-images.npy").rename(building / "all-images.npy")
     splits = []
     for name, chosen in (("train", ~in_test), ("test", in_test)):

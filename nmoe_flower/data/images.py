@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from nmoe_flower.plurals import how_many
+
 __all__ = ["Features", "ImageData", "Portion", "Split", "Tokenised", "counted", "what_changed"]
 
 
@@ -158,7 +160,8 @@ def what_changed(
             more = len(classes) - _NAMED
             listed = "; ".join(classes[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
             found.append(
-                f"{split} had {sum(before.values())} samples and has {sum(after.values())} "
+                f"{split} had {how_many(sum(before.values()), 'sample')} and has "
+                f"{sum(after.values())} "
                 f"({listed})"
             )
     return ", ".join(found) or "as many samples of every class as before, but not the same ones"

@@ -21,6 +21,7 @@ from nmoe_flower.data.images import ImageData, Split
 from nmoe_flower.data.indices import label_counts
 from nmoe_flower.data.own import own_indices
 from nmoe_flower.errors import DataError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.seeds import derive_seed, numpy_stream
 
 __all__ = [
@@ -156,8 +157,8 @@ def _even(labels: Indices, arguments: Mapping[str, Any], split: str) -> list[Ind
     largest = len(labels) // clients
     if size > largest:
         raise DataError(
-            f"{clients} clients cannot have {size} of the {len(labels)} samples of the "
-            f"{split} split each; allowed: at most {largest} samples per client"
+            f"{how_many(clients, 'client')} cannot have {size} of the {len(labels)} samples of the "
+            f"{split} split each; allowed: at most {how_many(largest, 'sample')} per client"
         )
     rng = numpy_stream(arguments["seed"], "partition", "iid", split)
     order = rng.permutation(len(labels))
@@ -222,7 +223,8 @@ def _flower_indices(labels: Indices, arguments: Mapping[str, Any], *, split: str
             parts = [partitioner.load_partition(client) for client in range(clients)]
         except ValueError as error:
             raise DataError(
-                f"scheme {scheme!r} cannot share {len(labels)} samples among {clients} clients "
+                f"scheme {scheme!r} cannot share {how_many(len(labels), 'sample')} among "
+                f"{how_many(clients, 'client')} "
                 f"(alpha {arguments['alpha']}, classes_per_client "
                 f"{arguments['classes_per_client']}): {error}"
             ) from error

@@ -9,6 +9,7 @@ from nmoe_flower.data.dealing import Indices, deal, largest_size, round_quotas
 from nmoe_flower.data.images import ImageData
 from nmoe_flower.data.indices import ClientIndices, label_counts
 from nmoe_flower.errors import DataError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.seeds import numpy_stream
 
 __all__ = ["from_spare", "from_training"]
@@ -78,7 +79,8 @@ def _from_owned(
     for number, (client, mine) in enumerate(zip(clients, own, strict=True)):
         if len(mine) < size:
             raise DataError(
-                f"{_KEY} is {size}, but client {number} has {len(mine)} training samples "
+                f"{_KEY} is {size}, but client {number} has "
+                f"{how_many(len(mine), 'training sample')} "
                 f"beside the {len(client.train)} it trains on; {_allowed(min(map(len, own)))}"
             )
         wanted = np.bincount(labels[client.train], minlength=data.num_classes)
@@ -120,8 +122,10 @@ def from_training(
         if size > spare[number].sum():
             who = names[number] if names else f"client {number}"
             raise DataError(
-                f"{_KEY} is {size}, but {who} has {len(client.train)} training samples of "
-                f"{np.count_nonzero(counted[number])} classes, and keeps one of each; allowed: "
+                f"{_KEY} is {size}, but {who} has "
+                f"{how_many(len(client.train), 'training sample')} of "
+                f"{how_many(int(np.count_nonzero(counted[number])), 'class', 'classes')}, and "
+                "keeps one of each; allowed: "
                 f"0 to {spare.sum(axis=1).min()}"
             )
         counts = _bounded(counted[number], size, spare[number])

@@ -16,6 +16,7 @@ from nmoe_flower.deploy.sandbox import Sandbox
 from nmoe_flower.engine import interruptible
 from nmoe_flower.errors import ConfigError, EngineError
 from nmoe_flower.pipeline import exchanges
+from nmoe_flower.plurals import how_many
 
 __all__ = ["demonstrate"]
 
@@ -60,7 +61,7 @@ def demonstrate(
         say(f"SuperLink at {plan.server} over TLS; {len(plan.peers)} node keys let in")
         federation.start_nodes()
         count = sum(exchanges(plan.config).values())
-        say(f"training: {count} exchanges, some seconds each")
+        say(f"training: {how_many(count, 'exchange')}, some seconds each")
         federation.train(on_tick=_Follower(federation.run_folder / "rounds.jsonl", count, say))
         sandbox.clear()
         say("training is over; the SuperLink and the SuperNodes are stopped")
@@ -81,7 +82,7 @@ def _check(folder: Path, say: Callable[[str], None]) -> None:
     problems = [f"{f.party}: {f.what}: {f.problem}" for f in findings if f.problem]
     if problems:
         raise EngineError("the check before the start failed:\n" + "\n".join(problems))
-    say(f"checked {len(findings)} things: no problem")
+    say(f"checked {how_many(len(findings), 'thing')}: no problem")
 
 
 def _ask(federation: LocalFederation) -> list[dict[str, Any]]:

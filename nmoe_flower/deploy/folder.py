@@ -28,6 +28,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, to_toml, write_text
 from nmoe_flower.inference.protocol import SERIAL, PeerEntry, PeerList, sign_list
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, exchanges
+from nmoe_flower.plurals import how_many
 
 __all__ = [
     "FederationPlan",
@@ -75,7 +76,7 @@ class FederationPlan:
     def __post_init__(self) -> None:
         check_name(self.name)
         if len(self.peers) < 2:
-            raise ConfigError(f"{len(self.peers)} nodes; allowed: 2 or more")
+            raise ConfigError(f"{how_many(len(self.peers), 'node')}; allowed: 2 or more")
         if odd := [n for n in self.classes if n != n.strip() or not n.isprintable() or "," in n]:
             raise ConfigError(
                 f"the class {odd[0]!r}; allowed: names without commas, line breaks, and spaces "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from nmoe_flower.addresses import MAX_PORT, Address
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.plurals import how_many
 
 __all__ = [
     "PEER_PORT",
@@ -49,7 +50,8 @@ def places(hosts: Sequence[str], nodes: int) -> tuple[Address, tuple[Address, ..
     given = list(hosts) or ["127.0.0.1"] * (nodes + 1)
     if len(given) != nodes + 1:
         raise ConfigError(
-            f"{len(given)} hosts for a server and {nodes} nodes; allowed: {nodes + 1}, "
+            f"{how_many(len(given), 'host')} for a server and {how_many(nodes, 'node')}; allowed: "
+            f"{nodes + 1}, "
             "the server's first"
         )
     server = _found_at(Address.parse(given[0], port=SUPERLINK_PORT))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from nmoe_flower.addresses import MAX_PORT
 from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
 from nmoe_flower.errors import EngineError
+from nmoe_flower.plurals import how_many
 
 __all__ = ["ADDRESS", "Cluster", "Node", "cluster_at", "join_cluster", "living", "named_address"]
 
@@ -57,7 +58,7 @@ class Cluster(NamedTuple):
     nodes: tuple[Node, ...]
 
     def __str__(self) -> str:
-        nodes = f"{len(self.nodes)} node{'s' if len(self.nodes) != 1 else ''}"
+        nodes = how_many(len(self.nodes), "node")
         cores = sum(node.cpus for node in self.nodes)
         gpus = sum(node.gpus for node in self.nodes)
         return f"the Ray cluster at {self.address}: {nodes}, {cores:g} cores, {gpus:g} GPUs"

@@ -240,7 +240,7 @@ def paper_to_markdown(table: Sequence[Row]) -> str:
     if lines:
         seeds = " or ".join(str(n) for n in sorted({row["n"] for row in table}))
         lines += [
-            f"Fractions. Ours: {seeds} seed{'s' if seeds != '1' else ''}, mean ± standard "
+            f"Fractions. Ours: {seeds} {'seed' if seeds == '1' else 'seeds'}, mean ± standard "
             f"deviation where there are several. Paper: {CITATION}; its numbers come from one "
             "seed.",
             "",

@@ -26,6 +26,7 @@ Curve = list[tuple[float, Any]]
 
 _PROBES = {"probe-accuracy": "linear probe", "knn-accuracy": "k-NN"}
 _FEW = 30  # points that are drawn as such
+_NAMED = 3  # curves that are all named
 _DECADES = 6  # what is smaller than that is rounding
 
 
@@ -78,7 +79,10 @@ def _is_drawable(value: Any) -> bool:
 
 
 def _draw_spectra(axis: "Axes", spectra: Curve) -> None:
-    """One line per test, early ones pale; eigenvalues that noise has hidden are left out."""
+    """One line per test, early ones pale; eigenvalues that noise has hidden are left out.
+
+    Of more than a few tests the first, one in the middle and the last are named.
+    """
     from matplotlib import colormaps
     from matplotlib.ticker import NullFormatter
 
@@ -86,13 +90,15 @@ def _draw_spectra(axis: "Axes", spectra: Curve) -> None:
     largest = max(max(values) for _, values in spectra)
     least = largest * 10.0**-_DECADES
     lowest, most = largest, 1
+    last = len(spectra) - 1
+    named = set(range(last + 1)) if last < _NAMED else {0, last // 2, last}
     for place, ((number, values), shade) in enumerate(zip(spectra, shades, strict=True)):
         shown = [value for value in values if value > least]  # they come largest first
         lowest, most = min([lowest, *shown]), max(most, len(shown))
-        ends = place in {0, len(spectra) - 1}
+        label = f"{number:.0f}" if place else f"round {number:.0f}"
         axis.plot(range(1, len(shown) + 1), shown, color=shade, linewidth=1.0,
                   marker="o" if len(shown) < _FEW else "", markersize=2,
-                  label=f"round {number:.0f}" if ends else None)  # fmt: skip
+                  label=label if place in named else None)  # fmt: skip
     axis.set_yscale("log")
     axis.yaxis.set_minor_formatter(NullFormatter())
     if largest > 0:
@@ -127,8 +133,8 @@ def _draw_probes(axis: "Axes", probes: Mapping[str, Curve]) -> None:
 
 def _legend(axis: "Axes") -> None:
     """Above the panel, where no line can run."""
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False, fontsize=6.5,
-                handlelength=1.4, columnspacing=1.2, borderpad=0.2)  # fmt: skip
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=_NAMED, frameon=False,
+                fontsize=6.5, handlelength=1.4, columnspacing=1.2, borderpad=0.2)  # fmt: skip
 
 
 def representation_lines(runs: Sequence[FinishedRun]) -> list[str]:

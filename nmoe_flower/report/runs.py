@@ -8,6 +8,7 @@ from typing import Any
 from nmoe_flower.catalogue import SCHEMES
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.report.shape import read_provenance, read_results, read_rounds
 from nmoe_flower.results import FREE_KEYS, RunFolder
 
@@ -74,7 +75,7 @@ def load_runs(folders: Sequence[Path]) -> list[FinishedRun]:
         raise faults[0]
     if faults:
         told = "".join(f"\n  {error}" for error in faults)
-        raise NMoEError(f"{len(faults)} folders cannot be reported:{told}")
+        raise NMoEError(f"{how_many(len(faults), 'folder')} cannot be reported:{told}")
     seen: dict[Any, Path] = {}
     for run in runs:
         other = seen.setdefault((run.group, run.config.run.seed), run.path)

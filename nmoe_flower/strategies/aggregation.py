@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 
 from nmoe_flower import records
+from nmoe_flower.plurals import how_many, one_or_many
 
 __all__ = [
     "Largest",
@@ -312,8 +313,8 @@ def listed(clients: Iterable[int], most: int = 5) -> str:
     found = list(clients)
     text = ", ".join(map(str, found[:most]))
     rest = len(found) - most
-    more = f" and {rest} other{'s' if rest > 1 else ''}" if rest > 0 else ""
-    return f"client{'s' if len(found) > 1 else ''} {text}{more}"
+    more = f" and {how_many(rest, 'other')}" if rest > 0 else ""
+    return f"{one_or_many(len(found), 'client')} {text}{more}"
 
 
 def _mean(values: Sequence[Any], shares: Sequence[float]) -> Value:

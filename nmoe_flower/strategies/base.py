@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from nmoe_flower import records
 from nmoe_flower.engine import StreamingGrid, describe
 from nmoe_flower.errors import ConfigError, ReplyError, RoundError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies.aggregation import (
     Largest,
@@ -417,7 +418,8 @@ class StreamingFedAvg(FedAvg):
         if not reasons:
             reasons.append("no other client was asked" if count else "no client replied")
         raise RoundError(
-            f"round {server_round}: {count} usable replies, {needed} needed ({'; '.join(reasons)})"
+            f"round {server_round}: {how_many(count, 'usable reply', 'usable replies')}, {needed} "
+            f"needed ({'; '.join(reasons)})"
         )
 
     def _without_examples(self, measured: Sequence[Measured]) -> str:

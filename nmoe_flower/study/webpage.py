@@ -14,6 +14,7 @@ from typing import Any
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_text
+from nmoe_flower.plurals import how_many
 from nmoe_flower.recipes import packaged_studies
 from nmoe_flower.report import (
     Estimate,
@@ -192,7 +193,8 @@ def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
         noise = sum(pair.verdict == "within the noise" for pair in pairs)
         told = sum(pair.verdict in ("higher", "lower") for pair in pairs)
         yield Said(
-            f"Of {len(pairs)} paired comparisons {told} lie beyond the noise and {noise} within it."
+            f"Of {how_many(len(pairs), 'paired comparison')} {told} lie beyond the noise and "
+            f"{noise} within it."
         )
     for choice in findings.choices:
         if choice.winner is not None and choice.winner.score is not None:
@@ -214,7 +216,8 @@ def _counted(verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     told = [f"the best gate is above every plain baseline in {weights.count(2)}", rest]
     unsure = f" In {alone} of them there is one seed alone, and no estimate of the noise."
     yield Said(
-        f"Of {len(verdicts)} pairs of setting and test, {', '.join(filter(None, told))}."
+        f"Of {how_many(len(verdicts), 'pair')} of setting and test, "
+        f"{', '.join(filter(None, told))}."
         f"{unsure * bool(alone)} The first table has them all.",
         f"A plain baseline wins in {wins} of {len(verdicts)}." if wins else "",
     )
@@ -252,7 +255,7 @@ def _verdicts(findings: Findings) -> Iterator[_Verdict]:
 
 def _data(config: Config) -> str:
     """What the clients of a run hold, in words."""
-    return f"{config.data.num_clients} clients, {shares_in_words(config)}"
+    return f"{how_many(config.data.num_clients, 'client')}, {shares_in_words(config)}"
 
 
 def _best(rows: Sequence[Row], *, prior: bool) -> tuple[Row, Row] | None:
@@ -293,7 +296,7 @@ def _facts(findings: Findings) -> Iterator[Fact]:
     yield Fact(
         "variant" if variants == 1 else "variants",
         str(variants),
-        f"{seeds} seed{'s' if seeds > 1 else ''}",
+        f"{how_many(seeds, 'seed')}",
     )
     yield Fact("in exchanges", _time(float(told["minutes"])))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, write_text
+from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.recipes import find_study
 from nmoe_flower.study.figures import draw_figure
 from nmoe_flower.study.findings import Findings, findings_to_json
@@ -104,7 +105,7 @@ def _time_in_words(minutes: float) -> str:
     ('18 seconds', '1 minute', '1,234 minutes')
     """
     number, unit = (minutes, "minute") if minutes >= 1 else (60 * minutes, "second")
-    return f"{number:,.0f} {unit}{'' if round(number) == 1 else 's'}"
+    return how_many(round(number), unit)
 
 
 def from_where(findings: Findings) -> str:
@@ -112,8 +113,8 @@ def from_where(findings: Findings) -> str:
     told, study = findings.provenance, findings.study
     seeds = ", ".join(map(str, study.seeds))
     parts = [
-        f"{told['finished']} of {told['runs']} runs",
-        f"seed{'s' if len(study.seeds) > 1 else ''} {seeds}",
+        f"{told['finished']} of {how_many(told['runs'], 'run')}",
+        f"{one_or_many(len(study.seeds), 'seed')} {seeds}",
         " and ".join(told["machine"]),
         f"{_time_in_words(told['minutes'])} in exchanges",
         " to ".join(dict.fromkeys((*told["dates"][:1], *told["dates"][-1:]))),

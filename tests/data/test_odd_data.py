@@ -33,6 +33,7 @@ from nmoe_flower.data import (
     partition_clients,
 )
 from nmoe_flower.errors import DataError, NMoEError
+from nmoe_flower.plurals import how_many
 
 
 def made(
@@ -95,10 +96,12 @@ def check(config: Config, data: ImageData, clients: Sequence[ClientIndices]) -> 
     ):
         union = np.unique(np.concatenate([getattr(client, name) for client in clients]))
         assert (part.used, part.total) == (len(union), len(split))
-        assert f"{part.used:,} of {part.total:,} samples are used" in str(part)
+        total = how_many(part.total, "sample is", "samples are")
+        assert f"{part.used:,} of {total} used" in str(part)
         if part.used < part.total:
             assert part.reasons
-            assert f"{part.total - part.used:,} are not: " in str(part)
+            rest = how_many(part.total - part.used, "is", "are")
+            assert f"{rest} not: " in str(part)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -155,7 +158,7 @@ def test_the_reasons_are_in_words(tmp_path: Path) -> None:
     assert iid == "IID test: 24 of 96 samples are used; 72 are not: every class alike, 8 per client"
     train, local, _ = told("a class in the test split only")
     assert train == "train: 72 of 72 samples are used"
-    assert local.endswith("1 are not: 1 are of class 'c3', with none to train on; every client "
+    assert local.endswith("1 is not: 1 is of class 'c3', with none to train on; every client "
                           "holds equally many, 8, skewed like its training samples; "
                           "all 8 of class 'c0' are used")  # fmt: skip
     (train, *_) = told("plain", scheme="pathological", classes_per_client=1, train_per_client=5)

@@ -154,7 +154,7 @@ def test_dominant_partitions_are_exact_disjoint_and_repeatable(case):
         assert np.ptp(others) <= 1
     assert rows_of(build(), order=reversed(range(clients))) == rows
     # The default size is the largest: one more per client does not fit.
-    with pytest.raises(DataError, match=f"allowed: at most {size} samples per client"):
+    with pytest.raises(DataError, match=f"allowed: at most {size} samples? per client"):
         rows_of(build(size + 1))
 
 

@@ -131,7 +131,7 @@ def test_what_cannot_be_is_refused(new_plan: Callable[..., FederationPlan], tmp_
     with pytest.raises(ConfigError, match="full is not empty"):
         write_federation(tmp_path / "full", new_plan())
     plan = new_plan()
-    with pytest.raises(ConfigError, match="1 nodes; allowed: 2 or more"):
+    with pytest.raises(ConfigError, match="1 node; allowed: 2 or more"):
         replace(plan, peers=plan.peers[:1])
     with pytest.raises(ConfigError, match="must agree on the classes"):
         new_plan(data="images")

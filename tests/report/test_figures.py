@@ -438,3 +438,14 @@ def test_missing_matplotlib_names_the_extra(monkeypatch, tmp_path, draw):
     with pytest.raises(NMoEError, match=r"need matplotlib: pip install -e .*\[report\]"):
         draw(tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("tests", "named"), [(1, ["round 1"]), (2, ["round 1", "2"]), (3, ["round 1", "2", "3"]),
+                         (4, ["round 1", "2", "4"]), (9, ["round 1", "5", "9"])]
+)  # fmt: skip
+def test_spectra_are_named_all_or_first_middle_and_last(drawn, tmp_path, tests, named):
+    draw_representation(
+        records("extractor", tests, spectrum=lambda n: [n, 0.1]), tmp_path / "a.png"
+    )
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == named

@@ -46,7 +46,7 @@ def test_every_measured_quantity_has_a_panel(drawn, tmp_path):
     assert spectrum.get_yscale() == "log"
     assert spectrum.get_ylim() == (1e-3, 1.0)
     labels = [text.get_text() for text in spectrum.get_legend().get_texts()]
-    assert labels == ["round 2", "round 4"]
+    assert labels == ["round 2", "4"]
     # Every round's own rank, not the tests' copy of it.
     assert curves(rank) == [[(1, 2.0), (2, 4.0), (3, 6.0), (4, 8.0)]]
     assert {line.get_label(): list(map(float, line.get_ydata())) for line in probes.lines} == {

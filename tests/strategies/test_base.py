@@ -250,7 +250,7 @@ def test_too_few_replies_end_the_round_with_the_reasons() -> None:
     with pytest.raises(RoundError) as caught:
         one_round(strategy, grid, server_round=7)
     assert str(caught.value) == (
-        "round 7: 1 usable replies, 2 needed "
+        "round 7: 1 usable reply, 2 needed "
         "(client 0: ValueError: no images; client 2: w: has NaN or infinite entries)"
     )
 

@@ -12,6 +12,7 @@ from nmoe_flower.data.hugging_face import find_text_column, import_extra, load_t
 from nmoe_flower.data.request import DataRequest, list_files, walk_files
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_text
+from nmoe_flower.plurals import how_many
 
 __all__ = [
     "LARGEST_DOCUMENT",
@@ -147,7 +148,8 @@ def read_documents(request: TextRequest, arrow_dir: Path) -> tuple[list[Document
     kept = [one for one in found if one.text.strip()]
     if not kept:
         raise DataError(
-            f"{request.dataset!r} has no text: {len(found)} documents, all of them empty"
+            f"{request.dataset!r} has no text: {how_many(len(found), 'document')}, all of them "
+            "empty"
         )
     kept.sort(key=lambda one: (one.domain, one.name))
     return kept, len(found) - len(kept)

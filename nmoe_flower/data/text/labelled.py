@@ -23,6 +23,7 @@ from nmoe_flower.data.text.sharing import configured_tokenizer
 from nmoe_flower.data.text.windows import Tokenizer
 from nmoe_flower.errors import DataError
 from nmoe_flower.files import read_text
+from nmoe_flower.plurals import how_many
 from nmoe_flower.seeds import numpy_stream
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _write(
                 shortened += 1
                 if request.too_long == "refuse":
                     raise DataError(
-                        f"{one.place} has {len(tokens):,} tokens, and text.window = "
+                        f"{one.place} has {how_many(len(tokens), 'token')}, and text.window = "
                         f"{request.window}: make the window larger, or let text.too-long = "
                         "truncate take the first of them"
                     )

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nmoe_flower.files import write_text
+from nmoe_flower.plurals import how_many
 from nmoe_flower.report.alignment import alignment_lines, is_alignment, policy_names
 from nmoe_flower.report.figures import drawn_routing
 from nmoe_flower.report.html.charts import DotRow, dot_chart, heat_map
@@ -377,7 +378,7 @@ def _policies(runs: Sequence[FinishedRun]) -> list[PagePart]:
         heat_map(
             counts,
             title=name,
-            said=f"{sum(map(sum, counts)):,} trainings of an expert by a client.",
+            said=f"{how_many(sum(map(sum, counts)), 'training')} of an expert by a client.",
             say="Client {r} trained expert {c} in {v} rounds.",
             row_title="Client",
             column_title="Expert",
@@ -484,7 +485,7 @@ def _partition(groups: Groups) -> list[PagePart]:
                 heat_map(
                     counts,
                     title=title,
-                    said=f"{sum(sums):,} samples, {each} per client.",
+                    said=f"{how_many(sum(sums), 'sample')}, {each} per client.",
                     say="Client {r} holds {v} samples of class {c}, of {s} in all.",
                     row_title="Client",
                     column_title="Class",
@@ -638,7 +639,7 @@ def _moment(started: Any) -> str:
 def _machine(machine: dict[str, Any]) -> str:
     told = [str(machine[key]) for key in ("gpu", "cpu") if machine.get(key)]
     if machine.get("cores"):
-        told.append(f"{machine['cores']} cores")
+        told.append(f"{how_many(machine['cores'], 'core')}")
     if machine.get("memory-gib"):
         told.append(f"{machine['memory-gib']} GiB")
     return ", ".join(told) or MISSING

@@ -8,6 +8,7 @@ from typing import Any
 
 from nmoe_flower.catalogue import BASELINES, POLICIES
 from nmoe_flower.config import Config
+from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report.alignment import is_alignment
 from nmoe_flower.report.estimates import Estimate, differences, estimate
 from nmoe_flower.report.html.parts import MINUS, Fact, Said
@@ -92,7 +93,8 @@ def what_was_run(groups: Groups) -> str:
         took = f" They took {_time(sum(known))} in all."
     return (
         f"{count}: {'; '.join(_systems(runs))}; on {data} shared out among {clients} "
-        f"client{'s' if clients != '1' else ''} ({shares}); seed{'s' if len(seeds) > 1 else ''} "
+        f"{'client' if clients == '1' else 'clients'} ({shares}); "
+        f"{one_or_many(len(seeds), 'seed')} "
         f"{_listed(map(str, seeds))}.{took}"
     )
 
@@ -127,7 +129,7 @@ def shares_in_words(config: Config) -> str:
     if data.scheme == "dirichlet":
         return f"Dirichlet, alpha = {data.alpha:g}"
     if data.scheme == "pathological":
-        return f"{data.classes_per_client} class{'es' if data.classes_per_client > 1 else ''} each"
+        return f"{how_many(data.classes_per_client, 'class', 'classes')} each"
     return {"iid": "IID", "natural": "as it comes"}.get(data.scheme, data.scheme)
 
 
@@ -306,7 +308,8 @@ def _paper(paper: Sequence[Mapping[str, Any]]) -> Said | None:
         return None
     enough = sum(ours >= theirs for ours, theirs in cells)
     return Said(
-        f"Of {len(cells)} numbers that the paper prints, too, {enough} are at or above the paper's "
+        f"Of {how_many(len(cells), 'number')} that the paper prints, too, {enough} are at or "
+        "above the paper's "
         f"and {len(cells) - enough} below."
         if enough < len(cells)
         else f"All {len(cells)} numbers that the paper prints, too, are at or above the paper's."
