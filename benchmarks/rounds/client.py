@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -21,9 +22,10 @@ stock = ClientApp()
 
 
 @lru_cache(maxsize=1)
-def _kit(name: str, seed: int) -> tuple[nn.Module, SGD]:
+def _kit(name: str, seed: int, *, channels_last: bool) -> tuple[nn.Module, SGD]:
     """A process keeps one model and loads weights in place."""
-    model = build_model(kind_of(name), seed)
+    order = torch.channels_last if channels_last else torch.preserve_format
+    model = build_model(kind_of(name), seed).to(memory_format=order)
     return model, optimizer_for(model)
 
 
@@ -32,7 +34,8 @@ def train(message: Message, context: Context) -> Message:
     """Take this round's steps from the weights that came."""
     name, seed = str(context.run_config["kind"]), int(context.run_config["seed"])
     kind = kind_of(name)
-    model, optimizer = _kit(name, seed)
+    last = bool(context.run_config.get("channels-last", False))
+    model, optimizer = _kit(name, seed, channels_last=last)
     parameters = dict(model.named_parameters())
     records.load_into(
         parameters, records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])

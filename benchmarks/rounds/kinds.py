@@ -43,7 +43,20 @@ KINDS = {
     for kind in (
         Kind("tiny", 10, 60, 10, 600, (784,), 0, 10, 5, 3, {"inprocess": 1.2}),
         Kind("short", 10, 1, 50, 200, (3, 32, 32), 100, 10, 2, 3, {"inprocess": 1.07, "ray": 1.5}),
-        Kind("residual", 10, 1, 20, 200, (3, 32, 32), 0, 10, 2, 3, {"inprocess": 0.97}, True),
+        Kind(
+            "residual",
+            10,
+            1,
+            20,
+            200,
+            (3, 32, 32),
+            0,
+            10,
+            2,
+            3,
+            {"inprocess": 0.97, "channels-last": 0.97},
+            True,
+        ),
         Kind("many", 50, 5, 20, 100, (3, 32, 32), 740, 3, 1, 1, {"inprocess": 1.03, "ray": 1.5}),
     )
 }

@@ -23,7 +23,7 @@ from nmoe_flower.errors import EngineError
 
 __all__ = ["ON_SUPERLINK", "RUNNERS", "Remote"]
 
-RUNNERS = ("bare", "inprocess", "ray", "stock", "pfl")
+RUNNERS = ("bare", "inprocess", "channels-last", "ray", "stock", "pfl")
 
 _MARK = "NMOE_BENCH_RUNNER"
 _START_SECONDS = 180.0

@@ -48,10 +48,12 @@ def serve_stock(grid: Grid, context: Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve a runner that needs no SuperLink: inprocess, or the memory of a strategy."""
-    args = runner_parser("inprocess", "streaming", "fedavg").parse_args(argv)
+    args = runner_parser("inprocess", "channels-last", "streaming", "fedavg").parse_args(argv)
     _quiet()
     kind = kind_of(args.kind)
-    config: dict[str, bool | int | float | str] = {"kind": kind.name, "seed": args.seed}
+    config: dict[str, bool | int | float | str] = {
+        "kind": kind.name, "seed": args.seed, "channels-last": args.runner == "channels-last",
+    }  # fmt: skip
     with InProcessGrid(OURS, kind.clients, run_config=config, workers=args.workers) as grid:
         strategy = _strategy(FedAvg if args.runner == "fedavg" else FedCE, kind)
         run = rounds_of(strategy, grid, _initial(strategy, grid))
