@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models import Chunks, at_home, best_of, token_scores
+from nmoe_flower.models import Chunks, at_home, best_of, text_routes, token_scores
 
 
 def losses(seed: int = 0, windows: int = 3, experts: int = 4, length: int = 12) -> np.ndarray:
@@ -67,6 +67,19 @@ def test_a_mixture_loses_no_more_than_its_worst_expert(
             expected = -np.log((weights[row, chunk] * np.exp(-own)).sum())
             assert lost[row, place] == pytest.approx(expected)
             assert own.min() - 1e-9 <= lost[row, place] <= (weights[row, chunk] @ own) + 1e-9
+
+
+@given(experts=st.integers(1, 4), bias=st.floats(0, 5), seed=st.integers(0, 2**32 - 1))
+def test_a_posterior_of_alike_experts_stays_the_prior(experts: int, bias: float, seed: int) -> None:
+    """They tell nothing of each other: each keeps its share, and the mixture is any of them."""
+    lost = np.random.default_rng(seed).uniform(0, 9, (2, 1, 7))
+    nats = np.repeat(lost, experts, axis=1)
+    each_token = Chunks(window=8, prefix=3, every=1)
+    likely = at_home(each_token.scores(token_scores(nats)), own_id=0, bias=bias)
+    ids, weights = text_routes(likely, experts)
+    prior = np.exp(np.where(ids == 0, bias, 0.0))
+    assert weights == pytest.approx(prior / prior.sum(axis=-1, keepdims=True))
+    assert each_token.loss(nats, ids, weights) == pytest.approx(lost[:, 0])
 
 
 def test_an_expert_that_has_no_share_is_not_heard() -> None:
