@@ -1,9 +1,10 @@
-"""The images that ``nmoe infer`` asks about, or rows of tables in their place, one by one."""
+"""What ``nmoe infer`` asks about, one by one: images, rows of tables or documents."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,11 @@ from nmoe_flower.data import (
     read_table,
     to_pixels,
 )  # fmt: skip
+from nmoe_flower.data.text import LARGEST_DOCUMENT, units_of
 from nmoe_flower.errors import DataError
+from nmoe_flower.files import read_text
 
-__all__ = ["Loaded", "read_images", "read_rows"]
+__all__ = ["Loaded", "read_images", "read_rows", "read_texts"]
 
 _ARRAY = b"\x93NUMPY"
 _MOST_BYTES = 1 << 30
@@ -32,13 +35,13 @@ class Loaded(NamedTuple):
 
     Attributes:
         name: The file, with the place in it for an array: ``digits.npy[3]``.
-        pixels: uint8 [H, W, channels], or a row of features, float64 [F]; None if it cannot be
-            used.
+        pixels: uint8 [H, W, channels]; or a row of features, float64 [F], or of tokens, float32
+            [1, 1, T]; None if it cannot be used.
         error: What is wrong with it, in words.
     """
 
     name: str
-    pixels: Pixels | npt.NDArray[np.float64] | None
+    pixels: Pixels | npt.NDArray[np.float64] | npt.NDArray[np.float32] | None
     error: str = ""
 
 
@@ -141,6 +144,69 @@ def read_images(
                 yield from reader.read(str(file), file)
         else:
             yield from reader.read(source, path)
+
+
+def read_texts(
+    sources: Iterable[str], make_row: Callable[[str], npt.NDArray[np.float32]], *,
+    unit: Literal["files", "lines", "paragraphs"], stdin: BinaryIO,
+) -> Iterator[Loaded]:  # fmt: skip
+    """Every document of files, of those in folders, and of ``-``, as a row of tokens.
+
+    Args:
+        sources: Names, as on a command line.
+        make_row: Makes the row of a text, or raises `DataError`.
+        unit: What of a file is a document, as in training.
+        stdin: What ``-`` stands for.
+    """
+    for source in sources:
+        path = Path(source)
+        if source == "-":
+            yield from _documents("-", lambda: _decoded(stdin), make_row, unit)
+        elif path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+            if not files:
+                yield Loaded(source, None, "the folder has no file")
+            for file in files:
+                yield from _documents(str(file), partial(_said, file), make_row, unit)
+        else:
+            yield from _documents(source, partial(_said, path), make_row, unit)
+
+
+def _documents(
+    name: str,
+    read: Callable[[], str],
+    make_row: Callable[[str], npt.NDArray[np.float32]],
+    unit: Literal["files", "lines", "paragraphs"],
+) -> Iterator[Loaded]:
+    try:
+        parts = units_of(read(), unit)
+    except DataError as error:
+        yield Loaded(name, None, str(error))
+        return
+    for number, text in enumerate(parts):
+        if unit != "files" and not text.strip():
+            continue
+        called = name if unit == "files" else f"{name}[{number}]"
+        try:
+            yield Loaded(called, make_row(text))
+        except DataError as error:
+            yield Loaded(called, None, str(error))
+
+
+def _said(path: Path) -> str:
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        raise DataError("it is a table: give the text of its column in files")
+    return read_text(path, what="the document", raises=DataError, most=LARGEST_DOCUMENT)
+
+
+def _decoded(stdin: BinaryIO) -> str:
+    data = stdin.read(LARGEST_DOCUMENT + 1)
+    if len(data) > LARGEST_DOCUMENT:
+        raise DataError(f"more than {LARGEST_DOCUMENT:,} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is no UTF-8 from byte {error.start} on") from None
 
 
 def read_rows(sources: Iterable[str], columns: Sequence[str]) -> Iterator[Loaded]:

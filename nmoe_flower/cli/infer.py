@@ -1,6 +1,7 @@
-"""``nmoe infer``: images in, lines of JSON out; of text see `infer_text`."""
+"""``nmoe infer``: images or documents in, lines of JSON out; of a language model `infer_text`."""
 
 import argparse
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -40,19 +41,21 @@ examples:
   cat photo.png | nmoe infer bundle - --peers peers.json --insecure
   nmoe infer bundles/0 --text "def f(x):" --peers peers.json --insecure
   nmoe infer bundles/0 --text "def f(x):" --generate 32 --peers peers.json --insecure
+  nmoe infer bundles/0 letter.txt notes/ --peers peers.json --insecure
 
-One line of JSON per image: class, probability, the experts the gate chose, who answered, the
-milliseconds of its batch, and what was fallen back to. An image that cannot be read gets a line
-with "error", and the exit code is then 1. Of text one line: bits per byte, the experts that were
-chosen, who answered, bytes sent and received. With --generate the text goes on standard output as
-it comes, and that line to standard error.
+One line of JSON per image, or per document where text was classified: class, probability, the
+experts the gate chose, who answered, the milliseconds of its batch, and what was fallen back to.
+What cannot be read gets a line with "error", and the exit code is then 1. Where a language model
+was trained a text gets one line: bits per byte, the experts that were chosen, who answered, bytes
+sent and received. With --generate the text goes on standard output as it comes, and that line to
+standard error.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nmoe infer``."""
     parser.description = (
-        "Classify images, or score and write text, with the help of the other devices."
+        "Classify images or text, or score and write text, with the help of the other devices."
     )
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -63,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGES",
-        help="image files, folders, .npy arrays, - for stdin; tables, if it was trained on one",
+        help="image files, folders, .npy arrays, - for stdin; tables or documents, if it was "
+        "trained on such",
     )
     parser.add_argument(
         "--peers", type=Path, metavar="FILE", help="peers.json; without, nobody else is asked"
@@ -118,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             take_node(args)
             check_places(args)
             import nmoe_flower.inference.ask  # noqa: F401
-        return _run(args) if args.text is None else run_text(args)
+        return run_text(args) if args.text is not None and _of_language(args) else _run(args)
 
     parser.set_defaults(command=command)
 
@@ -127,35 +131,60 @@ def _check_text(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     """Leave with a usage error if options of text and of images are mixed."""
     if args.text is not None:
         if args.images:
-            parser.error(f"--text TEXT stands for the images: leave out {args.images[0]}")
+            parser.error(f"--text TEXT stands for images and documents: leave out {args.images[0]}")
         if args.generate is not None and args.prefix is not None:
             parser.error("--prefix is of scoring: leave it out with --generate")
-        names, whose = ["hedge_after", "records", "metrics_port"], "of images alone"
+        whose = dict.fromkeys(("hedge_after", "records", "metrics_port"), "images and files alone")
         if args.generate is None:
-            names += ["temperature", "seed"]
-            whose = "of images, or of --generate"
+            whose |= dict.fromkeys(("temperature", "seed"), "--generate")
     else:
-        names, whose = ["generate", "temperature", "seed", "prefix", "weights"], "of --text TEXT"
-    for name in names:
+        whose = dict.fromkeys(("generate", "temperature", "seed", "prefix"), "--text TEXT")
+    for name, told in whose.items():
         if getattr(args, name) is not None:
-            parser.error(f"--{name.replace('_', '-')} is {whose}")
+            parser.error(f"--{name.replace('_', '-')} is of {told}")
+
+
+def _of_language(args: argparse.Namespace) -> bool:
+    """Whether a text is scored or written by a language model, and not classified.
+
+    Raises:
+        ConfigError: It is classified, and an option is of a language model.
+    """
+    from nmoe_flower.errors import ConfigError
+    from nmoe_flower.inference.bundle import read_manifest
+
+    values = read_manifest(args.bundle)
+    config = values.get("config") if isinstance(values, dict) else None
+    if not isinstance(config, dict) or "kind" in values or config.get("data.kind") != "text":
+        return True
+    names = [name for name in ("generate", "prefix") if getattr(args, name) is not None]
+    names += ["send"] if args.send != "hidden" else []
+    if names:
+        raise ConfigError(
+            f"--{names[0]} is of a language model, and {args.bundle} classifies text; allowed: "
+            "leave it out"
+        )
+    return False
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Classify every image; returns 1 if one of them could not be read."""
+    """Classify every image or document; returns 1 if one of them could not be read."""
     import logging
 
     import numpy as np
 
     from nmoe_flower.files import append_line, to_json
-    from nmoe_flower.inference import Client, RouterMetrics
+    from nmoe_flower.inference import Bundle, Client, RouterMetrics
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     failed, metrics = 0, RouterMetrics()
+    bundle = Bundle.load(args.bundle)
+    if args.weights is not None:
+        bundle = bundle.with_weights(str(args.weights))
     with (
         serve_metrics(metrics.registry, args.metrics_port),
         Client.open(
-            args.bundle,
+            bundle,
             peers=args.peers,
             certificate=args.certificate,
             key=args.key,
@@ -182,9 +211,16 @@ def _run(args: argparse.Namespace) -> int:
 
 def _inputs(args: argparse.Namespace, client: "Client") -> "Iterator[Loaded]":
     """What the sources hold, read as the bundle's training data were."""
-    from nmoe_flower.cli.images import read_images, read_rows
+    from nmoe_flower.cli.images import read_images, read_rows, read_texts
 
     section = client.bundle.config.data
+    if section.kind == "text":
+        unit = client.bundle.config.text.unit
+        if args.text is None or args.text == "-":
+            sources = args.images if args.text is None else ["-"]
+            return read_texts(sources, client.row, unit=unit, stdin=sys.stdin.buffer)
+        typed = read_texts(["-"], client.row, unit="files", stdin=io.BytesIO(args.text.encode()))
+        return (loaded._replace(name="--text") for loaded in typed)
     if section.kind == "features":
         return read_rows(args.images, section.feature_columns)
     channels, height, width = client.bundle.manifest.image_shape
@@ -206,13 +242,14 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _lines(
     batch: "list[Loaded]", answer: "Answer | None", client: "Client"
 ) -> Iterator[dict[str, Any]]:
-    """One line per image, in the order of the images."""
+    """One line per image or document, in their order."""
     rows = iter(range(len(batch)))
+    kind = "document" if client.bundle.reads_text else "image"
     for loaded in batch:
         if loaded.pixels is None or answer is None:
-            yield {"image": loaded.name, "error": loaded.error}
+            yield {kind: loaded.name, "error": loaded.error}
         else:
-            yield {"image": loaded.name, **_facts(answer, next(rows), client)}
+            yield {kind: loaded.name, **_facts(answer, next(rows), client)}
 
 
 def _facts(answer: "Answer", row: int, client: "Client") -> dict[str, Any]:

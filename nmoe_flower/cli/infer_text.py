@@ -37,8 +37,12 @@ class _Text(argparse.Action):
 
 def add_text(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    group = parser.add_argument_group("text", "with the bundle of a language run")
-    group.add_argument("--text", action=_Text, metavar="TEXT", help="to score; -: from stdin")
+    group = parser.add_argument_group(
+        "text", "with the bundle of a language run, or of one that classified text"
+    )
+    group.add_argument(
+        "--text", action=_Text, metavar="TEXT", help="to score, or to classify; -: from stdin"
+    )
     group.add_argument(
         "--generate", type=Whole(1, 1 << 20), metavar="N", help="go on with it, N tokens at most"
     )

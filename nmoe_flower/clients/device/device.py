@@ -395,6 +395,7 @@ class Device:
         self.note_facts(
             classes=list(self.data.class_names),
             image_shape=list(self.data.image_shape),
+            tokenizer=self.data.tokenised.tokenizer if self.data.tokenised else "",
             config=with_features(self.config, self.data).flat(),
         )
 

@@ -1,7 +1,8 @@
 """Text of several clients as windows of tokens, and what makes the tokens."""
 
+from nmoe_flower.data.text.documents import LARGEST_DOCUMENT, units_of
 from nmoe_flower.data.text.duplicates import duplicates, normalised, shingles
-from nmoe_flower.data.text.labelled import configured_documents, load_documents
+from nmoe_flower.data.text.labelled import configured_documents, document_row, load_documents
 from nmoe_flower.data.text.sharing import (
     configured_text,
     configured_tokenizer,
@@ -19,6 +20,7 @@ from nmoe_flower.data.text.tokenizers import (
 from nmoe_flower.data.text.windows import TextData, TextSplit, Tokenizer, packed_windows
 
 __all__ = [
+    "LARGEST_DOCUMENT",
     "ByteTokenizer",
     "PieceTokenizer",
     "TextData",
@@ -27,6 +29,7 @@ __all__ = [
     "configured_documents",
     "configured_text",
     "configured_tokenizer",
+    "document_row",
     "duplicates",
     "load_documents",
     "load_text",
@@ -37,5 +40,6 @@ __all__ = [
     "shingles",
     "tokenise",
     "train_tokenizer",
+    "units_of",
     "wrap_tokenizer",
 ]

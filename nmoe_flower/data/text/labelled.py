@@ -29,7 +29,7 @@ from nmoe_flower.seeds import numpy_stream
 if TYPE_CHECKING:
     from nmoe_flower.config import Config
 
-__all__ = ["configured_documents", "load_documents"]
+__all__ = ["configured_documents", "document_row", "load_documents"]
 
 _FILL = -1
 _FORMS = (
@@ -173,6 +173,49 @@ def configured_documents(
     )
 
 
+def document_row(
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    window: int,
+    too_long: Literal["truncate", "refuse"] = "truncate",
+    place: str = "the document",
+) -> npt.NDArray[np.float32]:
+    """One document as the row of tokens that `load_documents` makes of it, [1, 1, T].
+
+    Args:
+        text: What it says.
+        tokenizer: What makes tokens.
+        window: Tokens of a row, T.
+        too_long: What becomes of a longer document.
+        place: What it is called in errors.
+
+    Raises:
+        DataError: It has no text, or is too long and that is refused.
+    """
+    tokens = _tokens_of(text, tokenizer)
+    if not tokens:
+        raise DataError(f"{place} has no text")
+    return _row(tokens, window, too_long, place)[None, None]
+
+
+def _tokens_of(text: str | None, tokenizer: Tokenizer) -> Sequence[int]:
+    """The tokens of a document; none where there is no text."""
+    return tokenizer.encode(text) if text and text.strip() else []
+
+
+def _row(tokens: Sequence[int], window: int, too_long: str, place: str) -> npt.NDArray[np.float32]:
+    """Tokens as a row, [T]."""
+    if len(tokens) > window and too_long == "refuse":
+        raise DataError(
+            f"{place} has {how_many(len(tokens), 'token')}, and text.window = {window}: make the "
+            "window larger, or let text.too-long = truncate take the first of them"
+        )
+    row = np.full(window, _FILL, np.float32)
+    row[: len(tokens)] = tokens[:window]
+    return row
+
+
 def _write(
     request: _LabelledRequest, tokenizer: Tokenizer, building: Path, progress: OnDecoded
 ) -> None:
@@ -184,20 +227,12 @@ def _write(
     total, done, empty, shortened = sum(map(len, splits)), 0, 0, 0
     found: list[Split] = []
     for name, split, clients in zip(("train", "test"), splits, owners, strict=False):
-        rows = np.full((len(split), 1, 1, request.window), _FILL, np.float32)
+        rows = np.empty((len(split), 1, 1, request.window), np.float32)
         kept = np.zeros(len(split), bool)
         for place, one in enumerate(split):
-            tokens = tokenizer.encode(one.text) if one.text and one.text.strip() else []
-            if len(tokens) > request.window:
-                shortened += 1
-                if request.too_long == "refuse":
-                    raise DataError(
-                        f"{one.place} has {how_many(len(tokens), 'token')}, and text.window = "
-                        f"{request.window}: make the window larger, or let text.too-long = "
-                        "truncate take the first of them"
-                    )
-                tokens = tokens[: request.window]
-            rows[place, 0, 0, : len(tokens)] = tokens
+            tokens = _tokens_of(one.text, tokenizer)
+            shortened += len(tokens) > request.window
+            rows[place, 0, 0] = _row(tokens, request.window, request.too_long, one.place)
             kept[place] = bool(tokens)
             done += 1
             if done % 512 == 0 or done == total:

@@ -1,6 +1,6 @@
 """A device that asks: images in, probabilities out, with the help of its peers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nmoe_flower.certificates import Identity
 from nmoe_flower.data import features_of, normalise, standardise
+from nmoe_flower.data.text import document_row
 from nmoe_flower.errors import DataError, WireError
 from nmoe_flower.inference.ask.device_client import DeviceClient
 from nmoe_flower.inference.ask.peer_gate import PeerGate
@@ -76,6 +77,7 @@ class Client(DeviceClient[Bundle]):
         **settings: Any,
     ) -> None:
         self.bundle = bundle
+        self._tokenizer = bundle.tokenizer() if bundle.reads_text else None
         self._extractor = bundle.extractor()
         gate = bundle.gate()
         if top_k is not None:
@@ -104,14 +106,15 @@ class Client(DeviceClient[Bundle]):
         return {"on_change": partial(_keep, path)}
 
     @torch.inference_mode()
-    def predict(self, images: npt.NDArray[Any]) -> Answer:
+    def predict(self, images: npt.NDArray[Any] | Sequence[str]) -> Answer:
         """Classify images, uint8 [B, H, W, channels]; [B, H, W] will do for one channel.
 
         A bundle that was trained on a table takes rows of it, [B, F], with the features as they
-        stand there, in the order of ``data.feature-columns``.
+        stand there, in the order of ``data.feature-columns``. One that classifies text takes B
+        documents, or the rows of them that `row` makes, [B, 1, 1, T].
 
         Raises:
-            DataError: The images have another type or shape.
+            DataError: The images have another type or shape, or a document has no text.
         """
         pool = _Recording(self.experts)
         found = NMoE(self._extractor, self._gate, pool)(normalise(self._checked(images)))
@@ -119,11 +122,31 @@ class Client(DeviceClient[Bundle]):
         names = self.bundle.classes
         return Answer(probabilities, [names[c] for c in probabilities.argmax(axis=1)], pool.record)
 
+    def row(self, text: str, *, place: str = "the document") -> Floats:
+        """A document as the row of tokens that the extractor reads, [1, 1, T].
+
+        Args:
+            text: What it says.
+            place: What it is called in errors.
+
+        Raises:
+            DataError: It has no text, or is longer than ``text.window`` where that is refused; or
+                the bundle is about images.
+        """
+        if self._tokenizer is None:
+            raise DataError(f"{self.bundle.folder} is about images, not about text")
+        settings = self.bundle.config.text
+        return document_row(
+            text, self._tokenizer, window=settings.window, too_long=settings.too_long, place=place
+        )
+
     def close(self) -> None:
         """Close all connections."""
         self.experts.close()
 
-    def _checked(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
+    def _checked(self, images: npt.NDArray[Any] | Sequence[str]) -> npt.NDArray[Any]:
+        if self.bundle.reads_text:
+            return self._documents(images)
         channels, height, width = self.bundle.manifest.image_shape
         given, section = np.asarray(images), self.bundle.config.data
         if section.kind == "features":
@@ -140,6 +163,17 @@ class Client(DeviceClient[Bundle]):
                 f"allowed: uint8 of shape [B, {height}, {width}, {channels}]"
             )
         return batch
+
+    def _documents(self, texts: npt.NDArray[Any] | Sequence[str]) -> npt.NDArray[Any]:
+        if not isinstance(texts, np.ndarray) and len(texts):
+            texts = np.stack([self.row(one, place=f"document {n}") for n, one in enumerate(texts)])
+        given, shape = np.asarray(texts), (1, 1, self.bundle.manifest.image_shape[0])
+        if given.dtype != np.float32 or given.shape[1:] != shape:
+            raise DataError(
+                f"documents are {given.dtype} of shape {given.shape}; allowed: strings, or rows of "
+                f"tokens, float32 of shape [B, {', '.join(map(str, shape))}]"
+            )
+        return given
 
 
 def _each(

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.certificates import Identity
-from nmoe_flower.data.text import Tokenizer, configured_tokenizer, tokenise
-from nmoe_flower.errors import BundleError, ConfigError, DataError
+from nmoe_flower.data.text import tokenise
+from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.inference.ask.device_client import DeviceClient
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.text_asking import Asking, Send, TextCost
@@ -183,7 +183,7 @@ class TextClient(DeviceClient[TextBundle]):
         _check_choices(bundle, send, encoding)
         check_top_k(top_k or 1, bundle.num_clients)
         self.bundle = bundle
-        self._tokenizer = _tokenizer_of(bundle)
+        self._tokenizer = bundle.tokenizer()
         self._frequencies = bundle.frequencies()
         self._top_k = top_k or bundle.config.asked_for_text(bundle.manifest.gate)
         self.experts = experts or TextExperts.open(bundle, weights=weights)
@@ -411,21 +411,6 @@ def _check_choices(bundle: TextBundle, send: str, encoding: str) -> None:
             "--send hidden needs blocks without adapters (adapter.blocks = 'upper'), and all have "
             "one here; allowed: --send tokens"
         )
-
-
-def _tokenizer_of(bundle: TextBundle) -> Tokenizer:
-    """The tokenizer that a bundle is for.
-
-    Raises:
-        BundleError: It is another one here.
-    """
-    tokenizer = configured_tokenizer(bundle.config)
-    if tokenizer.hash != bundle.manifest.tokenizer:
-        raise BundleError(
-            f"{bundle.folder} is for the tokenizer {bundle.manifest.tokenizer[:12]}, and that of "
-            f"text.tokenizer here is {tokenizer.hash[:12]}"
-        )
-    return tokenizer
 
 
 def _windows(tokens: Ints, window: int, prefix: int) -> Iterator[Ints]:

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from nmoe_flower.config import Config
-from nmoe_flower.errors import BundleError
+from nmoe_flower.errors import BundleError, ConfigError
 from nmoe_flower.files import pack_arrays
 from nmoe_flower.inference.bundle.bundle_files import (
     Arrays,
@@ -55,12 +55,15 @@ class Manifest(DeviceManifest):
         latent_dim: D, the length of a latent.
         image_shape: (channels, height, width) of an image.
         extractor_version: The version of ``extractor.safetensors``, 16 hexadecimal digits.
+        tokenizer: SHA-256 of what makes tokens of the text it classifies; empty: it is about
+            images, or older.
     """
 
     classes: Annotated[list[str], Field(min_length=1)]
     latent_dim: Count
     image_shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
     extractor_version: FileVersion
+    tokenizer: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 class Bundle(DeviceBundle[Manifest]):
@@ -89,6 +92,32 @@ class Bundle(DeviceBundle[Manifest]):
         """Latents of one extractor must never meet an expert of another."""
         return self.manifest.extractor_version
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it classifies documents."""
+        return self.config.data.kind == "text"
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of what makes tokens of the text it classifies; empty: there is none."""
+        return self.manifest.tokenizer
+
+    def with_weights(self, weights: str) -> Self:
+        """The same bundle where this device keeps the weights of a given extractor elsewhere.
+
+        Args:
+            weights: Where they are.
+
+        Raises:
+            ConfigError: The extractor is in the bundle itself.
+        """
+        if not self.config.extractor.stands_on_given:
+            raise ConfigError(
+                f"--weights {weights}: the weights of the extractor are in {self.folder} itself"
+            )
+        config = Config.parse({**self.config.flat(), "extractor.weights": weights})
+        return type(self)(self.folder, self.manifest, config)
+
     @classmethod
     def write(
         cls,
@@ -102,6 +131,7 @@ class Bundle(DeviceBundle[Manifest]):
         gate: Arrays,
         expert: Arrays,
         num_clients: int | None = None,
+        tokenizer: str = "",
     ) -> Self:
         """Write a bundle, over an older one if there is one; ``bundle.json`` comes last.
 
@@ -115,6 +145,7 @@ class Bundle(DeviceBundle[Manifest]):
             gate: State of the shared gate, by name.
             expert: State of the device's expert, by name.
             num_clients: E, the experts the gate knows; None: as in ``config``.
+            tokenizer: SHA-256 of what makes tokens, where it classifies text.
 
         Raises:
             BundleError: The parts do not fit together.
@@ -133,6 +164,7 @@ class Bundle(DeviceBundle[Manifest]):
             "latent_dim": _latent_dim(config, image_shape),
             **{f"{part}_version": version_of(data) for part, data in packed.items()},
             "config": config.flat(),
+            **({"tokenizer": tokenizer} if tokenizer else {}),
         }
         bundle = cls._parsed(folder, values)
         for part, data in packed.items():

@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import safetensors
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import BundleError, ConfigError, NMoEError
 from nmoe_flower.files import read_json, safe_child, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from nmoe_flower.data.text import Tokenizer
 
 __all__ = [
     "MANIFEST",
@@ -122,6 +125,28 @@ class DeviceBundle(ABC, Generic[M]):
     @abstractmethod
     def extractor_version(self) -> str:
         """What an extractor makes must never meet an expert of another."""
+
+    @property
+    @abstractmethod
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of what makes tokens of the text it is for; empty: of images, or not known."""
+
+    def tokenizer(self) -> "Tokenizer":
+        """What makes tokens of text, as it is here.
+
+        Raises:
+            BundleError: It is another one than the bundle is for.
+            DataError: It cannot be opened.
+        """
+        from nmoe_flower.data.text import configured_tokenizer
+
+        found, wanted = configured_tokenizer(self.config), self.tokenizer_hash
+        if wanted and found.hash != wanted:
+            raise BundleError(
+                f"{self.folder} is for the tokenizer {wanted[:12]}, and that of text.tokenizer "
+                f"here is {found.hash[:12]}"
+            )
+        return found
 
     @classmethod
     def load(cls, folder: Path) -> Self:

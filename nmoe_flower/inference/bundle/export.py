@@ -103,6 +103,7 @@ def _export_images(
                 extractor=extractor,
                 gate=gate_state,
                 expert=expert,
+                tokenizer=data.tokenised.tokenizer if data.tokenised else "",
             )
     return [Bundle.load(out / str(client)) for client in range(len(experts))]
 
@@ -160,6 +161,7 @@ def _export_image_store(store: Path, out: Path, about: dict[str, Any], gate: str
                 config=Config.parse(about["config"]),
                 classes=about["classes"],
                 image_shape=(channels, height, width),
+                tokenizer=about.get("tokenizer", ""),
                 **parts,
             )
         return Bundle.load(out)

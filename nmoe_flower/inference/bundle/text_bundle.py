@@ -111,6 +111,11 @@ class TextBundle(DeviceBundle[TextManifest]):
         return self.manifest.backbone[:16]
 
     @property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of what makes the tokens."""
+        return self.manifest.tokenizer
+
+    @property
     def tokens_may_leave(self) -> bool:
         """Whether the operator allows tokens in questions (``query.send = "tokens"``)."""
         return self.config.query.send == "tokens"

@@ -40,8 +40,8 @@ def test_a_text_from_stdin_goes_on(
     [
         (["--text", "ab", "photo.png"], 2, "leave out photo.png"),
         (["--text", "ab", "--generate", "2", "--prefix", "1"], 2, "--prefix is of scoring"),
-        (["--text", "ab", "--seed", "1"], 2, "--seed is of images, or of --generate"),
-        (["--text", "ab", "--records", "r"], 2, "--records is of images"),
+        (["--text", "ab", "--seed", "1"], 2, "--seed is of --generate"),
+        (["--text", "ab", "--records", "r"], 2, "--records is of images and files alone"),
         (["photo.png", "--generate", "2"], 2, "--generate is of --text"),
         (["photo.png"], 1, "is a bundle of text, not of images"),
         (["--text", ""], 1, "the text is empty"),
