@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Answer,
         CallRecord,
         Client,
+        DeviceClient,
         Generation,
         PeerStatus,
         Piece,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     )
     from nmoe_flower.inference.bundle import (
         Bundle,
+        DeviceBundle,
+        DeviceManifest,
         Manifest,
         TextBundle,
         TextExperts,
@@ -49,6 +52,9 @@ __all__ = [
     "Bundle",
     "CallRecord",
     "Client",
+    "DeviceBundle",
+    "DeviceClient",
+    "DeviceManifest",
     "ExpertServer",
     "Generation",
     "JsonFormatter",
@@ -81,12 +87,13 @@ __all__ = [
 # Where each name is, as the imports above say it to type checkers and editors.
 _HOMES = {
     "nmoe_flower.inference.ask": (
-        "Answer", "CallRecord", "Client", "Generation", "PeerStatus", "Piece", "RemoteExperts",
-        "RouterMetrics", "Sent", "Survey", "TextAnswer", "TextClient", "WindowScores",
+        "Answer", "CallRecord", "Client", "DeviceClient", "Generation", "PeerStatus", "Piece",
+        "RemoteExperts", "RouterMetrics", "Sent", "Survey", "TextAnswer", "TextClient",
+        "WindowScores",
     ),
     "nmoe_flower.inference.bundle": (
-        "Bundle", "Manifest", "TextBundle", "TextExperts", "export_run", "export_store",
-        "open_bundle",
+        "Bundle", "DeviceBundle", "DeviceManifest", "Manifest", "TextBundle", "TextExperts",
+        "export_run", "export_store", "open_bundle",
     ),
     "nmoe_flower.inference.serve": ("ExpertServer", "RefusedError", "Sources", "SourceWatch"),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.inference.ask.breaker import Breaker
 from nmoe_flower.inference.ask.channel import Channel, PackedQuery, PeerChannel, Received
-from nmoe_flower.inference.ask.device_client import identity_of
+from nmoe_flower.inference.ask.device_client import DeviceClient, identity_of
 from nmoe_flower.inference.ask.links import PeerState
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.query import SILENT
@@ -38,6 +38,7 @@ __all__ = [
     "CallRecord",
     "Channel",
     "Client",
+    "DeviceClient",
     "Generation",
     "LoopThread",
     "PackedQuery",

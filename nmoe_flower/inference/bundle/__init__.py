@@ -2,7 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from nmoe_flower.inference.bundle.bundle_files import MANIFEST, DeviceBundle, read_manifest
+from nmoe_flower.inference.bundle.bundle_files import (
+    MANIFEST,
+    DeviceBundle,
+    DeviceManifest,
+    read_manifest,
+)
 from nmoe_flower.inference.bundle.folders import bundled_run, read_store
 from nmoe_flower.on_demand import first_used
 
@@ -27,6 +32,7 @@ __all__ = [
     "OF_ALL",
     "Bundle",
     "DeviceBundle",
+    "DeviceManifest",
     "Drawn",
     "Manifest",
     "Session",

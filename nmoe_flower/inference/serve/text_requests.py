@@ -31,6 +31,7 @@ from nmoe_flower.inference.protocol import (
 )
 from nmoe_flower.inference.serve.requests import RefusedError, Requests
 from nmoe_flower.inference.serve.text_steps import TextSteps
+from nmoe_flower.plurals import how_many
 
 __all__ = ["ServedText", "TextLimits", "TextRequests"]
 
@@ -163,9 +164,8 @@ class ServedText:
             session: The text.
         """
         if len(self._kept) >= self._limits.texts:
-            raise RefusedError(
-                _BUSY, "busy", f"busy: {len(self._kept)} texts are open, as many as may be"
-            )
+            told = how_many(len(self._kept), "text is", "texts are")
+            raise RefusedError(_BUSY, "busy", f"busy: {told} open, as many as may be")
         self._kept[session] = 0
 
     def keep(self, session: Session, tokens: int) -> None:
@@ -178,11 +178,12 @@ class ServedText:
         others = sum(self._kept.values()) - self._kept[session]
         mib = (others + tokens) * self.experts.kept_bytes / 2**20
         if mib > self._limits.mib:
+            told = f"{how_many(tokens, 'token')} beside {others:,} of other texts"
             raise RefusedError(
                 _BUSY,
                 "busy",
-                f"busy: keys and values of {tokens} tokens beside {others} of other texts would "
-                f"fill {mib:.1f} MiB; allowed: {self._limits.mib:g}",
+                f"busy: keys and values of {told} would fill {mib:.1f} MiB; allowed: "
+                f"{self._limits.mib:g}",
             )
         self._kept[session] = tokens
 

@@ -137,7 +137,7 @@ def test_whoever_leaves_or_is_refused_harms_nobody(export: Make, executor: Any) 
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ({"texts": 1}, "busy: 1 texts are open, as many as may be"),
+        ({"texts": 1}, "busy: 1 text is open, as many as may be"),
         ({"mib": 0.02}, r"13 tokens beside 13 of other texts .*0\.02"),
         ({"queue": 2}, "busy: the queue is full"),
     ],
