@@ -59,6 +59,12 @@ def striped(labels, num_clients, rng):
     return [np.arange(client, len(labels), num_clients) for client in range(num_clients)]
 
 
+class Lazy(Pooled):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.layer = nn.LazyLinear(8)
+
+
 class Double(Pooled):
     def forward(self, images):
         return super().forward(images).double()
@@ -185,6 +191,7 @@ def test_a_partitioner_of_flwr_datasets_is_taken_by_name(here: Path) -> None:
         ("extractor.backbone=my_pkg.needy:Net", "needs no_such_thing_at_all, which is missing"),
         ("extractor.backbone=my_pkg.code:squared", "no subclass of torch.nn.Module"),
         ("extractor.backbone=my_pkg.code:NUMBER", "code.py is int; allowed: a class or a function"),
+        ("extractor.backbone=my_pkg.code:Lazy", "layer.weight has no size before its first im"),
         ("extractor.backbone=my_pkg.code:Picky", "image_size=(8, 8)) raised TypeError"),
         ("extractor.backbone=my_pkg.code:NoWidth", "latent_dim is None"),
         ("extractor.backbone=my_pkg.code:Double", "finite float32, got torch.float64"),

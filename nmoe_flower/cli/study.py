@@ -232,6 +232,7 @@ def _again(args: argparse.Namespace) -> str:
         words += [option, *map(str, values)] if values else []
     words += ["--track", ",".join(args.track)] if args.track else []
     words += ["--ray-address", args.ray_address] if args.ray_address else []
+    words += ["--workers", str(args.workers)] if args.workers is not None else []
     return shlex.join([*words, *(["--jobs", str(args.jobs)] if args.jobs > 1 else [])])
 
 

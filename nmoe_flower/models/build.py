@@ -14,6 +14,7 @@ from nmoe_flower.models.extractor import Extractor, StagedExtractor, build_extra
 from nmoe_flower.models.gate import DiscriminantGate, Gate, Router, Routing
 from nmoe_flower.models.given import TextWish, Wish, frozen_backbone, given_extractor
 from nmoe_flower.models.metric_gate import MetricGate
+from nmoe_flower.models.own_network import own_network
 from nmoe_flower.models.standard import add_standard
 from nmoe_flower.own_code import call_own, is_own, load_own
 
@@ -159,17 +160,14 @@ def embedding_dim(config: Config, latent_dim: int) -> int:
 
 def _own_extractor(name: str, image_shape: Sequence[int]) -> Extractor:
     key = "extractor.backbone"
-    kind = load_own(key, name)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ConfigError(f"{key} = {name} is no subclass of torch.nn.Module; see models.Backbone")
     size = (image_shape[1], image_shape[2])
-    module = call_own(key, name, kind, in_channels=image_shape[0], image_size=size)
+    module = own_network(key, name, in_channels=image_shape[0], image_size=size)
     width = getattr(module, "latent_dim", None)
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         raise ConfigError(
             f"{key} = {name}: latent_dim is {width!r}; allowed: the length of a latent, 1 or more"
         )
-    return module  # type: ignore[no-any-return]
+    return module  # type: ignore[return-value]
 
 
 def check_backbone(config: Config, body: nn.Module, images: Tensor) -> None:

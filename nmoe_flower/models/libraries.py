@@ -12,6 +12,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.models.efficientnet import EfficientNetLite0
 from nmoe_flower.models.given import Given, Wish, digest_of
+from nmoe_flower.models.own_network import own_network
 from nmoe_flower.models.weight_files import (
     KEY,
     located,
@@ -19,7 +20,6 @@ from nmoe_flower.models.weight_files import (
     read_weights,
     wheel_weights,
 )
-from nmoe_flower.own_code import call_own, load_own
 
 __all__ = [
     "efficientnet_lite0",
@@ -68,14 +68,10 @@ def own_backbone(wish: Wish) -> Given:
     Raises:
         ConfigError: It cannot be imported or built, or the weights are not its own.
     """
-    key = _BACKBONE
-    kind = load_own(key, wish.backbone)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ConfigError(
-            f"{key} = {wish.backbone} is no subclass of torch.nn.Module; see models.Backbone"
-        )
     size = (wish.resolution, wish.resolution) if wish.resolution else wish.image_size
-    network = call_own(key, wish.backbone, kind, in_channels=wish.in_channels, image_size=size)
+    network = own_network(
+        _BACKBONE, wish.backbone, in_channels=wish.in_channels, image_size=(size[0], size[1])
+    )
     _fill(network, wish)
     return Given(network, digest_of(network.state_dict()), resolution=0, channels=wish.in_channels)
 

@@ -357,11 +357,12 @@ def variant_in_words(name: str, values: Mapping[str, Any]) -> str:
 
 @contextmanager
 def within(place: str) -> Iterator[None]:
-    """Let errors name the place in the file that they are about."""
+    """Let errors name the place in the file that they are about; one of several lines in each."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from None
+        lines = str(error).split("\n")
+        raise ConfigError("\n".join(f"{place}: {line}" for line in lines)) from None
 
 
 def is_folder_name(text: str) -> bool:

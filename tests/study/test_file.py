@@ -15,6 +15,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.records import Score
 from nmoe_flower.study import ROW_METRICS, Study, gates_of, numbers_of
 from nmoe_flower.study import tests_of as asked_tests
+from nmoe_flower.study.product import within
 
 WHOLE = """
 title = "Two methods on skewed data"
@@ -485,3 +486,12 @@ def test_leagues_of_systems_are_never_in_one_table_or_figure(name: str) -> None:
         assert {league[one] for one in rivals} == {wanted}, what
         gates = where.get("gate") or next(t.gates for t in study.tables if t.name == what)
         assert {league[g] for g in gates if g in league and g not in beside} == {wanted}, what
+
+
+def test_every_line_of_an_error_names_its_place() -> None:
+    with pytest.raises(ConfigError) as raised, within("the study a.toml"), within("figures 1"):
+        raise ConfigError("metric: unknown key\ntests: unknown key")
+    assert str(raised.value).splitlines() == [
+        "the study a.toml: figures 1: metric: unknown key",
+        "the study a.toml: figures 1: tests: unknown key",
+    ]
