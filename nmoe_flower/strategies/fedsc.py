@@ -108,6 +108,8 @@ class FedSC(SteppedFedAvg):
         self.collapse: str | None = None
         self._current_round = 0
         self._told_spent = False
+        self._told_none = False
+        self._asked_any = False
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -119,6 +121,7 @@ class FedSC(SteppedFedAvg):
         settings = self.round_config(server_round, config)
         self._current_round = server_round
         asked = self._asked(server_round, nodes)
+        self._asked_any = bool(asked)
         first = Exchange()
         if self.exchange == "two-phase" and asked:
             first = self._gather(sorted(asked), arrays, settings, grid)
@@ -246,10 +249,21 @@ class FedSC(SteppedFedAvg):
         arrays, metrics = super().aggregate_train(server_round, replies)
         self._settle(self.last_exchange)
         eigenvalues = self.correlations.eigenvalues()
+        if metrics is not None and eigenvalues is None and self._asked_any:
+            self._tell_none(server_round)
         if metrics is not None and eigenvalues is not None:
             metrics["effective-rank"] = effective_rank(eigenvalues)
             self._watch(server_round, eigenvalues)
         return arrays, metrics
+
+    def _tell_none(self, server_round: int) -> None:
+        """An app whose clients send no R averages weights, and nothing else would say so."""
+        if not self._told_none:
+            self._told_none = True
+            log.warning(
+                "round %d: no client sent a correlation matrix, so FedSC does what FedAvg does; "
+                "clients send theirs with nmoe_flower.clients.Contrast", server_round,
+            )  # fmt: skip
 
     def _watch(self, server_round: int, eigenvalues: np.ndarray) -> None:
         hidden = noise_edge(self.correlations.noise_std, len(eigenvalues))

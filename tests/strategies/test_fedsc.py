@@ -340,6 +340,24 @@ def constant(message: Message, answer: Message, partition: int) -> Message:
     return answer
 
 
+def without_matrix(message: Message, answer: Message, partition: int) -> Message:
+    """As an app of one's own whose client was not changed."""
+    if "correlation" in answer.content:
+        del answer.content["correlation"]
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "times"), [(without_matrix, 1, 1), (without_matrix, 4, 0), (None, 1, 0)]
+)
+def test_clients_that_send_no_matrix_at_all_are_told_of_once(
+    change: Change | None, first: int, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    play(FedSC(action="train", first=first), InProcessGrid(client_app(change), 3), range(1, 4))
+    said = [r for r in caplog.records if "FedSC does what FedAvg does" in r.message]
+    assert len(said) == times
+
+
 def test_collapse_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     strategy = FedSC(action="train")
     play(strategy, InProcessGrid(client_app(constant), 3), range(1, 4))
