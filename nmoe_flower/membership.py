@@ -189,9 +189,9 @@ def _finished(path: Path) -> tuple[RunFolder, Checkpoint]:
     if not (solved or carries):
         raise ConfigError(
             f"{origin.path} has head.method = {head.method} (run.system = "
-            f"{origin.config.run.system}): what its clients gave cannot be taken out again; "
-            "allowed: head.method = sums; gate.form = metric with the gate federated, and no "
-            "head.standardise; or run.system = language"
+            f"{origin.config.run.system}): what a client gave cannot be taken out again, or put in "
+            "later; allowed: head.method = sums; gate.form = metric with the gate federated, and "
+            "no head.standardise; or run.system = language"
         )
     checkpoint = origin.checkpoints.latest()
     if checkpoint is None or not set(stages) <= set(checkpoint.state["stages"]):

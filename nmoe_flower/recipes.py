@@ -58,7 +58,8 @@ def find_recipe(name: str) -> Path:
     A file of that name goes before a recipe of that name; a folder, of data perhaps, does not.
 
     Raises:
-        ConfigError: It is a bare name, and there is neither; or it is a study's.
+        ConfigError: It is a bare name, and there is neither; or it is a study's; or there is no
+            such file, and a recipe has almost its name.
     """
     return _found(name, "recipe", packaged_recipes, packaged_studies, "a study: nmoe study run")
 
@@ -85,9 +86,13 @@ def _found(
     otherwise: str,
 ) -> Path:
     path = Path(name)
+    known = {recipe.name: recipe.path for recipe in wanted()}
+    if not path.exists() and not _NAME.fullmatch(name):
+        meant = did_you_mean(path.name.removesuffix(".toml").lower().replace(" ", "-"), known)
+        if meant:
+            raise ConfigError(f"there is no file {name!r}{meant}")
     if not _NAME.fullmatch(name) or (path.exists() and not path.is_dir()):
         return path
-    known = {recipe.name: recipe.path for recipe in wanted()}
     if name in known:
         return known[name]
     if any(recipe.name == name for recipe in others()):

@@ -245,7 +245,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"extractor.ema": 1.0}, "extractor.ema: input should be less than 1, got 1.0"),
     ({"expert.sharing": "none"}, "the only gate then is local, got gate.methods = random, rolling"),
     ({"run.min-replies": 11}, "run.min-replies is 11 but there are 10 clients"),
-    ({"run.name": "../x"}, "run.name: string should match pattern"),
+    ({"run.name": "../x"}, "run.name: '../x' is not allowed; allowed: letters, digits,"),
     ({"run.seed": -1}, "run.seed: input should be greater than or equal to 0, got -1"),
     ({"gate": 1, "gate.top-k": 2}, "gate.top-k: gate is a value, not a table"),
     ({"contrast.weight": 0}, "contrast.weight: input should be greater than 0, got 0"),
@@ -368,3 +368,35 @@ def test_advice_names_batch_norm_under_skew_and_pooled_data(
 ) -> None:
     notes = "\n".join(Config.parse(values).advice())
     assert ["BatchNorm" in notes, "pool the clients' data" in notes] == said
+
+
+def test_what_a_pattern_allows_is_said_in_words() -> None:
+    """Nobody reads regular expressions; one example per field with a pattern."""
+    wrong = {"run.name": "-x", "run.device": "gpu"}
+    patterned = {
+        f"{section}.{name}"
+        for section, field in Config.model_fields.items()
+        for name, one in field.annotation.model_fields.items()  # type: ignore[union-attr]
+        if any(getattr(told, "pattern", None) for told in one.metadata)
+    }
+    assert patterned == set(wrong)
+    for key, value in wrong.items():
+        with pytest.raises(ConfigError, match=f"^{key}: '{value}' is not allowed; allowed: [a-z]"):
+            Config.parse({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("run.system", "fedperr", "fedper"),
+        ("extractor.method", "pretraned", "pretrained"),
+        ("gate.methods", "federated,locl", "local"),
+        ("extractor.backbone", "resnet-18", "resnet18"),
+        ("data.scheme", "dirichle", "dirichlet"),
+    ],
+)
+def test_a_misspelt_choice_is_told_what_was_probably_meant(
+    key: str, value: str, meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"; did you mean {meant}\\?"):
+        Config.parse({key: value})

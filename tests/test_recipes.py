@@ -138,3 +138,11 @@ def test_commands_that_take_recipes_say_that_it_is_a_study(
     path.write_text(STUDY)
     assert cli.main([command, str(path)]) == 1
     assert "is a study, not a recipe: nmoe study run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10 quick", "experiments/cifar10-quik.toml", "Cifar10 Quick", "./cifar10-quick"]
+)
+def test_a_file_that_is_not_there_and_almost_a_recipe_is_told_which(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file .*; did you mean cifar10-quick\?"):
+        find_recipe(name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from nmoe_flower.catalogue import BASELINES, CONTROLS
-from nmoe_flower.config.section import Distinct, Seconds, Section, split
+from nmoe_flower.config.section import ALLOWED, Distinct, Seconds, Section, split
 
 __all__ = ["RunConfig"]
 
@@ -25,6 +25,7 @@ class RunConfig(Section):
     name: str = Field(
         "nmoe",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        json_schema_extra={ALLOWED: "letters, digits, . _ and -, a letter or digit first"},
         max_length=128,
         description="of the run folder",
     )
@@ -36,7 +37,10 @@ class RunConfig(Section):
     out: str = Field("", description="results folder; empty: ./runs, or ~/nmoe-runs under flwr run")
     seed: int = Field(0, ge=0, description="of every random choice")
     device: str = Field(
-        "cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:1, mps"
+        "cpu",
+        pattern=r"^(cpu|mps|cuda(:\d+)?)$",
+        json_schema_extra={ALLOWED: "cpu, mps, cuda, or cuda:N"},
+        description="cpu, cuda, cuda:1, mps",
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 where the device computes in it"

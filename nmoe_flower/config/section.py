@@ -19,9 +19,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
+from nmoe_flower.errors import did_you_mean
 from nmoe_flower.own_code import FORM, is_own
 
 __all__ = [
+    "ALLOWED",
     "Distinct",
     "Floats",
     "Ints",
@@ -35,6 +37,9 @@ __all__ = [
     "shown",
     "split",
 ]
+
+ALLOWED = "allowed"
+"""Of a field with a pattern: what it allows, in words, in ``json_schema_extra``."""
 
 _LARGEST = 2**32 - 1  # of whole numbers: Flower carries 64 bits, and no count comes near this
 _LONGEST = 1024  # list
@@ -136,7 +141,8 @@ class NamesOrOwn:
         if value in self.names or is_own(value):
             return value
         allowed = ", ".join(map(repr, self.listed))
-        raise ValueError(f"input should be {allowed} or {FORM}, got {shown(value)}")
+        hint = did_you_mean(value, self.names)
+        raise ValueError(f"input should be {allowed} or {FORM}, got {shown(value)}{hint}")
 
 
 class Section(BaseModel):

@@ -1,5 +1,6 @@
 """A whole run's configuration, and the ways in and out of it."""
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.query import QueryConfig
 from nmoe_flower.config.rules import advice, check_rules
 from nmoe_flower.config.run import RunConfig
-from nmoe_flower.config.section import Section, kebab, own_parts, shown
+from nmoe_flower.config.section import ALLOWED, Section, kebab, own_parts, shown
 from nmoe_flower.config.text import TextConfig
 from nmoe_flower.errors import ConfigError, did_you_mean
 from nmoe_flower.files import read_toml, to_toml
@@ -311,10 +312,27 @@ def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
             )
         elif problem["type"] == "missing":
             message = "is missing"
+        elif allowed := _allowed_words(problem, fields):
+            message = f"{shown(problem['input'])} is not allowed; allowed: {allowed}"
         elif problem["type"] != "value_error":
             message = f"{message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
+            if problem["type"] == "literal_error":
+                names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+                message += did_you_mean(str(problem["input"]), names)
         lines.append(f"{key}: {message}")
     return "\n".join(lines)
+
+
+def _allowed_words(problem: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    """What a field with a pattern allows; nothing where the pattern is not what is wrong."""
+    if problem["type"] != "string_pattern_mismatch":
+        return ""
+    field = None
+    for part in problem["loc"]:
+        field = next((one for name, one in fields.items() if kebab(name) == kebab(str(part))), None)
+        fields = getattr(getattr(field, "annotation", None), "model_fields", {})
+    told = getattr(field, "json_schema_extra", None)
+    return str(told[ALLOWED]) if isinstance(told, Mapping) and ALLOWED in told else ""
 
 
 def _suggest(location: tuple[int | str, ...], value: Any, fields: Mapping[str, Any]) -> str:

@@ -268,6 +268,11 @@ def _find_column(dataset: str, features: Any, wanted: str, kind: str) -> str:
             f"{begin} there are images and no labels; of image files the folders say the class: "
             "train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png, with no image elsewhere"
         )
+    if not typed and columns == ["text"]:
+        raise DataError(
+            f"{begin} there is text and no image; of image files the folders say the class, as in "
+            "CLASS/*.png; text is for run.system = language"
+        )
     if not typed:
         raise DataError(f"{begin} no {kind} column found; {hint} to one of {found}")
     return typed[0]

@@ -56,7 +56,7 @@ def open_picture(source: Path | BinaryIO, place: str) -> "Image":
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"{place} has far too many pixels") from None
     except FileNotFoundError:
-        raise DataError(f"{place}: No such file") from None
+        raise DataError(f"{place} is not there: No such file") from None
     except UnidentifiedImageError:
         raise DataError(f"{place} is not a readable image: its format is not known") from None
     except Exception as error:  # decoders raise anything on damaged bytes

@@ -88,7 +88,8 @@ class FederationPlan:
             raise ConfigError(f"a class is named twice: {', '.join(self.classes)}")
         if self.data and len(self.classes) < 2:
             raise ConfigError(
-                "nodes with their own images must agree on the classes: name all of them"
+                "nodes with their own images (--data) must agree on the classes: name all of them "
+                f"(--classes), got {', '.join(self.classes) or 'none'}"
             )
 
 
