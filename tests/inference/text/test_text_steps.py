@@ -177,6 +177,24 @@ def test_askers_over_the_network_get_what_each_would_alone(
     assert {piece.peer for pieces in found for piece in pieces} == {"peer-1"}
 
 
+@pytest.mark.parametrize("send", ["hidden", "tokens"])
+def test_askers_of_a_peer_that_dies_all_go_on_elsewhere(village: Make, send: str) -> None:
+    made = village(replicas=2, query__send="tokens")
+    made.serve(1, 2)
+    texts = ("klmklm", "mkm")
+    wanted = [made.greedy(1, list(text.encode()), 9) for text in texts]
+    clients = [made.client(send=send, encoding="float32") for _ in texts]
+    generations = [one.generate(text, 9) for one, text in zip(clients, texts, strict=True)]
+    for place, _ in enumerate(zip(*generations, strict=True)):
+        if place == 3:
+            made.kill(1)
+    for generation, tokens in zip(generations, wanted, strict=True):
+        assert [piece.token for piece in generation.pieces] == tokens
+        writers = [piece.peer for piece in generation.pieces]
+        assert writers[:4] == ["peer-1"] * 4
+        assert (writers[-1], writers) == ("peer-2", sorted(writers))
+
+
 # --- who goes on with whom ---
 
 
