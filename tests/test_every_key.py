@@ -223,7 +223,7 @@ ROWS: dict[str, list[str]] = {
     "adapter.ranks": ["0,1,1,1", f"1,2|{LANGUAGE}"],
     "adapter.scale": NOT_ABOVE_0,
     "adapter.bias": SWITCH,
-    "adapter.start": [*CHOICE, "fedavg-exact", f"fedavg|{LANGUAGE} adapter.ranks=1,2,3"],
+    "adapter.start": [*CHOICE, "fedavg-exact", f"fedavg|{LANGUAGE} adapter.ranks=1,2,3,4"],
     "adapter.steps": [*BELOW_1, "7"],
     "adapter.averaged-steps": ["-1", f"7|{LANGUAGE}"],
     "adapter.batch-size": BELOW_1,

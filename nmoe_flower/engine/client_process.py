@@ -8,7 +8,6 @@ frame from a worker is :class:`Ready`, :class:`Failed`, :class:`Unforkable` or :
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import threading
 from collections import OrderedDict
@@ -23,7 +22,7 @@ from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, answer_message, load_client_app, refusal
 from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.shared import Attachments, Item, Packed, own, plain, rebuild, unpack
-from nmoe_flower.engine.spawn import end_group, lead_group
+from nmoe_flower.engine.spawn import end_group, ignore_interrupts, lead_group
 from nmoe_flower.errors import EngineError
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def serve(
     """
     lead_group()
     multiprocessing.current_process().daemon = False  # or it could start none
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
     try:
         app = load_client_app(reference)

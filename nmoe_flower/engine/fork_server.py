@@ -21,7 +21,7 @@ from typing import Any
 
 from nmoe_flower.engine.answering import Nodes, load_client_app
 from nmoe_flower.engine.client_process import Failed, Unforkable, dump, serve
-from nmoe_flower.engine.spawn import Leader, cause_of_death, lead_group, spawning
+from nmoe_flower.engine.spawn import Leader, cause_of_death, ignore_interrupts, lead_group, spawning
 from nmoe_flower.errors import EngineError
 
 __all__ = ["ForkServer", "ForkedProcess"]
@@ -112,7 +112,7 @@ def _serve_forks(control: socket.socket, reference: str, nodes: Nodes) -> None:
     """Fork a worker for every connection that comes, until the parent closes the socket or dies."""
     lead_group()
     multiprocessing.current_process().daemon = False  # or it could start none
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     refused: Failed | Unforkable | None = None
     try:
         load_client_app(reference)

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from types import ModuleType
 from typing import Protocol
@@ -15,6 +16,7 @@ __all__ = [
     "Leader",
     "cause_of_death",
     "end_group",
+    "ignore_interrupts",
     "lead_group",
     "spawning",
 ]
@@ -51,7 +53,13 @@ def spawning() -> Iterator[None]:
 
     ``spawn`` would run the main module again in every worker: slow, and a fork bomb for a script
     without a main guard. Workers do not need it, since the ClientApp is named by its module.
+    They are born with Ctrl-C held back, until they ignore it: while they import they would die of
+    it with a traceback, beside what the program says.
     """
+    held = hasattr(signal, "pthread_sigmask")
+    if held:
+        resource_tracker.ensure_running()  # or the first start would let Ctrl-C through again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if held else set()
     old = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     main = sys.modules["__main__"]
     os.environ.update(WORKER_ENVIRONMENT)
@@ -65,6 +73,15 @@ def spawning() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        if held:  # at last: it raises what was held back
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent, in a process that was born while `spawning`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def lead_group() -> None:
