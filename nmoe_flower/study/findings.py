@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 TABLE_VERSION = 1
+_LINE = 100  # characters of a value that stands in one
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
 
 
@@ -352,24 +353,24 @@ def findings_to_json(findings: Findings) -> str:
 
 
 def lines_of_json(content: Mapping[str, Any]) -> str:
-    """JSON with one line for each row of a list and each value of a table.
+    """JSON with a line for each value, or for each of its rows and values where it is long.
 
-    >>> print(lines_of_json({"a": [1, 2], "b": {"c": 3}, "d": 4}), end="")
+    >>> print(lines_of_json({"a": [1, 2], "b": ["c" * 50, "d" * 50], "e": {"f": 3}}), end="")
     {
-      "a": [
-        1,
-        2
+      "a": [1,2],
+      "b": [
+        "cccccccccccccccccccccccccccccccccccccccccccccccccc",
+        "dddddddddddddddddddddddddddddddddddddddddddddddddd"
       ],
-      "b": {
-        "c": 3
-      },
-      "d": 4
+      "e": {"f":3}
     }
     """
     dumps = partial(json.dumps, separators=(",", ":"))
     parts = []
     for key, value in content.items():
-        if isinstance(value, list) and value:
+        if len(dumps(value)) <= _LINE:
+            text = dumps(value)
+        elif isinstance(value, list) and value:
             inner = ",\n".join(f"    {dumps(row)}" for row in value)
             text = f"[\n{inner}\n  ]"
         elif isinstance(value, dict) and value:

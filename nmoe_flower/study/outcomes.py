@@ -17,14 +17,11 @@ from nmoe_flower.results import FREE_KEYS, PATH_KEYS, RunFolder
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.product import StudyRun
-from nmoe_flower.study.rows import RunOutcome
+from nmoe_flower.study.rows import KEPT_DIGITS, RunOutcome
 from nmoe_flower.study.share import FILLED_IN, depends_on
 
-__all__ = ["KEPT_DIGITS", "outcomes_of", "read_outcome", "refuse_another"]
+__all__ = ["outcomes_of", "read_outcome", "refuse_another"]
 
-KEPT_DIGITS = (
-    6  # significant ones of a result: published runs, which keep them, give the same tables
-)
 _MOST_SHOWN = 4
 
 

@@ -20,12 +20,12 @@ from PIL import Image
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import all_or_none, rounded, write_bytes, write_json, write_text
+from nmoe_flower.files import all_or_none, rounded, write_bytes, write_text
 from nmoe_flower.report import said_once
 from nmoe_flower.results import worst_client
 from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
-from nmoe_flower.study.outcomes import KEPT_DIGITS
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
+from nmoe_flower.study.rows import KEPT_DIGITS
 from nmoe_flower.study.share import HEAD_STAGE
 
 __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
@@ -126,7 +126,7 @@ def publish_run(
     origin.pop("samples", None)
     if "stage-1" in origin:
         origin["stage-1"]["from"] = _named_stage(Path(origin["stage-1"]["from"]))
-    write_json(target / "provenance.json", origin)
+    write_text(target / "provenance.json", lines_of_json(origin))
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
         if not tests:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import rounded
 from nmoe_flower.report import Estimate, estimate
 from nmoe_flower.results import worst_client
 from nmoe_flower.study.costs import COSTS, OF_A_GATE, cost_of
@@ -19,6 +20,7 @@ from nmoe_flower.study.measured import gates_of, tests_of
 from nmoe_flower.study.product import StudyRun, frozen, same
 
 __all__ = [
+    "KEPT_DIGITS",
     "Quantity",
     "Row",
     "RunOutcome",
@@ -30,6 +32,9 @@ __all__ = [
 ]
 
 Value = float | str | bool | None
+KEPT_DIGITS = (
+    6  # significant ones of a result: published runs, which keep them, give the same tables
+)
 _OF_WHAT_IS_PRIVATE = ("privacy.epsilon", "privacy.delta", "privacy.releases")
 
 
@@ -280,17 +285,20 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
-    """A row as it stands in ``table.json``."""
+    """A row as it stands in ``table.json``.
+
+    What it has none of is left out, and so is a folder that is called as the variant.
+    """
     found, seeds = row.estimate, sorted(row.each)
     told: dict[str, Any] = {
         "variant": row.variant,
-        "folder": row.folder,
+        "folder": None if row.folder == row.variant else row.folder,
         "values": dict(row.values),
         "gate": row.gate,
         "test": row.test,
         "metric": row.metric,
-        "mean": found.mean if found else row.text or None,
-        "se": found.se if found else None,
+        "mean": rounded(found.mean, KEPT_DIGITS) if found else row.text or None,
+        "se": rounded(found.se, KEPT_DIGITS) if found else None,
         "n": len(seeds),
         "seeds": seeds,
         "each": [row.each[seed] for seed in seeds],
@@ -298,6 +306,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "exchanges": row.exchanges,
         "paper": row.paper,
     }
+    told = {key: value for key, value in told.items() if value is not None or key == "mean"}
     if row.missing:
         told["missing"] = list(row.missing)
     if row.unmeasured:
@@ -329,7 +338,7 @@ def _read(row: Mapping[str, Any], name: str) -> Row:
         unmeasured = tuple(row.get("unmeasured", ()))
         return Row(
             variant=str(row["variant"]),
-            folder=str(row["folder"]),
+            folder=str(row.get("folder", row["variant"])),
             values={axis: frozen(value) for axis, value in row["values"].items()},
             gate=str(row["gate"]),
             test=str(row["test"]),
@@ -338,9 +347,9 @@ def _read(row: Mapping[str, Any], name: str) -> Row:
             each=dict(zip(seeds, row["each"], strict=True)),
             failed=failed,
             unmeasured=unmeasured,
-            bytes_per_device=row["bytes_per_device"],
-            exchanges=row["exchanges"],
-            paper=row["paper"],
+            bytes_per_device=row.get("bytes_per_device"),
+            exchanges=row.get("exchanges"),
+            paper=row.get("paper"),
         )
     except KeyError as error:
         raise NMoEError(f"{name}: {error.args[0]} is missing") from None
