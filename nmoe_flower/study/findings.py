@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 TABLE_VERSION = 1
-_LINE = 100  # characters of a value that stands in one
+_LINE = 140  # characters of a value that stands in one
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
 
 
@@ -355,12 +355,12 @@ def findings_to_json(findings: Findings) -> str:
 def lines_of_json(content: Mapping[str, Any]) -> str:
     """JSON with a line for each value, or for each of its rows and values where it is long.
 
-    >>> print(lines_of_json({"a": [1, 2], "b": ["c" * 50, "d" * 50], "e": {"f": 3}}), end="")
+    >>> print(lines_of_json({"a": [1, 2], "b": ["c" * 70, "d" * 70], "e": {"f": 3}}), end="")
     {
       "a": [1,2],
       "b": [
-        "cccccccccccccccccccccccccccccccccccccccccccccccccc",
-        "dddddddddddddddddddddddddddddddddddddddddddddddddd"
+        "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
+        "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
       ],
       "e": {"f":3}
     }
