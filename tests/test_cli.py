@@ -141,6 +141,17 @@ def test_all_benchmarks_are_told_and_are_on_their_page(capsys: pytest.CaptureFix
         assert f"python -m benchmarks.{name} " in capsys.readouterr().err
 
 
+def test_an_interrupt_is_one_word_also_while_the_options_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_parser", interrupted)
+    assert cli.main(["recipes"]) == 130
+    assert capsys.readouterr().err == "nmoe: interrupted\n"
+
+
 # Commands of which each is given a path where nothing is, and what it says of it.
 NOWHERE = {
     "infer nope a.png": "cannot read the bundle nope/bundle.json",

@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if it finished and produced its results, 1 if it failed, 130 after Ctrl-C. Wrong usage
         leaves through ``SystemExit(2)``, as argparse does it.
     """
-    args = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
     try:
+        args = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = args.command
         code = command(args)
         sys.stdout.flush()
         return code
