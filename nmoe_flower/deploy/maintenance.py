@@ -25,12 +25,14 @@ from nmoe_flower.deploy.places import peer_places, runtime_ports
 from nmoe_flower.deploy.scripts import node_scripts
 from nmoe_flower.deploy.wheel import WHEEL, copy_wheel, write_wheel
 from nmoe_flower.engine import write_app
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, did_you_mean
 from nmoe_flower.files import all_or_none, read_toml
 from nmoe_flower.inference.bundle import MANIFEST
 from nmoe_flower.inference.protocol import PeerList, next_serial
 
 __all__ = ["add_nodes", "renew", "sign_peers"]
+
+_NAMED = 8  # that errors list
 
 
 def renew(folder: Path, *names: str, node_key: bool = False, days: int = 365) -> list[Path]:
@@ -139,8 +141,9 @@ def sign_peers(
     before = _plan(folder, days)
     nodes = [Party.load(folder / "nodes" / f"node-{i}") for i in range(len(before.peers))]
     moved = dict(moves or {})
-    if unknown := [name for name in moved if name not in {node.name for node in nodes}]:
-        raise ConfigError(f"{folder} has no node {unknown[0]!r}")
+    known = [node.name for node in nodes]
+    if unknown := [name for name in moved if name not in known]:
+        raise ConfigError(f"{folder} has no node {unknown[0]!r}{_meant(unknown[0], known)}")
     nodes = [
         replace(node, peer=str(Address.parse(moved[node.name], port=Address.parse(node.peer).port)))
         if node.name in moved
@@ -179,9 +182,17 @@ def _own(folder: Path, name: str) -> Path:
     """Where a party's files are, within the folder of the federation."""
     if name == "superlink":
         return Path("server")
-    if name not in {path.name for path in (folder / "nodes").glob("*")}:
-        raise ConfigError(f"{folder} has no party {name!r}")
+    known = sorted(path.name for path in (folder / "nodes").glob("*"))
+    if name not in known:
+        told = _meant(name, ["superlink", *known])
+        raise ConfigError(f"{folder} has no party {name!r}{told}")
     return Path("nodes", name)
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """The end of an error about a name that nobody has."""
+    more = ", ..." if len(known) > _NAMED else ""
+    return did_you_mean(name, known) or f"; it has {', '.join(known[:_NAMED])}{more}"
 
 
 def _below(new: Path, part: Path, folder: Path) -> list[Path]:

@@ -53,6 +53,12 @@ def test_only_parties_and_only_the_authority(federation: Path) -> None:
     for name in ("node-7", "../authority", ""):
         with pytest.raises(ConfigError, match="has no party"):
             renew(federation, name)
+    for name, told in (
+        ("zoo", "it has superlink, node-0, node-1"),
+        ("node1", "did you mean node-1"),
+    ):
+        with pytest.raises(ConfigError, match=f"has no party '{name}'; {told}"):
+            renew(federation, name)
     (federation / "authority" / "ca.key").unlink()
     with pytest.raises(CertificateError, match=r"cannot read .*ca\.key"):
         renew(federation, "node-0")
@@ -140,7 +146,7 @@ def test_a_node_moves(federation: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"[::1]:{port}" in (federation / "nodes/node-1/serve.sh").read_text()
     assert no_problem(federation)
     for move, message in (
-        ("node-7=host", "has no node 'node-7'"),
+        ("node-7=host", "has no node 'node-7'; did you mean node-"),
         ("node-1", "allowed: NAME=HOST"),
         ("node-1=ho st", "the address 'ho st'"),
         (f"node-0=[::1]:{port}", "two programs cannot listen at"),

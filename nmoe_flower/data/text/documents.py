@@ -148,8 +148,8 @@ def read_documents(request: TextRequest, arrow_dir: Path) -> tuple[list[Document
     kept = [one for one in found if one.text.strip()]
     if not kept:
         raise DataError(
-            f"{request.dataset!r} has no text: {how_many(len(found), 'document')}, all of them "
-            "empty"
+            f"{request.dataset!r} has no text: "
+            f"{how_many(len(found), 'document, which is empty', 'documents, all of them empty')}"
         )
     kept.sort(key=lambda one: (one.domain, one.name))
     return kept, len(found) - len(kept)
