@@ -74,6 +74,7 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
         return place
     with all_or_none(place, last="table.json") as new:
         first = True
+        validated = any(row.test == VALIDATION for row in findings.shown)
         for one in findings.outcomes:
             own = one.run.place.parts[0] == study.name  # others are published with their study
             if own and one.results is not None and one.path is not None:
@@ -81,7 +82,8 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
                 publish_run(one.path, new / one.run.variant, clients=False, routing=False,
                             partition=first,  # an example
                             rounds=kept, audit=kept and first,
-                            tests=findings.tells_tests_of(one.run))  # fmt: skip
+                            tests=findings.tells_tests_of(one.run),
+                            validation=validated)  # fmt: skip
                 first = False
         for path in draw_policies(_finished_in(new), new) if findings.policies else ():
             write_bytes(path, small_picture(path))  # of what is kept: it can be drawn again
@@ -105,6 +107,7 @@ def publish_run(
     routing: bool = True,
     partition: bool = True,
     tests: bool = True,
+    validation: bool = True,
 ) -> Path:
     """Copy a finished run into ``variant/seed-N``; returns that folder.
 
@@ -118,6 +121,7 @@ def publish_run(
         routing: Keep who asked whom.
         partition: Keep who holds how much of each class.
         tests: Keep rows of tests; without, those of validation data alone.
+        validation: Keep rows of validation data.
     """
     config = portable(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
     target = variant / f"seed-{config['run']['seed']}"
@@ -129,8 +133,9 @@ def publish_run(
     write_text(target / "provenance.json", lines_of_json(origin))
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        if not tests:
-            results["rows"] = [row for row in results["rows"] if row["test"] == VALIDATION]
+        results["rows"] = [
+            row for row in results["rows"] if (validation if row["test"] == VALIDATION else tests)
+        ]
         kept = _kept_results(results, clients=clients, routing=routing)
         if not partition:
             kept.pop("partition", None)
