@@ -21,10 +21,12 @@ PAGES = [
         "results.md",
         "explanation/baselines.md",
         "explanation/fedsc.md",
+        "explanation/gates.md",
         "explanation/language.md",
         "explanation/privacy.md",
         "explanation/sums.md",
         "explanation/when-to-use-it.md",
+        "how-to/forget-a-device.md",
         "how-to/align-experts.md",
         "how-to/privacy-budget.md",
         "how-to/private-weights.md",
@@ -98,7 +100,7 @@ def block(match: re.Match[str]) -> str:
     table_file = place(name) / "table.txt"  # several runs, tabulated by another script
     if table_file.is_file():
         return match[1] + table_file.read_text(encoding="utf-8") + match[4]
-    lines = [origin(name), "", *table(name), "", "What the stages cost:", "", *costs(name)]
+    lines = [origin(name), "", *table(name), "", "What training cost:", "", *costs(name)]
     return match[1] + "\n".join(lines) + "\n" + match[4]
 
 

@@ -42,6 +42,8 @@ _CURVES = {
     "alignment": ("load-variation", "load-variation-total", "bytes-to-part", "elapsed-seconds"),
     "alignment-test": ("accuracy-iid",),
 }
+_REVISION = 12  # characters of it
+_ASKING = ("identity", "describe", "evaluation", "controls", "whole", "placed", "choices", "chosen")
 _OVER_ROUNDS: dict[str, Callable[[str], bool]] = {
     "rounds": lambda name: "loss" in name or "accuracy" in name,
     "representation": lambda name: name != "loss",
@@ -128,6 +130,10 @@ def publish_run(
     write_text(target / "config.toml", tomli_w.dumps(config))
     origin = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
     origin.pop("samples", None)
+    for told in (origin, origin.get("stage-1", {})):
+        if "revision" in (told.get("git") or {}):
+            told["git"]["revision"] = told["git"]["revision"][:_REVISION]
+        told.get("machine", {}).pop("os", None)
     if "stage-1" in origin:
         origin["stage-1"]["from"] = _named_stage(Path(origin["stage-1"]["from"]))
     write_text(target / "provenance.json", lines_of_json(origin))
@@ -169,7 +175,18 @@ def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> d
             row.pop("per_client", None)
     if not routing:
         kept.pop("routing", None)
+    if "stages" in kept:
+        kept["stages"] = {n: cost for n, cost in kept["stages"].items() if not _of_tests(n)}
     return kept
+
+
+def _of_tests(stage: str) -> bool:
+    """Whether a stage only asks or tests, which is no part of what anything costs.
+
+    >>> [_of_tests(name) for name in ("extractor-test", "fedavg@0.1/validation", "extractor")]
+    [True, True, False]
+    """
+    return stage in _ASKING or stage.endswith(("-test", f"/{VALIDATION}"))
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
