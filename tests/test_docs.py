@@ -302,6 +302,33 @@ def test_the_table_beside_other_simulators_is_the_one_measured() -> None:
         ], line  # fmt: skip
 
 
+def test_the_table_of_clients_that_train_together_is_the_one_measured() -> None:
+    found = json.loads((ROOT / "results/benchmarks/stack.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "explanation" / "engines.md").read_text(encoding="utf-8")
+    section = page.split("## Clients that train together")[1].split("\n## ")[0]
+    told = [line for line in section.splitlines() if line.startswith("| `")]
+    assert told == [
+        f"| `{one['network']}` | {one['clients']:,} | {one['loop']:.2f} | {one['stacked']:.2f} "
+        f"| {one['gain']:.1f} |"
+        for one in found["paces"]
+    ]
+    assert (found["batch"], found["threads"]) == (32, 1)
+
+
+def test_the_table_of_what_rounds_of_systems_take_is_the_one_measured() -> None:
+    found = json.loads((ROOT / "results/benchmarks/systems.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "explanation" / "baselines.md").read_text(encoding="utf-8")
+    section = page.split("## What a round takes")[1].split("\n## ")[0]
+    told = [line for line in section.splitlines() if line.startswith("| `")]
+    assert told == [
+        f"| `{name}` | {1e3 * one['seconds'] / 4:.1f} | {one['x']:.2f} |"
+        for name, one in found["systems"].items()
+    ]
+    missed = [one for one in found["systems"].values() if one["x"] > 1.15]
+    assert "five miss it" in section
+    assert len(missed) == 5
+
+
 def measured(
     study: str, test: str, metric: str = "accuracy"
 ) -> dict[tuple[str, str], dict[str, Any]]:
