@@ -1,6 +1,6 @@
-"""LeNet-5 without its three last layers, which are the head: a backbone for the study pfl-moe.
+"""LeNet-5 without its three last layers, which are the head: the backbone of the study pfl-moe.
 
-It is found as ``experiments.lenet:LeNet5`` where the command is run from a checkout.
+It is found as one's own code is: ``nmoe_flower.models.lenet:LeNet5``.
 """
 
 import torch
