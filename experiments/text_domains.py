@@ -10,7 +10,8 @@ and its licence, FOLDER/licences has the texts, FOLDER/sums.json what was made.
 
 Packages come from Debian 12 (apt-get download) and npm (npm pack), and stay in FOLDER/.packages; a
 run that was interrupted goes on. What is made is compared with the sums below. Where a package
-has been updated since, its domains differ, and --accept takes them nevertheless.
+has been updated since, its domains differ, and --accept takes them nevertheless; without it, they
+are made anew from what the package lists have by then.
 """
 
 import argparse
@@ -84,10 +85,12 @@ class Store:
 
     Args:
         folder: Where they are kept.
+        renew: Whether those of other versions than the named ones are fetched again.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, renew: bool = False) -> None:
         self._folder = folder
+        self._renew = renew
         self.versions: dict[str, str] = {}
 
     def __call__(self, name: str) -> Path:
@@ -100,11 +103,14 @@ class Store:
             DataError: It cannot be fetched or unpacked.
         """
         folder = self._folder / name
-        if not (folder / ".complete").is_file():
+        complete = folder / ".complete"
+        kept = complete.read_text() if complete.is_file() else None
+        renewed = self._renew and name not in self.versions and kept != PACKAGES[name].version
+        if kept is None or renewed:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             self._fetch(PACKAGES[name], folder)
-        self.versions[name] = (folder / ".complete").read_text()
+        self.versions[name] = complete.read_text()
         return folder / "files"
 
     def _fetch(self, package: Package, folder: Path) -> None:
@@ -130,7 +136,8 @@ class Store:
             ) from None
         except subprocess.CalledProcessError as error:
             told = (error.stderr.strip().splitlines() or [f"it ended with {error.returncode}"])[-1]
-            raise DataError(f"{' '.join(command)}: {told}") from None
+            hint = "; apt-get update may help" if command[0] == "apt-get" else ""
+            raise DataError(f"{' '.join(command)}: {told}{hint}") from None
         return done.stdout
 
 
@@ -470,20 +477,21 @@ def _licence(path: Path, name: str) -> str:
 
 
 def build(root: Path, *, accept: bool) -> int:
-    """Make what is missing, check all, and tell what was made.
+    """Make what is missing or not as it should be, check all, and tell what was made.
 
     Args:
         root: The corpus.
-        accept: Whether domains that differ from the sums are kept as they are.
+        accept: Whether packages and domains that differ from the named ones are kept as they are.
 
     Returns:
         0; 1 if a domain is not what it should be.
     """
-    fetch = Store(root / ".packages")
+    fetch = Store(root / ".packages", renew=not accept)
     path = root / "sums.json"
     made: dict[str, str] = read_json(path) if path.is_file() else {}
     for domain in (*DEVICES, *PUBLIC):
-        if domain not in made:
+        stale = made.get(domain) != SUMS.get(domain) and not accept
+        if domain not in made or stale:
             made[domain] = make(root, domain, fetch)
             write_json(path, made)
     licences(root, fetch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(text_domains, "PUBLIC", {"rst": lambda fetch: documents("rst")})
     monkeypatch.setattr(text_domains, "TEST_BYTES", 12_000)
     monkeypatch.setattr(text_domains, "TRAIN_BYTES", 60_000)
-    monkeypatch.setattr(text_domains, "SUMS", {})
+    sums: dict[str, str] = {}
+    monkeypatch.setattr(text_domains, "SUMS", sums)
+
+    def make(*args: Any) -> str:
+        made = written(*args)
+        sums.setdefault(args[1], made)  # what was made first is what it should be
+        return made
+
+    written = text_domains.make
+    monkeypatch.setattr(text_domains, "make", make)
     return read
 
 
@@ -100,7 +110,29 @@ def test_a_corpus_is_made_once_and_compared(
     monkeypatch.setattr(text_domains, "SUMS", {**sums, "rst": "0" * 64})
     assert text_domains.main([str(tmp_path)]) == 1
     assert "rst: " in capsys.readouterr().err
+    assert small == ["de", "rst", "rst"]  # what is not as it should be is made anew
     assert text_domains.main([str(tmp_path), "--accept"]) == 0
+    assert small == ["de", "rst", "rst"]
+
+
+def test_packages_of_other_versions_are_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lists of packages may know better by then; accepted, they stay."""
+    fetched: list[str] = []
+    offered = iter(["1", "2"])
+
+    def fetch(store: text_domains.Store, package: text_domains.Package, folder: Path) -> None:
+        fetched.append(package.name)
+        (folder / ".complete").write_text(next(offered))
+
+    monkeypatch.setattr(text_domains.Store, "_fetch", fetch)
+    monkeypatch.setattr(text_domains, "PACKAGES", {"a": text_domains.Package("a", "2", "MIT")})
+    for renew, version in ((True, "1"), (False, "1"), (True, "2"), (True, "2")):
+        store = text_domains.Store(tmp_path, renew=renew)
+        assert store("a") == store("a") == tmp_path / "a/files"
+        assert store.versions == {"a": version}
+    assert fetched == ["a", "a"]
 
 
 def test_packages_that_cannot_be_fetched_are_named(
@@ -114,5 +146,7 @@ def test_packages_that_cannot_be_fetched_are_named(
         (tmp_path / name).chmod(0o755)
     with pytest.raises(DataError, match=r"npm pack --silent three@0.187.0: E404 not there"):
         text_domains.Store(tmp_path)("three")
-    with pytest.raises(DataError, match=r"apt-get download -qq libc6-dev: it ended with 100"):
+    with pytest.raises(
+        DataError, match=r"-qq libc6-dev: it ended with 100; apt-get update may help"
+    ):
         text_domains.Store(tmp_path)("libc6-dev")
