@@ -475,7 +475,7 @@ class _Clock:
                 self._used[source] = None
                 self._known[name] = sum(values) / len(values)
                 return self._known[name]
-        self._used["guesses by the number of rounds"] = None
+        self._used["guesses by the number of rounds, which may be far off"] = None
         self._known[name] = guess
         return guess
 

@@ -19,7 +19,7 @@ from nmoe_flower.study.one import StudyTask, note_failure, track_of
 from nmoe_flower.study.plan import FAILED, PlannedRun, StudyPlan
 from nmoe_flower.study.share import is_ready
 
-__all__ = ["StudyOutcome", "StudyView", "run_study"]
+__all__ = ["StudyOutcome", "StudyView", "run_study", "seconds_left"]
 
 PROGRAM = [sys.executable, "-m", "nmoe_flower.study.one"]
 """What makes one run, in a process of its own."""
@@ -357,10 +357,8 @@ class _Shift:
         asked -= {child.planned.stage_1 for child in self._children}
         waiting += sum(self._stages[key].seconds for key in asked)
         now = time.monotonic()
-        took, expected = self._pace
-        factor = took / expected if expected else 1.0
-        running = [max(0.0, c.expected * factor - (now - c.since)) for c in self._children]
-        return (waiting * factor + sum(running)) / max(1, self._hosts.room())
+        running = [(child.expected, now - child.since) for child in self._children]
+        return seconds_left(waiting, running, self._pace, self._hosts.room())
 
     # --- the end ---
 
@@ -373,3 +371,29 @@ class _Shift:
         for host in hosts:
             host.end(max(0.0, deadline - time.monotonic()))
         self._outcome.left = len(self._waiting) + len(self._children)
+
+
+def seconds_left(
+    waiting: float,
+    running: Sequence[tuple[float, float]],
+    pace: tuple[float, float] = (0.0, 0.0),
+    room: int = 1,
+) -> float:
+    """How long the rest takes, as others took longer or shorter than expected of them.
+
+    Finished runs tell how much longer; so does one at work that has outlasted what was expected.
+
+    Args:
+        waiting: Seconds that are expected of what has not begun.
+        running: Of each run at work, seconds that are expected of it and that it has taken so far.
+        pace: Seconds that finished runs took, and that were expected of them.
+        room: Runs at a time.
+
+    >>> seconds_left(60.0, [(30.0, 10.0)]), seconds_left(60.0, [(30.0, 90.0)])
+    (80.0, 180.0)
+    """
+    took, expected = pace
+    factors = [spent / hoped for hoped, spent in running if hoped]
+    factor = max([took / expected if expected else 1.0, *factors])
+    rest = [max(0.0, hoped * factor - spent) for hoped, spent in running]
+    return (waiting * factor + sum(rest)) / max(1, room)
