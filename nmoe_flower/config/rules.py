@@ -31,7 +31,11 @@ def check_rules(config: "Config") -> None:
     """
     _extractor_is_given_or_trained(config)
     _adapters_can_begin(config)
-    _parts_fit_together(config)
+    _nobody_asks_for_more_than_there_are(config)
+    _gates_have_what_they_need(config)
+    _experts_find_their_head(config)
+    _matrices_can_contrast(config)
+    _budget_covers_what_travels(config)
     _language_stands_alone(config)
     _text_has_a_reader(config)
     _expert_has_a_place(config)
@@ -41,7 +45,8 @@ def check_rules(config: "Config") -> None:
     _published_systems_train_all(config)
 
 
-def _parts_fit_together(config: "Config") -> None:
+def _nobody_asks_for_more_than_there_are(config: "Config") -> None:
+    """Experts asked, clients waited for and lists of either stay within their numbers."""
     clients = config.data.num_clients
     if config.gate.top_k > clients:
         raise ValueError(
@@ -55,6 +60,28 @@ def _parts_fit_together(config: "Config") -> None:
             f"for {clients} "
             f"experts, got {', '.join(map(str, config.gate.distribution))}"
         )
+    if config.has_shortlists and config.gate.top_k > config.gate.shortlist:
+        raise ValueError(
+            f"gate.top-k is {config.gate.top_k} and gate.shortlist only {config.gate.shortlist}: "
+            "a gate learns to ask as many as a client knows; allowed: 0 (all), or "
+            f"{config.gate.top_k} and more"
+        )
+    experts = config.alignment.experts or clients
+    if config.run.system == "aligned" and config.alignment.top_k > experts:
+        raise ValueError(
+            f"alignment.top-k is {config.alignment.top_k} but there "
+            f"{one_or_many(experts, 'is', 'are')} only {how_many(experts, 'expert')} "
+            "(alignment.experts, or data.num-clients)"
+        )
+    if config.run.min_replies > clients:
+        raise ValueError(
+            f"run.min-replies is {config.run.min_replies} but there "
+            f"{one_or_many(clients, 'is', 'are')} {how_many(clients, 'client')}"
+        )
+
+
+def _gates_have_what_they_need(config: "Config") -> None:
+    """A form, a start and a method of a gate go with the system and with what experts share."""
     if config.gate.form == "metric" and config.run.system != "networked":
         raise ValueError(
             "gate.form = metric is for run.system = networked, got run.system = "
@@ -72,19 +99,21 @@ def _parts_fit_together(config: "Config") -> None:
             f"gate.start = prototypes is where FedGate starts on latents, got {why}: allowed: "
             "gate.start = auto"
         )
-    if config.has_shortlists and config.gate.top_k > config.gate.shortlist:
+    if unshared and set(config.gate.methods) != {"local"}:
         raise ValueError(
-            f"gate.top-k is {config.gate.top_k} and gate.shortlist only {config.gate.shortlist}: "
-            "a gate learns to ask as many as a client knows; allowed: 0 (all), or "
-            f"{config.gate.top_k} and more"
+            "expert.sharing = none leaves every expert at home: the only gate then is local, "
+            f"got gate.methods = {', '.join(config.gate.methods)}"
         )
-    experts = config.alignment.experts or clients
-    if config.run.system == "aligned" and config.alignment.top_k > experts:
+    told = [name for name in config.gate.methods if name in GATES and GATES[name].owners]
+    if told and config.data.scheme != "natural":
         raise ValueError(
-            f"alignment.top-k is {config.alignment.top_k} but there "
-            f"{one_or_many(experts, 'is', 'are')} only {how_many(experts, 'expert')} "
-            "(alignment.experts, or data.num-clients)"
+            f"gate.methods = {told[0]} must be told whose each image is, and data.scheme = "
+            f"{config.data.scheme} makes them nobody's: use natural, or leave it out"
         )
+
+
+def _experts_find_their_head(config: "Config") -> None:
+    """A head that experts begin as is there, and has their layers."""
     if (
         config.expert.init != "scratch"
         and config.extractor.head == "linear"
@@ -126,18 +155,27 @@ def _parts_fit_together(config: "Config") -> None:
             f"expert.init = head needs a head, and extractor.method = {method} {why}: set "
             "head.rounds, or use scratch"
         )
-    contrastive = config.extractor.method == "fedsc"
-    if contrastive and config.contrast.unbiased and config.extractor.batch_size == 1:
+
+
+def _matrices_can_contrast(config: "Config") -> None:
+    """FedSC has negatives, and matrices before its last round."""
+    if config.extractor.method != "fedsc":
+        return
+    if config.contrast.unbiased and config.extractor.batch_size == 1:
         raise ValueError(
             "extractor.batch-size = 1 leaves extractor.method = fedsc without negatives: "
             "use at least 2"
         )
-    if contrastive and config.contrast.first > config.extractor.rounds:
+    if config.contrast.first > config.extractor.rounds:
         raise ValueError(
             f"contrast.first is {config.contrast.first} and there are "
             f"extractor.rounds = {config.extractor.rounds}: no matrix would ever be shared; "
             "if that is meant: contrast.share = own"
         )
+
+
+def _budget_covers_what_travels(config: "Config") -> None:
+    """Privacy is switched on where a mechanism covers what leaves a device."""
     size = config.data.train_per_client
     any_private = config.privacy.enabled or config.privacy.weights or config.privacy.tokens
     if any_private and size * config.privacy.delta >= 1:
@@ -145,52 +183,39 @@ def _parts_fit_together(config: "Config") -> None:
             f"privacy.delta must be below 1 / images = {1 / size:.3g} of a client "
             f"(data.train-per-client), got {config.privacy.delta:g}"
         )
-    if config.privacy.enabled and config.head.asks_sums and config.extractor.is_trained:
+    if not config.privacy.enabled:
+        return
+    of_text = config.run.system == "language"  # whose sums have rules of their own
+    contrastive = config.extractor.method == "fedsc"
+    if config.head.asks_sums and config.extractor.is_trained:
         raise ValueError(
             "privacy.enabled with sums pays for these alone, and extractor.method = "
             f"{config.extractor.method} trains an extractor for "
             f"{how_many(config.extractor.rounds, 'round')}: "
             "use a given one, one of another run (extractor.start), or extractor.rounds = 0"
         )
-    of_text = config.run.system == "language"  # whose sums have rules of their own
     asks = not of_text and ("lda" in config.gate.methods or config.head.standardises)
-    if config.privacy.enabled and asks and not config.head.asks_sums:
+    if asks and not config.head.asks_sums:
         what = "head.standardise = true" if config.head.standardise else "gate.methods = lda"
         raise ValueError(
             f"privacy.enabled does not cover the sums that {what} asks for: use head.method = "
             "sums, or leave it out"
         )
-    if config.privacy.enabled and not (contrastive or config.head.asks_sums or of_text):
+    if not (contrastive or config.head.asks_sums or of_text):
         raise ValueError(
             "privacy.enabled covers the correlation matrices of extractor.method = fedsc, and sums "
             "over latents (head.method = sums), got "
             f"extractor.method = {config.extractor.method}"
         )
-    if config.privacy.enabled and config.privacy.adjacency == "add-remove":
+    if config.privacy.adjacency == "add-remove":
         raise ValueError(
             "privacy.adjacency = add-remove hides how many images there are, and a run divides "
             "matrices by their number, which travels in clear: use replace-one"
         )
-    if config.privacy.enabled and config.contrast.source == "batches":
+    if config.contrast.source == "batches":
         raise ValueError(
             "privacy.enabled needs matrices in which every image counts once: set "
             "contrast.source = pass or auto, got batches"
-        )
-    if config.expert.sharing == "none" and set(config.gate.methods) != {"local"}:
-        raise ValueError(
-            "expert.sharing = none leaves every expert at home: the only gate then is local, "
-            f"got gate.methods = {', '.join(config.gate.methods)}"
-        )
-    told = [name for name in config.gate.methods if name in GATES and GATES[name].owners]
-    if told and config.data.scheme != "natural":
-        raise ValueError(
-            f"gate.methods = {told[0]} must be told whose each image is, and data.scheme = "
-            f"{config.data.scheme} makes them nobody's: use natural, or leave it out"
-        )
-    if config.run.min_replies > clients:
-        raise ValueError(
-            f"run.min-replies is {config.run.min_replies} but there "
-            f"{one_or_many(clients, 'is', 'are')} {how_many(clients, 'client')}"
         )
 
 
