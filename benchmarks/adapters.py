@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.yardstick import told
+from benchmarks.yardstick import json_option, language_options, told, write_figures
 from nmoe_flower.arguments import Whole
 from nmoe_flower.backbone import configured_language
 from nmoe_flower.clients.device import Device, Language, Store
@@ -44,15 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapters", description=__doc__)
-    parser.add_argument(
-        "--backbone", default="small-lm", help="small-lm, smollm2-135m or transformers:NAME"
-    )
-    parser.add_argument("--rank", type=Whole(1, 4096), default=8, help="of an adapter (8)")
+    language_options(parser, batch=4, batch_of="of a step")
     parser.add_argument("--experts", type=Whole(1, 64), default=8, help="that score a text (8)")
     parser.add_argument("--steps", type=Whole(1, 10**4), default=20, help="at a time (20)")
-    parser.add_argument("--batch", type=Whole(1, 1024), default=4, help="windows of a step (4)")
     parser.add_argument("--windows", type=Whole(1, 10**5), default=32, help="scored (32)")
     parser.add_argument("--rounds", type=Whole(1, 100), default=5, help="of each side (5)")
+    json_option(parser)
     return parser
 
 
@@ -76,14 +73,18 @@ def _measure(args: argparse.Namespace) -> int:
     score = _turns(scored, lambda: bare.score(adapters, split.tokens), args.rounds)
     tokens = args.batch * split.window
     print(f"{args.backbone}, rank {args.rank}, {'bfloat16' if ours.bf16 else 'float32'}")
+    parts = []
     for name, (here, there, ratio), unit in (
         (f"a step of {tokens:,} tokens", step, args.steps),
         (f"{args.windows} windows scored by {args.experts}", score, 1),
     ):
-        print(
-            f"{name:28} {1e3 * here / unit:9.1f} ms   bare {1e3 * there / unit:9.1f} ms   "
-            f"ratio {ratio:.3f}"
-        )
+        part = {"what": name, "ms": 1e3 * here / unit, "bare": 1e3 * there / unit, "ratio": ratio}
+        parts.append(part)
+        print(f"{name:28} {part['ms']:9.1f} ms   bare {part['bare']:9.1f} ms   ratio {ratio:.3f}")
+    write_figures(
+        args.json,
+        {"backbone": args.backbone, "rank": args.rank, "bf16": ours.bf16, "parts": parts},
+    )
     return 0
 
 

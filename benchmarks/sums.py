@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.yardstick import told
+from benchmarks.yardstick import json_option, told, write_figures
 from nmoe_flower.arguments import Whole
 from nmoe_flower.sums import Sums, solve
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Whole(1, 10**6), default=2500, help="of a client (2500)")
     parser.add_argument("--classes", type=Whole(2, 10**4), default=10, help="(10)")
     parser.add_argument("--components", type=Whole(0, 8192), default=0, help="(0: none)")
+    json_option(parser)
     args = parser.parse_args(argv)
     return told(lambda: _measure(args))
 
@@ -48,10 +49,17 @@ def _measure(args: argparse.Namespace) -> int:
     seconds, _ = _timed(
         lambda: solve((Sums.read(one) for one in packed), components=args.components)
     )
-    print(f"sums at a client          {at_clients / args.clients:8.2f} s")
+    client = at_clients / args.clients
+    print(f"sums at a client          {client:8.2f} s")
     print(f"sums of a client          {size / 1e6:8.2f} MB")
     print(f"read, ridge head, lda     {seconds:8.2f} s   {args.clients} clients")
-    print(f"all together              {at_clients / args.clients + seconds:8.2f} s")
+    print(f"all together              {client + seconds:8.2f} s")
+    asked = ("dim", "clients", "images", "classes", "components")
+    write_figures(
+        args.json,
+        {key: getattr(args, key) for key in asked}
+        | {"client_seconds": client, "client_bytes": size, "server_seconds": seconds},
+    )
     return 0
 
 

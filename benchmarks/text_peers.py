@@ -16,12 +16,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.yardstick import columns, told
+from benchmarks.yardstick import columns, json_option, language_options, told, write_figures
 from nmoe_flower.arguments import Whole
 from nmoe_flower.backbone import configured_language
 from nmoe_flower.config import Config
@@ -35,15 +35,17 @@ from nmoe_flower.models import split_lm, token_frequencies
 __all__ = ["main"]
 
 Ints = npt.NDArray[np.int64]
+Figures = dict[str, Any]
 _HOME, _PEER = 0, 1
 _WAYS: tuple[tuple[Send, Encoding], ...] = (
     ("hidden", "float16"),
     ("hidden", "int8"),
     ("tokens", "float16"),
 )
-_HEADINGS: tuple[str, ...] = (
+_HEADINGS = (
     "", "asked", "ms", "CPU ms", "home ms", "CPU ms", "home / asked", "of CPU", "bytes up", "down",
 )  # fmt: skip
+_TOGETHER = ("askers at once", "asked", "tokens a second", "of one asker")
 _ASKERS = (1, 2, 4)
 _SENTENCE = "The quick brown fox jumps over the lazy dog. "
 
@@ -63,14 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.text_peers", description=__doc__)
-    parser.add_argument(
-        "--backbone", default="small-lm", help="small-lm, smollm2-135m or transformers:NAME"
-    )
-    parser.add_argument("--rank", type=Whole(1, 4096), default=8, help="of an adapter (8)")
-    parser.add_argument("--batch", type=Whole(1, 1024), default=16, help="windows scored (16)")
+    language_options(parser, batch=16, batch_of="scored")
     parser.add_argument("--window", type=Whole(8, 4096), default=128, help="tokens of each (128)")
     parser.add_argument("--tokens", type=Whole(1, 2048), default=32, help="written (32)")
     parser.add_argument("--rounds", type=Whole(1, 1000), default=7, help="of each side (7)")
+    json_option(parser)
     return parser
 
 
@@ -78,29 +77,44 @@ def _measure(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         bundles, windows = _made_up(args, Path(scratch))
         home, there = map(TextExperts.open, bundles)
+        ways: list[Figures] = []
+        together: list[Figures] = []
         with _served(bundles[_PEER], there) as peers:
-            rows = [_HEADINGS]
             for send, encoding in _WAYS:
                 with TextClient(
                     bundles[_HOME], peers, experts=home, send=send, encoding=encoding
                 ) as client:
                     called = send if send == "tokens" else f"{send} {encoding}"
-                    rows += _rows(args, called, client, there, windows)
-            together: list[tuple[str, ...]] = [
-                ("askers at once", "asked", "tokens a second", "of one asker")
-            ]
+                    ways += _asked_and_at_home(args, called, client, there, windows)
             for send in ("hidden", "tokens"):
                 clients = partial(TextClient, bundles[_HOME], peers, experts=home, send=send)
                 together += _together(args, send, clients, windows)
     print(f"{args.backbone}, rank {args.rank}; CPU of both sides")
-    print(columns(rows, left=(0, 1)))
-    print(columns(together, left=(0, 1)))
+    print(columns([_HEADINGS, *map(_row, ways)], left=(0, 1)))
+    print(columns([_TOGETHER, *map(_row_together, together)], left=(0, 1)))
+    write_figures(
+        args.json,
+        {"backbone": args.backbone, "rank": args.rank, "ways": ways, "together": together},
+    )
     return 0
+
+
+def _row(way: Figures) -> tuple[str, ...]:
+    return (
+        way["what"],
+        way["asked"],
+        *(f"{way[key]:.2f}" for key in ("ms", "cpu_ms", "home_ms", "home_cpu_ms", "x", "cpu_x")),
+        *(f"{way[key]:,.0f}" for key in ("bytes_up", "bytes_down")),
+    )
+
+
+def _row_together(one: Figures) -> tuple[str, ...]:
+    return str(one["askers"]), one["asked"], f"{one['rate']:.0f}", f"{one['of_one']:.2f}"
 
 
 def _together(
     args: argparse.Namespace, send: str, connect: Callable[[], TextClient], windows: Ints
-) -> Iterator[tuple[str, ...]]:
+) -> Iterator[Figures]:
     """How many tokens a peer writes in a second for several askers."""
     alone = 0.0
     for count in _ASKERS:
@@ -120,7 +134,7 @@ def _together(
             seconds = statistics.median(_taken(write).clock for _ in range(args.rounds))
         rate = count * args.tokens / seconds
         alone = alone or rate
-        yield str(count), send, f"{rate:.0f}", f"{rate / alone:.2f}"
+        yield {"askers": count, "asked": send, "rate": rate, "of_one": rate / alone}
 
 
 def _beginning(client: TextClient, windows: Ints) -> str:
@@ -129,9 +143,9 @@ def _beginning(client: TextClient, windows: Ints) -> str:
     return configured_tokenizer(client.bundle.config).decode(tokens)
 
 
-def _rows(
+def _asked_and_at_home(
     args: argparse.Namespace, called: str, client: TextClient, there: TextExperts, windows: Ints
-) -> Iterator[tuple[str, ...]]:
+) -> Iterator[Figures]:
     """What scoring takes per batch, and writing per token."""
     start = windows[0, : args.window // 2].tolist()
     text = _beginning(client, windows)
@@ -151,13 +165,21 @@ def _rows(
         cost = asked(scoring)
         assert not cost.failures
         here, away, ratios = _turns(partial(home, scoring), partial(asked, scoring), args.rounds)
-        yield (
-            f"{len(windows)} windows of {args.window} scored" if scoring else "a token written",
-            called,
-            *(f"{1000 * seconds / unit:.2f}" for seconds in (*away, *here)),
-            *(f"{ratio:.2f}" for ratio in ratios),
-            *(f"{size / unit:,.0f}" for size in (cost.up, cost.down)),
-        )
+        per_unit = 1000 / unit
+        yield {
+            "what": f"{len(windows)} windows of {args.window} scored"
+            if scoring
+            else "a token written",
+            "asked": called,
+            "ms": per_unit * away.clock,
+            "cpu_ms": per_unit * away.cpu,
+            "home_ms": per_unit * here.clock,
+            "home_cpu_ms": per_unit * here.cpu,
+            "x": ratios.clock,
+            "cpu_x": ratios.cpu,
+            "bytes_up": cost.up / unit,
+            "bytes_down": cost.down / unit,
+        }
 
 
 def _score(experts: TextExperts, windows: Ints) -> None:

@@ -1,5 +1,6 @@
 """What all benchmarks share: the quotient to a yardstick, plain tables, child processes, errors."""
 
+import argparse
 import os
 import statistics
 import sys
@@ -7,8 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.arguments import OutputFile, Whole
 from nmoe_flower.errors import NMoEError
+from nmoe_flower.files import write_json
 from nmoe_flower.installation import install_hint
+from nmoe_flower.provenance import provenance
 
 __all__ = [
     "ONE_THREAD",
@@ -16,10 +20,13 @@ __all__ = [
     "columns",
     "cpu_seconds",
     "importing",
+    "json_option",
+    "language_options",
     "machine_line",
     "proportional_bytes",
     "ratio",
     "told",
+    "write_figures",
 ]
 
 Blocks = list[list[float]]
@@ -104,6 +111,28 @@ def importing(environment: Mapping[str, str]) -> dict[str, str]:
     """
     path = [_ROOT, *filter(None, [environment.get("PYTHONPATH")])]
     return {**environment, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json FILE``, where `write_figures` writes."""
+    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
+
+
+def language_options(parser: argparse.ArgumentParser, *, batch: int, batch_of: str) -> None:
+    """Add which language model is measured, with which adapters and how many windows at once."""
+    parser.add_argument(
+        "--backbone", default="small-lm", help="small-lm, smollm2-135m or transformers:NAME"
+    )
+    parser.add_argument("--rank", type=Whole(1, 4096), default=8, help="of an adapter (8)")
+    parser.add_argument(
+        "--batch", type=Whole(1, 1024), default=batch, help=f"windows {batch_of} ({batch})"
+    )
+
+
+def write_figures(file: Path | None, figures: Mapping[str, Any]) -> None:
+    """Write what was measured, and where and with what, if a file is asked for."""
+    if file is not None:
+        write_json(file, {**figures, "source": provenance(0)})
 
 
 def told(main: Callable[[], int]) -> int:

@@ -1,11 +1,19 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks.text_peers import main
 
 
-def test_each_way_to_ask_is_timed_beside_home(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_way_to_ask_is_timed_beside_home(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "peers.json"
     sizes = ["--rank", "1", "--batch", "2", "--window", "8", "--tokens", "2", "--rounds", "1"]
-    assert main(sizes) == 0
+    assert main([*sizes, "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert len(found["ways"]) == len(found["together"]) == 6
     first, headings, *rows = capsys.readouterr().out.splitlines()
     assert first.startswith("small-lm, rank 1")
     assert "home / asked" in headings
