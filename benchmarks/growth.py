@@ -9,11 +9,12 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.yardstick import columns, importing, told
+from benchmarks.yardstick import columns, importing, proportional_bytes, told
 from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Whole
 from nmoe_flower.errors import EngineError, NMoEError
 from nmoe_flower.files import write_json
@@ -171,7 +172,7 @@ def _watch(
     peaks: dict[str, int] = {}
     seen, pending = 0, 0
     while process.poll() is None:
-        held = sum(map(proportional_bytes, _family(process.pid)))
+        held = sum(map(held_bytes, _family(process.pid)))
         found.peak_bytes = max(found.peak_bytes, held)
         pending = max(pending, held)
         stages = stages_after(records, seen)
@@ -219,13 +220,11 @@ def _family(pid: int) -> list[int]:
     return [pid, *(one for child in text.split() for one in _family(int(child)))]
 
 
-def proportional_bytes(pid: int) -> int:
-    """Bytes a process holds; a page that n processes share counts as 1/n."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+def held_bytes(pid: int) -> int:
+    """Bytes a process holds, shared pages counted in part; 0 if it has ended."""
+    with suppress(OSError):
+        return proportional_bytes(pid)
+    return 0
 
 
 def stage_costs(lines: Sequence[str]) -> dict[str, StageCost]:

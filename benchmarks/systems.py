@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:{width}} {milliseconds:>14.1f} ms {one['x']:>8.3f}  <= {GOAL:g} {verdict}")
     print(machine_line(source, args.workers))
     if args.json is not None:
-        write_json(args.json, {"provenance": source, "systems": measured})
+        write_json(args.json, {"provenance": source, "clients": args.clients, "systems": measured})
     return 0
 
 

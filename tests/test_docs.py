@@ -285,45 +285,10 @@ def test_sizes_on_the_first_pages_are_those_measured() -> None:
         assert f"{gigabytes(report['all'])} in all" in page.replace("\n", " ")
 
 
-def test_the_table_beside_other_simulators_is_the_one_measured() -> None:
-    path = ROOT / "results" / "benchmarks" / "competitors.json"
-    page = (ROOT / "docs" / "how-to" / "benchmarks.md").read_text(encoding="utf-8")
-    section = page.split("## Beside other simulators")[1].split("\n## ")[0]
-    told = [line for line in section.splitlines() if line.startswith("| ")][1:]
-    rows = json.loads(path.read_text(encoding="utf-8"))["medians"]
-    by_place = {(row["kind"], row["runner"]): row for row in rows}
-    assert len(told) == len([row for row in rows if row["runner"] != "bare"])
-    for line in told:
-        kind, runner, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        row = by_place[kind, runner]
-        assert cells == [
-            f"{row['start_seconds']:.1f} s", f"{row['round_seconds']:.4f}", f"{row['ratio']:.2f}",
-            f"{row['cpu_ratio']:.2f}", gigabytes(row["memory"], 2),
-        ], line  # fmt: skip
-
-
-def test_the_table_of_clients_that_train_together_is_the_one_measured() -> None:
-    found = json.loads((ROOT / "results/benchmarks/stack.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs" / "explanation" / "engines.md").read_text(encoding="utf-8")
-    section = page.split("## Clients that train together")[1].split("\n## ")[0]
-    told = [line for line in section.splitlines() if line.startswith("| `")]
-    assert told == [
-        f"| `{one['network']}` | {one['clients']:,} | {one['loop']:.2f} | {one['stacked']:.2f} "
-        f"| {one['gain']:.1f} |"
-        for one in found["paces"]
-    ]
-    assert (found["batch"], found["threads"]) == (32, 1)
-
-
-def test_the_table_of_what_rounds_of_systems_take_is_the_one_measured() -> None:
+def test_how_many_systems_miss_their_goal_is_said() -> None:
     found = json.loads((ROOT / "results/benchmarks/systems.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "explanation" / "baselines.md").read_text(encoding="utf-8")
     section = page.split("## What a round takes")[1].split("\n## ")[0]
-    told = [line for line in section.splitlines() if line.startswith("| `")]
-    assert told == [
-        f"| `{name}` | {1e3 * one['seconds'] / 4:.1f} | {one['x']:.2f} |"
-        for name, one in found["systems"].items()
-    ]
     missed = [one for one in found["systems"].values() if one["x"] > 1.15]
     assert "five miss it" in section
     assert len(missed) == 5

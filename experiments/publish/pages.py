@@ -4,7 +4,8 @@ Between ``<!-- study NAME TABLE -->`` and ``<!-- end -->`` stands a table of the
 ``experiments/NAME.toml``, made from ``results/NAME/table.json``: one of its tables, comparisons, or
 what its sweep chose. Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of
 the run NAME say: where it comes from, its table, what its stages cost; or the ``table.txt`` of
-NAME. ``--check`` only compares.
+NAME. Between ``<!-- benchmark NAME -->`` and ``<!-- end -->`` stand the figures of
+``results/benchmarks/NAME.json``. ``--check`` only compares.
 """
 
 import re
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from experiments.publish.published import RESULTS, place, read
+from experiments.publish.timings import timings
 from nmoe_flower.study import Study, Tabular, read_findings, table_to_markdown, tables_by_name
 
 DOCS = RESULTS.parent / "docs"
@@ -20,6 +22,7 @@ PAGES = [
     for name in (
         "results.md",
         "explanation/baselines.md",
+        "explanation/engines.md",
         "explanation/fedsc.md",
         "explanation/gates.md",
         "explanation/language.md",
@@ -28,11 +31,14 @@ PAGES = [
         "explanation/when-to-use-it.md",
         "how-to/forget-a-device.md",
         "how-to/align-experts.md",
+        "how-to/benchmarks.md",
         "how-to/privacy-budget.md",
         "how-to/private-weights.md",
+        "reference/protocol.md",
     )
 ]
 BLOCK = re.compile(r"(<!-- run (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+OF_BENCHMARK = re.compile(r"(<!-- benchmark (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_STUDY = re.compile(r"(<!-- study (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 COLUMNS = (
     ("accuracy", "local"),
@@ -118,12 +124,17 @@ def study_block(match: re.Match[str]) -> str:
     return match[1] + table_to_markdown(tables[match[3]]) + match[5]
 
 
+def benchmark_block(match: re.Match[str]) -> str:
+    return match[1] + timings(match[2]) + match[4]
+
+
 def main(argv: Sequence[str]) -> int:
     """Write the tables, or compare; 1 if one differs."""
     differ = 0
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         written = OF_STUDY.sub(study_block, BLOCK.sub(block, page))
+        written = OF_BENCHMARK.sub(benchmark_block, written)
         if "--check" not in argv:
             path.write_text(written, encoding="utf-8")
         elif written != page:

@@ -7,9 +7,9 @@ from benchmarks.growth import (
     Growth,
     StageCost,
     draw,
+    held_bytes,
     main,
     page_tables,
-    proportional_bytes,
     round_of,
     stages_after,
 )
@@ -30,8 +30,8 @@ def test_the_round_of_stage_1_is_read_while_it_is_written(tmp_path):
 def test_what_a_process_holds_is_counted():
     block = bytearray(50_000_000)
     block[::4096] = b"\1" * len(block[::4096])
-    assert proportional_bytes(os.getpid()) > 50_000_000
-    assert proportional_bytes(2**22 + 1) == 0  # no such process
+    assert held_bytes(os.getpid()) > 50_000_000
+    assert held_bytes(2**22 + 1) == 0  # no such process
 
 
 def test_stages_are_those_of_whole_lines(tmp_path):
