@@ -32,6 +32,7 @@ from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 __all__ = [
     "all_or_none",
     "append_line",
+    "lines_of_json",
     "link_or_copy",
     "load_arrays",
     "pack_arrays",
@@ -53,6 +54,7 @@ __all__ = [
 
 LARGEST_TEXT = 64 * 2**20  # bytes
 DEEPEST = 64  # levels of tables and lists
+_LINE = 140  # characters of a value that stands in one
 _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 _OTHER_ENCODINGS = {  # the longer marks first: UTF-32's begins like UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -229,6 +231,36 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     '{"auc": null, "hits": [1, 2]}'
     """
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def lines_of_json(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each value, or for each of its rows and values where it is long.
+
+    >>> print(lines_of_json({"a": [1, 2], "b": ["c" * 70, "d" * 70], "e": {"f": 3}}), end="")
+    {
+      "a": [1,2],
+      "b": [
+        "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
+        "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
+      ],
+      "e": {"f":3}
+    }
+    """
+    dumps = partial(json.dumps, separators=(",", ":"))
+    parts = []
+    for key, value in content.items():
+        if len(dumps(value)) <= _LINE:
+            text = dumps(value)
+        elif isinstance(value, list) and value:
+            inner = ",\n".join(f"    {dumps(row)}" for row in value)
+            text = f"[\n{inner}\n  ]"
+        elif isinstance(value, dict) and value:
+            inner = ",\n".join(f"    {dumps(k)}: {dumps(v)}" for k, v in value.items())
+            text = f"{{\n{inner}\n  }}"
+        else:
+            text = dumps(value)
+        parts.append(f"  {dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from nmoe_flower.begun import is_run, read_origin
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
@@ -222,18 +223,18 @@ class RunFolder:
         Raises:
             CheckpointError: There is no run in the folder, or another version wrote it.
         """
-        if not (path / "config.toml").is_file():
+        if not is_run(path):
             raise CheckpointError(
                 f"nothing to resume: {path} "
                 + ("has no config.toml" if path.is_dir() else "is not a folder")
             )
-        version = _read_object(path / "provenance.json").get("format-version")
+        version = read_origin(path, raises=CheckpointError).get("format-version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format version {version}; this nmoe-flower reads {FORMAT_VERSION}"
             )
         try:
-            config = Config.load(path / "config.toml")
+            config = Config.load(path)
         except ConfigError as error:
             raise CheckpointError(f"cannot read {path / 'config.toml'}: {error}") from error
         return cls(path, config)
@@ -281,7 +282,7 @@ class RunFolder:
 
     def provenance(self) -> dict[str, Any]:
         """Versions, machine, seed and what `set_provenance` added."""
-        return _read_object(self.provenance_path)
+        return read_origin(self.path, raises=CheckpointError)
 
     def set_provenance(self, **values: Any) -> None:
         """Add entries to provenance.json, atomically (the data's fingerprint, for one)."""
@@ -361,10 +362,3 @@ def _delete_run(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot overwrite the run in {path}: {error}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path, raises=CheckpointError)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return value

@@ -312,7 +312,7 @@ def _resumed(
     path = path.resolve()
     held.enter_context(locked(path))
     folder = RunFolder.resume(path)
-    config = Config.load(path / "config.toml", overrides)
+    config = Config.load(path, overrides)
     folder.check_config(config)
     config = placed(config, path)
     if not folder.results_path.is_file():

@@ -34,6 +34,7 @@ ROWS = [
         "codec",
         "files",
     },
+    {"begun"},
     {"arguments", "certificates", "config", "nearest", "records", "rendezvous"},
     {"checkpoint", "lock", "provenance"},
     {

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments.publish.published import RESULTS
+from nmoe_flower.begun import run_folders
+from nmoe_flower.report import read_rounds, rounds_by_stage
 from nmoe_flower.study import (
     Study,
     findings_of,
@@ -31,6 +33,20 @@ def test_the_tables_of_a_study_are_what_its_published_runs_say(name: str) -> Non
     assert again.comparisons == found.comparisons
 
 
+def test_a_published_study_tells_how_each_of_its_runs_began_and_of_no_other() -> None:
+    told = run_folders(RESULTS)
+    assert told == sorted({path.parent for path in RESULTS.glob("*/*/seed-*/*") if path.is_file()})
+    assert len(told) > 400
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*/seed-*/rounds.jsonl"))[::12], ids=str)
+def test_published_rounds_are_as_they_were_told(file: Path) -> None:
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    stages = [line["stage"] for line in lines]
+    assert len(set(stages)) == len(stages)
+    assert rounds_by_stage(read_rounds(file)) == lines
+
+
 def rounds(path: Path, stages: dict[str, int], **metrics: object) -> Path:
     records = [
         {"stage": stage, "round": number, "metrics": metrics, "clients": 2, "seconds": 1 / 3,
@@ -43,7 +59,7 @@ def rounds(path: Path, stages: dict[str, int], **metrics: object) -> Path:
 
 def test_without_a_figure_some_rounds_are_kept_the_last_among_them(tmp_path: Path) -> None:
     path = rounds(tmp_path / "rounds.jsonl", {"extractor": 120, "gate": 3}, loss=1 / 3)
-    kept = [json.loads(line) for line in kept_rounds(path)]
+    kept = list(kept_rounds(path))
     assert [r["round"] for r in kept if r["stage"] == "extractor"] == list(range(3, 121, 3))
     assert [r["round"] for r in kept if r["stage"] == "gate"] == [1, 2, 3]
     assert kept[0] == {"stage": "extractor", "round": 3, "metrics": {"loss": 0.33333}}
@@ -52,7 +68,7 @@ def test_without_a_figure_some_rounds_are_kept_the_last_among_them(tmp_path: Pat
 def test_with_a_figure_all_that_it_is_drawn_from_is_kept(tmp_path: Path) -> None:
     path = rounds(tmp_path / "rounds.jsonl", {"extractor": 120}, loss=1.0, **{"effective-rank": 2})
     for figure, metrics in (("rounds", {"loss": 1.0}), ("representation", {"effective-rank": 2})):
-        kept = [json.loads(line) for line in kept_rounds(path, figures=["accuracy", figure])]
+        kept = list(kept_rounds(path, figures=["accuracy", figure]))
         assert len(kept) == 120
         assert kept[0]["metrics"] == metrics
 
@@ -60,7 +76,7 @@ def test_with_a_figure_all_that_it_is_drawn_from_is_kept(tmp_path: Path) -> None
 def test_the_second_systems_curves_keep_their_bytes(tmp_path: Path) -> None:
     path = rounds(tmp_path / "rounds.jsonl", {"alignment": 1, "alignment-test": 1},
                   **{"loss": 1.0, "bytes-to-part": 1.0, "accuracy-iid": 0.5})  # fmt: skip
-    kept = [json.loads(line) for line in kept_rounds(path)]
+    kept = list(kept_rounds(path))
     assert [r["metrics"] for r in kept] == [{"bytes-to-part": 1.0}, {"accuracy-iid": 0.5}]
     assert kept[0]["bytes_up"] == 8
 

@@ -12,8 +12,10 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from experiments.publish.published import RESULTS, place, read
+from experiments.publish.published import RESULTS, place
 from experiments.publish.timings import timings
+from nmoe_flower.begun import RUNS, read_origin
+from nmoe_flower.report import read_results
 from nmoe_flower.study import Study, Tabular, read_findings, table_to_markdown, tables_by_name
 
 DOCS = RESULTS.parent / "docs"
@@ -54,7 +56,7 @@ COLUMNS = (
 
 def origin(name: str) -> str:
     folder = place(name)
-    source, results = read(folder, "provenance.json"), read(folder)
+    source, results = read_origin(folder), read_results(folder / "results.json")
     machine, versions, row = source["machine"], source["versions"], results["rows"][0]
     return (
         f"{row['clients']} clients, scheme {row['scheme']}"
@@ -64,14 +66,17 @@ def origin(name: str) -> str:
         f"{results['seconds'] / 60:.0f} minutes in exchanges; revision "
         f"{source['git']['revision'][:7]}. "
         + ", ".join(
-            f"[{file}](../{folder.relative_to(RESULTS.parent)}/{file})"
-            for file in ("results.json", "config.toml", "provenance.json")
+            f"[{file.name}](../{file.relative_to(RESULTS.parent)})"
+            for file in (folder / "results.json", folder.parents[1] / RUNS)
         )
     )
 
 
 def table(name: str) -> list[str]:
-    rows = {(row["gate"], row["test"]): row for row in read(place(name))["rows"]}
+    rows = {
+        (row["gate"], row["test"]): row
+        for row in read_results(place(name) / "results.json")["rows"]
+    }
     gates = sorted({gate for gate, _ in rows}, key=lambda g: (g.startswith("control:"), g))
     heads = [f"{metric.replace('_', ' ')}, {test}" for metric, test in COLUMNS]
     heads = [
@@ -90,7 +95,7 @@ def table(name: str) -> list[str]:
 
 
 def costs(name: str) -> list[str]:
-    stages = read(place(name))["stages"]
+    stages = read_results(place(name) / "results.json")["stages"]
     lines = ["| stage | last round | seconds | MB up | MB down |", "|---|---|---|---|---|"]
     for stage, cost in stages.items():
         mega = [cost[key] / 1e6 for key in ("bytes_up", "bytes_down")]

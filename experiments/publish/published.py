@@ -1,22 +1,11 @@
-"""The published runs: where each is, what its files say, tables of that."""
+"""The published runs: where each is, tables of what their files say."""
 
-import json
-import tomllib
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from nmoe_flower.report import read_results
+from nmoe_flower.begun import read_settings, run_folders
 
 RESULTS = Path(__file__).parents[2] / "results"
-
-
-def read(folder: Path, file: str = "results.json") -> dict[str, Any]:
-    """What a file of a run folder holds."""
-    if file == "results.json":
-        return read_results(folder / file)
-    content: dict[str, Any] = json.loads((folder / file).read_text(encoding="utf-8"))
-    return content
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -37,7 +26,4 @@ def place(name: str) -> Path:
 
 @cache
 def _places() -> dict[str, Path]:
-    found = {}
-    for path in sorted(RESULTS.glob("*/*/seed-*/config.toml")):
-        found[tomllib.loads(path.read_text(encoding="utf-8"))["run"]["name"]] = path.parent
-    return found
+    return {read_settings(folder)["run"]["name"]: folder for folder in run_folders(RESULTS)}

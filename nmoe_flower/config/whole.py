@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from nmoe_flower.begun import is_run, read_settings
 from nmoe_flower.catalogue import CHUNKS, GATES, TEXT_GATES
 from nmoe_flower.config.adapter import AdapterConfig
 from nmoe_flower.config.alignment import AlignmentConfig
@@ -91,8 +92,8 @@ class Config(Section):
         """Read a recipe, and what goes before it.
 
         Args:
-            recipe: A TOML file; or the same as a mapping of keys, dotted or in tables; or a
-                configuration. None: all defaults.
+            recipe: A TOML file, or the folder of a run, published or not; or the same as a mapping
+                of keys, dotted or in tables; or a configuration. None: all defaults.
             overrides: Pairs of a dotted key and its value, or texts ``key=value``.
 
         Raises:
@@ -224,6 +225,8 @@ def _content(recipe: Path | Config | Mapping[str, Any] | None) -> Mapping[str, A
     if isinstance(recipe, Config):
         return recipe.model_dump(by_alias=True, exclude_unset=True)
     if isinstance(recipe, Path):
+        if recipe.is_dir() and is_run(recipe):
+            return read_settings(recipe, what="the recipe")
         values = read_toml(recipe, what="the recipe")
         if "title" in values:
             raise ConfigError(

@@ -6,6 +6,7 @@ from nmoe_flower.report.alignment import (
     draw_alignment,
     most_bytes,
 )
+from nmoe_flower.report.by_stage import rounds_by_stage
 from nmoe_flower.report.callouts import Mark, write_names
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.estimates import Estimate, differences, estimate
@@ -67,6 +68,7 @@ __all__ = [
     "read_rounds",
     "read_traffic",
     "results_table",
+    "rounds_by_stage",
     "said_once",
     "seeds_in_words",
     "test_label",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.begun import is_run
 from nmoe_flower.catalogue import SCHEMES
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
@@ -93,7 +94,7 @@ def load_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 def _load(folder: Path) -> FinishedRun:
     if not folder.is_dir():
         raise NMoEError(f"{folder} is not a folder")
-    if not (folder / "config.toml").is_file():
+    if not is_run(folder):
         inner = sorted(path.parent.name for path in folder.glob("*/config.toml"))
         hint = f"; name those in it: {', '.join(inner[:_MOST_NAMED])}" if inner else ""
         more = ", ..." if len(inner) > _MOST_NAMED else ""
@@ -108,7 +109,7 @@ def _load(folder: Path) -> FinishedRun:
         folder,
         run.config,
         read_results(run.results_path),
-        read_provenance(run.provenance_path),
+        read_provenance(folder),
         read_rounds(run.rounds_path),
     )
 

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nmoe_flower.begun import read_origin
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import parse_json, read_json
+from nmoe_flower.report.by_stage import is_of_a_stage, rounds_in_turn
 
 __all__ = ["read_provenance", "read_results", "read_rounds", "said_once"]
 
@@ -174,17 +176,21 @@ def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     return {_EVERY_ROW: every, **results, "rows": rows} if others else dict(results)
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
-    """The content of provenance.json.
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where the run in a folder comes from, published or not: what its provenance.json says.
 
     Raises:
         NMoEError: As `read_results`.
     """
-    return _checked(path, _Provenance)
+    return _fits(
+        read_origin(folder, raises=NMoEError), str(folder / "provenance.json"), _Provenance
+    )
 
 
 def read_rounds(path: Path) -> list[dict[str, Any]]:
     """The records of rounds.jsonl, as many as there are; a cut last line is left out.
+
+    Lines that tell of whole stages, as a published run has them, are records again.
 
     Raises:
         NMoEError: As `read_results`; names the line.
@@ -195,17 +201,14 @@ def read_rounds(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise NMoEError(f"cannot read {path}: {error.strerror}") from None
-    records = []
+    told = []
     for number, line in enumerate(lines[:-1], start=1):
         if line.strip():
             name = f"{path}, line {number}"
-            record = parse_json(line, name, NMoEError)
-            records.append(_fits(record, name, _Round))
-    return records
-
-
-def _checked(path: Path, model: type[_Part]) -> dict[str, Any]:
-    return _fits(read_json(path, raises=NMoEError, most=_MOST), str(path), model)
+            told.append((name, parse_json(line, name, NMoEError)))
+    if told and all(is_of_a_stage(one) for _, one in told):
+        told = rounds_in_turn(told)
+    return [_fits(one, name, _Round) for name, one in told]
 
 
 def _fits(value: Any, name: str, model: type[_Part]) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 `findings_of` reads run folders; `read_findings` reads a ``table.json``, which holds the same.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import read_json
+from nmoe_flower.files import lines_of_json, read_json
 from nmoe_flower.recipes import typed_name
 from nmoe_flower.report import is_papers_setting, paper_cell, read_rounds
 from nmoe_flower.study.comparisons import Comparison, compare
@@ -64,7 +63,6 @@ __all__ = [
 ]
 
 TABLE_VERSION = 1
-_LINE = 140  # characters of a value that stands in one
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
 
 
@@ -350,36 +348,6 @@ def findings_to_json(findings: Findings) -> str:
     return lines_of_json(
         {key: value for key, value in content.items() if value != [] or key == "rows"}
     )
-
-
-def lines_of_json(content: Mapping[str, Any]) -> str:
-    """JSON with a line for each value, or for each of its rows and values where it is long.
-
-    >>> print(lines_of_json({"a": [1, 2], "b": ["c" * 70, "d" * 70], "e": {"f": 3}}), end="")
-    {
-      "a": [1,2],
-      "b": [
-        "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
-        "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
-      ],
-      "e": {"f":3}
-    }
-    """
-    dumps = partial(json.dumps, separators=(",", ":"))
-    parts = []
-    for key, value in content.items():
-        if len(dumps(value)) <= _LINE:
-            text = dumps(value)
-        elif isinstance(value, list) and value:
-            inner = ",\n".join(f"    {dumps(row)}" for row in value)
-            text = f"[\n{inner}\n  ]"
-        elif isinstance(value, dict) and value:
-            inner = ",\n".join(f"    {dumps(k)}: {dumps(v)}" for k, v in value.items())
-            text = f"{{\n{inner}\n  }}"
-        else:
-            text = dumps(value)
-        parts.append(f"  {dumps(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def read_findings(study: Study, path: Path) -> Findings:

@@ -1,6 +1,7 @@
 """What the runs of a study have come to, read from their folders: those of runs, or published ones.
 
-Both have the same layout, ``<study>/<variant>/seed-N`` below one folder.
+Both have the same layout, ``<study>/<variant>/seed-N`` below one folder. What a published run began
+with stands beside the others' in the study's ``runs.json``.
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.begun import is_run, read_settings, run_folders
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import read_json, read_toml, rounded
+from nmoe_flower.files import read_json, rounded
 from nmoe_flower.report import read_provenance, read_results
 from nmoe_flower.results import FREE_KEYS, PATH_KEYS, RunFolder
 from nmoe_flower.study.file import Study
@@ -56,7 +58,7 @@ def read_outcome(run: StudyRun, runs: Path) -> RunOutcome:
         NMoEError: The folder holds a run of other settings, or its files cannot be read.
     """
     folder = runs / run.place
-    if not (folder / "config.toml").is_file():
+    if not is_run(folder):
         return RunOutcome(run, failed=_reason(folder))
     there = RunFolder.resume(folder)
     trainer = _trainer(there.config, runs)
@@ -69,7 +71,7 @@ def read_outcome(run: StudyRun, runs: Path) -> RunOutcome:
         _digits_of(there.results_path),
         _digits_of(trainer / "results.json") if trainer is not None and known else None,
         path=folder,
-        provenance=read_provenance(there.provenance_path),
+        provenance=read_provenance(folder),
     )
 
 
@@ -124,18 +126,17 @@ def _trainer(config: Config, runs: Path) -> Path | None:
     if not start:
         return None
     place = Path(start).expanduser()
-    place = place if (place / "config.toml").is_file() else _by_name(runs).get(place.name, place)
-    return place if (place / "config.toml").is_file() else None
+    place = place if is_run(place) else _by_name(runs).get(place.name, place)
+    return place if is_run(place) else None
 
 
 @cache
 def _by_name(runs: Path) -> dict[str, Path]:
     """The runs below a folder of studies, by the names they had when they ran."""
     found = {}
-    for path in sorted(runs.glob("*/*/seed-*/config.toml")):
+    for folder in run_folders(runs):
         with suppress(NMoEError):
-            name = read_toml(path).get("run", {}).get("name")
-            found[str(name)] = path.parent
+            found[str(read_settings(folder).get("run", {}).get("name"))] = folder
     return found
 
 

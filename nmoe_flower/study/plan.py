@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from nmoe_flower.begun import is_run, run_folders
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
@@ -268,7 +269,7 @@ def find_state(
         resume: Reads the folder.
     """
     failed = _failure(path)
-    if not (path / "config.toml").is_file():
+    if not is_run(path):
         return ("failed", failed) if failed else ("missing", "")
     try:
         there = resume(path)
@@ -299,6 +300,8 @@ class _Resume:
 
     def __call__(self, path: Path) -> RunFolder:
         """As `RunFolder.resume`."""
+        if not (path / "config.toml").is_file():
+            return RunFolder.resume(path)
         text = read_text(path / "config.toml", raises=CheckpointError)
         common, seeds = self._OWN.sub("", text), self._OWN.findall(text)
         known, seeds = self._read.get(common), [seed for seed in seeds if seed]
@@ -403,14 +406,14 @@ def _measured(
             if (one := _read_costs(run.config, path / "results.json")) is not None
         ],
     )
-    variants = {file.parents[1]: file for file in sorted(results.glob("*/*/seed-*/config.toml"))}
+    variants = {folder.parent: folder for folder in run_folders(results)}
     found = []
-    for file in variants.values():
+    for folder in variants.values():
         try:
-            config = Config.load(file)
+            config = Config.load(folder)
         except NMoEError:
             continue
-        if (one := _read_costs(config, file.with_name("results.json"))) is not None:
+        if (one := _read_costs(config, folder / "results.json")) is not None:
             found.append(one)
     yield "published runs", found
 

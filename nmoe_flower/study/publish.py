@@ -1,9 +1,10 @@
 """What is kept of finished runs where others can see it: small files, no paths of the machine.
 
-``<study>/<variant>/seed-N/`` gets the provenance without the samples of each class, which the
-data's fingerprint stands for, of the configuration what is not as it comes, and of the results what
-tables are made of, with six significant digits and what all rows share once. The layout is that of
-a study's runs, so whatever reads those reads this.
+``<study>/runs.json`` gets the provenance without the samples of each class, which the data's
+fingerprint stands for, and of the configuration what is not as it comes, all of it once (`begun`).
+``<study>/<variant>/seed-N/`` gets of the results what tables are made of, with six significant
+digits and what all rows share once, and of rounds those that figures need, a line per stage. The
+layout is that of a study's runs, so whatever reads those reads this.
 """
 
 import io
@@ -14,16 +15,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from PIL import Image
 
+from nmoe_flower.begun import RUNS, keep_begun, read_origin, read_settings
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import all_or_none, rounded, write_bytes, write_text
-from nmoe_flower.report import said_once
+from nmoe_flower.files import (
+    all_or_none,
+    lines_of_json,
+    read_text,
+    rounded,
+    write_bytes,
+    write_text,
+)
+from nmoe_flower.report import read_rounds, rounds_by_stage, said_once
 from nmoe_flower.results import worst_client
-from nmoe_flower.study.findings import Findings, findings_to_json, lines_of_json
+from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
 from nmoe_flower.study.rows import KEPT_DIGITS
 from nmoe_flower.study.share import HEAD_STAGE
@@ -75,6 +83,8 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
         write_text(place / "table.json", findings_to_json(findings))
         return place
     with all_or_none(place, last="table.json") as new:
+        if (place / RUNS).is_file():  # what is published already stands there, too
+            write_text(new / RUNS, read_text(place / RUNS))
         first = True
         validated = any(row.test == VALIDATION for row in findings.shown)
         for one in findings.outcomes:
@@ -125,10 +135,9 @@ def publish_run(
         tests: Keep rows of tests; without, those of validation data alone.
         validation: Keep rows of validation data.
     """
-    config = portable(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
+    config = portable(read_settings(run))
     target = variant / f"seed-{config['run']['seed']}"
-    write_text(target / "config.toml", tomli_w.dumps(config))
-    origin = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    origin = read_origin(run)
     origin.pop("samples", None)
     for told in (origin, origin.get("stage-1", {})):
         if "revision" in (told.get("git") or {}):
@@ -136,7 +145,7 @@ def publish_run(
         told.get("machine", {}).pop("os", None)
     if "stage-1" in origin:
         origin["stage-1"]["from"] = _named_stage(Path(origin["stage-1"]["from"]))
-    write_text(target / "provenance.json", lines_of_json(origin))
+    keep_begun(target, config, origin)
     if (run / "results.json").is_file():
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
         results["rows"] = [
@@ -148,7 +157,9 @@ def publish_run(
         write_text(target / "results.json", lines_of_json(said_once(kept)))
     if rounds or _OVER_ROUNDS.keys() & set(figures):
         kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit)
-        write_text(target / "rounds.jsonl", "".join(kept_lines))
+        told = (json.dumps(one, separators=(",", ":")) + "\n"
+                for one in rounds_by_stage(list(kept_lines)))  # fmt: skip
+        write_text(target / "rounds.jsonl", "".join(told))
     for name in figures:
         picture = small_picture(run / "figures" / f"{name}.png")
         write_bytes(target / "figures" / f"{name}.png", picture)
@@ -192,7 +203,7 @@ def _of_tests(stage: str) -> bool:
 def portable(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without folders of the machine it ran on, and without what is as it comes.
 
-    The seed stays in any case. ``nmoe config FILE`` prints it whole again.
+    The seed stays in any case. ``nmoe config RUN_DIR`` prints it whole again.
     """
     config["run"]["out"] = ""
     config["data"]["cache-dir"] = ""
@@ -217,9 +228,11 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     return {name: section for name, section in told.items() if section}
 
 
-def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False) -> Iterator[str]:
+def kept_rounds(
+    path: Path, *, figures: Sequence[str] = (), audit: bool = False
+) -> Iterator[dict[str, Any]]:
     """What is kept of a ``rounds.jsonl``: some rounds, and what figures need of them."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = read_rounds(path)
     needs = [need for name, need in _OVER_ROUNDS.items() if name in figures]
     for place in _some(records, _DRAWN if needs else _KEPT):
         found = records[place]
@@ -236,7 +249,7 @@ def kept_rounds(path: Path, *, figures: Sequence[str] = (), audit: bool = False)
             kept = [{name: one[name] for name in _OF_AUDIT if name in one} for one in told]
             line["audit"] = {**line["audit"], "clients": kept}
         if line["metrics"]:
-            yield json.dumps(rounded(line, _OF_ROUNDS), separators=(",", ":")) + "\n"
+            yield rounded(line, _OF_ROUNDS)
 
 
 def _some(records: Sequence[dict[str, Any]], most: int) -> list[int]:

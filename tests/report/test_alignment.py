@@ -1,6 +1,5 @@
 """Runs of the alignment system side by side: the numbers of the table, and the figures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nmoe_flower.report.alignment import (
 )
 from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.runs import FinishedRun, load_runs
+from nmoe_flower.report.shape import read_rounds
 
 PUBLISHED = Path(__file__).parents[2] / "results"
 
@@ -71,7 +71,7 @@ def test_published_runs_moved_assigned_experts_only(study: str) -> None:
     folders = sorted((PUBLISHED / study).glob("*/*/rounds.jsonl"))
     assert len(folders) >= 14
     for path in folders:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        records = read_rounds(path)
         rounds = [record for record in records if record["stage"] == "alignment"]
         assert len(rounds) == 30
         assert 1 <= max(record["metrics"]["bytes-to-part"] for record in rounds) <= 1.01

@@ -436,7 +436,7 @@ def test_anything_in_any_place_is_a_study_or_a_config_error(value: Any, key: str
 def test_rows_are_those_of_published_runs(published: str) -> None:
     run = Path(__file__).parents[2] / "results" / published / "seed-0"
     config, results = (
-        Config.load(run / "config.toml"),
+        Config.load(run),
         json.loads((run / "results.json").read_text()),
     )
     assert {row["gate"] for row in results["rows"]} == set(gates_of(config))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nmoe_flower import cli
+from nmoe_flower.begun import begun_together, read_origin
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.report import read_results
 from nmoe_flower.study import (
@@ -139,23 +140,39 @@ def test_published_runs_say_the_same_and_are_small(study: Study, tmp_path: Path)
     runs, results = tmp_path / "runs", tmp_path / "results"
     found = findings_of(study, runs)
     place = publish_study(found, runs, results)
-    assert sorted(path.name for path in place.iterdir()) == ["table.json", "tau-0.2", "tau-0.5"]
-    seed = place / "tau-0.2" / "seed-1"
-    assert sorted(path.name for path in seed.iterdir()) == [
-        "config.toml", "provenance.json", "results.json",
+    assert sorted(path.name for path in place.iterdir()) == [
+        "runs.json", "table.json", "tau-0.2", "tau-0.5",
     ]  # fmt: skip
+    seed = place / "tau-0.2" / "seed-1"
+    assert [path.name for path in seed.iterdir()] == ["results.json"]
     assert "routing" not in json.loads((seed / "results.json").read_text(encoding="utf-8"))
     kept = read_results(seed / "results.json")
     assert "per_client" not in kept["rows"][0]
     assert kept["rows"][0]["worst_client"] == 0.123457
-    for path in seed.iterdir():
+    for path in (*place.glob("*.json"), *seed.iterdir()):
         assert str(tmp_path) not in path.read_text(encoding="utf-8"), path
-    origin = json.loads((seed / "provenance.json").read_text(encoding="utf-8"))
+    origin = read_origin(seed)
     assert origin["stage-1"]["from"] == "stage-1/some-key"
     again = findings_of(study, results)
     assert findings_to_json(again) == (place / "table.json").read_text(encoding="utf-8")
     assert again.figures == found.figures  # of rounds and routing table.json has what is drawn
     assert publish_study(again, results, results) == place
+
+
+def test_what_is_published_already_stays_beside_what_is_new(written: Write, tmp_path: Path) -> None:
+    """A second variant and a second seed, each of other settings and of another day."""
+    study, results = written(EXCEPTIONS), tmp_path / "results"
+    for at in (0, 1):
+        runs = tmp_path / f"runs-{at}"
+        folder = finish(study, at, runs)
+        origin = json.loads((folder / "provenance.json").read_text())
+        (folder / "provenance.json").write_text(json.dumps({**origin, "started": f"day {at}"}))
+        place = publish_study(findings_of(study, runs), runs, results)
+    names = ["base/seed-0", "base/seed-1"]
+    assert list(begun_together(place)) == names
+    found = [read_origin(place / name) for name in names]
+    assert [(one["started"], one["seed"]) for one in found] == [("day 0", 0), ("day 1", 1)]
+    assert [one.results is not None for one in outcomes_of(study, results)] == [True, True]
 
 
 def test_a_report_has_every_file_that_is_asked_for(study: Study, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_json, write_text
 from nmoe_flower.recipes import find_study
+from nmoe_flower.report import read_rounds
 from nmoe_flower.report.html import write_page
 from nmoe_flower.report.html.charts import heat_map
 from nmoe_flower.report.html.page import to_html
@@ -260,8 +261,7 @@ def test_the_axis_is_switched(opened, run_page):
 
 def test_a_line_tells_its_value_where_it_is_pointed_at(opened, run_page):
     tab = opened(run_page)
-    lines = (PUBLISHED / "fedce/long/seed-0/rounds.jsonl").read_text("utf-8").splitlines()
-    records = map(json.loads, lines)
+    records = read_rounds(PUBLISHED / "fedce/long/seed-0/rounds.jsonl")
     tests = [r for r in records if r["stage"] == "extractor-test"]
     figure = tab.locator("#rounds .panel.on figure").first
     drawing = figure.locator("svg.lines")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nmoe_flower import cli
+from nmoe_flower.begun import run_folders
 from nmoe_flower.config import Config
 from nmoe_flower.report import load_runs
 from nmoe_flower.report.html import write_page
@@ -257,7 +258,7 @@ def test_pages_of_any_size_stay_small(finished_run, clients, classes):
 # --- the command ---
 
 
-PUBLISHED = sorted(ROOT.glob("results/*/*/seed-*/config.toml"))
+PUBLISHED = run_folders(ROOT / "results")
 
 
 @pytest.mark.parametrize("path", PUBLISHED[:: max(1, len(PUBLISHED) // 12)], ids=str)
