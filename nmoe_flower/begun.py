@@ -8,6 +8,7 @@ beside that under ``every-seed``, the rest under ``runs``, by ``<variant>/seed-N
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,14 @@ def begun_together(study: Path, *, raises: type[NMoEError] = ConfigError) -> dic
         return {}
     kept = _read_object(study / RUNS, raises)
     every, variants, each = (kept.get(key, {}) for key in (_EVERY_RUN, _EVERY_SEED, _EACH))
-    try:
-        whole = {
-            name: _joined(_joined(every, variants.get(_variant(name), {})), rest)
-            for name, rest in each.items()
-        }
-        assert all(isinstance(one[part], Mapping)
-                   for one in whole.values() for part in (_CONFIG, _PROVENANCE))  # fmt: skip
-    except (AssertionError, AttributeError, KeyError, TypeError):
-        raise raises(
-            f"{study / RUNS} does not tell of each run its {_CONFIG} and its {_PROVENANCE}"
-        ) from None
-    return whole
+    whole: dict[str, _Tree] = {}
+    with suppress(AttributeError, TypeError):
+        for name, rest in each.items():
+            whole[name] = _joined(_joined(every, variants.get(_variant(name), {})), rest)
+        parts = [one.get(part) for one in whole.values() for part in (_CONFIG, _PROVENANCE)]
+        if all(isinstance(part, Mapping) for part in parts):
+            return whole
+    raise raises(f"{study / RUNS} does not tell of each run its {_CONFIG} and its {_PROVENANCE}")
 
 
 def keep_begun(folder: Path, settings: _Tree, origin: _Tree) -> None:

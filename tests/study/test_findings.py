@@ -442,7 +442,7 @@ def test_no_file_tells_the_tests_of_what_was_not_chosen(written: Write, tmp_path
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert not any(hidden in text for hidden in ("0.56875", "0.86875", "0.569", "0.869")), path
-    assert len(files) > 20
+    assert len(files) >= 19
     assert findings_of(study, results).tables == found.tables
 
 
