@@ -14,6 +14,7 @@ from nmoe_flower.models import (
     Chunks,
     at_home,
     best_of,
+    posterior_routes,
     state_scores,
     text_routes,
     token_scores,
@@ -142,9 +143,7 @@ class TestedText:
             own = np.eye(device.num_clients)[experts]
             found["local"] = ([self.nats[:, at] for at in each], own)
         for gate in (name for name in methods if name not in ("local", "domain", "oracle")):
-            chunks, decisions = self._decisions(gate)
-            top_k = min(device.config.asked_for_text(gate), len(experts))
-            asked = [text_routes(scores, top_k) for scores in decisions]
+            chunks, asked = self._asked(gate)
             found[gate] = (
                 [chunks.loss(self.nats, ids, weights) for ids, weights in asked],
                 np.stack([_routes(ids, device.num_clients) for ids, _ in asked]),
@@ -161,20 +160,28 @@ class TestedText:
             found[gate] = ([lost], _routes(ids, device.num_clients)[None])
         return found
 
-    def _decisions(self, gate: str) -> tuple[Chunks, list[np.ndarray]]:
-        """When a gate decides, and the experts' scores each time, [N, C, E].
+    def _asked(self, gate: str) -> tuple[Chunks, list[tuple[np.ndarray, np.ndarray]]]:
+        """When a gate decides; and whom it asks each time, with their shares, [N, C, K].
 
-        Scores are told once, or where they lean home for each client that asks.
+        They are told once, or where scores lean home for each client that asks.
         """
         device = self.language.device
+        top_k = min(device.config.asked_for_text(gate), len(self.experts))
         entry = _ROUTING_TEXT[gate]
         chunks = self.tokens if entry.blends else self.chunks if entry.chunks else self.whole
         bias, candidates = device.config.gate.home_bias, device.config.text.candidates
-        parts = self._scores(gate, chunks)
+        cheap, *costly = self._scores(gate, chunks)
         found = []
         for at in range(len(self.experts)) if bias else (0,):
-            cheap, *costly = [at_home(part, at, bias) for part in parts]
-            found.append(best_of(costly[0], cheap, candidates) if costly else cheap)
+            scores = at_home(cheap, at, bias)
+            if entry.blends:
+                found.append(
+                    posterior_routes(self.nats, scores, chunks, top_k, own_id=at, bias=bias)
+                )
+                continue
+            if costly:
+                scores = best_of(at_home(costly[0], at, bias), scores, candidates)
+            found.append(text_routes(scores, top_k))
         return chunks, found
 
     def _scores(self, gate: str, chunks: Chunks) -> list[np.ndarray]:
@@ -193,7 +200,7 @@ class TestedText:
             cheap = unigram_scores(self.split.tokens, frequencies)
             # whoever is to be weighed at each token is chosen once: it reads from the beginning
             found.append((self.whole if entry.blends else chunks).scores(cheap))
-        if not entry.frequencies:
+        if not entry.frequencies and not (entry.blends and found):
             likely = chunks.scores(token_scores(self.nats))
             found = [*(found or [likely]), likely]
         return found

@@ -63,6 +63,7 @@ from nmoe_flower.models.standard import Standard, add_standard, standardised
 from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
 from nmoe_flower.models.text_gate import (
     UNSEEN,
+    posterior_routes,
     state_scores,
     text_routes,
     token_frequencies,
@@ -142,6 +143,7 @@ __all__ = [
     "normalised_latents",
     "open_language_model",
     "own_gate",
+    "posterior_routes",
     "require_peft",
     "route_top_k",
     "split_lm",

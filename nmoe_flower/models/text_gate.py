@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nmoe_flower.models.gate import check_top_k
+from nmoe_flower.models.text_chunks import Chunks, at_home, best_of, token_scores
 
 __all__ = [
     "UNSEEN",
+    "posterior_routes",
     "state_scores",
     "text_routes",
     "token_frequencies",
@@ -82,3 +84,29 @@ def text_routes(
     best = np.take_along_axis(scores, ids, axis=-1).astype(np.float64)
     weights = np.exp(best - best.max(axis=-1, keepdims=True))
     return ids, weights / weights.sum(axis=-1, keepdims=True)
+
+
+def posterior_routes(
+    nats: Floats,
+    cheap: npt.NDArray[np.float64],
+    tokens: Chunks,
+    count: int,
+    *,
+    own_id: int,
+    bias: float,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The posterior of experts: who is weighed at each token, by all that were read before it.
+
+    Args:
+        nats: What each expert loses on all tokens but the first, [N, E, T - 1].
+        cheap: Scores that say once who is weighed, [N, 1, E]; or each time, [N, C, E].
+        tokens: Chunks of one token, C of them.
+        count: How many experts are weighed, K.
+        own_id: The expert at home, of whoever asks.
+        bias: What is added to its log-likelihood, as by `at_home`.
+
+    Returns:
+        Their ids and their shares, [N, C, K].
+    """
+    likely = at_home(tokens.scores(token_scores(nats)), own_id, bias)
+    return text_routes(best_of(likely, cheap, count), count)

@@ -18,6 +18,7 @@ from nmoe_flower.errors import BundleError, DataError
 from nmoe_flower.inference import Bundle, TextBundle, TextClient, export_run, export_store
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
+from tests.domain_text import TINY_LANGUAGE, write_domains
 
 TINY = {
     "data.num-clients": 2,
@@ -96,40 +97,23 @@ def test_a_store_without_a_finished_run_says_so(tmp_path: Path) -> None:
 
 # --- text ---
 
-WORDS = {"code": "x=1; y=2;", "numbers": "uno dos tres"}
-
-
-def write_texts(folder: Path) -> Path:
-    for domain, words in WORDS.items():
-        (folder / domain).mkdir(parents=True)
-        for number in range(4):
-            (folder / domain / f"{number}.txt").write_text(f"{number} {words} " * 12)
-    return folder
-
 
 def written(tmp_path: Path, **changes: Any) -> RunFolder:
     """A run of adapters of a tiny model, whose nodes keep what they serve."""
+    texts = write_domains(tmp_path / "texts", documents=4, domains=("code", "numbers"))
     tiny = {
-        "run.system": "language",
-        "data.kind": "text",
-        "data.scheme": "natural",
-        "data.dataset": str(write_texts(tmp_path / "texts")),
+        **TINY_LANGUAGE,
+        "run.out": str(tmp_path / "server"),
+        "data.dataset": str(texts),
+        "data.num-clients": 2,
         "data.train-per-client": 8,
         "data.test-per-client": 2,
-        "text.tokenizer": "bytes",
-        "text.window": 16,
-        "text.prefix": 6,
-        "extractor.method": "pretrained",
-        "extractor.backbone": "small-lm",
-        "extractor.widths": "16,16",
-        "adapter.rank": 2,
         "adapter.steps": 1,
         "adapter.local-steps": 1,
         "adapter.controls": "fedavg",
         "gate.methods": "unigram,unigram-chunks,local",
     }
-    config = Config.parse({"data.num-clients": 2, "run.out": str(tmp_path / "server")})
-    config = Config.parse({**config.flat(), **tiny, **changes})
+    config = Config.parse({**tiny, **changes})
     folder = RunFolder.create(tmp_path / "server" / "nmoe", config)
     with Nodes(tmp_path, config) as grid:
         execute(grid, folder)

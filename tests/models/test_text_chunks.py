@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models import Chunks, at_home, best_of, text_routes, token_scores
+from nmoe_flower.models import (
+    Chunks,
+    at_home,
+    best_of,
+    posterior_routes,
+    token_scores,
+)
 
 
 def losses(seed: int = 0, windows: int = 3, experts: int = 4, length: int = 12) -> np.ndarray:
@@ -75,11 +81,21 @@ def test_a_posterior_of_alike_experts_stays_the_prior(experts: int, bias: float,
     lost = np.random.default_rng(seed).uniform(0, 9, (2, 1, 7))
     nats = np.repeat(lost, experts, axis=1)
     each_token = Chunks(window=8, prefix=3, every=1)
-    likely = at_home(each_token.scores(token_scores(nats)), own_id=0, bias=bias)
-    ids, weights = text_routes(likely, experts)
+    cheap = np.zeros((2, 1, experts))
+    ids, weights = posterior_routes(nats, cheap, each_token, experts, own_id=0, bias=bias)
     prior = np.exp(np.where(ids == 0, bias, 0.0))
     assert weights == pytest.approx(prior / prior.sum(axis=-1, keepdims=True))
     assert each_token.loss(nats, ids, weights) == pytest.approx(lost[:, 0])
+
+
+def test_a_posterior_is_that_of_those_whom_a_cheap_gate_chose() -> None:
+    """By hand: what was read is likelier of expert 0 than of 2 by e, and 2 is at home by e^2."""
+    nats = np.array([[[1.0, 3.0], [0.5, 3.0], [2.0, 3.0]]])
+    tokens = Chunks(window=3, prefix=2, every=1)
+    cheap = np.array([[[2.0, 0.0, 1.0]]])
+    ids, weights = posterior_routes(nats, cheap, tokens, 2, own_id=2, bias=2.0)
+    assert ids.tolist() == [[[2, 0]]]
+    assert weights[0, 0, 0] == pytest.approx(np.e / (np.e + 1))
 
 
 def test_an_expert_that_has_no_share_is_not_heard() -> None:

@@ -1,7 +1,6 @@
 """The language system on a folder of made-up text: three clients whose words differ."""
 
 import json
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,41 +24,26 @@ from nmoe_flower.pipeline import Run, exchanges, run_pipeline
 from nmoe_flower.privacy import epsilon_spent
 from nmoe_flower.records import TextKey
 from nmoe_flower.study.costs import cost_of
+from tests.domain_text import TINY_LANGUAGE, WORDS, write_domains
 
-WORDS = {"animals": "cat dog bird", "code": "x=1; y=2; z+=3;", "numbers": "uno dos tres"}
 CONTROLS = "frozen,soup,uniform,fedavg,fedavg-frozen-a,fedavg-exact,fedavg-large"
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    for domain, words in WORDS.items():
-        (folder / domain).mkdir()
-        for number in range(20):
-            drawn = random.Random(f"{domain}{number}").choices(words.split(), k=60)
-            (folder / domain / f"{number}.txt").write_text(" ".join(drawn))
-    return folder
+    return write_domains(tmp_path_factory.mktemp("texts"), documents=20)
 
 
 def settings(texts: Path, **changes: Any) -> Config:
     return Config.parse(
         {
-            "run.system": "language",
+            **TINY_LANGUAGE,
             "run.precision": "float32",
-            "data.kind": "text",
-            "data.scheme": "natural",
             "data.dataset": str(texts),
             "data.num-clients": 3,
             "data.train-per-client": 40,
             "data.test-per-client": 6,
             "data.validation-per-client": 6,
-            "text.tokenizer": "bytes",
-            "text.window": 16,
-            "text.prefix": 6,
-            "extractor.method": "pretrained",
-            "extractor.backbone": "small-lm",
-            "extractor.widths": "16,16",
-            "adapter.rank": 2,
             "adapter.blocks": "all",
             "adapter.steps": 10,
             "adapter.times": 2,

@@ -1,6 +1,5 @@
 """Text is classified on the road of images: sums, head, experts and gates on a text backbone."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,56 +13,24 @@ from nmoe_flower.client_app import app
 from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images, configured_partition
 from nmoe_flower.errors import RoundError
-from nmoe_flower.models import SmallLM, SmallSizes
+from nmoe_flower.models import SmallLM
 from nmoe_flower.records import CONFIG, Action, TextKey
+from tests.labelled_text import village_settings, write_village
 
 New = Callable[..., Any]
-TOPICS = {"animals": "cat dog bird fur", "weather": "sun rain wind fog"}
-STYLES = {"letters": "dear my yours", "notes": "buy ask 12", "tweets": "lol @me #now"}
 GATES = "lda,prototype,federated,client-weights,local,domain,oracle"
 
 
 @pytest.fixture(scope="module")
 def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three styles, a client each, about two topics; and a backbone beside them."""
     folder = tmp_path_factory.mktemp("text")
-    for style, own in STYLES.items():
-        for topic, words in TOPICS.items():
-            below = folder / "posts" / style / topic
-            below.mkdir(parents=True)
-            for number in range(20):
-                drawn = random.Random(f"{style}{topic}{number}").choices(
-                    f"{words} {own}".split(), k=4
-                )
-                (below / f"{number:02}.txt").write_text(" ".join(drawn))
-    torch.manual_seed(0)
-    model = SmallLM(SmallSizes(257, 16, 2, 2, 32))
-    for block in model.blocks:
-        torch.nn.init.normal_(block.down.weight, std=0.1)
-    model.save(folder / "backbone")
+    write_village(folder, documents=20)
     return folder
 
 
 def settings(posts: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "data.kind": "text",
-        "data.dataset": str(posts / "posts"),
-        "data.scheme": "natural",
-        "data.num-clients": 3,
-        "data.train-per-client": 0,
-        "data.test-per-client": 0,
-        "text.tokenizer": "bytes",
-        "text.window": 32,
-        "text.prefix": 1,
-        "extractor.method": "pretrained",
-        "extractor.backbone": "small-lm",
-        "extractor.weights": str(posts / "backbone"),
-        "head.method": "sums",
-        "expert.hidden": "",
-        "gate.methods": GATES,
-        "run.controls": "ridge,local-classifier",
-        **changes,
-    }
+    controls = {"gate.methods": GATES, "run.controls": "ridge,local-classifier"}
+    return {**village_settings(posts), **controls, **changes}
 
 
 def test_the_head_is_the_ridge_on_mean_states_of_all_documents(

@@ -25,10 +25,9 @@ from nmoe_flower.inference.settings import check_not_negative, check_seconds
 from nmoe_flower.models import (
     Chunks,
     at_home,
-    best_of,
     check_top_k,
+    posterior_routes,
     text_routes,
-    token_scores,
     unigram_scores,
 )
 
@@ -273,7 +272,12 @@ class TextClient(DeviceClient[TextBundle]):
         scoring = Scoring(self._asking, tokens, ranking, self._offsets)
         self._submit(scoring.run(ids))
         if self.bundle.manifest.gate == _POSTERIOR:
-            nats = self._weighed_anew(scoring.nats, scores, Chunks(chunks.window, chunks.prefix, 1))
+            each_token = Chunks(chunks.window, chunks.prefix, every=1)
+            anew = posterior_routes(
+                scoring.nats, scores, each_token, self._top_k,
+                own_id=self.bundle.partition, bias=self.bundle.config.gate.home_bias,
+            )  # fmt: skip
+            nats = each_token.loss(scoring.nats, *anew)
         else:
             nats = chunks.loss(scoring.nats, ids, weights)
         peers = {expert: sorted(names) for expert, names in scoring.peers.items()}
@@ -350,14 +354,6 @@ class TextClient(DeviceClient[TextBundle]):
         if not text:
             raise DataError("the text is empty; allowed: one character or more")
         return tokenise(self._tokenizer, text, "the text")
-
-    def _weighed_anew(
-        self, nats: Floats, cheap: npt.NDArray[np.float64], tokens: Chunks
-    ) -> npt.NDArray[np.float64]:
-        """What is lost by those that were asked, weighed at each token by all before it."""
-        likely = self._lean(tokens.scores(token_scores(nats)))
-        asked = text_routes(best_of(likely, cheap, self._top_k), self._top_k)
-        return tokens.loss(nats, *asked)
 
     def _chunks(self, window: int, prefix: int) -> Chunks:
         settings = self.bundle.config.text

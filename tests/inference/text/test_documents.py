@@ -19,12 +19,9 @@ from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import BundleError, ConfigError, DataError
 from nmoe_flower.inference import Bundle, Client, ExpertServer, export_run, export_store
 from nmoe_flower.inference.ask.loop import LoopThread
-from nmoe_flower.models import SmallLM, SmallSizes
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
-
-TOPICS = {"animals": "cat dog bird", "weather": "sun rain wind"}
-STYLES = {"letters": "dear yours", "notes": "buy 12", "tweets": "lol #now"}
+from tests.labelled_text import STYLES, TOPICS, text_of, village_settings, write_village
 
 
 class Federation(NamedTuple):
@@ -35,50 +32,19 @@ class Federation(NamedTuple):
     peers: Path
 
 
-def text_of(style: str, topic: str, number: int) -> str:
-    words = f"{TOPICS[topic]} {STYLES[style]}".split()
-    return " ".join(words[(number * step) % len(words)] for step in (1, 2, 3, 5))
-
-
 @pytest.fixture(scope="module")
 def federation(
     tmp_path_factory: pytest.TempPathFactory, text_loop: LoopThread
 ) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("documents")
-    for style in STYLES:
-        for topic in TOPICS:
-            below = folder / "posts" / style / topic
-            below.mkdir(parents=True)
-            for number in range(10):
-                (below / f"{number}.txt").write_text(text_of(style, topic, number))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = SmallLM(SmallSizes(257, 16, 2, 2, 32))
-        for block in network.blocks:
-            torch.nn.init.normal_(block.down.weight, std=0.1)
-    network.save(folder / "backbone")
-    config = Config.parse(
-        {
-            "run.out": str(folder),
-            "data.kind": "text",
-            "data.dataset": str(folder / "posts"),
-            "data.cache-dir": str(folder / "cache"),
-            "data.scheme": "natural",
-            "data.num-clients": 3,
-            "data.train-per-client": 0,
-            "data.test-per-client": 0,
-            "text.tokenizer": "bytes",
-            "text.window": 32,
-            "text.prefix": 1,
-            "extractor.method": "pretrained",
-            "extractor.backbone": "small-lm",
-            "extractor.weights": str(folder / "backbone"),
-            "head.method": "sums",
-            "expert.hidden": "",
-            "gate.methods": "lda",
-            "run.controls": "",
-        }
-    )
+    write_village(folder, documents=10)
+    told = {
+        "run.out": str(folder),
+        "data.cache-dir": str(folder / "cache"),
+        "gate.methods": "lda",
+        "run.controls": "",
+    }
+    config = Config.parse({**village_settings(folder), **told})
     run = RunFolder.create(folder / "run", config)
     with InProcessGrid(app, 3, run_config=config.flat()) as grid:
         for node in (1, 2, 3):
@@ -121,7 +87,7 @@ def test_documents_are_classified_by_the_devices_that_know_them(
     assert main(["infer", bundle, *files, *options]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["document"] for line in lines] == [
-        f"{folder}/{number}.txt" for folder in files for number in range(10)
+        f"{folder}/{number:02}.txt" for folder in files for number in range(10)
     ]
     asked = {peer for line in lines for peer in line["peers"]}
     assert asked == {"self", "peer-1", "peer-2"}
