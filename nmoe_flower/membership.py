@@ -106,7 +106,7 @@ def forget(run: str | Path, client: int, out: str | Path) -> Change:
             sums, or the new folder is taken.
         CheckpointError: The run did not come as far, or its sums are missing or damaged.
     """
-    origin, checkpoint = _finished(Path(run))
+    origin, checkpoint = _finished(Path(run), "forget")
     count = origin.config.data.num_clients
     if not 0 <= client < count:
         raise ConfigError(
@@ -156,7 +156,7 @@ def join(run: str | Path, share: int, out: str | Path) -> Change:
         CheckpointError: The run did not come as far, or its sums are missing or damaged.
         RoundError: The client's sums cannot be used.
     """
-    origin, checkpoint = _finished(Path(run))
+    origin, checkpoint = _finished(Path(run), "join")
     without = origin.config.data.without
     if share not in without:
         waiting = ", ".join(map(str, without)) or "none, data.without is empty"
@@ -179,9 +179,14 @@ def join(run: str | Path, share: int, out: str | Path) -> Change:
         return _end(begun, Path(out), client, now, leaver=False)
 
 
-def _finished(path: Path) -> tuple[RunFolder, Checkpoint]:
-    """A run that has solved its head from sums, or one whose experts carry embeddings."""
-    origin = RunFolder.resume(path.expanduser())
+def _finished(path: Path, to: str) -> tuple[RunFolder, Checkpoint]:
+    """A run that has solved its head from sums, or one whose experts carry embeddings.
+
+    Args:
+        path: The run's folder.
+        to: What it is wanted for, in a word.
+    """
+    origin = RunFolder.resume(path.expanduser(), to=to)
     head = origin.config.head
     carries = _carries(origin.config)
     stages = ["experts"] if _speaks(origin.config) else _CARRYING if carries else _STAGES

@@ -217,15 +217,19 @@ class RunFolder:
         )
 
     @classmethod
-    def resume(cls, path: Path) -> Self:
+    def resume(cls, path: Path, *, to: str = "resume") -> Self:
         """Find a run again.
+
+        Args:
+            path: Its folder.
+            to: What for, in one word; for errors.
 
         Raises:
             CheckpointError: There is no run in the folder, or another version wrote it.
         """
         if not is_run(path):
             raise CheckpointError(
-                f"nothing to resume: {path} "
+                f"nothing to {to}: {path} "
                 + ("has no config.toml" if path.is_dir() else "is not a folder")
             )
         version = read_origin(path, raises=CheckpointError).get("format-version")

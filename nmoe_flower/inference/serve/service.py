@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Self
@@ -92,7 +93,7 @@ class ExpertServer:
         self.bundle = bundle
         self.port = 0
         self._identity = identity
-        self._address = str(Address.parse(address, any_port=True))
+        self._address = Address.parse(address, any_port=True)
         self._limits = {"max_batch": max_batch, "max_queue": max_queue}
         self._text_limits = TextLimits(max_queue, max_texts, max_text_mib)
         self._max_wait = max_wait_ms / 1000
@@ -219,12 +220,14 @@ class ExpertServer:
 
     def _listen(self) -> int:
         try:
+            _bind(self._address)  # gRPC would print a line of its own beside the error
             if self._identity is None:
-                return int(self._server.add_insecure_port(self._address))
+                return int(self._server.add_insecure_port(str(self._address)))
             credentials = self._identity.server_credentials(on_handshake=self._handshake)
-            return int(self._server.add_secure_port(self._address, credentials))
-        except RuntimeError:
-            raise ConfigError(f"cannot listen on {self._address}: is it in use?") from None
+            return int(self._server.add_secure_port(str(self._address), credentials))
+        except (OSError, RuntimeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "is it in use?"
+            raise ConfigError(f"cannot listen on {self._address}: {why}") from None
 
     def _handshake(self) -> Identity:
         """Called by gRPC's own threads."""
@@ -296,6 +299,20 @@ def _check_size(bundle: Bundle | TextBundle, max_batch: int) -> None:
             f"a request of max_batch = {max_batch} latents of {bundle.latent_dim} numbers has "
             f"{size} bytes; a message may have {MAX_MESSAGE_BYTES}"
         )
+
+
+def _bind(address: Address) -> None:
+    """Take a place to listen, and give it back.
+
+    Raises:
+        OSError: It is taken, or it is no place of this machine.
+    """
+    family, kind, *_, place = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM
+    )[0]
+    with socket.socket(family, kind) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+        listener.bind(place)
 
 
 def _server_options() -> list[tuple[str, int]]:

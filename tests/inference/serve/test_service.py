@@ -371,14 +371,23 @@ def test_drain_has_a_deadline(serving: Fixture) -> None:
     asyncio.run(scenario())
 
 
-def test_a_port_that_is_taken(serving: Fixture, make_bundle: Fixture) -> None:
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [("127.0.0.1", "Address already in use"), ("192.0.2.1", "Cannot assign requested address")],
+)
+def test_where_nobody_can_listen_is_said_once(
+    serving: Fixture, make_bundle: Fixture, host: str, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """GRPC prints nothing beside the error; 192.0.2.0/24 is of no machine (RFC 5737)."""
+
     async def scenario() -> None:
         async with serving() as (server, _):
-            second = ExpertServer(make_bundle("second"), None, address=f"127.0.0.1:{server.port}")
-            with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+            second = ExpertServer(make_bundle("second"), None, address=f"{host}:{server.port}")
+            with pytest.raises(ConfigError, match=f"cannot listen on {host}:{server.port}: {why}"):
                 await second.start()
 
     asyncio.run(scenario())
+    assert "bind" not in capfd.readouterr().err
 
 
 # --- settings and certificates ---
