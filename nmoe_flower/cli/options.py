@@ -12,6 +12,7 @@ from nmoe_flower.errors import ConfigError
 
 __all__ = [
     "add_command",
+    "add_finished",
     "add_format",
     "add_keys",
     "add_metrics_port",
@@ -46,6 +47,19 @@ def add_command(
     """
     said = description or f"{about[0].upper()}{about[1:]}."
     return commands.add_parser(name, help=about, description=said)
+
+
+def add_finished(parser: argparse.ArgumentParser) -> None:
+    """``--finished``: where else runs of a study have finished."""
+    parser.add_argument(
+        "--finished",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder of runs that finished elsewhere, as results of a checkout: those of the "
+        "same settings count; may be given again",
+    )
 
 
 def add_format(parser: argparse.ArgumentParser, *, live: bool = False) -> None:

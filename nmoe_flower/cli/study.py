@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
-from nmoe_flower.cli.options import add_command, add_format, add_set, add_track
+from nmoe_flower.cli.options import add_command, add_finished, add_format, add_set, add_track
 from nmoe_flower.cli.study_report import add_report
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.plurals import how_many
@@ -99,6 +99,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="of all studies (./runs)"
     )
+    add_finished(parser)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +132,7 @@ def _planned(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     runs = chosen(study, only=args.only, seeds=args.seeds)
     out = args.out.expanduser().resolve()
     stage_1 = args.stage_1.expanduser().resolve() if args.stage_1 else None
-    return make_plan(study, out, stage_1=stage_1, runs=runs)
+    return make_plan(study, out, stage_1=stage_1, runs=runs, finished=args.finished)
 
 
 def _plan(args: argparse.Namespace) -> int:

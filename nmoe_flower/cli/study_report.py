@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from nmoe_flower.cli.options import add_finished
+
 __all__ = ["add_report"]
 
 _FORMATS = ("md", "csv", "tex")
@@ -19,6 +21,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "--runs", type=Path, default=Path("runs"), metavar="DIR",
         help="the folder that holds the study's folder: runs, or results for published ones",
     )  # fmt: skip
+    add_finished(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to (default: report in the study's folder)"
     )
@@ -62,7 +65,7 @@ def _report(args: argparse.Namespace) -> int:
     from nmoe_flower.study import Study, findings_of, publish_study, write_findings, write_webpage
 
     study = Study.load(find_study(args.study))
-    findings = findings_of(study, args.runs)
+    findings = findings_of(study, args.runs, args.finished)
     out = args.out if args.out is not None else args.runs / study.name / "report"
     if args.out is not None or args.html is None:
         path = write_findings(findings, out, formats=args.format, pictures=args.figures)

@@ -163,30 +163,48 @@ class Findings:
             for spec in self.study.figures
         ]
 
+    def beside(self, other: "Findings") -> "Findings":
+        """With the curves and the routing of runs that only the other has any of."""
+        curves = {(c.variant, *c.values.values(), c.seed) for c in self.curves}
+        maps = {_of_map(one): len(one.seeds) for one in self.routing}
+        more = [one for one in other.routing if len(one.seeds) > maps.get(_of_map(one), 0)]
+        better = {_of_map(one) for one in more}
+        return replace(
+            self,
+            curves=(
+                *self.curves,
+                *(c for c in other.curves if (c.variant, *c.values.values(), c.seed) not in curves),
+            ),
+            routing=(*(one for one in self.routing if _of_map(one) not in better), *more),
+        )
+
     @property
     def absent(self) -> list[str]:
         """Which runs failed, and why, and which are missing; empty if all are there."""
         return list(absent_in_words(self.rows))
 
 
-def findings_of(study: Study, runs: Path) -> Findings:
+def _of_map(one: RoutingMap) -> tuple[Any, ...]:
+    return one.variant, *one.values.values(), one.gate, one.test
+
+
+def findings_of(study: Study, runs: Path, finished: Sequence[Path] = ()) -> Findings:
     """Read what a study's runs have found.
 
     Args:
         study: The study.
         runs: The folder that holds the study's folder: that of runs, or of published ones.
+        finished: Folders like it, of runs that finished elsewhere: of what is missing in ``runs``.
 
     Raises:
         NMoEError: No run has finished; a folder holds a run of other settings, or a file of
             another shape.
     """
-    found = findings_from(study, outcomes_of(study, runs), runs / study.name)
-    kept = runs / study.name / "table.json"
-    if kept.is_file():  # published: of rounds and routing only what the figures show is kept there
-        before = read_findings(study, kept)
-        found = replace(
-            found, curves=found.curves or before.curves, routing=found.routing or before.routing
-        )
+    found = findings_from(study, outcomes_of(study, runs, finished), runs / study.name)
+    for root in (runs, *finished):
+        kept = root / study.name / "table.json"
+        if kept.is_file():  # published: of rounds and routing it has what the figures show
+            found = found.beside(read_findings(study, kept))
     return found
 
 

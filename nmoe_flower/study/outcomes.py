@@ -4,7 +4,7 @@ Both have the same layout, ``<study>/<variant>/seed-N`` below one folder. What a
 with stands beside the others' in the study's ``runs.json``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -15,24 +15,26 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import read_json, rounded
 from nmoe_flower.report import read_provenance, read_results
-from nmoe_flower.results import FREE_KEYS, PATH_KEYS, RunFolder
+from nmoe_flower.results import RunFolder
 from nmoe_flower.study.file import Study
+from nmoe_flower.study.places import differing, folder_of
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.rows import KEPT_DIGITS, RunOutcome
-from nmoe_flower.study.share import FILLED_IN, depends_on
+from nmoe_flower.study.share import depends_on
 
 __all__ = ["outcomes_of", "read_outcome", "refuse_another"]
 
 _MOST_SHOWN = 4
 
 
-def outcomes_of(study: Study, runs: Path) -> list[RunOutcome]:
+def outcomes_of(study: Study, runs: Path, finished: Sequence[Path] = ()) -> list[RunOutcome]:
     """Every run of a study, as far as it got.
 
     Args:
         study: The study.
         runs: The folder that holds the study's folder.
+        finished: Folders like it, of runs that finished elsewhere.
 
     Raises:
         NMoEError: A folder holds a run of other settings, or its files cannot be read; every one
@@ -41,7 +43,7 @@ def outcomes_of(study: Study, runs: Path) -> list[RunOutcome]:
     found, faults = [], []
     for run in study.runs:
         try:
-            found.append(read_outcome(run, runs))
+            found.append(read_outcome(run, folder_of(run, runs, finished)))
         except NMoEError as error:
             faults.append(str(error))
     if faults:
@@ -51,17 +53,20 @@ def outcomes_of(study: Study, runs: Path) -> list[RunOutcome]:
     return found
 
 
-def read_outcome(run: StudyRun, runs: Path) -> RunOutcome:
+def read_outcome(run: StudyRun, folder: Path) -> RunOutcome:
     """One run, as far as it got.
+
+    Args:
+        run: The run.
+        folder: Where it is; it need not exist.
 
     Raises:
         NMoEError: The folder holds a run of other settings, or its files cannot be read.
     """
-    folder = runs / run.place
     if not is_run(folder):
         return RunOutcome(run, failed=_reason(folder))
     there = RunFolder.resume(folder)
-    trainer = _trainer(there.config, runs)
+    trainer = _trainer(there.config, folder.parents[2])
     refuse_another(run, there.config, folder, trainer=trainer)
     if not there.results_path.is_file():
         return RunOutcome(run, path=folder, failed=_reason(folder))
@@ -97,27 +102,16 @@ def refuse_another(
     Raises:
         NMoEError: Settings differ; each is named with both values.
     """
-    different = _differences(run.config, found.flat())
+    different = differing(run.config, found.flat())
     if different and trainer is not None:
         first = depends_on(RunFolder.resume(trainer).config)
-        if not _differences(run.config, {**found.flat(), **first}):
+        if not differing(run.config, {**found.flat(), **first}):
             return
     if different:
         raise NMoEError(
             f"{folder} holds a run of other settings ({'; '.join(different)}): move it away, or "
             "put its settings back"
         )
-
-
-def _differences(asked: Config, there: Mapping[str, Any]) -> list[str]:
-    """Where data and weights lie is the machine's affair; a run fills in what its data say."""
-    return [
-        f"{key} = {there[key]!r}, the study has {value!r}"
-        for key, value in asked.flat().items()
-        if key not in FREE_KEYS | set(PATH_KEYS)
-        and value != there[key]
-        and not (key in FILLED_IN and not value)
-    ]
 
 
 def _trainer(config: Config, runs: Path) -> Path | None:

@@ -17,6 +17,7 @@ from nmoe_flower.files import read_json, read_text
 from nmoe_flower.own_code import load_own
 from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 from nmoe_flower.study.file import Study
+from nmoe_flower.study.places import folder_of
 from nmoe_flower.study.product import StudyRun, in_words, variant_in_words, within
 from nmoe_flower.study.share import (
     FILLED_IN,
@@ -209,6 +210,7 @@ def make_plan(
     *,
     stage_1: Path | None = None,
     runs: Sequence[StudyRun] | None = None,
+    finished: Sequence[Path] = (),
     results: Path = _RESULTS,
 ) -> StudyPlan:
     """Look at a study's folder; nothing is written.
@@ -218,6 +220,7 @@ def make_plan(
         out: The folder of all studies.
         stage_1: The folder of shared stages; None: ``stage-1`` beside the studies.
         runs: Runs of the study; None: all.
+        finished: Folders like ``out`` with runs that finished elsewhere; these need not be made.
         results: Published runs, to estimate by; it need not exist.
 
     Raises:
@@ -227,7 +230,7 @@ def make_plan(
     stages: dict[Path, Stages1] = {}
     wanted = study.runs if runs is None else list(runs)
     resume = _Resume()
-    seen = [(run, out / run.place, *find_state(run, out / run.place, resume)) for run in wanted]
+    seen = [_seen(run, out, finished, resume) for run in wanted]
     _check_own_code(study, [run for run, _, state, _ in seen if state in _TO_MAKE])
     clock = _Clock(_measured(seen, results))
     planned, shared = [], dict[str, SharedStage]()
@@ -245,6 +248,15 @@ def make_plan(
             shared[key] = _shared(key, run.config, place, clock, shared.get(key))
         planned.append(PlannedRun(run, path, state, reason, key if fresh else "", seconds))
     return StudyPlan(study, folder, planned, list(shared.values()), clock.source)
+
+
+def _seen(
+    run: StudyRun, out: Path, finished: Sequence[Path], resume: "_Resume"
+) -> tuple[StudyRun, Path, State, str]:
+    path = folder_of(run, out, finished)
+    if path != out / run.place:
+        return run, path, "finished", ""
+    return run, path, *find_state(run, path, resume)
 
 
 def _check_own_code(study: Study, runs: Iterable[StudyRun]) -> None:

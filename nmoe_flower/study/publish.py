@@ -64,7 +64,8 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
     What stands in the folder already and is not written again stays.
 
     Args:
-        findings: What the study has found, read from run folders.
+        findings: What the study has found, read from run folders; of those that are published
+            in ``target`` already nothing is written anew.
         runs: The folder that holds the study's folder. If it is the target, only ``table.json``
             is written anew.
         target: The folder that shall hold it, as ``results``.
@@ -89,7 +90,10 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
         validated = any(row.test == VALIDATION for row in findings.shown)
         for one in findings.outcomes:
             own = one.run.place.parts[0] == study.name  # others are published with their study
-            if own and one.results is not None and one.path is not None:
+            there = one.path is not None and one.path.resolve() == target.resolve() / one.run.place
+            if own and there:
+                first = False
+            elif own and one.results is not None and one.path is not None:
                 kept = bool(findings.policies)  # what their tables and figures are made from
                 publish_run(one.path, new / one.run.variant, clients=False, routing=False,
                             partition=first,  # an example
@@ -97,15 +101,20 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
                             tests=findings.tells_tests_of(one.run),
                             validation=validated)  # fmt: skip
                 first = False
-        for path in draw_policies(_finished_in(new), new) if findings.policies else ():
+        for path in draw_policies(_finished_in(place, new), new) if findings.policies else ():
             write_bytes(path, small_picture(path))  # of what is kept: it can be drawn again
         write_text(new / "table.json", findings_to_json(findings))
     return place
 
 
-def _finished_in(study: Path) -> list[Path]:
-    """The runs that are published of a study, by name."""
-    return sorted(path.parent for path in study.glob("*/seed-*/results.json"))
+def _finished_in(*studies: Path) -> list[Path]:
+    """The runs that are published of a study, by name; a later folder's replace an earlier's."""
+    found = {
+        path.parent.relative_to(study): path.parent
+        for study in studies
+        for path in study.glob("*/seed-*/results.json")
+    }
+    return [found[name] for name in sorted(found)]
 
 
 def publish_run(

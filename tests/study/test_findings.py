@@ -136,6 +136,31 @@ def test_table_json_says_the_same(study: Study, tmp_path: Path) -> None:
     assert {"format-version", "study", "title", "seeds", "provenance", "rows"} <= told.keys()
 
 
+def test_runs_that_finished_elsewhere_count_and_are_published_beside(
+    study: Study, tmp_path: Path
+) -> None:
+    """Three runs are published, the fourth is made later, on a machine that has no other."""
+    runs, early, late, results = (tmp_path / name for name in ("runs", "early", "late", "results"))
+    for at in range(3):
+        finish(study, at, early, shift=0.1 * (at >= 2))
+    place = publish_study(findings_of(study, early), early, results)
+    before = {path: path.read_bytes() for path in place.rglob("results.json")}
+    finish(study, 3, late, shift=0.1)
+    whole = findings_of(study, runs)
+    found = findings_of(study, late, [tmp_path / "none", results])
+    assert found.tables == whole.tables
+    assert found.comparisons == whole.comparisons
+    assert found.figures[:2] == whole.figures[:2]
+    publish_study(found, late, results)
+    assert findings_of(study, results).tables == whole.tables
+    assert len(begun_together(place)) == 4
+    assert before.items() <= {p: p.read_bytes() for p in place.rglob("results.json")}.items()
+    # Of other settings it is another run.
+    other = Study.load(study.path, ["gate.rounds=7"])
+    with pytest.raises(NMoEError, match="no run of of-100 has finished"):
+        findings_of(other, tmp_path / "none", [results])
+
+
 def test_published_runs_say_the_same_and_are_small(study: Study, tmp_path: Path) -> None:
     runs, results = tmp_path / "runs", tmp_path / "results"
     found = findings_of(study, runs)

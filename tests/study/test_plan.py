@@ -102,6 +102,18 @@ def test_nothing_is_there(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+def test_what_has_finished_elsewhere_need_not_be_made(folder: Path) -> None:
+    """With other data paths, too; where a run is here, it is this one that counts."""
+    made(folder, 0, **{"data.dataset": "/another/place"}).write_results(RESULTS)
+    made(folder, 1, **{"gate.rounds": 7}).write_results(RESULTS)  # of other settings
+    made(folder, 2)  # has not finished
+    elsewhere = (folder / "runs").rename(folder / "elsewhere")
+    checkpoint(made(folder, 3), stage="extractor", round=5)
+    assert [state for state, _ in states(folder)] == ["missing"] * 3 + ["stopped"]
+    found = states(folder, finished=[folder / "none", elsewhere])
+    assert [state for state, _ in found] == ["finished", "missing", "missing", "stopped"]
+
+
 def test_every_state_is_told_with_its_reason(folder: Path) -> None:
     made(folder, 0).write_results(RESULTS)
     checkpoint(made(folder, 1), stage="extractor", round=5)
