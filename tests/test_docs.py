@@ -336,6 +336,12 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     assert hidden["two", "client-weights"]["mean"] > hidden["averaged", "control:fedavg"]["mean"]
     skewed = measured("vision-skew", "iid")  # "under label skew alone it does not win"
     assert skewed["adjusted", "federated"]["mean"] < skewed["averaged", "control:fedavg"]["mean"]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    adapted = skewed["adapters", "control:fedavg"]
+    own = measured("vision-skew", "local")["adapters", "control:fedavg+prior"]
+    told = f"reach {adapted['mean']:.2f} whatever the skew, and {own['mean']:.2f} under the prior"
+    assert told.replace(" 0.", " .") in page
+    assert f"for {adapted['bytes_per_device'] / 1e6:.0f} MB (the recipe `cifar10-lora`)" in page
 
 
 def test_extras_named_in_the_pages_exist() -> None:
