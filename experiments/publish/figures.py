@@ -2,6 +2,9 @@
 
 python -m experiments.publish figures            # all, into results/
 python -m experiments.publish figures --check    # 1 if one differs from what its files say
+
+Of the figures that a study declares those are published that are in its folder: copy
+``figure-*.png`` of its report there once.
 """
 
 import argparse
@@ -13,7 +16,7 @@ from experiments.publish import worth
 from experiments.publish.published import RESULTS
 from nmoe_flower.files import write_bytes
 from nmoe_flower.report import draw_alignment, draw_figures, load_runs
-from nmoe_flower.study import small_picture
+from nmoe_flower.study import Study, read_findings, small_picture, write_findings
 
 
 def again() -> Iterator[tuple[Path, bytes]]:
@@ -29,6 +32,11 @@ def again() -> Iterator[tuple[Path, bytes]]:
             for path in draw_alignment(runs, out):
                 if (study / path.name).exists():
                     yield study / path.name, small_picture(path)
+        for study in sorted({path.parent for path in RESULTS.glob("*/figure-*.png")}):
+            spec = Study.load(RESULTS.parent / "experiments" / f"{study.name}.toml")
+            write_findings(read_findings(spec, study / "table.json"), out / study.name)
+            for path in sorted(study.glob("figure-*.png")):
+                yield path, small_picture(out / study.name / path.name)
         if (drawing := worth.draw(out / worth.PLACE.name)) is not None:
             yield worth.PLACE, small_picture(drawing)
 
