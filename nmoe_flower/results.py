@@ -221,7 +221,7 @@ class RunFolder:
         """Find a run again.
 
         Args:
-            path: Its folder.
+            path: Folder of the run.
             to: What for, in one word; for errors.
 
         Raises:

@@ -385,7 +385,7 @@ def seconds_left(
 
     Args:
         waiting: Seconds that are expected of what has not begun.
-        running: Of each run at work, seconds that are expected of it and that it has taken so far.
+        running: Seconds that are expected of each run at work, and that it has taken so far.
         pace: Seconds that finished runs took, and that were expected of them.
         room: Runs at a time.
 
