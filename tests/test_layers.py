@@ -1,6 +1,7 @@
 """Who may import whom. A new module must be given its place here."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -99,8 +100,8 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def parts_seen(path: Path) -> set[str]:
-    seen = {name.split(".")[1] for name in imported(path) if name.startswith("nmoe_flower.")}
+def parts_seen(names: set[str]) -> set[str]:
+    seen = {name.split(".")[1] for name in names if name.startswith("nmoe_flower.")}
     return {
         part for part in seen if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()
     }
@@ -117,22 +118,31 @@ def test_every_part_has_its_place() -> None:
     assert sum(map(len, ROWS)) == len(ROW)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    own, seen = part_of(path), parts_seen(path)
-    if not own:  # the package's own names are loaded when they are used: tests/test_face.py
-        return
-    assert upward(own, seen) == [], f"{own} imports {upward(own, seen)}"
+@pytest.fixture(scope="module")
+def imports() -> dict[Path, set[str]]:
+    """What each file imports; files are many, and each is parsed once."""
+    return {path: imported(path) for path in [*modules(), *BESIDE, *TESTS]}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_flower_and_its_data_sets_are_imported_where_they_belong(path: Path) -> None:
-    roots = {name.split(".")[0] for name in imported(path)}
-    if "flwr" in roots:
-        assert part_of(path) in FLOWER
-    if {"flwr_datasets", "datasets"} & roots:
-        assert part_of(path) == "data"
-    assert "pickle" not in roots or part_of(path) == "engine"  # between its own processes
+def test_imports_point_down(imports: dict[Path, set[str]]) -> None:
+    wrong = {}
+    for path in modules():
+        own = part_of(path)  # of the package's own names tests/test_face.py tells
+        if own and (found := upward(own, parts_seen(imports[path]))):
+            wrong[relative(path)] = found
+    assert wrong == {}
+
+
+def test_flower_and_its_data_sets_are_imported_where_they_belong(
+    imports: dict[Path, set[str]],
+) -> None:
+    homes = {"flwr": FLOWER, "flwr_datasets": {"data"}, "datasets": {"data"}, "pickle": {"engine"}}
+    wrong = {}
+    for path in modules():
+        roots = {name.split(".")[0] for name in imports[path]}
+        if found := [root for root in homes.keys() & roots if part_of(path) not in homes[root]]:
+            wrong[relative(path)] = found
+    assert wrong == {}
 
 
 PRIVATE = re.compile(r"flwr\.(?!app\b|clientapp\b|serverapp\b)\w+")
@@ -152,15 +162,18 @@ def literals(path: Path) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-@pytest.mark.parametrize("path", [*modules(), *BESIDE, *TESTS], ids=relative)
-def test_what_flower_keeps_to_itself_is_touched_in_one_file(path: Path) -> None:
+def test_what_flower_keeps_to_itself_is_touched_in_one_file(
+    imports: dict[Path, set[str]],
+) -> None:
     """Its private modules, its programs' flags, its variables: all in engine/flower.py."""
-    if path == PACKAGE / "engine" / "flower.py":
-        return
-    private = sorted(name for name in imported(path) if PRIVATE.match(name))
-    assert private == [], f"import these from nmoe_flower.engine.flower: {private}"
-    if path.is_relative_to(PACKAGE):
-        assert [text for text in literals(path) if FLAGS.search(text)] == []
+    wrong = {}
+    for path in imports.keys() - {PACKAGE / "engine" / "flower.py"}:
+        found = sorted(name for name in imports[path] if PRIVATE.match(name))
+        if path.is_relative_to(PACKAGE):
+            found += [text for text in literals(path) if FLAGS.search(text)]
+        if found:
+            wrong[relative(path)] = found
+    assert wrong == {}, "import these from nmoe_flower.engine.flower"
 
 
 def test_the_walk_sees_imports() -> None:
@@ -170,8 +183,10 @@ def test_the_walk_sees_imports() -> None:
         name for name in imported(known) if PRIVATE.match(name)
     }
     assert len([text for text in literals(known) if FLAGS.search(text)]) > 10
-    assert {"engine", "records", "errors"} <= parts_seen(PACKAGE / "strategies" / "base.py")
-    assert "data" in parts_seen(PACKAGE / "clients" / "device" / "device.py")
+    assert {"engine", "records", "errors"} <= parts_seen(
+        imported(PACKAGE / "strategies" / "base.py")
+    )
+    assert "data" in parts_seen(imported(PACKAGE / "clients" / "device" / "device.py"))
     assert "flwr.serverapp.Grid" in imported(PACKAGE / "server_app.py")
 
 
@@ -185,7 +200,7 @@ def test_made_up_imports_would_be_found(tmp_path: Path) -> None:
         "superlink --in"
         "secure'\n"
     )
-    assert parts_seen(made_up) == {"cli"}
+    assert parts_seen(imported(made_up)) == {"cli"}
     assert [name for name in imported(made_up) if PRIVATE.match(name)] == ["flwr.common.logger"]
     assert [text for text in literals(made_up) if FLAGS.search(text)] != []
     made_up.write_text("from . import errors\n")
@@ -193,13 +208,25 @@ def test_made_up_imports_would_be_found(tmp_path: Path) -> None:
         imported(made_up)
 
 
-@pytest.mark.parametrize("part", NO_TORCH)
-def test_servers_load_nothing_heavy(part: str) -> None:
-    code = (
-        f"import sys, nmoe_flower.{part}\n"
-        "heavy = ['torch', 'torchvision', 'datasets', 'flwr_datasets', 'ray', 'sklearn', 'pandas',"
-        " 'matplotlib']\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+HEAVY = {"torch", "torchvision", "datasets", "flwr_datasets", "ray", "sklearn", "pandas",
+         "matplotlib"}  # fmt: skip
+LOADED = """
+import importlib, json, sys
+for part in sys.argv[1:]:
+    before = {*sys.modules}
+    importlib.import_module(f"nmoe_flower.{part}")
+    print(json.dumps(sorted({*sys.modules} - before)))
+"""
+
+
+def loaded(*parts: str) -> dict[str, set[str]]:
+    """What each part loads that those before it have not, in one new process."""
+    command = [sys.executable, "-c", LOADED, *parts]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(zip(parts, map(set, map(json.loads, done.stdout.splitlines())), strict=True))
+
+
+def test_servers_load_nothing_heavy() -> None:
+    found = loaded(*NO_TORCH, "models")
+    assert {part: found[part] & HEAVY for part in NO_TORCH} == {part: set() for part in NO_TORCH}
+    assert "torch" in found["models"]  # what loads it is seen
