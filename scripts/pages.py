@@ -21,8 +21,8 @@ TOML block with the tables of a recipe has to be one. A comment before a block s
 A page that edits the package, or adds to it, works with its own copy.
 
 `nmoe run` is cut short anyway: no worker processes, no figures, few rounds of few images, small
-experts, and the digits instead of a data set from the hub. Neither does `nmoe_flower.run` start
-worker processes where the session is a fork of a warm process.
+experts, and the digits instead of a data set from the hub. No other fork of a warm process starts
+worker processes either, as `nmoe forget` and `nmoe_flower.run` do.
 """
 
 import argparse
@@ -261,6 +261,7 @@ class Reader:
             flower.HOME: str(folder / ".flwr"),
             flower.LOCAL_PORT: str(free_port()),
             "COLUMNS": "100",
+            **({"PAGE_WORKERS": "0"} if short else {}),
         }
         self._stack = contextlib.ExitStack()
         self._session: subprocess.Popen[str] | None = None
@@ -343,7 +344,7 @@ class Reader:
                 ["python", "-c", SESSION],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=self.environment | ({"PAGE_WORKERS": "0"} if self.short else {}),
+                env=self.environment,
             )
             self._stack.callback(self._session.stdout.close)  # type: ignore[union-attr]
             self._stack.callback(self._session.stdin.close)  # type: ignore[union-attr]
@@ -369,8 +370,6 @@ sys.path.insert(0, "")
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "'click", DeprecationWarning)  # as for the tests
 names = {"__name__": "__page__"}
-if os.environ.get("PAGE_WORKERS") == "0" and (running := sys.modules.get("nmoe_flower.running")):
-    running.usable_cores = lambda: 0
 for line in lines:
     place, text = json.loads(line)
     try:

@@ -145,6 +145,9 @@ def _run(program: str, arguments: list[str]) -> int:
     try:
         if program == CHANGED:
             _forget()
+        if os.environ.get("PAGE_WORKERS") == "0":
+            importlib.import_module("nmoe_flower.running").usable_cores = lambda: 0
+            importlib.import_module("nmoe_flower.study.run").PROGRAM[0] = "python"  # a fork, too
         if program in ("nmoe", CHANGED):
             sys.argv = ["nmoe", *arguments]
             from pages import shortened
@@ -206,7 +209,10 @@ def _load(names: Sequence[str]) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    for name in ("torch._dynamo", "torch.optim", "matplotlib.pyplot", "opacus", "sklearn.datasets"):
+    late = ["torch._dynamo", "torch.optim", "matplotlib.pyplot", "opacus", "sklearn.datasets"]
+    if "python" in names:  # for pages on text
+        late.append("peft")
+    for name in late:
         importlib.import_module(name)
     for module in pkgutil.walk_packages(nmoe_flower.__path__, "nmoe_flower."):
         importlib.import_module(module.name)
