@@ -17,6 +17,7 @@ from experiments.publish.__main__ import main as publish
 from nmoe_flower.cli import _parser
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.report import read_results
 
 ROOT = Path(__file__).parents[1]
 FROZEN_A = "control:fedavg-frozen-a"
@@ -341,6 +342,32 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     told = f"reach {adapted['mean']:.2f} whatever the skew, and {own['mean']:.2f} under the prior"
     assert told.replace(" 0.", " .") in page
     assert f"for {adapted['bytes_per_device'] / 1e6:.0f} MB (the recipe `cifar10-lora`)" in page
+
+
+def test_what_a_ninth_kind_of_text_changes_was_measured() -> None:
+    def domains(devices: str, gate: str, seed: int) -> dict[str, float]:
+        folder = ROOT / "results" / "join-leave-text" / f"mixture-{devices}" / f"seed-{seed}"
+        rows = read_results(folder / "results.json")["rows"]
+        return next(r["domains"] for r in rows if (r["gate"], r["test"]) == (gate, "iid"))
+
+    changes: dict[str, list[float]] = {}
+    russian: dict[str, list[float]] = {}
+    for gate in ("unigram", "domain", "control:fedavg"):
+        for seed in range(3):
+            before, after = (domains(devices, gate, seed) for devices in ("eight", "nine"))
+            russian.setdefault(gate, []).append(after["ru"])
+            for name, value in before.items():
+                kind = "ja" if name == "ja" else "others"
+                changes.setdefault(f"{gate} {kind}", []).append(after[name] - value)
+    assert set(changes["unigram ja"] + changes["unigram others"]) == {0.0}
+    told = [changes["control:fedavg others"], changes["control:fedavg ja"]]
+    told += [russian["domain"], russian["control:fedavg"]]
+    assert min(told[0]) > 0
+    page = (ROOT / "docs" / "how-to" / "forget-a-device.md").read_text(encoding="utf-8")
+    text = " ".join(page.split())
+    first, second, own, averaged = (f"{min(one):.2f} to {max(one):.2f}" for one in told)
+    assert f"by {first} bits per byte, and by {second} on".replace(" 0.", " .") in text
+    assert f"{own} bits per byte by its own expert, {averaged} by the averaged" in text
 
 
 def test_extras_named_in_the_pages_exist() -> None:

@@ -284,7 +284,7 @@ def _apart(
         [
             *([TableCell(name)] if several else []),
             TableCell(gate_name(row["gate"]), mark=_MARKS.get(row["kind"], "")),
-            *(number_cell(row[part], row[f"{part}_std"]) for part in parts),
+            *(number_cell(row.get(part), row.get(f"{part}_std")) for part in parts),
         ]
         for name, row in rows
     ]

@@ -311,3 +311,18 @@ def test_text_is_told_by_domain_and_client(text_runs):
     for words in ("IID test, by domain", "IID test, by client", "Perplexity", "less is better"):
         assert words in page
     assert "Balanced accuracy" not in page
+
+
+def test_runs_of_other_domains_stand_in_one_table(text_runs):
+    """A device joins with a domain of its own: the run before has none of it."""
+    path = text_runs[1] / "results.json"
+    results = json.loads(path.read_text())
+    for row in results["rows"]:
+        row["domains"]["verse"] = 7.5
+        row["per_client"]["bits_per_byte"].append(7.5)
+    path.write_text(json.dumps(results))
+    settings = (text_runs[1] / "config.toml").read_text()
+    (text_runs[1] / "config.toml").write_text(settings.replace("top-k = 1", "top-k = 2"))
+    page = page_of(*text_runs)
+    assert "verse" in page
+    assert "7.500" in page
