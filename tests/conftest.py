@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_make_parametrize_id(val: Any) -> str | None:
     """Two test processes must give a test one name: no addresses of objects in it."""
     return type(val).__name__ if " at 0x" in repr(val) else None
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts this process: one that was begun in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

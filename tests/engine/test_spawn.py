@@ -22,6 +22,7 @@ print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_parent_is_interrupted_once_the_worker_is_there() -> None:
     main, before = sys.modules["__main__"], dict(os.environ)
     reached = []

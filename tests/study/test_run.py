@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from io import StringIO
@@ -200,6 +199,7 @@ def test_a_full_disk_ends_a_study_at_once(
     assert len(log(tmp_path)) == 1
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_lets_runs_save_and_ends_them(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
 ) -> None:
@@ -209,11 +209,7 @@ def test_ctrl_c_lets_runs_save_and_ends_them(
         "while os.read(0, 100): pass\n"  # as the program does: the end of it means stop
         "(path / 'saved').write_text('')",
     )
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
-    try:
-        done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
     assert (done.interrupted, done.made, done.left) == (True, 0, 4)
     assert (tmp_path / "runs/small/top-k-1/seed-0/saved").exists()
 
