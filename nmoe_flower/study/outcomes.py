@@ -16,8 +16,8 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import read_json, rounded
 from nmoe_flower.report import read_provenance, read_results
 from nmoe_flower.results import RunFolder
-from nmoe_flower.study.file import Study
 from nmoe_flower.study.elsewhere import differing, folder_of
+from nmoe_flower.study.file import Study
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.rows import KEPT_DIGITS, RunOutcome
