@@ -120,19 +120,21 @@ def _answer(link: socket.socket) -> int:
         os._exit(_run(program, arguments))
     for stream in streams:
         os.close(stream)
-    link.sendall(command.to_bytes(8, "big"))
     threading.Thread(target=_end_with_client, args=(link, command), daemon=True).start()
+    with contextlib.suppress(OSError):  # the client may be gone by now
+        link.sendall(command.to_bytes(8, "big"))
     _, status = os.waitpid(command, 0)
     code = os.waitstatus_to_exitcode(status)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         link.sendall((code if code >= 0 else 128 - code).to_bytes(8, "big"))
     return 0
 
 
 def _end_with_client(link: socket.socket, command: int) -> None:
     """A client says nothing more: once the link can be read, it is gone."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(ConnectionResetError):  # it has gone without having read all
         link.recv(1)
+    with contextlib.suppress(ProcessLookupError):
         os.kill(command, signal.SIGKILL)
 
 

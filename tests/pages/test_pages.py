@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,22 @@ def test_a_fork_ends_with_the_program_that_asked_for_it(programs: Path) -> None:
         client.kill()
     with os.fdopen(fork) as fork:
         assert select.select([fork], [], [], 60.0)[0]
+
+
+def test_a_fork_ends_with_a_program_that_was_gone_before_it_knew_the_fork(programs: Path) -> None:
+    """It closes its end with the fork's number unread, which the other end hears as a reset."""
+    waiting = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    told = json.dumps(["python", ["-c", waiting], "/", dict(os.environ), os.getpgrp()]).encode()
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as said, socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(programs / "socket"))
+        socket.send_fds(link, [len(told).to_bytes(8, "big")], [writing, writing, 2])
+        os.close(writing)
+        link.sendall(told)
+        fork = os.pidfd_open(int(said.readline()))
+        select.select([link], [], [], 60.0)  # the number is there
+    with os.fdopen(fork) as gone:
+        assert select.select([gone], [], [], 60.0)[0]
 
 
 def test_a_scratch_folder_is_not_the_checkout(tmp_path: Path) -> None:
