@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from nmoe_flower.begun import RUNS, keep_begun, read_origin, read_settings
+from nmoe_flower.begun import RUNS, keep_begun, read_origin
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
@@ -29,7 +29,7 @@ from nmoe_flower.files import (
     write_bytes,
     write_text,
 )
-from nmoe_flower.report import read_rounds, rounds_by_stage, said_once
+from nmoe_flower.report import read_results, read_rounds, rounds_by_stage, said_once
 from nmoe_flower.results import worst_client
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
@@ -144,7 +144,7 @@ def publish_run(
         tests: Keep rows of tests; without, those of validation data alone.
         validation: Keep rows of validation data.
     """
-    config = portable(read_settings(run))
+    config = portable(tomllib.loads(Config.load(run).to_toml()))
     target = variant / f"seed-{config['run']['seed']}"
     origin = read_origin(run)
     origin.pop("samples", None)
@@ -156,7 +156,7 @@ def publish_run(
         origin["stage-1"]["from"] = _named_stage(Path(origin["stage-1"]["from"]))
     keep_begun(target, config, origin)
     if (run / "results.json").is_file():
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        results = read_results(run / "results.json")
         results["rows"] = [
             row for row in results["rows"] if (validation if row["test"] == VALIDATION else tests)
         ]

@@ -155,6 +155,11 @@ def test_runs_that_finished_elsewhere_count_and_are_published_beside(
     assert findings_of(study, results).tables == whole.tables
     assert len(begun_together(place)) == 4
     assert before.items() <= {p: p.read_bytes() for p in place.rglob("results.json")}.items()
+    # What is published can be published elsewhere, and says the same there.
+    found = findings_of(study, tmp_path / "none", [results])
+    again = publish_study(found, tmp_path, tmp_path / "b")
+    assert begun_together(again) == begun_together(place)
+    assert findings_of(study, tmp_path / "b").tables == whole.tables
     # Of other settings it is another run.
     other = Study.load(study.path, ["gate.rounds=7"])
     with pytest.raises(NMoEError, match="no run of of-100 has finished"):
