@@ -1,7 +1,7 @@
 """Tables of what benchmarks measured, from the JSON that they wrote to ``results/benchmarks/``."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.growth import Growth, StageCost, page_tables
@@ -27,6 +27,12 @@ def _table(header: Sequence[str], rows: Rows, left: int = 1) -> str:
     head, rule, *body = markdown(list(header), rows)
     rule = f"| {' | '.join([':---'] * left + ['---:'] * (len(header) - left))} |"
     return "\n".join([head, rule, *body]) + "\n"
+
+
+def _filled(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], left: int = 1) -> str:
+    """A table from the format of each column, by its heading."""
+    cells = [[form.format_map(row) for form in columns.values()] for row in rows]
+    return _table(tuple(columns), cells, left)
 
 
 def _competitors(found: Any) -> str:
@@ -56,17 +62,14 @@ def _growth(found: Any) -> str:
 
 
 def _stack(found: Any) -> str:
-    rows = [
-        [
-            f"`{one['network']}`",
-            f"{one['clients']:,}",
-            f"{one['loop']:.2f}",
-            f"{one['stacked']:.2f}",
-            f"{one['gain']:.1f}",
-        ]
-        for one in found["paces"]
-    ]
-    return _table(("network", "clients", "ms in the loop", "ms stacked", "times faster"), rows)
+    columns = {
+        "network": "`{network}`",
+        "clients": "{clients:,}",
+        "ms in the loop": "{loop:.2f}",
+        "ms stacked": "{stacked:.2f}",
+        "times faster": "{gain:.1f}",
+    }
+    return _filled(columns, found["paces"])
 
 
 def _systems(found: Any) -> str:
@@ -78,48 +81,38 @@ def _systems(found: Any) -> str:
 
 
 def _adapters(found: Any) -> str:
-    rows = [
-        [part["what"], f"{part['ms']:,.1f}", f"{part['bare']:,.1f}", f"{part['ratio']:.2f}"]
-        for part in found["parts"]
-    ]
-    return _table(("", "ms", "ms of a bare loop", "ratio"), rows)
+    columns = {
+        "": "{what}",
+        "ms": "{ms:,.1f}",
+        "ms of a bare loop": "{bare:,.1f}",
+        "ratio": "{ratio:.2f}",
+    }
+    return _filled(columns, found["parts"])
 
 
 def _sums(found: Any) -> str:
-    rows = [
-        [
-            f"{found['dim']:,}",
-            f"{found['clients']}",
-            f"{found['images']:,}",
-            f"{found['client_seconds']:.2f} s",
-            f"{found['client_bytes'] / 1e6:.1f} MB",
-            f"{found['server_seconds']:.2f} s",
-        ]
-    ]
-    header = (
-        "D",
-        "clients",
-        "images of each",
-        "sums at a client",
-        "which are",
-        "all at the server",
-    )
-    return _table(header, rows, left=0)
+    columns = {
+        "D": "{dim:,}",
+        "clients": "{clients}",
+        "images of each": "{images:,}",
+        "sums at a client": "{client_seconds:.2f} s",
+        "which are": "{megabytes:.1f} MB",
+        "all at the server": "{server_seconds:.2f} s",
+    }
+    return _filled(columns, [found | {"megabytes": found["client_bytes"] / 1e6}], left=0)
 
 
 def _text_peers(found: Any) -> str:
-    rows = [
-        [
-            one["what"],
-            one["asked"],
-            *(f"{one[key]:,.1f}" for key in ("ms", "home_ms")),
-            f"{one['x']:.2f}",
-            *(f"{one[key]:,.0f}" for key in ("bytes_up", "bytes_down")),
-        ]
-        for one in found["ways"]
-    ]
-    header = ("", "sent", "ms", "ms at home", "home / asked", "bytes up", "bytes down")
-    return _table(header, rows, left=2)
+    columns = {
+        "": "{what}",
+        "sent": "{asked}",
+        "ms": "{ms:,.1f}",
+        "ms at home": "{home_ms:,.1f}",
+        "home / asked": "{x:.2f}",
+        "bytes up": "{bytes_up:,.0f}",
+        "bytes down": "{bytes_down:,.0f}",
+    }
+    return _filled(columns, found["ways"], left=2)
 
 
 TABLES: dict[str, Callable[[Any], str]] = {
