@@ -9,6 +9,8 @@ beside that under ``every-seed``, the rest under ``runs``, by ``<variant>/seed-N
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def read_settings(
         NMoEError: The file cannot be read, or is not TOML.
     """
     if not (folder / "config.toml").is_file() and (kept := _published(folder, raises)) is not None:
-        return dict(kept[_CONFIG])
+        return deepcopy(dict(kept[_CONFIG]))
     return read_toml(folder / "config.toml", what=what, raises=raises)
 
 
@@ -67,7 +69,7 @@ def read_origin(folder: Path, *, raises: type[NMoEError] = ConfigError) -> dict[
         NMoEError: The file cannot be read, or holds no JSON object.
     """
     if not (folder / "config.toml").is_file() and (kept := _published(folder, raises)) is not None:
-        return dict(kept[_PROVENANCE])
+        return deepcopy(dict(kept[_PROVENANCE]))
     return _read_object(folder / "provenance.json", raises)
 
 
@@ -92,18 +94,14 @@ def begun_together(study: Path, *, raises: type[NMoEError] = ConfigError) -> dic
     Raises:
         NMoEError: The file cannot be read, or is of another shape.
     """
-    if not (study / RUNS).is_file():
+    file = study / RUNS
+    if not file.is_file():
         return {}
-    kept = _read_object(study / RUNS, raises)
-    every, variants, each = (kept.get(key, {}) for key in (_EVERY_RUN, _EVERY_SEED, _EACH))
-    whole: dict[str, _Tree] = {}
-    with suppress(AttributeError, TypeError):
-        for name, rest in each.items():
-            whole[name] = _joined(_joined(every, variants.get(_variant(name), {})), rest)
-        parts = [one.get(part) for one in whole.values() for part in (_CONFIG, _PROVENANCE)]
-        if all(isinstance(part, Mapping) for part in parts):
-            return whole
-    raise raises(f"{study / RUNS} does not tell of each run its {_CONFIG} and its {_PROVENANCE}")
+    now = file.stat()
+    try:
+        return dict(_whole(file, (now.st_ino, now.st_mtime_ns, now.st_size)))
+    except NMoEError as error:
+        raise raises(str(error)) from error
 
 
 def keep_begun(folder: Path, settings: _Tree, origin: _Tree) -> None:
@@ -128,6 +126,24 @@ def keep_begun(folder: Path, settings: _Tree, origin: _Tree) -> None:
     each = {name: _without(one, variants[_variant(name)]) for name, one in rest.items()}
     told = {_EVERY_RUN: every, _EVERY_SEED: variants, _EACH: each}
     write_text(study / RUNS, lines_of_json(told))
+
+
+@lru_cache(maxsize=64)
+def _whole(file: Path, state: tuple[int, ...]) -> dict[str, _Tree]:
+    """All runs of a file, which is read once as long as its state is the same.
+
+    What runs have in common they share here, too: nobody may change it.
+    """
+    kept = _read_object(file, NMoEError)
+    every, variants, each = (kept.get(key, {}) for key in (_EVERY_RUN, _EVERY_SEED, _EACH))
+    whole: dict[str, _Tree] = {}
+    with suppress(AttributeError, TypeError):
+        for name, rest in each.items():
+            whole[name] = _joined(_joined(every, variants.get(_variant(name), {})), rest)
+        parts = [one.get(part) for one in whole.values() for part in (_CONFIG, _PROVENANCE)]
+        if all(isinstance(part, Mapping) for part in parts):
+            return whole
+    raise NMoEError(f"{file} does not tell of each run its {_CONFIG} and its {_PROVENANCE}")
 
 
 def _published(folder: Path, raises: type[NMoEError]) -> _Tree | None:

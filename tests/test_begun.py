@@ -75,6 +75,14 @@ def test_a_run_that_is_published_again_is_told_anew(study: Path) -> None:
     assert "git" not in read_origin(study / "a" / "seed-1")
 
 
+def test_the_file_is_read_once(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for_many = begun_together(study)
+    monkeypatch.setattr("nmoe_flower.begun.read_json", lambda *_, **__: pytest.fail("read again"))
+    assert begun_together(study) == for_many
+    read_settings(study / "a" / "seed-0")["data"]["tau"] = 1.0  # the reader's own copy
+    assert read_settings(study / "a" / "seed-0") == settings(0, tau=0.5)
+
+
 def test_a_folder_of_its_own_goes_before(study: Path) -> None:
     run = RunFolder.create(study / "a" / "seed-0", Config.load(None, ["data.tau=0.7"]))
     assert RunFolder.resume(run.path).config.data.tau == 0.7

@@ -1,5 +1,6 @@
 """The published runs: where each is, tables of what their files say."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -8,9 +9,20 @@ from nmoe_flower.begun import read_settings, run_folders
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table."""
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int | None = None
+) -> list[str]:
+    """The lines of a table.
+
+    Args:
+        header: A heading for each column.
+        rows: As many cells each.
+        left: How many columns are set to the left, where the others are set to the right; None
+            leaves all to the reader's program.
+    """
     rules = ["---"] * len(header)
+    if left is not None:
+        rules = [":---" if column < left else "---:" for column in range(len(header))]
     return [f"| {' | '.join(cells)} |" for cells in (header, rules, *rows)]
 
 

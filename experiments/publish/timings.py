@@ -24,9 +24,7 @@ def timings(name: str) -> str:
 
 def _table(header: Sequence[str], rows: Rows, left: int = 1) -> str:
     """A table whose first columns are set to the left, the others to the right."""
-    head, rule, *body = markdown(list(header), rows)
-    rule = f"| {' | '.join([':---'] * left + ['---:'] * (len(header) - left))} |"
-    return "\n".join([head, rule, *body]) + "\n"
+    return "\n".join(markdown(header, rows, left=left)) + "\n"
 
 
 def _filled(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], left: int = 1) -> str:
