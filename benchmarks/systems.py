@@ -293,11 +293,13 @@ def _fedrep(bare: _Bare, client: int, server_round: int) -> None:
     def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
         return F.cross_entropy(network(images)[:, 0].float(), labels)
 
-    for learners, part in (
-        (network.expert, slice(head)),
-        (network.trunk, slice(head, None)),
+    for learners, still, part in (
+        (network.expert, network.trunk, slice(head)),
+        (network.trunk, network.expert, slice(head, None)),
     ):
+        still.requires_grad_(False)
         bare.steps(client, server_round, list(learners.parameters()), loss, part=part)
+        still.requires_grad_(True)
 
 
 def _pfedmoe(bare: _Bare, client: int, server_round: int) -> None:

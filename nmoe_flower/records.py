@@ -59,6 +59,7 @@ __all__ = [
     "ChosenKey",
     "ControlKey",
     "CorrelationKey",
+    "Encoded",
     "ExpertKey",
     "FeedbackKey",
     "HoldingKey",
@@ -435,6 +436,30 @@ def to_numpy(record: ArrayRecord) -> dict[str, np.ndarray]:
         except ReplyError as error:
             raise ReplyError(f"{name}: {error}") from None
     return arrays
+
+
+class Encoded:
+    """A round's arrays as they came, decoded once and sent on, in parts, without encoding them.
+
+    Args:
+        record: The arrays as a strategy is given them.
+
+    Attributes:
+        arrays: They, decoded: read-only.
+
+    Raises:
+        ReplyError: An array cannot be read; its name is in the text.
+    """
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self.arrays = to_numpy(record)
+        self._known = {id(self.arrays[name]): array for name, array in record.items()}
+
+    def record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+        """What is sent of them, under any names, and with any others, as one ArrayRecord."""
+        return ArrayRecord(
+            {name: self._known.get(id(value)) or encode(value) for name, value in arrays.items()}
+        )
 
 
 def pack(tensors: Mapping[str, "torch.Tensor"]) -> ArrayRecord:

@@ -116,10 +116,8 @@ class MixedExperts(PartialExperts):
             RoundError: Fewer than ``min_replies`` replies could be used.
         """
         self._trained = {}
-        updated, metrics = super().aggregate_train(server_round, replies)
-        if updated is None:
-            return updated, metrics
-        found = records.to_numpy(updated)
+        averaged, metrics = self.averaged(server_round, replies)
+        found = dict(averaged)
         for client, arrays in self._trained.items():
             rows = [_flat(arrays, f"gate.{k}.") for k in range(self.experts)]
             self.rows[client] = np.stack(rows)
@@ -176,14 +174,14 @@ class MixedExperts(PartialExperts):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send each client of a test its own part."""
-        whole = records.to_numpy(arrays)
+        encoded = records.Encoded(arrays)
         messages = list(super().configure_evaluate(server_round, arrays, config, grid))
         self.last_exchange.bytes_down = 0
         for message in messages:
             node = message.metadata.dst_node_id
-            own = of_client(whole, self.partitions.get(node, node))
+            own = of_client(encoded.arrays, self.partitions.get(node, node))
             message.content = RecordDict(
-                {**message.content, self.arrayrecord_key: records.from_numpy(own)}
+                {**message.content, self.arrayrecord_key: encoded.record(own)}
             )
             self.last_exchange.bytes_down += records.array_bytes(message.content)
         return messages

@@ -19,12 +19,16 @@ class _FedRep(PrivateHead):
     name = "fedrep"
 
     def learn(self, member: "Member") -> float:
-        steps = member.settings.local_steps
+        network, steps = member.network, member.settings.local_steps
         first = (member.server_round - 1) * steps
         of_head = (steps + 1) // 2
-        loss = member.steps(member.network.expert, first=first, count=of_head)
+        network.trunk.requires_grad_(False)  # no gradients for what does not move
+        loss = member.steps(network.expert, first=first, count=of_head)
         if steps > of_head:
-            loss = member.steps(member.network.trunk, first=first + of_head, count=steps - of_head)
+            network.trunk.requires_grad_(True)
+            network.expert.requires_grad_(False)
+            loss = member.steps(network.trunk, first=first + of_head, count=steps - of_head)
+        network.requires_grad_(True)
         return loss
 
 

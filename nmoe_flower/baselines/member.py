@@ -1,6 +1,5 @@
 """A client of a published system: its network, what it keeps at home, its steps and its tests."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -25,7 +24,7 @@ from nmoe_flower.clients.device import (
 )
 from nmoe_flower.config import Config
 from nmoe_flower.data import Portion, normalise
-from nmoe_flower.models import Classifier, configured_extractor
+from nmoe_flower.models import Classifier, configured_extractor, copy_of
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, BaselineKey, Score
 from nmoe_flower.training import batch_indices, fit, generator, seeded, sgd
 
@@ -186,7 +185,7 @@ class Member:
         """A network at its initial weights, the same on every client."""
         data = self.device.data
         given = self.device.extractor().latent_dim if self.given else 0
-        return copy.deepcopy(
+        return copy_of(
             _first_network(
                 self.system, self.config, data.image_shape, data.num_classes, given,
                 self.device.torch_device,

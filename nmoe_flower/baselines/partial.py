@@ -139,7 +139,8 @@ class PartialExperts(StreamingFedAvg):
         """Send each client of the cohort the shared arrays and its experts."""
         nodes = self.cohort(grid, server_round, self.fraction_train, self.min_train_nodes)
         told = self.round_config(server_round, config)
-        self._whole = self.sent = records.to_numpy(arrays)
+        encoded = records.Encoded(arrays)
+        self._whole = self.sent = encoded.arrays
         self._given, messages = {}, []
         self._begin([], RecordDict())
         clients = {self.partitions.get(node, node): node for node in nodes}
@@ -148,7 +149,8 @@ class PartialExperts(StreamingFedAvg):
             held = [int(expert) for expert in chosen[client]]
             self._given[client] = self.part(self._whole, client, held)
             words = {**told, **self.words(client, held)}
-            message = parcel(self, node, {**self._given[client], **self.beside(client)}, words)
+            sent = encoded.record({**self._given[client], **self.beside(client)})
+            message = parcel(self, node, sent, words)
             self.last_exchange.bytes_down += records.array_bytes(message.content)
             messages.append(message)
         return messages
@@ -196,7 +198,14 @@ class PartialExperts(StreamingFedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average each part over those who sent it, as replies arrive.
+        """Average each part over those who sent it, as replies arrive; see `averaged`."""
+        found, metrics = self.averaged(server_round, replies)
+        return records.from_numpy(found), metrics
+
+    def averaged(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[Mapping[str, np.ndarray], MetricRecord | None]:
+        """The server's arrays after a round, and the metrics of it.
 
         Raises:
             RoundError: Fewer than ``min_replies`` replies could be used, none has examples, or the
@@ -206,20 +215,19 @@ class PartialExperts(StreamingFedAvg):
         measured = []
         for usable in self.usable(replies, arrays=True):
             for name, value in usable.arrays.items():
-                mean = means.setdefault(name, WeightedMean())
-                mean.add({name: value}, self.mass(self.owner(name), usable))
+                if mass := self.mass(self.owner(name), usable):
+                    means.setdefault(name, WeightedMean()).add({name: value}, mass)
             measured.append(self.measured(usable))
         self.enough(server_round, measured)
 
         def update() -> dict[str, np.ndarray]:
             found = dict(self._whole)
             for mean in means.values():
-                if mean.weight:
-                    found |= mean.result()
+                found |= mean.result()
             return found
 
         updated = self.finite(server_round, update)
-        return records.from_numpy(updated), self.average_metrics(server_round, measured)
+        return updated, self.average_metrics(server_round, measured)
 
 
 def expert_of(name: str) -> int | None:

@@ -17,6 +17,7 @@ from nmoe_flower.models.build import (
     trained_gate,
 )
 from nmoe_flower.models.client_weights import ClientWeightsGate, mixture_weights
+from nmoe_flower.models.copying import copy_of
 from nmoe_flower.models.expert import Classifier, Expert
 from nmoe_flower.models.extractor import Extractor, build_extractor
 from nmoe_flower.models.filters import FilterBank
@@ -132,6 +133,7 @@ __all__ = [
     "combine",
     "configured_extractor",
     "configured_gate",
+    "copy_of",
     "correct",
     "em_prior",
     "embedding_dim",

@@ -86,7 +86,8 @@ class ExpertAlignment(StreamingFedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Assign experts to the clients that are there; one message each, of its own content."""
-        self.sent = records.to_numpy(arrays)
+        encoded = records.Encoded(arrays)
+        self.sent = encoded.arrays
         self.names = self.names or ExpertNames.found_in(self.sent)
         if len(self.names) != self.assigner.experts:
             raise RoundError(f"{len(self.names)} experts sent, {self.assigner.experts} assigned")
@@ -105,7 +106,10 @@ class ExpertAlignment(StreamingFedAvg):
             mine = self.gate.outgoing(self.names.subset(self.sent, held), held)
             own = {**told, FeedbackKey.EXPERTS: held.tolist(), **self.gate.question(row)}
             message = parcel(
-                self, node, mine, {**own, AlignmentKey.EXPERTS: self.names.named(held)}
+                self,
+                node,
+                encoded.record(mine),
+                {**own, AlignmentKey.EXPERTS: self.names.named(held)},
             )
             self._parcels[self.partitions.get(node, node)] = mine
             sizes[row] = records.array_bytes(message.content)
@@ -137,7 +141,7 @@ class ExpertAlignment(StreamingFedAvg):
     def _probe(self, newcomers: Sequence[int], server_round: int, grid: Grid) -> None:
         """Cold start: ask where the gate would send a newcomer's samples; no expert travels."""
         assert self.names is not None
-        shared = self.gate.outgoing(self.names.subset(self.sent, []), [])
+        shared = records.from_numpy(self.gate.outgoing(self.names.subset(self.sent, []), []))
         told = self.round_config(server_round, {})
         questions = [parcel(self, node, shared, told, records.Action.PROBE) for node in newcomers]
         for partition, shares, size in probed(self, questions, grid):

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
@@ -88,14 +88,14 @@ class ExpertNames:
 def parcel(
     strategy: StreamingFedAvg,
     node: int,
-    arrays: Arrays,
+    arrays: ArrayRecord,
     told: Mapping[str, Any],
     action: str | None = None,
 ) -> Message:
     """A message to one node."""
     content = RecordDict(
         {
-            strategy.arrayrecord_key: records.from_numpy(arrays),
+            strategy.arrayrecord_key: arrays,
             strategy.configrecord_key: ConfigRecord(dict(told)),
         }
     )

@@ -58,6 +58,19 @@ def value(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=3).astype(np.float32)
 
 
+def test_an_array_is_encoded_once_whoever_it_is_sent_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = records.from_numpy(INITIAL)
+    monkeypatch.setattr(records, "encode", lambda _: pytest.fail("encoded again"))
+    with InProcessGrid(ClientApp(), 2) as grid:
+        sent = Assigned([[0, 1], [1]]).configure_train(1, given, ConfigRecord(), grid)
+        parts = [message.content.array_records["arrays"] for message in sent]
+    assert [sorted(part) for part in parts] == [
+        ["expert.0.w", "expert.1.w", "gate.w", "trunk.w"],
+        ["expert.1.w", "gate.w", "trunk.w"],
+    ]
+    assert all(part[name].data is given[name].data for part in parts for name in part)
+
+
 def test_each_part_is_the_mean_of_those_who_sent_it() -> None:
     a, b, c = value(1), value(2), value(3)
     strategy = Assigned([[0, 1], [1]])

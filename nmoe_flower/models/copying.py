@@ -1,0 +1,61 @@
+"""Copies of networks, about twice as fast as `copy.deepcopy` makes them."""
+
+import copy
+from collections import OrderedDict
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["copy_of"]
+
+_M = TypeVar("_M", bound=nn.Module)
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_TABLES = (dict, OrderedDict, set, list)
+_HOW = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+
+
+def copy_of(network: _M) -> _M:
+    """What `copy.deepcopy` gives of a network: weights, settings, hooks; what is tied stays tied.
+
+    Most of the time of a deep copy of a small network goes into the dozen empty tables that each
+    module has for hooks; here they are made anew. Whatever is neither numbers nor modules nor
+    empty is copied as there, and so are modules that say how they want to be copied.
+    """
+    return cast(_M, _copy(network, {}))
+
+
+def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    kind = type(module)
+    if id(module) in memo or _has_its_way(kind):
+        return copy.deepcopy(module, memo)
+    found = kind.__new__(kind)
+    memo[id(module)] = found
+    for name, value in vars(module).items():
+        found.__dict__[name] = _part(name, value, memo)
+    return found
+
+
+def _has_its_way(kind: type[nn.Module]) -> bool:
+    """Whether a class says how it wants to be copied."""
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _HOW)
+
+
+def _part(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if not value and type(value) in _TABLES:
+        return type(value)()
+    if name == "_modules":
+        return {key: None if one is None else _copy(one, memo) for key, one in value.items()}
+    if name == "_parameters":
+        return {key: None if one is None else _parameter(one, memo) for key, one in value.items()}
+    return copy.deepcopy(value, memo)
+
+
+def _parameter(value: Tensor, memo: dict[int, Any]) -> Tensor:
+    if id(value) in memo or type(value) is not nn.Parameter:
+        return copy.deepcopy(value, memo)
+    own = value.detach().clone(memory_format=torch.preserve_format)
+    memo[id(value)] = found = nn.Parameter(own, value.requires_grad)
+    return found
