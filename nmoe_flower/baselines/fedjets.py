@@ -20,11 +20,11 @@ whose gate does not train it; a given extractor is frozen, as in print. The gate
 No code of the authors was found.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import RecordDict
 
 from nmoe_flower.baselines.fedem import uniform_and_oracle
 from nmoe_flower.baselines.partial import PartialExperts, expert_of, kept_scores, scores_in
@@ -98,6 +98,11 @@ class ChosenExperts(PartialExperts):
             order = numpy_stream(self.seed, "fedjets", client).permutation(self.experts)
         return sorted(order[: self.held].tolist())
 
+    def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
+        """As ``assigned`` says, each on its own."""
+        self._found = {}
+        return super().assign(clients, server_round)
+
     def words(self, client: int, held: Sequence[int]) -> dict[str, Any]:
         """An anchor is told that it is one."""
         anchor = self.anchor_of(client)
@@ -112,18 +117,9 @@ class ChosenExperts(PartialExperts):
         """
         self._found[client] = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average as all systems do; then note what the gate prefers where.
-
-        Raises:
-            RoundError: Fewer than ``min_replies`` replies could be used.
-        """
-        self._found = {}
-        updated = super().aggregate_train(server_round, replies)
+    def learn(self) -> None:
+        """Note what the gate prefers where."""
         self.scores |= self._found
-        return updated
 
     def state(self) -> dict[str, np.ndarray]:
         """The scores of all clients met."""

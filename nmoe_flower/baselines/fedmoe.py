@@ -17,11 +17,11 @@ the rounds in which a client held the expert. The paper searches within a memory
 No code of the authors was found.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import RecordDict
 
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.submixture import SubMixture
@@ -107,19 +107,8 @@ class UsedExperts(PartialExperts):
         """
         self._found[client] = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average as all systems do; then note who used what.
-
-        Raises:
-            RoundError: Fewer than ``min_replies`` replies could be used.
-        """
-        updated = super().aggregate_train(server_round, replies)
-        self._learn()
-        return updated
-
-    def _learn(self) -> None:
+    def learn(self) -> None:
+        """Note who used what."""
         for client, used in self._found.items():
             known = self.used.get(client, np.zeros(self.experts)).copy()
             self._now[client] = held = self._asked[client]

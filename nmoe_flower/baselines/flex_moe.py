@@ -16,11 +16,11 @@ No code of the authors was found. Both are measured on images that the client's 
 flatter what a gate already prefers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.alignment import DeficitQueue, InfeasibleBoundsError, align
@@ -112,21 +112,13 @@ class FlexExperts(PartialExperts):
         right = self.scores_of(usable, BaselineKey.ACCURACIES, most=1.0)
         self._found[client] = masses, right
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average as all systems do; then learn who did how well.
-
-        Raises:
-            RoundError: Fewer than ``min_replies`` replies could be used.
-        """
-        updated = super().aggregate_train(server_round, replies)
+    def learn(self) -> None:
+        """Learn who did how well."""
         for client, (masses, right) in self._found.items():
             before = self.scores.get(client, np.ones(self.experts))
             after = (1 - _RATE) * before + _RATE * right
             self.scores[client] = np.where(masses > 0, after, before)
         self._deficits.update(self._loads)
-        return updated
 
     def state(self) -> dict[str, np.ndarray]:
         """The scores of all clients met, and the deficits."""

@@ -200,7 +200,11 @@ class PartialExperts(StreamingFedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average each part over those who sent it, as replies arrive; see `averaged`."""
         found, metrics = self.averaged(server_round, replies)
+        self.learn()
         return records.from_numpy(found), metrics
+
+    def learn(self) -> None:
+        """Take in what `accept` kept of a round's replies: its average stands."""
 
     def averaged(
         self, server_round: int, replies: Iterable[Message]

@@ -19,11 +19,11 @@ and one learning rate for head and gate. Their code takes neighbours' positions 
 and works with many clients only; nothing of it is used. CLIP's numbers are no yardstick here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.baselines.partial import PartialExperts
@@ -87,18 +87,10 @@ class PooledHeads(PartialExperts):
         """Take a head for the pool."""
         self._found[client] = {name: value.copy() for name, value in usable.arrays.items()}
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average as all systems do; then pool the heads.
-
-        Raises:
-            RoundError: Fewer than ``min_replies`` replies could be used.
-        """
-        updated = super().aggregate_train(server_round, replies)
+    def learn(self) -> None:
+        """Pool the heads."""
         for client, head in self._found.items():
             self.pool[client] = {**self._whole, **head}
-        return updated
 
     def state(self) -> dict[str, np.ndarray]:
         """The pool."""

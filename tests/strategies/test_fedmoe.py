@@ -24,7 +24,7 @@ def play(strategy: UsedExperts, rounds: int) -> list[dict[int, list[int]]]:
         chosen = {c: list(e) for c, e in strategy.assign(list(USES), server_round).items()}
         held.append(chosen)
         strategy._found = {client: np.array(USES[client]) for client in USES}
-        strategy._learn()
+        strategy.learn()
     return held
 
 
