@@ -29,6 +29,7 @@ PAGES = [
         "explanation/gates.md",
         "explanation/language.md",
         "explanation/privacy.md",
+        "explanation/scale.md",
         "explanation/sums.md",
         "explanation/when-to-use-it.md",
         "how-to/forget-a-device.md",

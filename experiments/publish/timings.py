@@ -16,10 +16,13 @@ def timings(name: str) -> str:
     """The table of ``results/benchmarks/NAME.json``, in Markdown.
 
     Args:
-        name: A key of ``TABLES``, or that and ``-`` and on what it was measured.
+        name: A key of ``TABLES``; behind a benchmark's name may stand ``-`` and on what it was
+            measured, behind that ``.`` and a part of its figures: ``infer-cifar10.encodings``.
     """
-    path = RESULTS / "benchmarks" / f"{name}.json"
-    return TABLES[name.partition("-")[0]](json.loads(path.read_text(encoding="utf-8")))
+    file, dot, part = name.partition(".")
+    path = RESULTS / "benchmarks" / f"{file}.json"
+    table = TABLES[file.partition("-")[0] + dot + part]
+    return table(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _table(header: Sequence[str], rows: Rows, left: int = 1) -> str:
@@ -113,10 +116,82 @@ def _text_peers(found: Any) -> str:
     return _filled(columns, found["ways"], left=2)
 
 
+def _infer(found: Any) -> str:
+    columns = {
+        "rows": "{rows}",
+        "at once": "{concurrency}",
+        "server": "{kind}",
+        "requests/s": "{requests-per-second:,.0f}",
+        "p50": "{p50-ms:.2f} ms",
+        "p99": "{p99-ms:.2f} ms",
+        "server CPU per latent": "{server-cpu-us-per-sample:,.1f} µs",
+        "of `echo`": "{ratio-to-echo:.2f}",
+        "of `bare`": "{ratio-to-bare:.2f}",
+    }
+    rows = [{f"ratio-to-{row['kind']}": 1.0, **row} for row in found["rows"]]
+    return _filled(columns, rows, left=3)
+
+
+def _encodings(found: Any) -> str:
+    columns = {
+        "encoding": "{encoding}",
+        "test": "{split}",
+        "samples": "{samples:,}",
+        "accuracy": "{accuracy:.4f}",
+        "changed answers": "{changed:.2%}",
+        "largest error of a logit": "{largest_error:.4f}",
+    }
+    return _filled(columns, found["encodings"], left=2)
+
+
+def _nearest(found: Any) -> str:
+    named = {
+        "plain": "plain product and `argpartition`",
+        "exact": "`nearest`, exact",
+        "cells": "`nearest`, cells",
+        "faiss-hnsw": "Faiss, graph",
+    }
+    columns = {
+        "embeddings": "{embeddings:,}",
+        "way": "{named}",
+        "seconds to build": "{build_seconds:.2f}",
+        "ms, a query alone": "{alone:.3f}",
+        "ms, one of 200": "{together:.3f}",
+        "recall": "{recall:.4f}",
+    }
+    rows = [{**row, "named": named.get(row["way"], row["way"])} for row in found["timings"]]
+    return _filled(columns, [row for row in rows if row["embeddings"] >= 10_000], left=2)
+
+
+def _network(found: Any) -> str:
+    columns = {
+        "way": "{way}",
+        "hops": "{hops:.2f}",
+        "99 % of queries within": "{late_hops:.0f}",
+        "bytes to find the experts": "{query_bytes:,.0f}",
+        "kB per device and hour": "{kept_kb:,.0f}",
+        "kB before the first query": "{joining_kb:,.0f}",
+        "asked, but gone": "{stale:.2%}",
+        "best expert asked": "{best:.1%}",
+        "answered at once": "{first:.2%}",
+    }
+    largest = max(row["devices"] for row in found["ways"])
+    rows = [
+        {**row, "kept_kb": row["kept_bytes"] / 1e3, "joining_kb": row["joining_bytes"] / 1e3}
+        for row in found["ways"]
+        if row["devices"] == largest
+    ]
+    return _filled(columns, rows)
+
+
 TABLES: dict[str, Callable[[Any], str]] = {
     "adapters": _adapters,
     "competitors": _competitors,
     "growth": _growth,
+    "infer": _infer,
+    "infer.encodings": _encodings,
+    "nearest": _nearest,
+    "network": _network,
     "stack": _stack,
     "sums": _sums,
     "systems": _systems,
