@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md and of other pages from the result files in results/.
+"""Write the tables of all pages of docs/ from the result files in results/.
 
 Between ``<!-- study NAME TABLE -->`` and ``<!-- end -->`` stands a table of the study
 ``experiments/NAME.toml``, made from ``results/NAME/table.json``: one of its tables, comparisons, or
@@ -19,27 +19,6 @@ from nmoe_flower.report import read_results
 from nmoe_flower.study import Study, Tabular, read_findings, table_to_markdown, tables_by_name
 
 DOCS = RESULTS.parent / "docs"
-PAGES = [
-    DOCS / name
-    for name in (
-        "results.md",
-        "explanation/baselines.md",
-        "explanation/engines.md",
-        "explanation/fedsc.md",
-        "explanation/gates.md",
-        "explanation/language.md",
-        "explanation/privacy.md",
-        "explanation/scale.md",
-        "explanation/sums.md",
-        "explanation/when-to-use-it.md",
-        "how-to/forget-a-device.md",
-        "how-to/align-experts.md",
-        "how-to/benchmarks.md",
-        "how-to/privacy-budget.md",
-        "how-to/private-weights.md",
-        "reference/protocol.md",
-    )
-]
 BLOCK = re.compile(r"(<!-- run (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_BENCHMARK = re.compile(r"(<!-- benchmark (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_STUDY = re.compile(r"(<!-- study (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -137,13 +116,15 @@ def benchmark_block(match: re.Match[str]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Write the tables, or compare; 1 if one differs."""
     differ = 0
-    for path in PAGES:
+    for path in sorted(DOCS.rglob("*.md")):
         page = path.read_text(encoding="utf-8")
         written = OF_STUDY.sub(study_block, BLOCK.sub(block, page))
         written = OF_BENCHMARK.sub(benchmark_block, written)
-        if "--check" not in argv:
-            path.write_text(written, encoding="utf-8")
-        elif written != page:
+        if written == page:
+            continue
+        if "--check" in argv:
             print(f"{path.name} differs from results/: run python -m experiments.publish pages")
             differ = 1
+        else:
+            path.write_text(written, encoding="utf-8")
     return differ
