@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nmoe_flower.begun import is_run, run_folders
-from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.files import read_json, read_text
@@ -18,6 +17,7 @@ from nmoe_flower.own_code import load_own
 from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 from nmoe_flower.study.elsewhere import folder_of
 from nmoe_flower.study.file import Study
+from nmoe_flower.study.pace import guessed_after, guessed_stage_1, work_after
 from nmoe_flower.study.product import StudyRun, in_words, variant_in_words, within
 from nmoe_flower.study.share import (
     FILLED_IN,
@@ -54,8 +54,6 @@ _PACE = (
 )
 _WORK = ("run.system", "run.controls", "run.control-epochs", "gate.methods", "head.rounds")
 _FIRST = ("describe", "initial", STAGE_1, f"{STAGE_1}-test")  # stages that others share
-# Seconds of a round where nobody has measured anything like it: of stage 1, of later ones.
-_GUESSED = {"digits": (0.1, 0.05), "": (1.0, 0.1)}
 
 
 @dataclass(frozen=True)
@@ -464,21 +462,19 @@ class _Clock:
                 return None
             return rounds * one.stage_1 / one.config.extractor.rounds
 
-        return self._estimate(("1", asked, rounds), _PACE, asked, found, rounds * _guess(config)[0])
+        name = ("1", asked, rounds)
+        return self._estimate(name, _PACE, asked, found, guessed_stage_1(config))
 
     def later(self, config: Config) -> float:
         """Seconds of all that comes after stage 1."""
         keys = (*_PACE, *_WORK)
         asked = _alike(config, keys)
-        rounds = config.head.rounds + config.gate.rounds * len(config.gate.methods)
-        if config.run.system == "aligned":
-            rounds = config.alignment.rounds
-        if config.run.system == "language":
-            rounds = config.adapter.steps * config.data.num_clients
-        if config.run.system in BASELINES:
-            rounds = config.baseline.rounds
-        guess = rounds * _guess(config)[1]
-        return self._estimate(("2", asked), keys, asked, lambda one: one.later, guess)
+        work = work_after(config)
+
+        def found(one: _Measured) -> float:
+            return one.later * work / work_after(one.config)
+
+        return self._estimate(("2", asked, work), keys, asked, found, guessed_after(config))
 
     def _estimate(self, name: Any, keys: Any, asked: Any, found: Any, guess: float) -> float:
         if name in self._known:
@@ -490,7 +486,7 @@ class _Clock:
                 self._used[source] = None
                 self._known[name] = sum(values) / len(values)
                 return self._known[name]
-        self._used["guesses by the number of rounds, which may be far off"] = None
+        self._used["guesses by the number of steps, which may be far off"] = None
         self._known[name] = guess
         return guess
 
@@ -510,7 +506,3 @@ def _alike(config: Config, keys: Sequence[str]) -> tuple[Any, ...]:
         value = getattr(getattr(config, section), leaf.replace("-", "_"))
         found.append(value == "digits" if key == "data.dataset" else value)
     return tuple(found)
-
-
-def _guess(config: Config) -> tuple[float, float]:
-    return _GUESSED.get(config.data.dataset, _GUESSED[""])
