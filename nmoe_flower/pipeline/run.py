@@ -101,8 +101,8 @@ class Run:
         present = set(self.partitions.values())
         if missing := sorted(set(range(wanted)) - present):
             raise RoundError(
-                f"no node holds partition {', '.join(map(str, missing))} of {wanted}; "
-                f"the nodes connected hold {sorted(present)}"
+                f"no node holds partition {', '.join(map(str, missing))} of {wanted}; the nodes "
+                f"that answered within run.connect-timeout = {timeout:g} s hold {sorted(present)}"
             )
 
     def exchange(self, messages: Iterable[Message]) -> Iterable[Message]:

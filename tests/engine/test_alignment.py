@@ -22,6 +22,7 @@ SETTINGS = [
     "alignment.local-steps=2",
     "alignment.capacity=1,2",
     "alignment.gate-server-rate=0.003",
+    "run.connect-timeout=600",  # Ray gives its workers little of a busy machine
     "alignment.devices=phone,board",
 ]
 

@@ -26,6 +26,7 @@ SETTINGS = [
     "gate.cycles=1",
     "gate.local-steps=2",
     "run.controls=fedavg",
+    "run.connect-timeout=600",  # Ray gives its workers little of a busy machine
 ]
 TOLERANCE = 1e-6
 
