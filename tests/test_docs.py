@@ -332,6 +332,14 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     assert home["mean"] < best["mean"]
     assert begun["n"] == twice["n"] == home["n"] == best["n"] == 3
     assert f"for {home['bytes_per_device'] / 1e6:.1f} MB in one exchange" in text
+    known = measured("text-smollm2", "iid", "bits_per_byte")
+    asked, average = known["experts", "unigram"], known["experts", "control:fedavg"]
+    less = [theirs - ours for ours, theirs in zip(asked["each"], average["each"], strict=True)]
+    assert len(less) == 3
+    assert min(less) > 0
+    ours, theirs = (row["bytes_per_device"] / 1e6 for row in (asked, average))
+    told = f"one expert asked needs {sum(less) / 3:.3f} less than an averaged adapter"
+    assert f"{told}, for {ours:.0f} MB against {theirs:.0f} MB".replace("0.", ".") in text
     renamed, hidden = measured("vision-renamed", "iid"), measured("vision-hidden", "local")
     assert renamed["mixture", "lda"]["mean"] > renamed["averaged-large", "control:fedavg"]["mean"]
     assert hidden["two", "client-weights"]["mean"] > hidden["averaged", "control:fedavg"]["mean"]

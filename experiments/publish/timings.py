@@ -75,7 +75,7 @@ def _stack(found: Any) -> str:
 
 def _systems(found: Any) -> str:
     rows = [
-        [f"`{name}`", f"{1e3 * one['seconds'] / found.get('clients', 4):.1f}", f"{one['x']:.2f}"]
+        [f"`{name}`", f"{1e3 * one['seconds'] / found['clients']:.1f}", f"{one['x']:.2f}"]
         for name, one in found["systems"].items()
     ]
     return _table(("system", "ms a client's round", "x bare"), rows)
