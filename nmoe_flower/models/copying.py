@@ -11,7 +11,7 @@ __all__ = ["copy_of"]
 
 _M = TypeVar("_M", bound=nn.Module)
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
-_TABLES = (dict, OrderedDict, set, list)
+_TABLES = {k for k, v in vars(nn.Module()).items() if type(v) in (dict, OrderedDict, set)}
 _HOW = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
@@ -19,8 +19,8 @@ def copy_of(network: _M) -> _M:
     """What `copy.deepcopy` gives of a network: weights, settings, hooks; what is tied stays tied.
 
     Most of the time of a deep copy of a small network goes into the dozen empty tables that each
-    module has for hooks; here they are made anew. Whatever is neither numbers nor modules nor
-    empty is copied as there, and so are modules that say how they want to be copied.
+    module has for hooks; here they are made anew. Whatever else is neither numbers nor modules
+    is copied as there, and so are modules that say how they want to be copied.
     """
     return cast(_M, _copy(network, {}))
 
@@ -44,7 +44,7 @@ def _has_its_way(kind: type[nn.Module]) -> bool:
 def _part(name: str, value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, _PLAIN):
         return value
-    if not value and type(value) in _TABLES:
+    if name in _TABLES and not value:
         return type(value)()
     if name == "_modules":
         return {key: None if one is None else _copy(one, memo) for key, one in value.items()}

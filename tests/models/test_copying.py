@@ -1,7 +1,9 @@
 """Copies of networks: as `copy.deepcopy` makes them."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,19 @@ def test_hooks_come_along_and_gradients_do_not() -> None:
     for found in (copy_of(network), copy.deepcopy(network)):
         assert len(found.first._forward_hooks) == 1
         assert found.second.bias.grad is None
+
+
+def test_plain_attributes_are_copied_as_by_deepcopy() -> None:
+    network: Any = nn.Linear(1, 1)
+    network.scale = torch.tensor([1.0, 0.0])  # neither a parameter nor a buffer
+    network.table = np.zeros(2)
+    network.one = network.other = []
+    for found in (copy_of(network), copy.deepcopy(network)):
+        assert torch.equal(found.scale, network.scale)
+        assert found.scale is not network.scale
+        assert found.table is not network.table
+        assert found.one is found.other
+        assert found.one is not network.one
 
 
 def test_who_says_how_it_is_copied_is_asked() -> None:
