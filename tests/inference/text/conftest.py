@@ -1,5 +1,7 @@
 """A federation of three devices on a tiny random language model, whose peers can be killed."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.files import save_arrays, write_text
 from nmoe_flower.inference import Bundle, ExpertServer, PeerEntry, PeerList, TextClient, export_run
 from nmoe_flower.inference.ask.loop import LoopThread
-from nmoe_flower.inference.bundle import TextBackbone, TextBundle, TextExperts
+from nmoe_flower.inference.bundle import Session, TextBackbone, TextBundle, TextExperts, TextStep
 from nmoe_flower.models import SmallLM, SmallSizes, token_frequencies
 
 VOCABULARY, WINDOW, PREFIX = 257, 40, 8
@@ -73,6 +75,27 @@ class Village:
 
         for partition in partitions:
             self._servers[partition] = self._loop.submit(start(partition)).result(20)
+
+    def stall(self, partition: int, tokens: int) -> None:
+        """Texts that begin from now on wait for good after so many tokens: it dies while it writes.
+
+        Where a peer goes on by itself, it may have written all before the asker has read a few.
+        """
+
+        def stalls(go_on: Callable[[TextStep], Any]) -> Callable[[TextStep], Any]:
+            drawn: Counter[Session] = Counter()
+
+            async def limited(step: TextStep) -> Any:
+                if drawn[step.session] == tokens:
+                    await asyncio.Event().wait()
+                token = await go_on(step)
+                drawn[step.session] += token is not None
+                return token
+
+            return limited
+
+        for served in self._servers[partition]._requests.served:
+            served.go_on = stalls(served.go_on)
 
     def kill(self, partition: int) -> None:
         """As if its process was killed: streams end, connections are refused."""

@@ -186,6 +186,7 @@ def test_no_token_is_lost_or_doubled_when_a_peer_dies(
     settings = {"temperature": temperature, "seed": 7}
     client = made.client(send=send, encoding="float32")
     whole = [piece.token for piece in client.generate(ACROSS, 20, **settings)]
+    made.stall(1, tokens=7)
     generation = client.generate(ACROSS, 20, **settings)
     tokens, writers = [], []
     for place, piece in enumerate(generation):
@@ -194,9 +195,7 @@ def test_no_token_is_lost_or_doubled_when_a_peer_dies(
         if place == 6:
             made.kill(1)
     assert tokens == whole
-    assert writers[0] == "peer-1"
-    assert writers[-1] == "peer-2"
-    assert writers == sorted(writers)
+    assert writers == ["peer-1"] * 7 + ["peer-2"] * 13
     assert list(generation.cost.failures.values()) == [1]
 
 
