@@ -573,7 +573,10 @@ def safe_child(folder: Path, name: str) -> Path:
     outside = NMoEError(f"the name {name!r} leads out of the folder {folder}")
     if not name or "\0" in name or "\\" in name:
         raise outside
-    root, path = folder.resolve(), (folder / name).resolve()
-    if path == root or not path.is_relative_to(root):
+    path = folder / name
+    if name not in (".", "..") and Path(name).name == name and not path.is_symlink():
+        return path  # plain names, which are most, need no walk through all folders above
+    root, found = folder.resolve(), path.resolve()
+    if found == root or not found.is_relative_to(root):
         raise outside
-    return folder / name
+    return path
