@@ -20,11 +20,13 @@ the averaged router. The equations were read in reimplementations; no code of th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from scipy.sparse import csr_array
 
 from nmoe_flower import records
 from nmoe_flower.baselines.partial import PartialExperts, expert_of, name_at, of_client
@@ -142,33 +144,19 @@ class MixedExperts(PartialExperts):
 
     def _mix(self, arrays: Arrays, replied: Sequence[int]) -> int:
         """Mix in place the experts of those who replied; returns what peers would have sent."""
-        at = {client: place for place, client in enumerate(self._of)}
-        mixed: Arrays = {}
-        peers = 0
-        for name in [name for name in arrays if self.owner(name) is not None]:
-            expert = expert_of(name)
-            assert expert is not None
-            rest = name.split(".", 2)[2]
-            every = [
-                arrays[name_at(client, f"expert.{k}.{rest}")]
-                for client in self._of
-                for k in range(self.experts)
-            ]
-            for client in replied:
-                weights = self._weights[at[client] * self.experts + expert]
-                total = np.zeros(every[0].shape, np.float64)
-                for place in np.flatnonzero(weights).tolist():
-                    total += weights[place] * every[place]
-                mixed[name_at(client, name)] = total.astype(every[0].dtype)
-        for client in replied:
-            rows = slice(at[client] * self.experts, (at[client] + 1) * self.experts)
-            for place in np.flatnonzero(self._weights[rows].any(axis=0)).tolist():
-                other, k = self._of[place // self.experts], place % self.experts
-                if other != client:
-                    mine = name_at(other, f"expert.{k}.")
-                    peers += sum(v.nbytes for n, v in arrays.items() if n.startswith(mine))
-        arrays.update(mixed)
-        return peers
+        experts = [(client, k) for client in self._of for k in range(self.experts)]
+        mine = np.array([client in set(replied) for client, _ in experts])
+        weights = csr_array(self._weights[mine])
+        for rest in sorted({n.split(".", 2)[2] for n in arrays if n.startswith("expert.0.")}):
+            names = [name_at(client, f"expert.{k}.{rest}") for client, k in experts]
+            every = np.stack([arrays[name] for name in names])
+            mixed = (weights @ every.reshape(len(every), -1)).reshape(-1, *every.shape[1:])
+            mixed = mixed.astype(every.dtype)
+            arrays.update(zip(compress(names, mine), mixed, strict=True))
+        one = sum(value.nbytes for name, value in arrays.items() if name.startswith("expert.0."))
+        reads = self._weights.reshape(len(self._of), self.experts, -1).any(axis=1)
+        others = np.repeat(~np.eye(len(self._of), dtype=bool), self.experts, axis=1)
+        return one * int((reads & others)[mine[:: self.experts]].sum())
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
