@@ -38,13 +38,14 @@ def test_the_bare_loop_computes_what_the_system_computes(tmp_path, system):
 
 def test_what_is_measured_is_printed_and_written(tmp_path, capsys):
     file = tmp_path / "out.json"
-    words = ["fedem", *SHORT, "--rounds", "2", "--workers", "0", "--json", str(file)]
+    short = (*SHORT, "--rounds", "2", "--launches", "2", "--workers", "0")
+    words = ["fedem", *short, "--json", str(file)]
     assert systems.main(words) == 0
     (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("fedem")]
     assert line.split()[-3:-1] == ["<=", "1.15"]
     found = json.loads(file.read_text())["systems"]["fedem"]
     assert found["x"] > 0
-    assert len(found["blocks"]) == len(found["bare"]) == 1
+    assert len(found["blocks"]) == len(found["bare"]) == 2  # a block of two rounds of each launch
 
 
 def test_what_has_no_loop_by_hand_is_refused(capsys):
