@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.growth import Growth, StageCost, page_tables
+from benchmarks.rounds.kinds import KINDS
 from experiments.publish.published import RESULTS, markdown
 
 __all__ = ["TABLES", "timings"]
@@ -36,6 +37,47 @@ def _filled(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], left:
     return _table(tuple(columns), cells, left)
 
 
+def _align(found: Any) -> str:
+    columns = {
+        "clients x experts": "{clients:,} x {experts}",
+        "policy": "{policy}",
+        "seconds": "{seconds:.3f}",
+        "goal, at most": "{most}",
+        "share of the LP optimum": "{share}",
+    }
+    rows = [
+        {
+            **row,
+            "most": "" if row["goal"] is None else f"{row['goal']:g}",
+            "share": "" if row["optimum"] is None else f"{row['value'] / row['optimum']:.6f}",
+        }
+        for row in found["rows"]
+        if row["policy"] == "joint" or row["goal"] is not None
+    ]
+    return _filled(columns, rows, left=2)
+
+
+def _align_bound(found: Any) -> str:
+    columns = {
+        "clients x experts": "{clients:,} x {experts}",
+        "what": "{named}",
+        "CPU seconds": "{cpu_seconds:.1f}",
+        "goal, at most": "{goal:g}",
+        "below the bound": "{gap:.4%}",
+        "GB held": "{gigabytes:.2f}",
+    }
+    named = {"mended": "1 % of the clients changed"}
+    rows = [
+        {
+            **row,
+            "named": named.get(row["policy"], row["policy"]),
+            "gigabytes": row["peak_bytes"] / 1e9,
+        }
+        for row in found["rows"]
+    ]
+    return _filled(columns, rows, left=2)
+
+
 def _competitors(found: Any) -> str:
     rows = [
         [
@@ -60,6 +102,23 @@ def _growth(found: Any) -> str:
         for one in found["runs"]
     ]
     return page_tables(runs) + "\n"
+
+
+def _rounds(found: Any) -> str:
+    columns = {
+        "kind": "{kind}",
+        "runner": "{runner}",
+        "to round 1": "{seconds-to-round-1:.1f} s",
+        "seconds per round": "{seconds-per-round:.4f}",
+        "x bare": "{ratio-to-bare:.2f}",
+        "goal, at most": "{most}",
+    }
+    rows = [
+        {**row, "most": KINDS[row["kind"]].goals.get(row["runner"], "")}
+        for row in found["rows"]
+        if row["runner"] != "bare"
+    ]
+    return _filled(columns, rows, left=2)
 
 
 def _stack(found: Any) -> str:
@@ -186,12 +245,15 @@ def _network(found: Any) -> str:
 
 TABLES: dict[str, Callable[[Any], str]] = {
     "adapters": _adapters,
+    "align": _align,
+    "align.bound": _align_bound,
     "competitors": _competitors,
     "growth": _growth,
     "infer": _infer,
     "infer.encodings": _encodings,
     "nearest": _nearest,
     "network": _network,
+    "rounds": _rounds,
     "stack": _stack,
     "sums": _sums,
     "systems": _systems,
