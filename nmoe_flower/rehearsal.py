@@ -377,6 +377,9 @@ def _rehearse_baseline(
             f"run.system = {config.run.system} shares nothing but the trunk, and "
             f"extractor.backbone = {config.extractor.backbone} has no weights"
         )
+    if not given:
+        fewest = min(len(client.train) for client in clients)
+        _rehearse_trunk(config, (min(2, config.baseline.batch_size, fewest), *data.image_shape))
     strategy = system.strategy(config)
     if entry.reads_labels:
         strategy.class_counts = {
@@ -386,6 +389,21 @@ def _rehearse_baseline(
     # Where experts are assigned within bounds, there may be no way to meet them.
     taking_part = cohort_size(config.data.num_clients, config.baseline.fraction_train)
     strategy.assign(range(max(2, taking_part)), 1)
+
+
+def _rehearse_trunk(config: Config, shape: tuple[int, ...]) -> None:
+    """Run images [B, C, H, W] of zeros through the trunk that is trained from scratch."""
+    import torch
+
+    from nmoe_flower.models import check_backbone, configured_extractor
+
+    if is_own(config.extractor.backbone):
+        check_backbone(config, configured_extractor(config, shape[1:]), torch.zeros(shape))
+        return
+    with torch.device("meta"):
+        body = configured_extractor(config, shape[1:]).train()
+        with _under(f"extractor.backbone = {config.extractor.backbone}"):
+            body(torch.zeros(shape))
 
 
 def _device(config: Config, client: int) -> "Device":

@@ -281,7 +281,7 @@ ROWS: dict[str, list[str]] = {
     "alignment.top-k": [*BELOW_1, f"5|{ALIGNMENT}"],
     "alignment.evaluate-every": BELOW_1,
     "baseline.experts": [*BELOW_1, "1025"],
-    "baseline.size": [*CHOICE, "net|run.system=fedavg"],
+    "baseline.size": CHOICE,
     "baseline.held": [*BELOW_1, "4|run.system=flex-moe"],
     "baseline.anchors": SWITCH,
     "baseline.neighbours": ["-1"],

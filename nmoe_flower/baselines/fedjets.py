@@ -138,7 +138,8 @@ def choose_anchors(class_counts: Mapping[int, Sequence[int]], experts: int) -> l
         experts: How many anchors.
 
     Raises:
-        ConfigError: Nothing is known of the clients' classes, or there are too few clients.
+        ConfigError: Nothing is known of the clients' classes, there are too few clients, or their
+            counts are no numbers of the same classes.
 
     >>> choose_anchors({0: [5, 5], 1: [9, 1], 2: [8, 2], 3: [1, 9]}, 2)
     [1, 3]
@@ -155,6 +156,18 @@ def choose_anchors(class_counts: Mapping[int, Sequence[int]], experts: int) -> l
             "false"
         )
     clients = sorted(class_counts)
+    classes = len(class_counts[clients[0]])
+    for client in clients:
+        found = np.asarray(class_counts[client], np.float64)
+        if found.shape != (classes,) or not classes:
+            raise ConfigError(
+                f"class_counts of client {client} are of {found.size} classes, those of client "
+                f"{clients[0]} of {classes}; allowed: the same classes everywhere, at least one"
+            )
+        if not (np.isfinite(found).all() and (found >= 0).all()):
+            raise ConfigError(
+                f"class_counts of client {client} are {found.tolist()}; allowed: 0 or more images"
+            )
     counts = np.array([class_counts[client] for client in clients], np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     chosen = [int(shares.max(axis=1).argmax())]

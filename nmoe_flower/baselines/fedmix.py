@@ -40,9 +40,10 @@ class _FedMix(Baseline):
         from nmoe_flower.baselines.member import cross_entropy
 
         network, gate, place = member.network, _gate(member), member.device.torch_device
+        latents, logits = member.outputs(member.training)
         with torch.inference_mode():
-            prior = gate(member.latents(member.training).to(place)).softmax(dim=1).cpu()
-        parts = responsibilities(member.losses(), prior).clone()
+            prior = gate(latents.to(place)).softmax(dim=1).cpu()
+        parts = responsibilities(cross_entropy(logits, member.labels), prior).clone()
 
         def loss(images: "Tensor", labels: "Tensor", chosen: "np.ndarray") -> "Tensor":
             latents, logits = network.both(images)
@@ -58,9 +59,9 @@ class _FedMix(Baseline):
         gate = _gate(member).cpu()
 
         def mixed(portion: "Portion") -> "Tensor":
-            weights = gate(member.latents(portion)).softmax(dim=1)
-            probs = member.predict(member.network, portion).softmax(dim=2)
-            mean: Tensor = (probs * weights[:, :, None]).sum(dim=1)
+            latents, logits = member.outputs(portion)
+            weights = gate(latents).softmax(dim=1)
+            mean: Tensor = (logits.softmax(dim=2) * weights[:, :, None]).sum(dim=1)
             return mean
 
         found: Answers = {self.name: mixed}

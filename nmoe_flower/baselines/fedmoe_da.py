@@ -9,8 +9,9 @@ own E experts. A row tells the domain of its expert. A client must send all of t
 3. A = softmax(r / T) over those that stay, T = 1 (equation 10).
 4. theta_ik <- sum_jl A theta_jl (equation 11). The server averages trunk and router by samples.
 
-A is made anew every 5 rounds, and whenever another client takes part. The rows compared are those
-that clients sent: after the average all would be alike. A row of zeros is like no other: r = 0.
+A is made anew every 5 rounds, and whenever a client is met for the first time. The rows compared
+are those that clients sent: after the average all would be alike. A row of zeros is like no other:
+r = 0.
 
 Ours: peers do not reach each other while Flower trains, so the server holds every client's experts
 and mixes them; ``peer_bytes`` of a round's metrics counts what peers would have fetched, each part
@@ -32,7 +33,7 @@ from nmoe_flower import records
 from nmoe_flower.baselines.partial import PartialExperts, expert_of, name_at, of_client
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ReplyError
+from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.strategies import StreamingOptions, Usable, require_number, require_whole
 
 if TYPE_CHECKING:
@@ -115,13 +116,14 @@ class MixedExperts(PartialExperts):
         """Average trunk and router, then mix the experts of those who replied.
 
         Raises:
+            ConfigError: The arrays have no rows of a router.
             RoundError: Fewer than ``min_replies`` replies could be used.
         """
         self._trained = {}
         averaged, metrics = self.averaged(server_round, replies)
         found = dict(averaged)
         for client, arrays in self._trained.items():
-            rows = [_flat(arrays, f"gate.{k}.") for k in range(self.experts)]
+            rows = [_row(arrays, k) for k in range(self.experts)]
             self.rows[client] = np.stack(rows)
             for name, value in arrays.items():
                 if self.owner(name) is not None:
@@ -223,11 +225,16 @@ def mixing_weights(
     return weights
 
 
-def _flat(arrays: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
-    """A router row: its direction, without the bias."""
-    return np.concatenate(
-        [v.ravel() for n, v in sorted(arrays.items()) if n.startswith(prefix) and v.ndim > 1]
-    )
+def _row(arrays: Mapping[str, np.ndarray], expert: int) -> np.ndarray:
+    """An expert's row of the router: its direction, without the bias."""
+    prefix = f"gate.{expert}."
+    found = [v.ravel() for n, v in sorted(arrays.items()) if n.startswith(prefix) and v.ndim > 1]
+    if not found:
+        raise ConfigError(
+            f"experts are mixed by their rows of the router, and the arrays have no {prefix}*: "
+            "initial arrays must hold a row for each expert"
+        )
+    return np.concatenate(found)
 
 
 class _FedMoEDA(SubMixture):
@@ -235,6 +242,10 @@ class _FedMoEDA(SubMixture):
 
     def server_copies(self, config: Config) -> int:
         return config.data.num_clients
+
+    def server_extra(self, config: Config) -> int:
+        """The weights of all pairs of experts, the similarities they come of, and their order."""
+        return 3 * 8 * (config.data.num_clients * self.experts(config)) ** 2
 
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         return MixedExperts(self.experts(config), config.baseline.neighbours, **options)

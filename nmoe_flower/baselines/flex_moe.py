@@ -69,7 +69,7 @@ class FlexExperts(PartialExperts):
         self.held, self.lo, self.hi = self.held_at_once(held), lo, hi
         self.scores: dict[int, np.ndarray] = {}
         self._deficits = DeficitQueue(experts)
-        self._loads = np.zeros(experts)
+        self._trains: dict[int, np.ndarray] = {}
         self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
@@ -96,11 +96,8 @@ class FlexExperts(PartialExperts):
                 [f"expert {expert}" for expert in range(self.experts)],
                 [f"client {client}" for client in clients],
             ) from None
-        self._found, self._loads = {}, chosen.sum(axis=0)
-        return {
-            client: np.flatnonzero(row).tolist()
-            for client, row in zip(clients, chosen, strict=True)
-        }
+        self._found, self._trains = {}, dict(zip(clients, chosen, strict=True))
+        return {client: np.flatnonzero(row).tolist() for client, row in self._trains.items()}
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
         """Take usage and accuracies.
@@ -113,12 +110,14 @@ class FlexExperts(PartialExperts):
         self._found[client] = masses, right
 
     def learn(self) -> None:
-        """Learn who did how well."""
+        """Learn who did how well; an expert whose trainers all failed has not been trained."""
+        loads = np.zeros(self.experts)
         for client, (masses, right) in self._found.items():
             before = self.scores.get(client, np.ones(self.experts))
             after = (1 - _RATE) * before + _RATE * right
             self.scores[client] = np.where(masses > 0, after, before)
-        self._deficits.update(self._loads)
+            loads += self._trains[client]
+        self._deficits.update(loads)
 
     def state(self) -> dict[str, np.ndarray]:
         """The scores of all clients met, and the deficits."""

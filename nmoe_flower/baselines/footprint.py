@@ -138,7 +138,7 @@ def memory_of_server(
     *,
     latent_dim: int = 0,
 ) -> int:
-    """Bytes of all arrays that the server of ``run.system`` holds between rounds.
+    """Bytes of what the server of ``run.system`` holds: arrays of the network, and its own.
 
     One expert is built, without numbers, however many there are to be.
 
@@ -154,7 +154,7 @@ def memory_of_server(
         system, Config.parse(one), image_shape, num_classes, latent_dim=latent_dim
     )
     experts, copies = system.experts(config), system.server_copies(config)
-    size = 0
+    size = system.server_extra(config)
     for name, value in network.state_dict().items():
         times = 1 if expert_of(name) is None else experts
         if system.travels(name):

@@ -76,7 +76,8 @@ class ExpertNetwork(nn.Module):
         with seeded(initial_seed(config, "baseline")):
             self.trunk: nn.Module = nn.Identity()
             self.latent_dim = latent_dim or math.prod(image_shape)
-            self.whole = config.baseline.size == "net"
+            several = BASELINES[config.run.system].several  # one alone has its trunk to itself
+            self.whole = several and config.baseline.size == "net"
             self.expert = nn.ModuleDict()
             if not latent_dim:
                 body = configured_extractor(config, image_shape)

@@ -86,7 +86,7 @@ class PartialExperts(StreamingFedAvg):
         return range(self.experts)
 
     def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
-        """The experts that each client of a round's cohort trains."""
+        """The experts that each client of a round's cohort trains; who has none is not asked."""
         return {client: self.assigned(client, server_round) for client in clients}
 
     def owner(self, name: str) -> int | None:
@@ -146,7 +146,9 @@ class PartialExperts(StreamingFedAvg):
         clients = {self.partitions.get(node, node): node for node in nodes}
         chosen = self.assign(list(clients), server_round)
         for client, node in clients.items():
-            held = [int(expert) for expert in chosen[client]]
+            held = self._known(client, chosen)
+            if not held:
+                continue  # bounds may leave a client without one: it sits this round out
             self._given[client] = self.part(self._whole, client, held)
             words = {**told, **self.words(client, held)}
             sent = encoded.record({**self._given[client], **self.beside(client)})
@@ -154,6 +156,22 @@ class PartialExperts(StreamingFedAvg):
             self.last_exchange.bytes_down += records.array_bytes(message.content)
             messages.append(message)
         return messages
+
+    def _known(self, client: int, chosen: Mapping[int, Sequence[int]]) -> list[int]:
+        """The experts that a client was assigned.
+
+        Raises:
+            ConfigError: ``assign`` says nothing of the client, or names an expert there is not.
+        """
+        if client not in chosen:
+            raise ConfigError(f"{type(self).__name__}.assign says nothing of client {client}")
+        held = [int(expert) for expert in chosen[client]]
+        if odd := [expert for expert in held if not 0 <= expert < self.experts]:
+            raise ConfigError(
+                f"{type(self).__name__}.assign gives client {client} expert {odd[0]}; allowed: "
+                f"0 to {self.experts - 1}"
+            )
+        return held
 
     def read(self, partition: int, reply: Message, *, arrays: bool) -> Usable:
         """Check a reply: any of the arrays that this client was sent.

@@ -13,10 +13,11 @@ pool: the last head of every client. In a round client i
 
 The head alone is sent back. A client is tested with its last head, gate and neighbours.
 
-As in the authors' release: 8 parts of attention, at most 128 strided features, dropout 0.1, half
-the own logits. Ours, for linear heads: keys are rows, and values are logits, without a projection;
-and one learning rate for head and gate. Their code takes neighbours' positions for their numbers
-and works with many clients only; nothing of it is used. CLIP's numbers are no yardstick here.
+As in the authors' release: 8 parts of attention, at most 128 strided features, scores times 10,
+dropout 0.1, half the own logits. Ours, for linear heads: keys are rows, scores are cosines, and
+values are logits, without a projection; and one learning rate for head and gate. Their code takes
+neighbours' positions for their numbers and works with many clients only; nothing of it is used.
+CLIP's numbers are no yardstick here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ __all__ = ["PFEDMOAP", "PooledHeads", "attended"]
 
 _PEER = "peer."
 _HEAD, _GATE, _PEERS = "head.", "gate.", "peers."  # at home
-_PARTS, _FEATURES, _DROPOUT, _OWN = 8, 128, 0.1, 0.5
+_PARTS, _FEATURES, _SCALE, _DROPOUT, _OWN = 8, 128, 10.0, 0.1, 0.5
 
 
 class PooledHeads(PartialExperts):
@@ -221,7 +222,9 @@ def _gate(member: "Member", kept: Mapping[str, np.ndarray]) -> "nn.Module":
 def _fresh_gate(latent_dim: int) -> "nn.Module":
     from nmoe_flower.baselines.row_attention import RowAttention
 
-    return RowAttention(latent_dim, features=_FEATURES, parts=_PARTS, dropout=_DROPOUT)
+    return RowAttention(
+        latent_dim, features=_FEATURES, parts=_PARTS, scale=_SCALE, dropout=_DROPOUT
+    )
 
 
 def _flat(head: Mapping[str, np.ndarray]) -> np.ndarray:

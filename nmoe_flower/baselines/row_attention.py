@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["RowAttention"]
 
@@ -15,11 +16,15 @@ class RowAttention(nn.Module):
         latent_dim: D, length of latents and rows.
         features: How many of the D numbers are read at most; they are strided.
         parts: How many attentions are averaged; fewer, if they do not divide the numbers read.
+        scale: A score is the cosine of query and key, times this.
         dropout: Share of the weights that is dropped in training.
     """
 
-    def __init__(self, latent_dim: int, *, features: int, parts: int, dropout: float) -> None:
+    def __init__(
+        self, latent_dim: int, *, features: int, parts: int, scale: float, dropout: float
+    ) -> None:
         super().__init__()
+        self._scale = scale
         self._stride = -(-latent_dim // features)
         read = -(-latent_dim // self._stride)
         self._parts = math.gcd(parts, read)
@@ -36,6 +41,6 @@ class RowAttention(nn.Module):
         """
         asked = self.query(latents[:, :: self._stride]).unflatten(1, (self._parts, -1))
         keys = self.key(rows[..., :: self._stride]).unflatten(2, (self._parts, -1))
-        scores = torch.einsum("bpe,kcpe->bpck", asked, keys) / math.sqrt(asked.shape[2])
-        weights: Tensor = self.dropout(scores.softmax(dim=3)).mean(dim=1)
+        alike = torch.einsum("bpe,kcpe->bpck", F.normalize(asked, dim=2), F.normalize(keys, dim=3))
+        weights: Tensor = self.dropout((self._scale * alike).softmax(dim=3)).mean(dim=1)
         return weights

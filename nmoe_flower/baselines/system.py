@@ -78,6 +78,10 @@ class Baseline:
         """How many of each expert the server holds between rounds."""
         return 1
 
+    def server_extra(self, config: Config) -> int:
+        """Bytes that the server needs in a round beside arrays of the network."""
+        return 0
+
     def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
         """How many numbers a client has beside what it is sent: private, or trained for itself.
 

@@ -14,7 +14,9 @@ class BaselineConfig(Section):
 
     experts: int = Field(3, ge=1, le=1024, description="K, of the systems that have several")
     size: Literal["head", "net"] = Field(
-        "head", description="of an expert: a head on a shared trunk, or a whole network"
+        "head",
+        description="of an expert, if there are several: a head on a shared trunk, or a whole "
+        "network",
     )
     held: int = Field(
         2, ge=1, description="experts a client trains, of systems whose clients hold a part"

@@ -512,7 +512,7 @@ def _published_systems_train_all(config: "Config") -> None:
             f"run.system = {system} learns heads on frozen features, and extractor.method = "
             f"{extractor.method} trains them: use pretrained"
         )
-    if extractor.is_given and settings.size == "net":
+    if extractor.is_given and entry.several and settings.size == "net":
         raise ValueError(
             f"baseline.size = net trains whole networks, and extractor.method = {extractor.method} "
             "gives their trunk: use head"
@@ -522,11 +522,11 @@ def _published_systems_train_all(config: "Config") -> None:
             f"extractor.start = {extractor.start} is not for run.system = {system}, which trains "
             "all it has: leave it empty"
         )
-    if config.baseline.size == "net" and not BASELINES[system].several:
-        several = [name for name, entry in BASELINES.items() if entry.several]
+    if system == "fedrep" and settings.local_steps < 2:
         raise ValueError(
-            f"baseline.size = net is for systems of several experts, got run.system = {system}; "
-            f"allowed: {', '.join(several)}"
+            f"baseline.local-steps = {settings.local_steps} leaves no step for the trunk: "
+            "run.system = fedrep trains the head in the first half of a round's steps and the "
+            "trunk in the second; allowed: 2 or more"
         )
     if entry.partial and settings.held > settings.experts:
         raise ValueError(
@@ -538,6 +538,11 @@ def _published_systems_train_all(config: "Config") -> None:
         raise ValueError(
             f"baseline.lo = {settings.lo} and hi = {settings.hi} are for {', '.join(bounded)}, not "
             f"for run.system = {system}: leave them at -1"
+        )
+    if settings.hi == 0:
+        raise ValueError(
+            "baseline.hi = 0 lets nobody train any expert; allowed: 1 or more, or -1 for an even "
+            "share"
         )
     if 0 <= settings.hi < settings.lo:
         raise ValueError(f"baseline.lo is {settings.lo}, above baseline.hi = {settings.hi}")

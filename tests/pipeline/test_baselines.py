@@ -42,7 +42,7 @@ SMALL = {
     "extractor.backbone": "mlp",
     "extractor.widths": "16",
     "baseline.rounds": 3,
-    "baseline.local-steps": 1,
+    "baseline.local-steps": 2,
     "baseline.batch-size": 16,
     "baseline.tuning-steps": 5,
     "baseline.evaluate-every": 2,
@@ -259,7 +259,6 @@ def test_whole_networks_as_experts(new_pipeline: New) -> None:
 
 def test_what_no_system_can_do_is_refused() -> None:
     for changes, told in (
-        ({"run.system": "fedper", "baseline.size": "net"}, "several experts, got .*fedper"),
         ({"run.system": "fedavg", "extractor.start": "runs/a"}, "extractor.start = runs/a"),
         ({"run.system": "fedem", "baseline.experts": 0}, "baseline.experts"),
         (
@@ -273,6 +272,8 @@ def test_what_no_system_can_do_is_refused() -> None:
             "baseline.size = net trains whole networks",
         ),
         ({"run.system": "pfedmoap"}, "learns heads on frozen features"),
+        ({"run.system": "fedrep", "baseline.local-steps": 1}, "leaves no step for the trunk"),
+        ({"run.system": "flex-moe", "baseline.hi": 0}, "baseline.hi = 0 lets nobody train"),
         ({"run.system": "fedjetz"}, "run.system"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):

@@ -215,8 +215,22 @@ def test_more_experts_than_memory_are_refused_before_anything_is_built(system: s
     one = 64 * 300000 + 300000 + 300000**2 + 300000 + 300000 * 10 + 10
     gate = (64 + 1) * 1024 if system == "fedmoe-da" else 0
     copies = 3 if system == "fedmoe-da" else 1
-    assert size == 4 * (copies * 1024 * one + gate)
+    pairs = 3 * (3 * 1024) ** 2 if system == "fedmoe-da" else 0  # of all clients' experts
+    assert size == 4 * (copies * 1024 * one + gate) + 8 * pairs
     assert f"({size:,} bytes); allowed: what fits into the" in str(got.value)
+
+
+def test_a_backbone_that_cannot_read_the_images_is_refused_before_anything_runs() -> None:
+    """LeNet-5's two valid convolutions leave nothing of 8 x 8 pixels."""
+    config = config_of(
+        "fedavg",
+        **{"extractor.backbone": "nmoe_flower.models.lenet:LeNet5", "extractor.widths": "",
+           "data.train-per-client": 40},
+    )  # fmt: skip
+    data = configured_images(config)
+    shares = configured_partition(config, data, num_clients=3)
+    with pytest.raises(ConfigError, match=r"extractor.backbone = .*LeNet5: .*[Kk]ernel size"):
+        rehearse(config, data, shares)
 
 
 @pytest.mark.parametrize("system", BASELINES)
@@ -228,6 +242,8 @@ def test_a_server_holds_the_arrays_of_the_network(system: str) -> None:
         value.nbytes * (copies if name.startswith("expert.") else 1)
         for name, value in first_arrays(config).items()
     )
+    experts = config.baseline.experts * config.data.num_clients
+    wanted += 3 * 8 * experts**2 if system == "fedmoe-da" else 0  # their weights in one another
     assert memory_of_server(config, (1, 4, 4), 2, latent_dim=latent_dim) == wanted
 
 

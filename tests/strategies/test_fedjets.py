@@ -31,6 +31,20 @@ def test_the_gate_chooses_and_unknown_clients_draw() -> None:
     assert other.assign([1, 2], 7) == chosen
 
 
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({0: [1, 2], 1: [1, 2, 3]}, "client 1 are of 3 classes, those of client 0 of 2"),
+        ({0: [], 1: []}, "client 0 are of 0 classes"),
+        ({0: [1, 2], 1: [3, float("nan")]}, r"client 1 are \[3.0, nan\]; allowed: 0 or more"),
+        ({0: [1, 2], 1: [3, -1]}, r"client 1 are \[3.0, -1.0\]"),
+    ],
+)
+def test_counts_that_are_none_of_one_set_of_classes_are_refused(counts: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        choose_anchors(counts, 2)
+
+
 def test_anchors_train_their_own_expert_and_are_told() -> None:
     # 1 has the largest share of a class; 3 shares nothing with it but class 1; then 4 is farthest.
     assert choose_anchors(COUNTS, 3) == [1, 3, 4]

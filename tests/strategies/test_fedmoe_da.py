@@ -12,8 +12,10 @@ from nmoe_flower import records
 from nmoe_flower.baselines import of_client
 from nmoe_flower.baselines.fedmoe_da import MixedExperts, mixing_weights
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import ConfigError
 from nmoe_flower.records import NUM_EXAMPLES
 from nmoe_flower.strategies import Partitions
+from tests.strategies.test_partial_experts import INITIAL, round_of
 
 ROWS = arrays(np.float32, (6, 3), elements=st.floats(-4, 4, width=16))
 
@@ -134,6 +136,12 @@ def test_weights_stay_between_refreshes_and_survive() -> None:
         one.rows = dict.fromkeys(one.rows, np.ones((1, 2)))
         one._weigh()
         np.testing.assert_allclose(one._weights, 1 / 3)
+
+
+def test_experts_without_rows_of_a_router_are_refused_by_name() -> None:
+    answers = {i: (INITIAL, {NUM_EXAMPLES: 1}) for i in range(2)}
+    with pytest.raises(ConfigError, match=r"the arrays have no gate\.0\.\*"):
+        round_of(MixedExperts(3, 1), 2, answers)
 
 
 @pytest.mark.parametrize("clients", [[0], [0, 1, 2, 3]])

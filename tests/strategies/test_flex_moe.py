@@ -66,10 +66,36 @@ def test_what_lacked_clients_comes_next() -> None:
     for server_round in range(1, 7):
         chosen = strategy.assign([0, 1], server_round)
         turns.append({held[0] for held in chosen.values()})
-        strategy._deficits.update(strategy._loads)
+        nothing = np.zeros(3), np.zeros(3)
+        strategy._found = dict.fromkeys(chosen, nothing)  # all have replied
+        strategy.learn()
     for first, second in itertools.pairwise(turns):
         assert len(first) == len(second) == 2
         assert first | second == {0, 1, 2}
+
+
+def answers_of(clients: int, *, wrong: tuple[int, ...] = ()) -> dict[int, Any]:
+    """The trunk of every client, in another shape of those that are ``wrong``."""
+    told = {NUM_EXAMPLES: 4, BaselineKey.MASSES: [0.0, 0.0], BaselineKey.ACCURACIES: [0.0, 0.0]}
+    return {i: ({"trunk.w": np.ones(2 if i in wrong else 3, np.float32)}, told)
+            for i in range(clients)}  # fmt: skip
+
+
+def test_who_has_no_expert_sits_the_round_out() -> None:
+    """Two experts of one client each, and three clients."""
+    strategy = FlexExperts(2, 1, lo=0, hi=1)
+    round_of(strategy, 3, answers_of(3))
+    assert strategy.last_exchange.failures == []
+    assert len(strategy.last_exchange.clients) == 2
+
+
+def test_an_expert_whose_trainer_failed_still_lacks_one() -> None:
+    strategy = FlexExperts(2, 1, lo=1, hi=1, seed=3, min_replies=1)
+    round_of(strategy, 2, answers_of(2, wrong=(0,)))
+    (failed,) = (failure["partition"] for failure in strategy.last_exchange.failures)
+    (trained,) = np.flatnonzero(strategy._trains[3 - failed]).tolist()  # nodes 1 and 2
+    relative = strategy._deficits.relative
+    assert relative[1 - trained] > relative[trained]
 
 
 def test_only_what_was_trained_and_used_is_learned_and_survives() -> None:

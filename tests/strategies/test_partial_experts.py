@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nmoe_flower import records
 from nmoe_flower.baselines import PartialExperts
 from nmoe_flower.engine import InProcessGrid, StreamingGrid
-from nmoe_flower.errors import RoundError
+from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.records import NUM_EXAMPLES, BaselineKey
 from nmoe_flower.strategies import StreamingFedAvg
 
@@ -126,6 +126,22 @@ def test_all_experts_by_everybody_is_fedavg_bit_for_bit(weights: list[int], draw
     for name in INITIAL:
         np.testing.assert_array_equal(ours[name], theirs[name])
         np.testing.assert_allclose(other[name], ours[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ({1: [0, 3], 2: [1]}, "gives client 1 expert 3; allowed: 0 to 2"),
+        ({1: [0]}, "says nothing of client 2"),
+    ],
+)
+def test_an_assignment_that_cannot_be_is_refused_by_name(held: dict, told: str) -> None:
+    class Odd(Assigned):
+        def assign(self, clients: Any, server_round: int) -> dict[int, list[int]]:
+            return held
+
+    with pytest.raises(ConfigError, match=f"Odd.assign {told}"):
+        round_of(Odd([]), 2, {})
 
 
 @pytest.mark.parametrize(

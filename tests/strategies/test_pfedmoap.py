@@ -61,7 +61,7 @@ def test_a_neighbours_head_in_a_reply_is_refused() -> None:
 def test_the_gate_weighs_rows_and_does_not_heed_the_order_of_peers(dim: int) -> None:
     torch.manual_seed(0)
     own, peers, latents = Expert(dim, 4, hidden=()), torch.randn(3, 4, dim + 1), torch.randn(5, dim)
-    gate = RowAttention(dim, features=128, parts=8, dropout=0.1).eval()
+    gate = RowAttention(dim, features=128, parts=8, scale=10.0, dropout=0.1).eval()
     assert gate.query.in_features == (6 if dim == 6 else 65)  # strided
     rows = torch.randn(3, 4, dim)
     weights = gate(latents, rows)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nmoe_flower.baselines.member import ExpertNetwork
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
@@ -486,6 +487,29 @@ def test_leagues_of_systems_are_never_in_one_table_or_figure(name: str) -> None:
         assert {league[one] for one in rivals} == {wanted}, what
         gates = where.get("gate") or next(t.gates for t in study.tables if t.name == what)
         assert {league[g] for g in gates if g in league and g not in beside} == {wanted}, what
+
+
+@pytest.mark.parametrize("name", ["systems-choose", "systems-latents-choose"])
+def test_a_personal_system_is_judged_by_itself(name: str) -> None:
+    """A variant is judged by the first of the sweep's gates that it answers with."""
+    study = Study.load(Path(__file__).parents[2] / "experiments" / f"{name}.toml")
+    assert study.sweep is not None
+    for run in study.runs:
+        system = run.config.run.system
+        answers = set(gates_of(run.config))
+        judge = next(gate for gate in study.sweep.gate if gate in answers)
+        if system in BASELINES and BASELINES[system].league == "personal":
+            assert judge == {"pfl-moe": "pfl-mf"}.get(system, system), run.named
+
+
+def test_systems_are_compared_with_whole_networks_by_one_setting() -> None:
+    """As the study's file says; systems of one expert stay as they are."""
+    path = Path(__file__).parents[2] / "experiments" / "systems.toml"
+    runs = Study.load(path, ["baseline.size=net"]).runs
+    configs = {run.config.run.system: run.config for run in runs}
+    for system in configs.keys() & BASELINES:
+        network = ExpertNetwork(configs[system], (3, 32, 32), 10)
+        assert network.whole == BASELINES[system].several, system
 
 
 def test_every_line_of_an_error_names_its_place() -> None:
