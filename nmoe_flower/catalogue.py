@@ -533,7 +533,7 @@ BASELINES = {
     ),
     "flex-moe": BaselineEntry(
         "FLEX-MoE",
-        "2025, arXiv:2512.23070",
+        "Zhang et al. 2025, arXiv:2512.23070",
         "nmoe_flower.baselines.flex_moe:FLEX_MOE",
         league="personal",
         assumes="a client holds some of the experts, its gate stays at home; the server knows how "
@@ -544,7 +544,7 @@ BASELINES = {
     ),
     "fedjets": BaselineEntry(
         "FedJETs",
-        "2023, arXiv:2306.08586",
+        "Dun et al. 2023, arXiv:2306.08586",
         "nmoe_flower.baselines.fedjets:FEDJETS",
         league="global",
         assumes="a client trains some of the experts; the server knows what the gate prefers at "
@@ -556,7 +556,7 @@ BASELINES = {
     ),
     "fedmoe-da": BaselineEntry(
         "FedMoE-DA",
-        "2024, arXiv:2411.02115",
+        "Zhan et al. 2024, arXiv:2411.02115",
         "nmoe_flower.baselines.fedmoe_da:FEDMOE_DA",
         league="personal",
         assumes="a client has experts of its own, which others' are mixed with; the server relays "
@@ -565,7 +565,7 @@ BASELINES = {
     ),
     "pfedmoe": BaselineEntry(
         "pFedMoE",
-        "2024, arXiv:2402.01350",
+        "Yi et al. 2024, arXiv:2402.01350",
         "nmoe_flower.baselines.pfedmoe:PFEDMOE",
         league="personal",
         assumes="a second extractor, a head and a gate at home",
@@ -573,7 +573,7 @@ BASELINES = {
     ),
     "pfedmoap": BaselineEntry(
         "pFedMoAP",
-        "2025, arXiv:2410.10114",
+        "Luo et al. 2025, arXiv:2410.10114",
         "nmoe_flower.baselines.pfedmoap:PFEDMOAP",
         league="personal",
         assumes="a given extractor; a gate and the nearest heads of others at home; the server "

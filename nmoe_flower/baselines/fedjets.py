@@ -1,7 +1,8 @@
 """FedJETs: a gate chooses which two experts a client trains; anchors keep the experts apart.
 
-2023, arXiv:2306.08586. M experts, and one gate for everybody on the features of a common network.
-A client must send the gate, its experts and ``usage``, its mean gate probability. In a round:
+Dun et al. 2023, arXiv:2306.08586. M experts, and one gate for everybody on the features of a common
+network. A client must send the gate, its experts and ``usage``, its mean gate probability. In a
+round:
 
 1. A client is given the K = ``baseline.held`` experts with the highest mean_x p(e|x) at it.
 2. It trains them and the gate on the cross-entropy of sum_e p(e|x) logits_e(x), e among the K.

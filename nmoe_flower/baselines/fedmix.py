@@ -6,8 +6,9 @@ that the gate learns r. The server averages expert k by the masses sum_x r_xk. A
 answered by sum_k p(k|x) softmax_k(x).
 
 Not found in print, and so ours: the gate is linear in the latents of the shared trunk, or in the
-pixels if the experts are whole networks. No code of the authors was found. Simplified here: a
-client receives every expert, also one whose mass has vanished.
+pixels if the experts are whole networks. No code of the authors was found. Simplified here: r is
+of the training images, which flatters the experts that learn them; a client receives every expert,
+also one whose mass has vanished, so its bytes are an upper bound.
 """
 
 from typing import TYPE_CHECKING

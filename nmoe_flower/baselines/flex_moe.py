@@ -1,6 +1,7 @@
 """FLEX-MoE: the server solves for who trains which experts, so that all are trained alike.
 
-arXiv:2512.23070. The server keeps how well expert e does at client c, Q(c, e). In a round:
+Zhang et al. 2025, arXiv:2512.23070. The server keeps how well expert e does at client c, Q(c, e).
+In a round:
 
 1. It chooses x(c, e) in {0, 1}: max sum_ce (Q(c, e) + D_e) x(c, e), every client ``baseline.held``
    experts at most, every expert ``baseline.lo`` to ``baseline.hi`` clients. D_e is what expert e
@@ -10,7 +11,8 @@ arXiv:2512.23070. The server keeps how well expert e does at client c, Q(c, e). 
 3. Q(c, e) <- (1 - b) Q(c, e) + b s_ce for the experts trained; the others stay as they are. Expert
    e is averaged with the weights u_ce, the trunk by samples.
 
-Not found in print, and so ours: b = 0.3; Q starts at 1, so that everything is tried; both bounds
+Of the two scores that print names, s is the accuracy, not exp(-alpha loss). Not found in print,
+and so ours: b = 0.3; Q starts at 1, so that everything is tried; both bounds
 are an even share unless set; usage and accuracy are of the training images, without augmentation.
 No code of the authors was found. Both are measured on images that the client's own gate sends: they
 flatter what a gate already prefers.

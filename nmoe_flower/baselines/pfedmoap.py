@@ -1,8 +1,8 @@
 """pFedMoAP: a head of one's own beside the nearest heads of others, on frozen features.
 
-arXiv:2410.10114, on prompts of CLIP. Here a prompt is a linear head on the latents of a given
-extractor, and what CLIP makes of the prompt for class c is the head's row c. The server keeps a
-pool: the last head of every client. In a round client i
+Luo et al. 2025, arXiv:2410.10114, on prompts of CLIP. Here a prompt is a linear head on the latents
+of a given extractor, and what CLIP makes of the prompt for class c is the head's row c. The server
+keeps a pool: the last head of every client. In a round client i
 
 1. starts from the mean of the heads of the round before, weighted by samples (which is FedAvg's);
 2. receives, if it has a head in the pool, the ``baseline.experts`` - 1 heads nearest to it in L2,

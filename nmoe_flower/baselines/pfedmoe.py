@@ -1,7 +1,7 @@
 """pFedMoE: a small shared extractor and a private one, weighed for each image at home.
 
-2024, arXiv:2402.01350 (others carry the same name). Client k has a shared extractor G, and at home
-an extractor F_k, a header and a gate on the pixels:
+Yi et al. 2024, arXiv:2402.01350 (others carry the same name). Client k has a shared extractor G,
+and at home an extractor F_k, a header and a gate on the pixels:
 
 1. a(x) = softmax of the gate: pixels, layer norm, linear, sigmoid, linear of 2.
 2. z = a_1 G(x) + a_2 F_k(x); the header answers with logits of z.

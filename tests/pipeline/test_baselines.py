@@ -23,7 +23,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.models import configured_extractor
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import Action, BaselineKey, FeedbackKey
@@ -278,6 +278,12 @@ def test_what_no_system_can_do_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):
             Config.parse(changes)
+
+
+def test_an_answer_that_is_no_number_is_named(new_pipeline: New) -> None:
+    changes = {**SMALL, "run.system": "fedavg", "baseline.tuning-learning-rate": 1e30}
+    with pytest.raises(NMoEError, match="what fine-tuned answers to the test .*: probs hold NaN"):
+        new_pipeline("diverged", changes)()
 
 
 def test_a_reply_of_a_client_that_breaks_is_dropped_alone(
