@@ -103,15 +103,18 @@ def asked_site(device: Device, test: str, told: np.ndarray) -> GateSite:
     Args:
         device: The client.
         test: The test.
-        told: What was answered to all pairs of all tests, logits [P, C].
+        told: What was answered to all pairs of all tests, logits [P, C]; where nobody was asked
+            anything, of any width.
     """
+    known, answers = _local(device, test)
+    if not len(told):
+        told = np.zeros((0, answers.shape[2]), np.float32)
     pairs = device.store.load(PAIRS)
     sizes = [len(pairs[f"{name}/latents"]) for name in device.config.data.tests]
     if sum(sizes) != len(told):
         raise ReplyError(f"{sum(sizes)} pairs were asked for, and {len(told)} answers came")
     parts = np.split(told, np.cumsum(sizes)[:-1])
     logits = parts[device.config.data.tests.index(test)]
-    known, answers = _local(device, test)
     asked, more = _table(
         len(known), pairs[f"{test}/latents"], pairs[f"{test}/ids"], _tensor(logits)
     )

@@ -106,6 +106,9 @@ class SweepSpec(Section):
     )
     test: Literal["validation"] = Field(VALIDATION, description="never a test set")
     best: Literal["highest", "lowest"] = Field("highest", description="what wins")
+    tests: Names | None = Field(
+        None, description="which tests of the choice are told: all, unless said; []: none"
+    )
 
 
 class FigureSpec(_Output):

@@ -60,7 +60,7 @@ def _plain_cells(table: Tabular) -> tuple[list[str], list[tuple[str, ...]]]:
 def _words(table: Tabular) -> int:
     """How many columns hold words, from the left; all others hold numbers."""
     if isinstance(table, SweepTable):
-        return next(at for at, head in enumerate(table.header) if head.endswith("validation"))
+        return table.words
     return max(len(table.heads), 1)
 
 

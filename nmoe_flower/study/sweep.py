@@ -5,7 +5,7 @@ many is partly luck, and luck does not come again. So the choice is made on imag
 trains on, and of the tests only that of the choice is told.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,6 +72,7 @@ class SweepTable:
         name: The name of the files.
         title: What stands above it.
         header: What stands above every column.
+        words: How many columns hold words, from the left; all others hold numbers.
         lines: Every value that was tried, in words, as wide as the header.
         notes: Sentences below.
         choices: What was chosen, one for each variant and set of values of the other axes.
@@ -80,6 +81,7 @@ class SweepTable:
     name: str
     title: str
     header: tuple[str, ...]
+    words: int
     lines: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
     choices: tuple[Choice, ...]
@@ -122,6 +124,7 @@ def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
             for row in judged
             if winner is not None
             and row.test != VALIDATION
+            and (sweep.tests is None or row.test in sweep.tests)
             and _rest(sweep, row) == rest
             and _swept(sweep, row) == winner.values
             and row.estimate is not None
@@ -215,11 +218,16 @@ def is_chosen(sweep: SweepSpec, one: _Placed, choices: Sequence[Choice]) -> bool
 def sweep_table(
     sweep: SweepSpec, choices: Sequence[Choice], labels: Labels, *, digits: int = 3
 ) -> SweepTable:
-    """Every value with its validation result, the winner marked, and the winner's test alone."""
+    """Every value with its validation result, the winner marked, and the winner's test alone.
+
+    A line for each value; where no tests are told of one axis, one for each choice.
+    """
     rest = list(dict.fromkeys(d for choice in choices for d in choice.rest))
     shown = [d for d in rest if len({str(choice.rest.get(d)) for choice in choices}) > 1]
     tests = list(dict.fromkeys(test for choice in choices for test in choice.tests))
     metric = labels.of_value("metric", sweep.metric)
+    if not tests and len(sweep.over) == 1 and shown:
+        return _wide(sweep, choices, labels, shown, digits=digits)
     header = [labels.of_dimension(d) for d in (*shown, *sweep.over)]
     header += [f"{metric}, validation", "chosen"]
     header += [f"{metric}, {labels.of_value('test', test)}" for test in tests]
@@ -234,13 +242,53 @@ def sweep_table(
             cells += [_number(choice.tests.get(test), digits) if won else "" for test in tests]
             lines.append(tuple(cells))
         notes += list(_notes(choice, shown, labels))
-    gates = ", ".join(labels.of_value("gate", gate) for gate in sweep.gate)
-    notes.append(
-        f"Chosen: the {sweep.best} {metric} of {gates} on validation "
-        "images, which nobody trains on. Only the choice was tested."
-    )
+    notes.append(f"Chosen: {_rule(sweep, labels)} Only the choice was tested.")
+    return _table(sweep, choices, labels, header, lines, notes, len(shown) + len(sweep.over))
+
+
+def _wide(
+    sweep: SweepSpec,
+    choices: Sequence[Choice],
+    labels: Labels,
+    shown: Sequence[str],
+    *,
+    digits: int,
+) -> SweepTable:
+    """A column for each value of the one axis."""
+    (axis,) = sweep.over
+    tried = list(dict.fromkeys(one.values[axis] for c in choices for one in c.candidates))
+    header = [*map(labels.of_dimension, shown), *(labels.of_value(axis, value) for value in tried)]
+    lines, notes = [], []
+    for choice in choices:
+        cells = dict.fromkeys(tried, "-")
+        for one in choice.candidates:
+            found = "failed" if one.failed else _number(one.score, digits)
+            cells[one.values[axis]] = found + (" *" if one is choice.winner else "")
+        lines.append((*(labels.of_value(d, choice.rest.get(d)) for d in shown), *cells.values()))
+        notes += list(_notes(choice, shown, labels))
+    notes.append(f"*: chosen, {_rule(sweep, labels)}")
+    return _table(sweep, choices, labels, header, lines, notes, len(shown))
+
+
+def _table(
+    sweep: SweepSpec,
+    choices: Sequence[Choice],
+    labels: Labels,
+    header: Iterable[str],
+    lines: Iterable[tuple[str, ...]],
+    notes: Iterable[str],
+    words: int,
+) -> SweepTable:
     title = f"Chosen on validation data: {', '.join(labels.of_dimension(d) for d in sweep.over)}"
-    return SweepTable("choice", title, tuple(header), tuple(lines), tuple(notes), tuple(choices))
+    return SweepTable(
+        "choice", title, tuple(header), words, tuple(lines), tuple(notes), tuple(choices)
+    )
+
+
+def _rule(sweep: SweepSpec, labels: Labels) -> str:
+    metric = labels.of_value("metric", sweep.metric)
+    gates = ", ".join(labels.of_value("gate", gate) for gate in sweep.gate)
+    return f"the {sweep.best} {metric} of {gates} on validation images, which nobody trains on."
 
 
 def _number(found: Estimate | None, digits: int) -> str:

@@ -282,7 +282,7 @@ def test_what_no_system_can_do_is_refused() -> None:
 
 def test_an_answer_that_is_no_number_is_named(new_pipeline: New) -> None:
     changes = {**SMALL, "run.system": "fedavg", "baseline.tuning-learning-rate": 1e30}
-    with pytest.raises(NMoEError, match="what fine-tuned answers to the test .*: probs hold NaN"):
+    with pytest.raises(NMoEError, match=r"what fine-tuned answers to the test .*: probs hold NaN"):
         new_pipeline("diverged", changes)()
 
 

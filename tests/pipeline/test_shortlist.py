@@ -84,6 +84,15 @@ def test_rolling_gates_hand_on_rows_of_lists(new_pipeline: New, rolling: str) ->
     assert some.weights["gate/rolling/head.weight"].shape[0] == 4
 
 
+def test_who_asks_nobody_else_is_answered_at_home(new_pipeline: New) -> None:
+    changes = {**FEW, "gate.methods": "local"}
+    some = rows_of(new_pipeline("some", {**changes, "gate.shortlist": 3})())
+    every = rows_of(new_pipeline("every", {**changes, "gate.shortlist": 0})())
+    assert {key: numbers(row) for key, row in some.items()} == {
+        key: numbers(row) for key, row in every.items()
+    }
+
+
 def test_a_list_of_all_is_no_list(new_pipeline: New) -> None:
     changes = {**FEW, "gate.methods": "federated"}
     longer = new_pipeline("longer", {**changes, "gate.shortlist": 9})

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.study.declared import SweepSpec
 from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.markup import table_to_markdown
 from nmoe_flower.study.rows import Row
 from nmoe_flower.study.sweep import choose, hide_the_others, sweep_table
 from tests.study.conftest import Write, row
@@ -94,6 +95,26 @@ def test_each_variant_and_each_value_of_the_other_axes_chooses_for_itself() -> N
         if c.winner
     }
     assert found == {("a", 0.5): 0.1, ("a", 0.2): 0.2, ("b", 0.5): 0.2}
+
+
+def test_where_no_test_is_told_each_choice_is_one_line() -> None:
+    sweep = RATE.model_copy(update={"tests": ()})
+    rows = [
+        row({0: score}, variant=variant, test=test, values={"extractor.learning-rate": rate})
+        for variant, rate, score in (("a", 0.1, 0.6), ("a", 0.2, 0.5), ("b", 0.2, 0.7))
+        for test in ("validation", "iid")
+    ]
+    table = sweep_table(sweep, choose(sweep, rows), LABELS)
+    assert table.header == ("variant", "0.1", "0.2")
+    assert table.lines == (("a", "0.600 *", "0.500"), ("b", "-", "0.700 *"))
+    assert table_to_markdown(table).splitlines()[:3] == [
+        "| variant | 0.1 | 0.2 |",
+        "| :--- | ---: | ---: |",
+        "| a | 0.600 * | 0.500 |",
+    ]
+    assert table.notes[-1].startswith("*: chosen, the highest accuracy of federated on validation")
+    one = choose(RATE.model_copy(update={"tests": ("local",)}), ROWS)
+    assert [choice.tests for choice in one] == [{}]  # its test on `iid` is not asked for
 
 
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=2)

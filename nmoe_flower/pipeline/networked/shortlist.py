@@ -110,7 +110,7 @@ def answers_of_chosen(run: Run, question: RecordDict) -> dict[int, RecordDict]:
     )
     order = np.argsort(experts, kind="stable")
     asked, counts = np.unique(experts, return_counts=True)
-    parts = dict(zip(asked.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True))
+    parts = dict(zip(asked.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True))
     logits = _asked(run, "chosen", {e: latents[at] for e, at in parts.items()}) if parts else {}
     width = next(iter(logits.values())).shape[1] if logits else 1
     found = np.zeros((len(experts), width), np.float32)
