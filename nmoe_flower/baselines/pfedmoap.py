@@ -173,7 +173,12 @@ class _PFedMoAP(Baseline):
 
 
 def attended(
-    head: "nn.Module", peers: "Tensor", gate: "nn.Module | None", latents: "Tensor"
+    head: "nn.Module",
+    peers: "Tensor",
+    gate: "nn.Module | None",
+    latents: "Tensor",
+    *,
+    own_weight: float = _OWN,
 ) -> "Tensor":
     """The logits of a head among others, [B, C].
 
@@ -182,6 +187,7 @@ def attended(
         peers: The other heads, [K - 1, C, D + 1]: weights, and the bias last.
         gate: From latents [B, D] and rows [K, C, D] to weights [B, C, K]; None: the head alone.
         latents: Latents of images, [B, D].
+        own_weight: What the own logits are multiplied by before they are added to the mixture.
     """
     import torch
 
@@ -194,7 +200,7 @@ def attended(
     mine = next(p for p in head.parameters() if p.ndim > 1)
     share = gate(latents, torch.cat([mine[None], weights]))
     mixed: Tensor = (share * logits.transpose(1, 2)).sum(dim=2)
-    return mixed + _OWN * own
+    return mixed + own_weight * own
 
 
 def _peers(beside: Mapping[str, np.ndarray]) -> "Tensor":

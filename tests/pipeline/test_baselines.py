@@ -5,15 +5,15 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from nmoe_flower import records
 from nmoe_flower.baselines import of_client, system_cost
@@ -26,7 +26,19 @@ from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.models import configured_extractor
 from nmoe_flower.pipeline.exchanges import exchanges
-from nmoe_flower.records import Action, BaselineKey, FeedbackKey
+from nmoe_flower.records import (
+    ARRAYS,
+    KEPT_ROUNDS,
+    LOSS,
+    NUM_EXAMPLES,
+    PARTITION_ID,
+    SERVER_ROUND,
+    Action,
+    BaselineKey,
+    FeedbackKey,
+    HoldingKey,
+    Score,
+)
 from nmoe_flower.strategies import Partitions
 from nmoe_flower.study import gates_of, numbers_of
 from tests.forks import Nmoe
@@ -65,29 +77,83 @@ TRAVELS = {
     "fedmoe-da": {"trunk", "expert", "gate"},
 }  # of all others trunk and expert
 HEADER = 128  # bytes, of an array of few dimensions in NumPy's format
+STAGES = {
+    Action.IDENTITY: "identity",
+    Action.DESCRIBE: "describe",
+    Action.BASELINE_INITIAL: "initial",
+    Action.BASELINE: "baseline",
+    Action.BASELINE_TEST: "baseline-test",
+}
+NOT_PRIVATE = ("held", "head.", "peers.")  # kept at home: what was sent, and what was received
+KEEPS = {"ditto", "fedper", "fedrep", "fedem", "fedmix", "flex-moe", "pfedmoe", "pfedmoap"}
+TELLS = {
+    "fedmix": {BaselineKey.MASSES},
+    "fedmoe": {BaselineKey.USAGE},
+    "fedjets": {BaselineKey.USAGE},
+    "flex-moe": {BaselineKey.MASSES, BaselineKey.ACCURACIES},
+    "pfedmoe": {"shared_part"},
+}  # with its arrays, beside loss and samples
+IS_TOLD = {"fedprox": {BaselineKey.PROXIMAL}}
+
+
+@dataclass
+class Heard:
+    """One message."""
+
+    stage: str
+    way: str
+    content: RecordDict
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = records.of_kind(self.content, ArrayRecord).values()
+        return {name: one.numpy() for record in found for name, one in record.items()}
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Its metrics and its settings."""
+        found = (
+            records.of_kind(self.content, MetricRecord),
+            records.of_kind(self.content, ConfigRecord),
+        )
+        return {key: v for kind in found for record in kind.values() for key, v in record.items()}
 
 
 class Overheard:
-    """The real app; keeps the names and the bytes of all arrays in every message."""
+    """The real app; keeps every message, and what each client that trained then has at home."""
 
     def __init__(self) -> None:
-        self.up: set[str] = set()
-        self.down: set[str] = set()
-        self.bytes = {"down": 0, "up": 0}  # of the numbers and of the header before each array
+        self.messages: list[Heard] = []
+        self.private: list[np.ndarray] = []
         self.context: Context | None = None  # of a client that trained
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = app(message, context)
-        for content, names, way in (
-            (message.content, self.down, "down"),
-            (reply.content, self.up, "up"),
-        ):
-            names |= {name for record in content.array_records.values() for name in record}
-            if message.metadata.message_type == Action.BASELINE:
-                self.context = context
-                for record in content.array_records.values():
-                    self.bytes[way] += sum(HEADER + one.numpy().nbytes for one in record.values())
+        told = records.config_of(message)
+        stage = STAGES[Action(message.metadata.message_type)]
+        if told.get(BaselineKey.FINAL):
+            stage = "evaluation"
+        for content, way in ((message.content, "down"), (reply.content, "up")):
+            self.messages.append(Heard(stage, way, content))
+        if stage == "baseline":
+            self.context = context
+            device = device_of(context)
+            system = found(BASELINES[device.config.run.system].system)
+            kept = Member(device, system, int(told[SERVER_ROUND]) + 1).kept()
+            self.private += [v for name, v in kept.items() if not name.startswith(NOT_PRIVATE)]
         return reply
+
+    def names(self, way: str) -> set[str]:
+        """Of all arrays."""
+        return {name for one in self.messages if one.way == way for name in one.arrays}
+
+    def bytes(self, way: str) -> Counter[str]:
+        """By stage: of the numbers, and of the header before each array."""
+        found = Counter[str]()
+        for one in self.messages:
+            if one.way == way:
+                found[one.stage] += sum(HEADER + value.nbytes for value in one.arrays.values())
+        return found
 
 
 def rows_of(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -150,19 +216,73 @@ def test_every_system_runs_tells_its_bytes_and_keeps_what_is_private(
         assert row["accuracy"] == pytest.approx(np.mean(row["per_client"]["accuracy"]))
         assert row["extractor"] == system
     assert [line["failures"] for line in pipeline.lines] == [[] for _ in pipeline.lines]
-    lines = [line for line in pipeline.lines if line["stage"] == "baseline"]
-    assert sum(line["bytes_down"] for line in lines) == heard.bytes["down"] > 0
-    assert sum(line["bytes_up"] for line in lines) == heard.bytes["up"] > 0
-    shared = {name.partition(".")[0] for name in heard.up | heard.down}
+    for way, stages in (("down", ("baseline", "baseline-test", "evaluation")),
+                        ("up", ("initial", "baseline"))):  # fmt: skip
+        told = Counter[str]()
+        for line in pipeline.lines:
+            told[line["stage"]] += line[f"bytes_{way}"]
+        assert told == heard.bytes(way)
+        assert {stage for stage, size in told.items() if size} == set(stages)
+    up = heard.names("up")
+    shared = {name.partition(".")[0] for name in up | heard.names("down")}
     assert shared == TRAVELS.get(system, {"trunk", "expert"})
-    experts = {name.split(".")[1] for name in heard.up if name.startswith("expert.")}
+    experts = {name.split(".")[1] for name in up if name.startswith("expert.")}
     several = 3 if BASELINES[system].several else 1
     assert len(experts) == ("expert" in shared and several)
-    told = exchanges(pipeline.config)
+    counted = exchanges(pipeline.config)
     happened = Counter(line["stage"] for line in pipeline.lines)
-    assert {stage: told[stage] for stage in happened} == happened
+    assert {stage: counted[stage] for stage in happened} == happened
     costs = {f"stages.{stage}.bytes_up" for stage in (*happened, "baseline")}
     assert costs <= set(numbers_of(pipeline.config))
+
+
+def sayable(system: str, answers: Sequence[str]) -> dict[tuple[str, str], set[str]]:
+    """By stage and way: all that may be said beside arrays."""
+    scores = {f"{score}-{test}" for test in ("local", "iid")
+              for score in (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)}  # fmt: skip
+    held = {HoldingKey.TRAIN_COUNTS, HoldingKey.TEST_COUNTS, HoldingKey.CLASSES}
+    given = {HoldingKey.EXTRACTOR} if BASELINES[system].needs_given else set()
+    asked = {FeedbackKey.EXPERTS, SERVER_ROUND, KEPT_ROUNDS}
+    return {
+        ("identity", "up"): {NUM_EXAMPLES, PARTITION_ID},
+        ("describe", "up"): {NUM_EXAMPLES, HoldingKey.FINGERPRINT} | held | given,
+        ("initial", "up"): {NUM_EXAMPLES},
+        ("baseline", "down"): asked | IS_TOLD.get(system, set()),
+        ("baseline", "up"): {NUM_EXAMPLES, LOSS} | TELLS.get(system, set()),
+        ("baseline-test", "down"): {SERVER_ROUND},
+        ("baseline-test", "up"): {NUM_EXAMPLES, "accuracy-local", "accuracy-iid"},
+        ("evaluation", "down"): {SERVER_ROUND, BaselineKey.FINAL},
+        ("evaluation", "up"): {NUM_EXAMPLES, *(f"{a}/{s}" for a in answers for s in scores)},
+    }
+
+
+@pytest.mark.parametrize("system", BASELINES)
+def test_what_is_private_is_in_no_message(whole: Callable[[str], Whole], system: str) -> None:
+    """Nor under another name: no row of it is in any array, and no number of it is said.
+
+    Rows of one number, or of equal ones, such as a bias that never moved, tell nobody apart.
+    """
+    done = whole(system)
+    said: dict[tuple[str, str], set[str]] = {}
+    for one in done.heard.messages:
+        said.setdefault((one.stage, one.way), set()).update(one.said)
+    allowed = sayable(system, gates_of(done.pipeline.config))
+    assert {place: keys for place, keys in said.items() if keys} == allowed
+    assert bool(done.heard.private) == (system in KEEPS)
+    rows = {
+        row.tobytes()
+        for value in done.heard.private
+        for row in value.reshape(-1, value.shape[-1])
+        if np.ptp(row) > 0
+    }
+    assert bool(rows) == (system in KEEPS)
+    numbers = {float(x) for value in done.heard.private for x in value.flat} - {0.0, 1.0}
+    for one in done.heard.messages:
+        for value in one.arrays.values():
+            sent = value.tobytes()
+            assert not any(row in sent for row in rows)
+        for told in one.said.values():
+            assert numbers.isdisjoint(np.atleast_1d(told).tolist())
 
 
 @pytest.mark.parametrize("system", BASELINES)
@@ -230,6 +350,19 @@ def test_one_expert_is_fedavg_bit_for_bit(
     for test in ("local", "iid"):
         ours, theirs = rows[system, test]["per_client"], plain.rows["fedavg", test]["per_client"]
         assert ours["accuracy"] == theirs["accuracy"]
+
+
+def test_a_head_without_a_pool_is_fedavgs_linear_head_bit_for_bit(new_pipeline: New) -> None:
+    """No neighbours, no gate; where heads are linear, FedAvg on the same extractor."""
+    changes = {**SMALL, **GIVEN, "baseline.experts": 1, "extractor.head": "linear"}
+    pooled, plain = (
+        new_pipeline(system, {**changes, "run.system": system}) for system in ("pfedmoap", "fedavg")
+    )
+    pooled()
+    plain()
+    assert trained(pooled).keys() == trained(plain).keys()
+    for name, value in trained(plain).items():
+        np.testing.assert_array_equal(trained(pooled)[name], value)
 
 
 def test_prox_without_a_pull_is_fedavg_and_a_pull_holds_it_near(
@@ -323,20 +456,29 @@ def test_the_how_to_is_followed_literally(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def member(tmp_path: Path, cache: Path) -> Callable[[str, int], Member]:
+def member(tmp_path: Path, cache: Path) -> Callable[..., Member]:
     """A client of a system, at its initial weights, in a round."""
-    values = {**SMALL, "data.cache-dir": str(cache), "baseline.local-steps": 3}
 
-    def make(system: str, server_round: int) -> Member:
-        config = Config.parse({**values, "run.system": system, "baseline.proximal": 0.0})
-        device = Device(config, 0, 2, Store(tmp_path / "client"))
+    def make(
+        system: str, server_round: int, *, partition: int = 0, changes: dict[str, Any] | None = None
+    ) -> Member:
+        values = {
+            **settings_of(system),
+            "data.cache-dir": str(cache),
+            "run.out": str(tmp_path / "runs"),
+            "baseline.local-steps": 3,
+            "baseline.proximal": 0.0,
+            **(changes or {}),
+        }
+        store = Store(tmp_path / f"client-{partition}")
+        device = Device(Config.parse(values), partition, 2, store)
         return Member(device, found(BASELINES[system].system), server_round)
 
     return make
 
 
 def test_ditto_without_a_pull_trains_alone_whatever_it_receives(
-    member: Callable[[str, int], Member],
+    member: Callable[..., Member],
 ) -> None:
     alone = member("fedavg", 1).fresh()
 
@@ -356,35 +498,69 @@ def test_ditto_without_a_pull_trains_alone_whatever_it_receives(
         np.testing.assert_array_equal(kept[name], value.numpy())
 
 
-@pytest.mark.parametrize(
-    "system", ["fedavg", "fedprox", "fedem", "fedmix", "fedmoe", "flex-moe", "fedjets"]
-)
+def ensemble_steps(client: Member, network: ExpertNetwork) -> None:
+    """A round of training on the mean of all experts' logits; of one: on its own."""
+
+    def loss(images: torch.Tensor, labels: torch.Tensor, _: np.ndarray) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(network(images).mean(dim=1), labels)
+
+    client.steps(network, loss)
+
+
+ONE_NETWORK = ("fedavg", "fedprox", "ditto", "fedper", "pfl-moe")
+
+
+@pytest.mark.parametrize("system", BASELINES)
 def test_rounds_of_one_client_are_its_local_training(
-    shared_pipeline: New, member: Callable[[str, int], Member], system: str
+    member: Callable[..., Member], system: str
 ) -> None:
-    """Also where experts are many: one client's mean is what it sent."""
-    client = member(system, 1)
+    """Also where experts are many: one client's mean is what it sent.
+
+    Beside it a client trains that receives no array, and reads none at home: its network goes on as
+    it is. Where that is one network, trained as one, this is plain training. FedMoE-DA is without
+    neighbours, as a client's own experts are each other's.
+    """
+    changes = {"baseline.neighbours": 0}
+    client, heard = member(system, 1, changes=changes), Overheard()
     config, strategy = client.config, client.system.strategy(client.config, action=Action.BASELINE)
     strategy.cohort = lambda grid, *_: strategy.nodes(grid, 2)[:1]
-    strategy.partitions, start = Partitions(), client.travelling()
-    arrays = records.from_numpy({name: value.numpy().copy() for name, value in start.items()})
-    with InProcessGrid(app, 2, run_config=config.flat(), workers=0) as grid:
+    strategy.partitions = Partitions()
+    mine = {name: value.numpy().copy() for name, value in client.network.state_dict().items()}
+    arrays = records.pack(client.travelling())
+    with InProcessGrid(heard, 2, run_config=config.flat(), workers=0) as grid:
         for server_round in (1, 2):
             sent = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
-            alone = member(system, server_round)
-            alone.load(sent[0])
+            alone = member(system, server_round, changes=changes)
+            records.load_into(alone.network.state_dict(), mine)
             alone.told = records.config_of(sent[0])
             alone.system.train(alone)
+            mine |= {
+                name: value.numpy().copy() for name, value in alone.network.state_dict().items()
+            }
             updated, _ = strategy.aggregate_train(server_round, grid.send_and_receive(sent))
             assert updated is not None
-            arrays, found = updated, records.to_numpy(updated)
-            for name, value in alone.travelling().items():
-                np.testing.assert_allclose(found[name], value.numpy(), atol=1e-6)
+            arrays, got = updated, of_client(records.to_numpy(updated), 0)
+            assert got.keys() == client.travelling().keys()
+            for name, value in got.items():
+                np.testing.assert_allclose(value, mine[name], atol=1e-6)
+    assert heard.context is not None
+    at_home = Member(device_of(heard.context), client.system, 3).kept()
+    kept = member(system, 3, changes=changes).kept()
+    assert at_home.keys() == kept.keys()
+    wanted = kept if system == "ditto" else {**kept, **mine}  # whose other network has these names
+    for name, value in at_home.items():
+        np.testing.assert_allclose(value, wanted[name], atol=1e-6)
+    if system in ONE_NETWORK:
+        plain = client.fresh()
+        for server_round in (1, 2):
+            ensemble_steps(member("fedavg", server_round), plain)
+        for name, tensor in plain.state_dict().items():
+            np.testing.assert_allclose(mine[name], tensor.numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("system", ["fedmoe", "fedjets", "fedmoe-da"])
+@pytest.mark.parametrize("system", ["fedmoe", "fedjets", "flex-moe", "fedmoe-da"])
 def test_a_gate_that_stays_indifferent_trains_the_mean_of_all_experts(
-    member: Callable[[str, int], Member], system: str
+    member: Callable[..., Member], system: str
 ) -> None:
     """With all experts at every client the rest is FedAvg: of this uniform ensemble then."""
     ours, alone = member(system, 1), member(system, 1)
@@ -392,13 +568,65 @@ def test_a_gate_that_stays_indifferent_trains_the_mean_of_all_experts(
         client.network.gate.requires_grad_(False)  # it starts at 0, and all weigh alike
     ours.told = {FeedbackKey.EXPERTS: [0, 1, 2]}
     ours.system.train(ours)
-
-    def loss(images: torch.Tensor, labels: torch.Tensor, _: np.ndarray) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(alone.network(images).mean(dim=1), labels)
-
-    alone.steps(alone.network, loss)
+    ensemble_steps(alone, alone.network)
     for name, value in alone.network.state_dict().items():
         torch.testing.assert_close(ours.network.state_dict()[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("system", ["fedmoe", "fedjets", "flex-moe"])
+def test_an_indifferent_gate_and_all_experts_everywhere_are_fedavg_of_the_ensemble(
+    member: Callable[..., Member], system: str
+) -> None:
+    """Two clients, one with half the images, two rounds, through the server.
+
+    FLEX-MoE weighs by use, which is a third of the images for each of three experts: as by images.
+    FedMoE-DA mixes experts of both, and is none.
+    """
+    changes = {"baseline.held": 3}
+    first = member(system, 1, changes=changes)
+
+    def of(partition: int, server_round: int) -> Member:
+        client = member(system, server_round, partition=partition, changes=changes)
+        indices = client.device.indices
+        fewer = replace(indices, train=indices.train[: len(indices.train) // (1 + partition)])
+        vars(client.device)["indices"] = fewer
+        client.network.gate.requires_grad_(False)
+        return client
+
+    def frozen(message: Message, context: Context) -> Message:
+        told, partition = records.config_of(message), cast(int, context.node_config[PARTITION_ID])
+        if SERVER_ROUND not in told:
+            return app(message, context)
+        client = of(partition, int(told[SERVER_ROUND]))
+        client.load(message)
+        client.told = told
+        metrics = client.system.train(client)
+        sent = {ARRAYS: records.pack(client.travelling())}
+        count = {NUM_EXAMPLES: len(client.labels)}
+        return records.reply(message, metrics={**count, **metrics}, arrays=sent)
+
+    strategy = first.system.strategy(first.config, action=Action.BASELINE)
+    arrays = records.pack(first.travelling())
+    wanted = {name: value.numpy().copy() for name, value in first.network.state_dict().items()}
+    with InProcessGrid(frozen, 2, run_config=first.config.flat(), workers=0) as grid:
+        for server_round in (1, 2):
+            sent = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+            replies = grid.send_and_receive(list(sent))
+            updated, _ = strategy.aggregate_train(server_round, replies)
+            assert updated is not None
+            arrays, parts, weights = updated, [], []
+            for partition in (0, 1):
+                alone = of(partition, server_round)
+                records.load_into(alone.network.state_dict(), wanted)
+                ensemble_steps(alone, alone.network)
+                parts.append({n: v.numpy() for n, v in alone.network.state_dict().items()})
+                weights.append(len(alone.labels))
+            wanted = {
+                name: np.average([part[name] for part in parts], axis=0, weights=weights)
+                for name in wanted
+            }
+    for name, value in records.to_numpy(arrays).items():
+        np.testing.assert_allclose(value, wanted[name], atol=1e-6)
 
 
 @pytest.mark.parametrize("test", ["local", "iid"])
@@ -418,7 +646,7 @@ def _weighed(client: Member, scores: list[float]) -> None:
 
 
 def test_a_gate_all_for_the_shared_extractor_is_fedper(
-    member: Callable[[str, int], Member],
+    member: Callable[..., Member],
 ) -> None:
     ours, theirs = member("pfedmoe", 1), member("fedper", 1)
     _weighed(ours, [200.0, -200.0])  # the softmax is (1, 0) in float32
@@ -429,7 +657,7 @@ def test_a_gate_all_for_the_shared_extractor_is_fedper(
 
 
 def test_a_gate_all_for_the_private_extractor_leaves_the_shared_one_alone(
-    member: Callable[[str, int], Member],
+    member: Callable[..., Member],
 ) -> None:
     client = member("pfedmoe", 1)
     object.__setattr__(client, "settings", client.settings.model_copy(update={"weight_decay": 0.0}))
@@ -444,8 +672,13 @@ def test_a_gate_all_for_the_private_extractor_leaves_the_shared_one_alone(
     assert metrics["shared_part"] == 0
 
 
-def test_anchors_end_to_end_with_as_many_experts_as_clients(new_pipeline: New) -> None:
-    """All clients are anchors: every expert is trained by one client, and each is told its own."""
+def test_anchors_end_to_end_with_as_many_experts_as_clients(
+    new_pipeline: New, tmp_path: Path
+) -> None:
+    """All clients are anchors: each is told its own expert, which is then its own training.
+
+    Experts are whole networks here: heads would share a trunk.
+    """
     said: dict[int, set[int]] = {}
 
     def overhear(message: Message, context: Context) -> Message:
@@ -456,7 +689,26 @@ def test_anchors_end_to_end_with_as_many_experts_as_clients(new_pipeline: New) -
             assert list(told[FeedbackKey.EXPERTS]) == [told[BaselineKey.ANCHOR]]
         return app(message, context)
 
-    changes = {**SMALL, "run.system": "fedjets", "baseline.experts": 2, "baseline.anchors": True}
-    rows = rows_of(new_pipeline("anchors", changes)(client_app=overhear))
+    changes = {**SMALL, "run.system": "fedjets", "baseline.experts": 2, "baseline.anchors": True,
+               "baseline.size": "net"}  # fmt: skip
+    pipeline = new_pipeline("anchors", changes)
+    rows = rows_of(pipeline(client_app=overhear))
     assert sorted(said.values(), key=min) == [{0}, {1}]
     assert rows["fedjets", "iid"]["accuracy"] <= rows["oracle", "iid"]["accuracy"]
+    for client, (expert,) in said.items():
+        device = Device(pipeline.config, client, 2, Store(tmp_path / "alone"))
+        alone = Member(device, found(BASELINES["fedjets"].system), 1).network.expert[str(expert)]
+
+        def loss(
+            images: torch.Tensor,
+            labels: torch.Tensor,
+            _: np.ndarray,
+            network: torch.nn.Module = alone,
+        ) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(network(images), labels)
+
+        for server_round in (1, 2, 3):
+            Member(device, found(BASELINES["fedjets"].system), server_round).steps(alone, loss)
+        for name, value in alone.state_dict().items():
+            got = trained(pipeline)[f"expert.{expert}.{name}"]
+            np.testing.assert_allclose(got, value.numpy(), atol=1e-6)

@@ -1,10 +1,12 @@
 """FedAvg of partial experts: who sends what counts, and nothing else moves."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given, settings
@@ -12,6 +14,9 @@ from hypothesis import strategies as st
 
 from nmoe_flower import records
 from nmoe_flower.baselines import PartialExperts
+from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.baselines.submixture import mixed_logits
+from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid, StreamingGrid
 from nmoe_flower.errors import ConfigError, RoundError
 from nmoe_flower.records import NUM_EXAMPLES, BaselineKey
@@ -31,7 +36,10 @@ class Assigned(PartialExperts):
 
 
 def round_of(
-    strategy: StreamingFedAvg, clients: int, answers: dict[int, tuple[dict[str, Any], dict]]
+    strategy: StreamingFedAvg,
+    clients: int,
+    answers: dict[int, tuple[dict[str, Any], dict]],
+    before: Mapping[str, np.ndarray] = INITIAL,
 ) -> dict[str, np.ndarray]:
     """One round in which client i answers with these arrays and metrics."""
     app = ClientApp()
@@ -43,7 +51,7 @@ def round_of(
         return records.reply(message, metrics=metrics, arrays=packed)
 
     with InProcessGrid(app, clients) as grid:
-        initial = records.from_numpy(INITIAL)
+        initial = records.from_numpy(before)
         sent = list(strategy.configure_train(1, initial, ConfigRecord(), grid))
         replies = sorted(
             StreamingGrid.around(grid).send_and_receive(sent),
@@ -125,7 +133,7 @@ def test_all_experts_by_everybody_is_fedavg_bit_for_bit(weights: list[int], draw
     other = round_of(PartialExperts(3), len(weights), {i: answers[j] for i, j in enumerate(order)})
     for name in INITIAL:
         np.testing.assert_array_equal(ours[name], theirs[name])
-        np.testing.assert_allclose(other[name], ours[name], atol=1e-5)
+        np.testing.assert_allclose(other[name], ours[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +183,55 @@ def test_a_bad_reply_is_named_and_harms_nobody(
         )
 
 
+ORDER = (2, 0, 1)  # expert k is called ORDER[k] in the other network
+
+
+def renamed(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Experts, and the rows of the gate with them, under their other ids."""
+    return {
+        re.sub(r"^(expert|gate)\.(\d)", lambda m: f"{m[1]}.{ORDER[int(m[2])]}", name): value
+        for name, value in arrays.items()
+    }
+
+
 def test_experts_and_their_ids_may_be_permuted_together() -> None:
-    answers = {i: ({n: value(10 * i + k) for k, n in enumerate(INITIAL)}, {NUM_EXAMPLES: 1 + i})
+    """Also weighed by masses, which are named by the ids, too."""
+    names = [f"{part}.{k}.w" for part in ("expert", "gate") for k in range(3)]
+    first = {name: value(90 + at) for at, name in enumerate(["trunk.w", *names])}
+    masses = [[3.0, 0.5, 1.0], [1.0, 2.0, 0.0]]
+    answers = {i: ({n: value(10 * i + k) for k, n in enumerate(first)},
+                   {NUM_EXAMPLES: 1 + i, BaselineKey.MASSES: masses[i]})
                for i in range(2)}  # fmt: skip
-    swap = {"expert.0.w": "expert.1.w", "expert.1.w": "expert.0.w"}
-    swapped = {i: ({swap.get(n, n): v for n, v in arrays.items()}, m)
-               for i, (arrays, m) in answers.items()}  # fmt: skip
-    one, two = (round_of(PartialExperts(3), 2, a) for a in (answers, swapped))
-    for name in INITIAL:
-        np.testing.assert_array_equal(one[name], two[swap.get(name, name)])
+    moved = [[one[ORDER.index(k)] for k in range(3)] for one in masses]
+    swapped = {i: (renamed(arrays), {**metrics, BaselineKey.MASSES: moved[i]})
+               for i, (arrays, metrics) in answers.items()}  # fmt: skip
+    one = round_of(PartialExperts(3), 2, answers, first)
+    two = round_of(PartialExperts(3), 2, swapped, renamed(first))
+    assert renamed(one).keys() == two.keys()
+    for name, wanted in renamed(one).items():
+        np.testing.assert_array_equal(two[name], wanted)
+    for part in ("expert", "gate"):  # one's mass alone
+        np.testing.assert_array_equal(two[f"{part}.1.w"], answers[0][0][f"{part}.2.w"])
+
+
+@pytest.mark.parametrize("size", ["head", "net"])
+def test_a_network_whose_experts_and_rows_are_permuted_answers_alike(size: str) -> None:
+    config = Config.parse(
+        {"run.system": "fedjets", "extractor.backbone": "mlp", "extractor.widths": "5",
+         "baseline.size": size}
+    )  # fmt: skip
+    torch.manual_seed(0)
+    one, two = (ExpertNetwork(config, (1, 4, 4), 7, experts=3, gated=True) for _ in range(2))
+    for weights in one.parameters():
+        weights.data.normal_(std=0.3)
+    two.load_state_dict(renamed(one.state_dict()))
+    images = torch.randn(20, 1, 4, 4)
+    answers, chosen = [], []
+    for network in (one, two):
+        latents, logits = network.both(images)
+        scores = network.scores(latents)
+        answers.append(mixed_logits(scores, logits))
+        chosen.append(logits[torch.arange(20), scores.argmax(dim=1)])
+    torch.testing.assert_close(answers[1], answers[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(chosen[1], chosen[0], atol=0, rtol=0)
+    assert len(set(one.scores(one.both(images)[0]).argmax(dim=1).tolist())) > 1

@@ -72,3 +72,16 @@ def test_the_gate_weighs_rows_and_does_not_heed_the_order_of_peers(dim: int) -> 
     torch.testing.assert_close(attended(own, peers, None, latents), own(latents))
     same = torch.cat([own.layers[0].weight, own.layers[0].bias[:, None]], dim=1).expand(3, -1, -1)
     torch.testing.assert_close(attended(own, same, gate, latents), 1.5 * own(latents))
+
+
+def test_an_own_weight_beyond_all_bounds_is_the_own_head() -> None:
+    """The mixture is a constant beside it: found / weight = own + mixed / weight."""
+    torch.manual_seed(1)
+    own, peers, latents = Expert(6, 4, hidden=()), torch.randn(3, 4, 7), torch.randn(50, 6)
+    gate = RowAttention(6, features=128, parts=8, scale=10.0, dropout=0.1).eval()
+    alone = own(latents)
+    usual, great = (attended(own, peers, gate, latents, own_weight=w) for w in (0.5, 1e6))
+    torch.testing.assert_close(usual, attended(own, peers, gate, latents))
+    assert (usual.argmax(dim=1) != alone.argmax(dim=1)).any()  # the peers have a say
+    torch.testing.assert_close(great / 1e6, alone, atol=1e-4, rtol=0)
+    assert (great.argmax(dim=1) == alone.argmax(dim=1)).all()
