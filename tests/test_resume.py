@@ -196,6 +196,45 @@ def test_an_alignment_run_killed_in_training_goes_on_with_its_assignments(tmp_pa
     assert all(len(r["audit"]["clients"]) == 4 for r in trained)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.parametrize("system", ["flex-moe", "fedmoe-da"])
+def test_a_published_system_killed_in_training_goes_on_with_what_its_clients_kept(
+    tmp_path: Path, system: str
+) -> None:
+    """Half the clients take part: what one kept last is often older than the checkpoint.
+
+    Killed in round 6, it goes on after 4. The server's scores, deficits or rows must come back.
+    """
+    changed = {
+        "run.system": system, "run.controls": "", "extractor.backbone": "mlp",
+        "extractor.widths": "8", "baseline.rounds": 8, "baseline.local-steps": 2,
+        "baseline.batch-size": 8, "baseline.fraction-train": 0.5, "baseline.evaluate-every": 4,
+        "run.checkpoint-every": 4,
+    }  # fmt: skip
+    recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
+    straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
+    kill_at(killed, "baseline", 6, "--workers", "0", "--name", "killed", "--set", *recipe)
+    finish(tmp_path, "--resume", str(killed), "--workers", "0")
+    go_on(straight, tmp_path / "cache", never, **changed)
+
+    assert_equal_runs(killed, straight)
+    trained = [r for r in records(killed) if r["stage"] == "baseline"]
+    assert [r["round"] for r in trained] == list(range(1, 9))
+    cohorts = {tuple(r["clients"]) for r in trained}
+    assert len(cohorts) > 1
+    assert {len(cohort) for cohort in cohorts} == {2}
+    ours, theirs = (last_kept(folder) for folder in (killed, straight))
+    assert ours == theirs
+    assert len(ours) == 4
+
+
+def last_kept(folder: Path) -> dict[str, bytes]:
+    """What each client of a published system kept in its last round."""
+    clients = sorted((folder / "clients").iterdir())
+    newest = [max(client.glob("baseline-*.safetensors")) for client in clients]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in newest}
+
+
 # --- every stage, and what else a run carries along -----------------------------------------------
 
 

@@ -16,6 +16,7 @@ from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Action, Base
 
 __all__ = ["evaluate_baseline", "train_baseline"]
 
+STAGE = "baseline"
 _SCORES = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)
 
 
@@ -25,8 +26,11 @@ def train_baseline(run: Run) -> None:
     settings = run.config.baseline
     entry = BASELINES[run.config.run.system]
     system: Baseline = found(entry.system)
-    node = min(run.partitions.values())
-    fresh = gather(run, "initial", Action.BASELINE_INITIAL, RecordDict(), only=[node])[node]
+    initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
+    if run.resumed is None or run.resumed.state["stage"] != STAGE:
+        node = min(run.partitions.values())
+        fresh = gather(run, "initial", Action.BASELINE_INITIAL, RecordDict(), only=[node])[node]
+        initial = records.of_kind(fresh, ArrayRecord)[ARRAYS]
     strategy = system.strategy(
         run.config,
         action=Action.BASELINE,
@@ -38,9 +42,9 @@ def train_baseline(run: Run) -> None:
         strategy.class_counts = {client: holding.train for client, holding in held.items()}
     trained = federate(
         run,
-        "baseline",
+        STAGE,
         strategy,
-        records.of_kind(fresh, ArrayRecord)[ARRAYS],
+        initial,
         rounds=settings.rounds,
         test_every=settings.evaluate_every,
     )
