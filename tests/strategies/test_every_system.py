@@ -1,7 +1,8 @@
 """What holds of the server half of every published system: bad replies, bad numbers, too much."""
 
 import re
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,43 @@ def test_a_server_holds_the_arrays_of_the_network(system: str) -> None:
     experts = config.baseline.experts * config.data.num_clients
     wanted += 3 * 8 * experts**2 if system == "fedmoe-da" else 0  # their weights in one another
     assert memory_of_server(config, (1, 4, 4), 2, latent_dim=latent_dim) == wanted
+
+
+@pytest.mark.parametrize("system", [s for s in BASELINES if s not in ("fedmoe-da", "pfedmoap")])
+def test_a_round_takes_no_more_memory_for_more_clients(system: str) -> None:
+    """Replies are made one at a time; FedMoE-DA and pFedMoAP hold experts of every client.
+
+    Of 56 more clients there are numbers for each, far less than one of the arrays.
+    """
+    config = config_of(system, **{"extractor.widths": "2000", "baseline.hi": -1})
+    peaks = []
+    for clients in (8, 64):
+        arrays = first_arrays(config)
+        strategy = found(BASELINES[system].system).strategy(config)
+        strategy.partitions = Partitions({node: node - 1 for node in range(1, clients + 1)})
+        with InProcessGrid(ClientApp(), clients) as grid:
+            given = records.from_numpy(arrays)
+            sent = list(strategy.configure_train(1, given, ConfigRecord(), grid))
+
+        def replies(
+            sent: list[Message] = sent, strategy: PartialExperts = strategy
+        ) -> Iterator[Message]:
+            for message in sent:
+                got = records.to_numpy(message.content.array_records[ARRAYS])
+                moved, metrics = good(strategy, got, message.metadata.dst_node_id - 1)
+                packed = {ARRAYS: records.from_numpy(moved)}
+                del got, moved
+                yield records.reply(message, metrics=metrics, arrays=packed)
+
+        tracemalloc.start()
+        try:
+            strategy.aggregate_train(1, replies())
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert strategy.last_exchange.failures == []
+    size = sum(value.nbytes for value in arrays.values())
+    assert peaks[1] - peaks[0] < size
 
 
 @pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.shares_trunk])
