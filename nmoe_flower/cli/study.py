@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
 from nmoe_flower.cli.options import add_command, add_finished, add_format, add_set, add_track
-from nmoe_flower.cli.study_report import add_report
+from nmoe_flower.cli.study_report import SET_OF_STUDY, add_report, add_stage_1
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.plurals import how_many
 
@@ -95,7 +95,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", metavar="STUDY", help="a TOML file, or the name of one that comes along"
     )
-    add_set(parser, "settings of every run, before the file's: --set data.dataset=/a/folder")
+    add_set(parser, SET_OF_STUDY)
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="of all studies (./runs)"
     )
@@ -113,14 +113,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         help="variants, or VARIANT/seed-N; * and ? stand for anything",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=SEED, default=[], metavar="SEED", help="of the study's (all)"
+        "--seeds", nargs="+", type=SEED, default=[], metavar="SEED", help="only these seeds (all)"
     )
-    parser.add_argument(
-        "--stage-1",
-        type=Path,
-        metavar="DIR",
-        help="where stage 1 is trained and found, by all studies (default: OUT/stage-1)",
-    )
+    add_stage_1(parser, "OUT")
 
 
 def _planned(args: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -168,7 +163,8 @@ def _show(plan) -> None:  # type: ignore[no-untyped-def]
         table = [["stage 1", "state", "runs", "minutes"]]
         width = len(str(len(plan.stages)))
         for stage in plan.stages:
-            state = f"{stage.state} {stage.reason}".strip()
+            how = "failed:" if stage.state == "failed" else stage.state
+            state = f"{how} {stage.reason}".strip()
             table.append(
                 [
                     f"{numbers[stage.key]:>{width}}  {stage.path.name}",

@@ -4,12 +4,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from nmoe_flower.cli.options import add_finished
+from nmoe_flower.cli.options import add_finished, add_set
 
-__all__ = ["add_report"]
+__all__ = ["SET_OF_STUDY", "add_report", "add_stage_1"]
 
+SET_OF_STUDY = "settings of every run, before the file's: --set data.dataset=/a/folder"
 _FORMATS = ("md", "csv", "tex")
 _PICTURES = ("png", "pdf", "svg")
+
+
+def add_stage_1(parser: argparse.ArgumentParser, root: str) -> None:
+    """``--stage-1``: where stage 1 is shared; ``root`` is what the folder beside it is called."""
+    parser.add_argument(
+        "--stage-1",
+        type=Path,
+        metavar="DIR",
+        help=f"where stage 1 is trained and found, by all studies (default: {root}/stage-1)",
+    )
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -17,21 +28,23 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", metavar="STUDY", help="a TOML file, or the name of one that comes along"
     )
+    add_set(parser, SET_OF_STUDY)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR",
         help="the folder that holds the study's folder: runs, or results for published ones",
     )  # fmt: skip
     add_finished(parser)
+    add_stage_1(parser, "RUNS")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to (default: report in the study's folder)"
     )
     parser.add_argument(
         "--format", type=_several(_FORMATS), default=_FORMATS, metavar="LIST",
-        help=f"of every table's files: {','.join(_FORMATS)} (default: all)",
+        help=f"files of each table: {','.join(_FORMATS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--figures", type=_several(_PICTURES), default=("png",), metavar="LIST",
-        help=f"of every figure's files: {','.join(_PICTURES)} (default: png)",
+        help=f"files of each figure: {','.join(_PICTURES)} (default: png)",
     )  # fmt: skip
     parser.add_argument(
         "--html", type=Path, metavar="FILE",
@@ -64,8 +77,8 @@ def _report(args: argparse.Namespace) -> int:
     from nmoe_flower.recipes import find_study
     from nmoe_flower.study import Study, findings_of, publish_study, write_findings, write_webpage
 
-    study = Study.load(find_study(args.study))
-    findings = findings_of(study, args.runs, args.finished)
+    study = Study.load(find_study(args.study), args.overrides)
+    findings = findings_of(study, args.runs, args.finished, stage_1=args.stage_1)
     out = args.out if args.out is not None else args.runs / study.name / "report"
     if args.out is not None or args.html is None:
         path = write_findings(findings, out, formats=args.format, pictures=args.figures)

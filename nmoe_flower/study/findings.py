@@ -188,19 +188,23 @@ def _of_map(one: RoutingMap) -> tuple[Any, ...]:
     return one.variant, *one.values.values(), one.gate, one.test
 
 
-def findings_of(study: Study, runs: Path, finished: Sequence[Path] = ()) -> Findings:
+def findings_of(
+    study: Study, runs: Path, finished: Sequence[Path] = (), *, stage_1: Path | None = None
+) -> Findings:
     """Read what a study's runs have found.
 
     Args:
         study: The study.
         runs: The folder that holds the study's folder: that of runs, or of published ones.
         finished: Folders like it, of runs that finished elsewhere: of what is missing in ``runs``.
+        stage_1: The folder of shared stages; None: ``stage-1`` below ``runs``.
 
     Raises:
         NMoEError: No run has finished; a folder holds a run of other settings, or a file of
             another shape.
     """
-    found = findings_from(study, outcomes_of(study, runs, finished), runs / study.name)
+    outcomes = outcomes_of(study, runs, finished, stage_1=stage_1)
+    found = findings_from(study, outcomes, runs / study.name)
     for root in (runs, *finished):
         kept = root / study.name / "table.json"
         if kept.is_file():  # published: of rounds and routing it has what the figures show

@@ -6,6 +6,7 @@ with stands beside the others' in the study's ``runs.json``.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,37 +14,46 @@ from typing import Any
 from nmoe_flower.begun import is_run, read_settings, run_folders
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import read_json, rounded
+from nmoe_flower.files import rounded
 from nmoe_flower.report import read_provenance, read_results
 from nmoe_flower.results import RunFolder
 from nmoe_flower.study.elsewhere import differing, folder_of
 from nmoe_flower.study.file import Study
-from nmoe_flower.study.plan import FAILED
+from nmoe_flower.study.plan import OF_STAGE_1, failure_in
 from nmoe_flower.study.product import StudyRun
 from nmoe_flower.study.rows import KEPT_DIGITS, RunOutcome
-from nmoe_flower.study.share import depends_on
+from nmoe_flower.study.share import Stages1, depends_on, is_ready, trains_stage_1
 
 __all__ = ["outcomes_of", "read_outcome", "refuse_another"]
 
 _MOST_SHOWN = 4
 
 
-def outcomes_of(study: Study, runs: Path, finished: Sequence[Path] = ()) -> list[RunOutcome]:
+def outcomes_of(
+    study: Study, runs: Path, finished: Sequence[Path] = (), *, stage_1: Path | None = None
+) -> list[RunOutcome]:
     """Every run of a study, as far as it got.
 
     Args:
         study: The study.
         runs: The folder that holds the study's folder.
         finished: Folders like it, of runs that finished elsewhere.
+        stage_1: The folder of shared stages: a run whose stage 1 has failed there has failed.
+            None: ``stage-1`` below ``runs``.
 
     Raises:
         NMoEError: A folder holds a run of other settings, or its files cannot be read; every one
             is named.
     """
     found, faults = [], []
+    stages = Stages1(stage_1 or runs / "stage-1")
     for run in study.runs:
         try:
-            found.append(read_outcome(run, folder_of(run, runs, finished)))
+            place = folder_of(run, runs, finished)
+            outcome = read_outcome(run, place)
+            if outcome.results is None and not (outcome.failed or RunFolder.has_trained(place)):
+                outcome = replace(outcome, failed=_failure_of_stage_1(run, stages))
+            found.append(outcome)
         except NMoEError as error:
             faults.append(str(error))
     if faults:
@@ -64,12 +74,12 @@ def read_outcome(run: StudyRun, folder: Path) -> RunOutcome:
         NMoEError: The folder holds a run of other settings, or its files cannot be read.
     """
     if not is_run(folder):
-        return RunOutcome(run, failed=_reason(folder))
+        return RunOutcome(run, failed=failure_in(folder))
     there = RunFolder.resume(folder)
     trainer = _trainer(there.config, folder.parents[2])
     refuse_another(run, there.config, folder, trainer=trainer)
     if not there.results_path.is_file():
-        return RunOutcome(run, path=folder, failed=_reason(folder))
+        return RunOutcome(run, path=folder, failed=failure_in(folder))
     known = trainer is not None and (trainer / "results.json").is_file()
     return RunOutcome(
         run,
@@ -78,6 +88,17 @@ def read_outcome(run: StudyRun, folder: Path) -> RunOutcome:
         path=folder,
         provenance=read_provenance(folder),
     )
+
+
+def _failure_of_stage_1(run: StudyRun, stages: Stages1) -> str:
+    """Why the stage 1 has failed that a run waits for; empty: it has not, or the run has none."""
+    if not trains_stage_1(run.config):
+        return ""
+    with suppress(NMoEError):  # what is wrong with the folder is the plan's to say
+        place = stages.place(run.config)
+        if not is_ready(place) and (reason := failure_in(place)):
+            return f"{OF_STAGE_1}{reason}"
+    return ""
 
 
 def _digits_of(path: Path) -> dict[str, Any]:
@@ -132,12 +153,3 @@ def _by_name(runs: Path) -> dict[str, Path]:
         with suppress(NMoEError):
             found[str(read_settings(folder).get("run", {}).get("name"))] = folder
     return found
-
-
-def _reason(folder: Path) -> str:
-    """Why the run in a folder has failed; empty if it has not, as far as the folder tells."""
-    if not (folder / FAILED).is_file():
-        return ""
-    told = read_json(folder / FAILED, raises=NMoEError)
-    reason = told.get("error") if isinstance(told, dict) else None
-    return " ".join(str(reason or "for an unknown reason").split())

@@ -28,12 +28,24 @@ from nmoe_flower.study.share import (
     trains_stage_1,
 )
 
-__all__ = ["FAILED", "PlannedRun", "SharedStage", "StudyPlan", "chosen", "find_state", "make_plan"]
+__all__ = [
+    "FAILED",
+    "OF_STAGE_1",
+    "PlannedRun",
+    "SharedStage",
+    "StudyPlan",
+    "chosen",
+    "failure_in",
+    "find_state",
+    "make_plan",
+]
 
 State = Literal["finished", "stopped", "failed", "missing", "broken", "other"]
 _TO_MAKE: frozenset[State] = frozenset({"stopped", "failed", "missing"})
 FAILED = "failed.json"
 """Why a run failed, in its folder, until it does not."""
+OF_STAGE_1 = "stage 1 failed: "
+"""What the reason of a run begins with whose stage 1 has failed."""
 
 _RESULTS = Path(__file__).resolve().parents[2] / "results"  # of a checkout
 # How long stage 1 takes goes by these, and by its rounds; how long the rest takes, by those too.
@@ -63,8 +75,9 @@ class PlannedRun:
     Attributes:
         run: The run.
         path: The run's folder.
-        state: finished; stopped (it goes on where it was); failed (it is tried again); missing;
-            broken (its files cannot be read); other (another configuration is there).
+        state: finished; stopped (it goes on where it was); failed (it, or its stage 1, is tried
+            again); missing; broken (its files cannot be read); other (another configuration is
+            there).
         reason: Why, in words; where a stopped run stands. Empty: nothing to say.
         stage_1: Name of the shared stage; empty: it needs none, any more or at all.
         seconds: What it still takes, without the shared stage.
@@ -90,8 +103,8 @@ class SharedStage:
     Attributes:
         key: The stage's name.
         path: The stage's run folder.
-        state: finished, stopped, or missing.
-        reason: Where a stopped one stands; empty: nothing to say.
+        state: finished, stopped, failed, or missing.
+        reason: Where a stopped one stands, why one has failed; empty: nothing to say.
         seconds: What it still takes.
         config: The configuration of the first run that needs it.
         users: How many runs need it still.
@@ -243,7 +256,9 @@ def make_plan(
         if fresh and key:
             root = stage_1 or path.parents[2] / "stage-1"  # beside all studies
             place = stages.setdefault(root, Stages1(root))
-            shared[key] = _shared(key, run.config, place, clock, shared.get(key))
+            shared[key] = stage = _shared(key, run.config, place, clock, shared.get(key))
+            if state == "missing" and stage.state == "failed":
+                state, reason = "failed", f"{OF_STAGE_1}{stage.reason}"
         planned.append(PlannedRun(run, path, state, reason, key if fresh else "", seconds))
     return StudyPlan(study, folder, planned, list(shared.values()), clock.source)
 
@@ -278,7 +293,7 @@ def find_state(
         path: The run's folder; it need not exist.
         resume: Reads the folder.
     """
-    failed = _failure(path)
+    failed = failure_in(path)
     if not is_run(path):
         return ("failed", failed) if failed else ("missing", "")
     try:
@@ -345,14 +360,16 @@ def _differences(ours: Config, theirs: Config) -> list[str]:
     ]
 
 
-def _failure(path: Path) -> str:
+def failure_in(path: Path) -> str:
+    """Why the run or the stage in a folder has failed, in one line; empty: it has not."""
     if not (path / FAILED).exists():
         return ""
     try:
         told = read_json(path / FAILED)
     except NMoEError:
         return "for a reason that cannot be read any more"
-    return str(told.get("error", "")) if isinstance(told, dict) else ""
+    reason = told.get("error") if isinstance(told, dict) else None
+    return " ".join(str(reason or "for an unknown reason").split())
 
 
 def _where(folder: RunFolder) -> str:
@@ -387,7 +404,9 @@ def _shared(
     done = _share_done(path, config)
     began = done > 0 or RunFolder.has_trained(path)
     state: State = "finished" if done == 1 else "stopped" if began else "missing"
-    reason = _failure(path) or (_where(RunFolder(path, config)) if state == "stopped" else "")
+    reason = _where(RunFolder(path, config)) if state == "stopped" else ""
+    if state != "finished" and (failed := failure_in(path)):
+        state, reason = "failed", failed
     return SharedStage(key, path, state, reason, clock.stage_1(config) * (1 - done), config)
 
 

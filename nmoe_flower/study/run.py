@@ -16,7 +16,7 @@ from nmoe_flower.progress import duration
 from nmoe_flower.provenance import usable_cores
 from nmoe_flower.study.hosts import ClusterHosts, Host, Hosts, LocalHosts
 from nmoe_flower.study.one import StudyTask, note_failure, track_of
-from nmoe_flower.study.plan import FAILED, PlannedRun, StudyPlan
+from nmoe_flower.study.plan import FAILED, OF_STAGE_1, PlannedRun, StudyPlan
 from nmoe_flower.study.share import is_ready
 
 __all__ = ["StudyOutcome", "StudyView", "run_study", "seconds_left"]
@@ -332,7 +332,7 @@ class _Shift:
         if stage and stage.key not in self._ready and (stage.path / FAILED).exists():
             for other in [one for one in self._waiting if one.stage_1 == stage.key]:
                 self._waiting.remove(other)
-                self._failed(other, f"stage 1 failed: {reason}")
+                self._failed(other, f"{OF_STAGE_1}{reason}")
 
     def _failed(self, planned: PlannedRun, reason: str) -> None:
         name = planned.run.name

@@ -16,6 +16,8 @@ from nmoe_flower.progress import make_progress
 from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running import run_in
 from nmoe_flower.study import Study, chosen, make_plan
+from nmoe_flower.study.one import note_failure
+from nmoe_flower.study.outcomes import outcomes_of
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.share import HALF_TAKEN, key_of
 from tests.study.test_share import TINY, assert_equal_runs
@@ -147,6 +149,40 @@ def test_a_run_that_failed_or_never_trained_is_tried_again(folder: Path) -> None
         ("missing", ""),
         ("failed", "for a reason that cannot be read any more"),
     ]
+
+
+def test_runs_whose_stage_1_has_failed_have_failed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the plan and in what a report reads; a run that is beyond its stage 1 is none of them."""
+    checkpoint(made(folder, 0), stage="gate/federated", round=1, stages=["extractor"])
+    study, why = load(folder), "stage 1 failed: it diverged at once"
+    stage = folder / "runs" / "stage-1" / key_of(study.runs[0].config)
+    note_failure(stage, "it diverged\nat once")
+    assert states(folder) == [
+        ("stopped", "after round 1 of gate/federated"),
+        ("missing", ""),
+        ("failed", why),
+        ("missing", ""),
+    ]
+    runs = folder / "runs"
+    assert [one.failed for one in outcomes_of(study, runs)] == ["", "", why, ""]
+    elsewhere = stage.parent.rename(folder / "elsewhere")
+    assert [one.failed for one in outcomes_of(study, runs, stage_1=elsewhere)][2] == why
+    plan = make_plan(study, runs, stage_1=elsewhere)
+    assert [(one.state, one.reason) for one in plan.stages] == [
+        ("missing", ""),
+        ("failed", "it diverged at once"),
+    ]
+    assert nmoe("plan", "small.toml", "--stage-1", "elsewhere") == 0
+    shown = capsys.readouterr().out
+    assert f"top-k-2/seed-0: failed: {why}" in shown
+    assert f"{stage.name}  failed: it diverged at once" in shown
+    assert "4 runs: 1 stopped half-way, 1 failed, 2 missing" in shown
+    done = RunFolder.create(elsewhere / stage.name, study.runs[0].config)
+    checkpoint(done, stage="extractor/done", stages=["extractor"])
+    assert [state for state, _ in states(folder, stage_1=elsewhere)][2] == "missing"
+    assert [one.failed for one in outcomes_of(study, runs, stage_1=elsewhere)] == [""] * 4
 
 
 def test_a_config_that_cannot_be_read_is_broken(folder: Path) -> None:
