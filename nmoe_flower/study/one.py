@@ -167,6 +167,10 @@ def _is_half(path: Path) -> bool:
     return (path / HALF_TAKEN).exists()
 
 
+# Somebody else works there, or whoever started it is gone: the run has not failed.
+_INTERRUPTIONS = (LockedError, BrokenPipeError)
+
+
 class _noted:  # noqa: N801 - reads as what it does
     """Keep the reason of a failure in its folder, until it does not fail."""
 
@@ -180,7 +184,7 @@ class _noted:  # noqa: N801 - reads as what it does
         if error is None:
             with suppress(OSError):
                 (self.path / FAILED).unlink(missing_ok=True)
-        elif isinstance(error, Exception) and not isinstance(error, LockedError):
+        elif isinstance(error, Exception) and not isinstance(error, _INTERRUPTIONS):
             note_failure(self.path, told(error))
 
 
@@ -217,6 +221,7 @@ def main() -> int:
         try:
             carry_out(StudyTask(**json.loads(line)), view)
         except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+            sys.stdout = None  # perhaps nobody reads it any more
             return INTERRUPTED
         except Exception as error:
             if not isinstance(error, NMoEError):

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from io import StringIO
@@ -247,12 +248,23 @@ def process(task: StudyTask) -> "subprocess.Popen[str]":
     return child
 
 
-def test_a_run_whose_study_is_killed_saves_its_last_round(tmp_path: Path) -> None:
-    """Its input ends then; the round under way is lost, however seldom rounds are saved."""
-    settings = {
+@pytest.mark.parametrize("gone", ["input", "output", "both"])
+def test_a_run_whose_study_is_killed_saves_its_last_round(gone: str, tmp_path: Path) -> None:
+    """Its input ends then, and nobody reads what it tells: it is stopped, and has not failed.
+
+    The round under way is lost, however seldom rounds are saved.
+    """
+    settings = TINY | {
         "extractor.rounds": 400, "run.evaluate-every": 400, "run.checkpoint-every": 1000
     }  # fmt: skip
-    child = process(task(tmp_path / "run", tmp_path / "stage", **settings))
+    (tmp_path / "small.toml").write_text(
+        'title = "T"\n[set]\n'
+        + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    )
+    study = Study.load(tmp_path / "small.toml")
+    before = make_plan(study, tmp_path / "runs")
+    stage = before.stages[0].path
+    child = process(task(before.runs[0].path, stage, **settings))
     assert child.stdout is not None
     assert child.stdin is not None
     seen = 0
@@ -261,13 +273,24 @@ def test_a_run_whose_study_is_killed_saves_its_last_round(tmp_path: Path) -> Non
         if record.get("stage") == "extractor":
             seen = record["round"]
         if seen == 3:
-            child.stdin.close()
+            if gone != "input":
+                child.stdout.close()
+            if gone != "output":
+                child.stdin.close()
+            if gone != "input":
+                break
     child.stdout.close()
-    assert child.wait() == one_module.INTERRUPTED
-    state = RunFolder(tmp_path / "stage", Config()).checkpoints.newest_state()
+    # Of both it may be the signal that ends it, once it has saved its round.
+    ends = {one_module.INTERRUPTED, *([-signal.SIGTERM] if gone == "both" else [])}
+    assert child.wait() in ends
+    child.stdin.close()
+    state = RunFolder(stage, Config()).checkpoints.newest_state()
     assert state is not None
     assert 3 <= seen < 400
     assert state["round"] >= seen - 1
+    assert not (stage / FAILED).exists()
+    (after,) = make_plan(study, tmp_path / "runs").stages
+    assert (after.state, after.reason) == ("stopped", f"after round {state['round']} of extractor")
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
