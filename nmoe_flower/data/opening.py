@@ -5,7 +5,9 @@ opens in milliseconds, without importing ``datasets``, scikit-learn or torch.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +24,8 @@ from nmoe_flower.data.pixels import Fit
 from nmoe_flower.data.request import DataRequest
 from nmoe_flower.data.schemes import largest_clients
 from nmoe_flower.data.validation import from_training
-from nmoe_flower.errors import ConfigError, DataError
+from nmoe_flower.errors import ConfigError, DataError, NMoEError
+from nmoe_flower.files import read_json
 
 if TYPE_CHECKING:
     from nmoe_flower.config import Config, DataConfig
@@ -31,6 +34,7 @@ __all__ = [
     "configured_images",
     "configured_partition",
     "features_of",
+    "known_fingerprint",
     "load_images",
     "names_of_clients",
     "own_images",
@@ -109,11 +113,38 @@ def load_images(
         tuple(feature_means),
         tuple(feature_deviations),
     )
+    return _opened(request, cache_dir, progress)
+
+
+def _opened(
+    request: DataRequest, cache_dir: Path | str | None, progress: OnDecoded | None
+) -> ImageData:
     entry = cache_root(cache_dir) / "images" / request.key()
     report = progress or (lambda done, total: None)
-    return open_entry(entry, dataset) or build_entry(
-        entry, dataset, lambda building: decode_source(request, building, report)
+    return open_entry(entry, request.dataset) or build_entry(
+        entry, request.dataset, lambda building: decode_source(request, building, report)
     )
+
+
+def known_fingerprint(config: "Config") -> str:
+    """The fingerprint of the data of ``config``, as far as the cache tells without opening them.
+
+    Returns:
+        Empty: not in the cache, or text, or dealt out in domains.
+    """
+    section = config.data
+    if section.is_dealt or section.kind == "text":
+        return ""
+    root = cache_root(section.cache_dir or None) / "images"
+    return _known_fingerprint(root, _request(config, section.dataset))
+
+
+@lru_cache(maxsize=64)
+def _known_fingerprint(root: Path, request: DataRequest) -> str:
+    """Looked for once by a process: a folder may have very many files."""
+    with suppress(NMoEError, OSError, KeyError, TypeError):
+        return str(read_json(root / request.key() / "meta.json")["fingerprint"])
+    return ""
 
 
 def configured_images(config: "Config", *, progress: OnDecoded | None = None) -> ImageData:
@@ -248,22 +279,28 @@ def _load(
         from nmoe_flower.data.text import configured_documents
 
         return configured_documents(config, dataset, own=own, progress=progress)
-    return load_images(
+    return _opened(_request(config, dataset, own=own), section.cache_dir or None, progress)
+
+
+def _request(config: "Config", dataset: str, *, own: bool = False) -> DataRequest:
+    section = config.data
+    by_client = section.scheme == "natural" and not (own or section.is_dealt)
+    named = by_client or section.kind == "features"
+    return DataRequest(
         dataset,
-        cache_dir=section.cache_dir or None,
-        image_column=section.image_column,
-        label_column=section.label_column,
-        train_split=section.train_split,
-        test_split=section.test_split,
+        section.image_column,
+        section.label_column,
+        section.train_split,
+        section.test_split,
+        seed=0,
         size=section.pixels,
         fit=section.fit,
-        by_client=section.scheme == "natural" and not (own or section.is_dealt),
-        client_column=section.partition_column,
+        by_client=by_client,
+        client_column=section.partition_column if named else "",
         kind=section.kind,
         feature_columns=section.feature_columns,
         feature_means=section.feature_means,
         feature_deviations=section.feature_deviations,
-        progress=progress,
     )
 
 

@@ -17,7 +17,7 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import rounded
 from nmoe_flower.report import read_provenance, read_results
 from nmoe_flower.results import RunFolder
-from nmoe_flower.study.elsewhere import differing, folder_of
+from nmoe_flower.study.elsewhere import differing, fingerprint_in, folder_of
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.plan import OF_STAGE_1, failure_in
 from nmoe_flower.study.product import StudyRun
@@ -123,10 +123,11 @@ def refuse_another(
     Raises:
         NMoEError: Settings differ; each is named with both values.
     """
-    different = differing(run.config, found.flat())
+    fingerprint = fingerprint_in(folder)
+    different = differing(run.config, found.flat(), fingerprint)
     if different and trainer is not None:
         first = depends_on(RunFolder.resume(trainer).config)
-        if not differing(run.config, {**found.flat(), **first}):
+        if not differing(run.config, {**found.flat(), **first}, fingerprint):
             return
     if different:
         raise NMoEError(

@@ -6,13 +6,16 @@ import pytest
 
 from nmoe_flower import cli
 from nmoe_flower.begun import begun_together, read_origin
+from nmoe_flower.data import load_images
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.report import read_results
+from nmoe_flower.results import RunFolder
 from nmoe_flower.study import (
     Quantity,
     Study,
     findings_of,
     findings_to_json,
+    make_plan,
     publish_study,
     read_findings,
     write_findings,
@@ -263,10 +266,54 @@ def test_a_run_of_other_settings_is_refused_with_both_values(study: Study, tmp_p
         findings_of(study, tmp_path / "runs")
 
 
-def test_where_the_data_lay_is_no_other_setting(study: Study, tmp_path: Path) -> None:
-    path = tmp_path / "runs" / study.runs[2].place / "config.toml"
-    path.write_text(path.read_text().replace('dataset = "digits"', 'dataset = "/data/digits"'))
+def lay_in(dataset: str, folder: Path, fingerprint: str = "") -> None:
+    """Say of a run that is there what data it was made of."""
+    path = folder / "config.toml"
+    path.write_text(path.read_text().replace('dataset = "digits"', f'dataset = "{dataset}"'))
+    if fingerprint:
+        RunFolder.resume(folder).set_provenance(data=fingerprint)
+
+
+def test_where_the_data_lay_is_no_other_setting(
+    study: Study, tmp_path: Path, warm_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an unknown fingerprint, or of that of the study's own data."""
+    monkeypatch.setenv("NMOE_CACHE", str(warm_cache))
+    own = load_images("digits").fingerprint
+    places = [tmp_path / "runs" / run.place for run in study.runs]
+    lay_in("/data/digits", places[1])
+    lay_in("/data/digits", places[2], own)
+    lay_in("somebody/digits", places[3], own)
     assert findings_of(study, tmp_path / "runs").provenance["finished"] == 4
+
+
+def test_a_run_of_other_data_is_none_of_the_studys(
+    study: Study, tmp_path: Path, warm_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its fingerprint, whatever they are called; without one by two names."""
+    monkeypatch.setenv("NMOE_CACHE", str(warm_cache))
+    own = load_images("digits").fingerprint
+    places = [tmp_path / "runs" / run.place for run in study.runs]
+    lay_in("uoft-cs/cifar10", places[1])
+    lay_in("/data/digits", places[2], "f" * 64)
+    lay_in("digits", places[3], "e" * 64)
+    with pytest.raises(NMoEError) as refusal:
+        findings_of(study, tmp_path / "runs")
+    assert [line.partition(" holds ")[2] for line in str(refusal.value).splitlines()] == [
+        f"a run of other settings ({told}): move it away, or put its settings back"
+        for told in (
+            "data.dataset = 'uoft-cs/cifar10', the study has 'digits'",
+            f"data.dataset = '/data/digits' with the fingerprint ffffffffffff, the study has "
+            f"'digits' with {own[:12]}",
+            f"data.dataset = 'digits' with the fingerprint eeeeeeeeeeee, the study has 'digits' "
+            f"with {own[:12]}",
+        )
+    ]
+    plan = make_plan(study, tmp_path / "new", finished=[tmp_path / "runs"], results=tmp_path)
+    assert [one.state for one in plan.runs] == ["finished", *["missing"] * 3]
+    monkeypatch.setenv("NMOE_CACHE", str(tmp_path / "empty"))  # where nothing is known of the data
+    plan = make_plan(study, tmp_path / "new", finished=[tmp_path / "runs"], results=tmp_path)
+    assert [one.state for one in plan.runs] == ["finished", "missing", "finished", "finished"]
 
 
 def test_nothing_finished_is_refused_with_the_command(written: Write, tmp_path: Path) -> None:
