@@ -164,6 +164,7 @@ class Study:
         own = not included or any(key in given for key in ("recipe", "variants", "axes"))
         variants = _variants(given, path) if own else []
         axes = _axes(_table(given, "axes"))
+        _refuse_undone(given, axes)
         _refuse_fixed(changes, axes)
         runs = list(product(path.stem, variants, axes, seeds, changes))
         runs = _kept(runs, given.get("skip", []), variants, axes, seeds)
@@ -386,6 +387,21 @@ def _axis_of_name(name: str, given: Any) -> Axis:
     return Axis(name, tuple(choices))
 
 
+def _refuse_undone(given: Mapping[str, Any], axes: Sequence[Axis]) -> None:
+    """Refuse settings of the file that an axis would undo; what it leaves to some runs may be."""
+    by_key = {key: axis for axis in axes for _, sets in axis.choices for key, _ in sets}
+    for key, _ in dotted(_table(given, "set")):
+        if key in by_key and all(key in dict(sets) for _, sets in by_key[key].choices):
+            raise ConfigError(f"set: {key}: the axis {by_key[key].name} sets it in every run")
+    for name, about in _table(given, "variants").items():
+        for key, _ in dotted(_table(about, "set")):
+            if key in by_key:
+                raise ConfigError(
+                    f"variants.{name}: set: {key}: the axis {by_key[key].name} sets it, and would "
+                    "undo what the variant says; leave one of them out"
+                )
+
+
 def _refuse_fixed(overrides: Sequence[Override], axes: Sequence[Axis]) -> None:
     """Refuse overrides that would undo an axis or what a study gives each run."""
     on_axes = {key: axis.name for axis in axes for _, sets in axis.choices for key, _ in sets}
@@ -484,8 +500,11 @@ def _included(
             for key in part:
                 refuse_unknown(key, ("study", "where"), "key of an include")
             name = _of_kind(part, "study", str, "")
+            if not name.strip():
+                raise ConfigError("study is missing: the name of a study, or the path of its file")
             beside = path.parent / Path(name).expanduser()
-            beside = beside if beside.suffix == ".toml" else beside.with_name(f"{name}.toml")
+            if beside.suffix != ".toml":
+                beside = beside.parent / f"{beside.name}.toml"
             place = beside if beside.is_file() else find_study(name)
             other = Study.load(place, overrides, above=above)
             known = {name: other.measured.values[name] for name in ("variant", *other.axes, "seed")}

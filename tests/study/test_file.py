@@ -213,6 +213,16 @@ REFUSED = {
     "axis value key": ("gate.rounds = 2", "gate.round = 2", "length.short: gate.round is no key"),
     "axis value name": ("short =", '"a/b" =', "a value names a folder"),
     "axes of one key": ("data.tau = [", "gate.rounds = [1]\ndata.tau = [", "both set gate.rounds"),
+    "axis and variant": (
+        'share = "own"',
+        'share = "own"\ngate.rounds = 3',
+        "variants.sc: set: gate.rounds: the axis length sets it, and would undo",
+    ),
+    "axis and set": (
+        'run.controls = ["fedavg"]',
+        'run.controls = ["fedavg"]\ngate.rounds = 3',
+        "set: gate.rounds: the axis length sets it in every run",
+    ),
     "variant key": ('label = "FedCE"', 'lable = "FedCE"', "variants.ce: lable is no key .* label"),
     "variant name": ("[variants.ce]", '[variants."../ce"]', "a variant names a folder"),
     "variant base": ("[variants.ce]", "[variants.base]", "a variant names a folder.*not base"),
@@ -337,6 +347,14 @@ def test_a_fault_is_refused_with_the_file_the_key_and_what_is_allowed(
     assert sorted(path.name for path in folder.iterdir()) == [
         "contrastive.toml", "digits.toml", "small.toml"
     ]  # fmt: skip
+
+
+def test_what_an_axis_sets_in_some_runs_has_a_default_in_set(folder: Path) -> None:
+    text = (
+        'title = "T"\n[set]\ngate.rounds = 3\n'
+        "[axes.length]\nshort = { gate.rounds = 2 }\nusual = {}\n"
+    )
+    assert [run.config.gate.rounds for run in load(folder, text).runs] == [2, 3]
 
 
 def test_two_variants_that_compute_the_same_are_told_why(folder: Path) -> None:

@@ -71,6 +71,16 @@ def test_without_runs_of_its_own(tmp_path: Path) -> None:
     assert list(study.variants) == ["ce", "sc"]
 
 
+@pytest.mark.parametrize("named", ["../first", "../first.toml", "{folder}/first"])
+def test_a_study_is_taken_by_a_path(named: str, tmp_path: Path) -> None:
+    """Relative to the file that takes it, or absolute; the ending may be left out."""
+    (tmp_path / "first.toml").write_text(FIRST)
+    (tmp_path / "below").mkdir()
+    path = tmp_path / "below" / "second.toml"
+    path.write_text(SECOND.replace('"first"', f'"{named.format(folder=tmp_path)}"'))
+    assert Study.load(path).runs[0] == Study.load(tmp_path / "first.toml").runs[0]
+
+
 def test_settings_of_the_command_line_hold_for_taken_runs_too(tmp_path: Path) -> None:
     load(tmp_path)
     study = Study.load(tmp_path / "second.toml", ["run.device=cuda"])
@@ -80,6 +90,9 @@ def test_settings_of_the_command_line_hold_for_taken_runs_too(tmp_path: Path) ->
 REFUSED = {
     "another's faults": ("", "", "study .*first.toml: seeds: ", FIRST.replace("[0, 1]", "[0, 0]")),
     "no study": ('"first"', '"frist"', "include 1: there is no .*'frist'", FIRST),
+    "no name": ('study = "first"', "", "include 1: study is missing: the name of", FIRST),
+    "an empty name": ('"first"', '""', "include 1: study is missing", FIRST),
+    "a folder": ('"first"', '".."', "include 1: cannot read the study ..: ", FIRST),
     "a recipe": ("", "", "include 1: .*it has no title", "gate.rounds = 2\n"),
     "a key": ("where =", "were =", "include 1: were is no key .* did you mean where", FIRST),
     "nobody": ("data.tau = 0.5", "data.tau = 0.9", "include 1: data.tau = 0.9 is what no", FIRST),
