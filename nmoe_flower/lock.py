@@ -32,11 +32,15 @@ _MOST = 4096
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, otherwise: str = "another run.name or --out") -> Iterator[None]:
     """Hold a run folder; it is made if missing, and removed again if it stays empty.
 
     Programs that are started meanwhile (a SuperLink with its ServerApp) may enter too: they work
     for this process, and end with it.
+
+    Args:
+        folder: The folder.
+        otherwise: What else can be chosen where another process holds it; for errors.
 
     Raises:
         LockedError: Another process holds it; the text says which.
@@ -47,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     before = os.environ.get(_TOKEN)
-    handle = _acquire(path)
+    handle = _acquire(path, otherwise)
     try:
         token = secrets.token_hex(16)
         _write(handle, token)
@@ -65,7 +69,7 @@ def locked(folder: Path) -> Iterator[None]:
             folder.rmdir()  # only if it is empty
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, otherwise: str) -> int:
     """An open file that is locked, and is the one that has the name."""
     while True:
         try:
@@ -75,7 +79,7 @@ def _acquire(path: Path) -> int:
             raise NMoEError(f"cannot write {path}: {error.strerror or error}") from error
         try:
             if not _lock(handle, path):
-                raise _refusal(path)
+                raise _refusal(path, otherwise)
             if _is_named(handle, path):
                 return handle
         except BaseException:
@@ -126,14 +130,14 @@ def _read(path: Path) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
-def _refusal(path: Path) -> LockedError:
+def _refusal(path: Path, otherwise: str) -> LockedError:
     holder = _read(path)
     host = holder.get("host", "an unknown host")
     where = "" if host == socket.gethostname() else f" on {host}"
     since = f" since {holder['since']}" if "since" in holder else ""
     return LockedError(
         f"{path.parent} is in use by process {holder.get('pid', 'unknown')}{where}{since}: wait "
-        f"for it, end it, or choose another run.name or --out"
+        f"for it, end it, or choose {otherwise}"
     )
 
 

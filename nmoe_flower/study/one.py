@@ -151,7 +151,7 @@ def _run(
 ) -> None:
     from nmoe_flower.running import run_in
 
-    with locked(path):  # before all that a run checks first
+    with locked(path, otherwise="another --out"):  # before all that a run checks first
         pass
 
     def begun(folder: RunFolder) -> None:

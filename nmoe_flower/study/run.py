@@ -142,7 +142,7 @@ def run_study(
     try:
         with ExitStack() as held:
             for folder in sorted({plan.folder, *(one.path.parents[1] for one in plan.runs)}):
-                held.enter_context(locked(folder))
+                held.enter_context(locked(folder, otherwise="another --out"))
             hosts = _hosts(plan, jobs, workers, view, ray_address)
             try:
                 return _Shift(plan, hosts, workers, view, track).work()

@@ -214,7 +214,7 @@ def ready(
     stage, told = HEAD_STAGE if after is not None else STAGE_1, False
     while not is_ready(path, stage):
         try:
-            with locked(path):  # before all that a run checks first
+            with locked(path, otherwise="another --stage-1"):  # before all that a run checks first
                 pass
             anew = (path / HALF_TAKEN).exists()
             run_in(path, config, workers=workers, view=view, begun=begun, anew=anew, until=stage)

@@ -219,9 +219,10 @@ def test_two_at_once_are_refused(study: Study, tmp_path: Path) -> None:
     plan = make_plan(study, tmp_path / "runs")
     with (
         locked(plan.folder),
-        pytest.raises(LockedError, match=r"the study small is being run already: .*is in use by"),
+        pytest.raises(LockedError, match=r"small is being run already: .*is in use by") as refusal,
     ):
         run_study(plan)
+    assert str(refusal.value).endswith(": wait for it, end it, or choose another --out")
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(study: Study, tmp_path: Path) -> None:
