@@ -136,9 +136,26 @@ class Study:
         if path.resolve() in above:
             raise ConfigError(f"the study {path} includes itself")
         given = read_toml(path, what="the study")
-        with within(f"the study {path}"):
-            named = {kebab(key): value for key, value in given.items()}
-            return cls._read(path, named, list(overrides), (*above, path.resolve()))
+        changes = list(overrides)
+        _refuse_unknown_changes(changes)
+        try:
+            with within(f"the study {path}"):
+                named = {kebab(key): value for key, value in given.items()}
+                return cls._read(path, named, changes, (*above, path.resolve()))
+        except ConfigError as error:
+            if above or not changes or "--set" in str(error) or not cls._is_sound(path):
+                raise
+            words = " ".join(map(_in_words_of_set, changes))
+            raise ConfigError(f"--set {words}: {error}") from None
+
+    @classmethod
+    def _is_sound(cls, path: Path) -> bool:
+        """Whether the file alone has no fault."""
+        try:
+            cls.load(path)
+        except ConfigError:
+            return False
+        return True
 
     @classmethod
     def _read(
@@ -385,6 +402,21 @@ def _axis_of_name(name: str, given: Any) -> Axis:
                 )
         choices.append((value, _settings(settings, f"{name}.{value}")))
     return Axis(name, tuple(choices))
+
+
+def _in_words_of_set(change: Override) -> str:
+    return change if isinstance(change, str) else f"{change[0]}={in_words(change[1])}"
+
+
+def _refuse_unknown_changes(changes: Sequence[Override]) -> None:
+    """Refuse settings of the command line that are none, whatever the study says."""
+    for change in changes:
+        key, equals, _ = _in_words_of_set(change).partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {change}: KEY=VALUE is wanted, as in --set gate.rounds=5")
+        if kebab(key.strip()) not in FIXED:  # these are refused with the study
+            with within("--set"):
+                _require_key(kebab(key.strip()))
 
 
 def _refuse_undone(given: Mapping[str, Any], axes: Sequence[Axis]) -> None:
