@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ __all__ = [
     "add_recipe",
     "add_set",
     "add_track",
+    "check_finished",
     "check_keys",
     "check_places",
     "needs_serve",
@@ -60,6 +61,17 @@ def add_finished(parser: argparse.ArgumentParser) -> None:
         help="a folder of runs that finished elsewhere, as results of a checkout: those of the "
         "same settings count; may be given again",
     )
+
+
+def check_finished(folders: Iterable[Path]) -> None:
+    """Refuse folders of ``--finished`` that are not there.
+
+    Raises:
+        ConfigError: Names the first.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"--finished {folder}: no such folder")
 
 
 def add_format(parser: argparse.ArgumentParser, *, live: bool = False) -> None:

@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 
 from nmoe_flower.arguments import SEED, Whole
-from nmoe_flower.cli.options import add_command, add_finished, add_format, add_set, add_track
+from nmoe_flower.cli.options import (
+    add_command,
+    add_finished,
+    add_format,
+    add_set,
+    add_track,
+    check_finished,
+)
 from nmoe_flower.cli.study_report import SET_OF_STUDY, add_report, add_stage_1
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.plurals import how_many
@@ -123,6 +130,7 @@ def _planned(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     from nmoe_flower.recipes import find_study
     from nmoe_flower.study import Study, chosen, make_plan
 
+    check_finished(args.finished)
     study = Study.load(find_study(args.study), args.overrides)
     runs = chosen(study, only=args.only, seeds=args.seeds)
     out = args.out.expanduser().resolve()
@@ -157,8 +165,9 @@ def _show(plan) -> None:  # type: ignore[no-untyped-def]
         )
     print(f"{plan.study.title}\n", padded(rows), "", sep="\n")
     for one in plan.runs:
-        if one.reason:
-            print(f"{one.run.name}: {_SHOWN[one.state]}: {one.reason}")
+        if one.reason:  # which says itself that another configuration is there
+            state = "" if one.state == "other" else f"{_SHOWN[one.state]}: "
+            print(f"{one.run.name}: {state}{one.reason}")
     if plan.stages:
         table = [["stage 1", "state", "runs", "minutes"]]
         width = len(str(len(plan.stages)))
@@ -223,6 +232,8 @@ def _again(args: argparse.Namespace) -> str:
     words = ["nmoe", "study", "run", args.study]
     for option, value in (("--out", args.out), ("--stage-1", args.stage_1)):
         words += [option, str(value)] if value and value != Path("runs") else []
+    for folder in args.finished:
+        words += ["--finished", str(folder)]
     for option, values in (
         ("--set", args.overrides), ("--only", args.only), ("--seeds", args.seeds)
     ):  # fmt: skip
@@ -230,6 +241,7 @@ def _again(args: argparse.Namespace) -> str:
     words += ["--track", ",".join(args.track)] if args.track else []
     words += ["--ray-address", args.ray_address] if args.ray_address else []
     words += ["--workers", str(args.workers)] if args.workers is not None else []
+    words += ["--format", args.format] if args.format != "text" else []
     return shlex.join([*words, *(["--jobs", str(args.jobs)] if args.jobs > 1 else [])])
 
 
@@ -262,11 +274,15 @@ def _run_one(args: argparse.Namespace) -> int:
                 stage.path, stage.config, stage_1=stage.path, alone=True, workers=workers
             )
     if task is None:
-        if args.one.startswith("stage-1/"):
+        if args.one in {f"stage-1/{key}" for key in plan.keys}:
             print(f"no run needs {args.one} any more")
             return 0
+        of_stage_1 = args.one.startswith("stage-1/")
+        what, verb = (
+            ("stage 1", "commands prints them") if of_stage_1 else ("run", "plan lists them")
+        )
         raise ConfigError(
-            f"--one {args.one}: {plan.study.path} has no such run; nmoe study plan lists them"
+            f"--one {args.one}: {plan.study.path} has no such {what}; nmoe study {verb}"
         )
     view = make_progress("json" if args.format == "json" else "auto")
     try:
@@ -293,10 +309,7 @@ def _commands(args: argparse.Namespace) -> int:
     path = str(plan.study.path.resolve())
     for name in wanted:
         print(shlex.join(["nmoe", "study", "run", path, "--one", name, *common]))
-    for one in plan.runs:
-        if one.state in ("broken", "other"):
-            print(
-                f"nmoe: left out: {one.run.name}: {one.reason}",
-                file=sys.stderr,
-            )
-    return 0
+    left_out = [one for one in plan.runs if one.state in ("broken", "other")]
+    for one in left_out:
+        print(f"nmoe: left out: {one.run.name}: {one.reason}", file=sys.stderr)
+    return 1 if left_out else 0

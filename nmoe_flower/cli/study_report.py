@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nmoe_flower.cli.options import add_finished, add_set
+from nmoe_flower.cli.options import add_finished, add_set, check_finished
 
 __all__ = ["SET_OF_STUDY", "add_report", "add_stage_1"]
 
@@ -77,6 +77,7 @@ def _report(args: argparse.Namespace) -> int:
     from nmoe_flower.recipes import find_study
     from nmoe_flower.study import Study, findings_of, publish_study, write_findings, write_webpage
 
+    check_finished(args.finished)
     study = Study.load(find_study(args.study), args.overrides)
     findings = findings_of(study, args.runs, args.finished, stage_1=args.stage_1)
     out = args.out if args.out is not None else args.runs / study.name / "report"

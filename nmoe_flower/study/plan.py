@@ -47,6 +47,8 @@ FAILED = "failed.json"
 OF_STAGE_1 = "stage 1 failed: "
 """What the reason of a run begins with whose stage 1 has failed."""
 
+# What a folder has of a run that has begun; without its config.toml nobody knows of which.
+_LEFT = ("results.json", "rounds.jsonl", "checkpoints", "weights")
 _RESULTS = Path(__file__).resolve().parents[2] / "results"  # of a checkout
 # How long stage 1 takes goes by these, and by its rounds; how long the rest takes, by those too.
 _PACE = (
@@ -142,6 +144,11 @@ class StudyPlan:
         """What all that is missing takes, one after the other."""
         return sum(one.seconds for one in self.runs) + sum(one.seconds for one in self.stages)
 
+    @property
+    def keys(self) -> set[str]:
+        """The names of all shared stages of its runs, of those that are done with them, too."""
+        return {key_of(one.run.config) for one in self.runs if trains_stage_1(one.run.config)}
+
     def count(self, state: State) -> int:
         """How many runs stand so."""
         return sum(one.state == state for one in self.runs)
@@ -190,7 +197,7 @@ def chosen(study: Study, *, only: Sequence[str] = (), seeds: Sequence[int] = ())
         seeds: Seeds of the study; none: all.
 
     Raises:
-        ConfigError: A pattern matches nothing, or a seed is not the study's.
+        ConfigError: A pattern matches nothing, a seed is not the study's, or no run is left.
     """
     for seed in seeds:
         if seed not in study.seeds:
@@ -203,12 +210,17 @@ def chosen(study: Study, *, only: Sequence[str] = (), seeds: Sequence[int] = ())
             raise ConfigError(
                 f"--only {pattern} matches no run of {study.path}; variants: {in_words(*variants)}"
             )
-    return [
+    found = [
         run
         for run in study.runs
         if run.seed in (seeds or study.seeds)
         and any(_is_meant(run, pattern) for pattern in only or ("*",))
     ]
+    if not found:
+        of = [("--only", only), ("--seeds", seeds)]
+        asked = " ".join(" ".join(map(str, [option, *given])) for option, given in of if given)
+        raise ConfigError(f"{asked}: {study.path} has no such run; nmoe study plan lists them")
+    return found
 
 
 def _is_meant(run: StudyRun, pattern: str) -> bool:
@@ -295,6 +307,11 @@ def find_state(
     """
     failed = failure_in(path)
     if not is_run(path):
+        if left := [name for name in _LEFT if (path / name).exists()]:
+            return "broken", (
+                f"{path} has no config.toml, but {', '.join(left)}: put it back, or move the "
+                "folder away"
+            )
         return ("failed", failed) if failed else ("missing", "")
     try:
         there = resume(path)

@@ -15,7 +15,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.progress import make_progress
 from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running import run_in
-from nmoe_flower.study import Study, chosen, make_plan
+from nmoe_flower.study import Study, StudyOutcome, chosen, make_plan
 from nmoe_flower.study.one import note_failure
 from nmoe_flower.study.outcomes import outcomes_of
 from nmoe_flower.study.plan import FAILED
@@ -185,6 +185,18 @@ def test_runs_whose_stage_1_has_failed_have_failed(
     assert [one.failed for one in outcomes_of(study, runs, stage_1=elsewhere)] == [""] * 4
 
 
+@pytest.mark.parametrize("left", ["results.json", "rounds.jsonl", "checkpoints", "weights"])
+def test_a_run_that_has_lost_its_config_is_broken(left: str, folder: Path) -> None:
+    run = made(folder, 0)
+    (run.path / "config.toml").unlink()
+    assert states(folder)[0] == ("missing", "")  # it had only begun
+    (run.path / left).touch() if "." in left else (run.path / left).mkdir()
+    assert states(folder)[0] == (
+        "broken",
+        f"{run.path} has no config.toml, but {left}: put it back, or move the folder away",
+    )
+
+
 def test_a_config_that_cannot_be_read_is_broken(folder: Path) -> None:
     (made(folder, 0).path / "config.toml").write_text("gate = 3")
     assert states(folder)[0][0] == "broken"
@@ -259,6 +271,8 @@ def test_a_choice_that_matches_nothing_is_refused(folder: Path) -> None:
         chosen(load(folder), only=["nothing*"])
     with pytest.raises(ConfigError, match=r"--seeds 7: .* has no such seed; allowed: 0, 1"):
         chosen(load(folder), seeds=[7])
+    with pytest.raises(ConfigError, match=r"--only \*/seed-1 top-k-1/\*1 --seeds 0: .*no such run"):
+        chosen(load(folder), only=["*/seed-1", "top-k-1/*1"], seeds=[0])
 
 
 # --- the commands ---
@@ -302,7 +316,10 @@ def test_a_folder_changed_by_hand_is_named_and_nothing_is_overwritten(
     assert broken.results_path.read_text() == "{"
     assert nmoe("run", "small.toml", "--one", "top-k-1/seed-0") == 1
     assert "nothing was touched" in capsys.readouterr().err
-    assert nmoe("commands", "small.toml", "--only", "top-k-1") == 0
+    assert nmoe("plan", "small.toml", "--only", "top-k-1") == 0
+    told = "top-k-1/seed-0: another configuration is there: data.tau is 0.9 and not 0.3\n"
+    assert told in capsys.readouterr().out
+    assert nmoe("commands", "small.toml", "--only", "top-k-1") == 1
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("nmoe: left out: top-k-1/seed-")) == ("", 2)
 
@@ -332,14 +349,63 @@ def test_lines_run_anywhere_and_end_as_runs_alone(
     assert capsys.readouterr().out == ""
     for line in lines:
         assert cli.main(shlex.split(line)[1:]) == 0  # a line that was done already
-    assert "is finished already" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"no run needs {names[0]} any more" in told
+    assert "top-k-2/seed-0 is finished already" in told
+    assert nmoe("report", "small.toml") == 1  # the runs are of other settings than the file's
+    assert "gate.rounds = 3, the study has 2" in capsys.readouterr().err
+    assert nmoe("report", "small.toml", "--set", "gate.rounds=3") == 0
+    assert "report.md" in capsys.readouterr().out
+
+
+def test_settings_that_make_two_variants_one_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / "small.toml").open("a") as file:
+        file.write("[variants.one]\n[variants.two]\nset.gate.rounds = 3\n")
+    assert nmoe("plan", "small.toml", "--set", "gate.rounds=4") == 1
+    told = "--set gate.rounds=4: the study small.toml: one-top-k-1 and two-top-k-1 are the same"
+    assert told in capsys.readouterr().err
+
+
+def test_after_ctrl_c_the_line_that_goes_on_has_all_options(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = StudyOutcome(interrupted=True)
+    monkeypatch.setattr("nmoe_flower.study.run_study", lambda *_, **__: stopped)
+    (folder / "of others").mkdir()
+    words = ["nmoe", "study", "run", "small.toml", "--out", "mine", "--stage-1", "first",
+             "--finished", "of others", "--finished", ".", "--set", "gate.rounds=3",
+             "--only", "top-k-1", "--seeds", "0", "--workers", "0", "--format", "json",
+             "--jobs", "2"]  # fmt: skip
+    assert cli.main(words[1:]) == 130
+    line = capsys.readouterr().err.removeprefix("nmoe: interrupted; go on with: ").strip()
+    assert shlex.split(line) == words
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["run", "small.toml", "--one", "x/seed-0"], "has no such run; nmoe study plan lists them"),
+        (
+            ["run", "small.toml", "--one", "stage-1/x"],
+            "--one stage-1/x: small.toml has no such stage 1; nmoe study commands prints them",
+        ),
         (["run", "small.toml", "--one", "x", "--seeds", "0"], "--one names the run"),
+        (["plan", "small.toml", "--finished", "none"], "--finished none: no such folder"),
+        (["report", "small.toml", "--finished", "none"], "--finished none: no such folder"),
+        (
+            ["plan", "small.toml", "--set", "novalue"],
+            "error: --set novalue: KEY=VALUE is wanted",
+        ),
+        (
+            ["plan", "small.toml", "--set", "data.tua=1"],
+            "error: --set: data.tua is no key of the configuration; did you mean data.tau?",
+        ),
+        (
+            ["plan", "small.toml", "--set", "gate.rounds=none"],
+            "error: --set gate.rounds=none: the study small.toml: variant base (gate.top-k = 1): ",
+        ),
         (["plan", "missing"], "there is no file 'missing' and no study of that name"),
         (["plan", "missing.toml"], "cannot read the study missing.toml"),
         (["plan", "cifar10"], "cifar10 is a recipe: nmoe run cifar10"),
