@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline import exchanges
 
 __all__ = ["ROW_METRICS", "gates_of", "numbers_of", "tests_of"]
 
@@ -138,6 +137,8 @@ def _stages(config: Config) -> list[str]:
     if config.run.system == "aligned":
         return ["extractor", "alignment", "alignment-test", "whole", "placed"]
     if config.run.system == "language" or config.run.system in BASELINES:
+        from nmoe_flower.pipeline import exchanges  # with Flower and SciPy, for these alone
+
         return list(exchanges(config))
     gates = [f"gate/{method}" for method in config.gate.methods]
     before = ["extractor", "extractor-test", "sums", "head", "experts"]
