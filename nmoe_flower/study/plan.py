@@ -259,19 +259,19 @@ def make_plan(
     planned, shared = [], dict[str, SharedStage]()
     for run, path, state, reason in seen:
         fresh = state in ("missing", "failed") and not RunFolder.has_trained(path)
-        key = key_of(run.config) if trains_stage_1(run.config) else ""
+        key = key_of(run.config) if fresh and trains_stage_1(run.config) else ""
         seconds = 0.0
         if state in _TO_MAKE:
             seconds = clock.later(run.config)
             if not fresh:
                 seconds += clock.stage_1(run.config) * (1 - _share_done(path, run.config))
-        if fresh and key:
+        if key:
             root = stage_1 or path.parents[2] / "stage-1"  # beside all studies
             place = stages.setdefault(root, Stages1(root))
             shared[key] = stage = _shared(key, run.config, place, clock, shared.get(key))
             if state == "missing" and stage.state == "failed":
                 state, reason = "failed", f"{OF_STAGE_1}{stage.reason}"
-        planned.append(PlannedRun(run, path, state, reason, key if fresh else "", seconds))
+        planned.append(PlannedRun(run, path, state, reason, key, seconds))
     return StudyPlan(study, folder, planned, list(shared.values()), clock.source)
 
 

@@ -3,6 +3,8 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,18 @@ def test_plan_tells_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert [stage["runs"] for stage in told["stage-1"]] == [1]
     assert nmoe("run", "small.toml", "--dry-run") == 0
     assert "4 runs: 1 stopped half-way, 3 missing" in capsys.readouterr().out
+
+
+def test_a_plan_loads_nothing_that_trains_or_draws(folder: Path) -> None:
+    slow = ["torch", "flwr", "scipy", "matplotlib", "nmoe_flower.pipeline", "nmoe_flower.report"]
+    program = (
+        "import sys; from nmoe_flower.cli import main; main(['study', 'plan', 'small.toml']); "
+        f"print([name for name in {slow} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_folder_changed_by_hand_is_named_and_nothing_is_overwritten(
