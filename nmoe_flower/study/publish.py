@@ -35,6 +35,7 @@ from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
 from nmoe_flower.study.rows import KEPT_DIGITS
 from nmoe_flower.study.share import HEAD_STAGE
+from nmoe_flower.study.untold import rounds_without_tests, without_tests
 
 __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
 
@@ -141,7 +142,7 @@ def publish_run(
         clients: Keep every client's own values.
         routing: Keep who asked whom.
         partition: Keep who holds how much of each class.
-        tests: Keep rows of tests; without, those of validation data alone.
+        tests: Keep what tests say; without, what validation data says alone.
         validation: Keep rows of validation data.
     """
     config = portable(tomllib.loads(Config.load(run).to_toml()))
@@ -157,15 +158,16 @@ def publish_run(
     keep_begun(target, config, origin)
     if (run / "results.json").is_file():
         results = read_results(run / "results.json")
-        results["rows"] = [
-            row for row in results["rows"] if (validation if row["test"] == VALIDATION else tests)
-        ]
+        if not tests:
+            results = without_tests(results)
+        if not validation:
+            results["rows"] = [row for row in results["rows"] if row["test"] != VALIDATION]
         kept = _kept_results(results, clients=clients, routing=routing)
         if not partition:
             kept.pop("partition", None)
         write_text(target / "results.json", lines_of_json(said_once(kept)))
     if rounds or _OVER_ROUNDS.keys() & set(figures):
-        kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit)
+        kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit, tests=tests)
         told = (json.dumps(one, separators=(",", ":")) + "\n"
                 for one in rounds_by_stage(list(kept_lines)))  # fmt: skip
         write_text(target / "rounds.jsonl", "".join(told))
@@ -238,10 +240,10 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def kept_rounds(
-    path: Path, *, figures: Sequence[str] = (), audit: bool = False
+    path: Path, *, figures: Sequence[str] = (), audit: bool = False, tests: bool = True
 ) -> Iterator[dict[str, Any]]:
     """What is kept of a ``rounds.jsonl``: some rounds, and what figures need of them."""
-    records = read_rounds(path)
+    records = read_rounds(path) if tests else rounds_without_tests(read_rounds(path))
     needs = [need for name, need in _OVER_ROUNDS.items() if name in figures]
     for place in _some(records, _DRAWN if needs else _KEPT):
         found = records[place]

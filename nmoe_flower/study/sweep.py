@@ -242,7 +242,7 @@ def sweep_table(
             cells += [_number(choice.tests.get(test), digits) if won else "" for test in tests]
             lines.append(tuple(cells))
         notes += list(_notes(choice, shown, labels))
-    notes.append(f"Chosen: {_rule(sweep, labels)} Only the choice was tested.")
+    notes.append(f"Chosen: {_rule(sweep, labels)} Of the tests, only that of the choice is told.")
     return _table(sweep, choices, labels, header, lines, notes, len(shown) + len(sweep.over))
 
 

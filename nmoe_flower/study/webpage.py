@@ -62,6 +62,7 @@ from nmoe_flower.study.findings import Findings
 from nmoe_flower.study.rows import Row, RunOutcome
 from nmoe_flower.study.sweep import SweepTable
 from nmoe_flower.study.tables import Cell, Column, StudyTable
+from nmoe_flower.study.untold import rounds_without_tests, without_tests
 from nmoe_flower.study.writing import from_where
 
 __all__ = ["page_of_study", "write_webpage"]
@@ -566,7 +567,8 @@ def _groups(findings: Findings) -> dict[str, list[FinishedRun]]:
     told = names if len(set(names.values())) == len(names) else {name: name for name in names}
     groups: dict[str, list[FinishedRun]] = {told[one.run.variant]: [] for one in runs}
     for one in runs:
-        groups[told[one.run.variant]].append(_finished(one))
+        tests = findings.tells_tests_of(one.run)
+        groups[told[one.run.variant]].append(_finished(one, tests=tests))
     return groups
 
 
@@ -579,14 +581,17 @@ def _of_run(one: RunOutcome, findings: Findings) -> str:
     return ", ".join([*variant, *settings]).replace("`", "") or run.variant
 
 
-def _finished(one: RunOutcome) -> FinishedRun:
+def _finished(one: RunOutcome, *, tests: bool) -> FinishedRun:
+    """A run as the pages of runs read it; without its tests where these may not be told."""
     assert one.path is not None
+    assert one.results is not None
+    rounds = read_rounds(one.path / "rounds.jsonl")
     return FinishedRun(
         one.path,
         one.run.config,
-        dict(one.results or {}),
+        dict(one.results) if tests else without_tests(one.results),
         dict(one.provenance),
-        read_rounds(one.path / "rounds.jsonl"),
+        rounds if tests else rounds_without_tests(rounds),
         configuration=one.run.variant,
         label=one.run.variant,
     )

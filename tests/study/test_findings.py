@@ -494,16 +494,25 @@ series = ["extractor.learning-rate"]
 """
 
 
-def test_no_file_tells_the_tests_of_what_was_not_chosen(written: Write, tmp_path: Path) -> None:
-    study, runs, results = written(SWEPT), tmp_path / "runs", tmp_path / "results"
+def finish_swept(study: Study, runs: Path) -> None:
+    """Finish all: by validation 0.2 wins, and whatever tests say of another value holds 0.?6875."""
     for at in range(6):
-        path = finish(study, at, runs) / "results.json"
-        told = json.loads(path.read_text())
         rate = study.runs[at].values["extractor.learning-rate"]
+        hidden = rate + 0.46875
+        by_owner = {"federated": {"iid": {"clean": hidden}, "validation": {"clean": 0.5}}}
+        shares = [[hidden, 1 - hidden], [0.5, 0.5]]
+        path = finish(study, at, runs, by_owner=by_owner, routing={"federated/iid": shares},
+                      representation={"knn_accuracy": hidden}) / "results.json"  # fmt: skip
+        told = json.loads(path.read_text())
         for row in told["rows"]:  # by validation 0.2 wins, by the tests 0.4 would
             seen = row["test"] == "validation"
-            row["accuracy"] = {0.1: 0.5, 0.2: 0.7, 0.4: 0.6}[rate] if seen else rate + 0.46875
+            row["accuracy"] = {0.1: 0.5, 0.2: 0.7, 0.4: 0.6}[rate] if seen else hidden
         path.write_text(json.dumps(told))
+
+
+def test_no_file_tells_the_tests_of_what_was_not_chosen(written: Write, tmp_path: Path) -> None:
+    study, runs, results = written(SWEPT), tmp_path / "runs", tmp_path / "results"
+    finish_swept(study, runs)
     found = findings_of(study, runs)
     texts = [[cell.text for cell in line.cells] for line in found.tables[0].lines]
     assert texts[1] == ["0.669 ± 0.000", "0.669 ± 0.000", "0.700 ± 0.000"]
@@ -521,6 +530,12 @@ def test_no_file_tells_the_tests_of_what_was_not_chosen(written: Write, tmp_path
         assert not any(hidden in text for hidden in ("0.56875", "0.86875", "0.569", "0.869")), path
     assert len(files) >= 19
     assert findings_of(study, results).tables == found.tables
+    owners = [
+        json.loads((results / run.place / "results.json").read_text())["by_owner"]["federated"]
+        for run in study.runs[::2]
+    ]
+    assert [list(tests) for tests in owners] == [["validation"], ["iid", "validation"],
+                                                 ["validation"]]  # fmt: skip
 
 
 def test_the_papers_cells_stand_beside_runs_of_its_setting_alone(written: Write) -> None:

@@ -11,7 +11,7 @@ from nmoe_flower import cli
 from nmoe_flower.study import Study, findings_of, findings_to_json, read_findings, write_webpage
 from nmoe_flower.study.webpage import page_of_study
 from tests.study.conftest import finish
-from tests.study.test_findings import TEXT
+from tests.study.test_findings import SWEPT, TEXT, finish_swept
 
 PLAIN = """
 title = "Plain"
@@ -119,6 +119,21 @@ tests = ["local"]
     told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
     assert told.count("local test: a plain baseline wins.") == 2
     assert "The best gate, FedGate, reaches 0.600" in told
+
+
+@pytest.mark.parametrize("text", [SWEPT, SWEPT.split("[[figures]]")[0]], ids=["figures", "runs"])
+def test_a_page_tells_no_tests_of_what_a_sweep_has_not_chosen(written, tmp_path, text):
+    """Neither its own figures nor what runs say of themselves."""
+    study = written(text)
+    finish_swept(study, tmp_path / "runs")
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    assert not re.findall(r"\b0\.[58]6(?:9|875)\b", text)
+    assert "0.669" in text  # the choice's
+    charts = [svg for svg in re.findall(r'<svg class="lines".*?</svg>', text, re.S) if "IID" in svg]
+    assert [len(re.findall(r"<g class=\"k", svg)) for svg in charts] == [1] * len(charts)
+    assert charts
+    assert text.count('<svg class="map') == 1 + 2 * ("Who holds what" in text)
+    assert "Of the tests, only that of the choice is told." in words(text)
 
 
 def test_variants_with_other_data_are_not_compared(written, tmp_path):
