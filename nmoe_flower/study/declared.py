@@ -13,7 +13,13 @@ from pydantic import Field, ValidationError
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Names, Section, explain, kebab
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.study.measured import ROW_METRICS, gates_of, numbers_of, tests_of
+from nmoe_flower.study.measured import (
+    ROW_METRICS,
+    asking_gates_of,
+    gates_of,
+    numbers_of,
+    tests_of,
+)
 from nmoe_flower.study.product import (
     Coordinates,
     StudyRun,
@@ -37,6 +43,7 @@ __all__ = [
 ]
 
 MEASURED = ("gate", "test", "metric")  # dimensions within a run
+CHOICE = "choice"  # the name of the files of what a sweep chooses
 NUMBER = "number"  # the dimension of numbers with names of their own
 Where = Mapping[str, tuple[Any, ...]]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -237,13 +244,14 @@ def read_declared(
     """
     found = tuple(_each(tables, "tables", lambda one: _table(one, measured)))
     paper = tuple(_each(tables, "paper", lambda one: _paper(one, measured, found)))
+    _refuse_twice(paper, measured)
     compared = tuple(_each(tables, "comparisons", lambda one: _comparison(one, measured)))
     sweep = None
     if "sweep" in tables:
         with within("sweep"):
             sweep = _sweep(_is_table(tables["sweep"]), measured)
     figures = tuple(_each(tables, "figures", lambda one: _figure(one, measured)))
-    names: dict[str, str] = {}
+    names = {} if sweep is None else {CHOICE: "sweep"}
     for kind, outputs in (("tables", found), ("comparisons", compared), ("figures", figures)):
         for output in cast(Sequence[_Output], outputs):
             if output.name.lower() in names:
@@ -382,21 +390,24 @@ def _figure(given: Mapping[str, Any], measured: Measurable) -> FigureSpec:
     inner = measured.within(figure.where)
     for name in figure.series:
         refuse_unknown(name, measured.dimensions, "dimension")
-    if figure.kind == "rounds":
-        refuse_unknown(figure.x or "round", ("round", "bytes", "seconds"), "x of kind = rounds")
-        return figure.model_copy(update={"x": figure.x or "round"})
     fixed = list(figure.series)
-    if figure.kind == "scatter":
+    if figure.kind == "rounds":
+        figure = figure.model_copy(update={"x": figure.x or "round"})
+        refuse_unknown(figure.x, ("round", "bytes", "seconds"), "x of kind = rounds")
+        _check_rounds(figure)
+    elif figure.kind == "scatter":
         figure = figure.model_copy(update={"x": figure.x or "bytes"})
         refuse_unknown(figure.x, ("bytes", "exchanges"), "x of kind = scatter")
-    elif figure.kind in ("lines", "dots"):
+    elif figure.kind == "routing":
+        _check_routing(figure, inner)
+    else:
         with within("x"):
             refuse_unknown(figure.x, (n for n in measured.dimensions if n != "metric"), "dimension")
         fixed.append(figure.x)
     if figure.kind != "routing":
         with within("y"):
             inner.require("metric", [figure.y])
-    for name in ("gate", "test"):
+    for name in ("test",) if figure.kind == "rounds" else ("gate", "test"):
         value = getattr(figure, name)
         if value:
             with within(name):
@@ -410,6 +421,34 @@ def _figure(given: Mapping[str, Any], measured: Measurable) -> FigureSpec:
     if figure.kind != "routing":
         inner.refuse_open(fixed, {})
     return figure
+
+
+def _check_rounds(figure: FigureSpec) -> None:
+    """Refuse what is not known while a run trains: of a test, accuracy alone is."""
+    with within("y"):
+        refuse_unknown(figure.y, ("accuracy",), "y of kind = rounds")
+    named = {"gate": bool(figure.gate), "series": "gate" in figure.series,
+             "where": "gate" in figure.where}  # fmt: skip
+    for key in [key for key, has_gate in named.items() if has_gate]:
+        told = f" = {figure.gate}" if key == "gate" else ": gate"
+        raise ConfigError(f"{key}{told}: what is tested in rounds has no gate; leave it out")
+
+
+def _check_routing(figure: FigureSpec, inner: Measurable) -> None:
+    """Refuse gates that ask nobody, and what a mean over the seeds cannot tell apart."""
+    asking = _distinct(gate for run in inner.runs for gate in asking_gates_of(run.config))
+    for gate in [figure.gate] if figure.gate else figure.where.get("gate", ()):
+        if gate in inner.values["gate"] and gate not in asking:
+            raise ConfigError(
+                f"gate = {gate}: it asks nobody, and has no routing; allowed: {in_words(*asking)}"
+            )
+    if not asking:
+        raise ConfigError("kind = routing: no run here has a gate that asks anybody")
+    for key, dimensions in (("series", figure.series), ("where", figure.where)):
+        if "seed" in dimensions:
+            raise ConfigError(
+                f"{key}: seed: kind = routing shows the mean over the seeds; leave it out"
+            )
 
 
 def _paper(
@@ -439,13 +478,34 @@ def _paper(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{metric}: a number is wanted, got {in_words(value)}")
     found = PaperValue(at, {metric: float(value) for metric, value in values.items()})
-    for metric in values if tables else ():
+    for metric in values:
+        if not tables:
+            raise ConfigError(f"{metric}: no table has its cell: the study declares no [[tables]]")
         if not any(_shows(table, found, metric, inner.runs) for table in tables):
             raise ConfigError(f"{metric}: no table has its cell")
     return found
 
 
+def _refuse_twice(paper: Sequence[PaperValue], measured: Measurable) -> None:
+    """Refuse two published values of one cell."""
+    known: dict[tuple[str, str, str, str], tuple[int, float]] = {}
+    for number, value in enumerate(paper, start=1):
+        for run in measured.runs:
+            for gate in value.at["gate"] if selects(value.at, run) else ():
+                for test in value.at["test"]:
+                    for metric, told in value.values.items():
+                        cell = (run.variant, gate, test, metric)
+                        first, other = known.setdefault(cell, (number, told))
+                        if first != number:
+                            raise ConfigError(
+                                f"paper {number}: {metric} = {told:g} of {run.variant}, {gate}, "
+                                f"{test} stands in paper {first} already ({other:g}); allowed: once"
+                            )
+
+
 def _shows(table: TableSpec, value: PaperValue, metric: str, runs: Sequence[StudyRun]) -> bool:
+    if not any(selects(table.where, run) for run in runs):
+        return False
     if table.numbers:
         return any(
             number.metric == metric
@@ -457,7 +517,6 @@ def _shows(table: TableSpec, value: PaperValue, metric: str, runs: Sequence[Stud
         metric in table.metrics
         and any(gate in table.gates for gate in value.at["gate"])
         and any(test in table.tests for test in value.at["test"])
-        and any(selects(table.where, run) for run in runs)
     )
 
 

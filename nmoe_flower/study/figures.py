@@ -6,18 +6,20 @@ none.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report import Mark, canvas, estimate, seeds_in_words, write_names
 from nmoe_flower.study.curves import Curve, RoutingMap
 from nmoe_flower.study.declared import FigureSpec
 from nmoe_flower.study.labels import Labels
-from nmoe_flower.study.product import same
+from nmoe_flower.study.measured import asking_gates_of
+from nmoe_flower.study.product import StudyRun, same, selects
 from nmoe_flower.study.rows import Row
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.2)))
 _ACROSS = {"round": "rounds", "bytes": "bytes", "seconds": "seconds"}
 _ANNOTATED = 12  # experts, at most, whose shares are written into a map
 _MAPS_IN_A_LINE = 4
+_NAMED = 4  # variants, at most, whose runs a note names
 _MEGA = 1e6
 
 
@@ -115,6 +118,7 @@ def fill_figure(
     *,
     curves: Sequence[Curve] = (),
     routing: Sequence[RoutingMap] = (),
+    runs: Sequence[StudyRun] = (),
 ) -> Figure:
     """What a figure shows.
 
@@ -124,24 +128,51 @@ def fill_figure(
         labels: What things are called.
         curves: How the runs went; for rounds.
         routing: Who asked whom; for routing.
+        runs: The runs whose curves and routing may be told, finished or not: notes name those that
+            have none.
     """
     if figure.kind == "routing":
-        return _maps(figure, rows, labels, routing)
+        return _maps(figure, rows, labels, routing, runs)
     if figure.kind == "rounds":
-        return _curves(figure, labels, curves)
+        return _curves(figure, labels, curves, runs)
     if figure.kind == "scatter":
         return _scatter(figure, rows, labels)
     return _lines(figure, rows, labels)
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """A row that a figure shows; of one of its seeds, where seeds are a dimension."""
+
+    row: Row
+    seed: int | None
+
+    def at(self, dimension: str) -> Any:
+        """Where it stands in a dimension."""
+        return self.seed if dimension == "seed" else self.row.at(dimension)
+
+
+def _marks(figure: FigureSpec, rows: Sequence[Row]) -> Iterator[_Mark]:
+    """The rows that a figure shows, each of the seeds that are meant."""
+    where = _where(figure)
+    seeds = where.pop("seed", None)
+    for row in rows:
+        if row.metric == figure.y and all(row.stands(d, v) for d, v in where.items()):
+            one = row if seeds is None else row.of_seeds(seeds)
+            for seed in one.asked if _by_seed(figure) else (None,):
+                yield _Mark(one if seed is None else one.of_seeds([seed]), seed)
+
+
+def _by_seed(figure: FigureSpec) -> bool:
+    return "seed" in (figure.x, *figure.series)
+
+
 def _lines(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
-    chosen = [
-        row for row in rows
-        if row.metric == figure.y and all(row.stands(d, v) for d, v in _where(figure).items())
-    ]  # fmt: skip
+    chosen = list(_marks(figure, rows))
     found: dict[tuple[Any, ...], dict[Any, Row]] = {}
-    for row in chosen:
-        found.setdefault(tuple(row.at(d) for d in figure.series), {})[row.at(figure.x)] = row
+    for one in chosen:
+        key = tuple(one.at(d) for d in figure.series)
+        found.setdefault(key, {})[one.at(figure.x)] = one.row
     xs = dict.fromkeys(x for points in found.values() for x in points)
     values = {x: _number(x) for x in xs}
     numbers = None not in values.values()
@@ -158,18 +189,15 @@ def _lines(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
         series.append(Series(_label(figure, key, labels), tuple(marks)))
     return Figure(
         figure.name, figure.heading, figure.kind, labels.of_dimension(figure.x),
-        _y_label(figure, labels), tuple(series), notes=tuple(_row_notes(chosen)),
+        _y_label(figure, labels), tuple(series), notes=tuple(_row_notes(figure, chosen)),
         log=numbers and _is_geometric([value for value in values.values() if value is not None]),
     )  # fmt: skip
 
 
 def _scatter(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
     """A mark for each series, at what it cost a device."""
-    chosen = [
-        row for row in rows
-        if row.metric == figure.y and all(row.stands(d, v) for d, v in _where(figure).items())
-    ]  # fmt: skip
-    found = {tuple(row.at(d) for d in figure.series): row for row in chosen}
+    chosen = list(_marks(figure, rows))
+    found = {tuple(one.at(d) for d in figure.series): one.row for one in chosen}
     series = []
     for key in _in_order(found, figure, labels):
         row = found[key]
@@ -181,7 +209,7 @@ def _scatter(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
     return Figure(
         figure.name, figure.heading, figure.kind,
         "MB per device" if figure.x == "bytes" else "exchanges", _y_label(figure, labels),
-        tuple(series), notes=tuple(_row_notes(chosen)), log=_is_geometric(places),
+        tuple(series), notes=tuple(_row_notes(figure, chosen)), log=_is_geometric(places),
     )  # fmt: skip
 
 
@@ -236,16 +264,50 @@ def _y_label(figure: FigureSpec, labels: Labels) -> str:
     return f"{labels.of_value('metric', figure.y)}{test}"
 
 
-def _row_notes(rows: Sequence[Row]) -> Iterator[str]:
-    seeds = sorted({seed for row in rows for seed in row.each})
-    if seeds:
-        yield seeds_in_words(seeds)
+def _row_notes(figure: FigureSpec, marks: Sequence[_Mark]) -> Iterator[str]:
+    rows = [one.row for one in marks]
+    yield _of_seeds(figure, sorted({seed for row in rows for seed in row.each}))
     if any(row.estimate is not None and row.estimate.se is not None for row in rows):
         yield "bars: standard error"
     absent = [row for row in rows if row.failed or row.missing]
     if absent:
         folders = {row.folder for row in absent}
         yield f"runs missing or failed in {len(folders)} of {len({row.folder for row in rows})}"
+
+
+def _of_seeds(figure: FigureSpec, seeds: Sequence[int]) -> str:
+    """What a mark stands for: the mean over the seeds that are there, or each by itself."""
+    if not seeds:
+        return "nothing is there to be drawn"
+    if _by_seed(figure) and len(seeds) > 1:
+        return f"each seed by itself: {', '.join(map(str, seeds))}"
+    return seeds_in_words(seeds)
+
+
+def _without(runs: Sequence[StudyRun], there: Container[tuple[str, int]], what: str) -> list[str]:
+    """Which runs have left nothing to draw: the note that says so, if there are any."""
+    gone: dict[str, list[int]] = {}
+    for run in runs:
+        if (run.variant, run.seed) not in there:
+            gone.setdefault(run.variant, []).append(run.seed)
+    if not gone:
+        return []
+    if len(gone) > _NAMED:
+        count = sum(map(len, gone.values()))
+        return [f"no {what} of {count} of {how_many(len(runs), 'run')}"]
+    told = (f"{folder} {one_or_many(len(seeds), 'seed')} {', '.join(map(str, sorted(seeds)))}"
+            for folder, seeds in gone.items())  # fmt: skip
+    return [f"no {what} of {'; '.join(told)}"]
+
+
+def _meant(figure: FigureSpec, runs: Sequence[StudyRun]) -> list[StudyRun]:
+    return [run for run in runs if selects(figure.where, run)]
+
+
+def _of_run(one: StudyRun | Curve | RoutingMap) -> tuple[Any, ...]:
+    """What a run shares with what it leaves, whatever its folder is called."""
+    named = one.named if isinstance(one, StudyRun) else one.variant
+    return named, *one.values.values()
 
 
 def _is_geometric(xs: Sequence[float]) -> bool:
@@ -257,30 +319,42 @@ def _is_geometric(xs: Sequence[float]) -> bool:
     return len(xs) > 2 and min(xs) > 0 and max(xs) / min(xs) >= 10
 
 
-def _curves(figure: FigureSpec, labels: Labels, curves: Sequence[Curve]) -> Figure:
+def _curves(
+    figure: FigureSpec, labels: Labels, curves: Sequence[Curve], runs: Sequence[StudyRun]
+) -> Figure:
     across = _ACROSS[figure.x]
-    where = {d: values for d, values in _where(figure).items() if d != "gate"}
     chosen = [
         curve for curve in curves
         if curve.metric == figure.y
-        and all(any(same(curve.at(d), v) for v in values) for d, values in where.items())
+        and all(any(same(curve.at(d), v) for v in values) for d, values in _where(figure).items())
     ]  # fmt: skip
     found: dict[tuple[Any, ...], list[Curve]] = {}
     for curve in chosen:
         found.setdefault(tuple(curve.at(d) for d in figure.series), []).append(curve)
-    series = []
+    series, shorter = [], []
     for key in _in_order(found, figure, labels):
+        label = _label(figure, key, labels)
         tests = min(len(curve.rounds) for curve in found[key])
+        longest = max(found[key], key=lambda curve: len(curve.rounds))
+        if tests < len(longest.rounds):
+            ends = f"round {longest.rounds[tests - 1]:g} of {longest.rounds[-1]:g}"
+            shorter.append(f"{label} to {ends}" if label else f"to {ends}")
         points = []
         for at in range(tests):
             e = estimate([curve.scores[at] for curve in found[key]])
             place = estimate([getattr(curve, across)[at] for curve in found[key]]).mean
             points.append(Point(place / (_MEGA if across == "bytes" else 1), e.mean, e.se, e.n))
-        series.append(Series(_label(figure, key, labels), tuple(points)))
+        series.append(Series(label, tuple(points)))
     seeds = sorted({curve.seed for curve in chosen})
-    notes = [seeds_in_words(seeds)] if seeds else ["no run kept its rounds"]
+    notes = [_of_seeds(figure, seeds) if seeds else "no run kept its rounds"]
     if any(point.se is not None for one in series for point in one.points):
         notes.append("bands: standard error")
+    if shorter:
+        notes.append(f"drawn as far as all seeds go: {', '.join(shorter)}")
+    meant = _meant(figure, runs)
+    have = {(*_of_run(curve), curve.seed) for curve in chosen}
+    there = {(run.variant, run.seed) for run in meant if (*_of_run(run), run.seed) in have}
+    notes += _without(meant, there, "rounds") if seeds else []
     names = {"rounds": "round", "bytes": "MB per device", "seconds": "seconds of training"}
     return Figure(
         figure.name, figure.heading, figure.kind, names[across], _y_label(figure, labels),
@@ -289,7 +363,11 @@ def _curves(figure: FigureSpec, labels: Labels, curves: Sequence[Curve]) -> Figu
 
 
 def _maps(
-    figure: FigureSpec, rows: Sequence[Row], labels: Labels, routing: Sequence[RoutingMap]
+    figure: FigureSpec,
+    rows: Sequence[Row],
+    labels: Labels,
+    routing: Sequence[RoutingMap],
+    runs: Sequence[StudyRun],
 ) -> Figure:
     where = _where(figure)
     chosen = [one for one in routing if all(one.stands(d, v) for d, v in where.items())]
@@ -313,9 +391,19 @@ def _maps(
         ]
         panels.append(Panel(label, one.shares, one.local_ratio, tuple(scores)))
     seeds = sorted({seed for one in chosen for seed in one.seeds})
+    gates = where.get("gate")
+    meant = [
+        run
+        for run in _meant(figure, runs)
+        if gates is None or {*gates} & {*asking_gates_of(run.config)}
+    ]
+    have = {(*_of_run(one), seed) for one in chosen for seed in one.seeds}
+    there = {(run.variant, run.seed) for run in meant if (*_of_run(run), run.seed) in have}
+    notes = [seeds_in_words(seeds) if seeds else "nothing was routed"]
+    notes += _without(meant, there, "routing") if seeds else []
     return Figure(
         figure.name, figure.heading, "routing", "expert", "client", panels=tuple(panels),
-        notes=(seeds_in_words(seeds),) if seeds else ("nothing was routed",),
+        notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import lines_of_json, read_json
 from nmoe_flower.recipes import typed_name
@@ -63,6 +64,7 @@ __all__ = [
 ]
 
 TABLE_VERSION = 1
+_UNDRAWN = "of what was not chosen no test is drawn"
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
 
 
@@ -156,11 +158,23 @@ class Findings:
     @cached_property
     def figures(self) -> list[Figure]:
         """The figures."""
-        return [
+        told = [run for run in self.study.runs if self.tells_tests_of(run)]
+        filled = [
             fill_figure(
-                spec, self.shown, self.labels, curves=self.shown_curves, routing=self.shown_routing
+                spec,
+                self.shown,
+                self.labels,
+                curves=self.shown_curves,
+                routing=self.shown_routing,
+                runs=self.study.runs if spec.test == VALIDATION else told,
             )
             for spec in self.study.figures
+        ]
+        if self.study.sweep is None:
+            return filled
+        return [
+            one if spec.test == VALIDATION else replace(one, notes=(*one.notes, _UNDRAWN))
+            for spec, one in zip(self.study.figures, filled, strict=True)
         ]
 
     def beside(self, other: "Findings") -> "Findings":

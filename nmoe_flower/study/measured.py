@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 
-__all__ = ["ROW_METRICS", "gates_of", "numbers_of", "tests_of"]
+__all__ = ["ROW_METRICS", "asking_gates_of", "gates_of", "numbers_of", "tests_of"]
 
 # Of a row of results.json; the second system and published ones have the first four.
 ROW_METRICS = (
@@ -25,6 +25,7 @@ _TEXT_METRICS = (
     "pooled_bits_per_byte",
     *ROW_METRICS[-2:],
 )
+_ASKING_CONTROLS = ("control:centralized",)  # a mixture, trained in one place
 _EVERY = ("seconds", "minutes", "exchanges", "bytes_per_device")
 _REPRESENTATION = (
     "effective_rank",
@@ -73,6 +74,23 @@ def gates_of(config: Config) -> tuple[str, ...]:
     if "pooled-head" in controls:
         found.append("control:pooled-head")
     return tuple(_with_prior(found, config.gate.prior != "none"))
+
+
+def asking_gates_of(config: Config) -> tuple[str, ...]:
+    """Those of its gates that ask experts, and so have a routing in ``results.json``.
+
+    >>> asking_gates_of(Config.parse({"gate.methods": "federated", "run.controls": "fedavg"}))
+    ('federated',)
+    >>> asking_gates_of(Config.parse({"run.system": "fedem"}))
+    ()
+    """
+    if config.run.system in BASELINES:
+        return ()
+    return tuple(
+        gate
+        for gate in gates_of(config)
+        if gate in _ASKING_CONTROLS or not (gate.startswith("control:") or gate.endswith("+prior"))
+    )
 
 
 def _text_controls(config: Config) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.report import Estimate
-from nmoe_flower.study.declared import SweepSpec
+from nmoe_flower.study.declared import CHOICE, SweepSpec
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
 
@@ -281,7 +281,7 @@ def _table(
 ) -> SweepTable:
     title = f"Chosen on validation data: {', '.join(labels.of_dimension(d) for d in sweep.over)}"
     return SweepTable(
-        "choice", title, tuple(header), words, tuple(lines), tuple(notes), tuple(choices)
+        CHOICE, title, tuple(header), words, tuple(lines), tuple(notes), tuple(choices)
     )
 
 

@@ -40,6 +40,7 @@ from nmoe_flower.report.html import (
     Page,
     PagePart,
     PageSection,
+    Prose,
     Said,
     SortableTable,
     TableCell,
@@ -63,7 +64,7 @@ from nmoe_flower.study.rows import Row, RunOutcome
 from nmoe_flower.study.sweep import SweepTable
 from nmoe_flower.study.tables import Cell, Column, StudyTable
 from nmoe_flower.study.untold import rounds_without_tests, without_tests
-from nmoe_flower.study.writing import from_where
+from nmoe_flower.study.writing import from_where, sentence
 
 __all__ = ["page_of_study", "write_webpage"]
 
@@ -172,8 +173,8 @@ class _Verdict:
 
 def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     """What matters most first: what is not there, baselines that win, then the rest."""
-    for sentence in findings.absent:
-        yield Said("", sentence, "warning")
+    for gone in findings.absent:
+        yield Said("", gone, "warning")
     if verdicts:
         yield from _counted(verdicts)
     elif groups := _groups(findings):
@@ -453,13 +454,13 @@ def _from_words(text: str, *, verdict: bool, number: bool) -> TableCell:
 
 
 def _figure(figure: Figure) -> list[PagePart]:
-    notes = [_sentence("; ".join(figure.notes))] if figure.notes else []
+    notes = [sentence("; ".join(figure.notes))] if figure.notes else []
     if figure.kind == "routing":
         maps = [
             heat_map(
                 panel.shares,
                 title=panel.label or figure.title,
-                said=_sentence(
+                said=sentence(
                     ", ".join(
                         [f"local ratio {100 * panel.local_ratio:.1f} %"]
                         + [f"{name} {value:.3f}" for name, value in panel.scores]
@@ -472,10 +473,12 @@ def _figure(figure: Figure) -> list[PagePart]:
             )
             for panel in figure.panels
         ]
-        return [Maps(maps, f"{figure.title}: share of a client's samples", notes)] if maps else []
+        if not maps:
+            return _nothing(figure, notes)
+        return [Maps(maps, f"{figure.title}: share of a client's samples", notes)]
     drawn = [series for series in figure.series if series.points]
     if not drawn:
-        return []
+        return _nothing(figure, notes)
     if figure.kind == "scatter":
         told = [(f"{one.label}: {p.x:.3g} {figure.x}", p) for one in drawn for p in one.points]
         drawn = [Series("", tuple(replace(point, x=label) for label, point in told))]
@@ -484,8 +487,9 @@ def _figure(figure: Figure) -> list[PagePart]:
     return [Charts([AxisChoice(figure.x, [_lines(figure, drawn)])], notes)]
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
+def _nothing(figure: Figure, notes: Sequence[str]) -> list[PagePart]:
+    """In place of a figure: why there is nothing in it."""
+    return [Prose([Said(" ".join(notes), f"{figure.title}.")])]
 
 
 def _lines(figure: Figure, drawn: Sequence[Series]) -> Any:

@@ -14,7 +14,7 @@ from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
 from nmoe_flower.study.policies import draw_policies, finished_folders
 
-__all__ = ["PICTURES", "from_where", "tables_by_name", "write_findings"]
+__all__ = ["PICTURES", "from_where", "sentence", "tables_by_name", "write_findings"]
 
 PICTURES = ("png", "pdf", "svg")
 """What figures can be written as, by the suffix of the file."""
@@ -70,8 +70,8 @@ def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) 
     if study.about.strip():
         yield from (study.about.strip(), "")
     yield from (f"{from_where(findings)}", "")
-    for sentence in findings.absent:
-        yield from (f"**{sentence}**", "")
+    for told in findings.absent:
+        yield from (f"**{told}**", "")
     if study.exceptions:
         yield from (f"Runs with settings of their own: {'; '.join(study.exceptions)}.", "")
     for table in tables_by_name(findings).values():
@@ -83,10 +83,19 @@ def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) 
         yield from (f"## {figure.title}", "")
         if shown:
             yield from (f"![{figure.title}](figure-{figure.name}.{shown})", "")
-        yield from (f"{'; '.join(figure.notes).capitalize()}.", "")
+        yield from (sentence("; ".join(figure.notes)), "")
     name = _typed(findings)
     yield from ("## Again", "", "```bash", f"nmoe study run {name}", f"nmoe study report {name}",
                 "```")  # fmt: skip
+
+
+def sentence(text: str) -> str:
+    """Words as a sentence.
+
+    >>> sentence("seed 0; no rounds of FedCE"), sentence("")
+    ('Seed 0; no rounds of FedCE.', '')
+    """
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def _typed(findings: Findings) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from nmoe_flower.report import canvas
+from nmoe_flower.study.curves import Curve
 from nmoe_flower.study.declared import FigureSpec
 from nmoe_flower.study.figures import Figure, Panel, Point, Series, draw_figure, fill_figure
 from nmoe_flower.study.labels import Labels
@@ -57,6 +58,33 @@ def test_a_point_that_is_missing_leaves_a_gap_and_is_told() -> None:
     figure = fill_figure(lines(), found, LABELS)
     assert [point.x for point in figure.series[0].points] == [5, 50]
     assert figure.notes[-1] == "runs missing or failed in 1 of 1"
+
+
+def test_seeds_are_a_dimension_of_marks_too() -> None:
+    figure = fill_figure(lines(x="seed", where={"data.num-clients": (5,)}), rows(), LABELS)
+    assert [one.label for one in figure.series] == ["First", "Second"]
+    assert [(p.x, round(p.mean, 3), p.se) for p in figure.series[0].points] == [
+        (0, 0.505, None), (1, 0.525, None),
+    ]  # fmt: skip
+    assert figure.notes == ("each seed by itself: 0, 1",)
+    figure = fill_figure(lines(series=("variant", "seed"), kind="dots"), rows(), LABELS)
+    assert [one.label for one in figure.series][:2] == ["First, seed = 0", "First, seed = 1"]
+    figure = fill_figure(lines(where={"seed": (1,)}), rows(), LABELS)
+    assert [round(point.mean, 3) for point in figure.series[0].points] == [0.525, 0.53, 0.57]
+    assert figure.notes == ("seed 1",)
+
+
+def curve(seed: int, *scores: float, variant: str = "a") -> Curve:
+    at = tuple(map(float, range(1, len(scores) + 1)))
+    return Curve(variant, {}, seed, "iid", "accuracy", at, at, at, scores)
+
+
+def test_curves_of_different_lengths_say_how_far_all_seeds_go() -> None:
+    spec = FigureSpec(name="f", kind="rounds", x="round", series=("variant",), test="iid")
+    found = [curve(0, 0.5, 0.6, 0.7), curve(1, 0.5, 0.6), curve(0, 0.1, 0.2, 0.3, variant="b")]
+    figure = fill_figure(spec, [], LABELS, curves=found)
+    assert [[point.x for point in one.points] for one in figure.series] == [[1, 2], [1, 2, 3]]
+    assert figure.notes[-1] == "drawn as far as all seeds go: First to round 2 of 3"
 
 
 def test_what_is_drawn_is_what_was_filled(drawn: list[Any]) -> None:

@@ -74,6 +74,9 @@ series = ["variant", "length"]
 gate = "local"
 test = "iid"
 """
+OF_LINES = 'kind = "lines"\nx = "data.tau"'
+FIGURE = WHOLE[WHOLE.index('kind = "lines"') :]
+ROUNDS = 'kind = "rounds"\n'
 SWEEP = '[sweep]\nover = ["data.tau"]\ngate = "local"\n'
 
 
@@ -296,6 +299,24 @@ REFUSED = {
     "paper metric": ("accuracy = 0.25", "acuracy = 0.25", "acuracy is no metric or dimension; did"),
     "paper number": ("accuracy = 0.25", 'accuracy = "a"', "accuracy: a number is wanted, got a"),
     "paper no table": ("accuracy = 0.25", "macro_f1 = 0.25", "macro_f1: no table has its cell"),
+    "paper no tables": (
+        WHOLE[WHOLE.index("[[tables]]") : WHOLE.index("[[paper]]")],
+        "",
+        r"paper 1: accuracy: no table has its cell: the study declares no \[\[tables\]\]",
+    ),
+    "paper numbers": (
+        WHOLE[WHOLE.index('rows = ["variant", "gate"]') : WHOLE.index("[[paper]]")],
+        'rows = ["variant", "data.tau"]\ncolumns = ["number"]\nwhere = { length = ["short"] }\n'
+        'numbers = [{ label = "own", gate = "local", test = "iid" }]\n',
+        "paper 1: accuracy: no table has its cell",
+    ),
+    "paper twice": (
+        "[[paper]]",
+        '[[paper]]\nvariant = "ce"\nlength = "long"\ngate = ["local", "federated"]\n'
+        'test = "iid"\ndata.tau = [0.5, 0.2]\naccuracy = 0.75\n[[paper]]',
+        "paper 2: accuracy = 0.25 of ce-tau-0.5-long, local, iid stands in paper 1 already "
+        r"\(0.75\); allowed: once",
+    ),
     "paper not shown": ('length = "long"\ngate', 'length = "short"\ngate', "no table has its cell"),
     "pair unknown": (
         'against = { variant = "sc" }',
@@ -403,6 +424,14 @@ def test_a_variant_may_not_take_the_folder_of_shared_work(folder: Path) -> None:
 def test_a_sweep_goes_by_validation_data_alone(sweep: str, told: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=told):
         load(folder, WHOLE + sweep)
+
+
+def test_the_name_of_what_a_sweep_chooses_is_taken(folder: Path) -> None:
+    text = WHOLE.replace("[set]", "[set]\ndata.validation-per-client = 5")
+    load(folder, text + SWEEP)
+    with pytest.raises(ConfigError, match="tables: the name 'choice' stands in sweep already"):
+        load(folder, text.replace('name = "table-1"', 'name = "choice"') + SWEEP)
+    assert load(folder, text.replace('name = "table-1"', 'name = "choice"')).tables
 
 
 def test_a_list_may_be_a_value(folder: Path) -> None:

@@ -259,6 +259,21 @@ def test_a_failed_and_a_missing_run_are_told(written: Write, tmp_path: Path) -> 
     assert "**Failed: tau-0.5 seed 1 (RoundError: no client came).**" in text
 
 
+def test_figures_name_the_runs_that_left_nothing_to_draw(written: Write, tmp_path: Path) -> None:
+    study, runs = written(TEXT, "of-100"), tmp_path / "runs"
+    for at in (0, 2, 3):
+        finish(study, at, runs)
+    failed = runs / study.runs[1].place
+    failed.mkdir(parents=True)
+    (failed / "failed.json").write_text('{"error": "RoundError: no client came"}')
+    (runs / study.runs[3].place / "rounds.jsonl").unlink()
+    _, rounds, who = findings_of(study, runs).figures
+    assert rounds.notes == ("seed 0", "no rounds of tau-0.5 seed 1; tau-0.2 seed 1")
+    assert who.notes == ("mean of 2 seeds: 0, 1", "no routing of tau-0.5 seed 1")
+    text = write_findings(findings_of(study, runs), tmp_path / "out", pictures=[]).read_text()
+    assert "Seed 0; no rounds of tau-0.5 seed 1; tau-0.2 seed 1." in text
+
+
 def test_a_run_of_other_settings_is_refused_with_both_values(study: Study, tmp_path: Path) -> None:
     path = tmp_path / "runs" / study.runs[2].place / "config.toml"
     path.write_text(path.read_text().replace("rounds = 120", "rounds = 121"))
