@@ -43,7 +43,7 @@ def origin(name: str) -> str:
         + (f" (tau = {row['tau']})" if row["scheme"] == "dominant" else "")
         + f", seed {source['seed']}; {machine['cores']} cores of an {machine['cpu']}, no GPU, "
         f"torch {versions['torch']}, flwr {versions['flwr']}; {source['started'][:10]}; "
-        f"{results['seconds'] / 60:.0f} minutes in exchanges; revision "
+        f"{results['seconds'] / 60:.0f} minutes of training and tests; revision "
         f"{source['git']['revision'][:7]}. "
         + ", ".join(
             f"[{file.name}](../{file.relative_to(RESULTS.parent)})"

@@ -8,11 +8,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nmoe_flower.plurals import how_many, one_or_many
+from nmoe_flower.report import Estimate
 from nmoe_flower.study.declared import NUMBER, TableSpec
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
 
-__all__ = ["Cell", "Column", "Line", "StudyTable", "absent_in_words", "cell_of", "fill_table"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Line",
+    "StudyTable",
+    "absent_in_words",
+    "beside_paper_in_words",
+    "cell_of",
+    "fill_table",
+]
 
 Status = Literal["measured", "partial", "failed", "missing", "none"]
 Shown = Literal["paper", "difference"]
@@ -53,6 +64,13 @@ class Cell:
     def difference(self) -> float | None:
         """What we have more than the paper; None if one of both is not known."""
         return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the paper's value lies in our own 95 % interval; None of one seed, or without."""
+        if self.difference is None:
+            return None
+        return Estimate(self.difference, self.se, self.n).within_noise
 
     @property
     def decimals(self) -> int:
@@ -206,6 +224,14 @@ def fill_table(table: TableSpec, rows: Sequence[Row], labels: Labels) -> StudyTa
     notes = [
         *_shared(table, chosen, above, telling, labels),
         *cells_in_words([cell for line in lines for cell in line.cells]),
+        *beside_paper_in_words(
+            [
+                cell
+                for line in lines
+                for cell, column in zip(line.cells, columns, strict=True)
+                if column.shows
+            ]
+        ),
     ]
     return StudyTable(table.name, table.heading, heads, columns, lines, tuple(notes))
 
@@ -330,6 +356,20 @@ def cells_in_words(cells: Sequence[Cell]) -> Iterator[str]:
     if any(cell.status == "partial" for cell in cells):
         yield "n: how many seeds count, where that is not all of them."
     yield from absent_in_words(rows)
+
+
+def beside_paper_in_words(cells: Sequence[Cell]) -> Iterator[str]:
+    """How many differences to published values may be noise, as far as our own seeds tell."""
+    known = [cell.within_noise for cell in cells if cell.difference is not None]
+    judged = [one for one in known if one is not None]
+    if judged:
+        noise = sum(judged)
+        yield (
+            f"Of {how_many(len(judged), 'difference')} to a published value {noise} "
+            f"{one_or_many(noise, 'lies', 'lie')} within our own 95 % interval."
+        )
+    if len(judged) < len(known):
+        yield "From one seed beside a published value no order follows."
 
 
 def absent_in_words(rows: Iterable[Row]) -> Iterator[str]:

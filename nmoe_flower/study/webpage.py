@@ -57,12 +57,12 @@ from nmoe_flower.report.html import (
     test_in_sentence,
     to_html,
 )
-from nmoe_flower.study.comparisons import Comparison
+from nmoe_flower.study.comparisons import Comparison, Pair
 from nmoe_flower.study.figures import Figure, Series
 from nmoe_flower.study.findings import Findings
 from nmoe_flower.study.rows import Row, RunOutcome
 from nmoe_flower.study.sweep import SweepTable
-from nmoe_flower.study.tables import Cell, Column, StudyTable
+from nmoe_flower.study.tables import Cell, Column, StudyTable, beside_paper_in_words
 from nmoe_flower.study.untold import rounds_without_tests, without_tests
 from nmoe_flower.study.writing import from_where, sentence
 
@@ -72,6 +72,7 @@ __all__ = ["page_of_study", "write_webpage"]
 _OF_RUNS = ("rounds", "routing", "partition", "features", "privacy", "cost")
 _MOST_VARIANTS = 16  # whose routing and rounds are shown, beside what figures are declared
 _NO_NUMBER = ("-", "", "failed", "missing")
+_SHOWN = 0.001  # the least difference of accuracies that is shown
 _TOLD = 3  # settings that are told in words, each on its own; more make a table
 
 
@@ -136,15 +137,22 @@ class _Verdict:
     more: Estimate
 
     @property
+    def equal(self) -> bool:
+        """Whether one seed alone shows no difference in the digits that are told."""
+        return self.more.within_noise is None and abs(self.more.mean) < _SHOWN / 2
+
+    @property
     def weight(self) -> int:
         """0 where a baseline wins, 1 in the noise, 2 where a gate wins."""
-        if self.more.within_noise:
+        if self.more.within_noise or self.equal:
             return 1
         return 0 if self.reached < self.plain else 2
 
     @property
     def words(self) -> str:
         """Who wins, in words."""
+        if self.equal:
+            return "neither?"
         known = ("baseline", "within the noise", "gate")[self.weight]
         return known + "?" * (self.more.within_noise is None)
 
@@ -157,6 +165,8 @@ class _Verdict:
             "no gate beats a plain baseline beyond the noise",
             "the best gate beats every plain baseline",
         )[self.weight]
+        if self.equal:
+            told = "the best gate and the best plain baseline reach the same"
         unsure = ", as far as one seed can tell" if self.more.within_noise is None else ""
         return f"{place[0].upper()}{place[1:]}: {told}{unsure}."
 
@@ -179,25 +189,8 @@ def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
         yield from _counted(verdicts)
     elif groups := _groups(findings):
         yield from summary(groups, ())[1:]
-    cells = [cell for table in findings.tables for line in table.lines for cell in line.cells]
-    compared = [cell.difference for cell in cells if cell.difference is not None]
-    if compared:
-        enough = sum(more >= 0 for more in compared)
-        below = len(compared) - enough
-        yield Said(
-            f"Of {len(compared)} cells that have a published value beside them, {enough} are at or "
-            f"above it and {below} below."
-            if below
-            else f"All {enough} cells that have a published value beside them are at or above it."
-        )
-    pairs = [pair for comparison in findings.comparisons for pair in comparison.pairs]
-    if pairs:
-        noise = sum(pair.verdict == "within the noise" for pair in pairs)
-        told = sum(pair.verdict in ("higher", "lower") for pair in pairs)
-        yield Said(
-            f"Of {how_many(len(pairs), 'paired comparison')} {told} lie beyond the noise and "
-            f"{noise} within it."
-        )
+    yield from _beside_paper(findings.tables)
+    yield from _paired([pair for comparison in findings.comparisons for pair in comparison.pairs])
     for choice in findings.choices:
         if choice.winner is not None and choice.winner.score is not None:
             values = ", ".join(f"{key} = {value}" for key, value in choice.winner.values.items())
@@ -206,16 +199,69 @@ def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
             )
 
 
+def _beside_paper(tables: Sequence[StudyTable]) -> Iterator[Said]:
+    """How many cells reach what was published; one that stands in two tables counts once."""
+    cells: dict[tuple[str, ...], Cell] = {}
+    for table in tables:
+        for line in table.lines:
+            for cell, column in zip(line.cells, table.columns, strict=True):
+                row = cell.row
+                if column.shows and cell.paper is not None and row is not None:
+                    place = (row.folder, row.gate, row.test, row.metric)
+                    if cell.n >= cells.get(place, Cell("none")).n:
+                        cells[place] = cell
+    compared = [cell.difference for cell in cells.values() if cell.difference is not None]
+    missing = len(cells) - len(compared)
+    gone = f" {how_many(missing, 'more is', 'more are')} not measured yet." if missing else ""
+    below = sum(more < 0 for more in compared)
+    if len(compared) == 1:
+        told = "below it" if below else "at or above it"
+        told = f"The one cell that has a published value beside it is {told}."
+    elif compared and not below:
+        told = f"All {len(compared)} cells that have a published value beside them are at or above "
+        told += "it."
+    elif compared:
+        told = f"Of {len(compared)} cells that have a published value beside them, "
+        told += f"{len(compared) - below} are at or above it and {below} below."
+    elif cells:
+        told = "No cell that has a published value beside it is measured yet."
+        gone = ""
+    else:
+        return
+    yield Said(" ".join([f"{told}{gone}", *beside_paper_in_words(list(cells.values()))]))
+
+
+def _paired(pairs: Sequence[Pair]) -> Iterator[Said]:
+    """How many paired comparisons say anything, and why others do not."""
+    if not pairs:
+        return
+    verdicts = [pair.verdict for pair in pairs]
+    counts = {
+        "beyond the noise": verdicts.count("higher") + verdicts.count("lower"),
+        "within the noise": verdicts.count("within the noise"),
+        "with one seed alone, and no estimate of the noise": verdicts.count(
+            "no estimate of the noise"
+        ),
+        "without a pair of finished runs": verdicts.count("failed") + verdicts.count("missing"),
+    }
+    told = [f"{count} {what}" for what, count in counts.items() if count]
+    yield Said(f"{how_many(len(pairs), 'paired comparison')}: {'; '.join(told)}.")
+
+
 def _counted(verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     """A few settings one by one; of many a count."""
     if len(verdicts) <= _TOLD:
         yield from (Said(one.numbers, one.sentence) for one in verdicts)
         return
     weights = [one.weight for one in verdicts]
-    wins, noise = weights.count(0), weights.count(1)
+    wins, equal = weights.count(0), sum(one.equal for one in verdicts)
+    noise = weights.count(1) - equal
     alone = sum(one.more.within_noise is None for one in verdicts)
-    rest = f"in {noise} none does beyond the noise" if noise else ""
-    told = [f"the best gate is above every plain baseline in {weights.count(2)}", rest]
+    told = [
+        f"the best gate is above every plain baseline in {weights.count(2)}",
+        f"in {noise} none does beyond the noise" if noise else "",
+        f"in {equal} both reach the same" if equal else "",
+    ]
     unsure = f" In {alone} of them there is one seed alone, and no estimate of the noise."
     yield Said(
         f"Of {how_many(len(verdicts), 'pair')} of setting and test, "
@@ -300,7 +346,7 @@ def _facts(findings: Findings) -> Iterator[Fact]:
         str(variants),
         f"{how_many(seeds, 'seed')}",
     )
-    yield Fact("in exchanges", _time(float(told["minutes"])))
+    yield Fact("of training and tests", _time(float(told["minutes"])))
 
 
 def _time(minutes: float) -> str:
@@ -388,9 +434,10 @@ def _cells(cell: Cell, column: Column) -> list[TableCell]:
     more = cell.difference
     if cell.paper is None or more is None:
         return [_ours(cell), TableCell(cell.paper_text.replace("-", MISSING), tone="p")]
-    tone = "better" if more >= 0 else "worse"
+    tone = "same" if cell.within_noise else "better" if more >= 0 else "worse"
+    tone = "" if cell.within_noise is None else tone
     shown = number_cell(more, digits=cell.decimals, signed=True).text
-    return [_ours(cell), TableCell(cell.paper_text, shown, tone=f"p {tone}")]
+    return [_ours(cell), TableCell(cell.paper_text, shown, tone=f"p {tone}".strip())]
 
 
 def _ours(cell: Cell) -> TableCell:
@@ -402,8 +449,8 @@ def _ours(cell: Cell) -> TableCell:
         return TableCell(MISSING, about=cell.note)
     mean, _, spread = text.partition(" ± ")
     mean = mean if cell.words else mean.replace("-", MINUS)
-    mark = f"n={cell.n}" if short else ""
-    return TableCell(mean, f"± {spread}" if spread else "", mark, about=cell.note)
+    beside = f"± {spread}{short}" if spread else short.strip()
+    return TableCell(mean, beside, about=cell.note)
 
 
 def _words(table: Comparison | SweepTable) -> SortableTable:
@@ -608,7 +655,7 @@ def _provenance(findings: Findings) -> SortableTable:
     lines = {
         "Runs finished": f"{told['finished']} of {told['runs']}",
         "Seeds": ", ".join(map(str, findings.study.seeds)),
-        "Minutes in exchanges": f"{told['minutes']:,.1f}",
+        "Minutes of training and tests": f"{told['minutes']:,.1f}",
         "Started": " to ".join(dict.fromkeys((*told["dates"][:1], *told["dates"][-1:]))),
         "Machines": "; ".join(told["machine"]),
         "Versions": "; ".join(versions),

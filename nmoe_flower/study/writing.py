@@ -125,7 +125,7 @@ def from_where(findings: Findings) -> str:
         f"{told['finished']} of {how_many(told['runs'], 'run')}",
         f"{one_or_many(len(study.seeds), 'seed')} {seeds}",
         " and ".join(told["machine"]),
-        f"{_time_in_words(told['minutes'])} in exchanges",
+        f"{_time_in_words(told['minutes'])} of training and tests",
         " to ".join(dict.fromkeys((*told["dates"][:1], *told["dates"][-1:]))),
         " and ".join(
             ", ".join(f"{name} {version}" for name, version in one.items())

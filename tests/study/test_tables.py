@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from nmoe_flower.study import Study
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Quantity, Row, RunOutcome, rows_of
@@ -95,7 +97,16 @@ def test_the_paper_stands_beside_the_cells_that_it_has(written: Write) -> None:
     first, second = table.lines[0].cells[1], table.lines[1].cells[1]
     assert (first.paper_text, first.difference_text) == ("0.250", "+0.250")
     assert (second.paper_text, second.difference_text) == ("-", "-")
-    assert table.notes[-1] == "Seed 0 alone: there is no estimate of the noise."
+    assert table.notes[-2:] == (
+        "Seed 0 alone: there is no estimate of the noise.",
+        "From one seed beside a published value no order follows.",
+    )
+    noisy = [replace(one, each={0: 0.2, 1: 0.35}, asked=(0, 1)) for one in rows]
+    assert fill(study, noisy).notes[-1] == (
+        "Of 2 differences to a published value 2 lie within our own 95 % interval."
+    )
+    sure = [replace(one, each={0: 0.5, 1: 0.501}, asked=(0, 1)) for one in rows]
+    assert fill(study, sure).notes[-1].startswith("Of 2 differences to a published value 0 ")
 
 
 def test_a_number_of_the_whole_run_stands_beside_those_of_its_gates(written: Write) -> None:

@@ -136,6 +136,61 @@ def test_a_page_tells_no_tests_of_what_a_sweep_has_not_chosen(written, tmp_path,
     assert "Of the tests, only that of the choice is told." in words(text)
 
 
+def test_cells_beside_the_paper_count_once_and_those_missing_are_told(written, tmp_path):
+    again = """
+[[tables]]
+name = "again"
+rows = ["gate"]
+columns = ["data.tau"]
+tests = ["iid"]
+show = ["paper"]
+[[paper]]
+gate = ["federated", "local"]
+test = "iid"
+data.tau = 0.5
+accuracy = 0.125
+"""
+    study = written(TEXT + again)
+    finish(study, 2, tmp_path / "runs")
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    one = "The one cell that has a published value beside it is at or above it."
+    alone = "From one seed beside a published value no order follows."
+    assert f"{one} 2 more are not measured yet. {alone}" in told
+    for at in (0, 1, 3):
+        finish(study, at, tmp_path / "runs")
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    assert (
+        "All 3 cells that have a published value beside them are at or above it. "
+        "Of 3 differences to a published value 0 lie within our own 95 % interval."
+    ) in told
+
+
+def test_a_cell_of_fewer_seeds_says_so_inside_its_cell(study, tmp_path):
+    finish(study, 0, tmp_path / "runs")
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    assert "0.500 (n = 1)" in words(text)
+    assert "<sup>n=" not in text
+
+
+def test_pairs_that_say_nothing_are_counted_too(written, tmp_path):
+    study = written(TEXT.replace("seeds = [0, 1]", "seeds = [0]"))
+    finish(study, 0, tmp_path / "runs")
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    assert "1 paired comparison: 1 without a pair of finished runs." in told
+    finish(study, 1, tmp_path / "runs")
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    assert "1 paired comparison: 1 with one seed alone, and no estimate of the noise." in told
+
+
+def test_no_gate_wins_by_nothing(written, tmp_path):
+    study = written(PLAIN.replace("seeds = [0, 1]", "seeds = [0]").replace("[0.5, 0.2]", "[0.5]"))
+    score(finish(study, 0, tmp_path / "runs"), {"federated": 0.7002, "local": 0.7})
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    same = "the best gate and the best plain baseline reach the same, as far as one seed can tell."
+    assert same in told
+    assert "beats every plain baseline" not in told
+
+
 def test_variants_with_other_data_are_not_compared(written, tmp_path):
     study = written(
         PLAIN.replace("[axes]\ndata.tau = [0.5, 0.2]", "")

@@ -497,7 +497,7 @@ def _partition(groups: Groups) -> list[PagePart]:
         seeds = [run.config.run.seed for run in groups[names[0]]]
         note = seeds_in_words(seeds, averaged=False)
         note = f"{note[0].upper()}{note[1:]}. In the cells: samples; beside a row: all of it."
-        folds.append((", ".join(names), Maps(maps, "Share of a client's samples", [note])))
+        folds.append(("; ".join(names), Maps(maps, "Share of a client's samples", [note])))
     return _folded(folds)
 
 
