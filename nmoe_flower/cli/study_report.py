@@ -36,8 +36,10 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     add_finished(parser)
     add_stage_1(parser, "RUNS")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to (default: report in the study's folder)"
-    )
+        "--out", type=Path, metavar="DIR",
+        help="where to (default: report in the study's folder; of published runs, in that in "
+        "./runs)",
+    )  # fmt: skip
     parser.add_argument(
         "--format", type=_several(_FORMATS), default=_FORMATS, metavar="LIST",
         help=f"files of each table: {','.join(_FORMATS)} (default: all)",
@@ -75,12 +77,19 @@ def _several(allowed: tuple[str, ...]) -> "argparse._ActionType":
 
 def _report(args: argparse.Namespace) -> int:
     from nmoe_flower.recipes import find_study
-    from nmoe_flower.study import Study, findings_of, publish_study, write_findings, write_webpage
+    from nmoe_flower.study import (
+        Study,
+        default_out,
+        findings_of,
+        publish_study,
+        write_findings,
+        write_webpage,
+    )
 
     check_finished(args.finished)
     study = Study.load(find_study(args.study), args.overrides)
     findings = findings_of(study, args.runs, args.finished, stage_1=args.stage_1)
-    out = args.out if args.out is not None else args.runs / study.name / "report"
+    out = args.out if args.out is not None else default_out(findings)
     if args.out is not None or args.html is None:
         path = write_findings(findings, out, formats=args.format, pictures=args.figures)
         print(f"report  {path}")

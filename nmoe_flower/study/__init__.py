@@ -47,7 +47,13 @@ if TYPE_CHECKING:
     from nmoe_flower.study.sweep import Candidate, Choice, SweepTable
     from nmoe_flower.study.tables import Cell, Column, Line, StudyTable
     from nmoe_flower.study.webpage import write_webpage
-    from nmoe_flower.study.writing import PICTURES, from_where, tables_by_name, write_findings
+    from nmoe_flower.study.writing import (
+        PICTURES,
+        default_out,
+        from_where,
+        tables_by_name,
+        write_findings,
+    )
 
 __all__ = [
     "FORMATS",
@@ -94,6 +100,7 @@ __all__ = [
     "Variant",
     "carry_out",
     "chosen",
+    "default_out",
     "find_state",
     "findings_of",
     "findings_to_json",
@@ -141,7 +148,13 @@ _OF_REPORTS = {
     "study.sweep": ("Candidate", "Choice", "SweepTable"),
     "study.tables": ("Cell", "Column", "Line", "StudyTable"),
     "study.webpage": ("write_webpage",),
-    "study.writing": ("PICTURES", "from_where", "tables_by_name", "write_findings"),
+    "study.writing": (
+        "PICTURES",
+        "default_out",
+        "from_where",
+        "tables_by_name",
+        "write_findings",
+    ),
 }
 
 

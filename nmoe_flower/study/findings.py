@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.begun import RUNS
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import lines_of_json, read_json
@@ -56,6 +57,7 @@ from nmoe_flower.study.tables import StudyTable, absent_in_words, fill_table
 
 __all__ = [
     "Findings",
+    "Places",
     "findings_from",
     "findings_of",
     "findings_to_json",
@@ -66,6 +68,21 @@ __all__ = [
 TABLE_VERSION = 1
 _UNDRAWN = "of what was not chosen no test is drawn"
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where findings were read from, as it was typed.
+
+    Attributes:
+        runs: The folder that holds the study's folder.
+        finished: Folders of runs that finished elsewhere.
+        published: ``runs`` holds published runs, to which none are added by running.
+    """
+
+    runs: Path
+    finished: tuple[Path, ...] = ()
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ class Findings:
         provenance: Where the numbers come from: ``machine``, ``versions``, ``revisions`` and
             ``dates``, each a list of all there are; ``minutes`` in all; ``runs`` that were asked
             for and ``finished`` ones.
+        places: Where they were read from; None if that is a ``table.json``.
     """
 
     study: Study
@@ -91,6 +109,7 @@ class Findings:
     policies: Mapping[str, StudyTable] = field(default_factory=dict)
     outcomes: tuple[RunOutcome, ...] = field(default=(), repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    places: Places | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def labels(self) -> Labels:
@@ -223,7 +242,8 @@ def findings_of(
         kept = root / study.name / "table.json"
         if kept.is_file():  # published: of rounds and routing it has what the figures show
             found = found.beside(read_findings(study, kept))
-    return found
+    published = (runs / study.name / RUNS).is_file()
+    return replace(found, places=Places(runs, tuple(finished), published))
 
 
 def findings_from(study: Study, outcomes: Sequence[RunOutcome], place: Path) -> Findings:

@@ -64,7 +64,7 @@ from nmoe_flower.study.rows import Row, RunOutcome
 from nmoe_flower.study.sweep import SweepTable
 from nmoe_flower.study.tables import Cell, Column, StudyTable, beside_paper_in_words
 from nmoe_flower.study.untold import rounds_without_tests, without_tests
-from nmoe_flower.study.writing import from_where, sentence
+from nmoe_flower.study.writing import again, from_where, own_settings, sentence
 
 __all__ = ["page_of_study", "write_webpage"]
 
@@ -185,6 +185,8 @@ def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     """What matters most first: what is not there, baselines that win, then the rest."""
     for gone in findings.absent:
         yield Said("", gone, "warning")
+    if own := own_settings(findings):
+        yield Said(own)
     if verdicts:
         yield from _counted(verdicts)
     elif groups := _groups(findings):
@@ -670,8 +672,15 @@ def _commands(findings: Findings) -> list[PagePart]:
     """How to run the study and make this page again, wherever the file lies."""
     study = findings.study
     known = {one.path.resolve(): one.name for one in packaged_studies()}
-    name = shlex.quote(known.get(study.path.resolve(), study.path.name))
+    name = known.get(study.path.resolve(), study.path.name)
+    run, report = again(findings, name, shown=_portable)
+    report += ["--html", f"{study.name}.html"]
     return [
-        Command("All runs that are missing", f"nmoe study run {name}"),
-        Command("This page", f"nmoe study report {name} --html {shlex.quote(study.name)}.html"),
+        Command("All runs that are missing", shlex.join(run)),
+        Command("This page", shlex.join(report)),
     ]
+
+
+def _portable(path: Path) -> str:
+    """A folder as it was typed, or its name alone where the rest is that of a machine."""
+    return path.name if path.is_absolute() else str(path)

@@ -1,7 +1,7 @@
 """What ``nmoe study report`` writes: report.md, tables, figures, and ``table.json``."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,8 +14,18 @@ from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
 from nmoe_flower.study.policies import draw_policies, finished_folders
 
-__all__ = ["PICTURES", "from_where", "sentence", "tables_by_name", "write_findings"]
+__all__ = [
+    "PICTURES",
+    "again",
+    "default_out",
+    "from_where",
+    "own_settings",
+    "sentence",
+    "tables_by_name",
+    "write_findings",
+]
 
+DEFAULT_RUNS = Path("runs")  # where commands put runs and look for them
 PICTURES = ("png", "pdf", "svg")
 """What figures can be written as, by the suffix of the file."""
 
@@ -51,7 +61,8 @@ def write_findings(
                 draw_figure(figure, new / f"figure-{figure.name}.{suffix}")
         drawn = draw_policies(finished_folders(findings.outcomes), new) if findings.policies else []
         write_text(new / "table.json", findings_to_json(findings))
-        write_text(new / "report.md", "\n".join(_report(findings, pictures, drawn)).rstrip() + "\n")
+        lines = _report(findings, pictures, drawn, out)
+        write_text(new / "report.md", "\n".join(lines).rstrip() + "\n")
     return out / "report.md"
 
 
@@ -64,7 +75,44 @@ def tables_by_name(findings: Findings) -> dict[str, Tabular]:
     return found
 
 
-def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) -> Iterator[str]:
+def default_out(findings: Findings) -> Path:
+    """Where a report goes if nobody says: into the study's folder of runs, never of published ones.
+
+    Args:
+        findings: Of `findings_of`.
+    """
+    places = findings.places
+    root = DEFAULT_RUNS if places is None or places.published else places.runs
+    return root / findings.study.name / "report"
+
+
+def again(
+    findings: Findings, name: str, *, shown: Callable[[Path], str] = str
+) -> tuple[list[str], list[str]]:
+    """What one types to make the runs that are missing, and to report them from where they lay.
+
+    Args:
+        findings: What the study has found.
+        name: What one types for the study.
+        shown: How a folder is written.
+    """
+    run, report = (["nmoe", "study", verb, name] for verb in ("run", "report"))
+    places = findings.places
+    if places is None:
+        return run, report
+    elsewhere = [shown(path) for path in places.finished]
+    if places.runs != DEFAULT_RUNS:
+        report += ["--runs", shown(places.runs)]
+        run += [] if places.published else ["--out", shown(places.runs)]
+    before = [*elsewhere, *([shown(places.runs)] if places.published else [])]
+    for words, folders in ((run, before), (report, elsewhere)):
+        words += [word for folder in folders for word in ("--finished", folder)]
+    return run, report
+
+
+def _report(
+    findings: Findings, pictures: Sequence[str], drawn: Sequence[Path], out: Path
+) -> Iterator[str]:
     study = findings.study
     yield from (f"# {study.title}", "")
     if study.about.strip():
@@ -72,8 +120,8 @@ def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) 
     yield from (f"{from_where(findings)}", "")
     for told in findings.absent:
         yield from (f"**{told}**", "")
-    if study.exceptions:
-        yield from (f"Runs with settings of their own: {'; '.join(study.exceptions)}.", "")
+    if own := own_settings(findings):
+        yield from (own, "")
     for table in tables_by_name(findings).values():
         yield from (f"## {table.title}", "", table_to_markdown(table))
     for path in drawn:
@@ -84,9 +132,15 @@ def _report(findings: Findings, pictures: Sequence[str], drawn: Sequence[Path]) 
         if shown:
             yield from (f"![{figure.title}](figure-{figure.name}.{shown})", "")
         yield from (sentence("; ".join(figure.notes)), "")
-    name = _typed(findings)
-    yield from ("## Again", "", "```bash", f"nmoe study run {name}", f"nmoe study report {name}",
-                "```")  # fmt: skip
+    run, report = again(findings, _typed(findings))
+    report += ["--out", str(out)] if out != default_out(findings) else []
+    yield from ("## Again", "", "```bash", shlex.join(run), shlex.join(report), "```")
+
+
+def own_settings(findings: Findings) -> str:
+    """Which runs have settings of their own, in a sentence; empty if none has."""
+    told = "; ".join(findings.study.exceptions)
+    return f"Runs with settings of their own: {told}." if told else ""
 
 
 def sentence(text: str) -> str:
@@ -104,7 +158,7 @@ def _typed(findings: Findings) -> str:
     with suppress(ConfigError):
         if find_study(name).resolve() == path.resolve():
             return name
-    return shlex.quote(str(path))
+    return str(path)
 
 
 def _time_in_words(minutes: float) -> str:

@@ -445,6 +445,29 @@ def test_the_command_writes_publishes_and_names_what_is_missing(
     assert "'xlsx' is given; allowed: md,csv,tex" in capsys.readouterr().err
 
 
+def test_a_report_goes_beside_no_published_run_and_says_how_it_was_made(
+    written: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = written(EXCEPTIONS)
+    monkeypatch.chdir(tmp_path)
+    finish(study, 0, tmp_path / "elsewhere")
+    words = ["study", "report", "little.toml", "--format", "md"]
+    more = ["--finished", "elsewhere", "--out", "here"]
+    assert cli.main([*words, *more, "--publish", "results"]) == 0
+    text = (tmp_path / "here" / "report.md").read_text(encoding="utf-8")
+    assert "\nnmoe study run little.toml --finished elsewhere\n" in text
+    assert "\nnmoe study report little.toml --finished elsewhere --out here\n" in text
+    before = sorted((tmp_path / "results").rglob("*"))
+    assert cli.main([*words, "--runs", "results"]) == 0
+    assert sorted((tmp_path / "results").rglob("*")) == before
+    text = (tmp_path / "runs" / "little" / "report" / "report.md").read_text(encoding="utf-8")
+    assert "\nnmoe study run little.toml --finished results\n" in text
+    assert "\nnmoe study report little.toml --runs results\n" in text
+    assert cli.main([*words, "--runs", "elsewhere"]) == 0
+    text = (tmp_path / "elsewhere" / "little" / "report" / "report.md").read_text(encoding="utf-8")
+    assert "\nnmoe study run little.toml --out elsewhere\n" in text
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from nmoe_flower import cli
 from nmoe_flower.study import Study, findings_of, findings_to_json, read_findings, write_webpage
 from nmoe_flower.study.webpage import page_of_study
 from tests.study.conftest import finish
-from tests.study.test_findings import SWEPT, TEXT, finish_swept
+from tests.study.test_findings import EXCEPTIONS, SWEPT, TEXT, finish_swept
 
 PLAIN = """
 title = "Plain"
@@ -259,6 +260,18 @@ def test_a_study_of_24_runs_with_10_clients_stays_below_two_megabytes(tmp_path):
     text = page(study, tmp_path / "runs", tmp_path / "page.html")
     assert len(text.encode()) < 2_000_000
     assert text.count('<svg class="map') == 8 * 10 + 8 * 2
+
+
+def test_a_page_names_settings_of_their_own_and_where_its_runs_lay(written, tmp_path, monkeypatch):
+    study = written(EXCEPTIONS)
+    finish(study, 0, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    found = findings_of(study, Path("mine"), [Path("theirs")])
+    told = words(write_webpage(found, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "Runs with settings of their own: seed 1: gate.methods = [federated]," in told
+    assert "nmoe study run little.toml --out mine --finished theirs " in told
+    typed = "nmoe study report little.toml --runs mine --finished theirs --html little.html"
+    assert typed in told
 
 
 def test_the_command_writes_the_page_alone(study, tmp_path, capsys, monkeypatch):
