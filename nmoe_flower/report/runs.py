@@ -91,6 +91,20 @@ def load_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     return label_runs([replace(run, configuration=names[run.group]) for run in runs])
 
 
+def _named(config: Config, folder: Path) -> Config:
+    """The configuration, with the variant's name for that of a run of a study.
+
+    >>> run = Config.parse({"run.name": "seed-3", "run.seed": 3})
+    >>> [_named(run, Path(at)).run.name for at in ("/r/s/top-1/seed-3", "/r/s/base/seed-3", "/r/x")]
+    ['top-1', 's', 'seed-3']
+    """
+    if folder.name != f"seed-{config.run.seed}":
+        return config
+    variant, study = folder.parent.name, folder.parent.parent.name
+    name = study if variant == "base" and study else variant
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
 def _load(folder: Path) -> FinishedRun:
     if not folder.is_dir():
         raise NMoEError(f"{folder} is not a folder")
@@ -107,7 +121,7 @@ def _load(folder: Path) -> FinishedRun:
         )
     return FinishedRun(
         folder,
-        run.config,
+        _named(run.config, folder.resolve()),
         read_results(run.results_path),
         read_provenance(folder),
         read_rounds(run.rounds_path),

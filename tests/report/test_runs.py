@@ -15,6 +15,19 @@ def test_a_finished_run_is_read(finished_run):
     assert (run.configuration, run.label) == ("1-one", "")
 
 
+def test_runs_of_a_study_are_called_as_their_variants(finished_run, tmp_path):
+    folders = []
+    for variant, tau in (("top-1", 0.2), ("top-2", 0.5)):
+        for seed in (0, 1):
+            made = finished_run(f"seed-{seed}", {"run.seed": seed, "data.tau": tau})
+            folders.append(tmp_path / "little" / variant / f"seed-{seed}")
+            folders[-1].parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(made, folders[-1])
+    runs = load_runs(folders)
+    assert [run.configuration for run in runs] == ["1-top-1", "1-top-1", "2-top-2", "2-top-2"]
+    assert [run.config.run.name for run in runs] == ["top-1", "top-1", "top-2", "top-2"]
+
+
 def test_a_folder_named_twice_counts_once(finished_run):
     path = finished_run("one")
     assert len(load_runs([path, path / ".." / "one"])) == 1
