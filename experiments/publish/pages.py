@@ -2,9 +2,10 @@
 
 Between ``<!-- study NAME TABLE -->`` and ``<!-- end -->`` stands a table of the study
 ``experiments/NAME.toml``, made from ``results/NAME/table.json``: one of its tables, comparisons, or
-what its sweep chose. Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of
-the run NAME say: where it comes from, its table, what its stages cost; or the ``table.txt`` of
-NAME. Between ``<!-- benchmark NAME -->`` and ``<!-- end -->`` stand the figures of
+what its sweep chose; or, in place of a table, ``page``: its page, and where its numbers come from.
+Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of the run NAME say: where
+it comes from, its table, what its stages cost; or the ``table.txt`` of NAME. Between
+``<!-- benchmark NAME -->`` and ``<!-- end -->`` stand the figures of
 ``results/benchmarks/NAME.json``. ``--check`` only compares.
 """
 
@@ -16,12 +17,21 @@ from experiments.publish.published import RESULTS, place
 from experiments.publish.timings import timings
 from nmoe_flower.begun import RUNS, read_origin
 from nmoe_flower.report import read_results
-from nmoe_flower.study import Study, Tabular, read_findings, table_to_markdown, tables_by_name
+from nmoe_flower.study import (
+    Findings,
+    Study,
+    Tabular,
+    from_where,
+    read_findings,
+    table_to_markdown,
+    tables_by_name,
+)
 
 DOCS = RESULTS.parent / "docs"
 BLOCK = re.compile(r"(<!-- run (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_BENCHMARK = re.compile(r"(<!-- benchmark (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_STUDY = re.compile(r"(<!-- study (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+PAGE = "page"
 COLUMNS = (
     ("accuracy", "local"),
     ("accuracy", "iid"),
@@ -96,13 +106,26 @@ def block(match: re.Match[str]) -> str:
 
 
 @cache
+def findings(study: str) -> Findings:
+    """What a published study has found."""
+    read_study = Study.load(RESULTS.parent / "experiments" / f"{study}.toml")
+    return read_findings(read_study, RESULTS / study / "table.json")
+
+
+@cache
 def found(study: str) -> dict[str, Tabular]:
     """Every table of a published study, by name."""
-    read_study = Study.load(RESULTS.parent / "experiments" / f"{study}.toml")
-    return tables_by_name(read_findings(read_study, RESULTS / study / "table.json"))
+    return tables_by_name(findings(study))
+
+
+def page_of(study: str) -> str:
+    """The study's page, which the site has, and where its numbers come from."""
+    return f"[All of it on a page](reports/{study}.html): {from_where(findings(study))}\n"
 
 
 def study_block(match: re.Match[str]) -> str:
+    if match[3] == PAGE:
+        return match[1] + page_of(match[2]) + match[5]
     tables = found(match[2])
     if match[3] not in tables:
         raise SystemExit(f"{match[1].strip()}: no such table; there are {', '.join(tables)}")
