@@ -1,7 +1,8 @@
 """Put docs/ and the generated reference together, and build the site with mkdocs.
 
 scripts/docs            build to build/site; warnings are errors
-scripts/docs --write    only rewrite docs/reference/configuration.md from nmoe_flower.config
+scripts/docs --write    only rewrite docs/reference/configuration.md from nmoe_flower.config, and
+                        study-file.md from nmoe_flower.study.declared
 """
 
 import argparse
@@ -38,12 +39,20 @@ from nmoe_flower.own_code import FORM
 from nmoe_flower.recipes import packaged_studies
 from nmoe_flower.report.html import write_page
 from nmoe_flower.study import Study, findings_of, write_webpage
+from nmoe_flower.study.declared import (
+    ComparisonSpec,
+    FigureSpec,
+    NumberSpec,
+    SweepSpec,
+    TableSpec,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "docs-source"
 SITE = ROOT / "build" / "site"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
+STUDY_FILE = DOCS / "reference" / "study-file.md"
 # Pages of published runs, by name: patterns below results/. Published studies have theirs, too.
 REPORTS = {"fedce-long": "fedce/long/seed-*"}
 
@@ -114,6 +123,143 @@ def _names_or_own(metadata: Iterable[Any]) -> str:
         for one in metadata
         if isinstance(one, NamesOrOwn)
     )
+
+
+# --- a study's file ---
+
+
+STUDY_KEYS = {
+    "title": "one line; what makes a file a study",
+    "about": "Markdown above the report",
+    "recipe": "where settings start: a recipe's name or file",
+    "seeds": "every variant is run with each; `[0]` if none is named",
+    "paper-tables": "`true`: the first paper's values beside runs of its settings",
+    "[set]": "settings of every run",
+    "[axes]": "a configuration key with its values, or a name whose values set several keys",
+    "[variants.NAME]": "`label`, `recipe`, and `set`: settings of its own",
+    "[[skip]]": "dimensions with values: what is not run",
+    "[[exceptions]]": "dimensions with values, and `set`: runs that have settings of their own",
+    "[[include]]": "`study`, and `where`: runs of another study",
+    "[labels]": "what tables and figures call a value or a dimension",
+}
+STUDY_EXAMPLE = """\
+title = "Gates on skewed data"
+seeds = [0, 1]
+
+[set]
+gate.methods = ["federated", "local"]
+run.controls = ["fedavg"]
+
+[axes]
+data.tau = [0.5, 0.3, 0.2]
+
+[[exceptions]]                          # made before, with other settings
+data.tau = 0.2
+seed = 1
+set = { gate.rounds = 50 }
+
+[[tables]]
+name = "reached"
+rows = ["gate"]
+columns = ["data.tau"]
+tests = ["iid"]
+show = ["paper", "difference"]
+
+[[paper]]                               # a cell of a table, and what was published for it
+gate = "federated"
+test = "iid"
+data.tau = 0.3
+accuracy = 0.75
+
+[[comparisons]]                         # paired by seed
+name = "more-skew"
+of = { data.tau = 0.3 }
+against = { data.tau = 0.5 }
+gates = ["federated"]
+tests = ["iid"]
+
+[[figures]]                             # a line for each gate
+name = "skew"
+kind = "lines"
+x = "data.tau"
+series = ["gate"]
+test = "iid"
+
+[[figures]]                             # who asks whom, a map for each value
+name = "routing"
+kind = "routing"
+series = ["data.tau"]
+gate = "federated"
+test = "iid"
+
+[[figures]]                             # how stage 1 went
+name = "stage-1"
+kind = "rounds"
+x = "bytes"
+series = ["data.tau"]
+test = "iid"
+"""
+
+
+def study_file() -> str:
+    """Every key of a study's file, from the descriptions of what it declares."""
+    lines = [
+        "# A study's file",
+        "",
+        "Every key of the file that `nmoe study` reads ([how to write one](../how-to/studies.md)). "
+        "Unknown keys are refused. A dimension is `variant`, `seed`, `gate`, `test`, `metric`, or "
+        "an axis. This page is generated: `scripts/docs --write`.",
+        "",
+        "| key | meaning |",
+        "|---|---|",
+        *(f"| `{key}` | {meaning} |" for key, meaning in STUDY_KEYS.items()),
+    ]
+    for table, model in (
+        ("[[tables]]", TableSpec),
+        ("numbers = [{ }]", NumberSpec),
+        ("[[comparisons]]", ComparisonSpec),
+        ("[sweep]", SweepSpec),
+        ("[[figures]]", FigureSpec),
+    ):
+        lines += ["", f"## {table}", "", str(inspect.getdoc(model)), ""]
+        lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+        for key, field in model.model_fields.items():
+            meaning = (field.description or "").replace("|", "\\|")
+            empty = not field.is_required() and field.default in (None, {})
+            default = "needed" if field.is_required() else "empty" if empty else _default(field)
+            lines.append(f"| `{key}` | {default} | {_of_study(field)} | {meaning} |")
+    lines += [
+        "",
+        "## [[paper]]",
+        "",
+        "The dimensions of one cell, or of several by lists: `gate` and `test`, and `variant` and "
+        "axes where there are several. Any other key is a metric with its published value. A table "
+        "must show the cell, and a cell has one value.",
+        "",
+        "## An example",
+        "",
+        "```toml",
+        STUDY_EXAMPLE.rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _of_study(field: FieldInfo) -> str:
+    """What a key of a study's file may hold."""
+    kind: Any = field.annotation
+    text = str(kind)
+    if "Mapping" in text:
+        return "dimensions with a value or a list"
+    if "NumberSpec" in text:
+        return "a list of tables"
+    if "Literal" in text:
+        inner = kind if get_origin(kind) is not tuple else get_args(kind)[0]
+        names = ", ".join(f"`{choice}`" for choice in get_args(inner))
+        return names if inner is kind else f"any of {names}"
+    if "tuple" in text:
+        return "a list of names"
+    return "whole number" if "int" in text else "text"
 
 
 # --- command line and errors ---
@@ -266,6 +412,7 @@ def assemble(target: Path, *, execute: bool = False) -> None:
             write_webpage(findings, target / "reports" / f"{study.name}.html")
     reference = target / "reference"
     (reference / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (reference / "study-file.md").write_text(study_file(), encoding="utf-8")
     (reference / "cli.md").write_text(command_line(), encoding="utf-8")
     (reference / "errors.md").write_text(error_tree(), encoding="utf-8")
     (reference / "python").mkdir()
@@ -295,9 +442,10 @@ def on_config(config: Any) -> Any:
 
 def build() -> int:
     """Build build/site; returns the exit code."""
-    if CONFIGURATION.read_text(encoding="utf-8") != configuration():
-        print(f"{CONFIGURATION} is out of date: run scripts/docs --write", file=sys.stderr)
-        return 1
+    for path, text in ((CONFIGURATION, configuration()), (STUDY_FILE, study_file())):
+        if path.read_text(encoding="utf-8") != text:
+            print(f"{path} is out of date: run scripts/docs --write", file=sys.stderr)
+            return 1
     if silent := silent_names():
         print(f"public names without a docstring: {', '.join(silent)}", file=sys.stderr)
         return 1
@@ -350,9 +498,10 @@ def version() -> str:
 def main() -> int:
     """Build, or only rewrite what is committed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="rewrite the configuration page")
+    parser.add_argument("--write", action="store_true", help="rewrite generated pages")
     if parser.parse_args().write:
         CONFIGURATION.write_text(configuration(), encoding="utf-8")
+        STUDY_FILE.write_text(study_file(), encoding="utf-8")
         return 0
     return build()
 

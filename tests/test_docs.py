@@ -18,6 +18,7 @@ from nmoe_flower.cli import _parser
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.report import read_results
+from nmoe_flower.study import Study
 
 ROOT = Path(__file__).parents[1]
 FROZEN_A = "control:fedavg-frozen-a"
@@ -195,6 +196,23 @@ def test_every_key_is_on_the_configuration_page(tool: ModuleType) -> None:
     page = tool.configuration()
     for key in Config.parse({}).flat():
         assert f"`{key}`" in page
+
+
+def test_the_page_of_a_studys_file_is_in_sync_and_its_example_is_one(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    page = tool.study_file()
+    assert tool.STUDY_FILE.read_text(encoding="utf-8") == page, "run scripts/docs --write"
+    path = tmp_path / "example.toml"
+    path.write_text(tool.STUDY_EXAMPLE, encoding="utf-8")
+    study = Study.load(path)
+    assert {one.kind for one in study.figures} == {"lines", "routing", "rounds"}
+    assert study.tables
+    assert study.paper
+    assert study.comparisons
+    assert study.exceptions
+    for key in ("against", "series", "show", "over", "label"):
+        assert f"| `{key}` |" in page
 
 
 def test_public_names_have_a_docstring(tool: ModuleType) -> None:
