@@ -216,14 +216,15 @@ def _beside_paper(tables: Sequence[StudyTable]) -> Iterator[Said]:
     missing = len(cells) - len(compared)
     gone = f" {how_many(missing, 'more is', 'more are')} not measured yet." if missing else ""
     below = sum(more < 0 for more in compared)
+    which = "measured " if missing else ""
     if len(compared) == 1:
         told = "below it" if below else "at or above it"
-        told = f"The one cell that has a published value beside it is {told}."
+        told = f"The one {which}cell that has a published value beside it is {told}."
     elif compared and not below:
-        told = f"All {len(compared)} cells that have a published value beside them are at or above "
-        told += "it."
+        told = f"All {len(compared)} {which}cells that have a published value beside them are at "
+        told += "or above it."
     elif compared:
-        told = f"Of {len(compared)} cells that have a published value beside them, "
+        told = f"Of {len(compared)} {which}cells that have a published value beside them, "
         told += f"{len(compared) - below} are at or above it and {below} below."
     elif cells:
         told = "No cell that has a published value beside it is measured yet."

@@ -154,7 +154,7 @@ accuracy = 0.125
     study = written(TEXT + again)
     finish(study, 2, tmp_path / "runs")
     told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
-    one = "The one cell that has a published value beside it is at or above it."
+    one = "The one measured cell that has a published value beside it is at or above it."
     alone = "From one seed beside a published value no order follows."
     assert f"{one} 2 more are not measured yet. {alone}" in told
     for at in (0, 1, 3):
