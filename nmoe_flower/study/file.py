@@ -87,6 +87,7 @@ class Study:
         figures: The pictures.
         labels: What tables and figures call a value of any dimension, or a dimension.
         exceptions: Which runs have other settings than their variant, a sentence each.
+        overrides: Settings that went before the file's, ``key=value``.
     """
 
     path: Path
@@ -105,6 +106,7 @@ class Study:
     figures: tuple[FigureSpec, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     exceptions: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @property
     def measured(self) -> Measurable:
@@ -141,7 +143,8 @@ class Study:
         try:
             with within(f"the study {path}"):
                 named = {kebab(key): value for key, value in given.items()}
-                return cls._read(path, named, changes, (*above, path.resolve()))
+                found = cls._read(path, named, changes, (*above, path.resolve()))
+                return replace(found, overrides=tuple(map(_in_words_of_set, changes)))
         except ConfigError as error:
             if above or not changes or "--set" in str(error) or not cls._is_sound(path):
                 raise

@@ -96,7 +96,8 @@ def again(
         name: What one types for the study.
         shown: How a folder is written.
     """
-    run, report = (["nmoe", "study", verb, name] for verb in ("run", "report"))
+    before_all = ["--set", *findings.study.overrides] if findings.study.overrides else []
+    run, report = (["nmoe", "study", verb, name, *before_all] for verb in ("run", "report"))
     places = findings.places
     if places is None:
         return run, report

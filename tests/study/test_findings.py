@@ -466,6 +466,12 @@ def test_a_report_goes_beside_no_published_run_and_says_how_it_was_made(
     assert cli.main([*words, "--runs", "elsewhere"]) == 0
     text = (tmp_path / "elsewhere" / "little" / "report" / "report.md").read_text(encoding="utf-8")
     assert "\nnmoe study run little.toml --out elsewhere\n" in text
+    assert (
+        cli.main([*words, "--finished", "elsewhere", "--set", "data.dataset=/my own/images"]) == 0
+    )
+    text = (tmp_path / "runs" / "little" / "report" / "report.md").read_text(encoding="utf-8")
+    for verb in ("run", "report"):
+        assert f"\nnmoe study {verb} little.toml --set 'data.dataset=/my own/images' --fin" in text
 
 
 @pytest.mark.parametrize(
