@@ -147,7 +147,9 @@ class Findings:
     def tells_tests_of(self, run: StudyRun) -> bool:
         """Whether the tests of a run may be looked at."""
         sweep = self.study.sweep
-        return sweep is None or is_chosen(sweep, run, self.choices)
+        if sweep is None:
+            return True
+        return sweep.tests != () and is_chosen(sweep, run, self.choices)
 
     @cached_property
     def tables(self) -> list[StudyTable]:

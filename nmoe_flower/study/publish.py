@@ -11,7 +11,7 @@ import io
 import json
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from nmoe_flower.files import (
 from nmoe_flower.report import read_results, read_rounds, rounds_by_stage, said_once
 from nmoe_flower.results import worst_client
 from nmoe_flower.study.findings import Findings, findings_to_json
+from nmoe_flower.study.measured import ROW_METRICS
 from nmoe_flower.study.policies import draw_policies, refuse_more_bytes
 from nmoe_flower.study.rows import KEPT_DIGITS
 from nmoe_flower.study.share import HEAD_STAGE
@@ -88,7 +89,7 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
         if (place / RUNS).is_file():  # what is published already stands there, too
             write_text(new / RUNS, read_text(place / RUNS))
         first = True
-        validated = any(row.test == VALIDATION for row in findings.shown)
+        judged = [row for row in findings.shown if row.test == VALIDATION]
         for one in findings.outcomes:
             own = one.run.place.parts[0] == study.name  # others are published with their study
             there = one.path is not None and one.path.resolve() == target.resolve() / one.run.place
@@ -100,7 +101,8 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
                             partition=first,  # an example
                             rounds=kept, audit=kept and first,
                             tests=findings.tells_tests_of(one.run),
-                            validation=validated)  # fmt: skip
+                            validation={row.gate for row in judged},
+                            metrics={row.metric for row in judged})  # fmt: skip
                 first = False
         for path in draw_policies(_finished_in(place, new), new) if findings.policies else ():
             write_bytes(path, small_picture(path))  # of what is kept: it can be drawn again
@@ -129,7 +131,8 @@ def publish_run(
     routing: bool = True,
     partition: bool = True,
     tests: bool = True,
-    validation: bool = True,
+    validation: Collection[str] | None = None,
+    metrics: Collection[str] | None = None,
 ) -> Path:
     """Copy a finished run into ``variant/seed-N``; returns that folder.
 
@@ -143,7 +146,8 @@ def publish_run(
         routing: Keep who asked whom.
         partition: Keep who holds how much of each class.
         tests: Keep what tests say; without, what validation data says alone.
-        validation: Keep rows of validation data.
+        validation: Gates whose rows of validation data are kept; None: all.
+        metrics: What is kept of a row where tests are not; None: all.
     """
     config = portable(tomllib.loads(Config.load(run).to_toml()))
     target = variant / f"seed-{config['run']['seed']}"
@@ -160,8 +164,17 @@ def publish_run(
         results = read_results(run / "results.json")
         if not tests:
             results = without_tests(results)
-        if not validation:
-            results["rows"] = [row for row in results["rows"] if row["test"] != VALIDATION]
+            if metrics is not None:
+                others = set(ROW_METRICS).difference(metrics)
+                results["rows"] = [
+                    {k: v for k, v in row.items() if k not in others} for row in results["rows"]
+                ]
+        if validation is not None:
+            results["rows"] = [
+                row
+                for row in results["rows"]
+                if row["test"] != VALIDATION or row["gate"] in validation
+            ]
         kept = _kept_results(results, clients=clients, routing=routing)
         if not partition:
             kept.pop("partition", None)
