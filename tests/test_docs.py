@@ -371,6 +371,97 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     assert f"for {adapted['bytes_per_device'] / 1e6:.0f} MB (the recipe `cifar10-lora`)" in page
 
 
+def test_what_is_said_of_systems_on_latents_was_measured() -> None:
+    """Which is ahead in all settings, which at the edge of its grid, and the numbers told."""
+    settings = ("tau-0.2", "two-classes", "dirichlet-0.3")
+    rows = json.loads((ROOT / "results/systems-latents/table.json").read_text("utf-8"))["rows"]
+    found = {
+        (row["test"], row["metric"], row["variant"], row["gate"], row["values"]["setting"]): row
+        for row in rows
+    }
+
+    def mean(
+        variant: str, gate: str, at: str, *, test: str = "local", of: str = "accuracy"
+    ) -> float:
+        return float(found[test, of, variant, gate, at]["mean"])
+
+    for at in settings:
+        ridge = mean("nmoe", "control:ridge", at, test="iid")
+        rivals = [("fedavg",) * 2, ("fedprox",) * 2, ("fedjets",) * 2, ("fedjets-alone", "fedjets")]
+        assert ridge > max(mean(*rival, at, test="iid") for rival in rivals)
+        assert abs(ridge - mean("nmoe", "lda", at, test="iid")) < 5e-4
+        fedjets = [mean(one, "fedjets", at, test="iid") for one in ("fedjets", "fedjets-alone")]
+        assert fedjets[0] < fedjets[1]
+        alike = found["iid", "accuracy", "fedjets", "uniform", at]
+        assert fedjets[0] < alike["mean"] + alike["se"]
+        tuned = mean("fedavg", "fine-tuned", at)
+        assert abs(tuned - max(mean("pfl-moe", f"pfl-{head}", at) for head in ("fb", "mf"))) < 0.003
+        own = mean("fedavg", "own", at)
+        in_rounds = ("fedem", "fedmix", "fedmoe", "flex-moe", "fedmoe-da")
+        assert own > max(mean(one, one, at) for one in in_rounds)
+    most = mean("fedavg", "majority", "tau-0.2")
+    assert {one for one in in_rounds if mean(one, one, "tau-0.2") < most} == {"fedmoe", "fedmoe-da"}
+    page = (ROOT / "docs/explanation/baselines.md").read_text(encoding="utf-8").replace("\n", " ")
+    for at in settings:
+        pair = [("fedavg", "fine-tuned"), ("nmoe-own", "local+prior")]
+        two = [found["local", "accuracy", *one, at] for one in pair]
+        assert (two[0]["mean"] > two[1]["mean"]) == (at != "two-classes")
+        if at == "dirichlet-0.3":  # "within the error"
+            assert two[0]["mean"] - two[1]["mean"] < max(one["se"] for one in two)
+        else:
+            told = sorted((f"{one['mean']:.3f}"[1:] for one in two), reverse=True)
+            assert f"({told[0]} to {told[1]})" in page
+        worst = {
+            key[2:4]: row["mean"]
+            for key, row in found.items()
+            if key[:2] == ("local", "worst_client")
+            and key[4] == at
+            and key[3] != "oracle"
+            and key[2] != "nmoe"  # whose rates are those of one model for everybody
+        }
+        best = max(worst, key=lambda key: worst[key])
+        if at == "tau-0.2":
+            assert best == ("pfl-moe", "pfl-fb")
+        else:
+            assert best in {("nmoe-own", "control:ridge+prior"), ("nmoe-own", "local+prior")}
+
+
+def test_what_is_said_of_rates_on_latents_was_measured() -> None:
+    study = Study.load(ROOT / "experiments/systems-latents-choose.toml")
+    rows = json.loads((ROOT / "results/systems-latents-choose/table.json").read_text("utf-8"))
+    assert study.sweep is not None
+    tried: dict[tuple[str, str], dict[str, float]] = {}
+    for gate in study.sweep.gate:
+        for row in rows["rows"]:
+            at = row["variant"], row["values"]["setting"]
+            if row["gate"] == gate and row["values"]["rate"] not in tried.get(at, {}):
+                tried.setdefault(at, {})[row["values"]["rate"]] = row["mean"]
+    best = {at: max(of, key=lambda rate: of[rate]) for at, of in tried.items()}
+    edges = {
+        at for at, rate in best.items()
+        if rate in (("farther", "highest") if at[0].startswith("nmoe") else ("low", "farther"))
+    }  # fmt: skip
+    assert edges == {
+        ("nmoe", "tau-0.2"), ("nmoe", "two-classes"),
+        ("flex-moe", "two-classes"), ("fedjets", "dirichlet-0.3"),
+    }  # fmt: skip
+    used = {
+        (run.named, dict(run.values)["setting"]): run.config
+        for run in Study.load(ROOT / "experiments/systems-latents.toml").runs
+    }
+    for at, rate in best.items():  # what was chosen is what the table's runs have
+        settings = dict(dict(study.axes["rate"].choices)[rate])
+        ours = at[0].startswith("nmoe")
+        key = "expert.learning-rate" if ours else "baseline.learning-rate"
+        assert used[at].flat()[key] == settings[key], at
+    page = (ROOT / "docs/explanation/choosing-settings.md").read_text("utf-8").replace("\n", " ")
+    told = [tried["fedavg", "two-classes"][rate] for rate in ("beyond", "high")]
+    assert best["fedavg", "tau-0.2"] == "beyond"
+    assert "reaches .{} on validation images, and 0.15 reaches .{}".format(
+        *(f"{value:.3f}"[2:] for value in told)
+    ) in " ".join(page.split())
+
+
 def test_what_a_ninth_kind_of_text_changes_was_measured() -> None:
     def domains(devices: str, gate: str, seed: int) -> dict[str, float]:
         folder = ROOT / "results" / "join-leave-text" / f"mixture-{devices}" / f"seed-{seed}"

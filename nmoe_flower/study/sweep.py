@@ -201,8 +201,9 @@ def hide_the_others(sweep: SweepSpec, rows: Sequence[Row], choices: Sequence[Cho
 
 
 def may_be_told(sweep: SweepSpec, one: _Tested, choices: Sequence[Choice]) -> bool:
-    """Whether it is of validation data, or of what a sweep has chosen."""
-    return one.test == VALIDATION or is_chosen(sweep, one, choices)
+    """Whether it is of validation data, or a test that is told of what a sweep has chosen."""
+    told = sweep.tests is None or one.test in sweep.tests
+    return one.test == VALIDATION or (told and is_chosen(sweep, one, choices))
 
 
 def is_chosen(sweep: SweepSpec, one: _Placed, choices: Sequence[Choice]) -> bool:
