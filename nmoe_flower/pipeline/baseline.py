@@ -16,7 +16,7 @@ from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Action, Base
 
 __all__ = ["evaluate_baseline", "train_baseline"]
 
-STAGE = "baseline"
+_STAGE = "baseline"
 _SCORES = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)
 
 
@@ -27,7 +27,7 @@ def train_baseline(run: Run) -> None:
     entry = BASELINES[run.config.run.system]
     system: Baseline = found(entry.system)
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
-    if run.resumed is None or run.resumed.state["stage"] != STAGE:
+    if run.resumed is None or run.resumed.state["stage"] != _STAGE:
         node = min(run.partitions.values())
         fresh = gather(run, "initial", Action.BASELINE_INITIAL, RecordDict(), only=[node])[node]
         initial = records.of_kind(fresh, ArrayRecord)[ARRAYS]
@@ -42,7 +42,7 @@ def train_baseline(run: Run) -> None:
         strategy.class_counts = {client: holding.train for client, holding in held.items()}
     trained = federate(
         run,
-        STAGE,
+        _STAGE,
         strategy,
         initial,
         rounds=settings.rounds,

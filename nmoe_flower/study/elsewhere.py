@@ -53,7 +53,7 @@ def differing(asked: Config, there: Mapping[str, Any], fingerprint: str = "") ->
     Args:
         asked: The settings of a study's run.
         there: Those that are there, by dotted key.
-        fingerprint: Of the data of the run that is there; empty: it is not known.
+        fingerprint: What the data of the run that is there are known by; empty: it is not known.
     """
     return [
         *_other_data(asked, str(there["data.dataset"]), fingerprint),

@@ -77,7 +77,7 @@ def gates_of(config: Config) -> tuple[str, ...]:
 
 
 def asking_gates_of(config: Config) -> tuple[str, ...]:
-    """Those of its gates that ask experts, and so have a routing in ``results.json``.
+    """The gates that ask experts, and so have a routing in ``results.json``.
 
     >>> asking_gates_of(Config.parse({"gate.methods": "federated", "run.controls": "fedavg"}))
     ('federated',)

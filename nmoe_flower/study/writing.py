@@ -79,7 +79,7 @@ def default_out(findings: Findings) -> Path:
     """Where a report goes if nobody says: into the study's folder of runs, never of published ones.
 
     Args:
-        findings: Of `findings_of`.
+        findings: What `findings_of` gives.
     """
     places = findings.places
     root = DEFAULT_RUNS if places is None or places.published else places.runs
