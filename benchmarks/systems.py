@@ -34,7 +34,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import EngineError
-from nmoe_flower.files import write_json
+from nmoe_flower.files import lines_of_json, write_text
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
 from nmoe_flower.strategies import reason_of
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:{width}} {milliseconds:>14.1f} ms {one['x']:>8.3f}  <= {GOAL:g} {verdict}")
     print(machine_line(source, args.workers))
     if args.json is not None:
-        write_json(args.json, {"provenance": source, "clients": args.clients, "systems": measured})
+        content = {"provenance": source, "clients": args.clients, "systems": measured}
+        write_text(args.json, lines_of_json(content))
     return 0
 
 
@@ -105,7 +106,7 @@ def _launch(config: Config, args: argparse.Namespace, blocks: Blocks, beside: Bl
 def _seconds(run: Callable[[int], object], server_round: int) -> float:
     started = time.perf_counter()
     run(server_round)
-    return time.perf_counter() - started
+    return round(time.perf_counter() - started, 6)  # to the microsecond
 
 
 class _Bare:
