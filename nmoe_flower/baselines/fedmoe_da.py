@@ -148,7 +148,7 @@ class MixedExperts(PartialExperts):
     def _mix(self, arrays: Arrays, replied: Sequence[int]) -> int:
         """Mix in place the experts of those who replied; returns what peers would have sent."""
         experts = [(client, k) for client in self._of for k in range(self.experts)]
-        mine = np.array([client in set(replied) for client, _ in experts])
+        mine = np.repeat(np.isin(self._of, replied), self.experts)
         weights = csr_array(self._weights[mine])
         for rest in sorted({n.split(".", 2)[2] for n in arrays if n.startswith("expert.0.")}):
             names = [name_at(client, f"expert.{k}.{rest}") for client, k in experts]

@@ -3,9 +3,9 @@
 What makes tables and figures is imported on first use, so that a plan of many runs stays quick.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nmoe_flower.on_demand import first_used
 from nmoe_flower.study.declared import (
     ComparisonSpec,
     FigureSpec,
@@ -128,14 +128,15 @@ __all__ = [
     "write_webpage",
 ]
 
-_OF_REPORTS = {
-    "report": ("Estimate",),
-    "study.comparisons": ("Comparison", "Pair"),
-    "study.curves": ("Curve", "RoutingMap"),
-    "study.figures": ("Figure", "Panel", "Point", "Series"),
-    "study.findings": ("Findings", "findings_of", "findings_to_json", "read_findings"),
-    "study.labels": ("Labels",),
-    "study.markup": (
+# Where each name is, as the imports above say it to type checkers and editors.
+_HOMES = {
+    "nmoe_flower.report": ("Estimate",),
+    "nmoe_flower.study.comparisons": ("Comparison", "Pair"),
+    "nmoe_flower.study.curves": ("Curve", "RoutingMap"),
+    "nmoe_flower.study.figures": ("Figure", "Panel", "Point", "Series"),
+    "nmoe_flower.study.findings": ("Findings", "findings_of", "findings_to_json", "read_findings"),
+    "nmoe_flower.study.labels": ("Labels",),
+    "nmoe_flower.study.markup": (
         "FORMATS",
         "Tabular",
         "latex_text",
@@ -143,12 +144,18 @@ _OF_REPORTS = {
         "table_to_latex",
         "table_to_markdown",
     ),
-    "study.publish": ("kept_rounds", "portable", "publish_run", "publish_study", "small_picture"),
-    "study.rows": ("Quantity", "Row", "RunOutcome"),
-    "study.sweep": ("Candidate", "Choice", "SweepTable"),
-    "study.tables": ("Cell", "Column", "Line", "StudyTable"),
-    "study.webpage": ("write_webpage",),
-    "study.writing": (
+    "nmoe_flower.study.publish": (
+        "kept_rounds",
+        "portable",
+        "publish_run",
+        "publish_study",
+        "small_picture",
+    ),
+    "nmoe_flower.study.rows": ("Quantity", "Row", "RunOutcome"),
+    "nmoe_flower.study.sweep": ("Candidate", "Choice", "SweepTable"),
+    "nmoe_flower.study.tables": ("Cell", "Column", "Line", "StudyTable"),
+    "nmoe_flower.study.webpage": ("write_webpage",),
+    "nmoe_flower.study.writing": (
         "PICTURES",
         "default_out",
         "from_where",
@@ -159,7 +166,8 @@ _OF_REPORTS = {
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _OF_REPORTS.items():
-        if name in names:
-            return getattr(import_module(f"nmoe_flower.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return first_used(__name__, name, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
