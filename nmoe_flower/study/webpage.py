@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.catalogue import BASELINES, VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_text
 from nmoe_flower.plurals import how_many
@@ -278,12 +278,14 @@ def _verdicts(findings: Findings) -> Iterator[_Verdict]:
     """For each setting and test the best gate against the best plain baseline, by accuracy.
 
     What is compared has the same data. With prior correction a gate is compared with baselines
-    that have it, too.
+    that have it, too. What a published system answers is neither: it is a rival.
     """
     data = {run.variant: _data(run.config) for run in findings.study.runs}
+    rivals = {run.variant for run in findings.study.runs if run.config.run.system in BASELINES}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in findings.shown:
-        if row.metric == "accuracy" and row.gate and row.test != VALIDATION and row.numbers:
+        measured = row.metric == "accuracy" and row.gate and row.test != VALIDATION and row.numbers
+        if measured and row.folder not in rivals:
             place = (tuple(row.values.items()), data.get(row.folder, ""), row.test)
             groups.setdefault(place, []).append(row)
     several = len({(values, shares) for values, shares, _ in groups}) > len(

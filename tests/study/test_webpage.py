@@ -274,6 +274,15 @@ def test_a_page_names_settings_of_their_own_and_where_its_runs_lay(written, tmp_
     assert typed in told
 
 
+def test_what_published_systems_answer_is_no_gate_that_beats_a_baseline(tmp_path):
+    root = Path(__file__).parents[2]
+    study = Study.load(root / "experiments" / "systems-latents.toml")
+    told = words(page(study, root / "results", tmp_path / "page.html"))
+    best = re.findall(r"The best gate, (.+?), reaches", told)
+    assert best != []
+    assert all(" of Networked MoE, " in gate for gate in best)
+
+
 def test_the_command_writes_the_page_alone(study, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     finish(study, 0, tmp_path / "runs")
