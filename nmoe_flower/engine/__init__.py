@@ -6,6 +6,7 @@ from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.programs import excerpt, require_ray
 from nmoe_flower.engine.signals import interruptible, uninterrupted
+from nmoe_flower.engine.spawn import threads_environment
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.superlink import run_simulation
 
@@ -23,6 +24,7 @@ __all__ = [
     "named_address",
     "require_ray",
     "run_simulation",
+    "threads_environment",
     "uninterrupted",
     "write_app",
 ]

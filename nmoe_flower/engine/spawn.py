@@ -19,12 +19,21 @@ __all__ = [
     "ignore_interrupts",
     "lead_group",
     "spawning",
+    "threads_environment",
 ]
 
+
+def threads_environment(count: int) -> dict[str, str]:
+    """What makes torch compute with ``count`` threads that sleep while they wait for each other.
+
+    >>> threads_environment(2)
+    {'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE', 'GOMP_SPINCOUNT': '0'}
+    """
+    return {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+
+
 WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
+    **threads_environment(1),
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TOP_PAD_": "67108864",

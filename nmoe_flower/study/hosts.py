@@ -1,5 +1,6 @@
 """Processes that make one run after another: here, or on the nodes of a Ray cluster."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -68,10 +69,12 @@ class LocalHosts:
     Args:
         words: The command line.
         most: How many at once.
+        threads: Of torch in each, unless the environment sets ``OMP_NUM_THREADS``. If all took
+            every core, threads would wait for others that have none, for most of the time.
     """
 
-    def __init__(self, words: Sequence[str], most: int) -> None:
-        self._words, self._most = words, most
+    def __init__(self, words: Sequence[str], most: int, threads: int) -> None:
+        self._words, self._most, self._threads = words, most, threads
 
     def room(self) -> int:
         """How many there may be at once."""
@@ -79,7 +82,10 @@ class LocalHosts:
 
     def start(self, tell: Tell) -> Host:
         """A new one."""
-        return _LocalHost(_Process(self._words), tell)
+        from nmoe_flower.engine import threads_environment
+
+        environment = {**threads_environment(self._threads), **os.environ}
+        return _LocalHost(_Process(self._words, environment=environment), tell)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -88,13 +94,19 @@ class LocalHosts:
 class _Process:
     """A process with its streams, wherever it is."""
 
-    def __init__(self, words: Sequence[str], folder: str | None = None) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        folder: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._errors: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - read at the end
             "w+", encoding="utf-8", errors="replace"
         )
         self._process = subprocess.Popen(
             list(words),
             cwd=folder,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -157,7 +157,7 @@ def _hosts(
 ) -> Hosts:
     waiting = [one.run.config.flat() for one in plan.runs if one.runs]
     if ray_address is None or not waiting:
-        return LocalHosts(PROGRAM, jobs)
+        return LocalHosts(PROGRAM, jobs, threads=max(1, usable_cores() // jobs))
 
     def data_of(values: Mapping[str, Any]) -> str:
         named = {key: value for key, value in values.items() if key.startswith("data.")}

@@ -17,6 +17,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import LockedError, NMoEError
 from nmoe_flower.lock import LOCK, locked
 from nmoe_flower.progress import make_progress
+from nmoe_flower.provenance import usable_cores
 from nmoe_flower.results import RunFolder
 from nmoe_flower.running import run_in
 from nmoe_flower.study import Study, StudyTask, StudyView, carry_out, make_plan, run_study
@@ -41,7 +42,8 @@ path = pathlib.Path(task["path"])
 path.mkdir(parents=True, exist_ok=True)
 log = path.parents[1] / "log"
 with log.open("a") as file:
-    file.write(f"{path.parent.name}/{path.name} {task['workers']}\\n")
+    threads = os.environ["OMP_NUM_THREADS"]
+    file.write(f"{path.parent.name}/{path.name} {task['workers']} {threads}\\n")
 print(json.dumps({"stage": "extractor", "round": 1, "rounds": 2}), flush=True)
 """
 
@@ -63,6 +65,7 @@ def lines() -> StringIO:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, program: str = "") -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(run_module, "PROGRAM", [sys.executable, "-c", FAKE + program])
 
 
@@ -88,7 +91,7 @@ def test_runs_are_made_in_order_and_told(
     done = run_study(make_plan(study, tmp_path / "runs"), workers=3, view=view(lines))
     assert (done.finished, done.made, done.failed, done.left) == (4, 4, {}, 0)
     names = ["top-k-1/seed-0", "top-k-1/seed-1", "top-k-2/seed-0", "top-k-2/seed-1"]
-    assert log(tmp_path) == [f"{name} 3" for name in names]
+    assert log(tmp_path) == [f"{name} 3 {usable_cores()}" for name in names]
     starts = [one for one in told(lines) if one["now"] == "starts"]
     assert [(one["run"], one["number"], one["of"]) for one in starts] == [
         (name, number, 4) for number, name in enumerate(names, start=1)
@@ -107,13 +110,19 @@ def test_what_is_left_follows_those_that_take_longer() -> None:
 def test_runs_at_a_time_share_the_cores_and_wait_for_a_stage_in_the_making(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
 ) -> None:
-    """With two at a time the second is that of the other seed: it has another stage 1."""
+    """With two at a time the second is that of the other seed: it has another stage 1.
+
+    Client processes and threads of torch are shared alike; threads that the user sets stay.
+    """
     monkeypatch.setattr(run_module, "usable_cores", lambda: 8)
     fake(monkeypatch)
     run_study(make_plan(study, tmp_path / "runs"), jobs=2, view=view(lines))
     starts = [one["run"] for one in told(lines) if one["now"] == "starts"]
     assert starts[:2] == ["top-k-1/seed-0", "top-k-1/seed-1"]
-    assert {line.split()[1] for line in log(tmp_path)} == {"4"}
+    assert {tuple(line.split()[1:]) for line in log(tmp_path)} == {("4", "4")}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    run_study(make_plan(study, tmp_path / "runs"), jobs=2, view=view(lines))
+    assert log(tmp_path)[-1].split()[2] == "3"
 
 
 def test_a_process_makes_one_run_after_another(
