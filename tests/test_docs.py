@@ -19,6 +19,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.report import read_results
 from nmoe_flower.study import Study
+from nmoe_flower.study.rows import records_of
 
 ROOT = Path(__file__).parents[1]
 FROZEN_A = "control:fedavg-frozen-a"
@@ -313,16 +314,20 @@ def test_how_many_systems_miss_their_goal_is_said() -> None:
     assert said[1] == ("none", "one", "two", "three", "four", "five")[missed]
 
 
+def rows_of(study: str) -> list[dict[str, Any]]:
+    """The rows of a published study."""
+    path = ROOT / "results" / study / "table.json"
+    return records_of(json.loads(path.read_text(encoding="utf-8")))
+
+
 def measured(
     study: str, test: str, metric: str = "accuracy"
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """What a published study measured, by variant and gate."""
-    path = ROOT / "results" / study / "table.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return {
         (row["variant"], row["gate"]): row
-        for row in rows
-        if row["metric"] == metric and row["test"] == test and row["mean"] is not None
+        for row in rows_of(study)
+        if row["metric"] == metric and row["test"] == test and "mean" in row
     }
 
 
@@ -374,10 +379,9 @@ def test_what_the_first_pages_claim_was_measured() -> None:
 def test_what_is_said_of_systems_on_latents_was_measured() -> None:
     """Which is ahead in all settings, which at the edge of its grid, and the numbers told."""
     settings = ("tau-0.2", "two-classes", "dirichlet-0.3")
-    rows = json.loads((ROOT / "results/systems-latents/table.json").read_text("utf-8"))["rows"]
     found = {
         (row["test"], row["metric"], row["variant"], row["gate"], row["values"]["setting"]): row
-        for row in rows
+        for row in rows_of("systems-latents")
     }
 
     def mean(
@@ -428,11 +432,11 @@ def test_what_is_said_of_systems_on_latents_was_measured() -> None:
 
 def test_what_is_said_of_rates_on_latents_was_measured() -> None:
     study = Study.load(ROOT / "experiments/systems-latents-choose.toml")
-    rows = json.loads((ROOT / "results/systems-latents-choose/table.json").read_text("utf-8"))
+    rows = rows_of("systems-latents-choose")
     assert study.sweep is not None
     tried: dict[tuple[str, str], dict[str, float]] = {}
     for gate in study.sweep.gate:
-        for row in rows["rows"]:
+        for row in rows:
             at = row["variant"], row["values"]["setting"]
             if row["gate"] == gate and row["values"]["rate"] not in tried.get(at, {}):
                 tried.setdefault(at, {})[row["values"]["rate"]] = row["mean"]

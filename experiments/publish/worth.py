@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from experiments.publish.published import RESULTS
 from nmoe_flower.report import canvas
+from nmoe_flower.study.rows import records_of
 
 PLACE: Final = RESULTS / "when-to-use-it" / "when-to-use-it.png"
 
@@ -142,10 +143,10 @@ def found(case: Case) -> dict[str, dict[str, Any]]:
         return {}
     rows = {
         (row["variant"], row["gate"]): row
-        for row in json.loads(table.read_text(encoding="utf-8"))["rows"]
+        for row in records_of(json.loads(table.read_text(encoding="utf-8")))
         if row["test"] == case.test
         and row["metric"] == case.metric
-        and row["values"] == (case.values or {})
+        and row.get("values") == case.values
     }
     return {name: rows[mark.variant, mark.gate] for name, mark in case.marks.items()}
 
@@ -181,7 +182,7 @@ def draw(path: Path) -> Path | None:
 
 def _line(axis: Any, at: int, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """One case: its marks on a bar from the worst to the best."""
-    means = [row["mean"] for row in rows.values() if row["mean"] is not None]
+    means = [row["mean"] for row in rows.values() if "mean" in row]
     axis.plot([min(means), max(means)], [at, at], color="#D9D9D9", linewidth=2, zorder=1)
     for name, row in rows.items():
         if row["mean"] is None:

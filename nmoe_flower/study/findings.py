@@ -40,9 +40,9 @@ from nmoe_flower.study.rows import (
     Row,
     RunOutcome,
     of_a_row,
-    row_to_json,
     rows_from_json,
     rows_of,
+    rows_to_json,
 )
 from nmoe_flower.study.sweep import (
     Choice,
@@ -65,7 +65,7 @@ __all__ = [
     "read_findings",
 ]
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 _UNDRAWN = "of what was not chosen no test is drawn"
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
 
@@ -389,7 +389,8 @@ def _provenance(outcomes: Sequence[RunOutcome]) -> dict[str, Any]:
 def findings_to_json(findings: Findings) -> str:
     """The text of ``table.json``: one row a line, so that changes can be read.
 
-    Of a sweep, tests of what was not chosen are left out.
+    Of a sweep, tests of what was not chosen are left out. In pandas it is
+    ``DataFrame(found["rows"], columns=found["columns"])``.
     """
     study = findings.study
     content: dict[str, Any] = {
@@ -398,13 +399,13 @@ def findings_to_json(findings: Findings) -> str:
         "title": study.title,
         "seeds": list(study.seeds),
         "provenance": dict(findings.provenance),
-        "rows": [row_to_json(row) for row in findings.shown],
+        **rows_to_json(findings.shown),
         "curves": curves_to_json(findings.shown_curves),
         "routing": routing_to_json(findings.shown_routing),
         "policies": [policies_to_json(table) for table in findings.policies.values()],
     }
     return lines_of_json(
-        {key: value for key, value in content.items() if value != [] or key == "rows"}
+        {key: value for key, value in content.items() if value != [] or key in ("columns", "rows")}
     )
 
 
@@ -416,13 +417,16 @@ def read_findings(study: Study, path: Path) -> Findings:
     """
     content = read_json(path, raises=NMoEError)
     if not isinstance(content, dict) or content.get("format-version") != TABLE_VERSION:
-        raise NMoEError(f"{path} is no table of a study of format version {TABLE_VERSION}")
+        raise NMoEError(
+            f"{path} is no table of a study of format version {TABLE_VERSION}: "
+            "`nmoe study report` writes it anew"
+        )
     if content.get("study") != study.name:
         raise NMoEError(f"{path} is of the study {content.get('study')!r}, not {study.name!r}")
     try:
         return Findings(
             study,
-            tuple(rows_from_json(content["rows"], str(path))),
+            tuple(rows_from_json(content, str(path))),
             tuple(curves_from_json(content.get("curves", []))),
             tuple(routing_from_json(content.get("routing", []))),
             {one["name"]: policies_from_json(one) for one in content.get("policies", [])},

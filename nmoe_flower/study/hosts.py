@@ -69,7 +69,7 @@ class LocalHosts:
     Args:
         words: The command line.
         most: How many at once.
-        threads: Of torch in each, unless the environment sets ``OMP_NUM_THREADS``. If all took
+        threads: Threads of torch in each, unless ``OMP_NUM_THREADS`` is set already. If all took
             every core, threads would wait for others that have none, for most of the time.
     """
 

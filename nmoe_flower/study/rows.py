@@ -25,9 +25,10 @@ __all__ = [
     "Row",
     "RunOutcome",
     "of_a_row",
-    "row_to_json",
+    "records_of",
     "rows_from_json",
     "rows_of",
+    "rows_to_json",
     "value_of",
 ]
 
@@ -284,16 +285,26 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def row_to_json(row: Row) -> dict[str, Any]:
-    """A row as it stands in ``table.json``.
+def rows_to_json(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as they stand in ``table.json``: ``columns``, the names, and ``rows``, their values.
 
-    What it has none of is left out, and so is a folder that is called as the variant.
+    A column that no row has anything in is left out; in the others, null is what a row has none of.
     """
+    told = [_told(row) for row in rows]
+    names = [
+        name for name in (told[0] if told else ()) if any(one[name] is not None for one in told)
+    ]
+    return {"columns": names, "rows": [[one[name] for name in names] for one in told]}
+
+
+def _told(row: Row) -> dict[str, Any]:
+    """By column, what a row has; a folder that is called as the variant is none."""
     found, seeds = row.estimate, sorted(row.each)
-    told: dict[str, Any] = {
+    failed = sorted(row.failed.items())
+    return {
         "variant": row.variant,
         "folder": None if row.folder == row.variant else row.folder,
-        "values": dict(row.values),
+        "values": dict(row.values) or None,
         "gate": row.gate,
         "test": row.test,
         "metric": row.metric,
@@ -305,30 +316,38 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "bytes_per_device": row.bytes_per_device,
         "exchanges": row.exchanges,
         "paper": row.paper,
+        "missing": list(row.missing) or None,
+        "unmeasured": list(row.unmeasured) or None,
+        "failed": "; ".join(f"seed {seed}: {why}" for seed, why in failed) or None,
+        "reasons": {str(seed): why for seed, why in failed} or None,
     }
-    told = {key: value for key, value in told.items() if value is not None or key == "mean"}
-    if row.missing:
-        told["missing"] = list(row.missing)
-    if row.unmeasured:
-        told["unmeasured"] = list(row.unmeasured)
-    if row.failed:
-        failed = sorted(row.failed.items())
-        told["failed"] = "; ".join(f"seed {seed}: {why}" for seed, why in failed)
-        told["reasons"] = {str(seed): why for seed, why in failed}
-    return told
 
 
-def rows_from_json(rows: Sequence[Mapping[str, Any]], name: str) -> list[Row]:
+def records_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a ``table.json`` by name, each without what it has none of.
+
+    >>> records_of({"columns": ["gate", "mean", "se"], "rows": [["local", 0.5, None]]})
+    [{'gate': 'local', 'mean': 0.5}]
+    """
+    named = [dict(zip(content["columns"], row, strict=True)) for row in content["rows"]]
+    return [{name: value for name, value in row.items() if value is not None} for row in named]
+
+
+def rows_from_json(content: Mapping[str, Any], name: str) -> list[Row]:
     """The rows of a ``table.json``, read back.
 
     Args:
-        rows: The rows.
+        content: What the file holds.
         name: The file, for errors.
 
     Raises:
-        NMoEError: A row lacks a key, or has one of another kind.
+        NMoEError: A row lacks a value, or has one of another kind.
     """
-    return [_read(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1)]
+    try:
+        records = records_of(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NMoEError(f"{name} cannot be read: {error!r}") from None
+    return [_read(row, f"{name}, row {number}") for number, row in enumerate(records, start=1)]
 
 
 def _read(row: Mapping[str, Any], name: str) -> Row:
@@ -339,7 +358,7 @@ def _read(row: Mapping[str, Any], name: str) -> Row:
         return Row(
             variant=str(row["variant"]),
             folder=str(row.get("folder", row["variant"])),
-            values={axis: frozen(value) for axis, value in row["values"].items()},
+            values={axis: frozen(value) for axis, value in row.get("values", {}).items()},
             gate=str(row["gate"]),
             test=str(row["test"]),
             metric=str(row["metric"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nmoe_flower import cli
+from nmoe_flower.study.rows import records_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "privacy-budget.md"
 MARKS = {"": "clear", "*": "tight", "**": "hidden"}
@@ -44,7 +45,7 @@ def test_the_measured_figures_are_those_of_the_results() -> None:
         re.DOTALL | re.MULTILINE,
     )
     table = PAGE.parents[2] / "results" / "fedsc-privacy" / "table.json"
-    rows = json.loads(table.read_text(encoding="utf-8"))["rows"]
+    rows = records_of(json.loads(table.read_text(encoding="utf-8")))
     noise = [row["mean"] for row in rows if row["metric"] == "noise_multiplier"]
     assert len(noise) == 2
     assert all(f"| {value:.2f} |" in inside for value in noise)

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.study.costs import cost_of
-from nmoe_flower.study.rows import Quantity, Row, RunOutcome, row_to_json, rows_from_json, rows_of
+from nmoe_flower.study.rows import (
+    Quantity,
+    Row,
+    RunOutcome,
+    records_of,
+    rows_from_json,
+    rows_of,
+    rows_to_json,
+)
 from tests.study.conftest import Write, outcome, row
 
 LITTLE = """
@@ -21,15 +29,22 @@ IID = Quantity("federated", "iid", "accuracy")
 CELL = {("federated", "iid"): 0.5}
 
 
+def record_of(one: Row) -> dict[str, Any]:
+    """A row by column, as a reader of ``table.json`` finds it."""
+    (record,) = records_of(json.loads(json.dumps(rows_to_json([one]))))
+    return record
+
+
 def test_a_row_is_a_mean_over_the_seeds_with_its_error(written: Write) -> None:
     study = written(LITTLE)
     found = [outcome(study, at, {("federated", "iid"): v}) for at, v in enumerate((0.5, 0.6, 0.7))]
     (got,) = rows_of(found, [IID])
-    told = row_to_json(got)
+    told = record_of(got)
     assert (told["mean"], told["n"], told["seeds"]) == (0.6, 3, [0, 1, 2])
     assert told["se"] == 0.057735  # spread 0.1, three seeds: 0.1 / sqrt(3), in six digits
-    assert (told["variant"], told["values"]) == ("base", {})
-    assert not told.keys() & {"folder", "paper"}  # called as the variant; nothing published
+    assert told["variant"] == "base"
+    # The folder is called as the variant, no axis has a value, and nothing was published.
+    assert not told.keys() & {"folder", "values", "paper"}
     assert "failed" not in told
     assert "missing" not in told
 
@@ -39,7 +54,7 @@ def test_a_failed_and_a_missing_run_are_told_and_do_not_count(written: Write) ->
     runs = [outcome(study, 0, CELL), RunOutcome(study.runs[1], failed="RoundError: gone"),
             RunOutcome(study.runs[2])]  # fmt: skip
     (got,) = rows_of(runs, [IID])
-    told = row_to_json(got)
+    told = record_of(got)
     assert (told["mean"], told["n"], told["seeds"]) == (0.5, 1, [0])
     assert "se" not in told
     assert told["failed"] == "seed 1: RoundError: gone"
@@ -67,7 +82,7 @@ def test_settings_paths_and_costs_are_numbers_too(written: Write) -> None:
     }  # fmt: skip
     got = rows_of(found, [Quantity("", "", metric) for metric in wanted])
     assert {r.metric: r.each[0] for r in got} == wanted
-    assert row_to_json(got[1])["mean"] == "fedce"
+    assert record_of(got[1])["mean"] == "fedce"
     assert [r.metric for r in got if r.scores] == ["representation.probe_accuracy", "routing.a/b.c"]
     (cost,) = rows_of(found, [IID])
     assert (cost.bytes_per_device, cost.exchanges) == (1e6, 120)  # 10 MB among 10 clients
@@ -126,18 +141,27 @@ def test_rows_come_back_from_json(
     asked = tuple(sorted({*each, *failed, *missing}))
     values = {"data.tau": 0.5, "extractor.widths": (8, 16)}
     one = row(each, asked=asked, failed=failed, values=values, paper=0.5)
-    (back,) = rows_from_json(json.loads(json.dumps([row_to_json(one)])), "table.json")
-    assert back == one
+    plain = row({0: 0.25})
+    told = json.loads(json.dumps(rows_to_json([one, plain])))
+    back, also = rows_from_json(told, "table.json")
+    assert (back, also) == (one, plain)
     assert set(back.missing) == missing
 
 
 def test_a_row_edited_by_hand_is_told_by_its_number() -> None:
-    told = row_to_json(row({0: 0.5}))
-    del told["gate"]
+    def edited(column: str, value: Any) -> dict[str, Any]:
+        told = rows_to_json([row({0: 0.5}), row({0: 0.5})])
+        told["rows"][1][told["columns"].index(column)] = value
+        return told
+
     with pytest.raises(NMoEError, match=r"table\.json, row 2: gate is missing"):
-        rows_from_json([row_to_json(row({0: 0.5})), told], "table.json")
-    with pytest.raises(NMoEError, match=r"row 1 cannot be read"):
-        rows_from_json([row_to_json(row({0: 0.5})) | {"each": []}], "table.json")
+        rows_from_json(edited("gate", None), "table.json")
+    with pytest.raises(NMoEError, match=r"row 2 cannot be read"):
+        rows_from_json(edited("each", []), "table.json")
+    told = rows_to_json([row({0: 0.5})])
+    told["rows"][0].pop()
+    with pytest.raises(NMoEError, match=r"table\.json cannot be read: .*shorter"):
+        rows_from_json(told, "table.json")
 
 
 def test_what_has_no_gate_stands_at_every_gate() -> None:
