@@ -511,7 +511,7 @@ BASELINES = {
         league="personal",
         assumes="every client holds all experts; its mixture weights stay at home",
         several=True,
-        answers=("fedem", "uniform", "oracle"),
+        answers=("fedem", "uniform", "random", "oracle"),
     ),
     "fedmix": BaselineEntry(
         "FedMix",
@@ -520,7 +520,7 @@ BASELINES = {
         league="personal",
         assumes="every client holds all experts; its gate stays at home",
         several=True,
-        answers=("fedmix", "uniform", "oracle"),
+        answers=("fedmix", "uniform", "random", "oracle"),
     ),
     "fedmoe": BaselineEntry(
         "FedMoE",
@@ -551,7 +551,7 @@ BASELINES = {
         "each client and, with anchors, how many images of each class each client has",
         several=True,
         partial=True,
-        answers=("fedjets", "uniform", "oracle"),
+        answers=("fedjets", "uniform", "random", "oracle"),
         reads_labels=True,
     ),
     "fedmoe-da": BaselineEntry(

@@ -665,6 +665,11 @@ def test_systems_tell_what_each_costs_a_device(capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert ["ditto", "550", "275", "1,612", "1,612"] in [line.split() for line in text.splitlines()]
     assert "pfedmoap: configuration: run.system" in text
+    nobody = "expert.hidden=8"  # fine-tuned from a linear head: no system's fault
+    assert cli.main(["systems", *shaped, "--set", *LITTLE, nobody]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("expert.init = fine-tune") == 1
 
 
 def test_systems_take_the_shape_from_the_data_or_both_of_its_parts(

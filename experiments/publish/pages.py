@@ -2,7 +2,8 @@
 
 Between ``<!-- study NAME TABLE -->`` and ``<!-- end -->`` stands a table of the study
 ``experiments/NAME.toml``, made from ``results/NAME/table.json``: one of its tables, comparisons, or
-what its sweep chose; or, in place of a table, ``page``: its page, and where its numbers come from.
+what its sweep chose; or, in place of a table, ``page``: its page, and where its numbers come from;
+or ``devices``: what its systems have a device hold and send, which needs no run.
 Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of the run NAME say: where
 it comes from, its table, what its stages cost; or the ``table.txt`` of NAME. Between
 ``<!-- benchmark NAME -->`` and ``<!-- end -->`` stand the figures of
@@ -13,6 +14,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+from experiments.publish.devices import devices
 from experiments.publish.published import RESULTS, place
 from experiments.publish.timings import timings
 from nmoe_flower.begun import RUNS, read_origin
@@ -31,7 +33,7 @@ DOCS = RESULTS.parent / "docs"
 BLOCK = re.compile(r"(<!-- run (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_BENCHMARK = re.compile(r"(<!-- benchmark (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_STUDY = re.compile(r"(<!-- study (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-PAGE = "page"
+PAGE, OF_DEVICES = "page", "devices"
 COLUMNS = (
     ("accuracy", "local"),
     ("accuracy", "iid"),
@@ -106,10 +108,15 @@ def block(match: re.Match[str]) -> str:
 
 
 @cache
+def read_study(study: str) -> Study:
+    """The study of a name."""
+    return Study.load(RESULTS.parent / "experiments" / f"{study}.toml")
+
+
+@cache
 def findings(study: str) -> Findings:
     """What a published study has found."""
-    read_study = Study.load(RESULTS.parent / "experiments" / f"{study}.toml")
-    return read_findings(read_study, RESULTS / study / "table.json")
+    return read_findings(read_study(study), RESULTS / study / "table.json")
 
 
 @cache
@@ -126,6 +133,8 @@ def page_of(study: str) -> str:
 def study_block(match: re.Match[str]) -> str:
     if match[3] == PAGE:
         return match[1] + page_of(match[2]) + match[5]
+    if match[3] == OF_DEVICES:
+        return match[1] + devices(read_study(match[2])) + match[5]
     tables = found(match[2])
     if match[3] not in tables:
         raise SystemExit(f"{match[1].strip()}: no such table; there are {', '.join(tables)}")

@@ -11,10 +11,11 @@ Simplified here: q is of the training images, which flatters the experts that le
 are heads on one trunk unless ``baseline.size = net``, as in the paper; a round is some steps, not
 an epoch.
 
-Beside it, after training: ``uniform``, all experts alike; ``oracle``, for each image the expert
-that is rightest, which nobody knows.
+Beside it, after training: ``uniform``, all experts alike; ``random``, for each image one that is
+drawn, which a gate must beat; ``oracle``, for each the one that is rightest, which nobody knows.
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from nmoe_flower.baselines.system import Answers, Baseline
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nmoe_flower.baselines.member import ExpertNetwork, Member
     from nmoe_flower.data import Portion
 
-__all__ = ["FEDEM", "responsibilities"]
+__all__ = ["FEDEM", "responsibilities", "ungated"]
 
 
 class _FedEM(Baseline):
@@ -55,7 +56,7 @@ class _FedEM(Baseline):
             return (member.predict(member.network, portion).softmax(dim=2) * by[:, None]).sum(dim=1)
 
         found: Answers = {self.name: lambda portion: mixed(portion, weights)}
-        return {**found, **uniform_and_oracle(member)} if final else found
+        return {**found, **ungated(member)} if final else found
 
 
 def responsibilities(losses: "Tensor", weights: "Tensor") -> "Tensor":
@@ -81,20 +82,31 @@ def _weights(member: "Member") -> "Tensor":
     return torch.full((experts,), 1 / experts)
 
 
-def uniform_and_oracle(member: "Member") -> Answers:
-    """All experts alike, and the rightest one for each image."""
+def ungated(member: "Member") -> Answers:
+    """All experts alike, one that is drawn for each image, and the rightest one for each."""
     import torch
 
+    from nmoe_flower.training import generator
+
+    @lru_cache(maxsize=1)  # all three are asked of one portion before the next
+    def probabilities(portion: "Portion") -> "Tensor":
+        return member.predict(member.network, portion).softmax(dim=2)
+
     def uniform(portion: "Portion") -> "Tensor":
-        return member.predict(member.network, portion).softmax(dim=2).mean(dim=1)
+        return probabilities(portion).mean(dim=1)
+
+    def random(portion: "Portion") -> "Tensor":
+        probs = probabilities(portion)
+        draw = generator(member.device.seed("baseline-random"))
+        drawn = torch.randint(probs.shape[1], (len(probs),), generator=draw)
+        return probs[torch.arange(len(probs)), drawn]
 
     def oracle(portion: "Portion") -> "Tensor":
-        probs = member.predict(member.network, portion).softmax(dim=2)
-        labels = torch.from_numpy(portion.labels)
+        probs, labels = probabilities(portion), torch.from_numpy(portion.labels)
         best = probs[torch.arange(len(labels)), :, labels].argmax(dim=1)
         return probs[torch.arange(len(labels)), best]
 
-    return {"uniform": uniform, "oracle": oracle}
+    return {"uniform": uniform, "random": random, "oracle": oracle}
 
 
 FEDEM = _FedEM()

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from flwr.app import RecordDict
 
-from nmoe_flower.baselines.fedem import uniform_and_oracle
+from nmoe_flower.baselines.fedem import ungated
 from nmoe_flower.baselines.partial import PartialExperts, expert_of, kept_scores, scores_in
 from nmoe_flower.baselines.submixture import mixed_logits
 from nmoe_flower.baselines.system import Answers, Baseline
@@ -223,7 +223,7 @@ class _FedJETs(Baseline):
             return logits[torch.arange(len(best)), best].softmax(dim=1)
 
         found: Answers = {self.name: top_1}
-        return {**found, **uniform_and_oracle(member)} if final else found
+        return {**found, **ungated(member)} if final else found
 
 
 FEDJETS = _FedJETs()

@@ -14,7 +14,7 @@ also one whose mass has vanished, so its bytes are an upper bound.
 from typing import TYPE_CHECKING
 
 from nmoe_flower import records
-from nmoe_flower.baselines.fedem import responsibilities, uniform_and_oracle
+from nmoe_flower.baselines.fedem import responsibilities, ungated
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.records import BaselineKey
 
@@ -66,7 +66,7 @@ class _FedMix(Baseline):
             return mean
 
         found: Answers = {self.name: mixed}
-        return {**found, **uniform_and_oracle(member)} if final else found
+        return {**found, **ungated(member)} if final else found
 
 
 def _gate(member: "Member") -> "nn.Linear":

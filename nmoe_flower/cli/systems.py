@@ -82,6 +82,9 @@ def _costs(args: argparse.Namespace) -> "dict[str, SystemCost | str]":
             found[name] = system_cost(config, shape, classes, latent_dim=latent_dim)
         except NMoEError as error:
             found[name] = str(error)
+    (one, *others) = set(found.values())
+    if isinstance(one, str) and not others:  # it is the settings, not a system
+        raise ConfigError(one)
     return found
 
 

@@ -52,7 +52,7 @@ def gates_of(config: Config) -> tuple[str, ...]:
     >>> gates_of(Config.parse({"run.system": "aligned"}))
     ('mixture', 'placed')
     >>> gates_of(Config.parse({"run.system": "fedem"}))
-    ('fedem', 'uniform', 'oracle')
+    ('fedem', 'uniform', 'random', 'oracle')
     """
     if config.run.system in BASELINES:
         return BASELINES[config.run.system].answers or (config.run.system,)

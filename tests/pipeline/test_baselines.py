@@ -629,6 +629,28 @@ def test_an_indifferent_gate_and_all_experts_everywhere_are_fedavg_of_the_ensemb
         np.testing.assert_allclose(value, wanted[name], atol=1e-6)
 
 
+@pytest.mark.parametrize("system", ["fedem", "fedmix", "fedjets"])
+def test_an_expert_drawn_for_each_image_is_one_of_them_and_never_better_than_the_oracle(
+    whole: Callable[[str], Whole], system: str
+) -> None:
+    rows = whole(system).rows
+    for test in ("local", "iid"):
+        drawn, best = (rows[who, test]["per_client"]["accuracy"] for who in ("random", "oracle"))
+        assert all(one <= most for one, most in zip(drawn, best, strict=True))
+    context = whole(system).heard.context
+    assert context is not None
+    client = Member(device_of(context), found(BASELINES[system].system), 1)
+    answers = client.system.answers(client, final=True)
+    every, answer = client.predict(client.network, client.training), answers["random"]
+    drawn = answer(client.training)
+    which = (every.softmax(dim=2) - drawn[:, None]).abs().amax(dim=2).argmin(dim=1)
+    torch.testing.assert_close(every.softmax(dim=2)[torch.arange(len(which)), which], drawn)
+    shares = which.bincount(minlength=every.shape[1]) / len(which)
+    spread = 4 * float((1 / every.shape[1] / len(which)) ** 0.5)  # of a share, four times over
+    assert all(abs(float(share) - 1 / every.shape[1]) < spread for share in shares)
+    assert torch.equal(answer(client.training), drawn)
+
+
 @pytest.mark.parametrize("test", ["local", "iid"])
 def test_who_asks_one_expert_is_never_better_than_the_oracle(
     whole: Callable[[str], Whole], test: str
