@@ -18,6 +18,7 @@ The text names the offending thing and its value; the command line prints it and
 
 import difflib
 from collections import abc
+from contextlib import contextmanager
 
 
 class NMoEError(Exception):
@@ -70,6 +71,26 @@ class WireError(NMoEError, ValueError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+@contextmanager
+def within(place: str) -> abc.Iterator[None]:
+    """Let errors that are raised inside begin with what they are about.
+
+    Args:
+        place: A key, a place in a file or a few words; each line of an error begins with it.
+
+    >>> with within("data.tau"):
+    ...     raise ConfigError("must be above 0")
+    Traceback (most recent call last):
+        ...
+    nmoe_flower.errors.ConfigError: data.tau: must be above 0
+    """
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        lines = str(error).split("\n")
+        raise type(error)("\n".join(f"{place}: {line}" for line in lines)) from None
 
 
 def did_you_mean(name: str, known: abc.Iterable[str]) -> str:

@@ -1,8 +1,5 @@
 """The data of a run: opened before it begins, compared with what it began with when it goes on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from nmoe_flower.config import Config
 from nmoe_flower.data import (
     ClientIndices,
@@ -13,7 +10,7 @@ from nmoe_flower.data import (
     what_changed,
 )
 from nmoe_flower.data.text import TextData, configured_text
-from nmoe_flower.errors import CheckpointError, ConfigError, DataError
+from nmoe_flower.errors import CheckpointError, within
 from nmoe_flower.plurals import how_many
 from nmoe_flower.progress import Progress
 from nmoe_flower.results import RunFolder
@@ -58,7 +55,7 @@ def open_data(
             progress.message(f"decoding {section.dataset}: {done:,} of {total:,} {what}")
 
     natural = ", data.scheme = natural" if section.scheme == "natural" else ""
-    with _under(f"data.dataset = {section.dataset}{natural}"):
+    with within(f"data.dataset = {section.dataset}{natural}"):
         data = configured_images(config, progress=decoded)
     if began is not None:
         _check_unchanged(began, data)
@@ -78,7 +75,7 @@ def open_data(
         for key, value in section.model_dump(by_alias=True).items()
         if key in _OF_THE_PARTITION
     )
-    with _under(f"data ({asked})"):
+    with within(f"data ({asked})"):
         return data, configured_partition(config, data, num_clients=section.num_clients)
 
 
@@ -103,7 +100,7 @@ def open_text(config: Config, progress: Progress, *, began: RunFolder | None = N
             shown = tenth
             progress.message(f"reading {config.data.dataset}: {done:,} of {total:,} documents")
 
-    with _under(f"data.dataset = {config.data.dataset}"):
+    with within(f"data.dataset = {config.data.dataset}"):
         data = configured_text(config, progress=read)
     if began is not None:
         _check_unchanged(began, data)
@@ -113,15 +110,6 @@ def open_text(config: Config, progress: Progress, *, began: RunFolder | None = N
                 f"note: {how_many(count, 'document is', 'documents are')} left out: {reason}"
             )
     return data
-
-
-@contextmanager
-def _under(keys: str) -> Iterator[None]:
-    """Name the keys in what is raised inside."""
-    try:
-        yield
-    except (ConfigError, DataError) as error:
-        raise type(error)(f"{keys}: {error}") from error
 
 
 def remember_data(folder: RunFolder, data: ImageData | TextData) -> None:

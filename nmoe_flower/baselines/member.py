@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -25,7 +24,7 @@ from nmoe_flower.clients.device import (
 )
 from nmoe_flower.config import Config
 from nmoe_flower.data import Portion, normalise
-from nmoe_flower.errors import DataError
+from nmoe_flower.errors import within
 from nmoe_flower.models import Classifier, configured_extractor, copy_of
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, BaselineKey, Score
 from nmoe_flower.training import batch_indices, fit, generator, seeded, sgd
@@ -451,19 +450,10 @@ def test(message: Message, context: Context) -> Message:
             prefix = f"{who}/" if final else ""
             for score, measure in _SCORES.items():
                 if final or score == Score.ACCURACY:
-                    with _about(who, test_name):
+                    with within(f"what {who} answers to the test {test_name}"):
                         found_score = measure(probs, portion.labels)
                     measured[f"{prefix}{score}-{test_name}"] = found_score
     return records.reply(message, metrics=measured)
-
-
-@contextmanager
-def _about(who: str, test_name: str) -> Iterator[None]:
-    """Let an error name the answer that it is about."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"what {who} answers to the test {test_name}: {error}") from None
 
 
 def _member(message: Message, context: Context, *, server_round: int) -> Member:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Names, Section, explain, kebab
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.study.measured import (
     ROW_METRICS,
     asking_gates_of,
@@ -29,7 +29,6 @@ from nmoe_flower.study.product import (
     refuse_unknown,
     same,
     selects,
-    within,
 )
 
 __all__ = [

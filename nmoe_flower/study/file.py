@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nmoe_flower.config import Config, Override, kebab
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.files import read_toml
 from nmoe_flower.recipes import find_recipe, find_study
 from nmoe_flower.study.declared import (
@@ -37,7 +37,6 @@ from nmoe_flower.study.product import (
     refuse_unknown,
     same,
     selects,
-    within,
 )
 
 __all__ = ["Study"]

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from nmoe_flower.begun import is_run, run_folders
 from nmoe_flower.config import Config
-from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
+from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError, within
 from nmoe_flower.files import read_json, read_text
 from nmoe_flower.own_code import load_own
 from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
 from nmoe_flower.study.elsewhere import folder_of
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.pace import guessed_after, guessed_stage_1, work_after
-from nmoe_flower.study.product import StudyRun, in_words, variant_in_words, within
+from nmoe_flower.study.product import StudyRun, in_words, variant_in_words
 from nmoe_flower.study.share import (
     FILLED_IN,
     HALF_TAKEN,

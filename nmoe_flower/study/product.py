@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ __all__ = [
     "same",
     "selects",
     "variant_in_words",
-    "within",
 ]
 
 BASE = "base"  # what the one variant is called where none has a name
@@ -353,16 +351,6 @@ def variant_in_words(name: str, values: Mapping[str, Any]) -> str:
     """
     where = ", ".join(f"{axis} = {in_words(value)}" for axis, value in values.items())
     return f"variant {name} ({where})" if where else f"variant {name}"
-
-
-@contextmanager
-def within(place: str) -> Iterator[None]:
-    """Let errors name the place in the file that they are about; one of several lines in each."""
-    try:
-        yield
-    except ConfigError as error:
-        lines = str(error).split("\n")
-        raise ConfigError("\n".join(f"{place}: {line}" for line in lines)) from None
 
 
 def is_folder_name(text: str) -> bool:

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from nmoe_flower.baselines.member import ExpertNetwork
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.records import Score
 from nmoe_flower.study import ROW_METRICS, Study, gates_of, numbers_of
 from nmoe_flower.study import tests_of as asked_tests
-from nmoe_flower.study.product import within
 
 WHOLE = """
 title = "Two methods on skewed data"
