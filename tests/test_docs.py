@@ -430,6 +430,14 @@ def test_what_is_said_of_systems_on_latents_was_measured() -> None:
             assert best in {("nmoe-own", "control:ridge+prior"), ("nmoe-own", "local+prior")}
 
 
+def test_what_is_said_of_our_experts_size_is_that_of_a_head_on_the_latents() -> None:
+    page = (ROOT / "docs/explanation/baselines.md").read_text(encoding="utf-8")
+    (held,) = re.findall(
+        r"\| FedAvg \| ([\d,]+) \| 0 \|", page
+    )  # one head, which is what an expert is
+    assert f"an expert of {held}\nnumbers" in page
+
+
 def test_what_is_said_of_rates_on_latents_was_measured() -> None:
     study = Study.load(ROOT / "experiments/systems-latents-choose.toml")
     rows = rows_of("systems-latents-choose")
