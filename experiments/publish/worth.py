@@ -185,7 +185,7 @@ def _line(axis: Any, at: int, rows: Mapping[str, Mapping[str, Any]]) -> None:
     means = [row["mean"] for row in rows.values() if "mean" in row]
     axis.plot([min(means), max(means)], [at, at], color="#D9D9D9", linewidth=2, zorder=1)
     for name, row in rows.items():
-        if row["mean"] is None:
+        if "mean" not in row:
             continue
         colour, mark = LOOKS[name]
         axis.errorbar(row["mean"], at, xerr=row.get("se"), color=colour, marker=mark, linestyle="",
