@@ -11,8 +11,6 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from nmoe_flower.errors import DataError
-
 __all__ = ["TextData", "TextSplit", "Tokenizer", "packed_windows", "token_type"]
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
@@ -82,11 +80,6 @@ class TextSplit:
         """Tokens of a window, T."""
         return int(self.tokens.shape[1])
 
-    @property
-    def bytes_per_window(self) -> Codes:
-        """Bytes of text in each window, int64 [N]."""
-        return np.asarray(self.sizes.sum(axis=1, dtype=np.int64))
-
     def scored(self, prefix: int = 1) -> npt.NDArray[np.bool_]:
         """Which predictions count, bool [N, T - 1]; place t predicts token t + 1.
 
@@ -127,14 +120,6 @@ class TextSplit:
         """
         return self.take(self.clients == client)
 
-    def of_domain(self, domain: int) -> Self:
-        """The windows of one domain.
-
-        Args:
-            domain: Place of its name in ``TextData.domain_names``.
-        """
-        return self.take(self.domains == domain)
-
 
 @dataclass(frozen=True, eq=False)
 class TextData:
@@ -171,23 +156,6 @@ class TextData:
     def num_clients(self) -> int:
         """Number of clients, N."""
         return len(self.client_names)
-
-    def check_tokenizer(self, tokenizer: Tokenizer, whose: str = "the backbone") -> None:
-        """Refuse a tokenizer that did not make these tokens.
-
-        Args:
-            tokenizer: The one to compare with.
-            whose: Who wants it, for the error.
-
-        Raises:
-            DataError: It is another one.
-        """
-        if tokenizer.hash != self.tokenizer_hash:
-            raise DataError(
-                f"the tokens of {self.name!r} were made by tokenizer {self.tokenizer_hash[:12]} "
-                f"({self.vocab_size:,} tokens), and that of {whose} is {tokenizer.hash[:12]} "
-                f"({tokenizer.vocab_size:,} tokens): they must be the same"
-            )
 
 
 def packed_windows(

@@ -1,12 +1,10 @@
 """Windows of tokens: where they begin, what is scored, and how many bytes that is."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.data.text import ByteTokenizer, TextData, TextSplit, packed_windows
-from nmoe_flower.errors import DataError
+from nmoe_flower.data.text import TextSplit, packed_windows
 
 
 def split(sizes: list[list[int]]) -> TextSplit:
@@ -18,7 +16,6 @@ def split(sizes: list[list[int]]) -> TextSplit:
 def test_bytes_of_what_is_scored() -> None:
     """Window of 5: the first two are given; of the other three one ends a document (0 bytes)."""
     windows = split([[1, 2, 3, 0, 4], [9, 9, 1, 1, 1]])
-    assert windows.bytes_per_window.tolist() == [10, 21]
     assert windows.scored_bytes(2).tolist() == [3 + 4, 3]
     # place t predicts token t + 1, so the first scored one is place 1
     assert windows.scored(2).tolist() == [[False, True, False, True], [False, True, True, True]]
@@ -37,7 +34,7 @@ def test_scored_bytes_are_those_of_the_mask(sizes: list[list[int]], prefix: int)
 
 def test_rows_are_taken_together() -> None:
     windows = split([[1, 1], [2, 2], [3, 3]])
-    assert windows.of_domain(2).sizes.tolist() == [[3, 3]]
+    assert windows.take(np.array([2])).sizes.tolist() == [[3, 3]]
     assert len(windows.of_client(0)) == 3
     assert windows.take(slice(0, 2)).domains.tolist() == [0, 1]
 
@@ -74,10 +71,3 @@ def test_windows_of_single_documents_lose_nothing(
         assert not set(range(a, b)) <= seen  # each window brings something new
         seen |= set(range(a, b))
     assert seen == set(range(length))
-
-
-def test_a_tokenizer_that_did_not_make_the_tokens_is_refused() -> None:
-    windows = split([[1, 1]])
-    data = TextData("mine", windows, windows, windows, ("a",), ("a",), "0" * 64, 2048, 0, "")
-    with pytest.raises(DataError, match=r"'mine' were made by tokenizer 000000000000 \(2,048 tok"):
-        data.check_tokenizer(ByteTokenizer())
