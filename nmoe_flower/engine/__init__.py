@@ -6,7 +6,7 @@ from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.programs import excerpt, require_ray
 from nmoe_flower.engine.signals import interruptible, uninterrupted
-from nmoe_flower.engine.spawn import threads_environment
+from nmoe_flower.engine.spawn import end_group, threads_environment
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.superlink import run_simulation
 
@@ -16,6 +16,7 @@ __all__ = [
     "StreamingGrid",
     "cluster_at",
     "describe",
+    "end_group",
     "excerpt",
     "export_app",
     "interruptible",

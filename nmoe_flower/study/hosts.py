@@ -149,11 +149,14 @@ class _Process:
             self._process.stdin.close()
 
     def end(self, seconds: float) -> None:
+        from nmoe_flower.engine import end_group
+
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        end_group(self._process.pid)  # what it leaves behind could hold its streams open for ever
         self._errors.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:

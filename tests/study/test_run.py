@@ -145,6 +145,25 @@ def test_a_process_makes_one_run_after_another(
     assert len(set(pids)) == 1
 
 
+def test_what_a_run_leaves_behind_does_not_keep_a_study(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    """It holds the run's output open for 20 s, and is ended with the run."""
+    fake(
+        monkeypatch,
+        """
+import subprocess
+outlived = "import sys, time, pathlib; time.sleep(20); pathlib.Path(sys.argv[1]).touch()"
+subprocess.Popen([sys.executable, "-c", outlived, str(path.parents[1] / "outlived")])
+print(json.dumps({"done": True}), flush=True)
+sys.stdin.read()
+""",
+    )
+    (one, *_) = study.runs
+    assert run_study(make_plan(study, tmp_path / "runs", runs=[one]), view=view(lines)).made == 1
+    assert not (tmp_path / "runs" / "small" / "outlived").exists()
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
