@@ -201,6 +201,7 @@ class Action(StrEnum):
     TEXT_GATE = "train.text_gate", "hidden_gate:train"
     ADAPTER_SCORE = "evaluate.text", "text_scores:score"
     # published systems
+    BASELINE_TRUNK = "query.trunk", "baselines.member:keep_trunk"
     BASELINE_INITIAL = "query.baseline", "baselines.member:tell_first_weights"
     BASELINE = "train.baseline", "baselines.member:train"
     BASELINE_TEST = "evaluate.baseline", "baselines.member:test"

@@ -57,11 +57,9 @@ def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices
         raise ConfigError(f"privacy.weights = true needs Opacus: {install_hint('privacy')}")
     _check_augmentation(config, data.image_shape)
     batch = min(config.extractor.batch_size, min(len(client.train) for client in clients))
-    aligned = config.run.system == "aligned" and config.alignment.extractor == "stage-1"
-    stage_1 = config.run.system == "networked" or aligned
     if config.run.system in BASELINES:
         _rehearse_baseline(config, data, clients)
-    if stage_1:
+    if config.has_stage_1:
         like = _rehearse_networks(config, data, rows=min(batch, 2))
         if config.extractor.start:
             _check_given(config, like)

@@ -34,12 +34,14 @@ __all__ = [
     "Member",
     "cross_entropy",
     "distance",
+    "keep_trunk",
     "tell_first_weights",
     "test",
     "train",
 ]
 
 _LENGTH = 8.0  # of given latents: near that of a small trunk's, so that one rate suits both
+_KEPT_TRUNK = "baseline-trunk"  # in the client's store
 BatchLoss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 _SCORES = {
     Score.ACCURACY: metrics.accuracy,
@@ -97,6 +99,13 @@ class ExpertNetwork(nn.Module):
             self.gate[name] = row = nn.Linear(self.latent_dim, 1)
             nn.init.zeros_(row.weight)
             nn.init.zeros_(row.bias)
+
+    @property
+    def bodies(self) -> list[nn.Module]:
+        """What has the extractor's shape: the trunk, or that of every expert if they are whole."""
+        if self.whole:
+            return [expert.get_submodule("extractor") for expert in self.expert.values()]
+        return [self.trunk]
 
     @property
     def held(self) -> list[int]:
@@ -187,12 +196,17 @@ class Member:
         """A network at its initial weights, the same on every client."""
         data = self.device.data
         given = self.device.extractor().latent_dim if self.given else 0
-        return copy_of(
+        network = copy_of(
             _first_network(
                 self.system, self.config, data.image_shape, data.num_classes, given,
                 self.device.torch_device,
             )
         )  # fmt: skip
+        if self.config.has_stage_1:
+            trained = self.device.store.load(_KEPT_TRUNK)
+            for body in self.system.bodies(network):
+                records.load_into(body.state_dict(), trained)
+        return network
 
     def travelling(self) -> dict[str, Tensor]:
         """The arrays of the network that leave the client."""
@@ -407,6 +421,14 @@ def _first_network(
 ) -> ExpertNetwork:
     network = system.network(config, image_shape, num_classes, latent_dim=latent_dim)
     return network.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def keep_trunk(message: Message, context: Context) -> Message:
+    """Keep the extractor of stage 1, at which every network begins."""
+    device = device_of(context)
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
+    device.store.save(_KEPT_TRUNK, arrays)
+    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
 
 
 def tell_first_weights(message: Message, context: Context) -> Message:

@@ -4,7 +4,7 @@ No torch is loaded here, nor at the top of a system's file: servers aggregate wi
 half works on a `Member`, in ``member.py``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from nmoe_flower.baselines.partial import PartialExperts
@@ -14,6 +14,7 @@ from nmoe_flower.strategies import StreamingOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from nmoe_flower.baselines.member import ExpertNetwork, Member
     from nmoe_flower.data import Portion
@@ -69,6 +70,14 @@ class Baseline:
             latent_dim=latent_dim,
         )
         return network
+
+    def bodies(self, network: "ExpertNetwork") -> "Sequence[Module]":
+        """What begins at the extractor of stage 1, if ``baseline.trunk`` says so.
+
+        Args:
+            network: As `network` gives it.
+        """
+        return network.bodies
 
     def travels(self, name: str) -> bool:
         """Whether an array of the network leaves the clients; what does not is private."""

@@ -18,6 +18,9 @@ class BaselineConfig(Section):
         description="of an expert, if there are several: a head on a shared trunk, or a whole "
         "network",
     )
+    trunk: Literal["fresh", "stage-1"] = Field(
+        "fresh", description="where every trunk begins: as drawn, or as extractor.* trained it"
+    )
     held: int = Field(
         2, ge=1, description="experts a client trains, of systems whose clients hold a part"
     )

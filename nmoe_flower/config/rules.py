@@ -517,10 +517,15 @@ def _published_systems_train_all(config: "Config") -> None:
             f"baseline.size = net trains whole networks, and extractor.method = {extractor.method} "
             "gives their trunk: use head"
         )
-    if extractor.start:
+    if config.has_stage_1 and extractor.stands_on_given:
         raise ValueError(
-            f"extractor.start = {extractor.start} is not for run.system = {system}, which trains "
-            "all it has: leave it empty"
+            f"baseline.trunk = stage-1 trains a whole network before, and extractor.method = "
+            f"{extractor.method} stands on {extractor.backbone}, which is given: use fresh"
+        )
+    if extractor.start and not config.has_stage_1:
+        raise ValueError(
+            f"extractor.start = {extractor.start} is for baseline.trunk = stage-1, and "
+            f"run.system = {system} draws its trunk: set that, or leave it empty"
         )
     if system == "fedrep" and settings.local_steps < 2:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from nmoe_flower.begun import is_run, read_settings
-from nmoe_flower.catalogue import CHUNKS, GATES, TEXT_GATES
+from nmoe_flower.catalogue import BASELINES, CHUNKS, GATES, TEXT_GATES
 from nmoe_flower.config.adapter import AdapterConfig
 from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.baseline import BaselineConfig
@@ -146,6 +146,15 @@ class Config(Section):
         if gate in TEXT_GATES and TEXT_GATES[gate].blends:
             return min(self.text.candidates or self.data.num_clients, self.data.num_clients)
         return self.gate.top_k
+
+    @property
+    def has_stage_1(self) -> bool:
+        """Whether the system stands on the extractor of stage 1: trained, given or taken over."""
+        if self.run.system == "aligned":
+            return self.alignment.extractor == "stage-1"
+        if self.run.system in BASELINES:
+            return self.baseline.trunk == "stage-1"
+        return self.run.system == "networked"
 
     @property
     def makes_passes(self) -> bool:

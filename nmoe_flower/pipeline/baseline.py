@@ -9,6 +9,7 @@ from nmoe_flower import records
 from nmoe_flower.baselines import Baseline, has_clients_parts, of_client
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.pipeline.ask import gather, holdings, message
+from nmoe_flower.pipeline.networked import hand_out_extractor
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
@@ -28,6 +29,8 @@ def train_baseline(run: Run) -> None:
     system: Baseline = found(entry.system)
     initial = ArrayRecord()  # of no use to a resumed stage, which has arrays of its own
     if run.resumed is None or run.resumed.state["stage"] != _STAGE:
+        if run.config.has_stage_1:
+            hand_out_extractor(run, Action.BASELINE_TRUNK)
         node = min(run.partitions.values())
         fresh = gather(run, "initial", Action.BASELINE_INITIAL, RecordDict(), only=[node])[node]
         initial = records.of_kind(fresh, ArrayRecord)[ARRAYS]

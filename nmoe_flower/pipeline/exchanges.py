@@ -24,10 +24,11 @@ def exchanges(config: Config) -> dict[str, int]:
     if config.run.system in BASELINES:
         settings = config.baseline
         tests = -(-settings.rounds // settings.evaluate_every) if settings.evaluate_every else 0
-        return {
+        counted = {
             "identity": 1, "describe": 1, "initial": 1, "baseline": settings.rounds,
             "baseline-test": tests, "evaluation": 1,
         }  # fmt: skip
+        return counted | _stage_1_before(config)
     counted = {"identity": 1, "describe": 1, **_extractor(config)}
     if asks_initial(config):
         counted["initial"] = 1
@@ -68,9 +69,14 @@ def _alignment(config: Config) -> dict[str, int]:
         "identity": 1, "describe": 1, "initial": 1, "probe": 1,
         "alignment": rounds, "alignment-test": tests, "whole": 1, "placed": 1,
     }  # fmt: skip
-    if config.alignment.extractor == "stage-1":
-        counted |= {"initial": 2, "extractor/given": 1, **_extractor(config)}
-    return counted
+    return counted | _stage_1_before(config)
+
+
+def _stage_1_before(config: Config) -> dict[str, int]:
+    """What stage 1 adds where another system stands on its extractor."""
+    if not config.has_stage_1:
+        return {}
+    return {"initial": 2, "extractor/given": 1, **_extractor(config)}
 
 
 def _language(config: Config) -> dict[str, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmoe_flower.catalogue import BASELINES
-from nmoe_flower.pipeline.alignment import evaluate_alignment, train_alignment, train_first
+from nmoe_flower.pipeline.alignment import evaluate_alignment, train_alignment
 from nmoe_flower.pipeline.ask import check_unchanged
 from nmoe_flower.pipeline.baseline import evaluate_baseline, train_baseline
 from nmoe_flower.pipeline.language import (
@@ -32,7 +32,8 @@ class System:
     """How one system is trained and measured.
 
     Attributes:
-        stages: By name, in order: each a function of the run that leaves its `Artifacts`.
+        stages: By name, in order: each a function of the run that leaves its `Artifacts`. Without
+            stage 1, if the run has none (`Config.has_stage_1`).
         evaluate: After all of them; returns the content of ``results.json``.
     """
 
@@ -40,10 +41,12 @@ class System:
     evaluate: Callable[[Run], dict[str, Any]]
 
 
+_STAGE_1 = "extractor"
+
 SYSTEMS = {
     "networked": System(
         {
-            "extractor": train_extractor,
+            _STAGE_1: train_extractor,
             "head": train_head,
             "experts": train_experts,
             "gates": train_gates,
@@ -53,7 +56,7 @@ SYSTEMS = {
     ),
     "aligned": System(
         {
-            "extractor": train_first,
+            _STAGE_1: train_extractor,
             "alignment": train_alignment,
         },
         evaluate_alignment,
@@ -66,7 +69,16 @@ SYSTEMS = {
         },
         evaluate_language,
     ),
-    **{name: System({"baseline": train_baseline}, evaluate_baseline) for name in BASELINES},
+    **dict.fromkeys(
+        BASELINES,
+        System(
+            {
+                _STAGE_1: train_extractor,
+                "baseline": train_baseline,
+            },
+            evaluate_baseline,
+        ),
+    ),
 }
 
 
@@ -87,6 +99,8 @@ def run_pipeline(run: Run, *, until: str = "") -> dict[str, Any] | None:
         check_unchanged(run)
     system = SYSTEMS[run.config.run.system]
     for name, stage in system.stages.items():
+        if name == _STAGE_1 and not run.config.has_stage_1:
+            continue
         if name not in run.stages:
             stage(run)
             run.stages.append(name)

@@ -21,6 +21,7 @@ _HEAD = ("sums", "latents", "head")
 _BEFORE_GATES = (*_STAGE_1, *_HEAD, "experts")
 _FOR_GATES = ("answer", "answers")
 _ALIGNED = (*_STAGE_1, "probe", "alignment")
+_OF_BASELINES = {"majority": (), "own": ("extractor", "extractor/given")}  # and all others
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def cost_of(results: Results | None, config: Config, gate: str, stage_1: Results
         return Cost(None, None)
     counted = _stages(base, config)
     paid = {name: cost for name, cost in _of(results).items() if name in counted}
-    if stage_1 is not None:
+    if stage_1 is not None and counted:
         there = ("sums", "standard", "extractor") if config.sums_come_first else ("extractor",)
         earlier = {f"before/{name}": c for name, c in _of(stage_1).items() if name in there}
         paid |= earlier
@@ -96,7 +97,7 @@ def _stages(gate: str, config: Config) -> tuple[str, ...]:
     if config.run.system == "aligned":
         return _ALIGNED
     if config.run.system in BASELINES:
-        return () if gate in ("own", "majority") else ("initial", "baseline")
+        return _OF_BASELINES.get(gate, (*_STAGE_1, "baseline"))
     if gate.startswith("control:"):
         return (*_STAGE_1, *(("sums",) if gate == "control:ridge" else _HEAD))
     entry = GATES.get(gate)

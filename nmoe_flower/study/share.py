@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.checkpoint import Checkpoint
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import CheckpointError, LockedError, NMoEError
@@ -67,11 +66,7 @@ _WAIT = 2.0  # seconds between two looks at a stage 1 that somebody else trains
 
 def trains_stage_1(config: Config) -> bool:
     """Whether a run has a stage 1 of its own."""
-    if config.run.system == "aligned" and config.alignment.extractor != "stage-1":
-        return False
-    if config.run.system in BASELINES:
-        return False
-    return not (config.extractor.start or config.extractor.is_given)
+    return config.has_stage_1 and not (config.extractor.start or config.extractor.is_given)
 
 
 def trains_head(config: Config) -> bool:

@@ -392,7 +392,15 @@ def test_whole_networks_as_experts(new_pipeline: New) -> None:
 
 def test_what_no_system_can_do_is_refused() -> None:
     for changes, told in (
-        ({"run.system": "fedavg", "extractor.start": "runs/a"}, "extractor.start = runs/a"),
+        (
+            {"run.system": "fedavg", "extractor.start": "runs/a"},
+            "extractor.start = runs/a is for baseline.trunk = stage-1, and run.system = fedavg "
+            "draws its trunk",
+        ),
+        (
+            {"run.system": "fedavg", "baseline.trunk": "stage-1", **GIVEN},
+            "extractor.method = pretrained stands on tests.given_backbone:Tiny, which is given",
+        ),
         ({"run.system": "fedem", "baseline.experts": 0}, "baseline.experts"),
         (
             {"run.system": "pfedmoe", "extractor.method": "pretrained",

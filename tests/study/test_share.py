@@ -62,6 +62,12 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "alignment.rounds": 2,
         "alignment.local-steps": 1,
     },
+    "published": {
+        "run.system": "pfedmoe",
+        "baseline.trunk": "stage-1",
+        "baseline.rounds": 2,
+        "baseline.local-steps": 1,
+    },
 }
 # What the later stages have otherwise than the run that trained stage 1.
 LATER: dict[str, dict[str, Any]] = {

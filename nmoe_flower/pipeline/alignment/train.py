@@ -25,8 +25,8 @@ from nmoe_flower.alignment import (
 )
 from nmoe_flower.catalogue import ALIGNMENT_GATES, found
 from nmoe_flower.config import Config
-from nmoe_flower.pipeline.ask import gather, holdings, message, train_counts
-from nmoe_flower.pipeline.networked import train_extractor
+from nmoe_flower.pipeline.ask import gather, holdings, train_counts
+from nmoe_flower.pipeline.networked import hand_out_extractor
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, Action, AlignmentKey
@@ -44,7 +44,6 @@ __all__ = [
     "averaged_gate",
     "solved_gate",
     "train_alignment",
-    "train_first",
     "trained_assigner",
     "travelling_gate",
     "unshared_gate",
@@ -55,18 +54,11 @@ QUANTITIES = ("compute", "memory", "download", "upload", "latency")
 _TRAINING_COPIES = 4  # weights, gradients, momentum, activations
 
 
-def train_first(run: Run) -> None:
-    """Stage 1, if the mixture is to stand on its extractor; as the other system trains it."""
-    if run.config.alignment.extractor == "stage-1":
-        train_extractor(run)
-
-
 def train_alignment(run: Run) -> None:
     """Rounds of ExpertAlignment. Leaves the mixture, and what the server has learned."""
     counts = train_counts(holdings(run))
-    if run.config.alignment.extractor == "stage-1":
-        body = run.artifacts.part("extractor.")
-        gather(run, "extractor/given", Action.GIVEN, message(body))
+    if run.config.has_stage_1:
+        hand_out_extractor(run, Action.GIVEN)
     initial = ArrayRecord()
     if not run.artifacts.expert_parameters:
         node = min(run.partitions.values())

@@ -10,6 +10,7 @@ from nmoe_flower.pipeline.networked.extractor import (
     ask_initial,
     asks_initial,
     given_weights,
+    hand_out_extractor,
     stage_1_strategy,
     train_extractor,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "federate_gate",
     "gather_sums",
     "given_weights",
+    "hand_out_extractor",
     "leave_sums",
     "solved_from_sums",
     "stage_1_strategy",

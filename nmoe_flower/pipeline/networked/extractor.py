@@ -11,7 +11,7 @@ from nmoe_flower.catalogue import METHODS, found
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.files import load_arrays
-from nmoe_flower.pipeline.ask import gather, holdings
+from nmoe_flower.pipeline.ask import gather, holdings, message
 from nmoe_flower.pipeline.networked.adapters import begin_adapters
 from nmoe_flower.pipeline.networked.gate import trainer_of
 from nmoe_flower.pipeline.rounds import federate
@@ -27,6 +27,7 @@ __all__ = [
     "fedce",
     "fedsc",
     "given_weights",
+    "hand_out_extractor",
     "stage_1_strategy",
     "train_extractor",
 ]
@@ -78,6 +79,16 @@ def train_extractor(run: Run) -> None:
     if run.config.sums_come_first:  # what sums gave is of the latents before
         run.artifacts.ridge, run.artifacts.discriminants = {}, {}
     _keep_findings(run, strategy)
+
+
+def hand_out_extractor(run: Run, action: Action) -> None:
+    """Give the extractor to all clients, who keep it.
+
+    Args:
+        run: Its stage 1 is over.
+        action: What a client does to keep it.
+    """
+    gather(run, "extractor/given", action, message(run.artifacts.part("extractor.")))
 
 
 def asks_initial(config: Config) -> bool:
