@@ -282,6 +282,7 @@ ROWS: dict[str, list[str]] = {
     "alignment.evaluate-every": BELOW_1,
     "baseline.experts": [*BELOW_1, "1025"],
     "baseline.size": CHOICE,
+    "baseline.trunk": [*CHOICE, f"stage-1|run.system=fedem {GIVEN}"],
     "baseline.held": [*BELOW_1, "4|run.system=flex-moe"],
     "baseline.anchors": SWITCH,
     "baseline.neighbours": ["-1"],

@@ -85,7 +85,7 @@ def hand_out_extractor(run: Run, action: Action) -> None:
     """Give the extractor to all clients, who keep it.
 
     Args:
-        run: Its stage 1 is over.
+        run: The run, after stage 1.
         action: What a client does to keep it.
     """
     gather(run, "extractor/given", action, message(run.artifacts.part("extractor.")))
