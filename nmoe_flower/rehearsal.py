@@ -365,10 +365,10 @@ def _rehearse_baseline(
 
     entry = BASELINES[config.run.system]
     system: Baseline = found(entry.system)
+    held = memory_of_server(config, data.image_shape, data.num_classes)
+    _check_bytes(held, "baseline.experts", config.baseline.experts, what="the server would hold")
     given = config.extractor.is_given
     latent_dim = configured_extractor(config, data.image_shape).latent_dim if given else 0
-    held = memory_of_server(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
-    _check_bytes(held, "baseline.experts", config.baseline.experts, what="the server would hold")
     network = system.network(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
     if not any(system.travels(name) for name in network.state_dict()):
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from nmoe_flower.baselines import system_cost
 from nmoe_flower.catalogue import BASELINES
-from nmoe_flower.models import configured_extractor
 from nmoe_flower.study import Study
 
 IMAGES, CLASSES = (3, 32, 32), 10  # CIFAR-10's, which both studies are of
@@ -19,14 +18,10 @@ def devices(study: Study) -> str:
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
     first = {run.named: run for run in reversed(study.runs) if run.config.run.system in BASELINES}
-    latent_dim = 0
     for name, variant in study.variants.items():
         if name not in first:
             continue
-        config = first[name].config
-        if config.extractor.is_given and not latent_dim:
-            latent_dim = configured_extractor(config, IMAGES).latent_dim
-        cost = system_cost(config, IMAGES, CLASSES, latent_dim=latent_dim)
+        cost = system_cost(first[name].config, IMAGES, CLASSES)
         down, up = (each[-1] / cost.clients / 1e3 for each in (cost.down, cost.up))
         held = f"{cost.sent + cost.at_home:,} | {cost.at_home:,}"
         lines.append(f"| {variant.label} | {held} | {down:,.1f} | {up:,.1f} |")

@@ -60,7 +60,6 @@ def system_cost(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    latent_dim: int = 0,
     rounds: int = _ROUNDS,
 ) -> SystemCost:
     """Go through rounds of ``run.system`` with stand-ins.
@@ -69,14 +68,13 @@ def system_cost(
         config: The run's configuration.
         image_shape: Channels, height, width.
         num_classes: How many classes there are, C.
-        latent_dim: D of the latents that it reads in place of images; 0: it reads images.
         rounds: How many; the last one is how it goes on.
 
     Raises:
         ConfigError: The strategy refuses these settings.
     """
     system: Baseline = found(BASELINES[config.run.system].system)
-    network = _initial_network(system, config, image_shape, num_classes, latent_dim=latent_dim)
+    network = _initial_network(system, config, image_shape, num_classes)
     shapes = {
         name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in network.state_dict().items()
@@ -131,13 +129,7 @@ def system_cost(
     )
 
 
-def memory_of_server(
-    config: Config,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    latent_dim: int = 0,
-) -> int:
+def memory_of_server(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> int:
     """Bytes of what the server of ``run.system`` holds: arrays of the network, and its own.
 
     One expert is built, without numbers, however many there are to be.
@@ -146,13 +138,10 @@ def memory_of_server(
         config: The run's configuration.
         image_shape: Channels, height, width.
         num_classes: How many classes there are, C.
-        latent_dim: D of the latents that clients read in place of images; 0: they read images.
     """
     system: Baseline = found(BASELINES[config.run.system].system)
     one = {**config.flat(), "baseline.experts": 1, "baseline.held": 1}
-    network = _initial_network(
-        system, Config.parse(one), image_shape, num_classes, latent_dim=latent_dim
-    )
+    network = _initial_network(system, Config.parse(one), image_shape, num_classes)
     experts, copies = system.experts(config), system.server_copies(config)
     size = system.server_extra(config)
     for name, value in network.state_dict().items():
@@ -163,16 +152,15 @@ def memory_of_server(
 
 
 def _initial_network(
-    system: Baseline,
-    config: Config,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    latent_dim: int = 0,
+    system: Baseline, config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> "ExpertNetwork":
     """A system's network whose arrays have shapes and no numbers: nothing is allocated."""
     import torch
 
+    from nmoe_flower.models import configured_extractor
+
+    given = config.extractor.is_given
+    latent_dim = configured_extractor(config, image_shape).latent_dim if given else 0
     # A backbone of one's own may do as it likes with its weights, so it is built as it will be.
     own = is_own(config.extractor.backbone)
     with contextlib.nullcontext() if own else torch.device("meta"):

@@ -71,15 +71,10 @@ def _costs(args: argparse.Namespace) -> "dict[str, SystemCost | str]":
     if shape is None:
         shape, classes = _of_data(Config.load(args.recipe, args.overrides))
     found: dict[str, SystemCost | str] = {}
-    latent_dim = 0
     for name in BASELINES:
         try:
             config = Config.load(args.recipe, [*args.overrides, f"run.system={name}"])
-            if config.extractor.is_given and not latent_dim:
-                from nmoe_flower.models import configured_extractor
-
-                latent_dim = configured_extractor(config, shape).latent_dim
-            found[name] = system_cost(config, shape, classes, latent_dim=latent_dim)
+            found[name] = system_cost(config, shape, classes)
         except NMoEError as error:
             found[name] = str(error)
     (one, *others) = set(found.values())

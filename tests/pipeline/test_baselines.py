@@ -24,7 +24,6 @@ from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError, NMoEError
-from nmoe_flower.models import configured_extractor
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import (
     ARRAYS,
@@ -289,9 +288,7 @@ def test_what_is_private_is_in_no_message(whole: Callable[[str], Whole], system:
 def test_costs_told_before_are_those_of_a_run(whole: Callable[[str], Whole], system: str) -> None:
     done = whole(system)
     config, shape = done.pipeline.config, (1, 8, 8)
-    given = config.extractor.is_given
-    latent_dim = configured_extractor(config, shape).latent_dim if given else 0
-    told = system_cost(config, shape, 10, latent_dim=latent_dim, rounds=3)
+    told = system_cost(config, shape, 10, rounds=3)
     lines = [line for line in done.pipeline.lines if line["stage"] == "baseline"]
     assert told.clients == 2
     assert list(told.down) == [line["bytes_down"] for line in lines]

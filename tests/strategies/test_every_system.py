@@ -22,6 +22,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.data import configured_images, configured_partition
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.models import configured_extractor
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, BaselineKey
 from nmoe_flower.rehearsal import rehearse
 from nmoe_flower.strategies import Partitions
@@ -47,16 +48,17 @@ Answer = tuple[Arrays, dict[str, Any]]
 
 
 def config_of(system: str, **more: Any) -> Config:
-    given = {"extractor.method": "pretrained", "extractor.backbone": "efficientnet-lite0",
-             "extractor.widths": ""}  # fmt: skip
+    given = {"extractor.method": "pretrained", "extractor.backbone": "tests.given_backbone:Tiny",
+             "extractor.cut": "low:2, high:1", "extractor.widths": ""}  # fmt: skip
     needed = given if BASELINES[system].needs_given else {}
     return Config.parse({**SMALL, **needed, "run.system": system, **more})
 
 
 def first_arrays(config: Config) -> Arrays:
     system = found(BASELINES[config.run.system].system)
-    latent_dim = 6 if config.extractor.is_given else 0
-    state = system.network(config, (1, 4, 4), 2, latent_dim=latent_dim).state_dict()
+    shape, given = (1, 4, 4), config.extractor.is_given
+    latent_dim = configured_extractor(config, shape).latent_dim if given else 0
+    state = system.network(config, shape, 2, latent_dim=latent_dim).state_dict()
     return {name: value.numpy() for name, value in state.items() if system.travels(name)}
 
 
@@ -237,7 +239,6 @@ def test_a_backbone_that_cannot_read_the_images_is_refused_before_anything_runs(
 @pytest.mark.parametrize("system", BASELINES)
 def test_a_server_holds_the_arrays_of_the_network(system: str) -> None:
     config = config_of(system)
-    latent_dim = 6 if config.extractor.is_given else 0
     copies = {"fedmoe-da": 3, "pfedmoap": 3}.get(system, 1)  # of each client's experts
     wanted = sum(
         value.nbytes * (copies if name.startswith("expert.") else 1)
@@ -245,7 +246,7 @@ def test_a_server_holds_the_arrays_of_the_network(system: str) -> None:
     )
     experts = config.baseline.experts * config.data.num_clients
     wanted += 3 * 8 * experts**2 if system == "fedmoe-da" else 0  # their weights in one another
-    assert memory_of_server(config, (1, 4, 4), 2, latent_dim=latent_dim) == wanted
+    assert memory_of_server(config, (1, 4, 4), 2) == wanted
 
 
 @pytest.mark.parametrize("system", [s for s in BASELINES if s not in ("fedmoe-da", "pfedmoap")])
