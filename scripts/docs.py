@@ -131,6 +131,7 @@ def _names_or_own(metadata: Iterable[Any]) -> str:
 STUDY_KEYS = {
     "title": "one line; what makes a file a study",
     "about": "Markdown above the report",
+    "like": "a study whose recipe, settings, axes and variants are taken unless given here",
     "recipe": "where settings start: a recipe's name or file",
     "seeds": "every variant is run with each; `[0]` if none is named",
     "paper-tables": "`true`: the first paper's values beside runs of its settings",

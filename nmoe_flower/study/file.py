@@ -1,6 +1,6 @@
 """A study's file: what runs, and what comes out. Read whole and held against itself at once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -44,6 +44,7 @@ __all__ = ["Study"]
 _KEYS = (
     "title",
     "about",
+    "like",
     "recipe",
     "seeds",
     "paper-tables",
@@ -167,12 +168,9 @@ class Study:
         changes: Sequence[Override],
         above: tuple[Path, ...],
     ) -> Self:
-        if "title" not in given:
-            raise ConfigError(
-                f"it has no title, so it is a recipe: nmoe run {path} runs it; a study has a "
-                'top-level title = "..."'
-            )
+        _refuse_recipe(given, path)
         _refuse_other_keys(given)
+        given = _after_its_like(given, path, above)
         if not is_folder_name(path.stem):
             raise ConfigError(
                 f"{path.stem!r} names its folder; allowed: letters, digits, '.', '_' and '-'"
@@ -216,6 +214,72 @@ class Study:
         )
 
 
+def _after_its_like(
+    given: Mapping[str, Any], path: Path, above: tuple[Path, ...]
+) -> Mapping[str, Any]:
+    """A file's content after what it takes over from the study that it is like.
+
+    That is its recipe and all settings, axes and variants that the file does not name itself; of
+    settings, a variant's too, those that no axis of the file sets.
+    """
+    if "like" not in given:
+        return given
+    name = _of_kind(given, "like", str, "")
+    if not name.strip():
+        raise ConfigError("like is empty; allowed: the name of a study, or the path of its file")
+    axes = _axes_by_name(given)
+    swept = {key for axis in _axes(axes) for key in axis.keys}
+    with within(f"like {name}"):
+        place = _place_of(name, path.parent)
+        if place.resolve() in above:
+            raise ConfigError(f"the study {place} is like itself")
+        theirs = {kebab(k): v for k, v in read_toml(place, what="the study").items()}
+        _refuse_recipe(theirs, place)
+        _refuse_other_keys(theirs)
+        theirs = dict(_after_its_like(theirs, place, (*above, place.resolve())))
+        variants = {
+            name: {**one, **_recipe_from(one, place.parent), "set": _unswept(one, swept)}
+            for name, one in _table(theirs, "variants").items()
+            if isinstance(one, Mapping)
+        }
+        tables = {
+            "set": _unswept(theirs, swept) | dict(dotted(_table(given, "set"))),
+            "axes": _axes_by_name(theirs) | axes,
+            "variants": {**variants, **_table(given, "variants")},
+        }
+        recipe = _recipe_from(theirs, place.parent)
+    return recipe | dict(given) | {key: table for key, table in tables.items() if table}
+
+
+def _axes_by_name(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The axes of a file, those of configuration keys by their dotted ones."""
+    found = {}
+    for name, axis in _table(given, "axes").items():
+        is_section = isinstance(axis, Mapping) and name in Config.model_fields
+        found |= dict(dotted({name: axis})) if is_section else {name: axis}
+    return found
+
+
+def _recipe_from(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe that a file in a folder names, for a file that may be in another; empty: none."""
+    name = _of_kind(table, "recipe", str, "")
+    beside = folder / Path(name).expanduser()
+    return {"recipe": str(beside) if beside.is_file() else name} if name else {}
+
+
+def _unswept(table: Mapping[str, Any], swept: Collection[str]) -> dict[str, Any]:
+    """What a table's ``set`` holds, less the keys that an axis sets."""
+    return {key: value for key, value in dotted(_table(table, "set")) if key not in swept}
+
+
+def _place_of(name: str, folder: Path) -> Path:
+    """The file of a study that another names: beside that, or one that comes along."""
+    beside = folder / Path(name).expanduser()
+    if beside.suffix != ".toml":
+        beside = beside.parent / f"{beside.name}.toml"
+    return beside if beside.is_file() else find_study(name)
+
+
 def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
     """What things are called here, each of them there."""
     found = {}
@@ -227,6 +291,14 @@ def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
                 raise ConfigError(f"{key}: text is wanted, got {in_words(label)}")
             found[key] = label
     return found
+
+
+def _refuse_recipe(given: Mapping[str, Any], path: Path) -> None:
+    if "title" not in given:
+        raise ConfigError(
+            f"it has no title, so it is a recipe: nmoe run {path} runs it; a study has a "
+            'top-level title = "..."'
+        )
 
 
 def _refuse_other_keys(given: Mapping[str, Any]) -> None:
@@ -357,7 +429,7 @@ def _axes(table: Mapping[str, Any]) -> list[Axis]:
             raise ConfigError(f"axes: {axis.name} stands there twice, in two spellings")
     set_by: dict[str, str] = {}
     for axis in found:
-        for key in {key for _, sets in axis.choices for key, _ in sets}:
+        for key in axis.keys:
             other = set_by.setdefault(key, axis.name)
             if other != axis.name:
                 raise ConfigError(
@@ -536,11 +608,7 @@ def _included(
             name = _of_kind(part, "study", str, "")
             if not name.strip():
                 raise ConfigError("study is missing: the name of a study, or the path of its file")
-            beside = path.parent / Path(name).expanduser()
-            if beside.suffix != ".toml":
-                beside = beside.parent / f"{beside.name}.toml"
-            place = beside if beside.is_file() else find_study(name)
-            other = Study.load(place, overrides, above=above)
+            other = Study.load(_place_of(name, path.parent), overrides, above=above)
             known = {name: other.measured.values[name] for name in ("variant", *other.axes, "seed")}
             where = coordinates(_table(part, "where"), known)
             yield replace(other, runs=[run for run in other.runs if selects(where, run)])

@@ -84,6 +84,11 @@ class Axis:
         return [value for value, _ in self.choices]
 
     @property
+    def keys(self) -> set[str]:
+        """All configuration keys that it sets."""
+        return {key for _, sets in self.choices for key, _ in sets}
+
+    @property
     def is_key(self) -> bool:
         """Whether its values are those of one configuration key."""
         return "." in self.name

@@ -9,6 +9,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.recipes import find_study
+from nmoe_flower.study.chosen import choices_to_toml
 from nmoe_flower.study.figures import draw_figure
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 DEFAULT_RUNS = Path("runs")  # where commands put runs and look for them
+CHOSEN = "choice.toml"
 PICTURES = ("png", "pdf", "svg")
 """What figures can be written as, by the suffix of the file."""
 
@@ -47,7 +49,8 @@ def write_findings(
 
     Returns:
         The report, ``out/report.md``, which shows all tables and, if there is a PNG or SVG of
-        them, the figures. Beside it ``table-NAME``, ``figure-NAME`` and ``table.json``.
+        them, the figures. Beside it ``table-NAME``, ``figure-NAME`` and ``table.json``, and of a
+        sweep ``choice.toml``.
 
     Raises:
         NMoEError: The folder cannot be written, or matplotlib is missing.
@@ -61,6 +64,9 @@ def write_findings(
                 draw_figure(figure, new / f"figure-{figure.name}.{suffix}")
         drawn = draw_policies(finished_folders(findings.outcomes), new) if findings.policies else []
         write_text(new / "table.json", findings_to_json(findings))
+        if _has_chosen(findings):
+            chosen = choices_to_toml(findings.study.name, findings.study.axes, findings.choices)
+            write_text(new / CHOSEN, chosen)
         lines = _report(findings, pictures, drawn, out)
         write_text(new / "report.md", "\n".join(lines).rstrip() + "\n")
     return out / "report.md"
@@ -125,6 +131,8 @@ def _report(
         yield from (own, "")
     for table in tables_by_name(findings).values():
         yield from (f"## {table.title}", "", table_to_markdown(table))
+        if table is findings.sweep and _has_chosen(findings):
+            yield from (f"In the words of a study's file: `{CHOSEN}`.", "")
     for path in drawn:
         yield from (f"![{path.stem}]({path.name})", "")
     shown = next((suffix for suffix in pictures if suffix != "pdf"), None)
@@ -136,6 +144,10 @@ def _report(
     run, report = again(findings, _typed(findings))
     report += ["--out", str(out)] if out != default_out(findings) else []
     yield from ("## Again", "", "```bash", shlex.join(run), shlex.join(report), "```")
+
+
+def _has_chosen(findings: Findings) -> bool:
+    return any(choice.winner is not None for choice in findings.choices)
 
 
 def own_settings(findings: Findings) -> str:

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.study.chosen import choices_to_toml
 from nmoe_flower.study.declared import SweepSpec
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.markup import table_to_markdown
@@ -168,3 +170,58 @@ def test_each_variant_is_judged_by_the_first_of_several_gates_that_it_has() -> N
     assert chosen == {"one": {rate: 0.1}, "two": {rate: 0.4}}
     table = sweep_table(sweep, choose(sweep, rows), LABELS)
     assert "accuracy of fedem, fedavg on validation images" in table.notes[-1]
+
+
+RATES = """
+[axes.rate]
+low = { extractor.learning-rate = 0.1, expert.hidden = [16, 8] }
+high = { extractor.learning-rate = 0.2, expert.hidden = [] }
+"""
+SETTINGS = """
+[axes.setting]
+skewed = { data.tau = 0.2 }
+even = { data.tau = 2.0 }
+[variants.a]
+[variants.b]
+set = { gate.rounds = 3 }
+[variants.c]
+set = { gate.rounds = 4 }
+"""
+
+
+def test_a_choice_can_be_read_back_as_a_studys_settings(written: Write) -> None:
+    """Variants that chose alike share an exception; a value may set several keys, or be a list."""
+    study = written(f'title = "Rates"{RATES}{SETTINGS}')
+    best = {
+        ("a", "skewed"): "high", ("b", "skewed"): "low", ("c", "skewed"): "high",
+        ("a", "even"): "low", ("b", "even"): "low",
+    }  # fmt: skip
+    rows = [
+        row({0: 0.5 + (best[variant, setting] == rate)}, variant=variant, test="validation",
+            values={"rate": rate, "setting": setting})
+        for variant, setting in best for rate in ("low", "high")
+    ]  # fmt: skip
+    sweep = SweepSpec(over=("rate",), gate=("federated",))
+    told = choices_to_toml("rates", study.axes, choose(sweep, rows))
+    assert told.startswith("# Chosen on validation images by rates.\n\n[[exceptions]]\n")
+    assert 'variant = ["a", "c"]\nsetting = "skewed"\n' in told
+    assert "set = { extractor.learning-rate = 0.1, expert.hidden = [16, 8] }" in told
+    after = written(f'title = "Chosen"{SETTINGS}{told}', "chosen")
+    found = {(run.named, run.values["setting"]): run.config for run in after.runs}
+    for place, rate in best.items():
+        assert found[place].extractor.learning_rate == {"low": 0.1, "high": 0.2}[rate]
+        assert found[place].expert.hidden == {"low": (16, 8), "high": ()}[rate]
+    assert found["c", "even"].extractor.learning_rate == Config().extractor.learning_rate
+
+
+def test_a_choice_with_nothing_to_tell_apart_is_for_all_runs(written: Write) -> None:
+    study = written('title = "R"\n[axes]\nextractor.learning-rate = [0.1, 0.2, 0.4]\n')
+    rows = [
+        row({0: rate == 0.2}, variant="base", test="validation",
+            values={"extractor.learning-rate": rate})
+        for rate in (0.1, 0.2, 0.4)
+    ]  # fmt: skip
+    told = choices_to_toml("rates", study.axes, choose(RATE, rows))
+    assert told == (
+        "# Chosen on validation images by rates.\n\n[set]\nextractor.learning-rate = 0.2\n"
+    )
