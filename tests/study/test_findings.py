@@ -587,6 +587,20 @@ def test_no_file_tells_the_tests_of_what_was_not_chosen(written: Write, tmp_path
                                                  ["validation"]]  # fmt: skip
 
 
+def test_a_report_has_the_choice_as_settings_once_there_is_one(
+    written: Write, tmp_path: Path
+) -> None:
+    study, runs, out = written(SWEPT), tmp_path / "runs", tmp_path / "out"
+    said = "In the words of a study's file: `choice.toml`."
+    report = write_findings(findings_of(study, runs), out, formats=["md"], pictures=["svg"])
+    assert said not in report.read_text()
+    assert not (out / "choice.toml").exists()
+    finish_swept(study, runs)
+    report = write_findings(findings_of(study, runs), out, formats=["md"], pictures=["svg"])
+    assert said in report.read_text()
+    assert (out / "choice.toml").read_text().endswith("[set]\nextractor.learning-rate = 0.2\n")
+
+
 def test_the_papers_cells_stand_beside_runs_of_its_setting_alone(written: Write) -> None:
     text = TEXT.replace("[labels]", "[variants.digits]\n[variants.cifar]\nset = {data.dataset = "
                         '"uoft-cs/cifar10"}\n[labels]')  # fmt: skip
