@@ -592,7 +592,9 @@ def test_a_report_has_the_choice_as_settings_once_there_is_one(
 ) -> None:
     study, runs, out = written(SWEPT), tmp_path / "runs", tmp_path / "out"
     said = "In the words of a study's file: `choice.toml`."
-    report = write_findings(findings_of(study, runs), out, formats=["md"], pictures=["svg"])
+    finish(study, 0, tmp_path / "some")
+    some = findings_of(study, tmp_path / "some")
+    report = write_findings(some, out, formats=["md"], pictures=["svg"])
     assert said not in report.read_text()
     assert not (out / "choice.toml").exists()
     finish_swept(study, runs)
