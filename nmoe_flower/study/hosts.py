@@ -114,6 +114,15 @@ class _Process:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C reaches it through us, once
         )
+        self._reaper = threading.Thread(target=self._reap, daemon=True)
+        self._reaper.start()
+
+    def _reap(self) -> None:
+        """Once it has ended, end what it leaves behind: that could hold its streams open."""
+        from nmoe_flower.engine import end_group
+
+        self._process.wait()
+        end_group(self._process.pid)
 
     def give(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -149,14 +158,10 @@ class _Process:
             self._process.stdin.close()
 
     def end(self, seconds: float) -> None:
-        from nmoe_flower.engine import end_group
-
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        if self._process.poll() is None:
+        self._reaper.join(seconds)
+        if self._reaper.is_alive():
             self._process.kill()
-            self._process.wait()
-        end_group(self._process.pid)  # what it leaves behind could hold its streams open for ever
+            self._reaper.join()
         self._errors.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:

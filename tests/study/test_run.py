@@ -145,22 +145,30 @@ def test_a_process_makes_one_run_after_another(
     assert len(set(pids)) == 1
 
 
+@pytest.mark.parametrize(
+    ("ends", "made"),
+    [
+        ('print(json.dumps({"done": True}), flush=True); sys.stdin.read()', 1),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 0),
+    ],
+)
 def test_what_a_run_leaves_behind_does_not_keep_a_study(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
-) -> None:
-    """It holds the run's output open for 20 s, and is ended with the run."""
+    ends: str, made: int, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    lines: StringIO,
+) -> None:  # fmt: skip
+    """It holds the run's output open for 20 s, and is ended with the run, however that ends."""
     fake(
         monkeypatch,
-        """
+        f"""
 import subprocess
 outlived = "import sys, time, pathlib; time.sleep(20); pathlib.Path(sys.argv[1]).touch()"
 subprocess.Popen([sys.executable, "-c", outlived, str(path.parents[1] / "outlived")])
-print(json.dumps({"done": True}), flush=True)
-sys.stdin.read()
+{ends}
 """,
     )
     (one, *_) = study.runs
-    assert run_study(make_plan(study, tmp_path / "runs", runs=[one]), view=view(lines)).made == 1
+    done = run_study(make_plan(study, tmp_path / "runs", runs=[one]), view=view(lines))
+    assert (done.made, len(done.failed)) == (made, 1 - made)
     assert not (tmp_path / "runs" / "small" / "outlived").exists()
 
 
