@@ -253,7 +253,7 @@ def _after_its_like(
 
 def _axes_by_name(given: Mapping[str, Any]) -> dict[str, Any]:
     """The axes of a file, those of configuration keys by their dotted ones."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, axis in _table(given, "axes").items():
         is_section = isinstance(axis, Mapping) and name in Config.model_fields
         found |= dict(dotted({name: axis})) if is_section else {name: axis}

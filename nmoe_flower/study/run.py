@@ -4,7 +4,7 @@ import json
 import queue
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ PROGRAM = [sys.executable, "-m", "nmoe_flower.study.one"]
 """What makes one run, in a process of its own."""
 
 _TICK = 0.5  # seconds between two looks at the clock
+_RECENT = 6  # finished runs that say how long the others will take
 _PATIENCE = 60.0  # seconds for a run to save its last round
 _MOST_LOSSES = 3  # of machines under one run
 
@@ -191,7 +192,7 @@ class _Shift:
         self._idle: list[Host] = []
         self._lines: queue.SimpleQueue[tuple[Host, str]] = queue.SimpleQueue()  # heeds Ctrl-C
         self._outcome = StudyOutcome(finished=plan.count("finished"))
-        self._pace = (0.0, 0.0)  # seconds that runs took, and that they were expected to take
+        self._paces: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # taken, and expected
         self._hopeless = False
 
     def work(self) -> StudyOutcome:
@@ -299,7 +300,7 @@ class _Shift:
         self._outcome.finished += 1
         self._outcome.made += 1
         if child.expected:
-            self._pace = (self._pace[0] + took, self._pace[1] + child.expected)
+            self._paces.append((took, child.expected))
         self._ready.add(child.planned.stage_1)
         self._tell(child, f"finished in {duration(took)}")
 
@@ -358,7 +359,7 @@ class _Shift:
         waiting += sum(self._stages[key].seconds for key in asked)
         now = time.monotonic()
         running = [(child.expected, now - child.since) for child in self._children]
-        return seconds_left(waiting, running, self._pace, self._hosts.room())
+        return seconds_left(waiting, running, list(self._paces), self._hosts.room())
 
     # --- the end ---
 
@@ -376,24 +377,25 @@ class _Shift:
 def seconds_left(
     waiting: float,
     running: Sequence[tuple[float, float]],
-    pace: tuple[float, float] = (0.0, 0.0),
+    finished: Sequence[tuple[float, float]] = (),
     room: int = 1,
 ) -> float:
     """How long the rest takes, as others took longer or shorter than expected of them.
 
-    Finished runs tell how much longer; so does one at work that has outlasted what was expected.
+    The runs that finished last tell how much longer, all together; so does one at work that has
+    outlasted what was expected.
 
     Args:
         waiting: Seconds that are expected of what has not begun.
         running: Seconds that are expected of each run at work, and that it has taken so far.
-        pace: Seconds that finished runs took, and that were expected of them.
+        finished: Seconds that the last runs took, and that were expected of each.
         room: Runs at a time.
 
     >>> seconds_left(60.0, [(30.0, 10.0)]), seconds_left(60.0, [(30.0, 90.0)])
     (80.0, 180.0)
     """
-    took, expected = pace
+    took, expected = (sum(each) for each in zip(*finished, strict=True)) if finished else (1, 1)
     factors = [spent / hoped for hoped, spent in running if hoped]
-    factor = max([took / expected if expected else 1.0, *factors])
+    factor = max([took / expected, *factors])
     rest = [max(0.0, hoped * factor - spent) for hoped, spent in running]
     return (waiting * factor + sum(rest)) / max(1, room)

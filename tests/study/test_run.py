@@ -101,7 +101,7 @@ def test_runs_are_made_in_order_and_told(
 
 def test_what_is_left_follows_those_that_take_longer() -> None:
     """Of 60 s to come and 30 s at work: twice that where others took twice theirs."""
-    assert run_module.seconds_left(60.0, [(30.0, 0.0)], (20.0, 10.0), room=2) == 90.0
+    assert run_module.seconds_left(60.0, [(30.0, 0.0)], [(5.0, 2.0), (15.0, 8.0)], room=2) == 90.0
     outlasted = [(30.0, 60.0), (30.0, 0.0)]  # the first has taken twice its own
     assert run_module.seconds_left(60.0, outlasted) == 120.0 + 60.0
     assert run_module.seconds_left(0.0, [(0.0, 5.0)]) == 0.0
