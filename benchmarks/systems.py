@@ -2,12 +2,13 @@
 
 One thread everywhere. Ours goes through a worker process, messages and strategy; the bare loop
 trains in this process, on the same networks, batches and augmentation, and adds up weights. Both
-take turns. Where clients hold a part of the experts, here they hold all. pFedMoAP is not here: it
-learns on a given extractor alone.
+take turns. Where clients hold a part of the experts, here they hold all. pFedMoAP learns heads on
+latents of a given extractor: here of `Pixels`.
 """
 
 import argparse
 import copy
+import math
 import statistics
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.baselines import Baseline, expert_of
 from nmoe_flower.baselines.fedmoe_da import mixing_weights
 from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.baselines.row_attention import RowAttention
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.clients.device import Device, device_of
 from nmoe_flower.config import Config
@@ -38,10 +40,12 @@ from nmoe_flower.files import lines_of_json, write_text
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
 from nmoe_flower.strategies import reason_of
-from nmoe_flower.training import autocast, batch_indices, generator
+from nmoe_flower.training import autocast, batch_indices, generator, seeded
 
 __all__ = ["SYSTEMS", "main"]
 
+Heads = dict[str, Tensor]
+"""A linear head's arrays, by name."""
 GOAL = 1.15
 BLOCK = 2  # rounds in a turn
 
@@ -109,6 +113,19 @@ def _seconds(run: Callable[[int], object], server_round: int) -> float:
     return round(time.perf_counter() - started, 6)  # to the microsecond
 
 
+class Pixels(nn.Module):
+    """A given extractor: the pixels as they are."""
+
+    def __init__(self, *, in_channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.latent_dim = in_channels * image_size[0] * image_size[1]
+        self.scale = nn.Parameter(torch.ones(1))  # what has no weights is no network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Latents [B, D] of images [B, C, H, W]."""
+        return self.scale * images.flatten(1)
+
+
 class _Bare:
     """Rounds by hand: no Flower, no messages, no checks.
 
@@ -121,7 +138,12 @@ class _Bare:
         self.devices = [_device(config, clients, i) for i in range(clients)]
         self.settings, data = config.baseline, self.devices[0].data
         system: Baseline = found(BASELINES[config.run.system].system)
-        network = system.network(config, data.image_shape, data.num_classes)
+        given = config.extractor.is_given
+        latent_dim = math.prod(data.image_shape) if given else 0
+        network = system.network(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
+        self.seen = [_latents(device) if given else None for device in self.devices]
+        self.pool: dict[int, Heads] = {}  # pFedMoAP's
+        self.attention: dict[int, nn.Module] = {}
         self.network = network.to(memory_format=torch.channels_last)
         self.gates = [_gate(self.network) for _ in range(clients)]
         start = {name: value.clone() for name, value in self.network.state_dict().items()}
@@ -145,6 +167,7 @@ class _Bare:
         total: dict[str, Tensor] = {}
         weight: dict[str, float] = {}
         rows: list[np.ndarray] = []
+        self._heads: dict[int, Heads] = {}
         for client, device in enumerate(self.devices):
             self.network.load_state_dict(self.weights | self._home[client])
             masses = self._client(self, client, server_round)
@@ -163,7 +186,11 @@ class _Bare:
                     mass = float(masses[expert])
                 total[name] = total.get(name, torch.zeros(())) + mass * value
                 weight[name] = weight.get(name, 0.0) + mass
+            if self.seen[client] is not None:
+                head = self.network.expert["0"].state_dict()
+                self._heads[client] = {name: value.clone() for name, value in head.items()}
         self.weights = {name: value / weight[name] for name, value in total.items()}
+        self.pool = {**self.pool, **self._heads}
         if rows:
             self._mix(np.stack(rows), server_round)
 
@@ -211,6 +238,7 @@ class _Bare:
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
         )
+        seen = self.seen[client]
         noise = generator(device.seed("baseline-augment", purpose, server_round))
         labels = torch.from_numpy(device.train_labels)
         self.network.train()
@@ -221,9 +249,12 @@ class _Bare:
             count=last - first,
             seed=device.seed("baseline-batches", purpose),
         ):
-            images = device.augment(normalise(device.train_images[chosen]), noise)
+            if seen is None:
+                images = device.augment(normalise(device.train_images[chosen]), noise)
+            else:
+                images = seen[chosen]
             optimizer.zero_grad()
-            with autocast(device.bf16, device.torch_device):
+            with autocast(device.bf16 and seen is None, device.torch_device):
                 value = loss(images, labels[chosen], chosen)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -237,6 +268,12 @@ class _Bare:
             parts.append(self.network.both(normalise(device.train_images[start : start + 512])))
         latents, logits = (torch.cat(part).float() for part in zip(*parts, strict=True))
         return latents, logits, torch.from_numpy(device.train_labels)
+
+
+def _latents(device: Device) -> Tensor:
+    """What members read of a given extractor: centred, and of one length."""
+    pixels = normalise(device.train_images).flatten(1)
+    return 8 * F.normalize(pixels - pixels.mean(dim=1, keepdim=True), dim=1)
 
 
 def _gate(network: ExpertNetwork) -> nn.Linear:
@@ -397,6 +434,49 @@ def _fedmoe_da(bare: _Bare, client: int, server_round: int) -> None:
     _mixed_steps(bare, client, server_round)
 
 
+def _pfedmoap(bare: _Bare, client: int, server_round: int) -> None:
+    head, device = bare.network.expert["0"], bare.devices[client]
+    (weight,) = (p for p in head.parameters() if p.ndim > 1)
+    others = [bare.pool[other] for other in sorted(bare.pool) if other != client]
+    if client in bare.pool:
+        others.sort(key=lambda other: _apart(bare.pool[client], other))
+    peers = [_rows(other) for other in others[: bare.settings.experts - 1]]
+    if client not in bare.pool or not peers:
+
+        def alone(latents: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+            return F.cross_entropy(head(latents), labels)
+
+        bare.steps(client, server_round, list(head.parameters()), alone)
+        return
+    if client not in bare.attention:
+        with seeded(device.seed("pfedmoap-gate")):
+            bare.attention[client] = RowAttention(
+                weight.shape[1], features=128, parts=8, scale=10.0, dropout=0.1
+            )
+    gate = bare.attention[client].train()
+    weights, biases = (torch.stack(part) for part in zip(*peers, strict=True))
+
+    def loss(latents: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
+        own = head(latents)
+        said = torch.einsum("bd,kcd->bkc", latents, weights) + biases
+        logits = torch.cat([own[:, None], said], dim=1)
+        share = gate(latents, torch.cat([weight[None], weights]))
+        return F.cross_entropy((share * logits.transpose(1, 2)).sum(dim=2) + own / 2, labels)
+
+    with seeded(device.seed("pfedmoap-dropout", server_round)):
+        bare.steps(client, server_round, [*head.parameters(), *gate.parameters()], loss)
+
+
+def _apart(one: Heads, other: Heads) -> float:
+    return float(sum((one[name] - other[name]).square().sum() for name in one))
+
+
+def _rows(head: Heads) -> tuple[Tensor, Tensor]:
+    """The matrix of a head, and its bias."""
+    matrix, bias = sorted(head.values(), key=lambda value: -value.ndim)
+    return matrix, bias
+
+
 SYSTEMS: dict[str, Callable[[_Bare, int, int], Tensor | None]] = {
     "fedavg": _fedavg,
     "fedprox": _fedprox,
@@ -411,6 +491,7 @@ SYSTEMS: dict[str, Callable[[_Bare, int, int], Tensor | None]] = {
     "fedjets": _fedjets,
     "fedmoe-da": _fedmoe_da,
     "pfedmoe": _pfedmoe,
+    "pfedmoap": _pfedmoap,
 }
 """By system: a client's part of a round by hand, which gives the masses of its experts if any."""
 
@@ -441,6 +522,10 @@ def _device(config: Config, clients: int, partition: int) -> Device:
 
 
 def _config(args: argparse.Namespace, system: str, folder: str) -> Config:
+    given = {
+        "extractor.method": "pretrained",
+        "extractor.backbone": f"{__spec__.name if __spec__ else __name__}:Pixels",
+    }
     return Config.parse(
         {
             "data.dataset": args.dataset,
@@ -454,6 +539,7 @@ def _config(args: argparse.Namespace, system: str, folder: str) -> Config:
             "run.system": system,
             "run.seed": args.seed,
             "run.out": folder,
+            **(given if BASELINES[system].needs_given else {}),
         }
     )
 
