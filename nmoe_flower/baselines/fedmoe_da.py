@@ -153,8 +153,9 @@ class MixedExperts(PartialExperts):
         for rest in sorted({n.split(".", 2)[2] for n in arrays if n.startswith("expert.0.")}):
             names = [name_at(client, f"expert.{k}.{rest}") for client, k in experts]
             every = np.stack([arrays[name] for name in names])
-            mixed = (weights @ every.reshape(len(every), -1)).reshape(-1, *every.shape[1:])
-            mixed = mixed.astype(every.dtype)
+            precise = np.result_type(every.dtype, np.float32)  # float64 takes five times as long
+            mixed = weights.astype(precise) @ every.reshape(len(every), -1)
+            mixed = mixed.reshape(-1, *every.shape[1:]).astype(every.dtype)
             arrays.update(zip(compress(names, mine), mixed, strict=True))
         one = sum(value.nbytes for name, value in arrays.items() if name.startswith("expert.0."))
         reads = self._weights.reshape(len(self._of), self.experts, -1).any(axis=1)
