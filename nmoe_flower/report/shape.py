@@ -15,7 +15,7 @@ __all__ = ["read_provenance", "read_results", "read_rounds", "said_once"]
 
 _MOST = 1 << 30  # bytes; thousands of clients fill megabytes with their own values
 _SHOWN = 3
-_EVERY_ROW = "every-row"
+_EVERY_ROW, _COLUMNS = "every-row", "columns"
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -152,19 +152,35 @@ def read_results(path: Path) -> dict[str, Any]:
             key and what is allowed.
     """
     content = read_json(path, raises=NMoEError, most=_MOST)
-    if isinstance(content, dict) and isinstance(every := content.get(_EVERY_ROW), dict):
-        rows = content.get("rows")
-        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            content = {**content, "rows": [{**every, **row} for row in rows]}
-            del content[_EVERY_ROW]
-    return _fits(content, str(path), _Results)
+    return _fits(_said_of_each(content, path), str(path), _Results)
+
+
+def _said_of_each(content: Any, path: Path) -> Any:
+    """What `said_once` was given; what is of another shape stays as it is."""
+    if not isinstance(content, dict) or not isinstance(rows := content.get("rows"), list):
+        return content
+    found = dict(content)
+    names, every = found.pop(_COLUMNS, None), found.pop(_EVERY_ROW, {})
+    if isinstance(names, list):
+        for number, row in enumerate(rows):
+            if not isinstance(row, list) or len(row) != len(names):
+                raise NMoEError(
+                    f"{path}: rows.{number} = {_shown(row)}: it should be a list of a value for "
+                    f"each of the {len(names)} columns"
+                )
+        rows = [dict(zip(map(str, names), row, strict=True)) for row in rows]
+    if not isinstance(every, dict) or not all(isinstance(row, dict) for row in rows):
+        return content
+    return {**found, "rows": [{**every, **row} for row in rows]}
 
 
 def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results that say once what all their rows have in common, for a smaller file.
 
+    That is values under ``every-row``, and names under ``columns``, if all have the same.
+
     >>> said_once({"rows": [{"tau": 0.2, "test": "iid"}, {"tau": 0.2, "test": "local"}]})
-    {'every-row': {'tau': 0.2}, 'rows': [{'test': 'iid'}, {'test': 'local'}]}
+    {'every-row': {'tau': 0.2}, 'columns': ['test'], 'rows': [['iid'], ['local']]}
     """
     first, *others = results["rows"]
     every = {
@@ -172,8 +188,15 @@ def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in first.items()
         if all(name in row and row[name] == value for row in others)
     }
+    if not others:
+        return dict(results)
     rows = [{k: v for k, v in row.items() if k not in every} for row in results["rows"]]
-    return {_EVERY_ROW: every, **results, "rows": rows} if others else dict(results)
+    names = list(rows[0])
+    if any(list(row) != names for row in rows):
+        return {_EVERY_ROW: every, **results, "rows": rows}
+    values = {_COLUMNS: names, "rows": [list(row.values()) for row in rows]}
+    others_of_it = {key: value for key, value in results.items() if key != "rows"}
+    return {_EVERY_ROW: every, **values, **others_of_it}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

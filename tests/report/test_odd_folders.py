@@ -110,6 +110,24 @@ def test_a_run_that_says_once_what_its_rows_share_reads_the_same(finished_run: A
         read_results(path)
 
 
+def test_rows_of_the_same_keys_say_them_once_and_read_the_same(finished_run: Any) -> None:
+    path = finished_run("one") / "results.json"
+    whole = read_results(path)
+    whole["rows"] = [row for row in whole["rows"] if row.keys() == whole["rows"][0].keys()]
+    assert len(whole["rows"]) > 2
+    path.write_text(json.dumps(said_once(whole)), encoding="utf-8")
+    assert all(isinstance(row, list) for row in json.loads(path.read_text("utf-8"))["rows"])
+    assert read_results(path) == whole
+    rewrite(path, lambda content: content["rows"][1].pop())
+    with pytest.raises(NMoEError, match=rf"{path}: rows.1 = a list of .* each of the \d+ columns"):
+        read_results(path)
+
+
+def test_rows_with_other_keys_keep_theirs() -> None:
+    rows = [{"gate": "a", "auc": 0.5}, {"gate": "b"}]
+    assert said_once({"rows": rows}) == {"every-row": {}, "rows": rows}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
