@@ -28,6 +28,7 @@ __all__ = [
 Status = Literal["measured", "partial", "failed", "missing", "none"]
 Shown = Literal["paper", "difference"]
 _FEWER, _WHOLE = 10, 100  # means from here on are shown with one decimal, and without any
+_NAMED = 12  # variants with missing runs; `nmoe study plan` lists them all
 
 
 @dataclass(frozen=True)
@@ -373,10 +374,12 @@ def beside_paper_in_words(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def absent_in_words(rows: Iterable[Row]) -> Iterator[str]:
-    """Which runs failed, and why, and which are missing; nothing if all are there."""
+    """Which runs failed, and why, and some of those that are missing; nothing if all are there."""
     rows = list(rows)
     failed = dict.fromkeys(row.failed_in_words for row in rows if row.failed)
     missing = dict.fromkeys(row.missing_in_words for row in rows if row.missing)
-    for word, notes in (("Failed", failed), ("Missing", missing)):
+    more = len(missing) - _NAMED
+    named = [*list(missing)[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    for word, notes in (("Failed", list(failed)), ("Missing", named)):
         if notes:
             yield f"{word}: {'; '.join(notes)}."

@@ -3,7 +3,7 @@ from dataclasses import replace
 from nmoe_flower.study import Study
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Quantity, Row, RunOutcome, rows_of
-from nmoe_flower.study.tables import Cell, StudyTable, fill_table
+from nmoe_flower.study.tables import Cell, StudyTable, absent_in_words, fill_table
 from tests.study.conftest import Write, labels_of, outcome, row
 
 TWO = """
@@ -83,6 +83,18 @@ def test_a_failed_run_and_a_missing_one_are_in_their_cells_and_below(written: Wr
         "Failed: b-tau-0.5 seed 0 (RoundError: too few replies).",
         "Missing: b-tau-0.5 seed 1; b-tau-0.2 seed 1; a-tau-0.5 seeds 0, 1; a-tau-0.2 seeds 0, 1.",
     )
+
+
+def test_of_many_missing_runs_a_dozen_are_named() -> None:
+    rows = [
+        row({}, folder=f"tau-{at}", test=test, asked=(0,))
+        for at in range(15) for test in ("iid", "local")
+    ]  # fmt: skip
+    (told,) = absent_in_words(rows)
+    assert told.startswith("Missing: tau-0 seed 0; tau-1 seed 0;")
+    assert told.endswith("tau-11 seed 0; and 3 more.")
+    (few,) = absent_in_words(rows[:24])
+    assert few.endswith("tau-11 seed 0.")
 
 
 def test_the_paper_stands_beside_the_cells_that_it_has(written: Write) -> None:
