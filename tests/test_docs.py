@@ -459,6 +459,28 @@ def test_what_is_said_of_our_experts_size_is_that_of_a_head_on_the_latents() -> 
     assert f"an expert of {held}\nnumbers" in page
 
 
+def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
+    """Seconds of stages, in the published runs of Table I; in ``experts`` FedCE takes latents."""
+    first: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    later = []
+    for file in sorted((ROOT / "results/paper-table-1").glob("*/seed-0/results.json")):
+        seconds = {name: one["seconds"] for name, one in read_results(file)["stages"].items()}
+        method = file.parts[-3].partition("-")[0]
+        first[method] = first.get(method, 0) + seconds["extractor"] + seconds["initial"]
+        whole[method] = whole.get(method, 0) + sum(seconds.values())
+        if method == "fedce":
+            gates = sum(taken for name, taken in seconds.items() if name.startswith("gate/"))
+            later.append((seconds["experts"] + seconds["answers"] + gates, gates))
+    page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    ratios = [sum(whole.values()) / sum(first.values())]
+    ratios += [whole[method] / first[method] for method in ("fedce", "fedsc")]
+    told = "take {:.2f} times their stage 1, those of FedCE {:.2f}, of FedSC, which trains a head "
+    assert told.format(*ratios[:2]) + f"first, {ratios[2]:.2f}" in page
+    assert f"take {min(later)[0]:.0f} to {max(later)[0]:.0f} s of a run of FedCE" in page
+    assert {round(gates) for _, gates in later} == {2}
+
+
 def test_what_is_said_of_rates_on_latents_was_measured() -> None:
     study = Study.load(ROOT / "experiments/systems-latents-choose.toml")
     rows = rows_of("systems-latents-choose")
