@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.publish.__main__ import main as publish
@@ -453,10 +454,57 @@ def test_what_is_said_of_the_rerun_against_print_was_measured() -> None:
 
 def test_what_is_said_of_our_experts_size_is_that_of_a_head_on_the_latents() -> None:
     page = (ROOT / "docs/explanation/baselines.md").read_text(encoding="utf-8")
-    (held,) = re.findall(
-        r"\| FedAvg \| ([\d,]+) \| 0 \|", page
-    )  # one head, which is what an expert is
+    on_latents = page[page.index("<!-- study systems-latents devices -->") :]
+    held = re.findall(r"\| FedAvg \| ([\d,]+) \| 0 \|", on_latents)[0]  # one head, as an expert is
     assert f"an expert of {held}\nnumbers" in page
+
+
+def test_what_is_said_of_systems_on_a_trunk_was_measured() -> None:
+    """Who is ahead of whom beyond the noise, and the numbers told."""
+    found = {
+        (row["test"], row["variant"], row["gate"]): row
+        for row in rows_of("systems")
+        if row["metric"] == "accuracy"
+    }
+
+    def mean(variant: str, gate: str, test: str = "local") -> float:
+        return float(found[test, variant, gate]["mean"])
+
+    def ahead(one: tuple[str, str], other: tuple[str, str], test: str = "local") -> bool:
+        """In the mean of the three seeds by more than twice the error of their difference."""
+        pairs = zip(*(found[test, *who]["each"] for who in (one, other)), strict=True)
+        more = np.array([a - b for a, b in pairs])
+        assert len(more) == 3
+        return bool(more.mean() > 2 * more.std(ddof=1) / np.sqrt(3))
+
+    own, averaged = ("nmoe-own", "local+prior"), ("nmoe-own", "control:fedavg+prior")
+    heads = [("fedper",) * 2, ("pfl-moe", "pfl-fb"), ("ditto",) * 2]
+    others = [("fedavg", "fine-tuned"), ("fedrep",) * 2, ("pfedmoe",) * 2, ("pfl-moe", "pfl-mf")]
+    assert all(ahead(averaged, rival) for rival in [*heads, *others])
+    assert all(ahead(rival, ("fedavg", "own")) for rival in [*heads, *others])
+    for name in ("flex-moe", "fedmix", "fedem", "fedmoe", "fedmoe-da"):
+        assert ahead(("fedavg", "majority"), (name, name)), name
+    gates = ("nmoe", "federated"), ("nmoe", "control:fedavg")
+    assert abs(mean(*gates[0], "iid") - mean(*gates[1], "iid")) < 5e-4
+    assert all(ahead(gates[1], (one, one), "iid") for one in ("fedavg", "fedprox", "fedjets"))
+    for variant in ("fedjets", "fedjets-alone"):
+        assert mean(variant, "fedjets", "iid") < mean(variant, "uniform", "iid")
+    for variant in ("fedem", "fedmix"):
+        assert all(ahead((variant, variant), (variant, gate)) for gate in ("uniform", "random"))
+    page = " ".join((ROOT / "docs/explanation/baselines.md").read_text("utf-8").split())
+    for told, who, test in (
+        ("own expert under the prior correction, {}", own, "local"),
+        ("the averaged network under the same correction, {}", averaged, "local"),
+        ("FedPer ({})", heads[0], "local"),
+        ("PFL-MoE's head ({})", heads[1], "local"),
+        ("Ditto ({})", heads[2], "local"),
+        ("without the correction it is {}", ("nmoe-own", "local"), "local"),
+        ("the most frequent class, {}", ("fedavg", "majority"), "local"),
+        ("own training alone ({})", ("fedavg", "own"), "local"),
+        ("stage 1 alone, {}", gates[1], "iid"),
+        ("FedAvg ({})", ("fedavg",) * 2, "iid"),
+    ):
+        assert told.format(f"{mean(*who, test):.3f}".lstrip("0")) in page, told
 
 
 def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:

@@ -9,7 +9,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.recipes import find_study
-from nmoe_flower.study.chosen import choices_to_toml
+from nmoe_flower.study.as_settings import choices_to_toml
 from nmoe_flower.study.figures import draw_figure
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 DEFAULT_RUNS = Path("runs")  # where commands put runs and look for them
-CHOSEN = "choice.toml"
+_CHOSEN = "choice.toml"
 PICTURES = ("png", "pdf", "svg")
 """What figures can be written as, by the suffix of the file."""
 
@@ -66,7 +66,7 @@ def write_findings(
         write_text(new / "table.json", findings_to_json(findings))
         if _has_chosen(findings):
             chosen = choices_to_toml(findings.study.name, findings.study.axes, findings.choices)
-            write_text(new / CHOSEN, chosen)
+            write_text(new / _CHOSEN, chosen)
         lines = _report(findings, pictures, drawn, out)
         write_text(new / "report.md", "\n".join(lines).rstrip() + "\n")
     return out / "report.md"
@@ -132,7 +132,7 @@ def _report(
     for table in tables_by_name(findings).values():
         yield from (f"## {table.title}", "", table_to_markdown(table))
         if table is findings.sweep and _has_chosen(findings):
-            yield from (f"In the words of a study's file: `{CHOSEN}`.", "")
+            yield from (f"In the words of a study's file: `{_CHOSEN}`.", "")
     for path in drawn:
         yield from (f"![{path.stem}]({path.name})", "")
     shown = next((suffix for suffix in pictures if suffix != "pdf"), None)

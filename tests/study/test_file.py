@@ -1,6 +1,5 @@
 """A study's file: its runs in order, and every way in which it contradicts itself, refused."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.records import Score
+from nmoe_flower.report import read_results
 from nmoe_flower.study import ROW_METRICS, Study, gates_of, numbers_of
 from nmoe_flower.study import tests_of as asked_tests
 
@@ -482,10 +482,7 @@ def test_anything_in_any_place_is_a_study_or_a_config_error(value: Any, key: str
 @pytest.mark.parametrize("published", ["digits/defaults", "fedsc/own", "alignment-digits/joint"])
 def test_rows_are_those_of_published_runs(published: str) -> None:
     run = Path(__file__).parents[2] / "results" / published / "seed-0"
-    config, results = (
-        Config.load(run),
-        json.loads((run / "results.json").read_text()),
-    )
+    config, results = Config.load(run), read_results(run / "results.json")
     assert {row["gate"] for row in results["rows"]} == set(gates_of(config))
     assert {row["test"] for row in results["rows"]} == set(asked_tests(config))
     known = set(numbers_of(config))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.study.chosen import choices_to_toml
+from nmoe_flower.study.as_settings import choices_to_toml
 from nmoe_flower.study.declared import SweepSpec
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.markup import table_to_markdown

@@ -20,7 +20,7 @@ def choices_to_toml(name: str, axes: Mapping[str, Axis], choices: Sequence[Choic
 
     Args:
         name: The study that has chosen.
-        axes: Its axes by name.
+        axes: The study's axes by name.
         choices: What was chosen; what has no winner is left out.
     """
     found: dict[tuple[Place, tuple[str, ...]], list[str]] = {}
