@@ -41,12 +41,10 @@ class System:
     evaluate: Callable[[Run], dict[str, Any]]
 
 
-_STAGE_1 = "extractor"
-
 SYSTEMS = {
     "networked": System(
         {
-            _STAGE_1: train_extractor,
+            "extractor": train_extractor,
             "head": train_head,
             "experts": train_experts,
             "gates": train_gates,
@@ -56,7 +54,7 @@ SYSTEMS = {
     ),
     "aligned": System(
         {
-            _STAGE_1: train_extractor,
+            "extractor": train_extractor,
             "alignment": train_alignment,
         },
         evaluate_alignment,
@@ -73,7 +71,7 @@ SYSTEMS = {
         BASELINES,
         System(
             {
-                _STAGE_1: train_extractor,
+                "extractor": train_extractor,
                 "baseline": train_baseline,
             },
             evaluate_baseline,
@@ -99,7 +97,7 @@ def run_pipeline(run: Run, *, until: str = "") -> dict[str, Any] | None:
         check_unchanged(run)
     system = SYSTEMS[run.config.run.system]
     for name, stage in system.stages.items():
-        if name == _STAGE_1 and not run.config.has_stage_1:
+        if stage is train_extractor and not run.config.has_stage_1:
             continue
         if name not in run.stages:
             stage(run)
