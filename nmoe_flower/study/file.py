@@ -227,8 +227,7 @@ def _after_its_like(
     name = _of_kind(given, "like", str, "")
     if not name.strip():
         raise ConfigError("like is empty; allowed: the name of a study, or the path of its file")
-    axes = _axes_by_name(given)
-    swept = {key for axis in _axes(axes) for key in axis.keys}
+    swept = {key for axis in _axes(_table(given, "axes")) for key in axis.keys}
     with within(f"like {name}"):
         place = _place_of(name, path.parent)
         if place.resolve() in above:
@@ -244,20 +243,11 @@ def _after_its_like(
         }
         tables = {
             "set": _unswept(theirs, swept) | dict(dotted(_table(given, "set"))),
-            "axes": _axes_by_name(theirs) | axes,
+            "axes": dict(_by_name(_table(theirs, "axes"))) | dict(_by_name(_table(given, "axes"))),
             "variants": {**variants, **_table(given, "variants")},
         }
         recipe = _recipe_from(theirs, place.parent)
     return recipe | dict(given) | {key: table for key, table in tables.items() if table}
-
-
-def _axes_by_name(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The axes of a file, those of configuration keys by their dotted ones."""
-    found: dict[str, Any] = {}
-    for name, axis in _table(given, "axes").items():
-        is_section = isinstance(axis, Mapping) and name in Config.model_fields
-        found |= dict(dotted({name: axis})) if is_section else {name: axis}
-    return found
 
 
 def _recipe_from(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -416,14 +406,9 @@ def _require_key(key: str) -> None:
 def _axes(table: Mapping[str, Any]) -> list[Axis]:
     """The axes, in the order of the file: keys with their values, names with what each sets."""
     found: list[Axis] = []
-    for name, given in table.items():
+    for name, given in _by_name(table):
         with within("axes"):
-            is_section = isinstance(given, Mapping) and name in Config.model_fields
-            if is_section or "." in name:
-                pairs = dotted({name: given}) if is_section else [(kebab(name), given)]
-                found += [_axis_of_key(key, values) for key, values in pairs]
-            else:
-                found.append(_axis_of_name(name, given))
+            found.append((_axis_of_key if "." in name else _axis_of_name)(name, given))
     for axis in found:
         if [one.name for one in found].count(axis.name) > 1:
             raise ConfigError(f"axes: {axis.name} stands there twice, in two spellings")
@@ -436,6 +421,15 @@ def _axes(table: Mapping[str, Any]) -> list[Axis]:
                     f"axes: {other} and {axis.name} both set {key}, and one would undo the other"
                 )
     return found
+
+
+def _by_name(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a file says of each axis; those of configuration keys by their dotted ones."""
+    for name, given in table.items():
+        if isinstance(given, Mapping) and name in Config.model_fields:
+            yield from dotted({name: given})
+        else:
+            yield (kebab(name) if "." in name else name), given
 
 
 def _axis_of_key(key: str, given: Any) -> Axis:
@@ -495,7 +489,7 @@ def _refuse_unknown_changes(changes: Sequence[Override]) -> None:
 
 def _refuse_undone(given: Mapping[str, Any], axes: Sequence[Axis]) -> None:
     """Refuse settings of the file that an axis would undo; what it leaves to some runs may be."""
-    by_key = {key: axis for axis in axes for _, sets in axis.choices for key, _ in sets}
+    by_key = {key: axis for axis in axes for key in axis.keys}
     for key, _ in dotted(_table(given, "set")):
         if key in by_key and all(key in dict(sets) for _, sets in by_key[key].choices):
             raise ConfigError(f"set: {key}: the axis {by_key[key].name} sets it in every run")
@@ -510,7 +504,7 @@ def _refuse_undone(given: Mapping[str, Any], axes: Sequence[Axis]) -> None:
 
 def _refuse_fixed(overrides: Sequence[Override], axes: Sequence[Axis]) -> None:
     """Refuse overrides that would undo an axis or what a study gives each run."""
-    on_axes = {key: axis.name for axis in axes for _, sets in axis.choices for key, _ in sets}
+    on_axes = {key: axis.name for axis in axes for key in axis.keys}
     for override in overrides:
         text = override.partition("=")[0] if isinstance(override, str) else str(override[0])
         key = kebab(text.strip())

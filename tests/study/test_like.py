@@ -104,6 +104,7 @@ def test_an_axis_goes_before_what_a_variant_of_the_other_sets(tmp_path: Path) ->
         (LIKE, FIRST + "[unknown]\n", "like deeper/first: unknown is no key of a study"),
         (LIKE.replace("deeper/first", "second"), FIRST, "like second: the study .* is like itself"),
         (LIKE, 'title = "F"\nlike = "../second"\n', "like ../second: the study .* is like itself"),
+        (LIKE + "[axes]\ndata.tau = [0.3]\n'data.tau' = [0.4]\n", FIRST, "twice, in two spellings"),
         (LIKE + "[variants.ce]\nset = { gate.rounds = 2 }\n[axes]\ngate.rounds = [1, 2]\n", FIRST,
          "variants.ce: set: gate.rounds: the axis gate.rounds sets it"),
     ],
