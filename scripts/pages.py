@@ -78,6 +78,11 @@ SHORT = {
     "run.control-epochs": 1,
     "alignment.rounds": 2,
     "alignment.local-steps": 2,
+    "baseline.rounds": 2,
+    "baseline.local-steps": 2,
+    "baseline.tuning-steps": 5,
+    "adapter.steps": 5,
+    "adapter.averaged-steps": 5,
 }
 # Instead of a data set from the hub.
 DIGITS = [

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nmoe_flower.config import Config
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -207,6 +209,15 @@ def test_a_run_is_cut_short_and_the_mark_has_the_last_word() -> None:
     assert "extractor.rounds=2" in command
     assert command[-2:] == ["--set", "extractor.rounds=3"]
     assert not [setting for setting in command[4:] if setting.startswith("gate.rounds")]
+
+
+def test_whatever_is_trained_for_long_is_cut_short() -> None:
+    """Every count of rounds, steps or epochs, but those that follow another if 0."""
+    kept = {"extractor.local-epochs", "adapter.local-steps"}
+    counts = {
+        key for key in Config().flat() if key.endswith(("rounds", "steps", "epochs", "cycles"))
+    }  # fmt: skip
+    assert counts - kept == {key for key in tool.SHORT if not key.startswith("data.")}
 
 
 def test_the_digits_stand_in_for_the_hub_but_not_for_own_images(tmp_path: Path) -> None:
