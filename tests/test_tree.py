@@ -25,8 +25,8 @@ def test_rounds_are_kept_where_a_page_shows_or_links_how_a_run_went() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     kept = [path.relative_to(ROOT) for path in ROOT.glob("results/*/*/seed-*/rounds.jsonl")]
     for path in kept:
-        shows = [path, path.parents[2] / "alignment.png"]
-        shows += [path.parent / "figures" / f"{name}.png" for name in ("rounds", "representation")]
+        shows = [path, path.parents[2] / "alignment.webp"]
+        shows += [path.parent / "figures" / f"{name}.webp" for name in ("rounds", "representation")]
         assert any(f"{shown.as_posix()})" in text for shown in shows), path
     assert kept
 
@@ -34,6 +34,10 @@ def test_rounds_are_kept_where_a_page_shows_or_links_how_a_run_went() -> None:
 def test_every_published_figure_is_on_a_page() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    figures = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("results/**/*.png")]
+    figures = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "results").rglob("*")
+        if path.suffix in (".png", ".webp")
+    ]
     assert [name for name in figures if f"{name})" not in text] == []
     assert figures

@@ -3,8 +3,8 @@
 python -m experiments.publish figures            # all, into results/
 python -m experiments.publish figures --check    # 1 if one differs from what its files say
 
-Of the figures that a study declares those are published that are in its folder: copy
-``figure-*.png`` of its report there once.
+Of the figures that a study declares those are published that are in its folder; to add one, make
+it there as an empty ``figure-NAME.webp`` and draw all again.
 """
 
 import argparse
@@ -24,20 +24,21 @@ def again() -> Iterator[tuple[Path, bytes]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for figures in sorted(RESULTS.glob("*/*/seed-*/figures")):
-            drawn = {path.name: path for path in draw_figures(figures.parent, out / figures.name)}
-            for path in sorted(figures.glob("*.png")):
-                yield path, small_picture(drawn[path.name])
-        for study in sorted(path.parent for path in RESULTS.glob("*/alignment.png")):
+            drawn = {path.stem: path for path in draw_figures(figures.parent, out / figures.name)}
+            for path in sorted(figures.glob("*.webp")):
+                yield path, small_picture(drawn[path.stem])
+        for study in sorted(path.parent for path in RESULTS.glob("*/alignment.webp")):
             runs = load_runs(sorted(path.parent for path in study.glob("*/seed-*/results.json")))
             for path in draw_alignment(runs, out):
-                if (study / path.name).exists():
-                    yield study / path.name, small_picture(path)
-        for study in sorted({path.parent for path in RESULTS.glob("*/figure-*.png")}):
+                place = study / path.with_suffix(".webp").name
+                if place.exists():
+                    yield place, small_picture(path)
+        for study in sorted({path.parent for path in RESULTS.glob("*/figure-*.webp")}):
             spec = Study.load(RESULTS.parent / "experiments" / f"{study.name}.toml")
             write_findings(read_findings(spec, study / "table.json"), out / study.name)
-            for path in sorted(study.glob("figure-*.png")):
-                yield path, small_picture(out / study.name / path.name)
-        if (drawing := worth.draw(out / worth.PLACE.name)) is not None:
+            for path in sorted(study.glob("figure-*.webp")):
+                yield path, small_picture(out / study.name / path.with_suffix(".png").name)
+        if (drawing := worth.draw(out / "worth.png")) is not None:
             yield worth.PLACE, small_picture(drawing)
 
 

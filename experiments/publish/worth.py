@@ -15,7 +15,7 @@ from experiments.publish.published import RESULTS
 from nmoe_flower.report import canvas
 from nmoe_flower.study.rows import records_of
 
-PLACE: Final = RESULTS / "when-to-use-it" / "when-to-use-it.png"
+PLACE: Final = RESULTS / "when-to-use-it" / "when-to-use-it.webp"
 
 
 @dataclass(frozen=True)

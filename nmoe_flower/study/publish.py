@@ -186,7 +186,7 @@ def publish_run(
         write_text(target / "rounds.jsonl", "".join(told))
     for name in figures:
         picture = small_picture(run / "figures" / f"{name}.png")
-        write_bytes(target / "figures" / f"{name}.png", picture)
+        write_bytes(target / "figures" / f"{name}.webp", picture)
     return target
 
 
@@ -289,7 +289,7 @@ def _some(records: Sequence[dict[str, Any]], most: int) -> list[int]:
 
 
 def small_picture(figure: Path) -> bytes:
-    """A figure as a PNG with a palette: a third of the bytes, and the same to the eye.
+    """A figure as a WebP of few colours: a quarter of its bytes as PNG, and the same to the eye.
 
     Raises:
         NMoEError: It is missing, or no picture.
@@ -302,5 +302,5 @@ def small_picture(figure: Path) -> bytes:
     except OSError as error:
         raise NMoEError(f"cannot read the figure {figure}: {error}") from None
     data = io.BytesIO()
-    drawn.save(data, "PNG", optimize=True)
+    drawn.save(data, "WEBP", lossless=True, quality=100, method=6)
     return data.getvalue()
