@@ -110,11 +110,23 @@ class SweepSpec(Section):
     gate: Names = Field(
         min_length=1, description="of which gate; of several, of the first that a variant has"
     )
+    judged_by: Mapping[str, str] = Field(
+        {}, description="variants that are judged by another gate of theirs, and which"
+    )
     test: Literal["validation"] = Field(VALIDATION, description="never a test set")
     best: Literal["highest", "lowest"] = Field("highest", description="what wins")
     tests: Names | None = Field(
         None, description="which tests of the choice are told: all, unless said; []: none"
     )
+
+    def gates_of(self, variant: str) -> Names:
+        """The gates that may judge a variant; the first that it has does."""
+        return (self.judged_by[variant],) if variant in self.judged_by else self.gate
+
+    @property
+    def gates(self) -> Names:
+        """All that judge a variant."""
+        return tuple(dict.fromkeys((*self.gate, *self.judged_by.values())))
 
 
 class FigureSpec(_Output):
@@ -366,17 +378,21 @@ def _sweep(given: Mapping[str, Any], measured: Measurable) -> SweepSpec:
         refuse_unknown(name, ("variant", *measured.axes), "axis")
         if len(measured.values[name]) < 2:
             raise ConfigError(f"over: {name} has one value only: nothing is to be chosen")
+    with within("judged-by"):
+        for variant in sweep.judged_by:
+            refuse_unknown(variant, measured.values["variant"], "variant")
     for run in measured.runs:
         one = Measurable([run], measured.axes)
         if VALIDATION not in one.values["test"]:
             raise ConfigError(
                 f"{run.variant} has no validation data: set data.validation-per-client above 0"
             )
-        if len(sweep.gate) == 1:
-            one.require("gate", sweep.gate)
-        elif not {*sweep.gate} & {*one.values["gate"]}:
+        gates = sweep.gates_of(run.variant)
+        if len(gates) == 1:
+            one.require("gate", gates)
+        elif not {*gates} & {*one.values["gate"]}:
             raise ConfigError(
-                f"gate = {in_words(*sweep.gate)}: {run.variant} has none of them; it has "
+                f"gate = {in_words(*gates)}: {run.variant} has none of them; it has "
                 f"{in_words(*one.values['gate'])}"
             )
         one.require("metric", [sweep.metric])

@@ -303,7 +303,7 @@ def quantities(study: Study) -> Iterator[Quantity]:
         for metric in comparison.metrics if not comparison.numbers else ():
             yield from _quantities(metric, comparison.gates, comparison.tests)
     if study.sweep is not None:
-        yield from _quantities(study.sweep.metric, study.sweep.gate, _all_tests(study))
+        yield from _quantities(study.sweep.metric, study.sweep.gates, _all_tests(study))
     for figure in study.figures:
         if figure.kind != "rounds":
             tests = [figure.test] if figure.test else figure.where.get("test", _all_tests(study))

@@ -136,14 +136,14 @@ def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
 
 
 def _judged(sweep: SweepSpec, rows: Sequence[Row]) -> Iterator[Row]:
-    """What is looked at: of each variant the first of the sweep's gates that it has."""
-    found = [row for row in rows if row.metric == sweep.metric and row.gate in sweep.gate]
-    first: dict[str, str] = {}
-    for gate in sweep.gate:
-        for row in found:
-            if row.gate == gate and (row.each or row.failed):
-                first.setdefault(row.variant, gate)
-    return (row for row in found if row.gate == first.get(row.variant, sweep.gate[0]))
+    """What is looked at: of each variant the first of its gates that it has."""
+    found = [row for row in rows if row.metric == sweep.metric and row.gate in sweep.gates]
+    there = {(row.variant, row.gate) for row in found if row.each or row.failed}
+    judges = {}
+    for variant in {row.variant for row in found}:
+        gates = sweep.gates_of(variant)
+        judges[variant] = next((gate for gate in gates if (variant, gate) in there), gates[0])
+    return (row for row in found if row.gate == judges[row.variant])
 
 
 def _rest(sweep: SweepSpec, row: _Placed) -> tuple[Any, ...]:
@@ -289,7 +289,11 @@ def _table(
 def _rule(sweep: SweepSpec, labels: Labels) -> str:
     metric = labels.of_value("metric", sweep.metric)
     gates = ", ".join(labels.of_value("gate", gate) for gate in sweep.gate)
-    return f"the {sweep.best} {metric} of {gates} on validation images, which nobody trains on."
+    others = "".join(
+        f"; {labels.of_value('variant', variant)}: of {labels.of_value('gate', gate)}"
+        for variant, gate in sweep.judged_by.items()
+    )
+    return f"the {sweep.best} {metric} of {gates} on validation images, which nobody trains on{others}."
 
 
 def _number(found: Estimate | None, digits: int) -> str:

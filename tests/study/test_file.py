@@ -417,6 +417,10 @@ def test_a_variant_may_not_take_the_folder_of_shared_work(folder: Path) -> None:
         (SWEEP.replace('["data.tau"]', "[]"), "sweep: over: "),
         (SWEEP + 'best = "most"\n', "sweep: best: input should be 'highest' or 'lowest'"),
         (SWEEP.replace("gate =", "gat ="), "sweep: gate: is missing"),
+        (
+            SWEEP + 'judged-by = { b = "local" }\n',
+            "sweep: judged-by: b is no variant; allowed: ce, sc",
+        ),
         ("[[sweep]]\nx = 1\n", "sweep: a table is wanted"),
     ],
 )
@@ -526,7 +530,7 @@ def test_leagues_of_systems_are_never_in_one_table_or_figure(name: str) -> None:
             continue
         (test,) = tests
         wanted = {"iid": "global", "local": "personal"}[test]
-        rivals = set(where["variant"]) & league.keys() - {"fedavg"}
+        rivals = set(where["variant"]) & league.keys() - {"fedavg", "fedavg-home"}
         assert {league[one] for one in rivals} == {wanted}, what
         gates = where.get("gate") or next(t.gates for t in study.tables if t.name == what)
         assert {league[g] for g in gates if g in league and g not in beside} == {wanted}, what
@@ -540,7 +544,7 @@ def test_a_personal_system_is_judged_by_itself(name: str) -> None:
     for run in study.runs:
         system = run.config.run.system
         answers = set(gates_of(run.config))
-        judge = next(gate for gate in study.sweep.gate if gate in answers)
+        judge = next(gate for gate in study.sweep.gates_of(run.variant) if gate in answers)
         if system in BASELINES and BASELINES[system].league == "personal":
             assert judge == {"pfl-moe": "pfl-mf"}.get(system, system), run.named
 
