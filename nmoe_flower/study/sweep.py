@@ -293,7 +293,8 @@ def _rule(sweep: SweepSpec, labels: Labels) -> str:
         f"; {labels.of_value('variant', variant)}: of {labels.of_value('gate', gate)}"
         for variant, gate in sweep.judged_by.items()
     )
-    return f"the {sweep.best} {metric} of {gates} on validation images, which nobody trains on{others}."
+    images = "validation images, which nobody trains on"
+    return f"the {sweep.best} {metric} of {gates} on {images}{others}."
 
 
 def _number(found: Estimate | None, digits: int) -> str:
