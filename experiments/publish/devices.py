@@ -10,6 +10,8 @@ IMAGES, CLASSES = (3, 32, 32), 10  # CIFAR-10's, which both studies are of
 def devices(study: Study) -> str:
     """A table, one row for each published system, of its first run: nothing is trained.
 
+    A variant that costs what another of its system does has no row of its own.
+
     Args:
         study: The study, of CIFAR-10.
     """
@@ -18,10 +20,15 @@ def devices(study: Study) -> str:
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
     first = {run.named: run for run in reversed(study.runs) if run.config.run.system in BASELINES}
+    told = set()
     for name, variant in study.variants.items():
         if name not in first:
             continue
-        cost = system_cost(first[name].config, IMAGES, CLASSES)
+        config = first[name].config
+        cost = system_cost(config, IMAGES, CLASSES)
+        if (config.run.system, cost) in told:
+            continue
+        told.add((config.run.system, cost))
         down, up = (each[-1] / cost.clients / 1e3 for each in (cost.down, cost.up))
         held = f"{cost.sent + cost.at_home:,} | {cost.at_home:,}"
         lines.append(f"| {variant.label} | {held} | {down:,.1f} | {up:,.1f} |")
