@@ -283,7 +283,10 @@ ROWS: dict[str, list[str]] = {
     "baseline.experts": [*BELOW_1, "1025"],
     "baseline.size": CHOICE,
     "baseline.trunk": [*CHOICE, f"stage-1|run.system=fedem {GIVEN}"],
-    "baseline.held": [*BELOW_1, "4|run.system=flex-moe"],
+    "baseline.held": [
+        *BELOW_1, "4|run.system=flex-moe", "1|run.system=fedmoe",
+        "1|run.system=fedjets baseline.anchors=false",
+    ],
     "baseline.anchors": SWITCH,
     "baseline.neighbours": ["-1"],
     "baseline.lo": ["-2", "2|run.system=fedmoe"],

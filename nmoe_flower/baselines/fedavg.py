@@ -4,8 +4,8 @@ McMahan et al. 2017, arXiv:1602.05629. Each client takes E local steps from the 
 the server takes w <- sum_i n_i w_i / sum_i n_i.
 
 Beside it, after training: ``fine-tuned``, its head tuned at home on the frozen trunk's latents;
-``own``, a network that each client trains alone with as many steps; ``majority``, the class that a
-client has most often, whatever the image.
+``own``, a network that each client trains alone with as many steps as if it took part in every
+round; ``majority``, the class that a client has most often, whatever the image.
 """
 
 from typing import TYPE_CHECKING

@@ -24,7 +24,7 @@ from nmoe_flower.clients.device import (
 )
 from nmoe_flower.config import Config
 from nmoe_flower.data import Portion, normalise
-from nmoe_flower.errors import within
+from nmoe_flower.errors import ReplyError, within
 from nmoe_flower.models import Classifier, configured_extractor, copy_of
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, BaselineKey, Score
 from nmoe_flower.training import batch_indices, fit, generator, seeded, sgd
@@ -229,8 +229,16 @@ class Member:
         return (self._versions.load(max(before)) or {}) if before else {}
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep arrays of this round at home, and those that runs resumed before it need."""
+        """Keep arrays of this round at home, and those that runs resumed before it need.
+
+        Raises:
+            ReplyError: One is not finite. The client would begin every later round with it; so its
+                reply fails, and what it kept before stays.
+        """
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        for name, value in arrays.items():
+            if not np.isfinite(value).all():
+                raise ReplyError(f"{name}, which stays at home, is not finite after training")
         self._versions.save(self.server_round, arrays)
         self._versions.prune(self.server_round, self.resumable)
 

@@ -398,6 +398,11 @@ def _text_has_a_reader(config: "Config") -> None:
             "run.system = aligned has no backbone that reads text, and data.kind is text: use "
             "networked to classify it, or language"
         )
+    if system == "pfl-moe":
+        raise ValueError(
+            "run.system = pfl-moe has a gate that reads pixels, and data.kind is text: use fedavg, "
+            "whose fine-tuned head is PFL-MoE's, or another system"
+        )
     backbone = extractor.backbone
     if not (backbone in LANGUAGE_MODELS or backbone.startswith("transformers:")):
         raise ValueError(
@@ -537,6 +542,13 @@ def _published_systems_train_all(config: "Config") -> None:
         raise ValueError(
             f"baseline.held = {settings.held} is above baseline.experts = {settings.experts}; "
             f"allowed: 1 to {settings.experts}"
+        )
+    if settings.held == 1 < settings.experts and (
+        system == "fedmoe" or (system == "fedjets" and not settings.anchors)
+    ):
+        raise ValueError(
+            f"baseline.held = 1 leaves run.system = {system} nothing to learn its choice from: the "
+            f"softmax over one expert is 1; allowed: 2 to {settings.experts}"
         )
     if max(settings.lo, settings.hi) >= 0 and not entry.bounded:
         bounded = [name for name, other in BASELINES.items() if other.bounded]

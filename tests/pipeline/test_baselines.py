@@ -23,7 +23,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError, NMoEError
+from nmoe_flower.errors import ConfigError, NMoEError, ReplyError
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import (
     ARRAYS,
@@ -316,6 +316,14 @@ def test_a_killed_run_goes_on_bit_by_bit(
     assert rows_of(broken()) == whole(system).rows
     for name, value in whole(system).trained.items():
         np.testing.assert_array_equal(trained(broken)[name], value)
+
+
+def test_what_is_not_finite_is_never_kept_at_home(member: Callable[..., Member]) -> None:
+    """Or the client would begin every later round with it."""
+    member("fedper", 1).keep({"head": torch.ones(2)})
+    with pytest.raises(ReplyError, match="head, which stays at home, is not finite"):
+        member("fedper", 2).keep({"head": torch.tensor([1, torch.nan])})
+    np.testing.assert_array_equal(member("fedper", 3).kept()["head"], np.ones(2))
 
 
 @pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])

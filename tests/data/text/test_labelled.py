@@ -245,6 +245,7 @@ def test_a_device_s_own_folder_keeps_the_classes_of_all(tmp_path: Path) -> None:
         ({"extractor__cut": "blocks.0:2"}, "tokens are averaged, and have no grid; allowed: LAYER"),
         ({"extractor__start": "runs/a"}, "extractor.weights for that: leave it out"),
         ({"run__system": "aligned"}, "run.system = aligned has no backbone that reads text"),
+        ({"run__system": "pfl-moe"}, "run.system = pfl-moe has a gate that reads pixels"),
         ({"data__dataset": "digits"}, "kind = text needs a folder of documents"),
         ({"gate__methods": "unigram"}, "unigram needs text: use it with run.system = language"),
     ],
