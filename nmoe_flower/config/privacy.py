@@ -19,7 +19,10 @@ class PrivacyConfig(Section):
     the histogram of tokens that a client of text tells once, for ``epsilon``.
     """
 
-    enabled: bool = Field(False, description="add noise to correlation matrices, within a budget")
+    enabled: bool = Field(
+        False,
+        description="add noise to correlation matrices, or to sums over latents, within a budget",
+    )
     epsilon: float = Field(8.0, gt=0, description="of all matrices of a client together")
     delta: float = Field(1e-5, gt=0, lt=1, description="below 1 / images of a client")
     releases: int = Field(20, ge=1, description="matrices a client may send; sets the noise")
