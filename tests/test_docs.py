@@ -433,7 +433,7 @@ def test_what_is_said_of_systems_on_latents_was_measured() -> None:
         assert fedjets[0] < alike["mean"] + alike["se"]
         tuned = mean("fedavg", "fine-tuned", at)
         for level in ("fb", "mf"):
-            assert abs(tuned - mean("pfl-moe", f"pfl-{level}", at)) < 0.005
+            assert abs(tuned - mean("pfl-moe", f"pfl-{level}", at)) < 0.003
         assert 0.015 < tuned - mean("pfl-moe", "pfl-mfe", at) < 0.035
         own = mean("fedavg", "own", at)
         in_rounds = ("fedem", "fedmix", "fedmoe", "flex-moe", "fedmoe-da")
@@ -535,9 +535,7 @@ def test_what_is_said_of_systems_on_a_trunk_was_measured() -> None:
         assert ahead("tau-0.2", majority, (one, one)), one
         assert ahead("two-classes", (one, one), majority), one
     page = " ".join((ROOT / "docs/explanation/baselines.md").read_text("utf-8").split())
-    section = page.partition("## What they reach on a trunk")[2].partition("## What they reach on")[
-        0
-    ]
+    section = page.split("## What they reach on ")[1]  # of a trunk; the next is of latents
     for told, who, test in (
         ("stage 1 alone, {}", gates[1], "iid"),
         ("FedAvg ({})", ("fedavg",) * 2, "iid"),
