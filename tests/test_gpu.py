@@ -107,3 +107,13 @@ def test_a_stack_ends_where_the_loop_ends() -> None:
     calls = [lambda n=network, s=seed: train(n, s) for seed, network in enumerate(networks())]
     for one, other in zip(wanted, run_together(calls), strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
+
+
+def test_seeded_leaves_the_stream_of_the_device_as_it_was() -> None:
+    torch.manual_seed(1)
+    first, second = (torch.rand(1, device=CUDA) for _ in range(2))
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1, device=CUDA), first)
+    with seeded(1):
+        assert torch.equal(torch.rand(1, device=CUDA), first)
+    assert torch.equal(torch.rand(1, device=CUDA), second)

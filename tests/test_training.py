@@ -17,6 +17,7 @@ from nmoe_flower.training import (
     fit_along_cosine,
     generator,
     log_prior,
+    seeded,
     sgd,
     use_bf16,
 )
@@ -48,6 +49,18 @@ def test_no_batches_leave_the_weights_alone() -> None:
     module = line()
     result = fit(module, [], output(module), optimizer=sgd(module, learning_rate=1.0))
     assert (result.loss, result.steps, module.weight.item()) == (0.0, 0, 2.0)
+
+
+def test_seeded_draws_as_torch_does_and_leaves_no_trace() -> None:
+    torch.manual_seed(5)
+    wanted = nn.Linear(3, 2).weight.detach().clone()
+    torch.manual_seed(1)
+    first, second = torch.rand(2)
+    torch.manual_seed(1)
+    assert torch.rand(1) == first
+    with seeded(5):
+        assert torch.equal(nn.Linear(3, 2).weight, wanted)
+    assert torch.rand(1) == second
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
