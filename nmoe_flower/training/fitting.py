@@ -206,8 +206,8 @@ def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
 def seeded(seed: int) -> Iterator[None]:
     """Build modules inside with torch's global streams at ``seed``; outside they are as they were.
 
-    ``torch.manual_seed`` takes a stack trace for every kind of accelerator that is not in use, which
-    costs more than seeding: only those in use are seeded here.
+    ``torch.manual_seed`` takes a stack trace for every kind of accelerator that is not in use; that
+    costs more than seeding, so only those in use are seeded here.
     """
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda):
