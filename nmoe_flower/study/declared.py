@@ -140,6 +140,10 @@ class FigureSpec(_Output):
         description="lines, dots: a dimension; rounds: round, bytes or seconds; scatter: bytes or "
         "exchanges, of a device",
     )
+    since: str = Field(
+        "",
+        description="scatter: the variant at which the others begin; what it cost is not counted",
+    )
     y: str = Field("accuracy", description="a metric")
     series: Names = Field((), description="dimensions: a line, colour or panel each")
     gate: str = Field("", description="empty: gate is a series, or x")
@@ -405,6 +409,8 @@ def _figure(given: Mapping[str, Any], measured: Measurable) -> FigureSpec:
     inner = measured.within(figure.where)
     for name in figure.series:
         refuse_unknown(name, measured.dimensions, "dimension")
+    if figure.since and figure.kind != "scatter":
+        raise ConfigError(f"since = {figure.since}: kind = {figure.kind} counts no costs")
     fixed = list(figure.series)
     if figure.kind == "rounds":
         figure = figure.model_copy(update={"x": figure.x or "round"})
@@ -413,6 +419,9 @@ def _figure(given: Mapping[str, Any], measured: Measurable) -> FigureSpec:
     elif figure.kind == "scatter":
         figure = figure.model_copy(update={"x": figure.x or "bytes"})
         refuse_unknown(figure.x, ("bytes", "exchanges"), "x of kind = scatter")
+        if figure.since:
+            with within("since"):
+                refuse_unknown(figure.since, measured.values["variant"], "variant")
     elif figure.kind == "routing":
         _check_routing(figure, inner)
     else:

@@ -201,16 +201,29 @@ def _scatter(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
     series = []
     for key in _in_order(found, figure, labels):
         row = found[key]
-        cost = row.bytes_per_device if figure.x == "bytes" else row.exchanges
+        cost = _spent(figure, row)
         if (e := row.estimate) is not None and cost is not None:
+            cost = max(0.0, cost - _before(figure, row, rows))
             place = cost / (_MEGA if figure.x == "bytes" else 1)
             series.append(Series(_label(figure, key, labels), (Point(place, e.mean, e.se, e.n),)))
     places = [float(point.x) for one in series for point in one.points if point.x]
+    across = "MB per device" if figure.x == "bytes" else "exchanges"
+    if figure.since:
+        across += f" since {labels.of_value('variant', figure.since, alone=True)}"
     return Figure(
-        figure.name, figure.heading, figure.kind,
-        "MB per device" if figure.x == "bytes" else "exchanges", _y_label(figure, labels),
+        figure.name, figure.heading, figure.kind, across, _y_label(figure, labels),
         tuple(series), notes=tuple(_row_notes(figure, chosen)), log=_is_geometric(places),
     )  # fmt: skip
+
+
+def _spent(figure: FigureSpec, row: Row) -> float | None:
+    return row.bytes_per_device if figure.x == "bytes" else row.exchanges
+
+
+def _before(figure: FigureSpec, row: Row, rows: Sequence[Row]) -> float:
+    """What it cost to come to where the variant ``since`` stands, in the setting of a row."""
+    starts = [one for one in rows if one.variant == figure.since and one.values == row.values]
+    return max((_spent(figure, one) or 0.0 for one in starts), default=0.0)
 
 
 def _place(x: Any, number: float | None, figure: FigureSpec, labels: Labels) -> float | str:

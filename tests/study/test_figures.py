@@ -145,6 +145,22 @@ def test_a_scatter_is_what_was_reached_at_what_it_cost(drawn: list[Any]) -> None
     assert len(across) == 1  # what cost nothing
 
 
+def test_a_scatter_may_count_from_where_all_begin() -> None:
+    """In each setting from that setting's start; what cost no more than it stands at 0."""
+    costs = {("a", 1): 5e6, ("c", 1): 0.0, ("a", 2): 7e6, ("b", 1): 3e6, ("b", 2): 7e6}
+    found = [
+        row({0: 0.5}, variant=name, folder=f"{name}{size}", values={"size": size},
+            bytes_per_device=cost)
+        for (name, size), cost in costs.items()
+    ]  # fmt: skip
+    spec = FigureSpec(
+        name="f", kind="scatter", x="bytes", since="b", series=("variant", "size"), test="iid"
+    )
+    figure = fill_figure(spec, found, LABELS)
+    assert [one.points[0].x for one in figure.series] == [2.0, 0.0, 0.0, 0.0, 0.0]
+    assert figure.x == "MB per device since Second"
+
+
 def test_a_scatter_counts_exchanges_too() -> None:
     spec = FigureSpec(name="f", kind="scatter", x="exchanges", series=("variant",), test="iid")
     figure = fill_figure(spec, [row({0: 0.5}, exchanges=12)], LABELS)

@@ -348,6 +348,12 @@ REFUSED = {
     "figure y": ('x = "data.tau"', 'y = "acc"\nx = "data.tau"', "y: acc is no metric that a run"),
     "figure series": ('["variant", "length"]', '["variants"]', "variants is no dimension; did you"),
     "figure open": ('["variant", "length"]', '["variant"]', "length is no dimension of a cell"),
+    "figure since": (OF_LINES, f'{OF_LINES}\nsince = "ce"', "since = ce: kind = lines counts no"),
+    "figure since nobody": (
+        OF_LINES,
+        'kind = "scatter"\nsince = "cd"',
+        "since: cd is no variant; allowed: ce, sc",
+    ),
     "figure no gate": (
         'series = ["variant", "length"]\ngate = "local"',
         'series = ["variant", "length"]',
