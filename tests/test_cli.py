@@ -679,6 +679,10 @@ def test_systems_take_the_shape_from_the_data_or_both_of_its_parts(
     told = json.loads(capsys.readouterr().out)  # of the digits: 8 x 8 pixels, ten classes
     assert told["fedavg"]["cost"]["parameters"] == 64 * 4 + 4 + 4 * 10 + 10
     assert cli.main(["systems", "--format", "json"]) == 0
-    assert all("cost" not in one for one in json.loads(capsys.readouterr().out).values())
+    default = json.loads(capsys.readouterr().out)
+    said = ["systems", "--shape", "1,8,8", "--classes", "10", "--format", "json"]
+    assert cli.main(said) == 0
+    assert json.loads(capsys.readouterr().out) == default
+    assert {name for name, one in default.items() if "cost" not in one} == {"pfedmoap"}
     assert cli.main(["systems", "--shape", "1,8,8"]) == 1
     assert "--shape and --classes belong together" in capsys.readouterr().err

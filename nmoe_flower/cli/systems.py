@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["ABOUT", "add_arguments"]
 
 ABOUT = "list the published systems, and what each costs a device"
+_DIGITS = (1, 8, 8), 10  # what the default settings read; told without opening them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.epilog = (
         "nmoe run --set run.system=NAME runs one. Systems of the league global are compared by the "
-        "test iid, those of personal by local, never with each other. With a RECIPE, --set or "
-        "--shape each tells what a device holds and what travels in a round."
+        "test iid, those of personal by local, never with each other. What a device holds and what "
+        "travels in a round is told of the recipe's data; without a RECIPE, --set or --shape, of "
+        "the digits and the default settings."
     )
     add_recipe(parser)
     parser.add_argument(
@@ -41,12 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(args: argparse.Namespace) -> int:
-    """Print the systems; what they cost, if it is said for which network and data."""
+    """Print the systems, and what they cost a device."""
     if (args.shape is None) != (args.classes is None):
         raise ConfigError("--shape and --classes belong together: give both, or none")
-    costs: dict[str, SystemCost | str] = {}
-    if args.recipe is not None or args.overrides or args.shape is not None:
-        costs = _costs(args)
+    costs = _costs(args)
     if args.format == "json":
         print(json.dumps({name: _in_json(name, costs) for name in BASELINES}, indent=2))
         return 0
@@ -54,11 +54,10 @@ def _command(args: argparse.Namespace) -> int:
     for name, one in BASELINES.items():
         print(f"{name:{width}}  {one.league:8}  {one.citation}")
         print(f"{'':{width}}  assumes {one.assumes}")
-    if costs:
-        print(f"\n{_table(costs)}")
-        for name, cost in costs.items():
-            if isinstance(cost, str):
-                print(f"{name}: {cost}")
+    print(f"\n{_table(costs)}")
+    for name, cost in costs.items():
+        if isinstance(cost, str):
+            print(f"{name}: {cost}")
     return 0
 
 
@@ -69,7 +68,8 @@ def _costs(args: argparse.Namespace) -> "dict[str, SystemCost | str]":
 
     shape, classes = args.shape, args.classes
     if shape is None:
-        shape, classes = _of_data(Config.load(args.recipe, args.overrides))
+        given = args.recipe is not None or args.overrides
+        shape, classes = _of_data(Config.load(args.recipe, args.overrides)) if given else _DIGITS
     found: dict[str, SystemCost | str] = {}
     for name in BASELINES:
         try:
@@ -104,10 +104,10 @@ def _in_json(name: str, costs: "dict[str, SystemCost | str]") -> dict[str, Any]:
         "league": one.league,
         "assumes": one.assumes,
     }
-    cost = costs.get(name)
+    cost = costs[name]
     if isinstance(cost, str):
         told["refused"] = cost
-    elif cost is not None:
+    else:
         told["cost"] = {
             "parameters": cost.sent + cost.at_home,
             "at_home": cost.at_home,
@@ -121,7 +121,7 @@ def _table(costs: "dict[str, SystemCost | str]") -> str:
     """What a device holds, in numbers, and what it receives and sends in a round, in bytes."""
     from nmoe_flower.summary import padded
 
-    rows = [["system", "numbers held", "of them at home", "bytes down", "bytes up"]]
+    rows = [["a device", "numbers held", "of them at home", "bytes down a round", "bytes up"]]
     for name, cost in costs.items():
         if not isinstance(cost, str):
             held, down, up = cost.sent + cost.at_home, cost.down[-1], cost.up[-1]
