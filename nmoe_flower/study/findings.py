@@ -244,8 +244,13 @@ def findings_of(
         kept = root / study.name / "table.json"
         if kept.is_file():  # published: of rounds and routing it has what the figures show
             found = found.beside(read_findings(study, kept))
-    published = (runs / study.name / RUNS).is_file()
-    return replace(found, places=Places(runs, tuple(finished), published))
+    return replace(found, places=Places(runs, tuple(finished), _are_published(outcomes, runs)))
+
+
+def _are_published(outcomes: Sequence[RunOutcome], runs: Path) -> bool:
+    """Whether ``runs`` holds published ones: of the study, or of those that it tabulates."""
+    inside = [one.path for one in outcomes if one.path and one.path.is_relative_to(runs)]
+    return any((path.parents[1] / RUNS).is_file() for path in inside)
 
 
 def findings_from(study: Study, outcomes: Sequence[RunOutcome], place: Path) -> Findings:

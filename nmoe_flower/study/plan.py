@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from nmoe_flower.begun import is_run, run_folders
@@ -255,7 +256,7 @@ def make_plan(
     resume = _Resume()
     seen = [_seen(run, out, finished, resume) for run in wanted]
     _check_own_code(study, [run for run, _, state, _ in seen if state in _TO_MAKE])
-    clock = _Clock(_measured(seen, results))
+    clock = _Clock(_measured(seen, results, study.name))
     planned, shared = [], dict[str, SharedStage]()
     for run, path, state, reason in seen:
         fresh = state in ("missing", "failed") and not RunFolder.has_trained(path)
@@ -432,7 +433,7 @@ def _shared(
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a finished run took: seconds of stage 1, and of all that came after."""
+    """What a finished run took: seconds of stage 1, and of all else, controls and tests too."""
 
     config: Config
     stage_1: float
@@ -440,9 +441,9 @@ class _Measured:
 
 
 def _measured(
-    seen: Iterable[tuple[StudyRun, Path, State, str]], results: Path
+    seen: Iterable[tuple[StudyRun, Path, State, str]], results: Path, study: str
 ) -> Iterator[tuple[str, list[_Measured]]]:
-    """Finished runs of the study, one of each variant; then the published ones."""
+    """Finished runs of the study, one of each variant; then published ones, its own first."""
     first = {run.variant: (run, path) for run, path, state, _ in seen if state == "finished"}
     yield (
         "finished runs of this study",
@@ -453,25 +454,30 @@ def _measured(
         ],
     )
     variants = {folder.parent: folder for folder in run_folders(results)}
-    found = []
-    for folder in variants.values():
+    own = [one for place, one in variants.items() if place.parent.name == study]
+    yield "published runs of this study", list(_published(own))
+    yield "published runs", list(_published(variants.values()))
+
+
+def _published(folders: Iterable[Path]) -> Iterator[_Measured]:
+    for folder in folders:
         try:
             config = Config.load(folder)
         except NMoEError:
             continue
         if (one := _read_costs(config, folder / "results.json")) is not None:
-            found.append(one)
-    yield "published runs", found
+            yield one
 
 
 def _read_costs(config: Config, file: Path) -> _Measured | None:
     try:
-        stages = read_json(file)["stages"]
-        seconds = {name: float(cost["seconds"]) for name, cost in stages.items()}
+        results = read_json(file)
+        seconds = {name: float(cost["seconds"]) for name, cost in results["stages"].items()}
+        whole = float(results.get("seconds") or sum(seconds.values()))
     except (NMoEError, KeyError, TypeError, ValueError):
         return None
     first = sum(value for name, value in seconds.items() if name in _FIRST)
-    return _Measured(config, first, sum(seconds.values()) - first)
+    return _Measured(config, first, max(0.0, whole - first))
 
 
 class _Clock:
@@ -520,7 +526,7 @@ class _Clock:
             values = [value for value in values if value is not None]
             if values:
                 self._used[source] = None
-                self._known[name] = sum(values) / len(values)
+                self._known[name] = median(values)  # some were made on a busy machine
                 return self._known[name]
         self._used["guesses by the number of steps, which may be far off"] = None
         self._known[name] = guess

@@ -468,6 +468,15 @@ def test_a_report_goes_beside_no_published_run_and_says_how_it_was_made(
     text = (tmp_path / "runs" / "little" / "report" / "report.md").read_text(encoding="utf-8")
     assert "\nnmoe study run little.toml --finished results\n" in text
     assert "\nnmoe study report little.toml --runs results\n" in text
+    tabulates = (
+        tmp_path / "tabulates.toml"
+    )  # runs of others alone: nothing is published under its name
+    tabulates.write_text('title = "Tabulates"\n[[include]]\nstudy = "little.toml"\n', "utf-8")
+    beside = ["study", "report", tabulates.name, "--format", "md", "--runs", "results"]
+    assert cli.main(beside) == 0
+    assert sorted((tmp_path / "results").rglob("*")) == before
+    text = (tmp_path / "runs" / "tabulates" / "report" / "report.md").read_text(encoding="utf-8")
+    assert "\nnmoe study run tabulates.toml --finished results\n" in text
     assert cli.main([*words, "--runs", "elsewhere"]) == 0
     text = (tmp_path / "elsewhere" / "little" / "report" / "report.md").read_text(encoding="utf-8")
     assert "\nnmoe study run little.toml --out elsewhere\n" in text

@@ -27,7 +27,8 @@ from tests.study.test_share import TINY, assert_equal_runs
 FILE = 'title = "Gates of the digits"\nseeds = [0, 1]\n[axes]\ngate.top-k = [1, 2]\n'
 RESULTS = {
     "rows": [],
-    "stages": {"extractor": {"seconds": 240.0}, "gate/federated": {"seconds": 60.0}},
+    "stages": {"extractor": {"seconds": 240.0}, "gate/federated": {"seconds": 40.0}},
+    "seconds": 300.0,  # with controls and tests
 }
 
 
@@ -237,7 +238,17 @@ def test_estimates_are_those_of_the_nearest_run_measured(folder: Path) -> None:
     published = folder / "published" / "small"
     shutil.move(folder / "runs" / "small", published)
     again = make_plan(load(folder), folder / "runs", results=folder / "published")
-    assert (again.source, again.seconds) == ("published runs", 4 * 60.0 + 2 * 240.0)
+    wanted = 4 * 60.0 + 2 * 240.0
+    assert (again.source, again.seconds) == ("published runs of this study", wanted)
+    for name, slower in (("others", 1), ("busy", 1), ("busier", 9)):
+        copied = folder / "published" / name
+        shutil.copytree(published, copied)
+        for file in copied.rglob("results.json"):
+            stages = {"extractor": {"seconds": 240.0 * slower}}
+            file.write_text(json.dumps({"rows": [], "stages": stages, "seconds": 300.0 * slower}))
+    shutil.rmtree(published)
+    again = make_plan(load(folder), folder / "runs", results=folder / "published")
+    assert (again.source, again.seconds) == ("published runs", wanted)
 
 
 def test_a_stopped_run_has_only_its_rest_to_do(folder: Path) -> None:
