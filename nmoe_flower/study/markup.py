@@ -28,7 +28,8 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "±": r"$\pm$", "τ": r"$\tau$", "ε": r"$\varepsilon$", "†": r"\dag{}", "‡": r"\ddag{}",
+    "±": r"$\pm$", "≈": r"$\approx$", "τ": r"$\tau$", "ε": r"$\varepsilon$",
+    "†": r"\dag{}", "‡": r"\ddag{}",
     "\u2212": "$-$", "\u2013": "--", "\u2014": "---", "\u00d7": r"$\times$", "…": r"\ldots{}",
 }  # fmt: skip
 _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))

@@ -15,6 +15,7 @@ from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
 
 __all__ = [
+    "IN_THE_NOISE",
     "Cell",
     "Column",
     "Line",
@@ -86,6 +87,14 @@ class Cell:
         return self.mean is not None and self.mean != 0 and abs(self.mean) < 0.5 / 10**self.digits
 
     @property
+    def counted(self) -> str:
+        """How many seeds a mean has if not all, and how many failed: ``(n = 1, 2 failed)``."""
+        if self.status != "partial" or self.mean is None:
+            return ""
+        failed = len(self.row.failed) if self.row else 0
+        return f"(n = {self.n}, {failed} failed)" if failed else f"(n = {self.n})"
+
+    @property
     def text(self) -> str:
         """The cell in words: ``0.873 ± 0.002``, ``0.873 (n = 1)``, ``failed``, ``missing``, ``-``.
 
@@ -102,8 +111,7 @@ class Cell:
             return f"{self.mean:.{max(self.digits, 1)}g}"
         same = self.digits == 0 and not self.se  # a setting, or a count that all seeds share
         spread = "" if self.se is None or same else f" ± {self.se:,.{self.decimals}f}"
-        short = f" (n = {self.n})" if self.status == "partial" else ""
-        return f"{self.mean:,.{self.decimals}f}{spread}{short}"
+        return f"{self.mean:,.{self.decimals}f}{spread} {self.counted}".rstrip()
 
     @property
     def paper_text(self) -> str:
@@ -112,8 +120,14 @@ class Cell:
 
     @property
     def difference_text(self) -> str:
-        """The difference to the published value, with its sign; ``-`` if there is none."""
-        return "-" if self.difference is None else f"{self.difference:+,.{self.decimals}f}"
+        """The difference to the published value, with its sign; ``-`` if there is none.
+
+        >>> Cell("measured", 0.51, 0.01, 3, 3, paper=0.5).difference_text
+        '+0.010 ≈'
+        """
+        if self.difference is None:
+            return "-"
+        return f"{self.difference:+,.{self.decimals}f}{IN_THE_NOISE if self.within_noise else ''}"
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,8 @@ class StudyTable:
 
 
 Place = tuple[Any, ...]
+IN_THE_NOISE = " ≈"
+"""What stands behind a difference that may be noise: a sign, which print and ears keep, too."""
 
 
 @dataclass(frozen=True)
@@ -367,7 +383,8 @@ def beside_paper_in_words(cells: Sequence[Cell]) -> Iterator[str]:
         noise = sum(judged)
         yield (
             f"Of {how_many(len(judged), 'difference')} to a published value {noise} "
-            f"{one_or_many(noise, 'lies', 'lie')} within our own 95 % interval."
+            f"{one_or_many(noise, 'lies', 'lie')} within our own 95 % interval"
+            + (f" ({IN_THE_NOISE.strip()})." if noise else ".")
         )
     if len(judged) < len(known):
         yield "From one seed beside a published value no order follows."

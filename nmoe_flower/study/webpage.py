@@ -62,7 +62,13 @@ from nmoe_flower.study.figures import Figure, Series
 from nmoe_flower.study.findings import Findings
 from nmoe_flower.study.rows import Row, RunOutcome
 from nmoe_flower.study.sweep import SweepTable
-from nmoe_flower.study.tables import Cell, Column, StudyTable, beside_paper_in_words
+from nmoe_flower.study.tables import (
+    IN_THE_NOISE,
+    Cell,
+    Column,
+    StudyTable,
+    beside_paper_in_words,
+)
 from nmoe_flower.study.untold import rounds_without_tests, without_tests
 from nmoe_flower.study.writing import again, from_where, own_settings, sentence
 
@@ -442,19 +448,19 @@ def _cells(cell: Cell, column: Column) -> list[TableCell]:
     tone = "same" if cell.within_noise else "better" if more >= 0 else "worse"
     tone = "" if cell.within_noise is None else tone
     shown = number_cell(more, digits=cell.decimals, signed=True).text
+    shown += IN_THE_NOISE if cell.within_noise else ""
     return [_ours(cell), TableCell(cell.paper_text, shown, tone=f"p {tone}".strip())]
 
 
 def _ours(cell: Cell) -> TableCell:
-    short = f" (n = {cell.n})" if cell.status == "partial" and cell.mean is not None else ""
-    text = cell.text.removesuffix(short)
+    text = cell.text.removesuffix(cell.counted).rstrip()
     if text in ("failed", "missing"):
         return TableCell(text, tone="failed", about=cell.note)
     if text == "-":
         return TableCell(MISSING, about=cell.note)
     mean, _, spread = text.partition(" ± ")
     mean = mean if cell.words else mean.replace("-", MINUS)
-    beside = f"± {spread}{short}" if spread else short.strip()
+    beside = f"± {spread} {cell.counted}".rstrip() if spread else cell.counted
     return TableCell(mean, beside, about=cell.note)
 
 

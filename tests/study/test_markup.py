@@ -32,7 +32,7 @@ def test_markdown_has_the_same_cells_in_every_line() -> None:
         "| tau = 0.2, AUC |"
     )
     assert lines[1] == "| :--- | :--- | ---: | ---: | ---: | ---: | ---: |"
-    assert lines[2] == r"| A\|B | x_1 | failed | 0.550 ± 0.050 | 0.250 | +0.300 | - |"
+    assert lines[2] == r"| A\|B | x_1 | failed | 0.550 ± 0.050 | 0.250 | +0.300 ≈ | - |"
     assert lines[-1] == "Mean ± standard error."
 
 
@@ -60,7 +60,7 @@ def test_latex_is_a_table_of_booktabs_with_as_many_cells_in_every_line() -> None
     for line in body.splitlines():
         assert line.endswith(r" \\")
         assert len(re.findall(r"(?<!\\)&", line)) == 6
-    assert r"A\textbar{}B & x\_1 & failed & 0.550 $\pm$ 0.050 & 0.250" in body
+    assert r"A\textbar{}B & x\_1 & failed & 0.550 $\pm$ 0.050 & 0.250 & +0.300 $\approx$" in body
 
 
 @given(st.text(max_size=30))

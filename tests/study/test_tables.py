@@ -83,6 +83,9 @@ def test_a_failed_run_and_a_missing_one_are_in_their_cells_and_below(written: Wr
         "Failed: b-tau-0.5 seed 0 (RoundError: too few replies).",
         "Missing: b-tau-0.5 seed 1; b-tau-0.2 seed 1; a-tau-0.5 seeds 0, 1; a-tau-0.2 seeds 0, 1.",
     )
+    runs[3] = RunOutcome(study.runs[3], failed="MemoryError")
+    table = fill(study, rows_of(runs, wanted))
+    assert table.lines[0].cells[1].text == "0.500 (n = 1, 1 failed)"
 
 
 def test_of_many_missing_runs_a_dozen_are_named() -> None:
@@ -115,7 +118,7 @@ def test_the_paper_stands_beside_the_cells_that_it_has(written: Write) -> None:
     )
     noisy = [replace(one, each={0: 0.2, 1: 0.35}, asked=(0, 1)) for one in rows]
     assert fill(study, noisy).notes[-1] == (
-        "Of 2 differences to a published value 2 lie within our own 95 % interval."
+        "Of 2 differences to a published value 2 lie within our own 95 % interval (≈)."
     )
     sure = [replace(one, each={0: 0.5, 1: 0.501}, asked=(0, 1)) for one in rows]
     assert fill(study, sure).notes[-1].startswith("Of 2 differences to a published value 0 ")

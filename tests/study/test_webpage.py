@@ -171,6 +171,12 @@ def test_a_cell_of_fewer_seeds_says_so_inside_its_cell(study, tmp_path):
     text = page(study, tmp_path / "runs", tmp_path / "page.html")
     assert "0.500 (n = 1)" in words(text)
     assert "<sup>n=" not in text
+    failed = tmp_path / "runs" / study.runs[1].place
+    failed.mkdir(parents=True)
+    (failed / "failed.json").write_text('{"error": "RoundError: nobody came"}')
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    assert "0.500 (n = 1, 1 failed)" in told
+    assert "RoundError: nobody came" in told
 
 
 def test_pairs_that_say_nothing_are_counted_too(written, tmp_path):
