@@ -209,7 +209,8 @@ def seeded(seed: int) -> Iterator[None]:
     ``torch.manual_seed`` takes a stack trace for every kind of accelerator that is not in use; that
     costs more than seeding, so only those in use are seeded here.
     """
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = list(range(torch.cuda.device_count())) if in_use else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
         if cuda:
