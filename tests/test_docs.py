@@ -113,11 +113,12 @@ GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_code_named_in_the_pages_exists(page: Path) -> None:
+def test_code_named_in_the_pages_exists(page: Path, tool: ModuleType) -> None:
     """``models.Gate`` is public, `clients/gate.py: train` is in that file."""
+    others = (*Config.parse({}).flat(), *tool.measured_numbers())  # keys, and paths in results
     text = re.sub(FENCE, "", page.read_text(encoding="utf-8"))
     for part, name in re.findall(rf"`(?:nmoe_flower\.)?({PARTS})\.(\w+)[`(]", text):
-        if name == "py" or any(key.startswith(f"{part}.{name}") for key in Config.parse({}).flat()):
+        if name == "py" or any(key.startswith(f"{part}.{name}") for key in others):
             continue
         module = importlib.import_module(f"nmoe_flower.{part}")
         assert hasattr(module, name), f"{part}.{name}"
