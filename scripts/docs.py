@@ -255,9 +255,12 @@ numbers = [
 ]
 """,
 }
-_GIVEN = {"extractor.method": "pretrained", "extractor.backbone": "efficientnet-lite0"}
+_GIVEN: dict[str, Any] = {
+    "extractor.method": "pretrained",
+    "extractor.backbone": "efficientnet-lite0",
+}
 # Runs that together measure all there is, as the page calls them.
-_MEASURING = {
+_MEASURING: dict[str, dict[str, Any]] = {
     "networked": {
         "data.num-clients": 2, "data.scheme": "natural", "data.domains": "clean,rot90",
         "gate.methods": ",".join(GATES), "run.controls": ",".join(CONTROLS), "gate.prior": "none",
