@@ -31,9 +31,10 @@ import notebooks
 
 import nmoe_flower
 from nmoe_flower import errors
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CONTROLS, GATES, TEXT_GATES
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.cli import main as main_of_nmoe
-from nmoe_flower.config import Config
+from nmoe_flower.config import Config, kebab
 from nmoe_flower.config.section import NamesOrOwn
 from nmoe_flower.own_code import FORM
 from nmoe_flower.recipes import packaged_studies
@@ -46,6 +47,8 @@ from nmoe_flower.study.declared import (
     SweepSpec,
     TableSpec,
 )
+from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.measured import gates_of, numbers_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -133,17 +136,19 @@ STUDY_KEYS = {
     "about": "Markdown above the report",
     "like": "a study whose recipe, settings, axes and variants are taken unless given here",
     "recipe": "where settings start: a recipe's name or file",
-    "seeds": "every variant is run with each; `[0]` if none is named",
+    "seeds": "every variant is run with each, and runs of other studies count that have one of "
+    "them; if none is named: those of the included runs, or `[0]`",
     "paper-tables": "`true`: the first paper's values beside runs of its settings",
     "[set]": "settings of every run",
     "[axes]": "a configuration key with its values, or a name whose values set several keys",
     "[variants.NAME]": "`label`, `recipe`, and `set`: settings of its own",
     "[[skip]]": "dimensions with values: what is not run",
     "[[exceptions]]": "dimensions with values, and `set`: runs that have settings of their own",
-    "[[include]]": "`study`, and `where`: runs of another study",
+    "[[include]]": "`study`, and `where`: runs of another study, with the same axes",
     "[labels]": "what tables and figures call a value or a dimension",
 }
-STUDY_EXAMPLE = """\
+STUDY_EXAMPLES = {
+    "gates": """\
 title = "Gates on skewed data"
 seeds = [0, 1]
 
@@ -199,7 +204,157 @@ kind = "rounds"
 x = "bytes"
 series = ["data.tau"]
 test = "iid"
-"""
+""",
+    "rates": """\
+title = "A rate for each, chosen on images that nobody trains on"
+
+[set]
+data.validation-per-client = 20
+
+[axes.rate]                             # a name of its own, whose values set several keys
+low = { expert.learning-rate = 1e-3, baseline.learning-rate = 0.03 }
+high = { expert.learning-rate = 1e-2, baseline.learning-rate = 0.1 }
+
+[variants.ours]
+label = "Networked MoE"
+set = { gate.methods = ["federated", "local"] }
+
+[variants.fedavg]
+label = "FedAvg"
+set = { run.system = "fedavg" }
+
+[variants.fedavg-home]
+label = "FedAvg, tuned at home"
+set = { run.system = "fedavg", baseline.tuning-steps = 100 }
+
+[sweep]                                 # a rate for each variant
+over = ["rate"]
+gate = ["federated", "fedavg"]          # the first of them that a variant has judges it
+judged-by = { fedavg-home = "fine-tuned" }
+tests = []                              # no test is told: another study runs at the choice
+""",
+    "costs": """\
+title = "What the gates cost, of runs that are there"
+
+[[include]]                             # the same runs, of gates.toml beside this file
+study = "gates"
+where = { data.tau = [0.5, 0.3] }
+
+[labels]
+federated = "FedGate"
+
+[[tables]]                              # a column for each number
+name = "costs"
+rows = ["data.tau"]
+columns = ["number"]
+numbers = [
+    { label = "FedGate + prior", gate = "federated+prior", test = "iid" },
+    { label = "FedAvg", gate = "control:fedavg", test = "iid", digits = 2 },
+    { label = "bytes, FedGate", gate = "federated", metric = "bytes_per_device", digits = 0 },
+    { label = "minutes", metric = "minutes", digits = 1 },
+]
+""",
+}
+_GIVEN: dict[str, Any] = {
+    "extractor.method": "pretrained",
+    "extractor.backbone": "efficientnet-lite0",
+}
+# Runs that together measure all there is, as the page calls them.
+_MEASURING: dict[str, dict[str, Any]] = {
+    "networked": {
+        "data.num-clients": 2, "data.scheme": "natural", "data.domains": "clean,rot90",
+        "gate.methods": ",".join(GATES), "run.controls": ",".join(CONTROLS), "gate.prior": "none",
+        "head.rounds": 1, "head.standardise": True, "head.start": "ridge",
+        **_GIVEN, "extractor.head": "linear", "expert.init": "scratch",
+    },
+    "FedSC": {"extractor.method": "fedsc"},
+    "private": {
+        "extractor.method": "fedsc", "contrast.projector-norm": "none",
+        "privacy.enabled": True, "privacy.weights": True,
+    },
+    "language": {
+        "run.system": "language", "data.kind": "text", "data.dataset": "texts",
+        "data.scheme": "natural", "data.validation-per-client": 1, "text.tokenizer": "bytes",
+        "extractor.method": "pretrained", "extractor.backbone": "small-lm",
+        "gate.methods": ",".join(n for n, g in {**GATES, **TEXT_GATES}.items() if g.of_text),
+        "adapter.controls": ",".join(ADAPTER_CONTROLS),
+    },
+    "aligned": {"run.system": "aligned"},
+    "published": {"run.system": "fedavg"},
+}  # fmt: skip
+_SYSTEMS = ("networked", "language", "aligned", "published")
+_OPEN = (
+    (r"stages\..*\.(\w+)", r"stages.STAGE.\1"),
+    (r"by_owner\..*", "by_owner.GATE.iid.DOMAIN"),
+    (r"learning_rates\..*", "learning_rates.CONTROL"),
+)
+
+
+def measured_gates() -> dict[str, tuple[str, ...]]:
+    """By system, the gates and controls of its results."""
+    found = {name: gates_of(Config.parse(_MEASURING[name])) for name in _SYSTEMS[:3]}
+    for name, entry in BASELINES.items():
+        given = _GIVEN if entry.needs_given else {}
+        found[name] = gates_of(Config.parse({"run.system": name, **given}))
+    return found
+
+
+def measured_numbers() -> dict[str, list[str]]:
+    """The names that a metric may have, but for configuration keys, and the runs that have each."""
+    found: dict[str, list[str]] = {}
+    for kind, settings in _MEASURING.items():
+        config = Config.parse(settings)
+        names = numbers_of(config)
+        for name in names[: len(names) - len(config.flat())]:  # its keys come last
+            for pattern, told in _OPEN:
+                name = re.sub(f"^{pattern}$", told, name)
+            if kind not in (kinds := found.setdefault(name, [])):
+                kinds.append(kind)
+    return found
+
+
+def _names_in_results() -> list[str]:
+    lines = [
+        "",
+        "## Names of gates",
+        "",
+        "As results name them, and so the dimension `gate`. Unless `gate.prior` is `none`, beside "
+        "each gate and control of the networked system stands its answer with prior correction, "
+        "`federated+prior` or `control:fedavg+prior`; `control:local-classifier` has none. What "
+        "each of them is: [glossary](glossary.md#gates).",
+        "",
+        "| `run.system` | gates |",
+        "|---|---|",
+    ]
+    plain = []
+    for system, gates in measured_gates().items():
+        if gates == (system,):
+            plain.append(system)
+            continue
+        lines.append(f"| `{system}` | {', '.join(f'`{gate}`' for gate in gates)} |")
+    lines += [
+        f"| {', '.join(f'`{name}`' for name in plain)} | the system's own name |",
+        "",
+        "## Names of numbers",
+        "",
+        "What a metric may be, beside every [key of the configuration](configuration.md). One with "
+        "a point in its name is a path in `results.json`, and that of a whole run. What each of "
+        "them is: [glossary](glossary.md#metrics-and-costs).",
+        "",
+        "| metric | in tables | of runs |",
+        "|---|---|---|",
+    ]
+    for name, kinds in measured_numbers().items():
+        told = "all" if {*_SYSTEMS} <= {*kinds} else ", ".join(_widest(kinds))
+        lines.append(f"| `{name}` | {Labels().of_value('metric', name)} | {told} |")
+    return lines
+
+
+def _widest(kinds: list[str]) -> list[str]:
+    """Kinds of runs without those that are some of another: FedSC's are the networked system's."""
+    if "networked" in kinds:
+        return [kind for kind in kinds if kind in _SYSTEMS]
+    return ["FedSC"] if "FedSC" in kinds else kinds
 
 
 def study_file() -> str:
@@ -228,7 +383,7 @@ def study_file() -> str:
             meaning = (field.description or "").replace("|", "\\|")
             empty = not field.is_required() and field.default in (None, {})
             default = "needed" if field.is_required() else "empty" if empty else _default(field)
-            lines.append(f"| `{key}` | {default} | {_of_study(field)} | {meaning} |")
+            lines.append(f"| `{kebab(key)}` | {default} | {_of_study(field)} | {meaning} |")
     lines += [
         "",
         "## [[paper]]",
@@ -236,13 +391,12 @@ def study_file() -> str:
         "The dimensions of one cell, or of several by lists: `gate` and `test`, and `variant` and "
         "axes where there are several. Any other key is a metric with its published value. A table "
         "must show the cell, and a cell has one value.",
+        *_names_in_results(),
         "",
-        "## An example",
-        "",
-        "```toml",
-        STUDY_EXAMPLE.rstrip(),
-        "```",
+        "## Examples",
     ]
+    for name, text in STUDY_EXAMPLES.items():
+        lines += ["", f"`{name}.toml`:", "", "```toml", text.rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -250,6 +404,8 @@ def _of_study(field: FieldInfo) -> str:
     """What a key of a study's file may hold."""
     kind: Any = field.annotation
     text = str(kind)
+    if "Mapping[str, str]" in text:
+        return "variants with a gate each"
     if "Mapping" in text:
         return "dimensions with a value or a list"
     if "NumberSpec" in text:

@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 
 from experiments.publish.__main__ import main as publish
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CONTROLS, GATES, TEXT_GATES
 from nmoe_flower.cli import _parser
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.report import read_results
 from nmoe_flower.study import Study
+from nmoe_flower.study.costs import COSTS
+from nmoe_flower.study.labels import METRIC_NAMES
+from nmoe_flower.study.measured import ROW_METRICS
 from nmoe_flower.study.rows import records_of
 
 ROOT = Path(__file__).parents[1]
@@ -109,11 +113,12 @@ GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_code_named_in_the_pages_exists(page: Path) -> None:
+def test_code_named_in_the_pages_exists(page: Path, tool: ModuleType) -> None:
     """``models.Gate`` is public, `clients/gate.py: train` is in that file."""
+    others = (*Config.parse({}).flat(), *tool.measured_numbers())  # keys, and paths in results
     text = re.sub(FENCE, "", page.read_text(encoding="utf-8"))
     for part, name in re.findall(rf"`(?:nmoe_flower\.)?({PARTS})\.(\w+)[`(]", text):
-        if name == "py" or any(key.startswith(f"{part}.{name}") for key in Config.parse({}).flat()):
+        if name == "py" or any(key.startswith(f"{part}.{name}") for key in others):
             continue
         module = importlib.import_module(f"nmoe_flower.{part}")
         assert hasattr(module, name), f"{part}.{name}"
@@ -200,21 +205,40 @@ def test_every_key_is_on_the_configuration_page(tool: ModuleType) -> None:
         assert f"`{key}`" in page
 
 
-def test_the_page_of_a_studys_file_is_in_sync_and_its_example_is_one(
+def test_the_page_of_a_studys_file_is_in_sync_and_its_examples_are_some(
     tool: ModuleType, tmp_path: Path
 ) -> None:
     page = tool.study_file()
     assert tool.STUDY_FILE.read_text(encoding="utf-8") == page, "run scripts/docs --write"
-    path = tmp_path / "example.toml"
-    path.write_text(tool.STUDY_EXAMPLE, encoding="utf-8")
-    study = Study.load(path)
-    assert {one.kind for one in study.figures} == {"lines", "routing", "rounds"}
-    assert study.tables
-    assert study.paper
-    assert study.comparisons
-    assert study.exceptions
-    for key in ("against", "series", "show", "over", "label"):
+    for name, text in tool.STUDY_EXAMPLES.items():
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+    gates, rates, costs = (Study.load(tmp_path / f"{name}.toml") for name in tool.STUDY_EXAMPLES)
+    assert {one.kind for one in gates.figures} == {"lines", "routing", "rounds"}
+    assert gates.tables
+    assert gates.paper
+    assert gates.comparisons
+    assert gates.exceptions
+    assert rates.sweep is not None
+    assert rates.sweep.gates_of("fedavg-home") == ("fine-tuned",)
+    assert {run.named for run in rates.runs} == {"ours", "fedavg", "fedavg-home"}
+    assert costs.seeds == gates.seeds  # of included runs alone
+    assert {run.place.parts[0] for run in costs.runs} == {"gates"}
+    assert costs.tables[0].numbers
+    for key in ("against", "series", "show", "over", "label", "judged-by"):
         assert f"| `{key}` |" in page
+    assert "_by`" not in page  # files spell keys with a hyphen
+
+
+def test_the_page_of_a_studys_file_has_every_name_of_results(tool: ModuleType) -> None:
+    page, gates, numbers = tool.study_file(), tool.measured_gates(), tool.measured_numbers()
+    answers = {name: entry.answers or (name,) for name, entry in BASELINES.items()}
+    assert {name: gates[name] for name in BASELINES} == answers
+    assert {*gates["networked"]} == {*GATES, *(f"control:{name}" for name in CONTROLS)}
+    texts = {name for name, entry in GATES.items() if entry.of_text} | {*TEXT_GATES}
+    assert {*gates["language"]} == texts | {f"control:{name}" for name in ADAPTER_CONTROLS}
+    assert {*ROW_METRICS, *COSTS, *METRIC_NAMES} <= {*numbers}
+    for name in (*numbers, *(gate for of in gates.values() for gate in of)):
+        assert f"`{name}`" in page
 
 
 def test_public_names_have_a_docstring(tool: ModuleType) -> None:
