@@ -65,7 +65,7 @@ class ChosenExperts(PartialExperts):
     def __init__(
         self, experts: int, held: int, *, anchors: bool, **options: Unpack[StreamingOptions]
     ) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=False, **options)
         self.held, self.anchors = self.held_at_once(held), anchors
         self.scores: dict[int, np.ndarray] = {}
         self._anchor_of: dict[int, int] | None = None

@@ -11,12 +11,15 @@ of the training images, which flatters the experts that learn them; a client rec
 also one whose mass has vanished, so its bytes are an upper bound.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from nmoe_flower import records
 from nmoe_flower.baselines.fedem import responsibilities, ungated
+from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.config import Config
 from nmoe_flower.records import BaselineKey
+from nmoe_flower.strategies import StreamingOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +33,9 @@ __all__ = ["FEDMIX"]
 
 class _FedMix(Baseline):
     name = "fedmix"
+
+    def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
+        return PartialExperts(self.experts(config), masses=True, **options)
 
     def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
         return sum(p.numel() for p in _fresh_gate(network).parameters())

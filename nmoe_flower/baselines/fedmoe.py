@@ -53,7 +53,7 @@ class UsedExperts(PartialExperts):
     """
 
     def __init__(self, experts: int, held: int, **options: Unpack[StreamingOptions]) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=False, **options)
         self.held = self.held_at_once(held)
         self.used: dict[int, np.ndarray] = {}
         self._rounds: dict[int, int] = {}  # that a client took part in

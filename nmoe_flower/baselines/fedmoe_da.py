@@ -75,7 +75,7 @@ class MixedExperts(PartialExperts):
         refresh: int = _REFRESH,
         **options: Unpack[StreamingOptions],
     ) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=False, **options)
         self.neighbours = require_whole("neighbours", neighbours)
         self.temperature = require_number("temperature", temperature, above=True)
         self.refresh = require_whole("refresh", refresh, 1)

@@ -26,7 +26,7 @@ __all__ = ["FEDPROX"]
 
 class _Server(FedProx, PartialExperts):
     def __init__(self, experts: int, mu: float, **options: Unpack[StreamingOptions]) -> None:
-        PartialExperts.__init__(self, experts, **options)
+        PartialExperts.__init__(self, experts, masses=False, **options)
         self.proximal_mu = mu
 
 

@@ -67,7 +67,7 @@ class FlexExperts(PartialExperts):
         hi: int | Sequence[int] | None = None,
         **options: Unpack[StreamingOptions],
     ) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=True, **options)
         self.held, self.lo, self.hi = self.held_at_once(held), lo, hi
         self.scores: dict[int, np.ndarray] = {}
         self._deficits = DeficitQueue(experts)

@@ -57,7 +57,7 @@ class PooledHeads(PartialExperts):
     """
 
     def __init__(self, neighbours: int, **options: Unpack[StreamingOptions]) -> None:
-        super().__init__(1, **options)
+        super().__init__(1, masses=False, **options)
         self.neighbours = require_whole("neighbours", neighbours)
         self.pool: dict[int, dict[str, np.ndarray]] = {}
         self._found: dict[int, dict[str, np.ndarray]] = {}

@@ -36,7 +36,6 @@ SMALL = {
     "baseline.experts": EXPERTS,
     "baseline.anchors": False,
 }
-MEASURES = (BaselineKey.USAGE, BaselineKey.MASSES, BaselineKey.ACCURACIES)
 NEEDS = {
     "fedmoe": [BaselineKey.USAGE],
     "fedjets": [BaselineKey.USAGE],
@@ -62,12 +61,12 @@ def first_arrays(config: Config) -> Arrays:
     return {name: value.numpy() for name, value in state.items() if system.travels(name)}
 
 
-def good(strategy: PartialExperts, arrays: Arrays, client: int) -> Answer:
+def good(system: str, strategy: PartialExperts, arrays: Arrays, client: int) -> Answer:
     """What a client sends that has moved a little."""
     owners = {strategy.owner(name) for name in arrays}
     held = [float(expert in owners) for expert in range(strategy.experts)]
     moved = {name: value + np.float32(1 + client) / 8 for name, value in arrays.items()}
-    return moved, {NUM_EXAMPLES: 1 + client, **dict.fromkeys(MEASURES, held)}
+    return moved, {NUM_EXAMPLES: 1 + client, **dict.fromkeys(NEEDS.get(system, ()), held)}
 
 
 def play(
@@ -85,7 +84,7 @@ def play(
         client = int(context.node_config["partition-id"])
         sent = records.to_numpy(message.content.array_records[ARRAYS])
         mine = {name: value for name, value in sent.items() if name in arrays}
-        answer = good(strategy, mine, client)
+        answer = good(system, strategy, mine, client)
         given, metrics = spoil(*answer) if client == 2 else answer
         return records.reply(message, metrics=metrics, arrays={ARRAYS: records.from_numpy(given)})
 
@@ -160,11 +159,20 @@ def test_a_measure_that_is_no_measure_is_dropped_by_name(
         rest = {name: told for name, told in metrics.items() if name != key}
         return arrays, rest if value is None else {**rest, key: value}
 
-    if (system, value) == ("fedmix", None):
-        return  # by samples then
     (failure,) = play(system, spoil, rounds=1)[0].last_exchange.failures
     assert failure["partition"] == 2
     assert key in failure["reason"]
+
+
+@pytest.mark.parametrize(
+    "system", [name for name in BASELINES if BaselineKey.MASSES not in NEEDS.get(name, ())]
+)
+def test_masses_that_nobody_asked_for_are_refused(system: str) -> None:
+    """Or a client could weigh its part as it likes, where all others are weighed by samples."""
+    heavy = {BaselineKey.MASSES: [1e9] * (EXPERTS if BASELINES[system].several else 1)}
+    strategy, _ = play(system, lambda arrays, metrics: (arrays, {**metrics, **heavy}), rounds=1)
+    (failure,) = strategy.last_exchange.failures
+    assert failure == {"partition": 2, "reason": "metric 'masses' was not asked for"}
 
 
 def test_mixed_experts_need_all_that_was_sent() -> None:
@@ -270,7 +278,7 @@ def test_a_round_takes_no_more_memory_for_more_clients(system: str) -> None:
         ) -> Iterator[Message]:
             for message in sent:
                 got = records.to_numpy(message.content.array_records[ARRAYS])
-                moved, metrics = good(strategy, got, message.metadata.dst_node_id - 1)
+                moved, metrics = good(system, strategy, got, message.metadata.dst_node_id - 1)
                 packed = {ARRAYS: records.from_numpy(moved)}
                 del got, moved
                 yield records.reply(message, metrics=metrics, arrays=packed)
