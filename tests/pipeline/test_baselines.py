@@ -303,21 +303,6 @@ def test_costs_told_before_are_those_of_a_run(whole: Callable[[str], Whole], sys
     assert told.at_home == sum(numbers)  # but ids, and what it was sent
 
 
-@pytest.mark.parametrize("system", BASELINES)
-def test_a_killed_run_goes_on_bit_by_bit(
-    new_pipeline: New,
-    interrupted: type[Exception],
-    whole: Callable[[str], Whole],
-    system: str,
-) -> None:
-    broken = new_pipeline(system, settings_of(system))
-    with pytest.raises(interrupted):
-        broken(stop=lambda line: line["stage"] == "baseline" and line["round"] == 2)
-    assert rows_of(broken()) == whole(system).rows
-    for name, value in whole(system).trained.items():
-        np.testing.assert_array_equal(trained(broken)[name], value)
-
-
 def test_what_is_not_finite_is_never_kept_at_home(member: Callable[..., Member]) -> None:
     """Or the client would begin every later round with it."""
     member("fedper", 1).keep({"head": torch.ones(2)})
