@@ -627,6 +627,28 @@ def test_an_indifferent_gate_and_all_experts_everywhere_are_fedavg_of_the_ensemb
         np.testing.assert_allclose(value, wanted[name], atol=1e-6)
 
 
+READS = {"fedem": 1, "fedmix": 1, "fedmoe": 1, "fedjets": 1, "flex-moe": 1, "fedmoe-da": 0}
+
+
+@pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])
+def test_all_heads_read_one_pass_of_the_trunk(member: Callable[..., Member], system: str) -> None:
+    """A step is one pass with gradients, of its batch, and not one for each of five heads.
+
+    Without gradients the trunk reads the training images once more, where a system measures its
+    experts on them.
+    """
+    client = member(system, 1, changes={"baseline.experts": 5, "baseline.held": 5})
+    client.told = {FeedbackKey.EXPERTS: list(range(5))}
+    passes: dict[bool, list[int]] = {True: [], False: []}
+    client.network.trunk.register_forward_hook(
+        lambda _, inputs, __: passes[torch.is_grad_enabled()].append(len(inputs[0]))
+    )
+    client.system.train(client)
+    assert len(client.network.expert) == 5
+    assert passes[True] == [16] * 3
+    assert sum(passes[False]) == READS[system] * len(client.labels)
+
+
 @pytest.mark.parametrize("system", ["fedem", "fedmix", "fedjets"])
 def test_an_expert_drawn_for_each_image_is_one_of_them_and_never_better_than_the_oracle(
     whole: Callable[[str], Whole], system: str
