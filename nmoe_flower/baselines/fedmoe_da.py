@@ -100,7 +100,7 @@ class MixedExperts(PartialExperts):
         return super().mass(None, usable) if expert is None else 0.0
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
-        """Keep a client's experts until all have replied.
+        """Keep a client's experts, and their rows, until all have replied.
 
         Raises:
             ReplyError: An array is missing.
@@ -109,7 +109,9 @@ class MixedExperts(PartialExperts):
             raise ReplyError(
                 f"array {missing[0]!r} is missing: all of a client's experts are mixed"
             )
-        self._trained[client] = usable.arrays
+        self._trained[client] = {
+            name: value for name, value in usable.arrays.items() if expert_of(name) is not None
+        }
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -155,7 +157,7 @@ class MixedExperts(PartialExperts):
             every = np.stack([arrays[name] for name in names])
             precise = np.result_type(every.dtype, np.float32)  # float64 takes five times as long
             mixed = weights.astype(precise) @ every.reshape(len(every), -1)
-            mixed = mixed.reshape(-1, *every.shape[1:]).astype(every.dtype)
+            mixed = mixed.reshape(-1, *every.shape[1:]).astype(every.dtype, copy=False)
             arrays.update(zip(compress(names, mine), mixed, strict=True))
         one = sum(value.nbytes for name, value in arrays.items() if name.startswith("expert.0."))
         reads = self._weights.reshape(len(self._of), self.experts, -1).any(axis=1)
