@@ -3,12 +3,15 @@
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nmoe_flower import records
 from nmoe_flower.baselines import PartialExperts, memory_of_server
@@ -25,7 +28,7 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.models import configured_extractor
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, BaselineKey
 from nmoe_flower.rehearsal import rehearse
-from nmoe_flower.strategies import Partitions
+from nmoe_flower.strategies import Partitions, Usable
 
 EXPERTS = 3
 SMALL = {
@@ -302,6 +305,61 @@ def test_rounds_take_no_more_arrays_for_more_clients(system: str) -> None:
     else:
         least = min(value.nbytes for name, value in arrays.items() if name.endswith("weight"))
         assert of_each < 12_000 < least
+
+
+def known_to(system: str, ids: list[int], draws: np.random.Generator) -> PartialExperts:
+    """A server that has met six clients, no two alike; the draws are by their places in ``ids``."""
+    scores = dict(zip(ids, draws.random((len(ids), 4)), strict=True))
+    strategy: PartialExperts
+    if system == "flex-moe":
+        strategy = FlexExperts(4, 2)
+        strategy.scores = scores
+    elif system == "fedmoe":  # warmed up, and each holds what it uses most
+        strategy, clients = UsedExperts(4, 2), sorted(ids)
+        used = np.array([scores[client] for client in clients])
+        held = np.sort(np.argsort(-used, axis=1)[:, :2], axis=1)
+        state = {"clients": np.array(clients), "used": used, "rounds": np.full(6, 3), "held": held}
+        strategy.load_state(state)
+    else:
+        strategy = ChosenExperts(4, 2, anchors=system.endswith("anchors"))
+        strategy.scores = scores
+        counts = draws.integers(1, 10**6, (len(ids), 5)).tolist()
+        strategy.class_counts = dict(zip(ids, counts, strict=True))
+    return strategy
+
+
+def held_in_rounds(
+    strategy: PartialExperts, ids: list[int], draws: np.random.Generator
+) -> list[list[list[int]]]:
+    """By round and place in ``ids``: the experts of a client, whose measures are drawn."""
+    rounds: list[list[list[int]]] = []
+    for server_round in range(1, 9):
+        chosen = strategy.assign(sorted(ids), server_round)
+        rounds.append([list(chosen[client]) for client in ids])
+        for client, measures in zip(ids, draws.random((len(ids), 4)), strict=True):
+            if not isinstance(strategy, ChosenExperts):  # whose gate knows all experts
+                measures = np.where(np.isin(range(4), chosen[client]), measures, 0.0)
+            metrics = MetricRecord(dict.fromkeys(chain(*NEEDS.values()), measures.tolist()))
+            strategy.accept(client, RecordDict(), Usable(metrics, 1.0, {}, 0))
+        strategy.learn()
+    return rounds
+
+
+@pytest.mark.parametrize("system", ["flex-moe", "fedmoe", "fedjets", "fedjets with anchors"])
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    others=st.lists(st.integers(0, 99), min_size=6, max_size=6, unique=True),
+)
+def test_who_trains_what_does_not_depend_on_how_clients_are_called(
+    system: str, seed: int, others: list[int]
+) -> None:
+    """Of clients met before, without ties. A newcomer's experts, and ties, go by its id."""
+    found_by = []
+    for ids in (list(range(6)), others):
+        draws = np.random.default_rng(seed)
+        found_by.append(held_in_rounds(known_to(system, ids, draws), ids, draws))
+    assert found_by[0] == found_by[1]
 
 
 @pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.shares_trunk])
