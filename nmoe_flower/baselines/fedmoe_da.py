@@ -1,8 +1,8 @@
 """FedMoE-DA: each client has experts of its own, mixed with those of clients in like domains.
 
 Zhan et al. 2024, arXiv:2411.02115. Client i trains a trunk, a router with a row g_ik for each
-expert, and its own E experts. A row tells the domain of its expert. A client must send all of them.
-After a round:
+expert, and its own E experts. A row tells the domain of its expert. A client must send all of them,
+``trunk.*``, ``gate.<k>.*`` and ``expert.<k>.*`` of all E, and ``num-examples``. After a round:
 
 1. r = cos(g_ik, g_jl) of all pairs of experts of all clients (equation 8).
 2. Of each expert's r, itself and the P = ``baseline.neighbours`` most similar stay, ties with them
