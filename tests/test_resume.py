@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from nmoe_flower import files
+from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.results import RunFolder
 from nmoe_flower.server_app import execute
 from tests.forks import Nmoe
+from tests.pipeline.test_baselines import GIVEN, KEEPS
 
 TINY: dict[str, Any] = {
     "data.num-clients": 4,
@@ -77,11 +79,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-def assert_equal_runs(folder: Path, like: Path) -> None:
-    """The same weights, results and records, so every round exactly once."""
+def assert_equal_runs(folder: Path, like: Path, *, least: int = 6) -> None:
+    """The same weights, at ``least`` so many, results and records, so every round exactly once."""
     ours, theirs = weights(folder), weights(like)
     assert ours.keys() == theirs.keys()
-    assert len(ours) > 5
+    assert len(ours) >= least
     for name, array in ours.items():
         assert array.dtype == theirs[name].dtype
         assert array.tobytes() == theirs[name].tobytes(), name
@@ -117,7 +119,19 @@ def damage_newest(folder: Path) -> Path:
     return newest
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 # --- a process, killed ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, cache: Path) -> Path:
+    """Where processes work; images are decoded once for all of them."""
+    (tmp_path / "cache").symlink_to(cache)
+    return tmp_path
 
 
 def kill_at(folder: Path, stage: str, round: int, *arguments: str) -> None:
@@ -135,18 +149,18 @@ def finish(folder: Path, *arguments: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
+def test_a_run_killed_three_times_ends_bit_equal(home: Path) -> None:
     changed = {"extractor.rounds": 30, "gate.rounds": 30, "run.checkpoint-every": 3}
     recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
-    straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
+    straight, killed = home / "runs" / "straight", home / "runs" / "killed"
     new = ["--workers", "0", "--name", "killed", "--set", *recipe]
     kill_at(killed, "extractor", 8, *new)
     resume = ["--resume", str(killed), "--workers"]
     kill_at(killed, "extractor", 20, *resume, "1")
     damaged = damage_newest(killed)
     kill_at(killed, "gate/federated", 10, *resume, "0")
-    finish(tmp_path, *resume, "0")
-    go_on(straight, tmp_path / "cache", never, **changed)
+    finish(home, *resume, "0")
+    go_on(straight, home / "cache", never, **changed)
 
     assert damaged.name not in {path.name for path in (killed / "checkpoints").iterdir()}
     assert_equal_runs(killed, straight)
@@ -155,27 +169,27 @@ def test_a_run_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_private_run_killed_in_stage_one_forgets_no_release(tmp_path: Path) -> None:
+def test_a_private_run_killed_in_stage_one_forgets_no_release(home: Path) -> None:
     """Ten releases are all that the budget allows: one paid for twice would be the last."""
     changed = PRIVATE | {
         "extractor.rounds": 20, "privacy.releases": 10, "run.checkpoint-every": 3,
         "gate.methods": "local",
     }  # fmt: skip
     recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
-    straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
+    straight, killed = home / "runs" / "straight", home / "runs" / "killed"
     new = ["--workers", "0", "--name", "killed", "--set", *recipe]
     kill_at(killed, "extractor", 8, *new)
     spent = json.loads((killed / "clients" / "0" / "privacy.json").read_text())["spent"]
     assert spent["0"][0][1] == 4  # rounds 1, 3, 5 and 7
-    finish(tmp_path, "--resume", str(killed), "--workers", "0")
-    go_on(straight, tmp_path / "cache", never, **changed)
+    finish(home, "--resume", str(killed), "--workers", "0")
+    go_on(straight, home / "cache", never, **changed)
 
     assert_equal_runs(killed, straight)
     assert_equal_releases(killed, straight, rounds=list(range(1, 20, 2)))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_an_alignment_run_killed_in_training_goes_on_with_its_assignments(tmp_path: Path) -> None:
+def test_an_alignment_run_killed_in_training_goes_on_with_its_assignments(home: Path) -> None:
     """Fitness, usage, deficits, loads, devices' clock and lots: the audit tells of all of them."""
     aligned = {
         "run.system": "aligned", "run.controls": "", "data.scheme": "pathological",
@@ -184,11 +198,11 @@ def test_an_alignment_run_killed_in_training_goes_on_with_its_assignments(tmp_pa
         "alignment.gate": "averaged", "run.checkpoint-every": 3, "alignment.evaluate-every": 10,
     }  # fmt: skip
     recipe = [f"{key}={value}" for key, value in (TINY | aligned).items()]
-    straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
+    straight, killed = home / "runs" / "straight", home / "runs" / "killed"
     new = ["--workers", "0", "--name", "killed", "--set", *recipe]
     kill_at(killed, "alignment", 8, *new)
-    finish(tmp_path, "--resume", str(killed), "--workers", "0")
-    go_on(straight, tmp_path / "cache", never, **aligned)
+    finish(home, "--resume", str(killed), "--workers", "0")
+    go_on(straight, home / "cache", never, **aligned)
 
     assert_equal_runs(killed, straight)
     trained = [r for r in records(killed) if r["stage"] == "alignment"]
@@ -196,43 +210,74 @@ def test_an_alignment_run_killed_in_training_goes_on_with_its_assignments(tmp_pa
     assert all(len(r["audit"]["clients"]) == 4 for r in trained)
 
 
+SYSTEMS: dict[str, dict[str, Any]] = {
+    **{system: {"run.system": system} for system in BASELINES},
+    "fedjets": {"run.system": "fedjets", "baseline.anchors": False},
+    "fedjets with anchors": {"run.system": "fedjets", "data.scheme": "pathological"},
+    "pfedmoap": {"run.system": "pfedmoap", **GIVEN},
+}
+KILLED_IN = {"fedmoe": 14, "fedmoe-da": 9}  # of all others 6
+HOLDS = KEEPS | {"fedmoe", "fedmoe-da"}  # the last two: which experts they were sent
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("system", ["flex-moe", "fedmoe-da"])
+@pytest.mark.parametrize("case", SYSTEMS)
 def test_a_published_system_killed_in_training_goes_on_with_what_its_clients_kept(
-    tmp_path: Path, system: str
+    home: Path, case: str
 ) -> None:
     """Half the clients take part: what one kept last is often older than the checkpoint.
 
     Killed in round 6, it goes on after 4. The server's scores, deficits or rows must come back.
+    FedMoE's clients trade experts from round 13 on and FedMoE-DA's are mixed anew in round 9: each
+    is killed when it has just done that, and must do the same again.
     """
+    killed_in = KILLED_IN.get(case, 6)
     changed = {
-        "run.system": system, "run.controls": "", "extractor.backbone": "mlp",
-        "extractor.widths": "8", "baseline.rounds": 8, "baseline.local-steps": 2,
-        "baseline.batch-size": 8, "baseline.fraction-train": 0.5, "baseline.evaluate-every": 4,
-        "run.checkpoint-every": 4,
+        "run.controls": "", "extractor.backbone": "mlp", "extractor.widths": "8",
+        "baseline.rounds": killed_in + 2, "baseline.local-steps": 2, "baseline.batch-size": 8,
+        "baseline.tuning-steps": 5, "baseline.fraction-train": 0.5, "baseline.evaluate-every": 4,
+        "run.checkpoint-every": 4, **SYSTEMS[case],
     }  # fmt: skip
     recipe = [f"{key}={value}" for key, value in (TINY | changed).items()]
-    straight, killed = tmp_path / "runs" / "straight", tmp_path / "runs" / "killed"
-    kill_at(killed, "baseline", 6, "--workers", "0", "--name", "killed", "--set", *recipe)
-    finish(tmp_path, "--resume", str(killed), "--workers", "0")
-    go_on(straight, tmp_path / "cache", never, **changed)
+    straight, killed = home / "runs" / "straight", home / "runs" / "killed"
+    kill_at(killed, "baseline", killed_in, "--workers", "0", "--name", "killed", "--set", *recipe)
+    if case == "fedmoe":
+        assert any(len(experts) > 1 for experts in held_by_clients(killed))
+    if case == "fedmoe-da":
+        newest = max((killed / "checkpoints").glob("step-*.safetensors"))
+        assert files.load_arrays(newest)["strategy/age"] == 5  # rounds, then it is refreshed
+    finish(home, "--resume", str(killed), "--workers", "0")
+    go_on(straight, home / "cache", never, **changed)
 
-    assert_equal_runs(killed, straight)
+    assert_equal_runs(killed, straight, least=2)
     trained = [r for r in records(killed) if r["stage"] == "baseline"]
-    assert [r["round"] for r in trained] == list(range(1, 9))
+    assert [r["round"] for r in trained] == list(range(1, killed_in + 3))
     cohorts = {tuple(r["clients"]) for r in trained}
     assert len(cohorts) > 1
     assert {len(cohort) for cohort in cohorts} == {2}
     ours, theirs = (last_kept(folder) for folder in (killed, straight))
     assert ours == theirs
-    assert len(ours) == 4
+    assert len(ours) == (4 if changed["run.system"] in HOLDS else 0)
 
 
 def last_kept(folder: Path) -> dict[str, bytes]:
     """What each client of a published system kept in its last round."""
-    clients = sorted((folder / "clients").iterdir())
-    newest = [max(client.glob("baseline-*.safetensors")) for client in clients]
+    newest = [paths[-1] for paths in kept_by_clients(folder) if paths]
     return {str(path.relative_to(folder)): path.read_bytes() for path in newest}
+
+
+def kept_by_clients(folder: Path) -> list[list[Path]]:
+    """By client: what it has of a published system's rounds, the oldest first."""
+    clients = [folder / "clients" / str(client) for client in range(4)]
+    return [sorted(client.glob("baseline-*.safetensors")) for client in clients]
+
+
+def held_by_clients(folder: Path) -> list[set[tuple[int, ...]]]:
+    """By client: which experts it held in the rounds that it has something of."""
+    return [
+        {tuple(files.load_arrays(path)["held"].tolist()) for path in paths}
+        for paths in kept_by_clients(folder)
+    ]
 
 
 # --- every stage, and what else a run carries along -----------------------------------------------
@@ -264,11 +309,6 @@ def never(record: Mapping[str, Any]) -> bool:
 
 def at(stage: str, round: int = 1) -> Callable[[Mapping[str, Any]], bool]:
     return lambda record: (record["stage"], record["round"]) == (stage, round)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,10 @@
 
 Li et al. 2021, arXiv:2012.04221, algorithm 1. The global network w is FedAvg's. Each client keeps
 v_i, which takes as many steps on F_i(v) + lambda/2 ||v - w_t||^2; it starts from the first w
-received and never leaves. The test is answered by v_i.
+received and never leaves. The test is answered by v_i. A client must send what FedAvg's does, w
+alone.
+
+Simplified here: lambda is ``baseline.proximal`` for every client, and v_i has w's rate.
 """
 
 from typing import TYPE_CHECKING

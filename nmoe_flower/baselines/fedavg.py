@@ -3,6 +3,9 @@
 McMahan et al. 2017, arXiv:1602.05629. Each client takes E local steps from the received weights w;
 the server takes w <- sum_i n_i w_i / sum_i n_i.
 
+A client must send what it was sent, ``trunk.*`` and ``expert.0.*``, and ``num-examples``, n_i.
+Local work is in steps, not in epochs.
+
 Beside it, after training: ``fine-tuned``, its head tuned at home on the frozen trunk's latents;
 ``own``, a network that each client trains alone with as many steps as if it took part in every
 round; ``majority``, the class that a client has most often, whatever the image.

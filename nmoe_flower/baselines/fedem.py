@@ -6,7 +6,9 @@ Marfoq et al. 2021, arXiv:2108.10252, algorithm 1. In a round client i, with mix
 2. M: pi_ik = mean_x q_xk (equation 9).
 3. Steps on sum_k q_xk loss_k(x), q held (equation 10). The server averages the experts by n_i.
 
-A test image is answered by sum_k pi_ik softmax_k(x). The mixture weights never leave the client.
+A test image is answered by sum_k pi_ik softmax_k(x). The mixture weights never leave the client. A
+client must send ``trunk.*``, ``expert.<k>.*`` of all K, and ``num-examples``.
+
 Simplified here: q is of the training images, which flatters the experts that learn them; experts
 are heads on one trunk unless ``baseline.size = net``, as in the paper; a round is some steps, not
 an epoch.

@@ -1,8 +1,7 @@
 """FedJETs: a gate chooses which two experts a client trains; anchors keep the experts apart.
 
 Dun et al. 2023, arXiv:2306.08586. M experts, and one gate for everybody on the features of a common
-network. A client must send the gate, its experts and ``usage``, its mean gate probability. In a
-round:
+network. In a round:
 
 1. A client is given the K = ``baseline.held`` experts with the highest mean_x p(e|x) at it.
 2. It trains them and the gate on the cross-entropy of sum_e p(e|x) logits_e(x), e among the K.
@@ -11,6 +10,12 @@ round:
 4. The server averages each expert over its trainers and the gate over all, by samples.
 
 A test image is answered by the expert of the highest p(e|x), of all M: one model for everybody.
+
+A client must send ``trunk.*``, ``gate.<e>.*`` of all M, ``expert.<e>.*`` of its own,
+``num-examples`` and ``usage``, its mean gate probability of each of all M.
+
+In print the experts are whole networks, ResNet-34; here they are heads on a shared trunk, unless
+``baseline.size = net``.
 
 Anchors need what the server must be told: how many images of each class each client has. Ours, as
 print is silent: the first anchor has the largest share of one class, each further one the classes
@@ -65,7 +70,7 @@ class ChosenExperts(PartialExperts):
     def __init__(
         self, experts: int, held: int, *, anchors: bool, **options: Unpack[StreamingOptions]
     ) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=False, **options)
         self.held, self.anchors = self.held_at_once(held), anchors
         self.scores: dict[int, np.ndarray] = {}
         self._anchor_of: dict[int, int] | None = None

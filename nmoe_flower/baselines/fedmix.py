@@ -5,18 +5,26 @@ r_xk ~ p(k|x) p(y|x, w_k), held, a client takes steps on sum_k r_xk (loss_k(x) -
 that the gate learns r. The server averages expert k by the masses sum_x r_xk. A test image is
 answered by sum_k p(k|x) softmax_k(x).
 
+A client must send ``trunk.*``, ``expert.<k>.*`` of all K, ``num-examples`` and ``masses``, for each
+expert sum_x r_xk, in sum ``num-examples``; without masses it is refused. The trunk is averaged
+by samples.
+
 Not found in print, and so ours: the gate is linear in the latents of the shared trunk, or in the
 pixels if the experts are whole networks. No code of the authors was found. Simplified here: r is
-of the training images, which flatters the experts that learn them; a client receives every expert,
-also one whose mass has vanished, so its bytes are an upper bound.
+of the training images, which flatters the experts that learn them; experts are heads on one trunk
+unless ``baseline.size = net``, as in the paper; a client receives every expert, also one whose mass
+has vanished, so its bytes are an upper bound.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from nmoe_flower import records
 from nmoe_flower.baselines.fedem import responsibilities, ungated
+from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.config import Config
 from nmoe_flower.records import BaselineKey
+from nmoe_flower.strategies import StreamingOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +38,9 @@ __all__ = ["FEDMIX"]
 
 class _FedMix(Baseline):
     name = "fedmix"
+
+    def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
+        return PartialExperts(self.experts(config), masses=True, **options)
 
     def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
         return sum(p.numel() for p in _fresh_gate(network).parameters())

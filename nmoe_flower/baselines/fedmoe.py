@@ -12,6 +12,9 @@ of E experts has a gate with a row for each.
 The server averages each expert and its row over those who hold them; one owner's is copied; nobody
 trained it: unchanged. A client answers with its own part.
 
+A client must send ``trunk.*``, ``expert.<k>.*`` and ``gate.<k>.*`` of the experts it holds,
+``num-examples`` and ``usage``, of each of all E experts.
+
 Ours: rounds in turn, the number 5, and that use is of the training images, without augmentation, in
 the rounds in which a client held the expert. The paper searches within a memory; here k is given.
 No code of the authors was found.
@@ -53,7 +56,7 @@ class UsedExperts(PartialExperts):
     """
 
     def __init__(self, experts: int, held: int, **options: Unpack[StreamingOptions]) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=False, **options)
         self.held = self.held_at_once(held)
         self.used: dict[int, np.ndarray] = {}
         self._rounds: dict[int, int] = {}  # that a client took part in

@@ -1,8 +1,8 @@
 """FedMoE-DA: each client has experts of its own, mixed with those of clients in like domains.
 
 Zhan et al. 2024, arXiv:2411.02115. Client i trains a trunk, a router with a row g_ik for each
-expert, and its own E experts. A row tells the domain of its expert. A client must send all of them.
-After a round:
+expert, and its own E experts. A row tells the domain of its expert. A client must send all of them,
+``trunk.*``, ``gate.<k>.*`` and ``expert.<k>.*`` of all E, and ``num-examples``. After a round:
 
 1. r = cos(g_ik, g_jl) of all pairs of experts of all clients (equation 8).
 2. Of each expert's r, itself and the P = ``baseline.neighbours`` most similar stay, ties with them
@@ -75,7 +75,7 @@ class MixedExperts(PartialExperts):
         refresh: int = _REFRESH,
         **options: Unpack[StreamingOptions],
     ) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=False, **options)
         self.neighbours = require_whole("neighbours", neighbours)
         self.temperature = require_number("temperature", temperature, above=True)
         self.refresh = require_whole("refresh", refresh, 1)
@@ -100,7 +100,7 @@ class MixedExperts(PartialExperts):
         return super().mass(None, usable) if expert is None else 0.0
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
-        """Keep a client's experts until all have replied.
+        """Keep a client's experts, and their rows, until all have replied.
 
         Raises:
             ReplyError: An array is missing.
@@ -109,7 +109,9 @@ class MixedExperts(PartialExperts):
             raise ReplyError(
                 f"array {missing[0]!r} is missing: all of a client's experts are mixed"
             )
-        self._trained[client] = usable.arrays
+        self._trained[client] = {
+            name: value for name, value in usable.arrays.items() if expert_of(name) is not None
+        }
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -155,7 +157,7 @@ class MixedExperts(PartialExperts):
             every = np.stack([arrays[name] for name in names])
             precise = np.result_type(every.dtype, np.float32)  # float64 takes five times as long
             mixed = weights.astype(precise) @ every.reshape(len(every), -1)
-            mixed = mixed.reshape(-1, *every.shape[1:]).astype(every.dtype)
+            mixed = mixed.reshape(-1, *every.shape[1:]).astype(every.dtype, copy=False)
             arrays.update(zip(compress(names, mine), mixed, strict=True))
         one = sum(value.nbytes for name, value in arrays.items() if name.startswith("expert.0."))
         reads = self._weights.reshape(len(self._of), self.experts, -1).any(axis=1)

@@ -1,7 +1,9 @@
 """FedPer: a shared trunk under private heads, trained together.
 
 Arivazhagan et al. 2019, arXiv:1912.00818. The trunk is averaged, weighted by samples; the head
-never leaves the client.
+never leaves the client. A client must send ``trunk.*`` and ``num-examples``.
+
+Simplified here: what is private is the whole head, and no block of the trunk.
 """
 
 from typing import TYPE_CHECKING

@@ -2,7 +2,9 @@
 
 Li et al. 2020, arXiv:1812.06127. Each client minimises F_i(w) + mu/2 ||w - w_t||^2; the server
 averages as FedAvg does. The server half is Flower's FedProx, which tells mu as ``proximal-mu``, on
-the base of all systems.
+the base of all systems. A client must send what FedAvg's does.
+
+Simplified here: every client takes the same number of steps; none is cut short.
 """
 
 from typing import TYPE_CHECKING, Unpack
@@ -26,7 +28,7 @@ __all__ = ["FEDPROX"]
 
 class _Server(FedProx, PartialExperts):
     def __init__(self, experts: int, mu: float, **options: Unpack[StreamingOptions]) -> None:
-        PartialExperts.__init__(self, experts, **options)
+        PartialExperts.__init__(self, experts, masses=False, **options)
         self.proximal_mu = mu
 
 

@@ -3,6 +3,7 @@
 Collins et al. 2021, arXiv:2102.07078, algorithm 1. Of a round's steps the first half trains the
 head on the received trunk, the second half the trunk under that head (ours: the paper takes many
 steps for the head and few for the trunk; halves keep the work equal to that of the others).
+A client must send what FedPer's does.
 """
 
 from typing import TYPE_CHECKING

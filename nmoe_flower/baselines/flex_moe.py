@@ -11,6 +11,9 @@ In a round:
 3. Q(c, e) <- (1 - b) Q(c, e) + b s_ce for the experts trained; the others stay as they are. Expert
    e is averaged with the weights u_ce, the trunk by samples.
 
+A client must send ``trunk.*``, ``expert.<e>.*`` of the experts it trained, ``num-examples``, and
+``masses``, u_ce, and ``expert-accuracies``, s_ce, of each of all E experts.
+
 Of the two scores that print names, s is the accuracy, not exp(-alpha loss). Not found in print,
 and so ours: b = 0.3; Q starts at 1, so that everything is tried; both bounds
 are an even share unless set; usage and accuracy are of the training images, without augmentation.
@@ -67,7 +70,7 @@ class FlexExperts(PartialExperts):
         hi: int | Sequence[int] | None = None,
         **options: Unpack[StreamingOptions],
     ) -> None:
-        super().__init__(experts, **options)
+        super().__init__(experts, masses=True, **options)
         self.held, self.lo, self.hi = self.held_at_once(held), lo, hi
         self.scores: dict[int, np.ndarray] = {}
         self._deficits = DeficitQueue(experts)

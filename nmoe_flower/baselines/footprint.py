@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["SystemCost", "memory_of_server", "system_cost"]
 
 _ROUNDS = 3  # from the second on a client may be sent what others have sent
-_MEASURES = (BaselineKey.USAGE, BaselineKey.MASSES, BaselineKey.ACCURACIES)
+_MEASURES = (BaselineKey.USAGE, BaselineKey.ACCURACIES)
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,7 @@ def _initial_network(
 
 def _untrained(strategy: PartialExperts, travelling: Collection[str]) -> Callable[..., Message]:
     """A client that sends back what it was sent, but for what it was only to read."""
+    measures = (*_MEASURES, BaselineKey.MASSES) if strategy.masses else _MEASURES
 
     def answer(message: Message, context: Context) -> Message:
         arrays = records.of_kind(message.content, ArrayRecord)[ARRAYS]
@@ -176,7 +177,7 @@ def _untrained(strategy: PartialExperts, travelling: Collection[str]) -> Callabl
         held = [float(expert in owners) for expert in range(strategy.experts)]
         return records.reply(
             message,
-            metrics={NUM_EXAMPLES: 1, **dict.fromkeys(_MEASURES, held)},
+            metrics={NUM_EXAMPLES: 1, **dict.fromkeys(measures, held)},
             arrays={ARRAYS: ArrayRecord({n: v for n, v in arrays.items() if n in travelling})},
         )
 

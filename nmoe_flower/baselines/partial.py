@@ -46,10 +46,12 @@ class PartialExperts(StreamingFedAvg):
     The client must send any of the arrays it was sent, ``num-examples`` and, where experts are not
     to be weighed by that, ``masses``: a weight for each of all E experts, at least 0. A reply with
     arrays that this client was not sent, or other shapes, or a mass that is NaN, negative or of an
-    expert it does not hold, is dropped and named.
+    expert it does not hold, or with masses that should not be there or without those that should,
+    is dropped and named.
 
     Args:
         experts: E, how many experts there are.
+        masses: Whether every reply must hold ``masses``; False: none may; None: each as it likes.
         **options: What ``StreamingFedAvg`` and FedAvg take.
 
     Attributes:
@@ -62,10 +64,13 @@ class PartialExperts(StreamingFedAvg):
     def __init__(
         self,
         experts: int,
+        *,
+        masses: bool | None = None,
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(**options)
         self.experts = require_whole("experts", experts, 1)
+        self.masses = masses
         self._whole: dict[str, np.ndarray] = {}
         self._given: dict[int, dict[str, np.ndarray]] = {}
         self._masses: list[float] | None = None
@@ -198,7 +203,10 @@ class PartialExperts(StreamingFedAvg):
         return usable
 
     def _read_masses(self, usable: Usable, given: Mapping[str, np.ndarray]) -> list[float] | None:
-        if BaselineKey.MASSES not in usable.metrics:
+        told = BaselineKey.MASSES in usable.metrics
+        if told and self.masses is False:
+            raise ReplyError(f"metric {BaselineKey.MASSES!r} was not asked for")
+        if not (told or self.masses):
             return None
         masses = self.scores_of(usable, BaselineKey.MASSES)
         held = {self.owner(name) for name in given}

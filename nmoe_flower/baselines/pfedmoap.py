@@ -11,7 +11,9 @@ keeps a pool: the last head of every client. In a round client i
    c of all heads, with the latents as the query. It answers with
    sum_k a_kc(x) logit_kc(x) + 0.5 own logit_c(x).
 
-The head alone is sent back. A client is tested with its last head, gate and neighbours.
+A client must send its head alone, ``expert.0.*``, and ``num-examples``; the heads of others, which
+it gets as ``peer.<j>.expert.0.*``, are refused. It is tested with its last head, gate and
+neighbours.
 
 As in the authors' release: 8 parts of attention, at most 128 strided features, scores times 10,
 dropout 0.1, half the own logits. Ours, for linear heads: keys are rows, scores are cosines, and
@@ -57,7 +59,7 @@ class PooledHeads(PartialExperts):
     """
 
     def __init__(self, neighbours: int, **options: Unpack[StreamingOptions]) -> None:
-        super().__init__(1, **options)
+        super().__init__(1, masses=False, **options)
         self.neighbours = require_whole("neighbours", neighbours)
         self.pool: dict[int, dict[str, np.ndarray]] = {}
         self._found: dict[int, dict[str, np.ndarray]] = {}

@@ -7,6 +7,8 @@ and at home an extractor F_k, a header and a gate on the pixels:
 2. z = a_1 G(x) + a_2 F_k(x); the header answers with logits of z.
 3. All four are trained together on the cross-entropy. G alone is sent, and averaged by samples.
 
+A client must send ``trunk.*``, which is G, and ``num-examples``.
+
 Ours: F_k has the shape of G, and is drawn by itself, or begins where G does if that comes from
 stage 1 (in print F_k are five networks, and G is the smallest); the gate has 50 hidden units, and
 starts by weighing both alike; all have one rate. A gate that is all for F_k sends no gradient to G,

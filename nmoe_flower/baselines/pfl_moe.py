@@ -1,7 +1,7 @@
 """PFL-MoE: after FedAvg, each client mixes the global head with one of its own.
 
-Guo et al. 2020, arXiv:2012.15589. Nothing is sent after FedAvg. Then, at each client, on latents
-of the frozen trunk:
+Guo et al. 2020, arXiv:2012.15589. While FedAvg runs, a client must send what FedAvg's does;
+nothing is sent after it. Then, at each client, on latents of the frozen trunk:
 
 1. PFL-FB: a copy of the head is tuned on 75 % of the images.
 2. PFL-MF: on the other 25 %, with both heads held, one sigmoid neuron g(latents) is trained by

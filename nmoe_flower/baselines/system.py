@@ -41,8 +41,8 @@ class Baseline:
         return config.baseline.experts if BASELINES[self.name].several else 1
 
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
-        """The server half."""
-        return PartialExperts(self.experts(config), **options)
+        """The server half: by samples, unless a subclass says otherwise."""
+        return PartialExperts(self.experts(config), masses=False, **options)
 
     def network(
         self,

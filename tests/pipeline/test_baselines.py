@@ -303,21 +303,6 @@ def test_costs_told_before_are_those_of_a_run(whole: Callable[[str], Whole], sys
     assert told.at_home == sum(numbers)  # but ids, and what it was sent
 
 
-@pytest.mark.parametrize("system", BASELINES)
-def test_a_killed_run_goes_on_bit_by_bit(
-    new_pipeline: New,
-    interrupted: type[Exception],
-    whole: Callable[[str], Whole],
-    system: str,
-) -> None:
-    broken = new_pipeline(system, settings_of(system))
-    with pytest.raises(interrupted):
-        broken(stop=lambda line: line["stage"] == "baseline" and line["round"] == 2)
-    assert rows_of(broken()) == whole(system).rows
-    for name, value in whole(system).trained.items():
-        np.testing.assert_array_equal(trained(broken)[name], value)
-
-
 def test_what_is_not_finite_is_never_kept_at_home(member: Callable[..., Member]) -> None:
     """Or the client would begin every later round with it."""
     member("fedper", 1).keep({"head": torch.ones(2)})
@@ -640,6 +625,28 @@ def test_an_indifferent_gate_and_all_experts_everywhere_are_fedavg_of_the_ensemb
             }
     for name, value in records.to_numpy(arrays).items():
         np.testing.assert_allclose(value, wanted[name], atol=1e-6)
+
+
+READS = {"fedem": 1, "fedmix": 1, "fedmoe": 1, "fedjets": 1, "flex-moe": 1, "fedmoe-da": 0}
+
+
+@pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])
+def test_all_heads_read_one_pass_of_the_trunk(member: Callable[..., Member], system: str) -> None:
+    """A step is one pass with gradients, of its batch, and not one for each of five heads.
+
+    Without gradients the trunk reads the training images once more, where a system measures its
+    experts on them.
+    """
+    client = member(system, 1, changes={"baseline.experts": 5, "baseline.held": 5})
+    client.told = {FeedbackKey.EXPERTS: list(range(5))}
+    passes: dict[bool, list[int]] = {True: [], False: []}
+    client.network.trunk.register_forward_hook(
+        lambda _, inputs, __: passes[torch.is_grad_enabled()].append(len(inputs[0]))
+    )
+    client.system.train(client)
+    assert len(client.network.expert) == 5
+    assert passes[True] == [16] * 3
+    assert sum(passes[False]) == READS[system] * len(client.labels)
 
 
 @pytest.mark.parametrize("system", ["fedem", "fedmix", "fedjets"])

@@ -119,6 +119,31 @@ def test_masses_weigh_experts_and_examples_the_rest() -> None:
     np.testing.assert_array_equal(found["expert.1.w"], INITIAL["expert.1.w"])  # nobody's mass
 
 
+@pytest.mark.parametrize(
+    ("masses", "refused"),
+    [
+        (True, {2: "metric 'masses' is missing"}),
+        (False, {1: "metric 'masses' was not asked for"}),
+        (None, {}),
+    ],
+)
+def test_masses_are_wanted_refused_or_as_a_client_likes(
+    masses: bool | None, refused: dict[int, str]
+) -> None:
+    """Two clients of three samples each; the first says that each expert has half of them."""
+    strategy = PartialExperts(3, masses=masses)
+    answers = {
+        0: (dict.fromkeys(INITIAL, value(1)), {NUM_EXAMPLES: 3, BaselineKey.MASSES: [1.5] * 3}),
+        1: (dict.fromkeys(INITIAL, value(2)), {NUM_EXAMPLES: 3}),
+    }
+    found = round_of(strategy, 2, answers)
+    failures = {one["partition"]: one["reason"] for one in strategy.last_exchange.failures}
+    assert failures == refused
+    weights = [weight * (client not in refused) for client, weight in ((1, 1.5), (2, 3.0))]
+    mean = np.average([value(1), value(2)], axis=0, weights=weights)
+    np.testing.assert_allclose(found["expert.0.w"], mean, rtol=1e-6)
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=5), st.randoms())
 def test_all_experts_by_everybody_is_fedavg_bit_for_bit(weights: list[int], draw: Any) -> None:
