@@ -2,8 +2,9 @@
 
 A run's own folder has both, as ``config.toml`` and ``provenance.json``. The runs that are published
 of a study differ in little, so what they began with stands in one file beside their folders,
-``<study>/runs.json``: what all have in common under ``every-run``, what all seeds of a variant have
-beside that under ``every-seed``, the rest under ``runs``, by ``<variant>/seed-N``.
+``<study>/runs.json``: what is usual under ``every-run``, what is usual among the seeds of a variant
+and differs from that under ``every-seed``, and what differs from both under ``runs``, by
+``<variant>/seed-N``.
 """
 
 from collections import defaultdict
@@ -117,12 +118,12 @@ def keep_begun(folder: Path, settings: _Tree, origin: _Tree) -> None:
     """
     study = _study(folder)
     kept = begun_together(study) | {_name(folder): {_CONFIG: settings, _PROVENANCE: origin}}
-    every = _common(list(kept.values()))
+    every = _usual(list(kept.values()))
     rest = {name: _without(one, every) for name, one in sorted(kept.items())}
     seeds: dict[str, list[_Tree]] = defaultdict(list)
     for name, one in rest.items():
         seeds[_variant(name)].append(one)
-    variants = {variant: _common(ones) for variant, ones in seeds.items()}
+    variants = {variant: _usual(ones) for variant, ones in seeds.items()}
     each = {name: _without(one, variants[_variant(name)]) for name, one in rest.items()}
     told = {_EVERY_RUN: every, _EVERY_SEED: variants, _EACH: each}
     write_text(study / RUNS, lines_of_json(told))
@@ -163,10 +164,10 @@ def _variant(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _common(trees: Sequence[_Tree]) -> dict[str, Any]:
-    """What trees have in common.
+def _usual(trees: Sequence[_Tree]) -> dict[str, Any]:
+    """What trees have in common: of a key that all have, the value that most of them have.
 
-    >>> _common([{"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "d": 5}])
+    >>> _usual([{"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "d": 3}, {"a": {"b": 5}}])
     {'a': {'b': 1}}
     """
     first, *others = trees
@@ -175,34 +176,36 @@ def _common(trees: Sequence[_Tree]) -> dict[str, Any]:
         if all(key in one for one in others):
             values = [value, *(one[key] for one in others)]
             if all(isinstance(one, Mapping) for one in values):
-                found[key] = _common(values)
-            elif all(one == value for one in values):
-                found[key] = value
+                found[key] = _usual(values)
+            elif not any(isinstance(one, Mapping) for one in values):
+                most = max(values, key=values.count)
+                if values.count(most) > 1 or not others:
+                    found[key] = most
     return found
 
 
-def _without(tree: _Tree, common: _Tree) -> dict[str, Any]:
-    """What a tree has beside what it has in common with others.
+def _without(tree: _Tree, usual: _Tree) -> dict[str, Any]:
+    """Where a tree differs from what is usual, which has no key that it lacks.
 
-    >>> _without({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1}})
+    >>> _without({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1}, "d": 4})
     {'a': {'c': 2}, 'd': 3}
     """
     return {
-        key: _without(value, common[key]) if isinstance(value, Mapping) and key in common else value
+        key: _without(value, usual[key]) if isinstance(value, Mapping) and key in usual else value
         for key, value in tree.items()
-        if key not in common or common[key] != value
+        if key not in usual or usual[key] != value
     }
 
 
-def _joined(common: _Tree, rest: _Tree) -> dict[str, Any]:
-    """A tree again, from what it has in common with others and what it has beside that.
+def _joined(usual: _Tree, rest: _Tree) -> dict[str, Any]:
+    """A tree again, from what is usual and where it differs.
 
-    >>> _joined({"a": {"b": 1}}, {"a": {"c": 2}, "d": 3})
+    >>> _joined({"a": {"b": 1}, "d": 4}, {"a": {"c": 2}, "d": 3})
     {'a': {'b': 1, 'c': 2}, 'd': 3}
     """
-    both = {key: _joined(common[key], rest[key])
-            for key in common.keys() & rest.keys() if isinstance(rest[key], Mapping)}  # fmt: skip
-    return {**common, **rest, **both}
+    both = {key: _joined(usual[key], rest[key])
+            for key in usual.keys() & rest.keys() if isinstance(rest[key], Mapping)}  # fmt: skip
+    return {**usual, **rest, **both}
 
 
 def _read_object(path: Path, raises: type[NMoEError]) -> dict[str, Any]:

@@ -41,14 +41,16 @@ def study(tmp_path: Path) -> Path:
     return place
 
 
-def test_every_value_stands_once(study: Path) -> None:
+def test_every_value_stands_once_and_what_is_usual_once_for_all(study: Path) -> None:
+    """tau and the seed are those of two runs in three; the third says what it has."""
     told = json.loads((study / RUNS).read_text(encoding="utf-8"))
-    both = {"config": {"data": {}, "run": {}},
-            "provenance": {"format-version": 1, "machine": MACHINE}}  # fmt: skip
-    assert told["every-run"] == both
-    assert told["every-seed"]["a"] == {
-        "config": {"data": {"tau": 0.5}, "run": {}},
-        "provenance": {},
+    usual = {"config": {"data": {"tau": 0.5}, "run": {"seed": 0, "name": "n-0"}},
+             "provenance": {"format-version": 1, "machine": MACHINE, "seed": 0}}  # fmt: skip
+    assert told["every-run"] == usual
+    assert told["every-seed"]["a"] == {"provenance": {}}
+    assert told["every-seed"]["b"] == {
+        "config": {"data": {"tau": 0.2}},
+        "provenance": {"git": {"dirty": True}},
     }
     assert told["runs"]["a/seed-1"] == {
         "config": {"run": {"seed": 1, "name": "n-1"}},

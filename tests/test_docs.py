@@ -461,18 +461,18 @@ def test_what_is_said_of_systems_on_latents_was_measured() -> None:
         assert (more < 0).sum() == (at == "dirichlet-0.3")
         alike = found["iid", "accuracy", "fedjets", "uniform", at]
         assert with_anchors.mean() < alike["mean"] + alike["se"]
-        tuned = mean("fedavg", "fine-tuned", at)
+        tuned = mean("fedavg-home", "fine-tuned", at)
         for level in ("fb", "mf"):
             assert abs(tuned - mean("pfl-moe", f"pfl-{level}", at)) < 0.003
         assert 0.015 < tuned - mean("pfl-moe", "pfl-mfe", at) < 0.035
-        own = mean("fedavg", "own", at)
+        own = mean("fedavg-home", "own", at)
         in_rounds = ("fedem", "fedmix", "fedmoe", "flex-moe", "fedmoe-da")
         assert own > max(mean(one, one, at) for one in in_rounds)
-    most = mean("fedavg", "majority", "tau-0.2")
+    most = mean("fedavg-home", "majority", "tau-0.2")
     assert {one for one in in_rounds if mean(one, one, "tau-0.2") < most} == {"fedmoe", "fedmoe-da"}
     page = (ROOT / "docs/explanation/baselines.md").read_text(encoding="utf-8").replace("\n", " ")
     for at in settings:
-        pair = [("fedavg", "fine-tuned"), ("nmoe-own", "local+prior")]
+        pair = [("fedavg-home", "fine-tuned"), ("nmoe-own", "local+prior")]
         two = [found["local", "accuracy", *one, at] for one in pair]
         assert (two[0]["mean"] > two[1]["mean"]) == (at != "two-classes")
         if at == "dirichlet-0.3":  # "within the error"
