@@ -359,23 +359,20 @@ def _rehearse_baseline(
 ) -> None:
     import numpy as np
 
-    from nmoe_flower.baselines import memory_of_server
-    from nmoe_flower.models import configured_extractor
+    from nmoe_flower.baselines import empty_network, memory_of_server
     from nmoe_flower.strategies import cohort_size
 
     entry = BASELINES[config.run.system]
     system: Baseline = found(entry.system)
     held = memory_of_server(config, data.image_shape, data.num_classes)
     _check_bytes(held, "baseline.experts", config.baseline.experts, what="the server would hold")
-    given = config.extractor.is_given
-    latent_dim = configured_extractor(config, data.image_shape).latent_dim if given else 0
-    network = system.network(config, data.image_shape, data.num_classes, latent_dim=latent_dim)
+    network = empty_network(system, config, data.image_shape, data.num_classes)
     if not any(system.travels(name) for name in network.state_dict()):
         raise ConfigError(
             f"run.system = {config.run.system} shares nothing but the trunk, and "
             f"extractor.backbone = {config.extractor.backbone} has no weights"
         )
-    if not given:
+    if not config.extractor.is_given:
         fewest = min(len(client.train) for client in clients)
         _rehearse_trunk(config, (min(2, config.baseline.batch_size, fewest), *data.image_shape))
     strategy = system.strategy(config)

@@ -148,7 +148,7 @@ def benchmark_block(match: re.Match[str]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Write the tables, or compare; 1 if one differs."""
     differ = 0
-    for path in sorted(DOCS.rglob("*.md")):
+    for path in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
         page = path.read_text(encoding="utf-8")
         written = OF_STUDY.sub(study_block, BLOCK.sub(block, page))
         written = OF_BENCHMARK.sub(benchmark_block, written)

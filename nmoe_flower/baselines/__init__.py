@@ -9,7 +9,12 @@ from nmoe_flower.baselines.fedjets import ChosenExperts
 from nmoe_flower.baselines.fedmoe import UsedExperts
 from nmoe_flower.baselines.fedmoe_da import MixedExperts
 from nmoe_flower.baselines.flex_moe import FlexExperts
-from nmoe_flower.baselines.footprint import SystemCost, memory_of_server, system_cost
+from nmoe_flower.baselines.footprint import (
+    SystemCost,
+    empty_network,
+    memory_of_server,
+    system_cost,
+)
 from nmoe_flower.baselines.partial import (
     PartialExperts,
     expert_of,
@@ -29,6 +34,7 @@ __all__ = [
     "PooledHeads",
     "SystemCost",
     "UsedExperts",
+    "empty_network",
     "expert_of",
     "has_clients_parts",
     "memory_of_server",

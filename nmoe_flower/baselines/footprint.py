@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from nmoe_flower.baselines.member import ExpertNetwork
 
-__all__ = ["SystemCost", "memory_of_server", "system_cost"]
+__all__ = ["SystemCost", "empty_network", "memory_of_server", "system_cost"]
 
 _ROUNDS = 3  # from the second on a client may be sent what others have sent
 _MEASURES = (BaselineKey.USAGE, BaselineKey.ACCURACIES)
@@ -74,7 +74,7 @@ def system_cost(
         ConfigError: The strategy refuses these settings.
     """
     system: Baseline = found(BASELINES[config.run.system].system)
-    network = _initial_network(system, config, image_shape, num_classes)
+    network = empty_network(system, config, image_shape, num_classes)
     shapes = {
         name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in network.state_dict().items()
@@ -141,7 +141,7 @@ def memory_of_server(config: Config, image_shape: tuple[int, int, int], num_clas
     """
     system: Baseline = found(BASELINES[config.run.system].system)
     one = {**config.flat(), "baseline.experts": 1, "baseline.held": 1}
-    network = _initial_network(system, Config.parse(one), image_shape, num_classes)
+    network = empty_network(system, Config.parse(one), image_shape, num_classes)
     experts, copies = system.experts(config), system.server_copies(config)
     size = system.server_extra(config)
     for name, value in network.state_dict().items():
@@ -151,10 +151,17 @@ def memory_of_server(config: Config, image_shape: tuple[int, int, int], num_clas
     return size
 
 
-def _initial_network(
+def empty_network(
     system: Baseline, config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> "ExpertNetwork":
-    """A system's network whose arrays have shapes and no numbers: nothing is allocated."""
+    """A system's network whose arrays have shapes and no numbers: nothing is allocated.
+
+    Args:
+        system: The system.
+        config: The run's configuration.
+        image_shape: Channels, height, width.
+        num_classes: How many classes there are, C.
+    """
     import torch
 
     from nmoe_flower.models import configured_extractor

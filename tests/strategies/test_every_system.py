@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmoe_flower import records
-from nmoe_flower.baselines import PartialExperts, memory_of_server
+from nmoe_flower.baselines import Baseline, PartialExperts, memory_of_server
 from nmoe_flower.baselines.fedjets import ChosenExperts
 from nmoe_flower.baselines.fedmoe import UsedExperts
 from nmoe_flower.baselines.fedmoe_da import MixedExperts
 from nmoe_flower.baselines.flex_moe import FlexExperts
+from nmoe_flower.baselines.member import ExpertNetwork
 from nmoe_flower.baselines.pfedmoap import PooledHeads
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.config import Config
@@ -232,6 +233,23 @@ def test_more_experts_than_memory_are_refused_before_anything_is_built(system: s
     pairs = 3 * (3 * 1024) ** 2 if system == "fedmoe-da" else 0  # of all clients' experts
     assert size == 4 * (copies * 1024 * one + gate) + 8 * pairs
     assert f"({size:,} bytes); allowed: what fits into the" in str(got.value)
+
+
+def test_a_rehearsal_allocates_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a network which hardly fits is not there twice before the run begins."""
+    built: list[ExpertNetwork] = []
+    real = Baseline.network
+
+    def network(self: Baseline, *given: Any, **more: Any) -> ExpertNetwork:
+        built.append(real(self, *given, **more))
+        return built[-1]
+
+    monkeypatch.setattr(Baseline, "network", network)
+    config = config_of("fedem", **{"data.train-per-client": 40})
+    data = configured_images(config)
+    rehearse(config, data, configured_partition(config, data, num_clients=3))
+    assert len(built) > 1
+    assert {p.device.type for one in built for p in one.parameters()} == {"meta"}
 
 
 def test_a_backbone_that_cannot_read_the_images_is_refused_before_anything_runs() -> None:
