@@ -144,7 +144,7 @@ def _plan(args: argparse.Namespace) -> int:
         print(json.dumps(plan.to_json()))
     else:
         _show(plan)
-    return 0
+    return 1 if any(one.state in ("broken", "other") for one in plan.runs) else 0
 
 
 def _show(plan) -> None:  # type: ignore[no-untyped-def]

@@ -99,4 +99,4 @@ def _report(args: argparse.Namespace) -> int:
         print(f"published  {publish_study(findings, args.runs, args.publish)}")
     for sentence in findings.absent:
         print(f"note: {sentence}", file=sys.stderr)
-    return 0
+    return 1 if any(one.failed for one in findings.outcomes) else 0

@@ -412,7 +412,7 @@ def _maps(
     ]
     have = {(*_of_run(one), seed) for one in chosen for seed in one.seeds}
     there = {(run.variant, run.seed) for run in meant if (*_of_run(run), run.seed) in have}
-    notes = [seeds_in_words(seeds) if seeds else "nothing was routed"]
+    notes = [seeds_in_words(seeds) if seeds else "no routing is here: published runs keep none"]
     notes += _without(meant, there, "routing") if seeds else []
     return Figure(
         figure.name, figure.heading, "routing", "expert", "client", panels=tuple(panels),

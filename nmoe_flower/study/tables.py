@@ -108,7 +108,7 @@ class Cell:
         if self.mean is None:
             return "-" if self.status in ("none", "measured") else self.status
         if self._is_tiny:
-            return f"{self.mean:.{max(self.digits, 1)}g}"
+            return f"{self.mean:.{max(self.digits, 1)}g} {self.counted}".rstrip()
         same = self.digits == 0 and not self.se  # a setting, or a count that all seeds share
         spread = "" if self.se is None or same else f" ± {self.se:,.{self.decimals}f}"
         return f"{self.mean:,.{self.decimals}f}{spread} {self.counted}".rstrip()

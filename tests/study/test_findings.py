@@ -242,7 +242,10 @@ def test_all_of_a_report_or_nothing(
     assert (out / "report.md").read_text() == "the last one"
 
 
-def test_a_failed_and_a_missing_run_are_told(written: Write, tmp_path: Path) -> None:
+def test_a_failed_and_a_missing_run_are_told(
+    written: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the command says by its exit code that one has failed, once all is written."""
     study, runs = written(TEXT, "of-100"), tmp_path / "runs"
     finish(study, 0, runs)
     failed = runs / study.runs[1].place
@@ -253,7 +256,10 @@ def test_a_failed_and_a_missing_run_are_told(written: Write, tmp_path: Path) -> 
         "Failed: tau-0.5 seed 1 (RoundError: no client came).", "Missing: tau-0.2 seeds 0, 1.",
     ]  # fmt: skip
     texts = [cell.text for cell in found.tables[0].lines[0].cells]
-    assert texts == ["0.500 (n = 1)", "missing"]
+    assert texts == ["0.500 (n = 1, 1 failed)", "missing"]
+    words = ["study", "report", str(study.path), "--runs", str(runs), "--format", "md"]
+    assert cli.main(words) == 1
+    assert f"report  {runs}/{study.name}/report/report.md" in capsys.readouterr().out
     text = write_findings(found, tmp_path / "out", formats=[], pictures=[]).read_text()
     assert "1 of 4 runs" in text
     assert "**Failed: tau-0.5 seed 1 (RoundError: no client came).**" in text

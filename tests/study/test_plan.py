@@ -341,7 +341,7 @@ def test_a_folder_changed_by_hand_is_named_and_nothing_is_overwritten(
     assert broken.results_path.read_text() == "{"
     assert nmoe("run", "small.toml", "--one", "top-k-1/seed-0") == 1
     assert "nothing was touched" in capsys.readouterr().err
-    assert nmoe("plan", "small.toml", "--only", "top-k-1") == 0
+    assert nmoe("plan", "small.toml", "--only", "top-k-1") == 1
     told = "top-k-1/seed-0: another configuration is there: data.tau is 0.9 and not 0.3\n"
     assert told in capsys.readouterr().out
     assert nmoe("commands", "small.toml", "--only", "top-k-1") == 1
