@@ -247,7 +247,8 @@ def run_in(
         shown = tracked.beside(view, tell=view.message)
         _train(folder, shown, "inprocess", workers, resumed=False, until=until, soonest=0.0)
         if not until:
-            tracked.finish([])
+            shown_there = track is not None and track.trackers
+            tracked.finish(draw(folder, view.message) if shown_there else [])
     return folder
 
 

@@ -60,7 +60,13 @@ def test_a_run_after_a_shared_stage_1_has_all_its_rounds(
 ) -> None:
     from nmoe_flower.config import Config
 
-    one = Notebook()
+    class Album(Notebook):
+        def finish(self, results: Any, figures: Any) -> None:
+            super().finish(results, figures)
+            drawn.extend(figures)
+
+    drawn: list[Path] = []
+    one = Album()
     made: list[Any] = []
     monkeypatch.setattr(
         Track, "makers", lambda self: made.append(self) or {"Notebook": lambda: one}
@@ -80,6 +86,8 @@ def test_a_run_after_a_shared_stage_1_has_all_its_rounds(
     assert {"extractor", "experts", "gate/federated", "evaluation"} <= stages.keys()
     assert one.calls[-1] == ("close", "finished")
     assert [name for name, _ in one.calls].count("finish") == 1
+    assert {"accuracy.png", "rounds.png"} <= {path.name for path in drawn}
+    assert all(path.is_file() for path in drawn)
 
 
 def test_commands_carry_the_trackers_and_unknown_ones_are_refused(
