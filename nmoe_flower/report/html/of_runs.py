@@ -576,7 +576,11 @@ def _cost(groups: Groups) -> list[PagePart]:
         return [table]
     heads = [TableColumn("Configuration", words=True), TableColumn("Seeds")]
     heads += map(TableColumn, ("Seconds", "MB up", "MB down"))
-    notes = ["Mean over the seeds, all stages and all clients together, tests and controls too."]
+    tested = all(
+        "evaluation" in run.results.get("stages", {}) for runs in groups.values() for run in runs
+    )
+    counted = "tests and controls too" if tested else "without tests and controls"
+    notes = [f"Mean over the seeds, all stages and all clients together, {counted}."]
     return [
         SortableTable("A whole run", heads, sums, notes),
         Fold("Every stage of every run", [table]),

@@ -214,6 +214,17 @@ def test_names_are_text_wherever_they_come_from(finished_run):
     assert "img" not in seen
 
 
+def test_the_sum_of_stages_says_whether_tests_and_controls_are_in_it(finished_run):
+    """Runs that are published have no stages of tests: their sum is less than their minutes."""
+    runs = [finished_run(name, {"run.seed": seed}) for seed, name in enumerate("ab")]
+    stages = {"extractor": {"seconds": 2.0}, "evaluation": {"seconds": 1.0}}
+    for run in runs:
+        changed(run, stages=stages)
+    assert "all clients together, tests and controls too." in words(page_of(*runs))
+    changed(runs[0], stages={"extractor": {"seconds": 2.0}})
+    assert "all clients together, without tests and controls." in words(page_of(*runs))
+
+
 def test_missing_and_odd_numbers_are_a_dash(finished_run):
     run = finished_run("one", rows=[("federated", "local", 0.5), ("local", "local", 0.6)])
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
