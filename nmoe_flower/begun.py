@@ -2,8 +2,8 @@
 
 A run's own folder has both, as ``config.toml`` and ``provenance.json``. The runs that are published
 of a study differ in little, so what they began with stands in one file beside their folders,
-``<study>/runs.json``: what is usual under ``every-run``, what is usual among the seeds of a variant
-and differs from that under ``every-seed``, and what differs from both under ``runs``, by
+``<study>/runs.json``: what is usual under ``every-run``, what is usual among several seeds of a
+variant and differs from that under ``every-seed``, and what differs from both under ``runs``, by
 ``<variant>/seed-N``.
 """
 
@@ -123,8 +123,8 @@ def keep_begun(folder: Path, settings: _Tree, origin: _Tree) -> None:
     seeds: dict[str, list[_Tree]] = defaultdict(list)
     for name, one in rest.items():
         seeds[_variant(name)].append(one)
-    variants = {variant: _usual(ones) for variant, ones in seeds.items()}
-    each = {name: _without(one, variants[_variant(name)]) for name, one in rest.items()}
+    variants = {variant: _usual(ones) for variant, ones in seeds.items() if len(ones) > 1}
+    each = {name: _without(one, variants.get(_variant(name), {})) for name, one in rest.items()}
     told = {_EVERY_RUN: every, _EVERY_SEED: variants, _EACH: each}
     write_text(study / RUNS, lines_of_json(told))
 
@@ -176,7 +176,8 @@ def _usual(trees: Sequence[_Tree]) -> dict[str, Any]:
         if all(key in one for one in others):
             values = [value, *(one[key] for one in others)]
             if all(isinstance(one, Mapping) for one in values):
-                found[key] = _usual(values)
+                if inner := _usual(values):
+                    found[key] = inner
             elif not any(isinstance(one, Mapping) for one in values):
                 most = max(values, key=values.count)
                 if values.count(most) > 1 or not others:
@@ -190,11 +191,16 @@ def _without(tree: _Tree, usual: _Tree) -> dict[str, Any]:
     >>> _without({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1}, "d": 4})
     {'a': {'c': 2}, 'd': 3}
     """
-    return {
-        key: _without(value, usual[key]) if isinstance(value, Mapping) and key in usual else value
-        for key, value in tree.items()
-        if key not in usual or usual[key] != value
-    }
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key not in usual:
+            found[key] = value
+        elif isinstance(value, Mapping):
+            if inner := _without(value, usual[key]):
+                found[key] = inner
+        elif usual[key] != value:
+            found[key] = value
+    return found
 
 
 def _joined(usual: _Tree, rest: _Tree) -> dict[str, Any]:
