@@ -247,8 +247,8 @@ def run_in(
         shown = tracked.beside(view, tell=view.message)
         _train(folder, shown, "inprocess", workers, resumed=False, until=until, soonest=0.0)
         if not until:
-            shown_there = track is not None and track.trackers
-            tracked.finish(draw(folder, view.message) if shown_there else [])
+            drawn = draw(folder, view.message) if track and track.trackers else []
+            tracked.finish(drawn)
     return folder
 
 

@@ -127,7 +127,8 @@ class Cell:
         """
         if self.difference is None:
             return "-"
-        return f"{self.difference:+,.{self.decimals}f}{IN_THE_NOISE if self.within_noise else ''}"
+        sign = f" {IN_THE_NOISE}" if self.within_noise else ""
+        return f"{self.difference:+,.{self.decimals}f}{sign}"
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class StudyTable:
 
 
 Place = tuple[Any, ...]
-IN_THE_NOISE = " ≈"
+IN_THE_NOISE = "≈"
 """What stands behind a difference that may be noise: a sign, which print and ears keep, too."""
 
 
@@ -384,7 +385,7 @@ def beside_paper_in_words(cells: Sequence[Cell]) -> Iterator[str]:
         yield (
             f"Of {how_many(len(judged), 'difference')} to a published value {noise} "
             f"{one_or_many(noise, 'lies', 'lie')} within our own 95 % interval"
-            + (f" ({IN_THE_NOISE.strip()})." if noise else ".")
+            + (f" ({IN_THE_NOISE})." if noise else ".")
         )
     if len(judged) < len(known):
         yield "From one seed beside a published value no order follows."

@@ -448,7 +448,7 @@ def _cells(cell: Cell, column: Column) -> list[TableCell]:
     tone = "same" if cell.within_noise else "better" if more >= 0 else "worse"
     tone = "" if cell.within_noise is None else tone
     shown = number_cell(more, digits=cell.decimals, signed=True).text
-    shown += IN_THE_NOISE if cell.within_noise else ""
+    shown += f" {IN_THE_NOISE}" if cell.within_noise else ""
     return [_ours(cell), TableCell(cell.paper_text, shown, tone=f"p {tone}".strip())]
 
 
