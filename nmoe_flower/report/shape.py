@@ -1,5 +1,6 @@
 """What the files of a finished run must hold for its report, checked before anything is drawn."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -163,12 +164,12 @@ def _said_of_each(content: Any, path: Path) -> Any:
     names, every = found.pop(_COLUMNS, None), found.pop(_EVERY_ROW, {})
     if isinstance(names, list):
         for number, row in enumerate(rows):
-            if not isinstance(row, list) or len(row) != len(names):
+            if not isinstance(row, list) or len(row) > len(names):
                 raise NMoEError(
-                    f"{path}: rows.{number} = {_shown(row)}: it should be a list of a value for "
-                    f"each of the {len(names)} columns"
+                    f"{path}: rows.{number} = {_shown(row)}: it should be a list of values for "
+                    f"the {len(names)} columns, or for the first of them"
                 )
-        rows = [dict(zip(map(str, names), row, strict=True)) for row in rows]
+        rows = [dict(zip(map(str, names), row, strict=False)) for row in rows]
     if not isinstance(every, dict) or not all(isinstance(row, dict) for row in rows):
         return content
     return {**found, "rows": [{**every, **row} for row in rows]}
@@ -177,26 +178,33 @@ def _said_of_each(content: Any, path: Path) -> Any:
 def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results that say once what all their rows have in common, for a smaller file.
 
-    That is values under ``every-row``, and names under ``columns``, if all have the same.
+    That is values under ``every-row``, and names under ``columns``: those that only some rows have
+    come last, and a row without them is shorter.
 
     >>> said_once({"rows": [{"tau": 0.2, "test": "iid"}, {"tau": 0.2, "test": "local"}]})
     {'every-row': {'tau': 0.2}, 'columns': ['test'], 'rows': [['iid'], ['local']]}
     """
-    first, *others = results["rows"]
-    every = {
+    every = _shared(results["rows"])
+    if len(results["rows"]) == 1:
+        return dict(results)
+    rows = [{k: v for k, v in row.items() if k not in every} for row in results["rows"]]
+    had = Counter(name for row in rows for name in row)
+    names = sorted(had, key=had.__getitem__, reverse=True)
+    rest = {key: value for key, value in results.items() if key != "rows"}
+    if any(row.keys() != set(names[: len(row)]) for row in rows):  # one lacks a column amidst
+        return {_EVERY_ROW: every, "rows": rows, **rest}
+    values = [[row[name] for name in names[: len(row)]] for row in rows]
+    return {_EVERY_ROW: every, _COLUMNS: names, "rows": values, **rest}
+
+
+def _shared(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all rows have, and all the same."""
+    first, *others = rows
+    return {
         name: value
         for name, value in first.items()
         if all(name in row and row[name] == value for row in others)
     }
-    if not others:
-        return dict(results)
-    rows = [{k: v for k, v in row.items() if k not in every} for row in results["rows"]]
-    names = list(rows[0])
-    if any(list(row) != names for row in rows):
-        return {_EVERY_ROW: every, **results, "rows": rows}
-    values = {_COLUMNS: names, "rows": [list(row.values()) for row in rows]}
-    others_of_it = {key: value for key, value in results.items() if key != "rows"}
-    return {_EVERY_ROW: every, **values, **others_of_it}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
