@@ -19,6 +19,7 @@ __all__ = [
     "AVERAGED",
     "BACKBONES",
     "BASELINES",
+    "BASELINE_ANSWERS",
     "CHUNKS",
     "CONTROLS",
     "DOMAINS",
@@ -580,6 +581,18 @@ BASELINES = {
         "keeps everybody's last head, baseline.experts - 1 of which a client is sent",
         needs_given=True,
     ),
+}
+
+# What tables call the answers of baselines that no system is named after.
+BASELINE_ANSWERS = {
+    "majority": "most frequent class",
+    "own": "own training alone",
+    "fine-tuned": "head fine-tuned at home",
+    "ditto-global": "Ditto, global model",
+    "pfl-fb": "PFL-FB",
+    "pfl-mf": "PFL-MF",
+    "pfl-mfe": "PFL-MFE",
+    "uniform": "all experts alike",
 }
 
 

@@ -145,7 +145,8 @@ STUDY_KEYS = {
     "[[skip]]": "dimensions with values: what is not run",
     "[[exceptions]]": "dimensions with values, and `set`: runs that have settings of their own",
     "[[include]]": "`study`, and `where`: runs of another study, with the same axes",
-    "[labels]": "what tables and figures call a value or a dimension",
+    "[labels]": "what tables and figures call a value, one of a dimension (`test.local`), "
+    "or a dimension",
 }
 STUDY_EXAMPLES = {
     "gates": """\

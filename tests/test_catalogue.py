@@ -11,6 +11,7 @@ from nmoe_flower.alignment import Assigner, align
 from nmoe_flower.catalogue import (
     ALIGNMENT_GATES,
     BACKBONES,
+    BASELINES,
     CONTROLS,
     GATES,
     LANGUAGE_MODELS,
@@ -28,7 +29,7 @@ from nmoe_flower.losses import objective_of
 from nmoe_flower.models import GateSite, Router, Routing, build_extractor
 from nmoe_flower.pipeline import exchanges, stage_1_strategy
 from nmoe_flower.pipeline.networked.gate import GateTrainer
-from nmoe_flower.report.tables import gate_kind, gate_order, method_label
+from nmoe_flower.report.tables import GATE_NAMES, gate_kind, gate_order, method_label
 from nmoe_flower.strategies import GateSharing, StreamingFedAvg
 
 SITE = GateSite(
@@ -189,3 +190,10 @@ def test_every_language_model_is_for_text_alone(name: str) -> None:
     assert callable(found(LANGUAGE_MODELS[name]))
     with pytest.raises(ConfigError, match=f"{name} reads text: use it with run.system = language"):
         Config.parse({"extractor.backbone": name})
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_answer_of_a_baseline_has_a_name_that_tables_call_it(name: str) -> None:
+    assert GATE_NAMES[name] == BASELINES[name].label
+    for answer in BASELINES[name].answers:
+        assert answer in GATE_NAMES or GATES[answer].plain  # which goes by its own name

@@ -2,8 +2,9 @@
 
 Between ``<!-- study NAME TABLE -->`` and ``<!-- end -->`` stands a table of the study
 ``experiments/NAME.toml``, made from ``results/NAME/table.json``: one of its tables, comparisons, or
-what its sweep chose; or, in place of a table, ``page``: its page, and where its numbers come from;
-or ``devices``: what its systems have a device hold and send, which needs no run.
+what its sweep chose, or several, which say once what they share; or, in place of a table, ``page``:
+its page, and where its numbers come from; or ``devices``: what its systems have a device hold and
+send, which needs no run.
 Between ``<!-- run NAME -->`` and ``<!-- end -->`` stands what the files of the run NAME say: where
 it comes from, its table, what its stages cost; or the ``table.txt`` of NAME. Between
 ``<!-- benchmark NAME -->`` and ``<!-- end -->`` stand the figures of
@@ -32,7 +33,7 @@ from nmoe_flower.study import (
 DOCS = RESULTS.parent / "docs"
 BLOCK = re.compile(r"(<!-- run (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OF_BENCHMARK = re.compile(r"(<!-- benchmark (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-OF_STUDY = re.compile(r"(<!-- study (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+OF_STUDY = re.compile(r"(<!-- study (\S+) (\S+(?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PAGE, OF_DEVICES = "page", "devices"
 COLUMNS = (
     ("accuracy", "local"),
@@ -135,10 +136,13 @@ def study_block(match: re.Match[str]) -> str:
         return match[1] + page_of(match[2]) + match[5]
     if match[3] == OF_DEVICES:
         return match[1] + devices(read_study(match[2])) + match[5]
-    tables = found(match[2])
-    if match[3] not in tables:
-        raise SystemExit(f"{match[1].strip()}: no such table; there are {', '.join(tables)}")
-    return match[1] + table_to_markdown(tables[match[3]]) + match[5]
+    tables, names = found(match[2]), match[3].split()
+    if unknown := [name for name in names if name not in tables]:
+        raise SystemExit(f"{match[1].strip()}: {unknown[0]} is no table of {', '.join(tables)}")
+    last = tables[names.pop()]
+    shared = set(last.notes).intersection(*(tables[name].notes for name in names))
+    before = [table_to_markdown(tables[name], without=shared) for name in names]
+    return match[1] + "\n".join([*before, table_to_markdown(last)]) + match[5]
 
 
 def benchmark_block(match: re.Match[str]) -> str:

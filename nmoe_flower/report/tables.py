@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from nmoe_flower.catalogue import (
     ADAPTER_CONTROLS,
+    BASELINE_ANSWERS,
+    BASELINES,
     CONTROLS,
     GATES,
     METHODS,
@@ -61,11 +63,12 @@ Row = dict[str, Any]
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 _BLOCK = ("config", "extractor", "scheme", "tau", "clients", "top_k")
-_LABELS = {
-    **{name: control.label for name, control in ADAPTER_CONTROLS.items()},
-    **{name: control.label for name, control in CONTROLS.items()},
+GATE_NAMES: dict[str, str] = {
+    **{f"control:{name}": control.label for name, control in ADAPTER_CONTROLS.items()},
+    **{f"control:{name}": control.label for name, control in CONTROLS.items()},
+    **{name: system.label for name, system in BASELINES.items()},
+    **BASELINE_ANSWERS,
 }
-GATE_NAMES = {f"control:{name}": label for name, label in _LABELS.items()}
 _MARKS: dict[Kind, str] = {"gate": "", "upper bound": " †", "control": " ‡"}
 _NOTE = (
     "Fractions: measured per client, then averaged; ± is the standard deviation over n seeds. "

@@ -273,7 +273,12 @@ def _place_of(name: str, folder: Path) -> Path:
 def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
     """What things are called here, each of them there."""
     found = {}
-    known = {str(value) for values in measured.values.values() for value in values}
+    known = {
+        name
+        for dimension, values in measured.values.items()
+        for value in values
+        for name in (str(value), f"{dimension}.{value}")
+    }
     for key, label in dotted(table):
         with within("labels"):
             refuse_unknown(key, [*measured.dimensions, *sorted(known)], "dimension or value here")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nmoe_flower.catalogue import GATES
 from nmoe_flower.report import GATE_NAMES, gate_order, place_of_test, test_label
 from nmoe_flower.study.product import BASE, same
 
@@ -36,7 +37,8 @@ class Labels:
     Attributes:
         variants: By name, what a variant is called.
         axes: By axis, its values in the order of the file.
-        own: What the study calls a value of any kind, by that value: these go first.
+        own: What the study calls a value, by that value or by ``dimension.value``: these go first.
+            ``local``, a gate and a test, means the gate.
     """
 
     variants: Mapping[str, str] = field(default_factory=dict)
@@ -65,17 +67,20 @@ class Labels:
         ('Ours', 'tau = 0.5')
         >>> labels.of_value("metric", "gate.top-k"), labels.of_value("gate", "control:fedavg")
         ('top-k', 'FedAvg')
+        >>> labels = Labels(own={"local": "own expert"})
+        >>> labels.of_value("gate", "local+prior"), labels.of_value("test", "local")
+        ('own expert + prior', 'local test')
         """
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        if text in self.own:
-            return self.own[text]
+        if (own := self._own(dimension, text)) is not None:
+            return own
         if dimension == "variant":
             return "" if text == BASE else self.variants.get(text, text)
         if dimension == "number":
             return text
         if dimension == "gate":
             base = text.removesuffix("+prior")
-            name: str = GATE_NAMES.get(base, base)
+            name = self._own(dimension, base) or GATE_NAMES.get(base, base)
             return f"{name} + prior" if base != text else name
         if dimension == "test" and text:
             label: str = test_label(text)
@@ -84,6 +89,11 @@ class Labels:
             return METRIC_NAMES.get(text, text.rpartition(".")[2].replace("_", " "))
         names = dimension == "seed" or "." in dimension
         return f"{self.of_dimension(dimension)} = {text}" if alone and names else text
+
+    def _own(self, dimension: str, text: str) -> str | None:
+        """What the study calls a value, if it has a word for it."""
+        others = dimension == "test" and text in GATES
+        return self.own.get(f"{dimension}.{text}", None if others else self.own.get(text))
 
     def order(self, dimension: str, value: Any, listed: Sequence[Any] = ()) -> tuple[int, Any]:
         """Sort key: as the table lists them, else as the file does."""

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 
 from nmoe_flower.report import grid
@@ -35,8 +35,8 @@ _LATEX = {
 _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 
-def table_to_markdown(table: Tabular) -> str:
-    """The table and its notes as Markdown, without its title."""
+def table_to_markdown(table: Tabular, *, without: Collection[str] = ()) -> str:
+    """The table and its notes as Markdown, without its title and ``without`` some notes."""
     header, body = _plain_cells(table)
     lines = grid(
         [_markdown_text(text) for text in header],
@@ -44,7 +44,8 @@ def table_to_markdown(table: Tabular) -> str:
         words=_words(table),
     )
     for note in table.notes:
-        lines += ["", _markdown_text(note)]
+        if note not in without:
+            lines += ["", _markdown_text(note)]
     return "\n".join(lines) + "\n"
 
 

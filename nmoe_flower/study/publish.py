@@ -53,7 +53,7 @@ _CURVES = {
     "alignment-test": ("accuracy-iid",),
 }
 _REVISION = 12  # characters of it
-_ASKING = ("identity", "describe", "evaluation", "controls", "whole", "placed", "choices", "chosen")
+_ASKED = ("identity", "describe", "choices", "chosen")  # stages that no table can tell of
 _OVER_ROUNDS: dict[str, Callable[[str], bool]] = {
     "rounds": lambda name: "loss" in name or "accuracy" in name,
     "representation": lambda name: name != "loss",
@@ -211,17 +211,8 @@ def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> d
     if not routing:
         kept.pop("routing", None)
     if "stages" in kept:
-        kept["stages"] = {n: cost for n, cost in kept["stages"].items() if not _of_tests(n)}
+        kept["stages"] = {n: cost for n, cost in kept["stages"].items() if n not in _ASKED}
     return kept
-
-
-def _of_tests(stage: str) -> bool:
-    """Whether a stage only asks or tests, which is no part of what anything costs.
-
-    >>> [_of_tests(name) for name in ("extractor-test", "fedavg@0.1/validation", "extractor")]
-    [True, True, False]
-    """
-    return stage in _ASKING or stage.endswith(("-test", f"/{VALIDATION}"))
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:

@@ -108,12 +108,12 @@ def test_bits_per_byte_have_an_axis_of_their_own(drawn, tmp_path):
 
 
 def test_gates_bounds_and_controls_stand_in_order(drawn, tmp_path):
-    rows = [row(gate, 0.5) for gate in ("control:fedavg", "oracle", "federated", "random", "own")]
+    rows = [row(gate, 0.5) for gate in ("control:fedavg", "oracle", "federated", "random", "odd")]
     draw_accuracy([{"rows": [*rows, row("lost", None)]}], tmp_path / "a.png")
     (axis,) = drawn[0].axes
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels[:2] == ["random", "federated"]
-    assert sorted(labels) == ["FedAvg", "federated", "oracle", "own", "random"]
+    assert sorted(labels) == ["FedAvg", "federated", "odd", "oracle", "random"]
     fills = {
         label: line.get_markerfacecolor() for label, line in zip(labels, axis.lines, strict=True)
     }

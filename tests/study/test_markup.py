@@ -1,6 +1,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,14 @@ def test_markdown_has_the_same_cells_in_every_line() -> None:
     assert lines[1] == "| :--- | :--- | ---: | ---: | ---: | ---: | ---: |"
     assert lines[2] == r"| A\|B | x_1 | failed | 0.550 ± 0.050 | 0.250 | +0.300 ≈ | - |"
     assert lines[-1] == "Mean ± standard error."
+
+
+def test_markdown_leaves_out_the_notes_that_stand_elsewhere() -> None:
+    table = replace(TABLE, notes=("A note.", "Another."))
+    assert table_to_markdown(table).endswith("\n\nA note.\n\nAnother.\n")
+    told = table_to_markdown(table, without=["A note."])
+    assert "A note." not in told
+    assert told.endswith(" |\n\nAnother.\n")
 
 
 def test_csv_is_tidy_one_value_a_line_and_whole() -> None:
