@@ -108,7 +108,7 @@ def policies_page(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study_page(tmp_path_factory):
     """The page of a published study."""
-    study = Study.load(find_study("fedsc"))
+    study = Study.load(find_study("paper-table-1"))
     path = tmp_path_factory.mktemp("page") / "study.html"
     return write_webpage(findings_of(study, PUBLISHED), path)
 
@@ -198,6 +198,22 @@ def test_a_long_table_shows_the_rows_that_are_asked_for(opened, run_page):
     assert "2 of 19 rows" in tab.locator("#t1-said").text_content()
 
 
+def test_the_papers_cells_sort_and_are_found_beside_ours(opened, study_page):
+    tab = opened(study_page)
+    place = 2 + 6 + 2  # variant, gate; six of the IID setting; ours at tau = 0.5, the paper's
+    before = column(tab, place)
+    head(tab, place).get_by_role("button").click()
+    told = [text for text in column(tab, place) if text != "\N{EN DASH}"]
+    values = list(map(float, told))
+    assert values == sorted(values, reverse=True)
+    assert len(values) > 5
+    assert sorted(before) == sorted(column(tab, place))
+    tab.get_by_label("Only rows with").first.fill("fedsc fedgate prior")
+    assert list(zip(column(tab, 1), column(tab, 2), strict=True)) == [
+        ("FedSC", "FedGate + prior"), ("FedSC, long", "FedGate + prior"),
+    ]  # fmt: skip
+
+
 # --- charts ---
 
 
@@ -234,6 +250,18 @@ def test_a_heat_map_is_walked_by_arrow_keys(opened, run_page):
     tab.keyboard.press("Escape")
     assert "samples" in figure.locator(".read").text_content()
     assert figure.locator(".read").get_attribute("aria-live") == "polite"
+
+
+def test_a_studys_page_tells_who_holds_what_under_the_pointer(opened, study_page):
+    tab = opened(study_page)
+    figure = tab.locator("#partition figure").first
+    tab.keyboard.press("Tab")
+    figure.locator("svg.map").focus()
+    tab.keyboard.press("Home")
+    assert re.match(
+        r"Client 0 holds [\d,]+ samples of class airplane, of 2,500 in all\.",
+        figure.locator(".read").text_content(),
+    )
 
 
 def test_names_in_a_map_are_text_and_no_pattern(opened, made_up_page):
