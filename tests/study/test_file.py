@@ -1,6 +1,5 @@
 """A study's file: its runs in order, and every way in which it contradicts itself, refused."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -481,9 +480,13 @@ def test_a_list_may_be_a_value(folder: Path) -> None:
     ),
 )
 def test_anything_in_any_place_is_a_study_or_a_config_error(value: Any, key: str) -> None:
-    """No value of TOML ends in anything else."""
-    with suppress(ConfigError):
-        assert Study._read(Path("any.toml"), {"title": "T", key: value}, [], ()).runs
+    """No value of TOML ends in anything else, and the error says where it stands."""
+    try:
+        study = Study._read(Path("any.toml"), {"title": "T", key: value}, [], ())
+    except ConfigError as error:
+        assert key in str(error)  # noqa: PT017
+    else:
+        assert study.runs
 
 
 # --- what is measured, known before ---
