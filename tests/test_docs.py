@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from experiments.publish.__main__ import main as publish
+from experiments.publish.pages import OF_DEVICES, OF_STUDY, PAGE
 from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CONTROLS, GATES, TEXT_GATES
 from nmoe_flower.cli import _parser
 from nmoe_flower.config import Config
@@ -281,6 +283,18 @@ def test_the_result_tables_are_what_the_result_files_say(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert publish(["pages", "--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_page_with_tables_of_a_study_says_where_they_come_from() -> None:
+    """Seeds, machine, dates and revisions: a ``page`` block beside the tables of each study."""
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        told = defaultdict(set)
+        for _, study, shown, *_ in OF_STUDY.findall(path.read_text(encoding="utf-8")):
+            told[study].update(shown.split())
+        silent = [
+            study for study, shown in told.items() if PAGE not in shown and shown - {OF_DEVICES}
+        ]
+        assert not silent, path
 
 
 def test_citation_and_version_agree() -> None:

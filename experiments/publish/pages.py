@@ -13,7 +13,8 @@ it comes from, its table, what its stages cost; or the ``table.txt`` of NAME. Be
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 from experiments.publish.devices import devices
 from experiments.publish.published import RESULTS, place
@@ -126,14 +127,17 @@ def found(study: str) -> dict[str, Tabular]:
     return tables_by_name(findings(study))
 
 
-def page_of(study: str) -> str:
+def page_of(study: str, path: Path) -> str:
     """The study's page, which the site has, and where its numbers come from."""
-    return f"[All of it on a page](reports/{study}.html): {from_where(findings(study))}\n"
+    if not path.is_relative_to(DOCS):
+        return f"{from_where(findings(study))}\n"
+    link = "../" * (len(path.relative_to(DOCS).parts) - 1) + f"reports/{study}.html"
+    return f"[All of it on a page]({link}): {from_where(findings(study))}\n"
 
 
-def study_block(match: re.Match[str]) -> str:
+def study_block(match: re.Match[str], path: Path) -> str:
     if match[3] == PAGE:
-        return match[1] + page_of(match[2]) + match[5]
+        return match[1] + page_of(match[2], path) + match[5]
     if match[3] == OF_DEVICES:
         return match[1] + devices(read_study(match[2])) + match[5]
     tables, names = found(match[2]), match[3].split()
@@ -154,7 +158,7 @@ def main(argv: Sequence[str]) -> int:
     differ = 0
     for path in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
         page = path.read_text(encoding="utf-8")
-        written = OF_STUDY.sub(study_block, BLOCK.sub(block, page))
+        written = OF_STUDY.sub(partial(study_block, path=path), BLOCK.sub(block, page))
         written = OF_BENCHMARK.sub(benchmark_block, written)
         if written == page:
             continue
