@@ -201,10 +201,9 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError("--ray-address is for all runs of a study, got --one, too")
     if args.one:
         return _run_one(args)
-    plan = _planned(args)
     if args.dry_run:
-        _show(plan)
-        return 0
+        return _plan(args)
+    plan = _planned(args)
     from nmoe_flower.engine import named_address
     from nmoe_flower.study import StudyView, run_study
 
@@ -251,8 +250,8 @@ def _run_one(args: argparse.Namespace) -> int:
     from nmoe_flower.provenance import usable_cores
     from nmoe_flower.study import StudyTask, carry_out, track_of
 
-    if args.only or args.seeds or args.dry_run:
-        raise ConfigError("--one names the run: leave out --only, --seeds and --dry-run")
+    if args.only or args.seeds or args.dry_run or args.jobs > 1:
+        raise ConfigError("--one names the run: leave out --only, --seeds, --jobs and --dry-run")
     plan = _planned(args)
     workers = usable_cores() if args.workers is None else args.workers
     task = None

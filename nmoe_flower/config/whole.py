@@ -326,6 +326,8 @@ def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
             message = "is missing"
         elif allowed := _allowed_words(problem, fields):
             message = f"{shown(problem['input'])} is not allowed; allowed: {allowed}"
+        elif problem["type"] in {"too_short", "string_too_short"}:
+            message = f"{shown(problem['input'])} is not allowed; allowed: {_at_least(problem)}"
         elif problem["type"] != "value_error":
             message = f"{message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
             if problem["type"] == "literal_error":
@@ -333,6 +335,14 @@ def explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
                 message += did_you_mean(str(problem["input"]), names)
         lines.append(f"{key}: {message}")
     return "\n".join(lines)
+
+
+def _at_least(problem: Mapping[str, Any]) -> str:
+    """How many entries, or characters, a value must have."""
+    least, of_text = problem["ctx"]["min_length"], problem["type"] == "string_too_short"
+    if least == 1:
+        return "some text" if of_text else "one or more"
+    return f"{least} {'characters ' if of_text else ''}or more"
 
 
 def _allowed_words(problem: Mapping[str, Any], fields: Mapping[str, Any]) -> str:

@@ -6,15 +6,17 @@ Each is held against what the runs measure: nothing may be asked for that nobody
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar, cast
+from math import isfinite
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import Field, ValidationError
 
 from nmoe_flower.catalogue import VALIDATION
-from nmoe_flower.config import Names, Section, explain, kebab
+from nmoe_flower.config import ALLOWED, Names, Section, explain, kebab
 from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.study.measured import (
     ROW_METRICS,
+    SHARES,
     asking_gates_of,
     gates_of,
     numbers_of,
@@ -45,13 +47,17 @@ MEASURED = ("gate", "test", "metric")  # dimensions within a run
 CHOICE = "choice"  # the name of the files of what a sweep chooses
 NUMBER = "number"  # the dimension of numbers with names of their own
 Where = Mapping[str, tuple[Any, ...]]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
 class _Output(Section):
     """What becomes files of a name."""
 
-    name: FileName = Field(description="of its files")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        json_schema_extra={ALLOWED: "letters, digits, . _ and -, a letter or digit first"},
+        max_length=100,
+        description="of its files",
+    )
     title: str = Field("", description="above it; empty: the name")
 
     @property
@@ -289,6 +295,8 @@ def _table(given: Mapping[str, Any], measured: Measurable) -> TableSpec:
         return table
     if not table.rows:
         raise ConfigError(f"rows: none is named; allowed: {in_words(*measured.dimensions)}")
+    if len(set(table.show)) < len(table.show):
+        raise ConfigError(f"show = {in_words(*table.show)}; allowed: each once")
     fixed = (*table.rows, *table.columns)
     for name in fixed:
         known = (*measured.dimensions, *([NUMBER] if table.numbers else []))
@@ -378,6 +386,8 @@ def _sweep(given: Mapping[str, Any], measured: Measurable) -> SweepSpec:
             f"{VALIDATION}"
         )
     sweep = _read(SweepSpec, given)
+    with within("tests"):
+        measured.require("test", sweep.tests or ())
     for name in sweep.over:
         refuse_unknown(name, ("variant", *measured.axes), "axis")
         if len(measured.values[name]) < 2:
@@ -425,6 +435,8 @@ def _figure(given: Mapping[str, Any], measured: Measurable) -> FigureSpec:
     elif figure.kind == "routing":
         _check_routing(figure, inner)
     else:
+        if not figure.x:
+            raise ConfigError(f"x is missing; allowed: {in_words(*measured.dimensions)}")
         with within("x"):
             refuse_unknown(figure.x, (n for n in measured.dimensions if n != "metric"), "dimension")
         fixed.append(figure.x)
@@ -499,8 +511,10 @@ def _paper(
         raise ConfigError("holds no value; name a metric: accuracy = 0.5")
     for metric, value in values.items():
         refuse_unknown(metric, (*inner.values["metric"], *names), "metric or dimension")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
             raise ConfigError(f"{metric}: a number is wanted, got {in_words(value)}")
+        if metric in SHARES and not 0 <= value <= 1:
+            raise ConfigError(f"{metric}: a share from 0 to 1 is wanted, got {in_words(value)}")
     found = PaperValue(at, {metric: float(value) for metric, value in values.items()})
     for metric in values:
         if not tables:
@@ -588,7 +602,8 @@ def _read(kind: type[_Read], given: Mapping[str, Any], **where: Mapping[str, Any
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, kind.model_fields)) from None
+        told = explain(error, kind.model_fields)
+        raise ConfigError(told.replace("\n", "; ")) from None
 
 
 _Made = TypeVar("_Made")

@@ -62,6 +62,7 @@ _KEYS = (
     "figures",
 )
 _DIMENSIONS = ("variant", "seed", *MEASURED, NUMBER)
+_TOLD = ("variant", "gate", "test")  # dimensions whose values an error lists
 _LARGEST_SEED = 2**32 - 1  # as run.seed
 
 
@@ -179,6 +180,11 @@ class Study:
         seeds = _seeds(given.get("seeds", [0])) if "seeds" in given or not included else ()
         seeds = seeds or tuple(dict.fromkeys(run.seed for part in included for run in part.runs))
         own = not included or any(key in given for key in ("recipe", "variants", "axes"))
+        if not own and "set" in given:
+            raise ConfigError(
+                "set: all runs are those of other studies, and nothing can be set for them; leave "
+                "it out, or name runs of this study's own: variants, axes or a recipe"
+            )
         variants = _variants(given, path) if own else []
         axes = _axes(_table(given, "axes"))
         _refuse_undone(given, axes)
@@ -194,6 +200,13 @@ class Study:
         refuse_twins(runs)
         measured = Measurable(runs, tuple(axis.name for axis in axes))
         tables, paper, comparisons, sweep, figures = read_declared(given, measured)
+        if not (paper or given.get("paper-tables")):
+            for table in tables:
+                if "paper" in table.show or "difference" in table.show:
+                    raise ConfigError(
+                        f"tables ({table.name}): show = {in_words(*table.show)}, and nothing "
+                        "published is here: give [[paper]], or paper-tables = true"
+                    )
         return cls(
             path,
             path.stem,
@@ -279,12 +292,23 @@ def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
         for value in values
         for name in (str(value), f"{dimension}.{value}")
     }
+    told = [*measured.dimensions, *(str(v) for d in _TOLD for v in measured.values[d])]
     for key, label in dotted(table):
         with within("labels"):
-            refuse_unknown(key, [*measured.dimensions, *sorted(known)], "dimension or value here")
+            if key not in known:
+                refuse_unknown(key, told, "dimension or value here")
             if not isinstance(label, str) or not label:
                 raise ConfigError(f"{key}: text is wanted, got {in_words(label)}")
             found[key] = label
+    for dimension, values in measured.values.items():
+        called: dict[str, Any] = {}
+        for value in values:
+            label = found.get(f"{dimension}.{value}", found.get(str(value)))
+            if label and called.setdefault(label, value) != value:
+                raise ConfigError(
+                    f"labels: {label!r} names two values of {dimension}: "
+                    f"{in_words(called[label], value)}"
+                )
     return found
 
 
@@ -301,8 +325,10 @@ def _refuse_other_keys(given: Mapping[str, Any]) -> None:
         if key in Config.model_fields:
             raise ConfigError(f"{key}: settings of every run stand in [set]: [set.{key}]")
         refuse_unknown(key, _KEYS, "key of a study")
-    if not _of_kind(given, "title", str, "").strip():
-        raise ConfigError("title is empty; allowed: one line of text")
+    title = _of_kind(given, "title", str, "")
+    if len(title.strip().splitlines()) != 1:
+        told = "is empty" if not title.strip() else "has several lines"
+        raise ConfigError(f"title {told}; allowed: one line of text")
 
 
 def _of_kind(given: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
@@ -571,6 +597,7 @@ def _excepted(
         )
     known = _dimensions_of_runs(variants, axes, seeds)
     found, told = list(runs), []
+    set_by: dict[tuple[str, str], int] = {}
     for number, exception in enumerate(exceptions, start=1):
         with within(f"exceptions {number}"):
             if not isinstance(exception, Mapping):
@@ -582,10 +609,16 @@ def _excepted(
             meant = [run for run in found if selects(where, run)]
             if not meant:
                 raise ConfigError("no run is like that")
+            for name, key in ((run.name, key) for run in meant for key, _ in settings):
+                if (first := set_by.setdefault((name, key), number)) != number:
+                    raise ConfigError(f"set: {key}: exceptions {first} sets it for {name} already")
+            before = found
             found = [
                 replace(run, config=Config.load(run.config, settings)) if run in meant else run
                 for run in found
             ]
+            if all(one.config == other.config for one, other in zip(before, found, strict=True)):
+                continue  # as a sweep may choose what all have anyway
             which = ", ".join(f"{key} {in_words(*values)}" for key, values in where.items())
             what = ", ".join(f"{key} = {in_words(value)}" for key, value in settings)
             told.append(f"{which}: {what}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 
-__all__ = ["ROW_METRICS", "asking_gates_of", "gates_of", "numbers_of", "tests_of"]
+__all__ = ["ROW_METRICS", "SHARES", "asking_gates_of", "gates_of", "numbers_of", "tests_of"]
 
 # Of a row of results.json; the second system and published ones have the first four.
 ROW_METRICS = (
@@ -17,6 +17,8 @@ ROW_METRICS = (
     "local_ratio",
     "bytes_per_sample",
 )
+SHARES = ROW_METRICS[:6]
+"""Those that lie between 0 and 1."""
 _PLAIN_METRICS = ROW_METRICS[:4]
 _TEXT_METRICS = (
     "bits_per_byte",

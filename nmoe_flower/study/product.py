@@ -285,8 +285,10 @@ def coordinates(table: Mapping[str, Any], known: Mapping[str, Sequence[Any]]) ->
             raise ConfigError(f"{key} is empty; allowed: {in_words(*known[key])}")
         for one in several:
             if not any(same(one, other) for other in known[key]):
+                alike = isinstance(one, str) and one in map(in_words, known[key])
+                told = f'"{one}", a text,' if alike else in_words(one)
                 raise ConfigError(
-                    f"{key} = {in_words(one)} is what no run has; allowed: {in_words(*known[key])}"
+                    f"{key} = {told} is what no run has; allowed: {in_words(*known[key])}"
                 )
         found[key] = several
     return found

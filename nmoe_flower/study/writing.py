@@ -113,7 +113,7 @@ def again(
         run += [] if places.published else ["--out", shown(places.runs)]
     before = [*elsewhere, *([shown(places.runs)] if places.published else [])]
     for words, folders in ((run, before), (report, elsewhere)):
-        words += [word for folder in folders for word in ("--finished", folder)]
+        words += [word for folder in dict.fromkeys(folders) for word in ("--finished", folder)]
     return run, report
 
 

@@ -169,12 +169,12 @@ def test_each_variant_is_judged_by_the_first_of_several_gates_that_it_has() -> N
     rate = "extractor.learning-rate"
     assert chosen == {"one": {rate: 0.1}, "two": {rate: 0.4}}
     table = sweep_table(sweep, choose(sweep, rows), LABELS)
-    assert "accuracy of fedem, fedavg on validation images" in table.notes[-1]
+    assert "accuracy of FedEM, FedAvg on validation images" in table.notes[-1]
     sweep = sweep.model_copy(update={"judged_by": {"two": "fedavg"}})
     chosen = {c.rest["variant"]: c.winner.values for c in choose(sweep, rows) if c.winner}
     assert chosen == {"one": {rate: 0.1}, "two": {rate: 0.1}}
     table = sweep_table(sweep, choose(sweep, rows), LABELS)
-    assert table.notes[-1].endswith("which nobody trains on; two: of fedavg.")
+    assert table.notes[-1].endswith("which nobody trains on; two: of FedAvg.")
 
 
 RATES = """

@@ -101,7 +101,9 @@ def test_of_many_missing_runs_a_dozen_are_named() -> None:
 
 
 def test_the_paper_stands_beside_the_cells_that_it_has(written: Write) -> None:
-    study = written(TWO + 'show = ["paper", "difference"]\n')
+    at = "variant = ['a', 'b']\ndata.tau = 0.2\ngate = 'local'\ntest = 'iid'"
+    published = f"[[paper]]\n{at}\naccuracy = 0.25\n"
+    study = written(f'{TWO}show = ["paper", "difference"]\n{published}')
     rows = [
         row({0: 0.5}, variant=v, folder=v, values={"data.tau": tau}, gate=gate,
             paper=0.25 if (tau, gate) == (0.2, "local") else None)
