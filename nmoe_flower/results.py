@@ -17,7 +17,7 @@ import numpy as np
 
 from nmoe_flower.begun import is_run, read_origin
 from nmoe_flower.checkpoint import Checkpoints
-from nmoe_flower.config import Config, Scalar
+from nmoe_flower.config import Config, Scalar, kebab
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.files import (
     append_line,
@@ -36,6 +36,7 @@ __all__ = [
     "FREE_KEYS",
     "PATH_KEYS",
     "RunFolder",
+    "absolute_override",
     "absolute_settings",
     "check_place",
     "placed",
@@ -93,6 +94,16 @@ def absolute_settings(config: Config) -> dict[str, Scalar]:
     for key in PATH_KEYS:
         settings[key] = _absolute(str(settings[key]))
     return settings
+
+
+def absolute_override(change: str) -> str:
+    """A setting ``key=value`` of a command line, for one that is typed in another folder.
+
+    >>> absolute_override("gate.rounds=5"), absolute_override("data.dataset=uoft-cs/cifar10")
+    ('gate.rounds=5', 'data.dataset=uoft-cs/cifar10')
+    """
+    key, equals, value = change.partition("=")
+    return f"{key}={_absolute(value)}" if equals and kebab(key.strip()) in PATH_KEYS else change
 
 
 def _absolute(name: str) -> str:

@@ -292,12 +292,14 @@ def _run_one(args: argparse.Namespace) -> int:
 
 
 def _commands(args: argparse.Namespace) -> int:
+    from nmoe_flower.results import absolute_override
+
     plan = _planned(args)
     common = ["--out", str(plan.folder.parent)]
     if args.stage_1:
         common += ["--stage-1", str(args.stage_1.expanduser().resolve())]
     if args.overrides:
-        common += ["--set", *args.overrides]
+        common += ["--set", *map(absolute_override, args.overrides)]
     if args.workers is not None:
         common += ["--workers", str(args.workers)]
     if args.track:

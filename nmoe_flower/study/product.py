@@ -42,7 +42,7 @@ FIXED = {  # keys that a study gives each of its runs
 _WORKPLACES = frozenset({"stage-1", "report"})  # beside the variants in a study's folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LONGEST = 160  # letters of a variant's folder
-_MOST_NAMED = 12
+_MOST_NAMED, _MOST_ALLOWED = 12, 40
 
 Coordinates = Mapping[str, tuple[Any, ...]]
 """By dimension: the values that are meant, any of them."""
@@ -328,16 +328,18 @@ def refuse_unknown(name: str, known: Iterable[str], what: str) -> None:
         return
     ends = [one for one in names if one.endswith(f".{name}")]
     hint = f"; did you mean {ends[0]}?" if ends else did_you_mean(name, names)
-    raise ConfigError(f"{name} is no {what}{hint or f'; allowed: {in_words(*names)}'}")
+    raise ConfigError(
+        f"{name} is no {what}{hint or f'; allowed: {in_words(*names, most=_MOST_ALLOWED)}'}"
+    )
 
 
-def in_words(*values: Any) -> str:
-    """Values for an error, separated by commas; many are counted.
+def in_words(*values: Any, most: int = _MOST_NAMED) -> str:
+    """Values for an error, separated by commas; those after the first ``most`` are counted.
 
     >>> in_words(0.5, True, "iid", (1, 2))
     '0.5, true, iid, [1, 2]'
     """
-    texts = [_text(value) for value in values[:_MOST_NAMED]]
+    texts = [_text(value) for value in values[:most]]
     more = len(values) - len(texts)
     return ", ".join([*texts, *([f"and {more} more"] if more else [])]) or "none"
 

@@ -185,6 +185,45 @@ REFUSED = {
     "no recipe": ('"small.toml"', '"cifar1"', "recipe: there is no file 'cifar1' and no recipe"),
     "a study as recipe": ('"small.toml"', '"digits.toml"', "recipe: .* is a study, not a recipe"),
     "title": ('title = "Two methods on skewed data"', "title = 3", "title: text is wanted, got 3"),
+    "title of lines": (
+        '"Two methods on skewed data"',
+        '"Two\\nlines"',
+        "title has several lines; allowed: one",
+    ),
+    "all keys told": ("about =", "zzz =", "zzz is no key of a study; allowed: .*sweep, figures"),
+    "label of nothing": (
+        "[axes]",
+        '[labels]\nzzz = "Z"\n[axes]',
+        "labels: zzz is no .* allowed: variant, .*iid",
+    ),
+    "labels alike": (
+        "[axes]",
+        '[labels]\nlocal = "X"\nfederated = "X"\n[axes]',
+        "labels: 'X' names two values of gate: local, federated",
+    ),
+    "shown twice": (
+        '["paper", "difference"]',
+        '["paper", "paper"]',
+        "show = paper, paper; allowed",
+    ),
+    "seed of text": ("seed = 1\n", 'seed = "1"\n', 'skip 1: seed = "1", a text, is what no run'),
+    "published nan": ("accuracy = 0.25", "accuracy = nan", "paper 1: accuracy: a number is wanted"),
+    "published percent": (
+        "accuracy = 0.25",
+        "accuracy = 73.3",
+        "accuracy: a share from 0 to 1 is wanted, got 73.3",
+    ),
+    "no x": ('x = "data.tau"', 'x = ""', "figures 1 .*: x is missing; allowed: variant, data.tau"),
+    "no of": (
+        'of = { variant = "ce" }\nagainst = { variant = "sc" }',
+        "",
+        "comparisons 1 .*: of: is missing; against: is missing$",
+    ),
+    "name of a file": (
+        'name = "skew"',
+        'name = "../skew"',
+        "name: '../skew' is not allowed; .*first",
+    ),
     "empty title": ('"Two methods on skewed data"', '" "', "title is empty"),
     "key": ("about =", "abuot =", "abuot is no key of a study; did you mean about"),
     "section": ("[set]", "[gate]\nrounds=3\n[set]", r"gate: settings .* stand in \[set\]"),
@@ -419,7 +458,7 @@ def test_a_variant_may_not_take_the_folder_of_shared_work(folder: Path) -> None:
         (SWEEP, "sweep: ce-tau-0.5-short has no validation data: set data.validation-per-client"),
         (SWEEP + 'test = "iid"\n', "sweep: test = iid: a value is chosen by test images never"),
         (SWEEP.replace("data.tau", "data.alpha"), "sweep: data.alpha is no axis; did you mean"),
-        (SWEEP.replace('["data.tau"]', "[]"), "sweep: over: "),
+        (SWEEP.replace('["data.tau"]', "[]"), "sweep: over: .* is not allowed; allowed: one or"),
         (SWEEP + 'best = "most"\n', "sweep: best: input should be 'highest' or 'lowest'"),
         (SWEEP.replace("gate =", "gat ="), "sweep: gate: is missing"),
         (
@@ -432,6 +471,44 @@ def test_a_variant_may_not_take_the_folder_of_shared_work(folder: Path) -> None:
 def test_a_sweep_goes_by_validation_data_alone(sweep: str, told: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=told):
         load(folder, WHOLE + sweep)
+
+
+def test_a_sweep_tells_of_no_test_that_nobody_runs(folder: Path) -> None:
+    text = WHOLE.replace("[set]", "[set]\ndata.validation-per-client = 5")
+    with pytest.raises(ConfigError, match="sweep: tests: foo is no test that a run here has; all"):
+        load(folder, text + SWEEP + 'tests = ["foo"]\n')
+
+
+def test_a_table_shows_the_paper_beside_a_cell_if_anything_is_published(folder: Path) -> None:
+    nothing = WHOLE[: WHOLE.index("[[paper]]")].replace("paper-tables = true", "")
+    with pytest.raises(
+        ConfigError, match=r"tables \(table-1\): show = paper, difference, and noth"
+    ):
+        load(folder, nothing)
+    assert load(folder, nothing.replace('show = ["paper", "difference"]', "")).tables
+
+
+def test_what_nobody_can_use_is_no_setting(folder: Path) -> None:
+    """A study that only takes runs of others has none of its own to set anything for."""
+    load(folder)
+    taken = 'title = "T"\n[[include]]\nstudy = "digits"\n'
+    (folder / "others.toml").write_text(taken)
+    assert Study.load(folder / "others.toml").runs
+    (folder / "others.toml").write_text(f"{taken}[set]\ngate.rounds = 99\n")
+    with pytest.raises(ConfigError, match="set: all runs are those of other studies, and nothing"):
+        Study.load(folder / "others.toml")
+
+
+def test_a_setting_of_one_run_stands_in_one_exception(folder: Path) -> None:
+    once = "[[exceptions]]\nseed = 0\nset = {head.batch-size = 7}\n"
+    assert load(folder, WHOLE + once).exceptions == ("seed 0: head.batch-size = 7",)
+    again = '[[exceptions]]\nvariant = "ce"\nset = {head.batch-size = 8}\n'
+    with pytest.raises(
+        ConfigError, match=r"exceptions 2: set: head.batch-size: exceptions 1 sets it for ce-.*0 al"
+    ):
+        load(folder, WHOLE + once + again)
+    nothing = "[[exceptions]]\nseed = 1\nset = {run.device = 'cpu'}\n"
+    assert load(folder, WHOLE + nothing).exceptions == ()
 
 
 def test_the_name_of_what_a_sweep_chooses_is_taken(folder: Path) -> None:

@@ -341,12 +341,26 @@ def test_a_folder_changed_by_hand_is_named_and_nothing_is_overwritten(
     assert broken.results_path.read_text() == "{"
     assert nmoe("run", "small.toml", "--one", "top-k-1/seed-0") == 1
     assert "nothing was touched" in capsys.readouterr().err
+    for verb in (["plan"], ["run", "--dry-run"]):
+        assert nmoe(*verb, "small.toml", "--only", "top-k-1", "--format", "json") == 1
+        assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
     assert nmoe("plan", "small.toml", "--only", "top-k-1") == 1
     told = "top-k-1/seed-0: another configuration is there: data.tau is 0.9 and not 0.3\n"
     assert told in capsys.readouterr().out
     assert nmoe("commands", "small.toml", "--only", "top-k-1") == 1
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("nmoe: left out: top-k-1/seed-")) == ("", 2)
+
+
+def test_lines_name_what_they_read_from_everywhere(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine").mkdir()
+    options = ["--seeds", "0", "--part", "runs", "--set"]
+    assert nmoe("commands", "small.toml", *options, "data.dataset=mine", "gate.rounds=3") == 0
+    assert f"--set data.dataset={folder}/mine gate.rounds=3\n" in capsys.readouterr().out
+    assert nmoe("commands", "small.toml", *options, "data.dataset=somebody/images") == 0
+    assert "--set data.dataset=somebody/images\n" in capsys.readouterr().out
 
 
 def test_lines_run_anywhere_and_end_as_runs_alone(
@@ -417,6 +431,7 @@ def test_after_ctrl_c_the_line_that_goes_on_has_all_options(
             "--one stage-1/x: small.toml has no such stage 1; nmoe study commands prints them",
         ),
         (["run", "small.toml", "--one", "x", "--seeds", "0"], "--one names the run"),
+        (["run", "small.toml", "--one", "x", "--jobs", "3"], "--one names the run"),
         (["plan", "small.toml", "--finished", "none"], "--finished none: no such folder"),
         (["report", "small.toml", "--finished", "none"], "--finished none: no such folder"),
         (
