@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.yardstick import told
-from nmoe_flower.arguments import OutputFile, Whole
+from benchmarks.yardstick import json_option, told, write_figures
+from nmoe_flower.arguments import Whole
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.files import write_json, write_text
 from nmoe_flower.results import RunFolder, placed
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cpu = min(cpu for _, cpu in rows)
     print(f"nmoe study plan, {runs} runs, half of them finished: {seconds:.2f} s, CPU {cpu:.2f} s")
     if args.json:
-        found = {"runs": runs, "seconds": seconds, "cpu-seconds": cpu, "goal": _GOAL}
-        write_json(args.json, found)
+        found = {"runs": runs, "seconds": seconds, "cpu_seconds": cpu, "goal": _GOAL}
+        write_figures(args.json, found)
     return 0
 
 
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("--runs", type=Whole(1, 100_000), default=200, metavar="N")
     parser.add_argument("--repeat", type=Whole(1, 100), default=5, metavar="N")
-    parser.add_argument("--json", type=OutputFile((".json",)), metavar="FILE")
+    json_option(parser)
     return parser
 
 

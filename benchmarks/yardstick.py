@@ -10,7 +10,7 @@ from typing import Any
 
 from nmoe_flower.arguments import OutputFile, Whole
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import write_json
+from nmoe_flower.files import rounded, write_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.provenance import provenance
 
@@ -37,6 +37,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCO
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _INTERRUPTED = 130
+_DIGITS = 6  # significant ones
 
 
 def ratio(blocks: Blocks, bare: Blocks) -> float:
@@ -130,9 +131,9 @@ def language_options(parser: argparse.ArgumentParser, *, batch: int, batch_of: s
 
 
 def write_figures(file: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write what was measured, and where and with what, if a file is asked for."""
+    """Write what was measured in six digits, and where and with what, if a file is asked for."""
     if file is not None:
-        write_json(file, {**figures, "source": provenance(0)})
+        write_json(file, {**rounded(dict(figures), _DIGITS), "source": provenance(0)})
 
 
 def told(main: Callable[[], int]) -> int:

@@ -162,6 +162,15 @@ def _sums(found: Any) -> str:
     return _filled(columns, [found | {"megabytes": found["client_bytes"] / 1e6}], left=0)
 
 
+def _study(found: Any) -> str:
+    columns = {
+        "runs of the study": "{runs:,}",
+        "`nmoe study plan`": "{seconds:.2f} s",
+        "goal, at most": "{goal:g} s",
+    }
+    return _filled(columns, [found], left=0)
+
+
 def _text_peers(found: Any) -> str:
     columns = {
         "": "{what}",
@@ -255,6 +264,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "network": _network,
     "rounds": _rounds,
     "stack": _stack,
+    "study": _study,
     "sums": _sums,
     "systems": _systems,
     "text_peers": _text_peers,

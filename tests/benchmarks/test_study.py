@@ -12,7 +12,7 @@ def test_a_look_at_a_study_is_measured(tmp_path: Path, capsys: pytest.CaptureFix
     assert "nmoe study plan, 8 runs, half of them finished: " in capsys.readouterr().out
     found = json.loads(path.read_text())
     assert (found["runs"], found["goal"]) == (8, 1.0)
-    assert found["cpu-seconds"] > 0
+    assert found["cpu_seconds"] > 0
 
 
 def test_the_study_is_as_large_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
