@@ -606,6 +606,28 @@ def test_what_is_said_of_systems_on_a_trunk_was_measured() -> None:
         assert told.format(numbers) in section, told.format(numbers)
 
 
+def test_what_is_said_of_the_device_that_systems_serve_worst_was_measured() -> None:
+    """At tau = 0.2: three are level, within their errors, and everything else is behind them."""
+    found = {
+        (row["variant"], row["gate"]): row
+        for row in rows_of("systems")
+        if (row["test"], row["metric"]) == ("local", "worst_client")
+        and row["values"]["setting"] == "tau-0.2"
+        and row["gate"] != "oracle"
+        and row["variant"] != "nmoe"  # whose rates are those of one model for everybody
+    }
+    first = [found["nmoe-own", "control:fedavg+prior"], found["start", "local+prior"],
+             found["nmoe-own", "local+prior"]]  # fmt: skip
+    told = "the averaged network ({}), the common start ({}) and our own expert ({}) are level"
+    numbers = [f"{row['mean']:.3f}"[1:] for row in first]
+    page = " ".join((ROOT / "docs/explanation/baselines.md").read_text("utf-8").split())
+    assert told.format(*numbers) in page
+    assert first[0]["mean"] - first[2]["mean"] < max(row["se"] for row in first)
+    corrected = {name for name in found if name[1].endswith("+prior")}
+    others = max(row["mean"] for name, row in found.items() if name not in corrected)
+    assert first[2]["mean"] > others
+
+
 def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     """Seconds of stages, in the published runs of Table I; in ``experts`` FedCE takes latents."""
     first: dict[str, float] = {}
