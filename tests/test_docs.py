@@ -628,6 +628,29 @@ def test_what_is_said_of_the_device_that_systems_serve_worst_was_measured() -> N
     assert first[2]["mean"] > others
 
 
+def test_what_is_said_of_plain_rivals_in_the_papers_tables_was_measured() -> None:
+    """Within about a point of every gate; without the correction the own expert is behind at home."""
+    gates = ("federated", "random", "rolling", "prototype")
+    folders = {row["folder"] for row in rows_of("paper-table-1") if row["n"]}
+    assert len(folders) >= 6
+    for folder in folders:
+        found = {
+            (row["test"], row["gate"]): row["mean"]
+            for study in ("paper-table-1", "paper-table-2")
+            for row in rows_of(study)
+            if (row["folder"], row["metric"]) == (folder, "accuracy") and row["n"]
+        }
+        for rival in ("control:fedavg", "local"):
+            for gate in gates:
+                if ("iid", gate) in found:
+                    assert abs(found["iid", rival] - found["iid", gate]) < 0.0115, folder
+                corrected = [found["local", f"{one}+prior"] for one in (rival, gate)]
+                assert abs(corrected[0] - corrected[1]) < 0.0115, folder
+        federated, own = (found["local", gate] for gate in ("federated", "local"))
+        assert abs(found["local", "control:fedavg"] - federated) < 0.01, folder
+        assert "iid" in folder or 0.02 < federated - own < 0.06, folder
+
+
 def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     """Seconds of stages, in the published runs of Table I; in ``experts`` FedCE takes latents."""
     first: dict[str, float] = {}
