@@ -629,7 +629,7 @@ def test_what_is_said_of_the_device_that_systems_serve_worst_was_measured() -> N
 
 
 def test_what_is_said_of_plain_rivals_in_the_papers_tables_was_measured() -> None:
-    """Within about a point of every gate; without the correction the own expert is behind at home."""
+    """Within about a point of every gate; the own expert is behind at home if uncorrected."""
     gates = ("federated", "random", "rolling", "prototype")
     folders = {row["folder"] for row in rows_of("paper-table-1") if row["n"]}
     assert len(folders) >= 6
