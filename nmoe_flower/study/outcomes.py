@@ -4,6 +4,7 @@ Both have the same layout, ``<study>/<variant>/seed-N`` below one folder. What a
 with stands beside the others' in the study's ``runs.json``.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -142,15 +143,16 @@ def _trainer(config: Config, runs: Path) -> Path | None:
     if not start:
         return None
     place = Path(start).expanduser()
-    place = place if is_run(place) else _by_name(runs).get(place.name, place)
-    return place if is_run(place) else None
+    of_study = runs.joinpath(*place.parts[-3:])  # study, variant, seed
+    known = (place, of_study, _by_name(runs).get(place.name))
+    return next((folder for folder in known if folder is not None and is_run(folder)), None)
 
 
 @cache
 def _by_name(runs: Path) -> dict[str, Path]:
-    """The runs below a folder of studies, by the names they had when they ran."""
-    found = {}
+    """The runs below a folder of studies, by the names they had when they ran, each its own."""
+    found = defaultdict(list)
     for folder in run_folders(runs):
         with suppress(NMoEError):
-            found[str(read_settings(folder).get("run", {}).get("name"))] = folder
-    return found
+            found[str(read_settings(folder).get("run", {}).get("name"))].append(folder)
+    return {name: folders[0] for name, folders in found.items() if len(folders) == 1}

@@ -200,6 +200,16 @@ def _named_stage(folder: Path) -> str:
     return "/".join(("stage-1", *folder.parts[-kept:]))
 
 
+def _named_run(folder: Path) -> str:
+    """The folder of a run, of a study's with study and variant, without where it lay.
+
+    >>> _named_run(Path("/x/cifar10")), _named_run(Path("/x/fedsc/own/seed-1"))
+    ('runs/cifar10', 'runs/fedsc/own/seed-1')
+    """
+    kept = 3 if folder.name.startswith("seed-") else 1
+    return "/".join(("runs", *folder.parts[-kept:]))
+
+
 def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> dict[str, Any]:
     """The results with no more than tables need, and as many digits."""
     kept: dict[str, Any] = rounded(results, KEPT_DIGITS)
@@ -227,7 +237,7 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
         text = config["data"]["kind"] == "text"
         config["data"]["dataset"] = f"./{dataset.name}" if text else "uoft-cs/cifar10"
     if start := config["extractor"].get("start"):
-        config["extractor"]["start"] = f"runs/{Path(start).name}"
+        config["extractor"]["start"] = _named_run(Path(start))
     weights = Path(config["extractor"].get("weights", ""))
     if weights.is_absolute():
         config["extractor"]["weights"] = f"./{weights.name}"
