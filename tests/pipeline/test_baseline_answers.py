@@ -25,7 +25,7 @@ from nmoe_flower.clients.device import Device, Store
 from nmoe_flower.config import Config
 from nmoe_flower.data import Portion, normalise
 from nmoe_flower.models.extractor import LATENT_SCALE
-from nmoe_flower.records import ARRAYS
+from nmoe_flower.records import ARRAYS, BaselineKey, FeedbackKey
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import batch_indices, generator
 from tests.pipeline.test_baselines import settings_of
@@ -366,3 +366,74 @@ def test_every_answer_is_that_of_its_formula(case: Cases, system: str, size: str
         assert (got - wanted[name]).abs().max() < near, name
     for two in combinations(wanted, 2):  # or one could stand for the other
         assert (wanted[two[0]] - wanted[two[1]]).abs().max() > 1e-3, two
+
+
+def test_an_anchor_draws_the_gate_to_its_own_expert(case: Cases) -> None:
+    """One step by hand: with one expert held, p is 1, and only the second term moves the gate."""
+    one = case("fedjets", {"baseline.local-steps": 1, "data.crop-padding": 0})
+    client, settings = one.client, one.client.settings
+    (batch,) = batch_indices(
+        len(client.labels), settings.batch_size, first=1, count=1,
+        seed=client.device.seed("baseline-batches", ""),
+    )  # fmt: skip
+    latents = read(one.arrays, one.training)
+    gate = nn.Linear(latents.shape[1], 3)  # its rows, as one layer
+    for name, value in gate.named_parameters():
+        value.data.copy_(torch.cat([one.arrays[f"gate.{k}.{name}"] for k in range(3)]))
+    before = gate(latents).softmax(dim=1)[:, 1].mean()
+    wanted = torch.full((len(batch),), 1)
+    taught(gate, [batch], lambda rows: F.cross_entropy(gate(latents[rows]), wanted), one,
+           settings.learning_rate, settings.momentum)  # fmt: skip
+    client.told = {FeedbackKey.EXPERTS: [1], BaselineKey.ANCHOR: 1}
+    usage = cast(list[float], client.system.train(client)[BaselineKey.USAGE])
+    for k, row in enumerate(client.network.gate.values()):
+        torch.testing.assert_close(row.weight[0], gate.weight[k], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(row.bias[0], gate.bias[k], atol=1e-5, rtol=1e-4)
+    after = client.network.scores(read(client.network.state_dict(), one.training)).softmax(dim=1)
+    assert after[:, 1].mean() > before + 1e-3
+    np.testing.assert_allclose(usage, after.mean(dim=0).detach(), atol=1e-5)
+
+
+def test_without_an_anchor_the_same_step_leaves_the_gate(case: Cases) -> None:
+    one = case("fedjets", {"baseline.local-steps": 1, "baseline.weight-decay": 0.0})
+    one.client.told = {FeedbackKey.EXPERTS: [1]}
+    one.client.system.train(one.client)
+    for k, row in one.client.network.gate.items():
+        torch.testing.assert_close(row.get_parameter("weight"), one.arrays[f"gate.{k}.weight"])
+
+
+def test_a_head_and_the_gates_over_it_are_tuned_on_different_images(
+    case: Cases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, seen, tune = case("pfl-moe"), {}, Member.tune
+
+    def watched(self: Member, learner: nn.Module, loss: Any, rows: np.ndarray, **how: Any) -> None:
+        seen[how["purpose"]] = rows
+        tune(self, learner, loss, rows, **how)
+
+    monkeypatch.setattr(Member, "tune", watched)
+    one.client.system.answers(one.client, final=True)
+    size = len(one.client.labels)
+    assert seen.keys() == {"head", "mf", "mfe"}
+    assert len(seen["head"]) == 0.75 * size
+    np.testing.assert_array_equal(seen["mf"], seen["mfe"])
+    assert sorted([*seen["head"], *seen["mf"]]) == list(range(size))
+
+
+@pytest.mark.parametrize("system", ["fedmoe", "flex-moe"])
+def test_what_the_server_is_told_of_experts_is_of_those_held(case: Cases, system: str) -> None:
+    one = case(system, {"baseline.learning-rate": 1e-12})  # training moves nothing
+    shares = rows_of_gate(one.arrays, one.training, HELD).softmax(dim=1).numpy()
+    said = torch.stack([expert(one.arrays, k, one.training).argmax(dim=1) for k in HELD], dim=1)
+    one.client.labels = torch.where(torch.arange(40) % 4 == 0, *said.T)  # each is right at some
+    right = (said == one.client.labels[:, None]).numpy()
+    one.client.told = {FeedbackKey.EXPERTS: HELD}
+    told = one.client.system.train(one.client)
+    wanted: dict[str, list[float]] = {BaselineKey.USAGE: shares.mean(axis=0)}
+    if system == "flex-moe":
+        weighed = (shares * right).sum(axis=0) / shares.sum(axis=0)
+        wanted = {BaselineKey.MASSES: shares.sum(axis=0), BaselineKey.ACCURACIES: weighed}
+        assert 0.05 < weighed.min() < weighed.max() < 0.95
+    assert told.keys() == {"loss", *wanted}
+    for key, of_held in wanted.items():
+        np.testing.assert_allclose(told[key], [of_held[0], 0, of_held[1]], rtol=1e-4, err_msg=key)
