@@ -309,6 +309,7 @@ class Member:
         purpose: str = "",
         first: int | None = None,
         count: int | None = None,
+        noise: str = "",
     ) -> float:
         """Take steps of SGD on augmented images; return the mean loss.
 
@@ -319,11 +320,13 @@ class Member:
             purpose: Names the streams of batches and augmentation; the same for all systems.
             first: The first step; None: after those of all rounds before.
             count: How many; None: those of a round.
+            noise: Names a stream of augmentation besides, for a second part of a round.
         """
         device, settings = self.device, self.settings
         count = settings.local_steps if count is None else count
         first = (self.server_round - 1) * settings.local_steps if first is None else first
-        noise = generator(device.seed("baseline-augment", purpose, self.server_round))
+        part = (noise,) if noise else ()
+        drawn = generator(device.seed("baseline-augment", purpose, self.server_round, *part))
         labels, place = self.labels, device.torch_device
 
         def draw() -> Iterator[np.ndarray]:
@@ -339,7 +342,7 @@ class Member:
 
         def batch_loss(chosen: np.ndarray) -> Tensor:
             if seen is None:
-                images = device.augment(normalise(device.train_images[chosen]), noise).to(place)
+                images = device.augment(normalise(device.train_images[chosen]), drawn).to(place)
             else:
                 images = seen[chosen].to(place)
             wanted = labels[chosen].to(place)

@@ -496,6 +496,35 @@ def test_ditto_without_a_pull_trains_alone_whatever_it_receives(
         np.testing.assert_array_equal(kept[name], value.numpy())
 
 
+def test_the_halves_of_a_fedrep_round_have_noise_of_their_own(
+    member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three steps two train the head; the loss told is the mean of all three."""
+    losses, steps = [], Member.steps
+
+    def told(self: Member, *args: Any, **how: Any) -> float:
+        losses.append(steps(self, *args, **how))
+        return losses[-1]
+
+    monkeypatch.setattr(Member, "steps", told)
+
+    def noises(system: str) -> tuple[list[int], float]:
+        client, seen = member(system, 2), []
+        augment = client.device.augment
+
+        def watched(images: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+            seen.append(noise.initial_seed())
+            return augment(images, noise)
+
+        vars(client.device)["augment"] = watched
+        return seen, cast(float, client.system.train(client)["loss"])
+
+    (first, again, of_trunk), loss = noises("fedrep")
+    assert first == again != of_trunk
+    assert loss == pytest.approx((2 * losses[0] + losses[1]) / 3)
+    assert noises("fedper")[0] == [first] * 3  # as in all other systems
+
+
 def ensemble_steps(client: Member, network: ExpertNetwork) -> None:
     """A round of training on the mean of all experts' logits; of one: on its own."""
 
