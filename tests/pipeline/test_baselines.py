@@ -405,7 +405,8 @@ def test_what_no_system_can_do_is_refused() -> None:
         ({"run.system": "pfedmoap"}, "learns heads on frozen features"),
         ({"run.system": "fedrep", "baseline.local-steps": 1}, "leaves no step for the trunk"),
         ({"run.system": "flex-moe", "baseline.hi": 0}, "baseline.hi = 0 lets nobody train"),
-        ({"run.system": "fedjetz"}, "run.system"),
+        ({"run.system": "fedjetz"}, "run.system.*did you mean fedjets"),
+        ({"run.system": "FedEM"}, "run.system.*did you mean fedem"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):
             Config.parse(changes)
