@@ -238,7 +238,11 @@ class Member:
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         for name, value in arrays.items():
             if not np.isfinite(value).all():
-                raise ReplyError(f"{name}, which stays at home, is not finite after training")
+                high = ["baseline.learning-rate"] + ["baseline.proximal"] * self.system.pulled
+                raise ReplyError(
+                    f"{name}, which stays at home, is not finite after training: lower "
+                    f"{' or '.join(high)}"
+                )
         self._versions.save(self.server_round, arrays)
         self._versions.prune(self.server_round, self.resumable)
 

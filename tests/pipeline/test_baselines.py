@@ -23,7 +23,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError, NMoEError, ReplyError
+from nmoe_flower.errors import ConfigError, NMoEError, ReplyError, RoundError
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import (
     ARRAYS,
@@ -309,6 +309,13 @@ def test_what_is_not_finite_is_never_kept_at_home(member: Callable[..., Member])
     with pytest.raises(ReplyError, match="head, which stays at home, is not finite"):
         member("fedper", 2).keep({"head": torch.tensor([1, torch.nan])})
     np.testing.assert_array_equal(member("fedper", 3).kept()["head"], np.ones(2))
+
+
+def test_clients_that_all_diverge_are_told_together_with_what_to_lower(new_pipeline: New) -> None:
+    changes = {**SMALL, "run.system": "ditto", "baseline.proximal": 1e9, "baseline.local-steps": 8}
+    with pytest.raises(RoundError, match=r"\(clients 0, 1: [^;]*: lower baseline.learning-rate or "
+                       r"baseline.proximal\)"):  # fmt: skip
+        new_pipeline("diverged", changes)()
 
 
 @pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])
