@@ -15,7 +15,9 @@ A client must send ``trunk.*``, ``gate.<e>.*`` of all M, ``expert.<e>.*`` of its
 ``num-examples`` and ``usage``, its mean gate probability of each of all M.
 
 In print the experts are whole networks, ResNet-34; here they are heads on a shared trunk, unless
-``baseline.size = net``.
+``baseline.size = net``, whose gate reads raw pixels. In training p is in sum 1 over the K held, in
+a test over all M: experts that never met in training are compared. An anchor trains in the rounds
+whose cohort it is drawn for; where that is a part of all clients, an expert may go without.
 
 Anchors need what the server must be told: how many images of each class each client has. Ours, as
 print is silent: the first anchor has the largest share of one class, each further one the classes

@@ -16,8 +16,11 @@ A client must send ``trunk.*``, ``expert.<k>.*`` and ``gate.<k>.*`` of the exper
 ``num-examples`` and ``usage``, of each of all E experts.
 
 Ours: rounds in turn, the number 5, and that use is of the training images, without augmentation, in
-the rounds in which a client held the expert. The paper searches within a memory; here k is given.
-No code of the authors was found.
+the rounds in which a client held the expert. It is a share among the k held then: the uses that are
+compared come of rounds with different partners. The paper searches within a memory; here k is
+given. Simplified here: an expert is a whole head, and a client mixes the logits of those it holds
+by a dense softmax; print has sparse routers inside MoE layers. With ``baseline.size = net`` experts
+are whole networks, and the gate reads raw pixels. No code of the authors was found.
 """
 
 from collections.abc import Mapping, Sequence

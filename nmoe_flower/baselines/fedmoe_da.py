@@ -17,8 +17,9 @@ r = 0.
 Ours: peers do not reach each other while Flower trains, so the server holds every client's experts
 and mixes them; ``peer_bytes`` of a round's metrics counts what peers would have fetched, each part
 of an expert once for each client. An expert of a client that was away counts as it was last. The
-router is dense; there is no loss for balance. A client is tested with its own mixed experts under
-the averaged router. The equations were read in reimplementations; no code of the authors was found.
+router is dense; there is no loss for balance; with ``baseline.size = net`` it reads raw pixels. A
+client is tested with its own mixed experts under the averaged router. The equations were read in
+reimplementations; no code of the authors was found.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -15,10 +15,14 @@ A client must send ``trunk.*``, ``expert.<e>.*`` of the experts it trained, ``nu
 ``masses``, u_ce, and ``expert-accuracies``, s_ce, of each of all E experts.
 
 Of the two scores that print names, s is the accuracy, not exp(-alpha loss). Not found in print,
-and so ours: b = 0.3; Q starts at 1, so that everything is tried; both bounds
-are an even share unless set; usage and accuracy are of the training images, without augmentation.
-No code of the authors was found. Both are measured on images that the client's own gate sends: they
-flatter what a gate already prefers.
+and so ours: b = 0.3; Q starts at 1, so that everything is tried; both bounds are an even share
+unless set, but the lower one is 0 in rounds whose clients have fewer places than there are experts;
+usage and accuracy are of the training images, without augmentation. Both are measured on images
+that the client's own gate sends: they flatter what a gate already prefers.
+
+Simplified here: an expert is a whole head, and a client mixes the logits of those it holds by a
+dense softmax; print has sparse routers inside MoE layers. With ``baseline.size = net`` experts are
+whole networks, and the gate reads raw pixels. No code of the authors was found.
 """
 
 import logging
