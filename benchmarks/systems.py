@@ -222,6 +222,7 @@ class _Bare:
         *,
         purpose: str = "",
         part: slice = slice(None),
+        noise: Sequence[str] = (),
     ) -> None:
         """SGD on augmented images, for a part of the round's steps."""
         device, settings = self.devices[client], self.settings
@@ -239,7 +240,7 @@ class _Bare:
             nesterov=settings.momentum > 0,
         )
         seen = self.seen[client]
-        noise = generator(device.seed("baseline-augment", purpose, server_round))
+        drawn = generator(device.seed("baseline-augment", purpose, server_round, *noise))
         labels = torch.from_numpy(device.train_labels)
         self.network.train()
         for chosen in batch_indices(
@@ -250,7 +251,7 @@ class _Bare:
             seed=device.seed("baseline-batches", purpose),
         ):
             if seen is None:
-                images = device.augment(normalise(device.train_images[chosen]), noise)
+                images = device.augment(normalise(device.train_images[chosen]), drawn)
             else:
                 images = seen[chosen]
             optimizer.zero_grad()
@@ -336,12 +337,12 @@ def _fedrep(bare: _Bare, client: int, server_round: int) -> None:
     def loss(images: Tensor, labels: Tensor, _: np.ndarray) -> Tensor:
         return F.cross_entropy(network(images)[:, 0].float(), labels)
 
-    for learners, still, part in (
-        (network.expert, network.trunk, slice(head)),
-        (network.trunk, network.expert, slice(head, None)),
+    for learners, still, part, noise in (
+        (network.expert, network.trunk, slice(head), ()),
+        (network.trunk, network.expert, slice(head, None), ("trunk",)),
     ):
         still.requires_grad_(False)
-        bare.steps(client, server_round, list(learners.parameters()), loss, part=part)
+        bare.steps(client, server_round, list(learners.parameters()), loss, part=part, noise=noise)
         still.requires_grad_(True)
 
 

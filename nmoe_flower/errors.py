@@ -94,7 +94,7 @@ def within(place: str) -> abc.Iterator[None]:
 
 
 def did_you_mean(name: str, known: abc.Iterable[str]) -> str:
-    """The end of an error about a misspelt name: the one that was probably meant.
+    """The end of an error about a misspelt name: the one that was probably meant, in any case.
 
     Args:
         name: What was given.
@@ -105,8 +105,11 @@ def did_you_mean(name: str, known: abc.Iterable[str]) -> str:
 
     >>> did_you_mean("cifar10-quik", ["cifar10", "cifar10-quick"])
     '; did you mean cifar10-quick?'
+    >>> did_you_mean("FedEM", ["fedavg", "fedem"])
+    '; did you mean fedem?'
     >>> did_you_mean("lab", ["check", "add"])
     ''
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    names = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]}?" if close else ""

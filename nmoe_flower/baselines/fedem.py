@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nmoe_flower.baselines.member import ExpertNetwork, Member
     from nmoe_flower.data import Portion
 
-__all__ = ["FEDEM", "responsibilities", "ungated"]
+__all__ = ["FEDEM", "mixture", "responsibilities", "ungated"]
 
 
 class _FedEM(Baseline):
@@ -54,10 +54,10 @@ class _FedEM(Baseline):
     def answers(self, member: "Member", *, final: bool) -> Answers:
         weights = _weights(member)
 
-        def mixed(portion: "Portion", by: "Tensor") -> "Tensor":
-            return (member.predict(member.network, portion).softmax(dim=2) * by[:, None]).sum(dim=1)
+        def mixed(portion: "Portion") -> "Tensor":
+            return mixture(member.predict(member.network, portion), weights)
 
-        found: Answers = {self.name: lambda portion: mixed(portion, weights)}
+        found: Answers = {self.name: mixed}
         return {**found, **ungated(member)} if final else found
 
 
@@ -72,6 +72,16 @@ def responsibilities(losses: "Tensor", weights: "Tensor") -> "Tensor":
 
     tiny = torch.finfo(weights.dtype).tiny
     return (weights.clamp_min(tiny).log() - losses).softmax(dim=1)
+
+
+def mixture(logits: "Tensor", weights: "Tensor") -> "Tensor":
+    """The probabilities of experts, mixed, [N, C].
+
+    Args:
+        logits: Logits of every expert, [N, K, C].
+        weights: Weight of each expert, [K], in sum 1; or for every sample, [N, K].
+    """
+    return (logits.softmax(dim=2) * weights[..., None]).sum(dim=1)
 
 
 def _weights(member: "Member") -> "Tensor":

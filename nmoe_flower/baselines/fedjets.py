@@ -15,7 +15,9 @@ A client must send ``trunk.*``, ``gate.<e>.*`` of all M, ``expert.<e>.*`` of its
 ``num-examples`` and ``usage``, its mean gate probability of each of all M.
 
 In print the experts are whole networks, ResNet-34; here they are heads on a shared trunk, unless
-``baseline.size = net``.
+``baseline.size = net``, whose gate reads raw pixels. In training p is in sum 1 over the K held, in
+a test over all M: experts that never met in training are compared. An anchor trains in the rounds
+whose cohort it is drawn for; where that is a part of all clients, an expert may go without.
 
 Anchors need what the server must be told: how many images of each class each client has. Ours, as
 print is silent: the first anchor has the largest share of one class, each further one the classes
@@ -55,11 +57,11 @@ class ChosenExperts(PartialExperts):
     """The experts that the gate prefers at each client, and anchors.
 
     The client must send, beside its arrays, ``usage``: its mean gate probability of each of all M
-    experts.
+    experts, in sum 1.
 
     Args:
         experts: How many there are, M.
-        held: How many experts a client trains, K.
+        held: How many experts a client trains, K; of several at least 2, but for anchors.
         anchors: Each expert has a client that trains it alone; ``class_counts`` must be set.
         **options: What ``StreamingFedAvg`` and FedAvg take.
 
@@ -71,10 +73,11 @@ class ChosenExperts(PartialExperts):
         self, experts: int, held: int, *, anchors: bool, **options: Unpack[StreamingOptions]
     ) -> None:
         super().__init__(experts, masses=False, **options)
-        self.held, self.anchors = self.held_at_once(held), anchors
+        if not isinstance(anchors, bool):
+            raise ConfigError(f"anchors must be True or False, got {anchors!r}")
+        self.held, self.anchors = self.held_at_once(held, chosen_by_gate=not anchors), anchors
         self.scores: dict[int, np.ndarray] = {}
         self._anchor_of: dict[int, int] | None = None
-        self._found: dict[int, np.ndarray] = {}
 
     def owner(self, name: str) -> int | None:
         """Rows of the gate are everybody's."""
@@ -104,11 +107,6 @@ class ChosenExperts(PartialExperts):
             order = numpy_stream(self.seed, "fedjets", client).permutation(self.experts)
         return sorted(order[: self.held].tolist())
 
-    def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
-        """As ``assigned`` says, each on its own."""
-        self._found = {}
-        return super().assign(clients, server_round)
-
     def words(self, client: int, held: Sequence[int]) -> dict[str, Any]:
         """An anchor is told that it is one."""
         anchor = self.anchor_of(client)
@@ -119,9 +117,9 @@ class ChosenExperts(PartialExperts):
         """Take a client's scores.
 
         Raises:
-            ReplyError: They are missing, or no shares.
+            ReplyError: They are missing, or no shares in sum 1.
         """
-        self._found[client] = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
+        self._found[client] = self.shares_of(usable, BaselineKey.USAGE)
 
     def learn(self) -> None:
         """Note what the gate prefers where."""
@@ -145,7 +143,7 @@ def choose_anchors(class_counts: Mapping[int, Sequence[int]], experts: int) -> l
 
     Raises:
         ConfigError: Nothing is known of the clients' classes, there are too few clients, or their
-            counts are no numbers of the same classes.
+            counts are no numbers of the same classes, or all 0.
 
     >>> choose_anchors({0: [5, 5], 1: [9, 1], 2: [8, 2], 3: [1, 9]}, 2)
     [1, 3]
@@ -162,26 +160,36 @@ def choose_anchors(class_counts: Mapping[int, Sequence[int]], experts: int) -> l
             "false"
         )
     clients = sorted(class_counts)
-    classes = len(class_counts[clients[0]])
-    for client in clients:
-        found = np.asarray(class_counts[client], np.float64)
-        if found.shape != (classes,) or not classes:
+    rows = [_counts(client, class_counts[client]) for client in clients]
+    for client, row in zip(clients, rows, strict=True):
+        if len(row) != len(rows[0]):
             raise ConfigError(
-                f"class_counts of client {client} are of {found.size} classes, those of client "
-                f"{clients[0]} of {classes}; allowed: the same classes everywhere, at least one"
+                f"class_counts of client {client} are of {len(row)} classes, those of client "
+                f"{clients[0]} of {len(rows[0])}; allowed: the same classes everywhere"
             )
-        if not (np.isfinite(found).all() and (found >= 0).all()):
-            raise ConfigError(
-                f"class_counts of client {client} are {found.tolist()}; allowed: 0 or more images"
-            )
-    counts = np.array([class_counts[client] for client in clients], np.float64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    counts = np.stack(rows)
+    shares = counts / counts.sum(axis=1, keepdims=True)
     chosen = [int(shares.max(axis=1).argmax())]
     while len(chosen) < experts:
         far = np.abs(shares[:, None] - shares[chosen]).sum(axis=2).min(axis=1)
         far[chosen] = -1
         chosen.append(int(far.argmax()))
     return [clients[at] for at in chosen]
+
+
+def _counts(client: int, told: Sequence[int]) -> np.ndarray:
+    """A client's images of each class, if these are such numbers."""
+    try:
+        found = np.asarray(told, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    fits = found.ndim == 1 and np.isfinite(found).all() and (found >= 0).all()
+    if not (fits and found.sum() > 0):
+        raise ConfigError(
+            f"class_counts of client {client} are {told}; allowed: 0 or more images of each class, "
+            "in sum 1 or more"
+        )
+    return found
 
 
 class _FedJETs(Baseline):

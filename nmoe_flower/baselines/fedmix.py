@@ -19,7 +19,7 @@ has vanished, so its bytes are an upper bound.
 from typing import TYPE_CHECKING, Unpack
 
 from nmoe_flower import records
-from nmoe_flower.baselines.fedem import responsibilities, ungated
+from nmoe_flower.baselines.fedem import mixture, responsibilities, ungated
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.config import Config
@@ -72,9 +72,7 @@ class _FedMix(Baseline):
 
         def mixed(portion: "Portion") -> "Tensor":
             latents, logits = member.outputs(portion)
-            weights = gate(latents).softmax(dim=1)
-            mean: Tensor = (logits.softmax(dim=2) * weights[:, :, None]).sum(dim=1)
-            return mean
+            return mixture(logits, gate(latents).softmax(dim=1))
 
         found: Answers = {self.name: mixed}
         return {**found, **ungated(member)} if final else found

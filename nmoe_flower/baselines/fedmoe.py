@@ -16,8 +16,11 @@ A client must send ``trunk.*``, ``expert.<k>.*`` and ``gate.<k>.*`` of the exper
 ``num-examples`` and ``usage``, of each of all E experts.
 
 Ours: rounds in turn, the number 5, and that use is of the training images, without augmentation, in
-the rounds in which a client held the expert. The paper searches within a memory; here k is given.
-No code of the authors was found.
+the rounds in which a client held the expert. It is a share among the k held then: the uses that are
+compared come of rounds with different partners. The paper searches within a memory; here k is
+given. Simplified here: an expert is a whole head, and a client mixes the logits of those it holds
+by a dense softmax; print has sparse routers inside MoE layers. With ``baseline.size = net`` experts
+are whole networks, and the gate reads raw pixels. No code of the authors was found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +32,7 @@ from flwr.app import RecordDict
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
+from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import BaselineKey
 from nmoe_flower.strategies import StreamingOptions, Usable
 
@@ -44,11 +48,11 @@ class UsedExperts(PartialExperts):
     """The experts that each client uses most.
 
     The client must send, beside its arrays, ``usage``: the share of its images at each of all E
-    experts, 0 where it does not hold them.
+    experts, in sum 1, 0 where it does not hold them.
 
     Args:
         experts: How many there are, E.
-        held: How many experts a client trains, k.
+        held: How many experts a client trains, k; of several at least 2.
         **options: What ``StreamingFedAvg`` and FedAvg take.
 
     Attributes:
@@ -57,16 +61,15 @@ class UsedExperts(PartialExperts):
 
     def __init__(self, experts: int, held: int, **options: Unpack[StreamingOptions]) -> None:
         super().__init__(experts, masses=False, **options)
-        self.held = self.held_at_once(held)
+        self.held = self.held_at_once(held, chosen_by_gate=True)
         self.used: dict[int, np.ndarray] = {}
         self._rounds: dict[int, int] = {}  # that a client took part in
         self._now: dict[int, list[int]] = {}
         self._asked: dict[int, list[int]] = {}
-        self._found: dict[int, np.ndarray] = {}
 
     def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
         """In turn, then by use; with a trade now and then."""
-        self._found, self._asked = {}, {client: self._part(client) for client in clients}
+        self._asked = {client: self._part(client) for client in clients}
         return self._asked
 
     def _part(self, client: int) -> list[int]:
@@ -106,9 +109,14 @@ class UsedExperts(PartialExperts):
         """Take the use of experts.
 
         Raises:
-            ReplyError: It is missing, or no shares.
+            ReplyError: It is missing, or no shares in sum 1, or of experts that it does not hold.
         """
-        self._found[client] = self.scores_of(usable, BaselineKey.USAGE, most=1.0)
+        used = self.shares_of(usable, BaselineKey.USAGE)
+        if odd := sorted(
+            set(np.flatnonzero(used).tolist()).difference(self._asked.get(client, ()))
+        ):
+            raise ReplyError(f"a use of expert {odd[0]}, which this client was not assigned")
+        self._found[client] = used
 
     def learn(self) -> None:
         """Note who used what."""

@@ -17,8 +17,9 @@ r = 0.
 Ours: peers do not reach each other while Flower trains, so the server holds every client's experts
 and mixes them; ``peer_bytes`` of a round's metrics counts what peers would have fetched, each part
 of an expert once for each client. An expert of a client that was away counts as it was last. The
-router is dense; there is no loss for balance. A client is tested with its own mixed experts under
-the averaged router. The equations were read in reimplementations; no code of the authors was found.
+router is dense; there is no loss for balance; with ``baseline.size = net`` it reads raw pixels. A
+client is tested with its own mixed experts under the averaged router. The equations were read in
+reimplementations; no code of the authors was found.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,7 +84,6 @@ class MixedExperts(PartialExperts):
         self._weights: NDArray[np.float64] = np.zeros((0, 0))
         self._of: list[int] = []  # the clients that the weights are of
         self._age = 0
-        self._trained: dict[int, Arrays] = {}
 
     def owner(self, name: str) -> int | None:
         """Rows of the router are everybody's: the server averages them."""
@@ -109,7 +109,7 @@ class MixedExperts(PartialExperts):
             raise ReplyError(
                 f"array {missing[0]!r} is missing: all of a client's experts are mixed"
             )
-        self._trained[client] = {
+        self._found[client] = {
             name: value for name, value in usable.arrays.items() if expert_of(name) is not None
         }
 
@@ -122,19 +122,17 @@ class MixedExperts(PartialExperts):
             ConfigError: The arrays have no rows of a router.
             RoundError: Fewer than ``min_replies`` replies could be used.
         """
-        self._trained = {}
         averaged, metrics = self.averaged(server_round, replies)
         found = dict(averaged)
-        for client, arrays in self._trained.items():
+        for client, arrays in self._found.items():
             rows = [_row(arrays, k) for k in range(self.experts)]
             self.rows[client] = np.stack(rows)
             for name, value in arrays.items():
                 if self.owner(name) is not None:
                     found[name_at(client, name)] = value
         self._weigh()
-        replied = sorted(self._trained)
-        peers = self._mix(found, replied)
-        self._trained = {}
+        peers = self._mix(found, sorted(self._found))
+        self._found = {}
         told = MetricRecord({**(metrics or {}), "peer_bytes": peers})
         return records.from_numpy(found), told
 

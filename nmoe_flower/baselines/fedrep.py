@@ -2,7 +2,8 @@
 
 Collins et al. 2021, arXiv:2102.07078, algorithm 1. Of a round's steps the first half trains the
 head on the received trunk, the second half the trunk under that head (ours: the paper takes many
-steps for the head and few for the trunk; halves keep the work equal to that of the others).
+steps for the head and few for the trunk; halves keep the work equal to that of the others). Each
+half augments its images by noise of its own. The loss told is the mean of all steps of both.
 A client must send what FedPer's does.
 """
 
@@ -28,7 +29,10 @@ class _FedRep(PrivateHead):
         if steps > of_head:
             network.trunk.requires_grad_(True)
             network.expert.requires_grad_(False)
-            loss = member.steps(network.trunk, first=first + of_head, count=steps - of_head)
+            of_trunk = member.steps(
+                network.trunk, first=first + of_head, count=steps - of_head, noise="trunk"
+            )
+            loss += (of_trunk - loss) * (steps - of_head) / steps
         network.requires_grad_(True)
         return loss
 

@@ -15,12 +15,17 @@ A client must send ``trunk.*``, ``expert.<e>.*`` of the experts it trained, ``nu
 ``masses``, u_ce, and ``expert-accuracies``, s_ce, of each of all E experts.
 
 Of the two scores that print names, s is the accuracy, not exp(-alpha loss). Not found in print,
-and so ours: b = 0.3; Q starts at 1, so that everything is tried; both bounds
-are an even share unless set; usage and accuracy are of the training images, without augmentation.
-No code of the authors was found. Both are measured on images that the client's own gate sends: they
-flatter what a gate already prefers.
+and so ours: b = 0.3; Q starts at 1, so that everything is tried; both bounds are an even share
+unless set, but the lower one is 0 in rounds whose clients have fewer places than there are experts;
+usage and accuracy are of the training images, without augmentation. Both are measured on images
+that the client's own gate sends: they flatter what a gate already prefers.
+
+Simplified here: an expert is a whole head, and a client mixes the logits of those it holds by a
+dense softmax; print has sparse routers inside MoE layers. With ``baseline.size = net`` experts are
+whole networks, and the gate reads raw pixels. No code of the authors was found.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
@@ -32,14 +37,17 @@ from nmoe_flower.alignment import DeficitQueue, InfeasibleBoundsError, align
 from nmoe_flower.baselines.partial import PartialExperts, kept_scores, scores_in
 from nmoe_flower.baselines.submixture import SubMixture
 from nmoe_flower.config import Config
+from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.records import BaselineKey
 from nmoe_flower.seeds import numpy_stream
-from nmoe_flower.strategies import StreamingOptions, Usable
+from nmoe_flower.strategies import StreamingOptions, Usable, require_whole
 
 if TYPE_CHECKING:
     from nmoe_flower.baselines.member import Member
 
 __all__ = ["FLEX_MOE", "FlexExperts"]
+
+log = logging.getLogger(__name__)
 
 _RATE = 0.3  # b
 
@@ -48,13 +56,16 @@ class FlexExperts(PartialExperts):
     """Experts assigned by a program, within bounds on how many clients train each.
 
     The client must send, beside its arrays, ``masses`` and ``expert-accuracies``: the usage and the
-    accuracy of each of all E experts, 0 where it does not hold them.
+    accuracy of each of all E experts, 0 where it does not hold them. Only experts of a mass above 0
+    count as trained; a mass whose arrays did not come is refused.
 
     Args:
         experts: How many there are, E.
         held: How many experts a client trains at most.
-        lo: Least clients of each expert in a round; None: an even share.
-        hi: Most clients of each expert in a round; None: an even share.
+        lo: Least clients of each expert in a round, for all or for each; None: an even share, or 0
+            where a round's clients have fewer places than there are experts (a warning says so
+            once).
+        hi: Most clients of each expert in a round, at least 1; None: an even share.
         **options: What ``StreamingFedAvg`` and FedAvg take.
 
     Attributes:
@@ -71,11 +82,13 @@ class FlexExperts(PartialExperts):
         **options: Unpack[StreamingOptions],
     ) -> None:
         super().__init__(experts, masses=True, **options)
-        self.held, self.lo, self.hi = self.held_at_once(held), lo, hi
+        self.held = self.held_at_once(held)
+        self.lo, self.hi = _bound("lo", lo, experts, 0), _bound("hi", hi, experts, 1)
+        if self.lo is not None and self.hi is not None and np.any(np.greater(self.lo, self.hi)):
+            raise ConfigError(f"lo is {self.lo}, above hi = {self.hi}")
         self.scores: dict[int, np.ndarray] = {}
         self._deficits = DeficitQueue(experts)
-        self._trains: dict[int, np.ndarray] = {}
-        self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._warned = False
 
     def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
         """Solve the program of a round.
@@ -85,7 +98,16 @@ class FlexExperts(PartialExperts):
                 that can be met.
         """
         known = [self.scores.get(client, np.ones(self.experts)) for client in clients]
-        enough = len(clients) * self.held >= self.experts
+        lo, places = self.lo, len(clients) * self.held
+        if lo is None and places < self.experts:
+            lo = 0
+            if not self._warned:
+                log.warning(
+                    "round %d: %d clients x held = %d are %d places for %d experts; no expert has "
+                    "a least load in such rounds, lo is 0 (said once)",
+                    server_round, len(clients), self.held, places, self.experts,
+                )  # fmt: skip
+            self._warned = True
         try:
             chosen = align(
                 np.stack(known) + self._deficits.relative,
@@ -93,7 +115,7 @@ class FlexExperts(PartialExperts):
                 policy="joint",
                 rng=numpy_stream(self.seed, "flex-moe", server_round),
                 clients=clients,
-                lo=self.lo if enough or self.lo is not None else 0,
+                lo=lo,
                 hi=self.hi,
             )
         except InfeasibleBoundsError as error:
@@ -101,27 +123,32 @@ class FlexExperts(PartialExperts):
                 [f"expert {expert}" for expert in range(self.experts)],
                 [f"client {client}" for client in clients],
             ) from None
-        self._found, self._trains = {}, dict(zip(clients, chosen, strict=True))
-        return {client: np.flatnonzero(row).tolist() for client, row in self._trains.items()}
+        return {
+            client: np.flatnonzero(row).tolist()
+            for client, row in zip(clients, chosen, strict=True)
+        }
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
         """Take usage and accuracies.
 
         Raises:
-            ReplyError: One is missing, or no such number.
+            ReplyError: One is missing, or no such number, or a mass comes without its expert.
         """
-        masses = self.scores_of(usable, BaselineKey.MASSES)
         right = self.scores_of(usable, BaselineKey.ACCURACIES, most=1.0)
-        self._found[client] = masses, right
+        used = [] if self._masses is None else np.flatnonzero(self._masses).tolist()
+        for name in sorted(self._given.get(client, {}).keys() - usable.arrays.keys()):
+            if (expert := self.owner(name)) in used:
+                raise ReplyError(f"a mass for expert {expert}, whose array {name!r} is missing")
+        self._found[client] = used, right
 
     def learn(self) -> None:
-        """Learn who did how well; an expert whose trainers all failed has not been trained."""
+        """Learn who did how well; what nobody sent, or used, has not been trained."""
         loads = np.zeros(self.experts)
-        for client, (masses, right) in self._found.items():
-            before = self.scores.get(client, np.ones(self.experts))
-            after = (1 - _RATE) * before + _RATE * right
-            self.scores[client] = np.where(masses > 0, after, before)
-            loads += self._trains[client]
+        for client, (used, right) in self._found.items():
+            known = self.scores.get(client, np.ones(self.experts)).copy()
+            known[used] = (1 - _RATE) * known[used] + _RATE * right[used]
+            self.scores[client] = known
+            loads[used] += 1
         self._deficits.update(loads)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -135,6 +162,21 @@ class FlexExperts(PartialExperts):
         """Restore what ``state`` gave."""
         self.scores = scores_in(arrays)
         self._deficits.load_state(records.part_of(arrays, "deficits/"))
+
+
+def _bound(
+    name: str, value: int | Sequence[int] | None, experts: int, least: int
+) -> int | list[int] | None:
+    """A bound on loads, of all experts or of each."""
+    if value is None or not isinstance(value, Sequence | np.ndarray):
+        return None if value is None else require_whole(name, value, least)
+    found = [require_whole(f"{name} of expert {k}", bound) for k, bound in enumerate(value)]
+    if len(found) != experts or max(found) < least:
+        raise ConfigError(
+            f"{name} is {found}; allowed: a number for each of {experts} experts, the largest at "
+            f"least {least}"
+        )
+    return found
 
 
 class _FlexMoE(SubMixture):

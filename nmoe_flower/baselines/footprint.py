@@ -181,10 +181,11 @@ def _untrained(strategy: PartialExperts, travelling: Collection[str]) -> Callabl
     def answer(message: Message, context: Context) -> Message:
         arrays = records.of_kind(message.content, ArrayRecord)[ARRAYS]
         owners = {strategy.owner(name) for name in arrays}
-        held = [float(expert in owners) for expert in range(strategy.experts)]
+        held = owners - {None}
+        alike = [(e in held) / max(1, len(held)) for e in range(strategy.experts)]
         return records.reply(
             message,
-            metrics={NUM_EXAMPLES: 1, **dict.fromkeys(measures, held)},
+            metrics={NUM_EXAMPLES: 1, **dict.fromkeys(measures, alike)},
             arrays={ARRAYS: ArrayRecord({n: v for n, v in arrays.items() if n in travelling})},
         )
 

@@ -238,7 +238,11 @@ class Member:
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         for name, value in arrays.items():
             if not np.isfinite(value).all():
-                raise ReplyError(f"{name}, which stays at home, is not finite after training")
+                high = ["baseline.learning-rate"] + ["baseline.proximal"] * self.system.pulled
+                raise ReplyError(
+                    f"{name}, which stays at home, is not finite after training: lower "
+                    f"{' or '.join(high)}"
+                )
         self._versions.save(self.server_round, arrays)
         self._versions.prune(self.server_round, self.resumable)
 
@@ -309,6 +313,7 @@ class Member:
         purpose: str = "",
         first: int | None = None,
         count: int | None = None,
+        noise: str = "",
     ) -> float:
         """Take steps of SGD on augmented images; return the mean loss.
 
@@ -319,11 +324,13 @@ class Member:
             purpose: Names the streams of batches and augmentation; the same for all systems.
             first: The first step; None: after those of all rounds before.
             count: How many; None: those of a round.
+            noise: Names a stream of augmentation besides, for a second part of a round.
         """
         device, settings = self.device, self.settings
         count = settings.local_steps if count is None else count
         first = (self.server_round - 1) * settings.local_steps if first is None else first
-        noise = generator(device.seed("baseline-augment", purpose, self.server_round))
+        part = (noise,) if noise else ()
+        drawn = generator(device.seed("baseline-augment", purpose, self.server_round, *part))
         labels, place = self.labels, device.torch_device
 
         def draw() -> Iterator[np.ndarray]:
@@ -339,7 +346,7 @@ class Member:
 
         def batch_loss(chosen: np.ndarray) -> Tensor:
             if seen is None:
-                images = device.augment(normalise(device.train_images[chosen]), noise).to(place)
+                images = device.augment(normalise(device.train_images[chosen]), drawn).to(place)
             else:
                 images = seen[chosen].to(place)
             wanted = labels[chosen].to(place)

@@ -38,16 +38,18 @@ __all__ = [
 
 _OWNED = re.compile(r"(?:expert|gate)\.(\d+)\.")
 _CLIENT = "client."
+_ROUNDING = 1e-3  # of sums over float32
 
 
 class PartialExperts(StreamingFedAvg):
     """FedAvg whose clients hold some of the experts each.
 
     The client must send any of the arrays it was sent, ``num-examples`` and, where experts are not
-    to be weighed by that, ``masses``: a weight for each of all E experts, at least 0. A reply with
-    arrays that this client was not sent, or other shapes, or a mass that is NaN, negative or of an
-    expert it does not hold, or with masses that should not be there or without those that should,
-    is dropped and named.
+    to be weighed by that, ``masses``: a weight for each of all E experts, at least 0, which share
+    its examples out: their sum is ``num-examples`` at most, or a client could weigh its part as it
+    likes. A reply with arrays that this client was not sent, or other shapes, or a mass that is
+    NaN, negative or of an expert it does not hold, or with more masses than examples, or with
+    masses that should not be there or without those that should, is dropped and named.
 
     Args:
         experts: E, how many experts there are.
@@ -73,17 +75,28 @@ class PartialExperts(StreamingFedAvg):
         self.masses = masses
         self._whole: dict[str, np.ndarray] = {}
         self._given: dict[int, dict[str, np.ndarray]] = {}
-        self._masses: list[float] | None = None
+        self._masses: np.ndarray | None = None  # of the reply just read
+        self._found: dict[int, Any] = {}  # by client: what `accept` took of a round's replies
         self.class_counts: Mapping[int, Sequence[int]] = {}
 
-    def held_at_once(self, held: int) -> int:
+    def held_at_once(self, held: int, *, chosen_by_gate: bool = False) -> int:
         """How many experts a client trains, if that is a number from 1 to E.
 
+        Args:
+            held: That number.
+            chosen_by_gate: A client's gate over those it trains chooses what it trains next: 1 of
+                several teaches it nothing.
+
         Raises:
-            ConfigError: It is not.
+            ConfigError: It is none.
         """
         if require_whole("held", held, 1) > self.experts:
             raise ConfigError(f"held is {held}, above experts = {self.experts}")
+        if chosen_by_gate and held == 1 < self.experts:
+            raise ConfigError(
+                "held = 1 leaves the gate nothing to learn its choice from: the softmax over one "
+                f"expert is 1; allowed: 2 to {self.experts}"
+            )
         return held
 
     def assigned(self, client: int, server_round: int) -> Sequence[int]:
@@ -138,6 +151,21 @@ class PartialExperts(StreamingFedAvg):
             )
         return found
 
+    def shares_of(self, usable: Usable, key: str) -> np.ndarray:
+        """How a client shares its images out among all E experts, from the metrics of a reply.
+
+        Args:
+            usable: The reply.
+            key: The metric.
+
+        Raises:
+            ReplyError: They are missing, or not E numbers from 0 to 1 in sum 1, but for 1e-3.
+        """
+        found = self.scores_of(usable, key, most=1.0)
+        if abs(found.sum() - 1) > _ROUNDING:
+            raise ReplyError(f"{key} are {found.tolist()}, in sum {found.sum():g}; allowed: 1")
+        return found
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -146,7 +174,7 @@ class PartialExperts(StreamingFedAvg):
         told = self.round_config(server_round, config)
         encoded = records.Encoded(arrays)
         self._whole = self.sent = encoded.arrays
-        self._given, messages = {}, []
+        self._given, self._found, messages = {}, {}, []
         self._begin([], RecordDict())
         clients = {self.partitions.get(node, node): node for node in nodes}
         chosen = self.assign(list(clients), server_round)
@@ -202,7 +230,7 @@ class PartialExperts(StreamingFedAvg):
         self.accept(partition, reply.content, usable)
         return usable
 
-    def _read_masses(self, usable: Usable, given: Mapping[str, np.ndarray]) -> list[float] | None:
+    def _read_masses(self, usable: Usable, given: Mapping[str, np.ndarray]) -> np.ndarray | None:
         told = BaselineKey.MASSES in usable.metrics
         if told and self.masses is False:
             raise ReplyError(f"metric {BaselineKey.MASSES!r} was not asked for")
@@ -212,14 +240,18 @@ class PartialExperts(StreamingFedAvg):
         held = {self.owner(name) for name in given}
         if odd := [k for k in np.flatnonzero(masses).tolist() if k not in held]:
             raise ReplyError(f"a mass for expert {odd[0]}, which this client was not assigned")
-        found: list[float] = masses.tolist()
-        return found
+        if masses.sum() > usable.weight * (1 + _ROUNDING):
+            raise ReplyError(
+                f"masses are {masses.tolist()}, in sum {masses.sum():g}; allowed: at most "
+                f"{self.weighted_by_key!r}, {usable.weight:g}"
+            )
+        return masses
 
     def mass(self, expert: int | None, usable: Usable) -> float:
         """The weight of what the reply just read holds of an expert, or of what all share."""
         if expert is None or self._masses is None:
             return usable.weight
-        return self._masses[expert]
+        return float(self._masses[expert])
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -230,7 +262,7 @@ class PartialExperts(StreamingFedAvg):
         return records.from_numpy(found), metrics
 
     def learn(self) -> None:
-        """Take in what `accept` kept of a round's replies: its average stands."""
+        """Take in what `accept` took of a round's replies: its average stands."""
 
     def averaged(
         self, server_round: int, replies: Iterable[Message]

@@ -22,7 +22,7 @@ neighbours' positions for their numbers and works with many clients only; nothin
 CLIP's numbers are no yardstick here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
@@ -62,27 +62,40 @@ class PooledHeads(PartialExperts):
         super().__init__(1, masses=False, **options)
         self.neighbours = require_whole("neighbours", neighbours)
         self.pool: dict[int, dict[str, np.ndarray]] = {}
-        self._found: dict[int, dict[str, np.ndarray]] = {}
+        self._near: dict[int, list[int]] = {}  # by client of this round
 
     def assign(self, clients: Sequence[int], server_round: int) -> Mapping[int, Sequence[int]]:
-        """The one head that all start from."""
-        self._found = {}
+        """The one head that all start from; whose heads are sent with it is settled here."""
+        self._near = self.nearest(clients)
         return super().assign(clients, server_round)
 
-    def nearest(self, client: int) -> list[int]:
-        """The clients whose heads are nearest, the nearest first; none, if it has no head yet."""
-        if client not in self.pool:
-            return []
-        mine = _flat(self.pool[client])
-        others = sorted(self.pool.keys() - {client})
-        apart = {other: float(np.linalg.norm(_flat(self.pool[other]) - mine)) for other in others}
-        return sorted(others, key=lambda other: (apart[other], other))[: self.neighbours]
+    def nearest(self, clients: Iterable[int]) -> dict[int, list[int]]:
+        """By client: those whose heads are nearest, the nearest first, of equals the lower number.
+
+        Args:
+            clients: Who asks; who has no head yet is left out.
+        """
+        ids = sorted(self.pool)
+        place = {client: at for at, client in enumerate(ids)}
+        asking = [place[client] for client in clients if client in self.pool]
+        if not asking:
+            return {}
+        heads = np.stack([_flat(self.pool[client]) for client in ids]).astype(np.float64)
+        heads -= heads.mean(axis=0)  # or what all have in common would round off what they differ
+        squares = np.square(heads).sum(axis=1)
+        apart = squares - 2 * heads[asking] @ heads.T  # and the asker's own square, alike for all
+        apart[np.arange(len(asking)), asking] = np.inf
+        order = np.argsort(apart, axis=1, kind="stable")[:, : min(self.neighbours, len(ids) - 1)]
+        return {
+            ids[at]: [ids[other] for other in row]
+            for at, row in zip(asking, order.tolist(), strict=True)
+        }
 
     def beside(self, client: int) -> dict[str, np.ndarray]:
         """The nearest heads."""
         return {
             f"{_PEER}{at}.{name}": value
-            for at, other in enumerate(self.nearest(client))
+            for at, other in enumerate(self._near.get(client, ()))
             for name, value in self.pool[other].items()
         }
 

@@ -31,10 +31,12 @@ class Baseline:
     Attributes:
         name: The value of ``run.system``.
         gated: The network has a gate, with a row ``gate.<k>.*`` for each expert.
+        pulled: ``baseline.proximal`` holds what it trains near what a client received.
     """
 
     name = "fedavg"
     gated = False
+    pulled = False
 
     def experts(self, config: Config) -> int:
         """E, how many experts there are."""

@@ -23,7 +23,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError, NMoEError, ReplyError
+from nmoe_flower.errors import ConfigError, NMoEError, ReplyError, RoundError
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import (
     ARRAYS,
@@ -311,6 +311,13 @@ def test_what_is_not_finite_is_never_kept_at_home(member: Callable[..., Member])
     np.testing.assert_array_equal(member("fedper", 3).kept()["head"], np.ones(2))
 
 
+def test_clients_that_all_diverge_are_told_together_with_what_to_lower(new_pipeline: New) -> None:
+    changes = {**SMALL, "run.system": "ditto", "baseline.proximal": 1e9, "baseline.local-steps": 8}
+    with pytest.raises(RoundError, match=r"\(clients 0, 1: [^;]*: lower baseline.learning-rate or "
+                       r"baseline.proximal\)"):  # fmt: skip
+        new_pipeline("diverged", changes)()
+
+
 @pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])
 @pytest.mark.parametrize("size", ["head", "net"])
 def test_one_expert_is_fedavg_bit_for_bit(
@@ -405,7 +412,8 @@ def test_what_no_system_can_do_is_refused() -> None:
         ({"run.system": "pfedmoap"}, "learns heads on frozen features"),
         ({"run.system": "fedrep", "baseline.local-steps": 1}, "leaves no step for the trunk"),
         ({"run.system": "flex-moe", "baseline.hi": 0}, "baseline.hi = 0 lets nobody train"),
-        ({"run.system": "fedjetz"}, "run.system"),
+        ({"run.system": "fedjetz"}, "run.system.*did you mean fedjets"),
+        ({"run.system": "FedEM"}, "run.system.*did you mean fedem"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):
             Config.parse(changes)
@@ -494,6 +502,35 @@ def test_ditto_without_a_pull_trains_alone_whatever_it_receives(
     assert kept
     for name, value in alone.state_dict().items():
         np.testing.assert_array_equal(kept[name], value.numpy())
+
+
+def test_the_halves_of_a_fedrep_round_have_noise_of_their_own(
+    member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three steps two train the head; the loss told is the mean of all three."""
+    losses, steps = [], Member.steps
+
+    def told(self: Member, *args: Any, **how: Any) -> float:
+        losses.append(steps(self, *args, **how))
+        return losses[-1]
+
+    monkeypatch.setattr(Member, "steps", told)
+
+    def noises(system: str) -> tuple[list[int], float]:
+        client, seen = member(system, 2), []
+        augment = client.device.augment
+
+        def watched(images: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+            seen.append(noise.initial_seed())
+            return augment(images, noise)
+
+        vars(client.device)["augment"] = watched
+        return seen, cast(float, client.system.train(client)["loss"])
+
+    (first, again, of_trunk), loss = noises("fedrep")
+    assert first == again != of_trunk
+    assert loss == pytest.approx((2 * losses[0] + losses[1]) / 3)
+    assert noises("fedper")[0] == [first] * 3  # as in all other systems
 
 
 def ensemble_steps(client: Member, network: ExpertNetwork) -> None:

@@ -255,6 +255,16 @@ def test_too_few_replies_end_the_round_with_the_reasons() -> None:
     )
 
 
+def test_clients_that_fail_for_one_reason_are_named_together() -> None:
+    odd = {0: raising, **dict.fromkeys(range(1, 8), BAD["NaN array"][0])}
+    with pytest.raises(RoundError) as caught:
+        one_round(StreamingFedAvg(action=Action.FEDCE), InProcessGrid(client_app(odd), 8))
+    assert str(caught.value) == (
+        "round 1: 0 usable replies, 1 needed (client 0: ValueError: no images; "
+        "clients 1, 2, 3, 4, 5 and 2 others: w: has NaN or infinite entries)"
+    )
+
+
 def test_weights_of_zero_only_are_no_replies() -> None:
     change = with_metric("num-examples", 0)
     with pytest.raises(RoundError, match="round 1: 0 usable replies, 1 needed"):

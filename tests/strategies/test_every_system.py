@@ -68,9 +68,16 @@ def first_arrays(config: Config) -> Arrays:
 def good(system: str, strategy: PartialExperts, arrays: Arrays, client: int) -> Answer:
     """What a client sends that has moved a little."""
     owners = {strategy.owner(name) for name in arrays}
-    held = [float(expert in owners) for expert in range(strategy.experts)]
+    held = np.array([float(expert in owners) for expert in range(strategy.experts)])
+    shares = held / max(held.sum(), 1)
+    measures = {
+        BaselineKey.USAGE: shares,
+        BaselineKey.MASSES: (1 + client) * shares,
+        BaselineKey.ACCURACIES: held,
+    }
     moved = {name: value + np.float32(1 + client) / 8 for name, value in arrays.items()}
-    return moved, {NUM_EXAMPLES: 1 + client, **dict.fromkeys(NEEDS.get(system, ()), held)}
+    told = {key: measures[key].tolist() for key in NEEDS.get(system, ())}
+    return moved, {NUM_EXAMPLES: 1 + client, **told}
 
 
 def play(
@@ -198,6 +205,15 @@ def test_mixed_experts_need_all_that_was_sent() -> None:
         (lambda: UsedExperts(3, 0), "held must be a whole number of at least 1, got 0"),
         (lambda: FlexExperts(3, 4), "held is 4, above experts = 3"),
         (lambda: ChosenExperts(3, -1, anchors=False), "held must be"),
+        (lambda: UsedExperts(4, 1), "held = 1 leaves the gate nothing.*allowed: 2 to 4"),
+        (lambda: ChosenExperts(4, 1, anchors=False), "held = 1 leaves the gate nothing"),
+        (lambda: ChosenExperts(2, 2, anchors="no"), "anchors must be True or False, got 'no'"),
+        (lambda: FlexExperts(3, 2, hi=0), "hi must be a whole number of at least 1, got 0"),
+        (lambda: FlexExperts(3, 2, hi=[0, 0, 0]), r"hi is \[0, 0, 0\]; allowed: .* at least 1"),
+        (lambda: FlexExperts(3, 2, hi=[1, 1]), r"hi is \[1, 1\]; allowed: .* each of 3 experts"),
+        (lambda: FlexExperts(3, 2, lo=[1, 1.5, 1]), "lo of expert 1 must be .* got 1.5"),
+        (lambda: FlexExperts(3, 2, lo=-1), "lo must be a whole number of at least 0, got -1"),
+        (lambda: FlexExperts(3, 2, lo=2, hi=[3, 1, 3]), r"lo is 2, above hi = \[3, 1, 3\]"),
         (lambda: MixedExperts(0), "experts must be"),
         (lambda: MixedExperts(3, -1), "neighbours must be"),
         (lambda: MixedExperts(3, temperature=0.0), "temperature must be"),
@@ -357,6 +373,8 @@ def held_in_rounds(
         for client, measures in zip(ids, draws.random((len(ids), 4)), strict=True):
             if not isinstance(strategy, ChosenExperts):  # whose gate knows all experts
                 measures = np.where(np.isin(range(4), chosen[client]), measures, 0.0)
+            measures = measures / measures.sum()
+            strategy._masses = measures  # as `read` would have found them
             metrics = MetricRecord(dict.fromkeys(chain(*NEEDS.values()), measures.tolist()))
             strategy.accept(client, RecordDict(), Usable(metrics, 1.0, {}, 0))
         strategy.learn()

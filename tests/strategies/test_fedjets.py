@@ -35,9 +35,12 @@ def test_the_gate_chooses_and_unknown_clients_draw() -> None:
     ("counts", "told"),
     [
         ({0: [1, 2], 1: [1, 2, 3]}, "client 1 are of 3 classes, those of client 0 of 2"),
-        ({0: [], 1: []}, "client 0 are of 0 classes"),
-        ({0: [1, 2], 1: [3, float("nan")]}, r"client 1 are \[3.0, nan\]; allowed: 0 or more"),
-        ({0: [1, 2], 1: [3, -1]}, r"client 1 are \[3.0, -1.0\]"),
+        ({0: [], 1: []}, r"client 0 are \[\]; allowed: 0 or more images"),
+        ({0: [1, 2], 1: [3, float("nan")]}, r"client 1 are \[3, nan\]; allowed: 0 or more"),
+        ({0: [1, 2], 1: [3, -1]}, r"client 1 are \[3, -1\]"),
+        ({0: [1, 2], 1: [0, 0]}, r"client 1 are \[0, 0\]; allowed: .* in sum 1 or more"),
+        ({0: [1, 2], 1: ["a", "b"]}, r"client 1 are \['a', 'b'\]; allowed: 0 or more images"),
+        ({0: [1, 2], 1: None}, "client 1 are None; allowed: 0 or more images"),
     ],
 )
 def test_counts_that_are_none_of_one_set_of_classes_are_refused(counts: dict, told: str) -> None:
@@ -78,25 +81,26 @@ def test_anchors_that_cannot_be_are_refused() -> None:
 
 
 def test_the_gate_is_everybodys_and_an_expert_its_trainers() -> None:
-    strategy = ChosenExperts(3, 1, anchors=False)
+    strategy = ChosenExperts(4, 2, anchors=False)
     gate = "gate.2.w"
-    first = {**INITIAL, gate: value(8)}
-    strategy.scores = {1: np.array([1.0, 0, 0]), 2: np.array([0, 1.0, 0])}
+    first = {**INITIAL, "expert.3.w": value(7), gate: value(8)}
+    strategy.scores = {1: np.array([0.9, 0, 0.1, 0]), 2: np.array([0, 0.9, 0.1, 0])}
     for client, expert in ((1, 0), (2, 1)):
         part = strategy.part(first, client, strategy.assigned(client, 1))
-        assert part.keys() == {"trunk.w", "gate.w", gate, f"expert.{expert}.w"}
+        assert part.keys() == {"trunk.w", "gate.w", gate, f"expert.{expert}.w", "expert.2.w"}
     a, b = value(1), value(2)
     answers = {
-        i: ({"trunk.w": x, "gate.w": x, f"expert.{i}.w": x},
-            {NUM_EXAMPLES: 1 + 2 * i, BaselineKey.USAGE: [0.2, 0.5, 0.3]})
+        i: ({"trunk.w": x, "gate.w": x, f"expert.{i}.w": x, "expert.2.w": x},
+            {NUM_EXAMPLES: 1 + 2 * i, BaselineKey.USAGE: [0.2, 0.5, 0.3, 0.0]})
         for i, x in enumerate((a, b))
     }  # fmt: skip
-    found = round_of(strategy, 2, answers)
-    for name in ("trunk.w", "gate.w"):
+    found = round_of(strategy, 2, answers, first)
+    for name in ("trunk.w", "gate.w", "expert.2.w"):
         np.testing.assert_allclose(found[name], (a + 3 * b) / 4, rtol=1e-6)
     np.testing.assert_allclose(found["expert.0.w"], a, rtol=1e-6)
     np.testing.assert_allclose(found["expert.1.w"], b, rtol=1e-6)
-    np.testing.assert_array_equal(found["expert.2.w"], INITIAL["expert.2.w"])
+    for untouched in ("expert.3.w", gate):
+        np.testing.assert_array_equal(found[untouched], first[untouched])
     assert strategy.scores.keys() == {1, 2}
 
 
@@ -107,6 +111,8 @@ def test_the_gate_is_everybodys_and_an_expert_its_trainers() -> None:
         ({BaselineKey.USAGE: [0.5, 0.5]}, "3 finite numbers"),
         ({BaselineKey.USAGE: [float("nan"), 0.0, 0.0]}, "usage are"),
         ({BaselineKey.USAGE: [-0.1, 0.5, 0.6]}, "usage are"),
+        ({BaselineKey.USAGE: [0.5, 0.5, 0.002]}, "in sum 1.002; allowed: 1"),
+        ({BaselineKey.USAGE: [0.0, 0.0, 0.0]}, "in sum 0; allowed: 1"),
     ],
 )
 def test_a_bad_reply_is_named_and_counts_for_nothing(metrics: dict[str, Any], told: str) -> None:

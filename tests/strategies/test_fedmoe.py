@@ -57,17 +57,26 @@ def test_who_holds_all_has_the_mean_of_all_and_one_owner_is_copied() -> None:
     for name in NAMES:
         mean = (answers[0][0][name] + 2 * answers[1][0][name]) / 3
         np.testing.assert_allclose(found[name], mean, rtol=1e-5, atol=1e-6)
-    single = UsedExperts(3, 1)
+    uses = [[0.0, 0.4, 0.6], [0.1, 0.0, 0.9]]  # clients 1 and 2 begin with 1 and 2, and 2 and 0
     mine = {
-        i: ({n: v for n, v in arrays.items() if n in (f"expert.{i + 1}.w", "trunk.w")}, said)
-        for i, (arrays, said) in answers.items()
-    }
-    found = round_of(single, 2, mine)  # clients 1 and 2 begin with experts 1 and 2
-    for expert in (1, 2):
-        np.testing.assert_array_equal(
-            found[f"expert.{expert}.w"], value(10 * (expert - 1) + expert + 1)
-        )
-    np.testing.assert_array_equal(found["expert.0.w"], INITIAL["expert.0.w"])
+        i: ({n: v for n, v in arrays.items() if n in (f"expert.{own}.w", "trunk.w")},
+            {**said, BaselineKey.USAGE: uses[i]})
+        for (i, (arrays, said)), own in zip(answers.items(), (1, 0), strict=True)
+    }  # fmt: skip
+    found = round_of(UsedExperts(3, 2), 2, mine)
+    for i, own in ((0, 1), (1, 0)):
+        np.testing.assert_array_equal(found[f"expert.{own}.w"], answers[i][0][f"expert.{own}.w"])
+    np.testing.assert_array_equal(found["expert.2.w"], INITIAL["expert.2.w"])  # nobody sent it
+
+
+def test_a_use_of_an_expert_that_was_not_assigned_is_refused() -> None:
+    strategy, arrays = UsedExperts(4, 2), {"trunk.w": value(1)}  # node i begins with i and i + 1
+    told = [{NUM_EXAMPLES: 1, BaselineKey.USAGE: [0.0, 0.5, 0.5, 0.0]}] * 2
+    round_of(strategy, 2, {i: (arrays, said) for i, said in enumerate(told)})
+    (failure,) = strategy.last_exchange.failures
+    assert failure["partition"] == 2
+    assert failure["reason"] == "a use of expert 1, which this client was not assigned"
+    assert strategy.used.keys() == {1}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,8 @@ def test_who_holds_all_has_the_mean_of_all_and_one_owner_is_copied() -> None:
         ({}, "'usage' is missing"),
         ({BaselineKey.USAGE: [0.5, 0.5]}, "3 finite numbers"),
         ({BaselineKey.USAGE: [1.5, 0.0, 0.0]}, "at most 1"),
+        ({BaselineKey.USAGE: [0.9, 0.9, 0.0]}, "in sum 1.8; allowed: 1"),
+        ({BaselineKey.USAGE: [0.0, 0.0, 0.0]}, "in sum 0; allowed: 1"),
         ({BaselineKey.USAGE: [float("inf"), 0.0, 0.0]}, "usage are"),
     ],
 )

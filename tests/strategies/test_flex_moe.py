@@ -28,7 +28,7 @@ def test_the_program_finds_the_best_of_all_assignments(data: st.DataObject) -> N
     clients, experts = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     held = data.draw(st.integers(1, experts))
     lo = data.draw(st.integers(0, clients))
-    hi = data.draw(st.integers(lo, clients))
+    hi = data.draw(st.integers(max(1, lo), clients))
     strategy = FlexExperts(experts, held, lo=lo, hi=hi)
     scores = st.lists(st.floats(0, 1, width=16), min_size=experts, max_size=experts)
     strategy.scores = {client: np.array(data.draw(scores)) for client in range(clients)}
@@ -66,17 +66,18 @@ def test_what_lacked_clients_comes_next() -> None:
     for server_round in range(1, 7):
         chosen = strategy.assign([0, 1], server_round)
         turns.append({held[0] for held in chosen.values()})
-        nothing = np.zeros(3), np.zeros(3)
-        strategy._found = dict.fromkeys(chosen, nothing)  # all have replied
+        strategy._found = {c: (held, np.ones(3)) for c, held in chosen.items()}  # all have replied
         strategy.learn()
     for first, second in itertools.pairwise(turns):
         assert len(first) == len(second) == 2
         assert first | second == {0, 1, 2}
 
 
-def answers_of(clients: int, *, wrong: tuple[int, ...] = ()) -> dict[int, Any]:
+def answers_of(
+    clients: int, *, wrong: tuple[int, ...] = (), masses: tuple[float, float] = (0.0, 0.0)
+) -> dict[int, Any]:
     """The trunk of every client, in another shape of those that are ``wrong``."""
-    told = {NUM_EXAMPLES: 4, BaselineKey.MASSES: [0.0, 0.0], BaselineKey.ACCURACIES: [0.0, 0.0]}
+    told = {NUM_EXAMPLES: 4, BaselineKey.MASSES: [*masses], BaselineKey.ACCURACIES: [0.0, 0.0]}
     return {i: ({"trunk.w": np.ones(2 if i in wrong else 3, np.float32)}, told)
             for i in range(clients)}  # fmt: skip
 
@@ -90,12 +91,48 @@ def test_who_has_no_expert_sits_the_round_out() -> None:
 
 
 def test_an_expert_whose_trainer_failed_still_lacks_one() -> None:
+    """Node 2 replies, with the expert that it was sent; the other's trainer failed."""
     strategy = FlexExperts(2, 1, lo=1, hi=1, seed=3, min_replies=1)
-    round_of(strategy, 2, answers_of(2, wrong=(0,)))
-    (failed,) = (failure["partition"] for failure in strategy.last_exchange.failures)
-    (trained,) = np.flatnonzero(strategy._trains[3 - failed]).tolist()  # nodes 1 and 2
+    strategy.scores = {1: np.array([1.0, 0.0]), 2: np.array([0.0, 1.0])}
+    answers = answers_of(2, wrong=(0,), masses=(0.0, 4.0))
+    answers[1][0]["expert.1.w"] = value(1)
+    round_of(strategy, 2, answers)
+    assert [failure["partition"] for failure in strategy.last_exchange.failures] == [1]
     relative = strategy._deficits.relative
-    assert relative[1 - trained] > relative[trained]
+    assert relative[0] > relative[1]
+
+
+def test_an_expert_that_was_assigned_and_not_used_has_not_been_trained() -> None:
+    """Both clients hold both; all images of both go to the first."""
+    strategy, told = FlexExperts(2, 2), answers_of(2, masses=(4.0, 0.0))
+    for arrays, _ in told.values():
+        arrays["expert.0.w"] = arrays["expert.1.w"] = value(1)
+    round_of(strategy, 2, told)
+    assert all(scores.tolist() == [0.7, 1.0] for scores in strategy.scores.values())
+    relative = strategy._deficits.relative
+    assert relative[1] > relative[0] == 0
+
+
+def test_a_mass_without_its_expert_is_refused_and_teaches_nothing() -> None:
+    """Or its accuracy would count for an expert that nobody has trained."""
+    strategy, told = FlexExperts(2, 2), answers_of(2, masses=(2.0, 2.0))
+    told[0][0]["expert.0.w"] = told[0][0]["expert.1.w"] = told[1][0]["expert.0.w"] = value(1)
+    round_of(strategy, 2, told)
+    (failure,) = strategy.last_exchange.failures
+    assert failure["partition"] == 2
+    assert failure["reason"] == "a mass for expert 1, whose array 'expert.1.w' is missing"
+    assert strategy.scores.keys() == {1}
+    assert strategy._deficits.relative.tolist() == [0.0, 0.0]  # of client 1 alone, and even
+
+
+def test_too_few_places_for_an_even_share_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    strategy = FlexExperts(3, 1)
+    for server_round in (1, 2):
+        assert len(strategy.assign([0, 1], server_round)) == 2
+    (told,) = caplog.messages
+    assert "2 clients x held = 1 are 2 places for 3 experts" in told
+    FlexExperts(3, 2).assign([0, 1], 1)
+    assert len(caplog.messages) == 1
 
 
 def test_only_what_was_trained_and_used_is_learned_and_survives() -> None:
@@ -130,7 +167,8 @@ def test_only_what_was_trained_and_used_is_learned_and_survives() -> None:
     ("metrics", "told"),
     [
         ({}, "'masses' is missing"),
-        ({BaselineKey.MASSES: [1.0, 1.0, 0.0]}, "'expert-accuracies' is missing"),
+        ({BaselineKey.MASSES: [0.5, 0.5, 0.0]}, "'expert-accuracies' is missing"),
+        ({BaselineKey.MASSES: [1.0, 1.0, 0.0]}, "in sum 2; allowed: at most 'num-examples', 1"),
         ({BaselineKey.MASSES: [1.0, -1.0, 0.0]}, "masses are"),
         ({BaselineKey.MASSES: [1.0, 0.0, 0.0], BaselineKey.ACCURACIES: [1.5, 0.0, 0.0]},
          "at most 1"),

@@ -109,9 +109,9 @@ def test_masses_weigh_experts_and_examples_the_rest() -> None:
         2,
         {
             0: (both | {"trunk.w": a, "expert.0.w": a},
-                {NUM_EXAMPLES: 1, BaselineKey.MASSES: [3.0, 0.0, 1.0]}),
+                {NUM_EXAMPLES: 4, BaselineKey.MASSES: [3.0, 0.0, 1.0]}),
             1: (both | {"trunk.w": b, "expert.0.w": b, "expert.1.w": b},
-                {NUM_EXAMPLES: 1, BaselineKey.MASSES: [1.0, 0.0, 1.0]}),
+                {NUM_EXAMPLES: 4, BaselineKey.MASSES: [1.0, 0.0, 1.0]}),
         },
     )  # fmt: skip
     np.testing.assert_allclose(found["trunk.w"], (a + b) / 2, rtol=1e-6)
@@ -130,18 +130,36 @@ def test_masses_weigh_experts_and_examples_the_rest() -> None:
 def test_masses_are_wanted_refused_or_as_a_client_likes(
     masses: bool | None, refused: dict[int, str]
 ) -> None:
-    """Two clients of three samples each; the first says that each expert has half of them."""
+    """Two clients of three samples each; the first says that each expert has one of them."""
     strategy = PartialExperts(3, masses=masses)
     answers = {
-        0: (dict.fromkeys(INITIAL, value(1)), {NUM_EXAMPLES: 3, BaselineKey.MASSES: [1.5] * 3}),
+        0: (dict.fromkeys(INITIAL, value(1)), {NUM_EXAMPLES: 3, BaselineKey.MASSES: [1.0] * 3}),
         1: (dict.fromkeys(INITIAL, value(2)), {NUM_EXAMPLES: 3}),
     }
     found = round_of(strategy, 2, answers)
     failures = {one["partition"]: one["reason"] for one in strategy.last_exchange.failures}
     assert failures == refused
-    weights = [weight * (client not in refused) for client, weight in ((1, 1.5), (2, 3.0))]
+    weights = [weight * (client not in refused) for client, weight in ((1, 1.0), (2, 3.0))]
     mean = np.average([value(1), value(2)], axis=0, weights=weights)
     np.testing.assert_allclose(found["expert.0.w"], mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("masses", [[3.0, 0.004, 0.0], [0.0, 1e9, 0.0]])
+def test_who_claims_more_mass_than_it_has_examples_is_dropped(masses: list[float]) -> None:
+    """Of two clients of three samples one cheats; what float32 rounds off is no cheating."""
+    strategy = PartialExperts(3, masses=True)
+    honest, cheating = [1.5, 1.502, 0.0], {NUM_EXAMPLES: 3, BaselineKey.MASSES: masses}
+    answers = {
+        0: (dict.fromkeys(INITIAL, value(1)), {NUM_EXAMPLES: 3, BaselineKey.MASSES: honest}),
+        1: (dict.fromkeys(INITIAL, value(2)), cheating),
+    }
+    found = round_of(strategy, 2, answers)
+    (failure,) = strategy.last_exchange.failures
+    assert failure["partition"] == 2
+    assert f"masses are {masses}, in sum" in failure["reason"]
+    assert "allowed: at most 'num-examples', 3" in failure["reason"]
+    for name in ("trunk.w", "expert.0.w", "expert.1.w"):
+        np.testing.assert_allclose(found[name], value(1), rtol=1e-6)
 
 
 @settings(max_examples=8, deadline=None)
@@ -188,6 +206,7 @@ def test_an_assignment_that_cannot_be_is_refused_by_name(held: dict, told: str) 
         ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0, -1.0, 0.0]}, "masses"),
         ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0]}, "3 finite numbers"),
         ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0, 0.0, 2.0]}, "a mass for expert 2"),
+        ({"trunk.w": value(1)}, {BaselineKey.MASSES: [1.0, 0.5, 0.0]}, "in sum 1.5"),
         ({"trunk.w": value(1)}, {NUM_EXAMPLES: -1}, "negative"),
     ],
 )
@@ -225,7 +244,7 @@ def test_experts_and_their_ids_may_be_permuted_together() -> None:
     first = {name: value(90 + at) for at, name in enumerate(["trunk.w", *names])}
     masses = [[3.0, 0.5, 1.0], [1.0, 2.0, 0.0]]
     answers = {i: ({n: value(10 * i + k) for k, n in enumerate(first)},
-                   {NUM_EXAMPLES: 1 + i, BaselineKey.MASSES: masses[i]})
+                   {NUM_EXAMPLES: 5 + i, BaselineKey.MASSES: masses[i]})
                for i in range(2)}  # fmt: skip
     moved = [[one[ORDER.index(k)] for k in range(3)] for one in masses]
     swapped = {i: (renamed(arrays), {**metrics, BaselineKey.MASSES: moved[i]})

@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nmoe_flower.baselines.pfedmoap import PooledHeads, attended
 from nmoe_flower.baselines.row_attention import RowAttention
@@ -25,12 +27,42 @@ def pooled(neighbours: int = 2) -> PooledHeads:
 
 def test_the_nearest_are_told_by_their_heads_and_not_by_their_places() -> None:
     strategy = pooled()
-    assert strategy.nearest(0) == [2, 3]
-    assert strategy.nearest(1) == [2, 0]
-    assert strategy.nearest(7) == []  # its first round
+    assert strategy.nearest([0, 1]) == {0: [2, 3], 1: [2, 0]}
+    assert strategy.nearest([7]) == {}  # its first round
+    strategy.assign([0, 7], 1)
     beside = strategy.beside(0)
     assert [float(value[0]) for value in beside.values()] == [1.0, -2.0]
-    assert PooledHeads(0).nearest(0) == []
+    assert strategy.beside(7) == {}
+    assert PooledHeads(0).nearest([0]) == {}
+    assert pooled(0).nearest([0]) == {0: []}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 12), st.floats(0, 1e3))
+def test_one_product_finds_the_neighbours_that_each_distance_finds(
+    seed: int, clients: int, neighbours: int, common: float
+) -> None:
+    """Also where heads have much in common."""
+    draws, strategy = np.random.default_rng(seed), PooledHeads(neighbours)
+    for client in draws.permutation(40)[:clients].tolist():
+        own = {"expert.0.w": draws.normal(size=(10, 6)), "expert.0.b": draws.normal(size=10)}
+        strategy.pool[client] = {name: (common + v).astype(np.float32) for name, v in own.items()}
+    slow = {}
+    for client, mine in strategy.pool.items():
+        apart = {
+            other: sum(np.square(np.float64(head[name]) - mine[name]).sum() for name in head)
+            for other, head in strategy.pool.items()
+            if other != client
+        }
+        slow[client] = sorted(apart, key=lambda other, apart=apart: (apart[other], other))
+    wanted = {client: order[:neighbours] for client, order in slow.items()}
+    assert strategy.nearest(list(strategy.pool)) == wanted
+
+
+def test_of_heads_that_are_equal_the_lower_numbers_are_nearest() -> None:
+    strategy = PooledHeads(2)
+    strategy.pool = {client: head(1.5) for client in (5, 3, 9, 4)}
+    assert strategy.nearest([4, 9]) == {4: [3, 5], 9: [3, 4]}
 
 
 def test_heads_are_averaged_pooled_and_survive() -> None:
@@ -44,7 +76,7 @@ def test_heads_are_averaged_pooled_and_survive() -> None:
     }
     other = PooledHeads(1)
     other.load_state(strategy.state())
-    assert other.nearest(1) == strategy.nearest(1) == [2]
+    assert other.nearest([1]) == strategy.nearest([1]) == {1: [2]}
     np.testing.assert_array_equal(other.pool[2]["expert.0.w"], strategy.pool[2]["expert.0.w"])
 
 
