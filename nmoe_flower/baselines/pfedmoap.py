@@ -80,9 +80,9 @@ class PooledHeads(PartialExperts):
         asking = [place[client] for client in clients if client in self.pool]
         if not asking:
             return {}
-        heads = np.stack([_flat(self.pool[client]) for client in ids]).astype(np.float64)
+        heads = np.stack([_flat(self.pool[client]) for client in ids], dtype=np.float64)
         heads -= heads.mean(axis=0)  # or what all have in common would round off what they differ
-        squares = np.square(heads).sum(axis=1)
+        squares = np.einsum("ij,ij->i", heads, heads)
         apart = squares - 2 * heads[asking] @ heads.T  # and the asker's own square, alike for all
         apart[np.arange(len(asking)), asking] = np.inf
         order = np.argsort(apart, axis=1, kind="stable")[:, : min(self.neighbours, len(ids) - 1)]

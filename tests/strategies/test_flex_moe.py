@@ -113,6 +113,18 @@ def test_an_expert_that_was_assigned_and_not_used_has_not_been_trained() -> None
     assert relative[1] > relative[0] == 0
 
 
+def test_who_fails_in_a_round_teaches_nothing_of_the_round_before() -> None:
+    """Of three rounds client 2 is of use in the first."""
+    strategy = FlexExperts(2, 2)
+    for wrong in ((), (1,), (1,)):
+        told = answers_of(2, wrong=wrong, masses=(4.0, 0.0))
+        for arrays, _ in told.values():
+            arrays["expert.0.w"] = arrays["expert.1.w"] = value(1)
+        round_of(strategy, 2, told)
+    np.testing.assert_allclose(strategy.scores[1], [0.7**3, 1.0])
+    np.testing.assert_allclose(strategy.scores[2], [0.7, 1.0])
+
+
 def test_a_mass_without_its_expert_is_refused_and_teaches_nothing() -> None:
     """Or its accuracy would count for an expert that nobody has trained."""
     strategy, told = FlexExperts(2, 2), answers_of(2, masses=(2.0, 2.0))
