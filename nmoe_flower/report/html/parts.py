@@ -33,6 +33,7 @@ __all__ = [
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _MANY = 15  # rows, from which on a table has a filter
+_WIDE = 10  # columns, from which on paper is turned for a table
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ class SortableTable:
     def filtered(self) -> bool:
         """Whether there are so many rows that a reader wants to see only some."""
         return len(self.rows) > _MANY
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has so many columns that it is printed across."""
+        return len(self.columns) > _WIDE
 
     @property
     def groups(self) -> list[tuple[str, int]]:

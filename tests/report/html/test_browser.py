@@ -350,6 +350,30 @@ def test_paper_shows_what_is_folded(opened, policies_page):
     assert tab.evaluate(shut) == before
 
 
+@pytest.mark.parametrize("page", ["run_page", "policies_page", "study_page", "made_up_page"])
+def test_no_table_is_wider_than_its_paper(opened, request, page):
+    """On A4 less its margins, upright and turned, at 96 px an inch."""
+    tab = opened(request.getfixturevalue(page))
+    tab.emulate_media(media="print")
+    for tables, width in ((".table:not(.wide) table", 182), (".wide table", 273)):
+        tab.set_viewport_size({"width": int(width / 25.4 * 96), "height": 800})
+        wide = tab.evaluate(
+            """tables => [...document.querySelectorAll(tables)].filter(e => e.scrollWidth >
+            document.querySelector('main').clientWidth).map(e => [e.id, e.scrollWidth])""",
+            tables,
+        )
+        assert wide == []
+
+
+def test_paper_is_turned_for_wide_tables_alone(opened, study_page):
+    printed = opened(study_page).pdf(format="A4")
+    pages = re.findall(rb"/MediaBox \[0 0 (\d+)[.\d]* (\d+)", printed)
+    turned = [int(across) > int(down) for across, down in pages]
+    assert any(turned)
+    assert not all(turned)
+    assert {int(max(sides, key=int)) for sides in pages} <= {841, 842, 843}  # and nothing is shrunk
+
+
 # --- everybody ---
 
 
