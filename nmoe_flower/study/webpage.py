@@ -15,7 +15,6 @@ from nmoe_flower.catalogue import BASELINES, VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_text
 from nmoe_flower.plurals import how_many
-from nmoe_flower.recipes import packaged_studies
 from nmoe_flower.report import (
     Estimate,
     FinishedRun,
@@ -678,18 +677,10 @@ def _provenance(findings: Findings) -> SortableTable:
 
 
 def _commands(findings: Findings) -> list[PagePart]:
-    """How to run the study and make this page again, wherever the file lies."""
-    study = findings.study
-    known = {one.path.resolve(): one.name for one in packaged_studies()}
-    name = known.get(study.path.resolve(), study.path.name)
-    run, report = again(findings, name, shown=_portable)
-    report += ["--html", f"{study.name}.html"]
+    """How to run the study and make this page again."""
+    run, report = again(findings)
+    report += ["--html", f"{findings.study.name}.html"]
     return [
         Command("All runs that are missing", shlex.join(run)),
         Command("This page", shlex.join(report)),
     ]
-
-
-def _portable(path: Path) -> str:
-    """A folder as it was typed, or its name alone where the rest is that of a machine."""
-    return path.name if path.is_absolute() else str(path)

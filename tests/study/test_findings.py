@@ -225,6 +225,37 @@ def test_a_report_has_every_file_that_is_asked_for(study: Study, tmp_path: Path)
     assert "<svg" in (out / "figure-lines.svg").read_text(encoding="utf-8")
 
 
+def test_a_report_leaves_nothing_of_an_earlier_one(written: Write, tmp_path: Path) -> None:
+    """And touches nothing else."""
+    study, runs, out = written(SWEPT), tmp_path / "runs", tmp_path / "out"
+    finish_swept(study, runs)
+    write_findings(findings_of(study, runs), out, pictures=["svg"])
+    kept = ["notes.md", "table-of-mine.txt", "figure.png", "my-choice.toml", "table-2.md/of-mine"]
+    for name in kept:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    assert {"choice.toml", "table-choice.md"} < {path.name for path in out.iterdir()}
+    before, _, after = SWEPT.partition("[sweep]")
+    renamed = before + after[after.index("[[") :].replace('name = "', 'name = "new-')
+    study = written(renamed)
+    write_findings(findings_of(study, runs), out, formats=["md"], pictures=["svg"])
+    tables = {f"table-{table.name}.md" for table in study.tables}
+    figures = {f"figure-{figure.name}.svg" for figure in study.figures}
+    assert all(name.startswith(("table-new-", "figure-new-")) for name in tables | figures)
+    assert {path.name for path in out.iterdir()} == {
+        *tables, *figures, "report.md", "table.json", *(Path(name).parts[0] for name in kept),
+    }  # fmt: skip
+    assert all((out / name).read_text() == "mine" for name in kept)
+
+
+def test_tables_that_are_no_earlier_reports_stay(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "table-mine.csv").write_text("mine")
+    write_findings(
+        findings_of(study, tmp_path / "runs"), tmp_path, formats=["md"], pictures=["svg"]
+    )
+    assert (tmp_path / "table-mine.csv").read_text() == "mine"
+
+
 def test_all_of_a_report_or_nothing(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from nmoe_flower import cli
-from nmoe_flower.study import Study, findings_of, findings_to_json, read_findings, write_webpage
+from nmoe_flower.recipes import find_study
+from nmoe_flower.study import (
+    Study,
+    findings_of,
+    findings_to_json,
+    read_findings,
+    write_findings,
+    write_webpage,
+)
 from nmoe_flower.study.webpage import page_of_study
 from tests.study.conftest import finish
 from tests.study.test_findings import EXCEPTIONS, SWEPT, TEXT, finish_swept
@@ -50,7 +58,8 @@ def study(written):
     return written(TEXT)
 
 
-def test_a_page_has_tables_figures_and_the_way_back(study, tmp_path):
+def test_a_page_has_tables_figures_and_the_way_back(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for at in range(len(study.runs)):
         finish(study, at, tmp_path / "runs", shift=at / 100)
     text = page(study, tmp_path / "runs", tmp_path / "page.html")
@@ -68,7 +77,7 @@ def test_a_page_has_tables_figures_and_the_way_back(study, tmp_path):
     assert all(heads)  # whoever sorts by keyboard or by ear needs a name
     # 0.53, 0.54 and so on, where the file has 0.25 beside it.
     assert re.search(r"ours.*paper.*0\.250 \+0\.2", told)
-    assert "nmoe study run little.toml" in told  # wherever the folder was
+    assert "nmoe study run little.toml" in told
     assert str(tmp_path) not in text
 
 
@@ -278,6 +287,34 @@ def test_a_page_names_settings_of_their_own_and_where_its_runs_lay(written, tmp_
     assert "nmoe study run little.toml --out mine --finished theirs " in told
     typed = "nmoe study report little.toml --runs mine --finished theirs --html little.html"
     assert typed in told
+
+
+def test_folders_are_told_from_the_working_folder_and_others_as_they_were_given(
+    written, tmp_path, monkeypatch
+):
+    study = written(PLAIN)
+    here = tmp_path / "here"
+    finish(study, 0, here / "runs")
+    finish(study, 1, tmp_path / "results")
+    monkeypatch.chdir(here)
+    found = findings_of(study, here / "runs", [tmp_path / "results"])
+    told = words(write_webpage(found, tmp_path / "page.html").read_text(encoding="utf-8"))
+    text = write_findings(found, here / "out", pictures=["svg"]).read_text(encoding="utf-8")
+    run = f"nmoe study run {study.path} --finished {tmp_path}/results"
+    report = f"nmoe study report {study.path} --finished {tmp_path}/results"
+    assert f"{run} " in told
+    assert f"{report} --html little.html " in told
+    assert f"\n{run}\n{report} --out out\n" in text
+
+
+def test_a_published_page_tells_no_folder_of_the_machine_that_made_it(tmp_path, monkeypatch):
+    """As the site has it, which is made in the project's folder."""
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    study = Study.load(find_study("paper-table-1"))
+    text = page(study, root / "results", tmp_path / "page.html")
+    assert "nmoe study report paper-table-1 --runs results --html paper-table-1.html" in words(text)
+    assert not re.search(rf"{re.escape(str(root))}|/(home|root|tmp|work)/", text)
 
 
 def test_what_published_systems_answer_is_no_gate_that_beats_a_baseline(tmp_path):
