@@ -69,7 +69,7 @@ class Cell:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the paper's value lies in our own 95 % interval; None of one seed, or without."""
+        """Whether the paper's value lies in our own 95 % interval; None if one of both is not."""
         if self.difference is None:
             return None
         return Estimate(self.difference, self.se, self.n).within_noise
@@ -387,8 +387,11 @@ def beside_paper_in_words(cells: Sequence[Cell]) -> Iterator[str]:
             f"{one_or_many(noise, 'lies', 'lie')} within our own 95 % interval"
             + (f" ({IN_THE_NOISE})." if noise else ".")
         )
-    if len(judged) < len(known):
+    open_ = [cell for cell in cells if cell.difference is not None and cell.within_noise is None]
+    if any(cell.n == 1 for cell in open_):
         yield "From one seed beside a published value no order follows."
+    if any(cell.n > 1 for cell in open_):
+        yield "Where all seeds say the same there is no estimate of the noise."
 
 
 def absent_in_words(rows: Iterable[Row]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from nmoe_flower.catalogue import BASELINES, VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_text
-from nmoe_flower.plurals import how_many
+from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report import (
     Estimate,
     FinishedRun,
@@ -59,6 +59,7 @@ from nmoe_flower.report.html import (
 from nmoe_flower.study.comparisons import Comparison, Pair
 from nmoe_flower.study.figures import Figure, Series
 from nmoe_flower.study.findings import Findings
+from nmoe_flower.study.product import BASE
 from nmoe_flower.study.rows import Row, RunOutcome
 from nmoe_flower.study.sweep import SweepTable
 from nmoe_flower.study.tables import (
@@ -77,7 +78,8 @@ __all__ = ["page_of_study", "write_webpage"]
 _OF_RUNS = ("rounds", "routing", "partition", "features", "privacy", "cost")
 _MOST_VARIANTS = 16  # whose routing and rounds are shown, beside what figures are declared
 _NO_NUMBER = ("-", "", "failed", "missing")
-_SHOWN = 0.001  # the least difference of accuracies that is shown
+_DIGITS = 3  # of accuracies, and of their differences if these show anything in them
+_SHOWN = 1 / 10**_DIGITS  # the least difference of accuracies that is shown
 _TOLD = 3  # settings that are told in words, each on its own; more make a table
 
 
@@ -143,8 +145,14 @@ class _Verdict:
 
     @property
     def equal(self) -> bool:
-        """Whether one seed alone shows no difference in the digits that are told."""
+        """Whether there is next to no difference, and no estimate of the noise."""
         return self.more.within_noise is None and abs(self.more.mean) < _SHOWN / 2
+
+    @property
+    def digits(self) -> int:
+        """As many decimals as tell both apart."""
+        enough = (n for n in range(_DIGITS, 7) if abs(self.more.mean) >= 0.5 / 10**n)
+        return next(enough, _DIGITS)
 
     @property
     def weight(self) -> int:
@@ -171,18 +179,20 @@ class _Verdict:
             "the best gate beats every plain baseline",
         )[self.weight]
         if self.equal:
-            told = "the best gate and the best plain baseline reach the same"
-        unsure = ", as far as one seed can tell" if self.more.within_noise is None else ""
+            told = f"the best gate and the best plain baseline are within {_SHOWN:g} of each other"
+        what = "one seed" if self.more.n == 1 else "seeds that all say the same"
+        unsure = f", as far as {what} can tell" if self.more.within_noise is None else ""
         return f"{place[0].upper()}{place[1:]}: {told}{unsure}."
 
     @property
     def numbers(self) -> str:
         """What both reach, and the interval of the difference."""
-        ends = self.more.interval
-        more = "" if ends is None else f", 95 % interval {_signed(ends[0])} to {_signed(ends[1])}"
+        n = self.digits
+        ends = " to ".join(_signed(end, n) for end in self.more.interval or ())
+        more = f", 95 % interval {ends}" if ends else ""
         return (
-            f"The best gate, {self.gate}, reaches {self.reached:.3f}, the best plain baseline, "
-            f"{self.baseline}, {self.plain:.3f} ({_signed(self.more.mean)}{more})."
+            f"The best gate, {self.gate}, reaches {self.reached:.{n}f}, the best plain baseline, "
+            f"{self.baseline}, {self.plain:.{n}f} ({_signed(self.more.mean, n)}{more})."
         )
 
 
@@ -230,7 +240,8 @@ def _beside_paper(tables: Sequence[StudyTable]) -> Iterator[Said]:
         told += "or above it."
     elif compared:
         told = f"Of {len(compared)} {which}cells that have a published value beside them, "
-        told += f"{len(compared) - below} are at or above it and {below} below."
+        reached = len(compared) - below
+        told += f"{reached} {one_or_many(reached, 'is', 'are')} at or above it and {below} below."
     elif cells:
         told = "No cell that has a published value beside it is measured yet."
         gone = ""
@@ -247,9 +258,7 @@ def _paired(pairs: Sequence[Pair]) -> Iterator[Said]:
     counts = {
         "beyond the noise": verdicts.count("higher") + verdicts.count("lower"),
         "within the noise": verdicts.count("within the noise"),
-        "with one seed alone, and no estimate of the noise": verdicts.count(
-            "no estimate of the noise"
-        ),
+        "with no estimate of the noise": verdicts.count("no estimate of the noise"),
         "without a pair of finished runs": verdicts.count("failed") + verdicts.count("missing"),
     }
     told = [f"{count} {what}" for what, count in counts.items() if count]
@@ -268,9 +277,9 @@ def _counted(verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     told = [
         f"the best gate is above every plain baseline in {weights.count(2)}",
         f"in {noise} none does beyond the noise" if noise else "",
-        f"in {equal} both reach the same" if equal else "",
+        f"in {equal} both are within {_SHOWN:g} of each other" if equal else "",
     ]
-    unsure = f" In {alone} of them there is one seed alone, and no estimate of the noise."
+    unsure = f" In {alone} of them there is no estimate of the noise."
     yield Said(
         f"Of {how_many(len(verdicts), 'pair')} of setting and test, "
         f"{', '.join(filter(None, told))}."
@@ -342,18 +351,21 @@ def _called(row: Row, findings: Findings) -> str:
     return f"{findings.labels.of_value('gate', row.gate)}{of}".replace("`", "")
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def _facts(findings: Findings) -> Iterator[Fact]:
     told = findings.provenance
-    variants = len({run.variant for run in findings.study.runs})
+    settings = len({run.variant for run in findings.study.runs})
+    variants = len({run.named for run in findings.study.runs} - {BASE})
+    what = one_or_many(settings, "variant" if variants == settings else "setting")
+    of = f" of {how_many(variants, 'variant')}" if 0 < variants < settings else ""
     seeds = len(findings.study.seeds)
     yield Fact("runs finished", f"{told['finished']} of {told['runs']}")
     yield Fact(
-        "variant" if variants == 1 else "variants",
-        str(variants),
+        f"{what}{of}",
+        str(settings),
         f"{how_many(seeds, 'seed')}",
     )
     yield Fact("of training and tests", _time(float(told["minutes"])))
@@ -390,9 +402,10 @@ def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
         ends = one.more.interval
         reach = None if ends is None else (ends[1] - ends[0]) / 2
         cells = [TableCell(one.where)] if settings else []
-        cells += [TableCell(one.test), TableCell(one.gate), number_cell(one.reached)]
-        cells += [TableCell(one.baseline), number_cell(one.plain)]
-        cells += [number_cell(one.more.mean, reach, signed=True)]
+        n = one.digits
+        cells += [TableCell(one.test), TableCell(one.gate), number_cell(one.reached, digits=n)]
+        cells += [TableCell(one.baseline), number_cell(one.plain, digits=n)]
+        cells += [number_cell(one.more.mean, reach, digits=n, signed=True)]
         rows.append([*cells, TableCell(one.words, tone=tones[one.weight])])
     note = (
         "The same data; with prior correction on both sides or on neither. Paired by seed; ± is "
@@ -400,7 +413,7 @@ def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
         "expert drawn at random, one averaged model, a classifier of every client's own."
     )
     if any(one.words.endswith("?") for one in verdicts):
-        note += " ?: of one seed, with no estimate of the noise."
+        note += " ?: no estimate of the noise, for there is one seed, or all say the same."
     return SortableTable("Does a gate beat a plain baseline?", columns, rows, [note])
 
 
