@@ -68,6 +68,7 @@ from nmoe_flower.study.tables import (
     Column,
     StudyTable,
     beside_paper_in_words,
+    without_absent,
 )
 from nmoe_flower.study.untold import rounds_without_tests, without_tests
 from nmoe_flower.study.writing import again, from_where, own_settings, sentence
@@ -198,8 +199,11 @@ class _Verdict:
 
 def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     """What matters most first: what is not there, baselines that win, then the rest."""
-    for gone in findings.absent:
+    for gone in findings.failed:
         yield Said("", gone, "warning")
+    count, named = findings.missing
+    if count:
+        yield Said(count, more=named)
     if own := own_settings(findings):
         yield Said(own)
     if verdicts:
@@ -433,7 +437,13 @@ def _table(table: StudyTable) -> SortableTable:
         ]
         for line in table.lines
     ]
-    return SortableTable(table.title, columns, rows, table.notes)
+    return SortableTable(table.title, columns, rows, _beneath(table.notes))
+
+
+def _beneath(notes: Sequence[str]) -> list[str]:
+    """Notes as the page has them: its head says which runs are not there, and a dash is longer."""
+    dashes = (f"{MISSING}{note[1:]}" if note.startswith("-:") else note for note in notes)
+    return without_absent(dashes)
 
 
 def _head(text: str) -> str:
@@ -491,7 +501,7 @@ def _words(table: Comparison | SweepTable) -> SortableTable:
         ]
         for line in lines
     ]
-    return SortableTable(table.title, columns, rows, table.notes)
+    return SortableTable(table.title, columns, rows, _beneath(table.notes))
 
 
 def _is_numbers(texts: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from nmoe_flower.study.figures import draw_figure
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
 from nmoe_flower.study.policies import draw_policies, finished_folders
+from nmoe_flower.study.tables import without_absent
 
 __all__ = [
     "PICTURES",
@@ -147,12 +148,16 @@ def _report(
     if study.about.strip():
         yield from (study.about.strip(), "")
     yield from (f"{from_where(findings)}", "")
-    for told in findings.absent:
+    for told in findings.failed:
         yield from (f"**{told}**", "")
+    count, named = findings.missing
+    if count:
+        yield from (f"**{count}** {named}", "")
     if own := own_settings(findings):
         yield from (own, "")
     for table in tables_by_name(findings).values():
-        yield from (f"## {table.title}", "", table_to_markdown(table))
+        named = {*table.notes}.difference(without_absent(table.notes))
+        yield from (f"## {table.title}", "", table_to_markdown(table, without=named))
         if table is findings.sweep and _has_chosen(findings):
             yield from (f"In the words of a study's file: `{_CHOSEN}`.", "")
     for path in drawn:

@@ -296,6 +296,11 @@ def test_a_failed_and_a_missing_run_are_told(
     text = write_findings(found, tmp_path / "out", formats=[], pictures=[]).read_text()
     assert "1 of 4 runs" in text
     assert "**Failed: tau-0.5 seed 1 (RoundError: no client came).**" in text
+    assert "**2 of 4 runs are not there yet.** Missing: tau-0.2 seeds 0, 1.\n" in text
+    assert (text.count("Failed:"), text.count("Missing:")) == (1, 1)  # and beneath no table
+    table = (runs / study.name / "report" / "table-main.md").read_text()
+    assert found.absent[0] in table  # which stands alone
+    assert found.absent[1] in table
 
 
 def test_figures_name_the_runs_that_left_nothing_to_draw(written: Write, tmp_path: Path) -> None:

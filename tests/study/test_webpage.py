@@ -89,7 +89,36 @@ def test_runs_that_failed_or_are_missing_are_named_at_the_head(study, tmp_path):
     told = words(text)
     assert told.index("Missing:") < told.index("What this is")
     assert 'class="failed"' in text
-    assert "Missing: tau-0.5 seed 1; tau-0.2 seeds 0, 1." in told
+    named = "Missing: tau-0.5 seed 1; tau-0.2 seeds 0, 1."
+    assert f"3 of 4 runs are not there yet. {named}" in told
+    assert told.count("Missing:") == 1  # and beneath no table
+
+
+def test_missing_runs_are_counted_and_unfold_to_all_of_their_names(written, tmp_path):
+    study = written(PLAIN.replace("[0.5, 0.2]", str([at / 100 for at in range(1, 21)])))
+    finish(study, 0, tmp_path / "runs")
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    lead = text[text.index('<div class="lead">') : text.index('<dl class="facts">')]
+    unfolds = (
+        r"<details><summary>39 of 40 runs are not there yet\.</summary><p>Missing: (.*?)\.</p>"
+    )
+    assert len(re.search(unfolds, lead)[1].split("; ")) == 20
+    assert "warning" not in lead
+
+
+def test_a_dash_in_a_table_is_explained(written, tmp_path):
+    table = "[[tables]]\nname = 't'\nrows = ['gate']\ncolumns = ['variant']\ntests = ['iid']\n"
+    study = written(
+        PLAIN.replace("[0.5, 0.2]", "[0.5]")
+        + "[variants.a]\n[variants.b]\nset = {gate.methods = 'local'}\n"
+        f"{table}gates = ['local', 'federated']\n"
+    )
+    for at in range(len(study.runs)):
+        finish(study, at, tmp_path / "runs")
+    found = findings_of(study, tmp_path / "runs")
+    told = words(write_webpage(found, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "\N{EN DASH}: the study has no such run, or it does not measure this." in told
+    assert "-: the study has no such run, or it does not measure this." in found.tables[0].notes
 
 
 def test_where_a_baseline_wins_is_said_first_and_paired_by_seed(written, tmp_path):

@@ -44,11 +44,13 @@ class Said:
         text: Sentences, as plain text.
         first: The sentence before them that matters most, set strong.
         tone: How the first sentence is coloured: ``warning`` or nothing.
+        more: What a reader opens to see, at the head of a page.
     """
 
     text: str
     first: str = ""
     tone: str = ""
+    more: str = ""
 
 
 @dataclass(frozen=True)
