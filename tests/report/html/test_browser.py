@@ -181,6 +181,22 @@ def test_words_sort_as_people_do_by_keyboard_too(opened, made_up_page):
     assert "sorted by Name, descending" in tab.locator("#t1-said").text_content()
 
 
+def test_a_column_is_called_by_its_group_too(opened, study_page):
+    """For whoever hears the page, twelve are named "ours"."""
+    tab = opened(study_page)
+    groups = tab.locator("#t1 thead tr.g th").all_text_contents()
+    assert len(set(groups)) == len(groups) > 3
+    for group in (groups[0], groups[-1]):
+        button = tab.locator("#t1").get_by_role("button", name=f"{group}: ours", exact=True)
+        button.click()
+        said = tab.locator("#t1-said").text_content()
+        assert said == f"sorted by {group}: ours, descending"
+    names = tab.eval_on_selector_all(
+        "#t1 thead button", "all => all.map(e => e.ariaLabel || e.textContent)"
+    )
+    assert len(set(names)) == len(names)
+
+
 def test_means_sort_with_their_spread_beside_them(opened, policies_page):
     tab = opened(policies_page)
     head(tab, 3).get_by_role("button").click()
