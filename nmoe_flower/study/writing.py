@@ -156,8 +156,8 @@ def _report(
     if own := own_settings(findings):
         yield from (own, "")
     for table in tables_by_name(findings).values():
-        named = {*table.notes}.difference(without_absent(table.notes))
-        yield from (f"## {table.title}", "", table_to_markdown(table, without=named))
+        absent = {*table.notes}.difference(without_absent(table.notes))
+        yield from (f"## {table.title}", "", table_to_markdown(table, without=absent))
         if table is findings.sweep and _has_chosen(findings):
             yield from (f"In the words of a study's file: `{_CHOSEN}`.", "")
     for path in drawn:
