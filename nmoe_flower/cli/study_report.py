@@ -9,8 +9,6 @@ from nmoe_flower.cli.options import add_finished, add_set, check_finished
 __all__ = ["SET_OF_STUDY", "add_report", "add_stage_1"]
 
 SET_OF_STUDY = "settings of every run, before the file's: --set data.dataset=/a/folder"
-_FORMATS = ("md", "csv", "tex")
-_PICTURES = ("png", "pdf", "svg")
 
 
 def add_stage_1(parser: argparse.ArgumentParser, root: str) -> None:
@@ -41,12 +39,12 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "./runs)",
     )  # fmt: skip
     parser.add_argument(
-        "--format", type=_several(_FORMATS), default=_FORMATS, metavar="LIST",
-        help=f"files of each table: {','.join(_FORMATS)} (default: all)",
+        "--format", type=_several("FORMATS"), metavar="LIST",
+        help="files of each table: md,csv,tex (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--figures", type=_several(_PICTURES), default=("png",), metavar="LIST",
-        help=f"files of each figure: {','.join(_PICTURES)} (default: png)",
+        "--figures", type=_several("PICTURES"), default=("png",), metavar="LIST",
+        help="files of each figure: png,pdf,svg (default: png)",
     )  # fmt: skip
     parser.add_argument(
         "--html", type=Path, metavar="FILE",
@@ -59,10 +57,13 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_report)
 
 
-def _several(allowed: tuple[str, ...]) -> "argparse._ActionType":
-    """Reads ``a,b`` as names of a list."""
+def _several(known: str) -> "argparse._ActionType":
+    """Reads ``a,b`` as names of a list of `nmoe_flower.study`, imported once some are given."""
 
     def read(text: str) -> tuple[str, ...]:
+        from nmoe_flower import study
+
+        allowed = tuple(getattr(study, known))
         names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
         unknown = [name for name in names if name not in allowed]
         if unknown or not names:
@@ -78,6 +79,7 @@ def _several(allowed: tuple[str, ...]) -> "argparse._ActionType":
 def _report(args: argparse.Namespace) -> int:
     from nmoe_flower.recipes import find_study
     from nmoe_flower.study import (
+        FORMATS,
         Study,
         default_out,
         findings_of,
@@ -91,7 +93,8 @@ def _report(args: argparse.Namespace) -> int:
     findings = findings_of(study, args.runs, args.finished, stage_1=args.stage_1)
     out = args.out if args.out is not None else default_out(findings)
     if args.out is not None or args.html is None:
-        path = write_findings(findings, out, formats=args.format, pictures=args.figures)
+        formats = args.format or tuple(FORMATS)
+        path = write_findings(findings, out, formats=formats, pictures=args.figures)
         print(f"report  {path}")
     if args.html is not None:
         print(f"report  {write_webpage(findings, args.html)}")

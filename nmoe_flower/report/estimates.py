@@ -2,6 +2,7 @@
 
 The spread over seeds is that of the sample, with n - 1 in the denominator; the standard error is
 the spread by the square root of n. Intervals are those of Student's t, n - 1 degrees of freedom.
+Seeds that all say the same, and not 0, say nothing of the noise: a few may agree by chance.
 """
 
 import math
@@ -31,8 +32,12 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Ends of the interval that holds the true mean at 95 %; None of a single seed."""
-        if self.se is None:
+        """Ends of the interval that holds the true mean at 95 %; None without an estimate of it.
+
+        >>> Estimate(0.5, 0.0, 2).interval is None, Estimate(0.0, 0.0, 2).interval
+        (True, (0.0, 0.0))
+        """
+        if self.se is None or self.se <= _SAME < abs(self.mean):
             return None
         from scipy.special import stdtrit
 
@@ -41,7 +46,7 @@ class Estimate:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval holds 0, so that a difference may be none; None of a single seed."""
+        """Whether the interval holds 0, so that a difference may be none; None without one."""
         if self.interval is None:
             return None
         low, high = self.interval

@@ -2,7 +2,8 @@
 
 Two variants that were run with the same seeds share splits and first weights, so their difference
 is known better than either mean. A difference counts as noise unless its 95 % interval (Student's
-t, n - 1 degrees of freedom) lies on one side of 0.
+t, n - 1 degrees of freedom) lies on one side of 0. Of one seed, or of several that differ by the
+same, there is no interval.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ class Pair:
 
     @property
     def verdict(self) -> Verdict:
-        """What the difference is: more, less, within the noise, or of one seed alone."""
+        """What the difference is: more, less, within the noise, or nothing that tells the noise."""
         if self.difference is None:
             return "failed" if "failed" in self.absent.values() else "missing"
         if self.difference.within_noise is None:
@@ -196,7 +197,8 @@ def _notes(
     pairs: Sequence[Pair], same: Sequence[str], seeds: Sequence[int], rows: Sequence[Row]
 ) -> Iterator[str]:
     if same:
-        yield f"{', '.join(same)}."
+        text = ", ".join(same)
+        yield f"{text[0].upper()}{text[1:]}."
     if len(seeds) > 1:
         yield (
             f"Paired by seed ({', '.join(map(str, seeds))}): mean difference ± its standard error; "
@@ -205,6 +207,9 @@ def _notes(
         )
     elif seeds:
         yield f"Seed {seeds[0]} alone: there is no estimate of the noise."
+    found = [pair.difference for pair in pairs if pair.difference is not None]
+    if any(one.n > 1 and one.interval is None for one in found):
+        yield "Where all seeds differ by the same there is no estimate of the noise."
     if any(pair.absent for pair in pairs):
         yield "A seed that one side lacks counts on neither."
         yield from absent_in_words(rows)

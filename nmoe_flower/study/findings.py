@@ -13,6 +13,7 @@ from nmoe_flower.begun import RUNS
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import lines_of_json, read_json
+from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.recipes import typed_name
 from nmoe_flower.report import is_papers_setting, paper_cell, read_rounds
 from nmoe_flower.study.comparisons import Comparison, compare
@@ -53,7 +54,7 @@ from nmoe_flower.study.sweep import (
     may_be_told,
     sweep_table,
 )
-from nmoe_flower.study.tables import StudyTable, absent_in_words, fill_table
+from nmoe_flower.study.tables import FAILED, NOTHING, StudyTable, absent_in_words, fill_table
 
 __all__ = [
     "Findings",
@@ -162,7 +163,10 @@ class Findings:
         ]
         if self.study.sweep is None:
             return filled
-        return [replace(table, notes=(*table.notes, _UNTOLD)) for table in filled]
+        return [
+            replace(table, notes=(*(note for note in table.notes if note != NOTHING), _UNTOLD))
+            for table in filled
+        ]
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -217,6 +221,21 @@ class Findings:
     def absent(self) -> list[str]:
         """Which runs failed, and why, and which are missing; empty if all are there."""
         return list(absent_in_words(self.rows))
+
+    @property
+    def failed(self) -> list[str]:
+        """Which runs failed, and why; empty if none has."""
+        return [told for told in self.absent if told.startswith(FAILED)]
+
+    @property
+    def missing(self) -> tuple[str, str]:
+        """How many runs are not there yet, and all of their names; empty if none is."""
+        runs = {(row.folder, seed) for row in self.rows for seed in row.missing}
+        if not runs:
+            return "", ""
+        asked, few = len(self.study.runs), one_or_many(len(runs), "is", "are")
+        *_, named = absent_in_words(self.rows, most=len(runs))
+        return f"{len(runs)} of {how_many(asked, 'run')} {few} not there yet.", named
 
 
 def _of_map(one: RoutingMap) -> tuple[Any, ...]:

@@ -24,11 +24,14 @@ __all__ = [
     "beside_paper_in_words",
     "cell_of",
     "fill_table",
+    "without_absent",
 ]
 
 Status = Literal["measured", "partial", "failed", "missing", "none"]
 Shown = Literal["paper", "difference"]
 _FEWER, _WHOLE = 10, 100  # means from here on are shown with one decimal, and without any
+FAILED, MISSING = "Failed", "Missing"  # before the names of runs
+NOTHING = "-: the study has no such run, or it does not measure this."
 _NAMED = 12  # variants with missing runs; `nmoe study plan` lists them all
 
 
@@ -69,7 +72,7 @@ class Cell:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the paper's value lies in our own 95 % interval; None of one seed, or without."""
+        """Whether the paper's value lies in our own 95 % interval; None if one of both is not."""
         if self.difference is None:
             return None
         return Estimate(self.difference, self.se, self.n).within_noise
@@ -373,6 +376,8 @@ def cells_in_words(cells: Sequence[Cell]) -> Iterator[str]:
         yield f"Seed {seeds[0]} alone: there is no estimate of the noise."
     if any(cell.status == "partial" for cell in cells):
         yield "n: how many seeds count, where that is not all of them."
+    if any(cell.text == "-" for cell in cells):
+        yield NOTHING
     yield from absent_in_words(rows)
 
 
@@ -387,17 +392,25 @@ def beside_paper_in_words(cells: Sequence[Cell]) -> Iterator[str]:
             f"{one_or_many(noise, 'lies', 'lie')} within our own 95 % interval"
             + (f" ({IN_THE_NOISE})." if noise else ".")
         )
-    if len(judged) < len(known):
+    open_ = [cell for cell in cells if cell.difference is not None and cell.within_noise is None]
+    if any(cell.n == 1 for cell in open_):
         yield "From one seed beside a published value no order follows."
+    if any(cell.n > 1 for cell in open_):
+        yield "Where all seeds say the same there is no estimate of the noise."
 
 
-def absent_in_words(rows: Iterable[Row]) -> Iterator[str]:
-    """Which runs failed, and why, and some of those that are missing; nothing if all are there."""
+def absent_in_words(rows: Iterable[Row], *, most: int = _NAMED) -> Iterator[str]:
+    """Which runs failed, and why, and which are missing, ``most`` of them by name."""
     rows = list(rows)
     failed = dict.fromkeys(row.failed_in_words for row in rows if row.failed)
     missing = dict.fromkeys(row.missing_in_words for row in rows if row.missing)
-    more = len(missing) - _NAMED
-    named = [*list(missing)[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
-    for word, notes in (("Failed", list(failed)), ("Missing", named)):
+    more = len(missing) - most
+    named = [*list(missing)[:most], *([f"and {more} more"] if more > 0 else [])]
+    for word, notes in ((FAILED, list(failed)), (MISSING, named)):
         if notes:
             yield f"{word}: {'; '.join(notes)}."
+
+
+def without_absent(notes: Iterable[str]) -> list[str]:
+    """Notes but for those that name runs: where one says at the head which are not there."""
+    return [note for note in notes if not note.startswith((f"{FAILED}: ", f"{MISSING}: "))]

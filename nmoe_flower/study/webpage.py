@@ -14,8 +14,7 @@ from typing import Any
 from nmoe_flower.catalogue import BASELINES, VALIDATION
 from nmoe_flower.config import Config
 from nmoe_flower.files import write_text
-from nmoe_flower.plurals import how_many
-from nmoe_flower.recipes import packaged_studies
+from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report import (
     Estimate,
     FinishedRun,
@@ -60,6 +59,7 @@ from nmoe_flower.report.html import (
 from nmoe_flower.study.comparisons import Comparison, Pair
 from nmoe_flower.study.figures import Figure, Series
 from nmoe_flower.study.findings import Findings
+from nmoe_flower.study.product import BASE
 from nmoe_flower.study.rows import Row, RunOutcome
 from nmoe_flower.study.sweep import SweepTable
 from nmoe_flower.study.tables import (
@@ -68,6 +68,7 @@ from nmoe_flower.study.tables import (
     Column,
     StudyTable,
     beside_paper_in_words,
+    without_absent,
 )
 from nmoe_flower.study.untold import rounds_without_tests, without_tests
 from nmoe_flower.study.writing import again, from_where, own_settings, sentence
@@ -78,7 +79,8 @@ __all__ = ["page_of_study", "write_webpage"]
 _OF_RUNS = ("rounds", "routing", "partition", "features", "privacy", "cost")
 _MOST_VARIANTS = 16  # whose routing and rounds are shown, beside what figures are declared
 _NO_NUMBER = ("-", "", "failed", "missing")
-_SHOWN = 0.001  # the least difference of accuracies that is shown
+_DIGITS = 3  # of accuracies, and of their differences if these show anything in them
+_SHOWN = 1 / 10**_DIGITS  # the least difference of accuracies that is shown
 _TOLD = 3  # settings that are told in words, each on its own; more make a table
 
 
@@ -144,8 +146,14 @@ class _Verdict:
 
     @property
     def equal(self) -> bool:
-        """Whether one seed alone shows no difference in the digits that are told."""
+        """Whether there is next to no difference, and no estimate of the noise."""
         return self.more.within_noise is None and abs(self.more.mean) < _SHOWN / 2
+
+    @property
+    def digits(self) -> int:
+        """As many decimals as tell both apart."""
+        enough = (n for n in range(_DIGITS, 7) if abs(self.more.mean) >= 0.5 / 10**n)
+        return next(enough, _DIGITS)
 
     @property
     def weight(self) -> int:
@@ -172,25 +180,30 @@ class _Verdict:
             "the best gate beats every plain baseline",
         )[self.weight]
         if self.equal:
-            told = "the best gate and the best plain baseline reach the same"
-        unsure = ", as far as one seed can tell" if self.more.within_noise is None else ""
+            told = f"the best gate and the best plain baseline are within {_SHOWN:g} of each other"
+        what = "one seed" if self.more.n == 1 else "seeds that all say the same"
+        unsure = f", as far as {what} can tell" if self.more.within_noise is None else ""
         return f"{place[0].upper()}{place[1:]}: {told}{unsure}."
 
     @property
     def numbers(self) -> str:
         """What both reach, and the interval of the difference."""
-        ends = self.more.interval
-        more = "" if ends is None else f", 95 % interval {_signed(ends[0])} to {_signed(ends[1])}"
+        n = self.digits
+        ends = " to ".join(_signed(end, n) for end in self.more.interval or ())
+        more = f", 95 % interval {ends}" if ends else ""
         return (
-            f"The best gate, {self.gate}, reaches {self.reached:.3f}, the best plain baseline, "
-            f"{self.baseline}, {self.plain:.3f} ({_signed(self.more.mean)}{more})."
+            f"The best gate, {self.gate}, reaches {self.reached:.{n}f}, the best plain baseline, "
+            f"{self.baseline}, {self.plain:.{n}f} ({_signed(self.more.mean, n)}{more})."
         )
 
 
 def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     """What matters most first: what is not there, baselines that win, then the rest."""
-    for gone in findings.absent:
+    for gone in findings.failed:
         yield Said("", gone, "warning")
+    count, named = findings.missing
+    if count:
+        yield Said(count, more=named)
     if own := own_settings(findings):
         yield Said(own)
     if verdicts:
@@ -231,7 +244,8 @@ def _beside_paper(tables: Sequence[StudyTable]) -> Iterator[Said]:
         told += "or above it."
     elif compared:
         told = f"Of {len(compared)} {which}cells that have a published value beside them, "
-        told += f"{len(compared) - below} are at or above it and {below} below."
+        reached = len(compared) - below
+        told += f"{reached} {one_or_many(reached, 'is', 'are')} at or above it and {below} below."
     elif cells:
         told = "No cell that has a published value beside it is measured yet."
         gone = ""
@@ -248,9 +262,7 @@ def _paired(pairs: Sequence[Pair]) -> Iterator[Said]:
     counts = {
         "beyond the noise": verdicts.count("higher") + verdicts.count("lower"),
         "within the noise": verdicts.count("within the noise"),
-        "with one seed alone, and no estimate of the noise": verdicts.count(
-            "no estimate of the noise"
-        ),
+        "with no estimate of the noise": verdicts.count("no estimate of the noise"),
         "without a pair of finished runs": verdicts.count("failed") + verdicts.count("missing"),
     }
     told = [f"{count} {what}" for what, count in counts.items() if count]
@@ -269,9 +281,9 @@ def _counted(verdicts: Sequence[_Verdict]) -> Iterator[Said]:
     told = [
         f"the best gate is above every plain baseline in {weights.count(2)}",
         f"in {noise} none does beyond the noise" if noise else "",
-        f"in {equal} both reach the same" if equal else "",
+        f"in {equal} both are within {_SHOWN:g} of each other" if equal else "",
     ]
-    unsure = f" In {alone} of them there is one seed alone, and no estimate of the noise."
+    unsure = f" In {alone} of them there is no estimate of the noise."
     yield Said(
         f"Of {how_many(len(verdicts), 'pair')} of setting and test, "
         f"{', '.join(filter(None, told))}."
@@ -343,18 +355,21 @@ def _called(row: Row, findings: Findings) -> str:
     return f"{findings.labels.of_value('gate', row.gate)}{of}".replace("`", "")
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def _facts(findings: Findings) -> Iterator[Fact]:
     told = findings.provenance
-    variants = len({run.variant for run in findings.study.runs})
+    settings = len({run.variant for run in findings.study.runs})
+    variants = len({run.named for run in findings.study.runs} - {BASE})
+    what = one_or_many(settings, "variant" if variants == settings else "setting")
+    of = f" of {how_many(variants, 'variant')}" if 0 < variants < settings else ""
     seeds = len(findings.study.seeds)
     yield Fact("runs finished", f"{told['finished']} of {told['runs']}")
     yield Fact(
-        "variant" if variants == 1 else "variants",
-        str(variants),
+        f"{what}{of}",
+        str(settings),
         f"{how_many(seeds, 'seed')}",
     )
     yield Fact("of training and tests", _time(float(told["minutes"])))
@@ -391,9 +406,10 @@ def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
         ends = one.more.interval
         reach = None if ends is None else (ends[1] - ends[0]) / 2
         cells = [TableCell(one.where)] if settings else []
-        cells += [TableCell(one.test), TableCell(one.gate), number_cell(one.reached)]
-        cells += [TableCell(one.baseline), number_cell(one.plain)]
-        cells += [number_cell(one.more.mean, reach, signed=True)]
+        n = one.digits
+        cells += [TableCell(one.test), TableCell(one.gate), number_cell(one.reached, digits=n)]
+        cells += [TableCell(one.baseline), number_cell(one.plain, digits=n)]
+        cells += [number_cell(one.more.mean, reach, digits=n, signed=True)]
         rows.append([*cells, TableCell(one.words, tone=tones[one.weight])])
     note = (
         "The same data; with prior correction on both sides or on neither. Paired by seed; ± is "
@@ -401,7 +417,7 @@ def _of_verdicts(verdicts: Sequence[_Verdict]) -> SortableTable:
         "expert drawn at random, one averaged model, a classifier of every client's own."
     )
     if any(one.words.endswith("?") for one in verdicts):
-        note += " ?: of one seed, with no estimate of the noise."
+        note += " ?: no estimate of the noise, for there is one seed, or all say the same."
     return SortableTable("Does a gate beat a plain baseline?", columns, rows, [note])
 
 
@@ -421,7 +437,13 @@ def _table(table: StudyTable) -> SortableTable:
         ]
         for line in table.lines
     ]
-    return SortableTable(table.title, columns, rows, table.notes)
+    return SortableTable(table.title, columns, rows, _beneath(table.notes))
+
+
+def _beneath(notes: Sequence[str]) -> list[str]:
+    """Notes as the page has them: its head says which runs are not there, and a dash is longer."""
+    dashes = (f"{MISSING}{note[1:]}" if note.startswith("-:") else note for note in notes)
+    return without_absent(dashes)
 
 
 def _head(text: str) -> str:
@@ -479,7 +501,7 @@ def _words(table: Comparison | SweepTable) -> SortableTable:
         ]
         for line in lines
     ]
-    return SortableTable(table.title, columns, rows, table.notes)
+    return SortableTable(table.title, columns, rows, _beneath(table.notes))
 
 
 def _is_numbers(texts: Sequence[str]) -> bool:
@@ -678,18 +700,10 @@ def _provenance(findings: Findings) -> SortableTable:
 
 
 def _commands(findings: Findings) -> list[PagePart]:
-    """How to run the study and make this page again, wherever the file lies."""
-    study = findings.study
-    known = {one.path.resolve(): one.name for one in packaged_studies()}
-    name = known.get(study.path.resolve(), study.path.name)
-    run, report = again(findings, name, shown=_portable)
-    report += ["--html", f"{study.name}.html"]
+    """How to run the study and make this page again."""
+    run, report = again(findings)
+    report += ["--html", f"{findings.study.name}.html"]
     return [
         Command("All runs that are missing", shlex.join(run)),
         Command("This page", shlex.join(report)),
     ]
-
-
-def _portable(path: Path) -> str:
-    """A folder as it was typed, or its name alone where the rest is that of a machine."""
-    return path.name if path.is_absolute() else str(path)

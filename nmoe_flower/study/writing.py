@@ -1,7 +1,8 @@
 """What ``nmoe study report`` writes: report.md, tables, figures, and ``table.json``."""
 
+import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nmoe_flower.study.figures import draw_figure
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
 from nmoe_flower.study.policies import draw_policies, finished_folders
+from nmoe_flower.study.tables import without_absent
 
 __all__ = [
     "PICTURES",
@@ -30,6 +32,9 @@ DEFAULT_RUNS = Path("runs")  # where commands put runs and look for them
 _CHOSEN = "choice.toml"
 PICTURES = ("png", "pdf", "svg")
 """What figures can be written as, by the suffix of the file."""
+_OURS = re.compile(
+    rf"{re.escape(_CHOSEN)}|table-.+\.({'|'.join(FORMATS)})|figure-.+\.({'|'.join(PICTURES)})"
+)
 
 
 def write_findings(
@@ -40,6 +45,8 @@ def write_findings(
     pictures: Sequence[str] = ("png",),
 ) -> Path:
     """Write the report of a study into one folder; all of it, or nothing.
+
+    Tables, figures and the choice of an earlier report that this one lacks are removed.
 
     Args:
         findings: What the study has found.
@@ -55,6 +62,7 @@ def write_findings(
     Raises:
         NMoEError: The folder cannot be written, or matplotlib is missing.
     """
+    earlier = _earlier(out.expanduser())
     with all_or_none(out) as new:
         for name, table in tables_by_name(findings).items():
             for suffix in formats:
@@ -69,7 +77,17 @@ def write_findings(
             write_text(new / _CHOSEN, chosen)
         lines = _report(findings, pictures, drawn, out)
         write_text(new / "report.md", "\n".join(lines).rstrip() + "\n")
+        now = {path.name for path in new.iterdir()}
+    for path in earlier:
+        if path.name not in now:
+            path.unlink(missing_ok=True)
     return out / "report.md"
+
+
+def _earlier(out: Path) -> list[Path]:
+    """Tables, figures and the choice of the report that a folder holds; nothing without one."""
+    there = out.iterdir() if (out / "report.md").is_file() else ()
+    return [path for path in there if _OURS.fullmatch(path.name) and path.is_file()]
 
 
 def tables_by_name(findings: Findings) -> dict[str, Tabular]:
@@ -92,29 +110,34 @@ def default_out(findings: Findings) -> Path:
     return root / findings.study.name / "report"
 
 
-def again(
-    findings: Findings, name: str, *, shown: Callable[[Path], str] = str
-) -> tuple[list[str], list[str]]:
+def again(findings: Findings) -> tuple[list[str], list[str]]:
     """What one types to make the runs that are missing, and to report them from where they lay.
+
+    Folders below the one that commands are typed in are told from there, others as they were given.
 
     Args:
         findings: What the study has found.
-        name: What one types for the study.
-        shown: How a folder is written.
     """
     before_all = ["--set", *findings.study.overrides] if findings.study.overrides else []
+    name = _typed(findings)
     run, report = (["nmoe", "study", verb, name, *before_all] for verb in ("run", "report"))
     places = findings.places
     if places is None:
         return run, report
-    elsewhere = [shown(path) for path in places.finished]
-    if places.runs != DEFAULT_RUNS:
-        report += ["--runs", shown(places.runs)]
-        run += [] if places.published else ["--out", shown(places.runs)]
-    before = [*elsewhere, *([shown(places.runs)] if places.published else [])]
+    runs, elsewhere = _shown(places.runs), [_shown(path) for path in places.finished]
+    if runs != str(DEFAULT_RUNS):
+        report += ["--runs", runs]
+        run += [] if places.published else ["--out", runs]
+    before = [*elsewhere, *([runs] if places.published else [])]
     for words, folders in ((run, before), (report, elsewhere)):
         words += [word for folder in dict.fromkeys(folders) for word in ("--finished", folder)]
     return run, report
+
+
+def _shown(path: Path) -> str:
+    """A path from the working folder, if it lies there; otherwise as it was given."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _report(
@@ -125,12 +148,16 @@ def _report(
     if study.about.strip():
         yield from (study.about.strip(), "")
     yield from (f"{from_where(findings)}", "")
-    for told in findings.absent:
+    for told in findings.failed:
         yield from (f"**{told}**", "")
+    count, named = findings.missing
+    if count:
+        yield from (f"**{count}** {named}", "")
     if own := own_settings(findings):
         yield from (own, "")
     for table in tables_by_name(findings).values():
-        yield from (f"## {table.title}", "", table_to_markdown(table))
+        absent = {*table.notes}.difference(without_absent(table.notes))
+        yield from (f"## {table.title}", "", table_to_markdown(table, without=absent))
         if table is findings.sweep and _has_chosen(findings):
             yield from (f"In the words of a study's file: `{_CHOSEN}`.", "")
     for path in drawn:
@@ -141,8 +168,8 @@ def _report(
         if shown:
             yield from (f"![{figure.title}](figure-{figure.name}.{shown})", "")
         yield from (sentence("; ".join(figure.notes)), "")
-    run, report = again(findings, _typed(findings))
-    report += ["--out", str(out)] if out != default_out(findings) else []
+    run, report = again(findings)
+    report += ["--out", _shown(out)] if _shown(out) != _shown(default_out(findings)) else []
     yield from ("## Again", "", "```bash", shlex.join(run), shlex.join(report), "```")
 
 
@@ -171,7 +198,7 @@ def _typed(findings: Findings) -> str:
     with suppress(ConfigError):
         if find_study(name).resolve() == path.resolve():
             return name
-    return str(path)
+    return _shown(path)
 
 
 def _time_in_words(minutes: float) -> str:

@@ -38,7 +38,12 @@ def test_a_difference_is_noise_until_its_interval_leaves_zero() -> None:
     assert Estimate(0.02, 0.002, 3).within_noise is False
     assert Estimate(-0.02, 0.002, 3).within_noise is False
     assert Estimate(0.0, 0.0, 3).within_noise
-    assert Estimate(0.02, 0.0, 3).within_noise is False
+
+
+def test_seeds_that_all_say_the_same_say_nothing_of_the_noise() -> None:
+    found = estimate(list(differences({0: 0.3, 1: 0.6}, {0: 0.2, 1: 0.5}).values()))
+    assert (found.interval, found.within_noise) == (None, None)
+    assert Estimate(0.02, 0.0, 3).within_noise is None
 
 
 seeds = st.dictionaries(st.integers(0, 8), st.floats(0, 1), min_size=1)

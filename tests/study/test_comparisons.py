@@ -37,10 +37,11 @@ def test_differences_are_paired_by_seed() -> None:
 @pytest.mark.parametrize(
     ("shared", "verdict"),
     [
-        ((0.52, 0.72, 0.62), "higher"),
-        ((0.48, 0.68, 0.58), "lower"),
+        ((0.52, 0.72, 0.621), "higher"),
+        ((0.48, 0.68, 0.581), "lower"),
         ((0.5, 0.7, 0.6), "within the noise"),
         ((0.6, 0.65, 0.55), "within the noise"),
+        ((0.75, 0.95, 0.85), "no estimate of the noise"),
     ],
 )
 def test_the_verdict_is_that_of_the_interval(shared: tuple[float, ...], verdict: str) -> None:
@@ -54,6 +55,15 @@ def test_one_seed_is_no_verdict() -> None:
         ("accuracy", "0.5000", "0.9000", "+0.4000", "-", "no estimate of the noise"),
     )
     assert table.notes[-1] == "Seed 0 alone: there is no estimate of the noise."
+
+
+def test_seeds_that_all_differ_by_the_same_are_no_verdict() -> None:
+    table = compare(SHARING, [side("own", 0.5, 0.7), side("shared", 0.6, 0.8)], LABELS)
+    assert table.lines[0][-3:] == ("+0.1000 ± 0.0000", "-", "no estimate of the noise")
+    told = "Where all seeds differ by the same there is no estimate of the noise."
+    assert table.notes[-1] == told
+    table = compare(SHARING, [side("own", 0.5, 0.7), side("shared", 0.6, 0.81)], LABELS)
+    assert told not in table.notes
 
 
 def test_a_seed_that_one_side_lacks_counts_on_neither_and_is_told() -> None:
@@ -85,7 +95,7 @@ def test_pairs_share_all_that_is_not_compared() -> None:
     assert [pair.labels for pair in table.pairs] == [
         (tau, test) for tau in ("0.5", "0.2") for test in ("IID test", "local test")
     ]
-    assert "Federated, accuracy." in table.notes or "federated, accuracy." in table.notes
+    assert table.notes[0] == "Federated, accuracy."
 
 
 values = st.dictionaries(st.integers(0, 5), st.floats(0, 1), min_size=1)

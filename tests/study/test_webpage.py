@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from nmoe_flower import cli
-from nmoe_flower.study import Study, findings_of, findings_to_json, read_findings, write_webpage
+from nmoe_flower.recipes import find_study
+from nmoe_flower.study import (
+    Study,
+    findings_of,
+    findings_to_json,
+    read_findings,
+    write_findings,
+    write_webpage,
+)
 from nmoe_flower.study.webpage import page_of_study
 from tests.study.conftest import finish
 from tests.study.test_findings import EXCEPTIONS, SWEPT, TEXT, finish_swept
@@ -50,7 +58,8 @@ def study(written):
     return written(TEXT)
 
 
-def test_a_page_has_tables_figures_and_the_way_back(study, tmp_path):
+def test_a_page_has_tables_figures_and_the_way_back(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for at in range(len(study.runs)):
         finish(study, at, tmp_path / "runs", shift=at / 100)
     text = page(study, tmp_path / "runs", tmp_path / "page.html")
@@ -68,7 +77,7 @@ def test_a_page_has_tables_figures_and_the_way_back(study, tmp_path):
     assert all(heads)  # whoever sorts by keyboard or by ear needs a name
     # 0.53, 0.54 and so on, where the file has 0.25 beside it.
     assert re.search(r"ours.*paper.*0\.250 \+0\.2", told)
-    assert "nmoe study run little.toml" in told  # wherever the folder was
+    assert "nmoe study run little.toml" in told
     assert str(tmp_path) not in text
 
 
@@ -80,28 +89,57 @@ def test_runs_that_failed_or_are_missing_are_named_at_the_head(study, tmp_path):
     told = words(text)
     assert told.index("Missing:") < told.index("What this is")
     assert 'class="failed"' in text
-    assert "Missing: tau-0.5 seed 1; tau-0.2 seeds 0, 1." in told
+    named = "Missing: tau-0.5 seed 1; tau-0.2 seeds 0, 1."
+    assert f"3 of 4 runs are not there yet. {named}" in told
+    assert told.count("Missing:") == 1  # and beneath no table
+
+
+def test_missing_runs_are_counted_and_unfold_to_all_of_their_names(written, tmp_path):
+    study = written(PLAIN.replace("[0.5, 0.2]", str([at / 100 for at in range(1, 21)])))
+    finish(study, 0, tmp_path / "runs")
+    text = page(study, tmp_path / "runs", tmp_path / "page.html")
+    lead = text[text.index('<div class="lead">') : text.index('<dl class="facts">')]
+    unfolds = (
+        r"<details><summary>39 of 40 runs are not there yet\.</summary><p>Missing: (.*?)\.</p>"
+    )
+    assert len(re.search(unfolds, lead)[1].split("; ")) == 20
+    assert "warning" not in lead
+
+
+def test_a_dash_in_a_table_is_explained(written, tmp_path):
+    table = "[[tables]]\nname = 't'\nrows = ['gate']\ncolumns = ['variant']\ntests = ['iid']\n"
+    study = written(
+        PLAIN.replace("[0.5, 0.2]", "[0.5]")
+        + "[variants.a]\n[variants.b]\nset = {gate.methods = 'local'}\n"
+        f"{table}gates = ['local', 'federated']\n"
+    )
+    for at in range(len(study.runs)):
+        finish(study, at, tmp_path / "runs")
+    found = findings_of(study, tmp_path / "runs")
+    told = words(write_webpage(found, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "\N{EN DASH}: the study has no such run, or it does not measure this." in told
+    assert "-: the study has no such run, or it does not measure this." in found.tables[0].notes
 
 
 def test_where_a_baseline_wins_is_said_first_and_paired_by_seed(written, tmp_path):
     study = written(PLAIN)
     for at, run in enumerate(study.runs):
-        shift = 0.01 * run.seed
+        shift, other = 0.01 * run.seed, 0.012 * run.seed
         better = run.values["data.tau"] == 0.2
         score(
             finish(study, at, tmp_path / "runs"),
-            {"federated": 0.6 + shift, "local": (0.7 if better else 0.5) + shift,
+            {"federated": 0.6 + shift, "local": (0.7 if better else 0.5) + other,
              "federated+prior": 0.1, "local+prior": 0.1, "control:fedavg": 0.2,
              "control:fedavg+prior": 0.2},
         )  # fmt: skip
     told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
-    # Two values of tau, two tests each; local loses by 0.1 in both seeds, or wins by it.
+    # Two values of tau, two tests each; local loses by 0.1 and 0.098, or wins by 0.1 and 0.102.
     assert "A plain baseline wins in 2 of 4." in told
     assert "the best gate is above every plain baseline in 2." in told
     assert told.index("A plain baseline wins in") < told.index("Does a gate beat")
-    number = "0.605 local 0.705 \N{MINUS SIGN}0.100 ± 0.000 baseline"
+    number = "0.605 local 0.706 \N{MINUS SIGN}0.101 ± 0.013 baseline"
     assert f"tau = 0.2 local test FedGate {number}" in told
-    assert "tau = 0.5 local test FedGate 0.605 local 0.505 +0.100 ± 0.000 gate" in told
+    assert "tau = 0.5 local test FedGate 0.605 local 0.506 +0.099 ± 0.013 gate" in told
 
 
 def test_a_corrected_gate_is_compared_with_corrected_baselines_alone(written, tmp_path):
@@ -114,8 +152,10 @@ gates = ["federated", "federated+prior", "local"]
 tests = ["local"]
 """
     study = written(PLAIN + tables)
-    for at in range(len(study.runs)):
+    for at, run in enumerate(study.runs):
         scores = {"federated": 0.6, "federated+prior": 0.9, "local": 0.7, "local+prior": 0.95}
+        scores["local+prior"] += run.seed / 1000
+        scores["local"] += run.seed / 1000
         score(finish(study, at, tmp_path / "runs"), scores)
     told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
     assert told.count("local test: a plain baseline wins.") == 2
@@ -186,16 +226,82 @@ def test_pairs_that_say_nothing_are_counted_too(written, tmp_path):
     assert "1 paired comparison: 1 without a pair of finished runs." in told
     finish(study, 1, tmp_path / "runs")
     told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
-    assert "1 paired comparison: 1 with one seed alone, and no estimate of the noise." in told
+    assert "1 paired comparison: 1 with no estimate of the noise." in told
 
 
 def test_no_gate_wins_by_nothing(written, tmp_path):
     study = written(PLAIN.replace("seeds = [0, 1]", "seeds = [0]").replace("[0.5, 0.2]", "[0.5]"))
     score(finish(study, 0, tmp_path / "runs"), {"federated": 0.7002, "local": 0.7})
     told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
-    same = "the best gate and the best plain baseline reach the same, as far as one seed can tell."
-    assert same in told
+    same = "the best gate and the best plain baseline are within 0.001 of each other, as far as one"
+    assert f"{same} seed can tell." in told
+    numbers = r"reaches 0\.7002, the best plain baseline, .*?, 0\.7000 \(\+0\.0002\)"
+    assert re.search(numbers, told)
     assert "beats every plain baseline" not in told
+
+
+def test_no_side_wins_by_seeds_that_all_say_the_same(written, tmp_path):
+    study = written(PLAIN.replace("[0.5, 0.2]", "[0.5]"))
+    for at in (0, 1):
+        score(finish(study, at, tmp_path / "runs"), {"federated": 0.6, "federated+prior": 0.6,
+              "control:fedavg": 0.1, "control:fedavg+prior": 0.1})  # fmt: skip
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    told_of = "the best gate beats every plain baseline, as far as seeds that all say the same can"
+    assert f"{told_of} tell." not in told  # the own expert's two seeds differ
+    for at in (0, 1):
+        score(tmp_path / "runs" / study.runs[at].place, {"local": 0.5, "local+prior": 0.5})
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    assert f"{told_of} tell." in told
+    assert "95 % interval" not in told[: told.index("Tables")]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (PLAIN, ("settings", "2")),
+        (PLAIN.replace("[0.5, 0.2]", "[0.5]"), ("setting", "1")),
+        (PLAIN + "[variants.a]\n[variants.b.set]\nextractor.rounds = 7\n",
+         ("settings of 2 variants", "4")),
+        (PLAIN.replace("[axes]\ndata.tau = [0.5, 0.2]", "") + "[variants.a]\n", ("variant", "1")),
+    ],
+)  # fmt: skip
+def test_settings_and_variants_are_counted_apart(written, tmp_path, text, told):
+    study = written(text)
+    finish(study, 0, tmp_path / "runs")
+    fact = page_of_study(findings_of(study, tmp_path / "runs")).facts[1]
+    assert (fact.name, fact.value) == told
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("", "All 2 cells that have a published value beside them are at or above it."),
+        ("0.875", "have a published value beside them, 1 is at or above it and 1 below."),
+    ],
+)
+def test_what_reaches_the_paper_is_counted_in_good_english(written, tmp_path, more, told):
+    paper = """
+[[tables]]
+name = "t"
+rows = ["gate"]
+columns = ["data.tau"]
+gates = ["local"]
+tests = ["iid"]
+show = ["paper"]
+[[paper]]
+gate = "local"
+test = "iid"
+data.tau = 0.5
+accuracy = 0.125
+[[paper]]
+gate = "local"
+test = "iid"
+data.tau = 0.2
+accuracy = """
+    study = written(PLAIN + paper + (more or "0.25") + "\n")
+    for at in range(len(study.runs)):
+        finish(study, at, tmp_path / "runs")
+    assert told in words(page(study, tmp_path / "runs", tmp_path / "page.html"))
 
 
 def test_variants_with_other_data_are_not_compared(written, tmp_path):
@@ -278,6 +384,34 @@ def test_a_page_names_settings_of_their_own_and_where_its_runs_lay(written, tmp_
     assert "nmoe study run little.toml --out mine --finished theirs " in told
     typed = "nmoe study report little.toml --runs mine --finished theirs --html little.html"
     assert typed in told
+
+
+def test_folders_are_told_from_the_working_folder_and_others_as_they_were_given(
+    written, tmp_path, monkeypatch
+):
+    study = written(PLAIN)
+    here = tmp_path / "here"
+    finish(study, 0, here / "runs")
+    finish(study, 1, tmp_path / "results")
+    monkeypatch.chdir(here)
+    found = findings_of(study, here / "runs", [tmp_path / "results"])
+    told = words(write_webpage(found, tmp_path / "page.html").read_text(encoding="utf-8"))
+    text = write_findings(found, here / "out", pictures=["svg"]).read_text(encoding="utf-8")
+    run = f"nmoe study run {study.path} --finished {tmp_path}/results"
+    report = f"nmoe study report {study.path} --finished {tmp_path}/results"
+    assert f"{run} " in told
+    assert f"{report} --html little.html " in told
+    assert f"\n{run}\n{report} --out out\n" in text
+
+
+def test_a_published_page_tells_no_folder_of_the_machine_that_made_it(tmp_path, monkeypatch):
+    """As the site has it, which is made in the project's folder."""
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    study = Study.load(find_study("paper-table-1"))
+    text = page(study, root / "results", tmp_path / "page.html")
+    assert "nmoe study report paper-table-1 --runs results --html paper-table-1.html" in words(text)
+    assert not re.search(rf"{re.escape(str(root))}|/(home|root|tmp|work)/", text)
 
 
 def test_what_published_systems_answer_is_no_gate_that_beats_a_baseline(tmp_path):

@@ -33,6 +33,7 @@ __all__ = [
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _MANY = 15  # rows, from which on a table has a filter
+_WIDE = 10  # columns, from which on paper is turned for a table
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Said:
         text: Sentences, as plain text.
         first: The sentence before them that matters most, set strong.
         tone: How the first sentence is coloured: ``warning`` or nothing.
+        more: What a reader opens to see, at the head of a page.
     """
 
     text: str
     first: str = ""
     tone: str = ""
+    more: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,11 @@ class SortableTable:
     def filtered(self) -> bool:
         """Whether there are so many rows that a reader wants to see only some."""
         return len(self.rows) > _MANY
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has so many columns that it is printed across."""
+        return len(self.columns) > _WIDE
 
     @property
     def groups(self) -> list[tuple[str, int]]:

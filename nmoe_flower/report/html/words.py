@@ -265,7 +265,8 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
         else:
             first, weight = f"On {where} the best {noun} beats a plain baseline.", 2
         if more.found.within_noise is None:
-            first = first.removesuffix(".") + ", as far as one number of each can tell."
+            what = "one number of each" if more.found.n == 1 else "numbers that all say the same"
+            first = first.removesuffix(".") + f", as far as {what} can tell."
         found.append((weight, Said(numbers, first)))
     return sorted(found, key=lambda pair: pair[0])
 
@@ -307,10 +308,13 @@ def _paper(paper: Sequence[Mapping[str, Any]]) -> Said | None:
     if not cells:
         return None
     enough = sum(ours >= theirs for ours, theirs in cells)
+    if len(cells) == 1:
+        where = "at or above" if enough else "below"
+        return Said(f"The one number that the paper prints, too, is {where} the paper's.")
     return Said(
-        f"Of {how_many(len(cells), 'number')} that the paper prints, too, {enough} are at or "
-        "above the paper's "
-        f"and {len(cells) - enough} below."
+        f"Of {how_many(len(cells), 'number')} that the paper prints, too, "
+        f"{enough} {one_or_many(enough, 'is', 'are')} at or above the paper's and "
+        f"{len(cells) - enough} below."
         if enough < len(cells)
         else f"All {len(cells)} numbers that the paper prints, too, are at or above the paper's."
     )

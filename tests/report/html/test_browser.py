@@ -181,6 +181,22 @@ def test_words_sort_as_people_do_by_keyboard_too(opened, made_up_page):
     assert "sorted by Name, descending" in tab.locator("#t1-said").text_content()
 
 
+def test_a_column_is_called_by_its_group_too(opened, study_page):
+    """For whoever hears the page, twelve are named "ours"."""
+    tab = opened(study_page)
+    groups = tab.locator("#t1 thead tr.g th").all_text_contents()
+    assert len(set(groups)) == len(groups) > 3
+    for group in (groups[0], groups[-1]):
+        button = tab.locator("#t1").get_by_role("button", name=f"{group}: ours", exact=True)
+        button.click()
+        said = tab.locator("#t1-said").text_content()
+        assert said == f"sorted by {group}: ours, descending"
+    names = tab.eval_on_selector_all(
+        "#t1 thead button", "all => all.map(e => e.ariaLabel || e.textContent)"
+    )
+    assert len(set(names)) == len(names)
+
+
 def test_means_sort_with_their_spread_beside_them(opened, policies_page):
     tab = opened(policies_page)
     head(tab, 3).get_by_role("button").click()
@@ -348,6 +364,30 @@ def test_paper_shows_what_is_folded(opened, policies_page):
     assert tab.evaluate(shut) == 0
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert tab.evaluate(shut) == before
+
+
+@pytest.mark.parametrize("page", ["run_page", "policies_page", "study_page", "made_up_page"])
+def test_no_table_is_wider_than_its_paper(opened, request, page):
+    """On A4 less its margins, upright and turned, at 96 px an inch."""
+    tab = opened(request.getfixturevalue(page))
+    tab.emulate_media(media="print")
+    for tables, width in ((".table:not(.wide) table", 182), (".wide table", 273)):
+        tab.set_viewport_size({"width": int(width / 25.4 * 96), "height": 800})
+        wide = tab.evaluate(
+            """tables => [...document.querySelectorAll(tables)].filter(e => e.scrollWidth >
+            document.querySelector('main').clientWidth).map(e => [e.id, e.scrollWidth])""",
+            tables,
+        )
+        assert wide == []
+
+
+def test_paper_is_turned_for_wide_tables_alone(opened, study_page):
+    printed = opened(study_page).pdf(format="A4")
+    pages = re.findall(rb"/MediaBox \[0 0 (\d+)[.\d]* (\d+)", printed)
+    turned = [int(across) > int(down) for across, down in pages]
+    assert any(turned)
+    assert not all(turned)
+    assert {int(max(sides, key=int)) for sides in pages} <= {841, 842, 843}  # and nothing is shrunk
 
 
 # --- everybody ---

@@ -171,10 +171,24 @@ def test_seeds_are_paired_where_there_are_some(finished_run):
     rows = {"federated": [0.6] * 4, "local": [0.5] * 4}
     runs = [
         told_of(finished_run, rows, "a"),
-        told_of(finished_run, {"federated": [0.7] * 4, "local": [0.6] * 4}, "b", **{"run.seed": 1}),
+        told_of(
+            finished_run, {"federated": [0.7] * 4, "local": [0.602] * 4}, "b", **{"run.seed": 1}
+        ),
     ]
     told = words(page_of(*runs))
-    assert "+0.100 ± 0.000 over 2 seeds" in told
+    assert "+0.099 ± 0.013 over 2 seeds" in told
+
+
+def test_seeds_that_all_say_the_same_tell_no_noise(finished_run):
+    runs = [
+        told_of(finished_run, {"federated": [0.625 + at] * 4, "local": [0.5 + at] * 4}, str(at),
+                **{"run.seed": int(8 * at)})
+        for at in (0, 0.125)
+    ]  # fmt: skip
+    told = words(page_of(*runs))
+    sure = "the best gate beats a plain baseline, as far as numbers that all say the same can tell."
+    assert sure in told
+    assert "+0.125 over 2 seeds" in told
 
 
 def test_upper_bounds_and_pooled_data_win_nothing(finished_run):

@@ -32,7 +32,9 @@
     const said = document.getElementById(`${table.id}-said`);
     heads.forEach((head, place) => {
       const words = head.classList.contains("w");
-      head.querySelector("button").addEventListener("click", () => {
+      const button = head.querySelector("button");
+      const called = button.getAttribute("aria-label") || head.textContent.trim();
+      button.addEventListener("click", () => {
         const before = head.getAttribute("aria-sort");
         const up = before === "none" ? words : before === "descending";
         heads.forEach((other) => other.setAttribute("aria-sort", "none"));
@@ -45,7 +47,7 @@
           return (up ? order : -order) || places.get(one) - places.get(two);
         });
         body.append(...rows);
-        said.textContent = `sorted by ${head.textContent.trim()}, ${up ? "ascending" : "descending"}`;
+        said.textContent = `sorted by ${called}, ${up ? "ascending" : "descending"}`;
       });
     });
     const filter = document.getElementById(`${table.id}-filter`);
