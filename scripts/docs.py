@@ -562,12 +562,14 @@ def assemble(target: Path, *, execute: bool = False) -> None:
             notebook = notebooks.executed(path, Path(folder)) if execute else notebooks.read(path)
         notebooks.page(notebook, target / "notebooks" / f"{path.stem}.md")
     _bring_results(target)
-    for name, pattern in REPORTS.items():
-        write_page(sorted((ROOT / "results").glob(pattern)), target / "reports" / f"{name}.html")
-    for study in packaged_studies():
-        if (ROOT / "results" / study.name / "table.json").is_file():
-            findings = findings_of(Study.load(study.path), ROOT / "results")
-            write_webpage(findings, target / "reports" / f"{study.name}.html")
+    reports = target.resolve() / "reports"
+    with contextlib.chdir(ROOT):  # so that pages name folders as a checkout has them
+        for name, pattern in REPORTS.items():
+            write_page(sorted(Path("results").glob(pattern)), reports / f"{name}.html")
+        for study in packaged_studies():
+            if Path("results", study.name, "table.json").is_file():
+                findings = findings_of(Study.load(study.path), Path("results"))
+                write_webpage(findings, reports / f"{study.name}.html")
     reference = target / "reference"
     (reference / "configuration.md").write_text(configuration(), encoding="utf-8")
     (reference / "study-file.md").write_text(study_file(), encoding="utf-8")

@@ -16,6 +16,7 @@ from nmoe_flower.files import lines_of_json, read_json
 from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.recipes import typed_name
 from nmoe_flower.report import is_papers_setting, paper_cell, read_rounds
+from nmoe_flower.study.alarms import alarms
 from nmoe_flower.study.comparisons import Comparison, compare
 from nmoe_flower.study.costs import COSTS, OF_A_GATE
 from nmoe_flower.study.curves import (
@@ -216,6 +217,11 @@ class Findings:
             ),
             routing=(*(one for one in self.routing if _of_map(one) not in better), *more),
         )
+
+    @cached_property
+    def alarms(self) -> list[str]:
+        """Which gates cannot be right, a sentence each: `nmoe_flower.study.alarms`."""
+        return alarms(self.shown, self.labels)
 
     @property
     def absent(self) -> list[str]:

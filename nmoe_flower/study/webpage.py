@@ -206,6 +206,10 @@ def _lead(findings: Findings, verdicts: Sequence[_Verdict]) -> Iterator[Said]:
         yield Said(count, more=named)
     if own := own_settings(findings):
         yield Said(own)
+    if rung := findings.alarms:
+        count = how_many(len(rung), "answer is", "answers are")
+        told = f"{count} behind a gate that does not look, or ahead of the oracle."
+        yield Said("", told, "warning", more=" ".join(rung))
     if verdicts:
         yield from _counted(verdicts)
     elif groups := _groups(findings):

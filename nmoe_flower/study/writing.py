@@ -155,6 +155,8 @@ def _report(
         yield from (f"**{count}** {named}", "")
     if own := own_settings(findings):
         yield from (own, "")
+    for told in findings.alarms:
+        yield from (f"**{told}**", "")
     for table in tables_by_name(findings).values():
         absent = {*table.notes}.difference(without_absent(table.notes))
         yield from (f"## {table.title}", "", table_to_markdown(table, without=absent))

@@ -1,9 +1,11 @@
 """A gate is never ahead of the oracle, and not behind RanGate beyond the noise."""
 
+from pathlib import Path
+
 import pytest
 
 from experiments.publish.published import RESULTS
-from nmoe_flower.study import Study, findings_of
+from nmoe_flower.study import Study, findings_of, write_findings, write_webpage
 from nmoe_flower.study.alarms import alarms
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
@@ -50,9 +52,19 @@ def test_two_seeds_and_noise_ring_nothing() -> None:
     assert alarms([noisy, of("random")], LABELS) == []
 
 
+def test_the_report_and_the_page_tell_of_it(tmp_path: Path) -> None:
+    found = findings_of(Study.load(RESULTS.parent / "experiments/paper-table-2.toml"), RESULTS)
+    told = write_findings(found, tmp_path / "report", pictures=()).read_text(encoding="utf-8")
+    assert all(f"**{one}**" in told for one in found.alarms)
+    assert len(found.alarms) > 1
+    page = write_webpage(found, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"{len(found.alarms)} answers are behind a gate that does not look" in page
+    assert found.alarms[0] in page
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_no_published_gate_is_wrong_but_those_that_the_page_tells_of(name: str) -> None:
     found = findings_of(Study.load(RESULTS.parent / "experiments" / f"{name}.toml"), RESULTS)
-    told = alarms(found.shown, found.labels)
+    told = found.alarms
     assert {one.partition(" is ")[0] for one in told} == KNOWN.get(name, set())
     assert not any("oracle" in one for one in told)
