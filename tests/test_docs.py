@@ -651,6 +651,50 @@ def test_what_is_said_of_plain_rivals_in_the_papers_tables_was_measured() -> Non
         assert "iid" in folder or 0.02 < federated - own < 0.06, folder
 
 
+def test_what_is_said_of_a_gates_worth_was_measured() -> None:
+    """Numbers told; FedGate gains on RanGate where experts differ, and on no averaged head."""
+    found = {
+        (row["values"]["experts"], row["values"]["setting"], row["variant"], row["gate"]): row
+        for row in rows_of("gates")
+        if (row["test"], row["metric"]) == ("iid", "accuracy") and row["n"]
+    }
+    page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    section = page.split("## What a gate is worth")[1].split("```bash")[0]
+    cells = {key[:3] for key in found}
+    assert {("specialised", "tau-0.2", "middling"), ("specialised", "tau-0.5", "strong")} <= cells
+
+    def mean(cell: tuple[str, str, str], gate: str) -> float:
+        return float(found[(*cell, gate)]["mean"])
+
+    for cell in cells:
+        gain = mean(cell, "federated") - mean(cell, "random")
+        assert gain > 0.05 if cell[0] == "specialised" else abs(gain) < 0.005, cell
+        assert mean(cell, "federated") < mean(cell, "control:fedavg"), cell
+        assert mean(cell, "oracle") > mean(cell, "control:fedavg"), cell
+    weak, strong = ("specialised", "tau-0.2", "middling"), ("specialised", "tau-0.5", "strong")
+    for told, cell, *gates in (
+        ("the own expert answers {} of all classes alike and RanGate {}", weak, "local", "random"),
+        ("FedGate {}, where RollGate has {} and", weak, "federated", "rolling"),
+        ("the prototype gate {}.", weak, "prototype"),
+        ("FedGate has {}, RanGate {}.", strong, "federated", "random"),
+    ):
+        assert told.format(*(f"{mean(cell, gate):.3f}"[1:] for gate in gates)) in section, told
+    for told, gate in (("or better**: {} and {};", "control:fedavg"), ("has {} and {},", "oracle")):
+        assert told.format(*(f"{mean(cell, gate):.3f}"[1:] for cell in (weak, strong))) in section
+
+
+def test_what_is_said_of_how_many_experts_are_asked_was_measured() -> None:
+    found: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row in rows_of("paper-figure-4-k"):
+        if row["metric"] == "accuracy" and row["n"] and row["gate"] in ("federated", "random"):
+            at = (row["variant"], row["values"]["setting"], row["gate"], row["test"])
+            found[at].append(float(row["mean"]))
+    assert len(found) >= 8
+    for at, means in found.items():
+        assert len(means) == 5
+        assert max(means) - min(means) < (0.0015 if at[2] == "federated" else 0.0065), at
+
+
 def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     """Seconds of stages, in the published runs of Table I; in ``experts`` FedCE takes latents."""
     first: dict[str, float] = {}
