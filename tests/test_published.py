@@ -9,7 +9,8 @@ from PIL import Image
 
 from experiments.publish.published import RESULTS
 from nmoe_flower.begun import run_folders
-from nmoe_flower.report import read_rounds, rounds_by_stage
+from nmoe_flower.errors import NMoEError
+from nmoe_flower.report import BY_SETTINGS, read_results, read_rounds, rounds_by_stage
 from nmoe_flower.study import (
     Study,
     findings_of,
@@ -48,6 +49,19 @@ def test_a_published_study_tells_how_each_of_its_runs_began_and_of_no_other() ->
     told = run_folders(RESULTS)
     assert told == sorted({path.parent for path in RESULTS.glob("*/*/seed-*/*") if path.is_file()})
     assert len(told) > 400
+
+
+def test_a_published_row_has_what_its_settings_say(tmp_path: Path) -> None:
+    folder = RESULTS / "paper-table-1/fedce-tau-0.2/seed-1"
+    assert '"tau"' not in (folder / "results.json").read_text(encoding="utf-8")
+    rows = read_results(folder / "results.json")["rows"]
+    assert {tuple(row[name] for name in BY_SETTINGS) for row in rows} == {
+        ("dominant", 0.2, 1, 10, 1)
+    }
+    copied = tmp_path / "results.json"  # a folder that nobody has published says nothing
+    copied.write_bytes((folder / "results.json").read_bytes())
+    with pytest.raises(NMoEError, match=r"rows\.0\.clients is missing"):
+        read_results(copied)
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*/seed-*/rounds.jsonl"))[::12], ids=str)

@@ -20,7 +20,13 @@ from nmoe_flower.report.figures import (
 from nmoe_flower.report.paper import is_papers_setting, paper_cell, paper_table, paper_to_markdown
 from nmoe_flower.report.representation import draw_representation
 from nmoe_flower.report.runs import FinishedRun, load_runs, seeds_in_words
-from nmoe_flower.report.shape import read_provenance, read_results, read_rounds, said_once
+from nmoe_flower.report.shape import (
+    BY_SETTINGS,
+    read_provenance,
+    read_results,
+    read_rounds,
+    said_once,
+)
 from nmoe_flower.report.tables import (
     GATE_NAMES,
     gate_kind,
@@ -35,6 +41,7 @@ from nmoe_flower.report.tables import (
 from nmoe_flower.report.traffic import Traffic, draw_traffic, read_traffic
 
 __all__ = [
+    "BY_SETTINGS",
     "GATE_NAMES",
     "Estimate",
     "FinishedRun",

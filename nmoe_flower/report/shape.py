@@ -2,21 +2,31 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nmoe_flower.begun import read_origin
+from nmoe_flower.begun import is_run, read_origin, read_settings
+from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import parse_json, read_json
 from nmoe_flower.report.by_stage import is_of_a_stage, rounds_in_turn
 
-__all__ = ["read_provenance", "read_results", "read_rounds", "said_once"]
+__all__ = ["BY_SETTINGS", "read_provenance", "read_results", "read_rounds", "said_once"]
 
 _MOST = 1 << 30  # bytes; thousands of clients fill megabytes with their own values
 _SHOWN = 3
 _EVERY_ROW, _COLUMNS = "every-row", "columns"
+BY_SETTINGS = {
+    "scheme": "data.scheme",
+    "tau": "data.tau",
+    "seed": "run.seed",
+    "clients": "data.num-clients",
+    "top_k": "gate.top-k",
+}
+"""What a published run's rows do not say again where it is as the settings say."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -146,7 +156,8 @@ class _Round(_Part):
 def read_results(path: Path) -> dict[str, Any]:
     """The content of results.json, as far as a report needs it of the right shape.
 
-    What it says once of all rows, as `said_once` left it, every row has.
+    What it says once of all rows, as `said_once` left it, every row has, and of a published run
+    what its settings say (`BY_SETTINGS`).
 
     Raises:
         NMoEError: It cannot be read, or a value is missing or of another kind; names the file, the
@@ -154,6 +165,23 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     content = read_json(path, raises=NMoEError, most=_MOST)
     return _fits(_said_of_each(content, path), str(path), _Results)
+
+
+def _by_settings(folder: Path) -> dict[str, Any]:
+    """What the settings of a published run say of all its rows; of another run's nothing."""
+    if (folder / "config.toml").is_file() or not is_run(folder):
+        return {}
+    told, usual = read_settings(folder, raises=NMoEError), _as_it_comes()
+    found = {}
+    for name, key in BY_SETTINGS.items():
+        section, _, leaf = key.partition(".")
+        found[name] = told.get(section, {}).get(leaf, usual[key])
+    return found
+
+
+@cache
+def _as_it_comes() -> dict[str, Any]:
+    return Config().flat()
 
 
 def _said_of_each(content: Any, path: Path) -> Any:
@@ -172,6 +200,7 @@ def _said_of_each(content: Any, path: Path) -> Any:
         rows = [dict(zip(map(str, names), row, strict=False)) for row in rows]
     if not isinstance(every, dict) or not all(isinstance(row, dict) for row in rows):
         return content
+    every = {**_by_settings(path.parent), **every}
     return {**found, "rows": [{**every, **row} for row in rows]}
 
 

@@ -23,7 +23,7 @@ def alarms(rows: Sequence[Row], labels: Labels) -> list[str]:
     """What is wrong with the gates of a study, a sentence each; empty if nothing is.
 
     Args:
-        rows: Of the study, those that may be looked at; of accuracy alone are read.
+        rows: The study's, those that may be looked at; accuracies are read alone.
         labels: What the study calls things.
     """
     runs: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)

@@ -29,7 +29,7 @@ from nmoe_flower.files import (
     write_bytes,
     write_text,
 )
-from nmoe_flower.report import read_results, read_rounds, rounds_by_stage, said_once
+from nmoe_flower.report import BY_SETTINGS, read_results, read_rounds, rounds_by_stage, said_once
 from nmoe_flower.results import worst_client
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.measured import ROW_METRICS
@@ -149,7 +149,8 @@ def publish_run(
         validation: Gates whose rows of validation data are kept; None: all.
         metrics: What is kept of a row where tests are not; None: all.
     """
-    config = portable(tomllib.loads(Config.load(run).to_toml()))
+    settings = Config.load(run)
+    config = portable(tomllib.loads(settings.to_toml()))
     target = variant / f"seed-{config['run']['seed']}"
     origin = read_origin(run)
     origin.pop("samples", None)
@@ -178,6 +179,7 @@ def publish_run(
         kept = _kept_results(results, clients=clients, routing=routing)
         if not partition:
             kept.pop("partition", None)
+        kept["rows"] = [_beside(settings, row) for row in kept["rows"]]
         write_text(target / "results.json", lines_of_json(said_once(kept)))
     if rounds or _OVER_ROUNDS.keys() & set(figures):
         kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit, tests=tests)
@@ -188,6 +190,16 @@ def publish_run(
         picture = small_picture(run / "figures" / f"{name}.png")
         write_bytes(target / "figures" / f"{name}.webp", picture)
     return target
+
+
+def _beside(settings: Config, row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what the settings say, which are published, too."""
+    told = settings.flat()
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in BY_SETTINGS or value != told[BY_SETTINGS[name]]
+    }
 
 
 def _named_stage(folder: Path) -> str:
