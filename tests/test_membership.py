@@ -194,7 +194,8 @@ def test_experts_come_and_go_with_their_embeddings_and_nobody_else_trains(
         load_arrays(one.path / "weights" / "gate-federated.safetensors") for one in (whole, left)
     )
     assert np.array_equal(before["projection"], after["projection"])
-    np.testing.assert_allclose(after["embeddings"], before["embeddings"][[0, 2, 3]], rtol=1e-6)
+    # Sums over three clients and over four are added in another order: roundings of float32.
+    np.testing.assert_allclose(after["embeddings"], before["embeddings"][[0, 2, 3]], rtol=1e-5)
     for old, new in {0: 0, 2: 1, 3: 2}.items():
         kept, now = (
             load_arrays(run.path / "clients" / str(client) / "expert.safetensors")
