@@ -586,7 +586,7 @@ def test_a_round_of_nothing_else_says_who_and_why(client: New) -> None:
     alone = {**context.run_config, "extractor.batch-size": 1}
     with InProcessGrid(app, 3, run_config=alone) as grid:
         messages = list(strategy.configure_train(1, arrays, ConfigRecord(), grid))
-        with pytest.raises(RoundError, match="clients 0, 1, 2: .*without negatives"):
+        with pytest.raises(RoundError, match=r"clients 0, 1, 2: .*without negatives"):
             strategy.aggregate_train(1, grid.send_and_receive(messages))
 
 
