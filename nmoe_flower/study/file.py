@@ -32,6 +32,7 @@ from nmoe_flower.study.product import (
     frozen,
     in_words,
     is_folder_name,
+    own_label,
     product,
     refuse_twins,
     refuse_unknown,
@@ -303,7 +304,7 @@ def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
     for dimension, values in measured.values.items():
         called: dict[str, Any] = {}
         for value in values:
-            label = found.get(f"{dimension}.{value}", found.get(str(value)))
+            label = own_label(found, dimension, str(value))
             if label and called.setdefault(label, value) != value:
                 raise ConfigError(
                     f"labels: {label!r} names two values of {dimension}: "

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nmoe_flower.catalogue import GATES
 from nmoe_flower.report import GATE_NAMES, gate_order, place_of_test, test_label
-from nmoe_flower.study.product import BASE, same
+from nmoe_flower.study.product import BASE, own_label, same
 
 __all__ = ["METRIC_NAMES", "Labels"]
 
@@ -72,7 +71,7 @@ class Labels:
         ('own expert + prior', 'local test')
         """
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        if (own := self._own(dimension, text)) is not None:
+        if (own := own_label(self.own, dimension, text)) is not None:
             return own
         if dimension == "variant":
             return "" if text == BASE else self.variants.get(text, text)
@@ -80,7 +79,7 @@ class Labels:
             return text
         if dimension == "gate":
             base = text.removesuffix("+prior")
-            name = self._own(dimension, base) or GATE_NAMES.get(base, base)
+            name = own_label(self.own, dimension, base) or GATE_NAMES.get(base, base)
             return f"{name} + prior" if base != text else name
         if dimension == "test" and text:
             label: str = test_label(text)
@@ -89,11 +88,6 @@ class Labels:
             return METRIC_NAMES.get(text, text.rpartition(".")[2].replace("_", " "))
         names = dimension == "seed" or "." in dimension
         return f"{self.of_dimension(dimension)} = {text}" if alone and names else text
-
-    def _own(self, dimension: str, text: str) -> str | None:
-        """What the study calls a value, if it has a word for it."""
-        others = dimension == "test" and text in GATES
-        return self.own.get(f"{dimension}.{text}", None if others else self.own.get(text))
 
     def order(self, dimension: str, value: Any, listed: Sequence[Any] = ()) -> tuple[int, Any]:
         """Sort key: as the table lists them, else as the file does."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import SCHEMES
+from nmoe_flower.catalogue import GATES, SCHEMES
 from nmoe_flower.config import Config, Override, kebab, shown
 from nmoe_flower.errors import ConfigError, did_you_mean
 from nmoe_flower.results import FREE_KEYS
@@ -25,6 +25,7 @@ __all__ = [
     "frozen",
     "in_words",
     "is_folder_name",
+    "own_label",
     "product",
     "refuse_twins",
     "refuse_unknown",
@@ -315,6 +316,24 @@ def same(one: Any, other: Any) -> bool:
 def frozen(value: Any) -> Any:
     """A value that can be a key: of a list a tuple."""
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def own_label(labels: Mapping[str, str], dimension: str, text: str) -> str | None:
+    """What a study calls a value of a dimension, if it has a word for it.
+
+    Args:
+        labels: What it calls values, by the value or by ``dimension.value``.
+        dimension: The dimension.
+        text: The value. ``local``, a gate and a test, means the gate.
+
+    >>> labels = {"local": "own expert", "test.iid": "all classes"}
+    >>> own_label(labels, "gate", "local"), own_label(labels, "test", "iid")
+    ('own expert', 'all classes')
+    >>> own_label(labels, "test", "local") is None
+    True
+    """
+    others = dimension == "test" and text in GATES
+    return labels.get(f"{dimension}.{text}", None if others else labels.get(text))
 
 
 def refuse_unknown(name: str, known: Iterable[str], what: str) -> None:

@@ -179,7 +179,7 @@ def publish_run(
         kept = _kept_results(results, clients=clients, routing=routing)
         if not partition:
             kept.pop("partition", None)
-        kept["rows"] = [_beside(settings, row) for row in kept["rows"]]
+        kept["rows"] = _beside(settings, kept["rows"])
         write_text(target / "results.json", lines_of_json(said_once(kept)))
     if rounds or _OVER_ROUNDS.keys() & set(figures):
         kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit, tests=tests)
@@ -192,14 +192,14 @@ def publish_run(
     return target
 
 
-def _beside(settings: Config, row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what the settings say, which are published, too."""
-    told = settings.flat()
-    return {
-        name: value
-        for name, value in row.items()
-        if name not in BY_SETTINGS or value != told[BY_SETTINGS[name]]
-    }
+def _beside(settings: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what the settings say, which are published, too."""
+    flat = settings.flat()
+    told = {name: flat[key] for name, key in BY_SETTINGS.items()}
+    return [
+        {name: value for name, value in row.items() if name not in told or value != told[name]}
+        for row in rows
+    ]
 
 
 def _named_stage(folder: Path) -> str:
