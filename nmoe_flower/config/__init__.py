@@ -15,12 +15,12 @@ from nmoe_flower.config.gate import GateConfig
 from nmoe_flower.config.head import HeadConfig
 from nmoe_flower.config.privacy import PrivacyConfig
 from nmoe_flower.config.run import RunConfig
-from nmoe_flower.config.section import ALLOWED, Names, NamesOrOwn, Section, kebab, shown
+from nmoe_flower.config.section import OF_A_FILE, Names, NamesOrOwn, Section, kebab, shown
 from nmoe_flower.config.text import TextConfig
 from nmoe_flower.config.whole import Config, Override, Scalar, explain
 
 __all__ = [
-    "ALLOWED",
+    "OF_A_FILE",
     "AdapterConfig",
     "AlignmentConfig",
     "Config",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from nmoe_flower.catalogue import BASELINES, CONTROLS
-from nmoe_flower.config.section import ALLOWED, Distinct, Seconds, Section, split
+from nmoe_flower.config.section import ALLOWED, OF_A_FILE, Distinct, Seconds, Section, split
 
 __all__ = ["RunConfig"]
 
@@ -24,8 +24,7 @@ class RunConfig(Section):
 
     name: str = Field(
         "nmoe",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        json_schema_extra={ALLOWED: "letters, digits, . _ and -, a letter or digit first"},
+        **OF_A_FILE,
         max_length=128,
         description="of the run folder",
     )

@@ -24,6 +24,7 @@ from nmoe_flower.own_code import FORM, is_own
 
 __all__ = [
     "ALLOWED",
+    "OF_A_FILE",
     "Distinct",
     "Floats",
     "Ints",
@@ -40,6 +41,11 @@ __all__ = [
 
 ALLOWED = "allowed"
 """Of a field with a pattern: what it allows, in words, in ``json_schema_extra``."""
+OF_A_FILE: dict[str, Any] = {
+    "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    "json_schema_extra": {ALLOWED: "letters, digits, . _ and -, a letter or digit first"},
+}
+"""What a field's text may be that names files or a folder."""
 
 _LARGEST = 2**32 - 1  # of whole numbers: Flower carries 64 bits, and no count comes near this
 _LONGEST = 1024  # list

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import Field, ValidationError
 
 from nmoe_flower.catalogue import VALIDATION
-from nmoe_flower.config import ALLOWED, Names, Section, explain, kebab
+from nmoe_flower.config import OF_A_FILE, Names, Section, explain, kebab
 from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.study.measured import (
     ROW_METRICS,
@@ -53,8 +53,7 @@ class _Output(Section):
     """What becomes files of a name."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        json_schema_extra={ALLOWED: "letters, digits, . _ and -, a letter or digit first"},
+        **OF_A_FILE,
         max_length=100,
         description="of its files",
     )
