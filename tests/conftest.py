@@ -1,8 +1,10 @@
-"""Shared by all tests: one thread each, the same examples in every run, no deadlines."""
+"""Shared by all tests: one thread each, the same examples in every run, and a certain end."""
 
+import faulthandler
 import gc
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from nmoe_flower.data import load_images
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
 
+_EXIT_SECONDS = 120.0
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
@@ -29,6 +33,12 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """A thread that never ends would keep this process, and all that is to be said, for ever."""
+    faulthandler.dump_traceback_later(_EXIT_SECONDS, exit=True, file=sys.__stderr__)
 
 
 def pytest_make_parametrize_id(val: Any) -> str | None:

@@ -137,7 +137,7 @@ class Other(BaseHTTPRequestHandler):
 @pytest.fixture
 def another_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     server = HTTPServer(("127.0.0.1", 0), Other)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv(flower.LOCAL_PORT, str(server.server_port))
     yield server.server_port

@@ -269,7 +269,7 @@ def test_the_loser_of_a_race_uses_the_winners_entry(cache):
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=load) for _ in range(3)]
+    threads = [threading.Thread(target=load, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -238,7 +238,7 @@ def test_a_raylet_that_is_killed_costs_its_clients_of_that_round(
             except EngineError as error:
                 lost.append(str(error))
 
-        asking = threading.Thread(target=wait)
+        asking = threading.Thread(target=wait, daemon=True)
         asking.start()
         deadline = time.monotonic() + 60
         while not (tmp_path / "at-work").exists() and time.monotonic() < deadline:

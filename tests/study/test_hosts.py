@@ -68,7 +68,7 @@ def test_a_node_that_dies_loses_its_run_which_is_made_again(
         until(lambda: any(has_ended(int(work.read_text().split()[0])) for work in works))
         (plan.folder / "may-end").touch()
 
-    killing = threading.Thread(target=kill)
+    killing = threading.Thread(target=kill, daemon=True)
     killing.start()
     done = run_study(
         plan,

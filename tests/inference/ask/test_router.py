@@ -245,7 +245,9 @@ def test_a_peer_that_hangs_up_on_a_query_is_replaced(neighbourhood: Make, pool: 
     around[1].mood = "silent"
     router = pool(around)
     answers: list[CallRecord] = []
-    query = threading.Thread(target=lambda: answers.append(router.ask(LATENTS, ONE)[1]))
+    query = threading.Thread(
+        target=lambda: answers.append(router.ask(LATENTS, ONE)[1]), daemon=True
+    )
     query.start()
     wait_until(lambda: around[1].asked == 1)
     around.stop(1)
@@ -388,7 +390,9 @@ def test_threads_may_share_a_router(neighbourhood: Make, pool: Make) -> None:
             right.append(torch.allclose(logits, around.logits(LATENTS, ids), atol=1e-6))
             right.append(record.expert_ids.tolist() == ids.tolist())
 
-    threads = [threading.Thread(target=query, args=(expert,)) for expert in (0, 1, 2, 3)]
+    threads = [
+        threading.Thread(target=query, args=(expert,), daemon=True) for expert in (0, 1, 2, 3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

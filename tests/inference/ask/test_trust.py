@@ -200,7 +200,9 @@ def test_the_list_that_is_told_last_is_the_newest(around: Any, stated: Make, poo
 
     router = pool(stated(*entries(around, 1)), on_change=tell)
     lists = [stated(*entries(around, 1, 2), serial=serial) for serial in (2, 3)]
-    threads = [threading.Thread(target=router.update, args=(peers,)) for peers in lists]
+    threads = [
+        threading.Thread(target=router.update, args=(peers,), daemon=True) for peers in lists
+    ]
     threads[0].start()
     assert begun.wait(20)
     threads[1].start()
