@@ -104,7 +104,9 @@ def _answer(link: socket.socket) -> int:
     head, streams, _, _ = socket.recv_fds(link, 8, 3)
     told = b""
     while len(told) < int.from_bytes(head, "big"):
-        told += link.recv(1 << 16)
+        told += (more := link.recv(1 << 16))
+        if not more:  # killed while it asked
+            return 0
     program, arguments, folder, environment, group = json.loads(told)
     command = os.fork()
     if command == 0:

@@ -29,6 +29,9 @@ __all__ = ["free_port", "run_simulation"]
 
 _NAME = "nmoe"
 _TICK = 0.1
+_LOOK_SECONDS = 60.0  # between looks at the status while the log says that the run goes on
+_LAST_LOOK_SECONDS = 2.0  # likewise once the log has ended
+_READER_SECONDS = 5.0  # for the log's last lines
 _LAST_WORDS = 15.0  # seconds a ServerApp that was stopped has to save what it has
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -116,7 +119,7 @@ class _SuperLink:
             for child in self._children:
                 child.wait()
             if self._reader is not None:
-                self._reader.join(timeout=5.0)
+                self._reader.join(timeout=_READER_SECONDS)
             shutil.rmtree(self.home, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self._guard.communicate()
@@ -153,7 +156,11 @@ class _SuperLink:
         return int(str(answer["run-id"]))
 
     def follow(self, run_id: int, log: Callable[[str], None], on_tick: Callable[[], None]) -> None:
-        """Pass the log on until the run is over; raise unless it completed."""
+        """Pass the log on until the run is over; raise unless it completed.
+
+        The end of the log tells at once that the run is over. The status is looked at besides, as a
+        log whose connection was lost would never end.
+        """
         recent: deque[str] = deque(maxlen=200)
         died = threading.Event()
         stream = self._spawn(flower.log_command(run_id, _NAME))
@@ -170,7 +177,7 @@ class _SuperLink:
         self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
         status, details = "", ""
-        next_look = time.monotonic()
+        streams, next_look = True, time.monotonic() + _LOOK_SECONDS
         while not status.startswith("finished"):
             time.sleep(_TICK)
             on_tick()
@@ -181,10 +188,13 @@ class _SuperLink:
                 )
             if self._server.poll() is not None:
                 raise EngineError(f"flower-superlink ended during the run:\n{self._tail()}")
-            if stream.poll() is not None and time.monotonic() >= next_look:
-                status, details = self._status(run_id)
-                next_look = time.monotonic() + 2.0
-        self._reader.join(timeout=5.0)
+            if streams and stream.poll() is not None:
+                streams, next_look = False, time.monotonic()
+            if time.monotonic() >= next_look:
+                with contextlib.suppress(*[EngineError] if streams else []):  # busy, perhaps
+                    status, details = self._status(run_id)
+                next_look = time.monotonic() + (_LOOK_SECONDS if streams else _LAST_LOOK_SECONDS)
+        self._reader.join(timeout=_READER_SECONDS)
         on_tick()
         if status != "finished:completed":
             raise EngineError(

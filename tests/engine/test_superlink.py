@@ -1,5 +1,6 @@
 """The one test file that starts a real SuperLink and Ray."""
 
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -30,7 +31,8 @@ app = ServerApp()
 def main(grid, context):
     if context.run_config["test.fail"]:
         raise ValueError("a planted failure")
-    while len(ids := list(grid.get_node_ids())) < 3:
+    deadline = time.monotonic() + 60
+    while len(ids := list(grid.get_node_ids())) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     content = RecordDict({"ask": ConfigRecord({"x": 1})})
     replies = grid.send_and_receive([Message(content, i, "query") for i in ids], timeout=60)
@@ -114,6 +116,30 @@ def test_a_failing_server_app_is_an_error_with_its_traceback(tmp_path: Path) -> 
     assert not (tmp_path / "out.txt").exists()
     assert _homes() <= homes
     assert not _simulations()
+
+
+def test_a_run_is_over_though_its_log_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection may be lost; what the status says counts."""
+    monkeypatch.setattr(superlink, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(superlink, "_READER_SECONDS", 0.2)
+    said = iter([("running", ""), ("finished:completed", "")])
+    monkeypatch.setattr(superlink._SuperLink, "_status", lambda link, run_id: next(said))
+    link = superlink._SuperLink(1.0, {})
+    command = [sys.executable, "-c", "import time; print('round 1', flush=True); time.sleep(600)"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stream,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL) as server,
+    ):
+        link._server = server
+        monkeypatch.setattr(link, "_spawn", lambda *words: stream)
+        lines: list[str] = []
+        try:
+            link.follow(1, lines.append, lambda: None)
+        finally:
+            stream.kill()
+            server.kill()
+    assert lines == ["round 1"]
+    assert next(said, None) is None
 
 
 def test_the_app_folder_holds_the_whole_run_config(tmp_path: Path) -> None:
