@@ -175,7 +175,7 @@ class Actors:
         return home
 
     def _look(self) -> None:
-        """Take up nodes that came, and the outcome of what was started."""
+        """Take up nodes that came or left, and the outcome of what was started."""
         from ray import wait
 
         now = time.monotonic()
@@ -201,8 +201,12 @@ class Actors:
                 _log.warning("waiting for the Ray cluster: its cores are busy, or a node is lost")
 
     def _discover(self) -> None:
+        """Which nodes there are; what was started on one that is gone may never say so."""
+        present = self._nodes()
+        for lost in [place for id, place in self._places.items() if id not in _ids(present)]:
+            self._leave(lost)
         room = self._room()
-        for node in self._nodes():
+        for node in present:
             if node.id in self._places or node.id in self._unfit or not room:
                 continue
             slots = min(node.slots(self._cpus, self._gpus), room)
@@ -242,8 +246,8 @@ class Actors:
         try:
             get(reference)
         except Exception as error:
-            if place.node.id not in {node.id for node in self._nodes()}:
-                self._drop(place, f"node {place.node.name} has left the Ray cluster")
+            if place.node.id not in _ids(self._nodes()):
+                self._leave(place)
                 return
             place.failed_starts += 1
             if place.failed_starts < _MOST_STARTS:
@@ -256,8 +260,15 @@ class Actors:
             place.idle.append(actor)
             self._changed.notify_all()
 
+    def _leave(self, place: _Place) -> None:
+        self._drop(place, f"node {place.node.name} has left the Ray cluster")
+
     def _drop(self, place: _Place, why: str) -> None:
         if self._places.pop(place.node.id, None) is not None:
             self._unfit[place.node.id] = why
             self._next_discovery = 0.0
             _log.error("%s", why)
+
+
+def _ids(nodes: Sequence[Node]) -> set[str]:
+    return {node.id for node in nodes}

@@ -22,6 +22,7 @@ Tell = Callable[["Host", str], None]
 _LAST_LINES = 3
 _LOOK_SECONDS = 300.0  # a node may have to decode the data first
 _SECOND_LOOK_SECONDS = 20.0
+_SILENCE_SECONDS = 30.0  # then it is looked at whether the node is still there
 
 
 class Host(Protocol):
@@ -373,12 +374,20 @@ class _ClusterHost:
     def _read(self) -> None:
         import ray
 
-        from nmoe_flower.engine import describe
+        from nmoe_flower.engine import describe, living
 
+        lines = self._actor.lines.options(num_returns="streaming").remote()
         try:
-            for line in self._actor.lines.options(num_returns="streaming").remote():
-                self._tell(self, ray.get(line))
-            self._end = ray.get(self._actor.wait.remote())
+            while self._end is None:
+                if ray.wait([lines], timeout=_SILENCE_SECONDS)[0]:
+                    line = next(lines, None)
+                    if line is None:
+                        self._end = ray.get(self._actor.wait.remote())
+                    else:
+                        self._tell(self, ray.get(line))
+                elif self.node not in {node.id for node in living()}:
+                    # Ray may never tell of an actor that was to start there as the node died.
+                    raise EngineError("it has left the Ray cluster")
         except Exception as error:  # Ray has many of its own
             self._gone = f"node {self.where} is gone, or its process ({describe(error)})"
         self._tell(self, "")

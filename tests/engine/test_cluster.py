@@ -81,12 +81,16 @@ class Reference:
         self.outcome = outcome
 
 
+SILENCE = object()
+
+
 class FakeRay:
     """Nodes of one or more cores, whose actors answer with the name of their node."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *nodes: Node) -> None:
         self.nodes, self.refusals = list(nodes), dict[str, Exception]()
         self.checked, self.started = list[str](), list[str]()
+        self.silent = set[str]()  # nodes that are asked in vain
         monkeypatch.setattr(ray, "wait", self._wait)
         monkeypatch.setattr(ray, "get", self._get)
         monkeypatch.setattr(ray, "kill", lambda actor: None)
@@ -99,7 +103,8 @@ class FakeRay:
         return actors.run(None, "ask", partition, SimpleNamespace(run_config={}))[0]
 
     def _wait(self, references: Any, **_: object) -> tuple[list[Any], list[Any]]:
-        return list(references), []
+        ready = [one for one in references if one.outcome is not SILENCE]
+        return ready, [one for one in references if one not in ready]
 
     def _get(self, reference: Reference) -> Any:
         if isinstance(reference.outcome, Exception):
@@ -114,6 +119,8 @@ class FakeRay:
         self.started.append(node)
 
         def there() -> Reference:
+            if node in self.silent:
+                return Reference(SILENCE)
             alive = node in {n.id for n in self.nodes}
             return Reference(None if alive else ray.exceptions.ActorUnschedulableError("gone"))
 
@@ -180,6 +187,20 @@ def test_a_crash_costs_one_message_and_a_lost_node_moves_its_clients(
     fake.nodes.remove(THERE)
     with pytest.raises(EngineError, match="is gone"):
         fake.ask(actors, 0)
+
+
+def test_a_lost_node_that_is_asked_in_vain_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray may never tell of an actor that was to start on a node as that died."""
+    monkeypatch.setattr("nmoe_flower.engine.actors._DISCOVER_SECONDS", 0.0)
+    fake = FakeRay(monkeypatch, HERE, THERE)
+    actors = fake.actors()
+    homes = [fake.ask(actors, partition) for partition in range(8)]
+    one = homes.index("a")
+    fake.silent.add("a")
+    with pytest.raises(EngineError, match=rf"client {one} on node here is gone"):
+        actors.run(None, "crash", one, SimpleNamespace(run_config={}))
+    fake.nodes.remove(HERE)
+    assert fake.ask(actors, one) == "b"
 
 
 def test_a_client_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

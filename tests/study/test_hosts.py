@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from nmoe_flower.engine.superlink import free_port
 from nmoe_flower.errors import EngineError
 from nmoe_flower.study import Study, StudyView, make_plan, run_study
 from nmoe_flower.study import run as run_module
-from nmoe_flower.study.hosts import _look_of
+from nmoe_flower.study.hosts import _ClusterHost, _look_of
 
 FILE = """
 title = "T"
@@ -98,6 +99,35 @@ def until(happens: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
     while not happens() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def test_a_host_that_is_asked_in_vain_is_lost_with_its_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray may never tell of an actor that was to start on a node as that died."""
+    ray = pytest.importorskip("ray")
+    nodes = [SimpleNamespace(id="a")]
+    asked = []
+
+    def wait(references: list[Any], *, timeout: float) -> tuple[list[Any], list[Any]]:
+        asked.append(timeout)
+        if len(asked) == 3:  # it was there until now
+            nodes.clear()
+        return [], references
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr("nmoe_flower.engine.living", lambda: nodes)
+    lines = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: iter(())))
+    told: list[str] = []
+    host = _ClusterHost(
+        SimpleNamespace(lines=lines), "a", "here", lambda _, line: told.append(line)
+    )
+    assert host.lost()
+    assert (
+        host.reason()
+        == "node here is gone, or its process (EngineError: it has left the Ray cluster)"
+    )
+    assert (told, len(asked)) == ([""], 3)
 
 
 def test_a_cluster_that_is_not_there_is_said_before_anything_is_begun(
