@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -184,6 +185,7 @@ class Whole:
     pipeline: Any
     rows: dict[tuple[str, str], dict[str, Any]]
     heard: Overheard
+    read: set[str]  # keys of baseline.*
 
     @property
     def trained(self) -> dict[str, np.ndarray]:
@@ -197,9 +199,33 @@ def whole(shared_pipeline: New) -> Callable[[str], Whole]:
     @functools.cache
     def run(system: str) -> Whole:
         pipeline, heard = shared_pipeline(system, settings_of(system)), Overheard()
-        return Whole(pipeline, rows_of(pipeline(client_app=heard)), heard)
+        with pytest.MonkeyPatch.context() as patch:
+            read = watched_settings(patch)
+            return Whole(pipeline, rows_of(pipeline(client_app=heard)), heard, read)
 
     return run
+
+
+def watched_settings(patch: pytest.MonkeyPatch) -> set[str]:
+    """Gets the keys of ``baseline.*`` that anything but the configuration itself reads."""
+    read, settings = set[str](), type(Config().baseline)
+
+    def get(self: Any, name: str) -> Any:
+        asks = sys._getframe(1).f_globals["__name__"]
+        if name in settings.model_fields and not asks.startswith("nmoe_flower.config"):
+            read.add(name.replace("_", "-"))
+        return object.__getattribute__(self, name)
+
+    patch.setattr(settings, "__getattribute__", get)
+    return read
+
+
+@pytest.mark.parametrize("system", BASELINES)
+def test_a_system_reads_the_options_that_its_row_names(
+    whole: Callable[[str], Whole], system: str
+) -> None:
+    of_some = {key for one in BASELINES.values() for key in one.reads}
+    assert whole(system).read & of_some == set(BASELINES[system].reads)
 
 
 @pytest.mark.parametrize("system", BASELINES)
