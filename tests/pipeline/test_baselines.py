@@ -344,6 +344,19 @@ def test_clients_that_all_diverge_are_told_together_with_what_to_lower(new_pipel
         new_pipeline("diverged", changes)()
 
 
+@pytest.mark.parametrize(
+    ("system", "high"),
+    [("fedavg", "learning-rate"), ("fedprox", "learning-rate or baseline.proximal")],
+)
+def test_who_would_send_what_is_not_finite_is_told_what_to_lower(
+    new_pipeline: New, system: str, high: str
+) -> None:
+    changes = {**SMALL, "run.system": system, "baseline.learning-rate": 1e30}
+    told = rf"which would leave, is not finite after training: lower baseline.{high}\)"
+    with pytest.raises(RoundError, match=rf"\(clients 0, 1: [^;]*{told}"):
+        new_pipeline("diverged", changes)()
+
+
 @pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])
 @pytest.mark.parametrize("size", ["head", "net"])
 def test_one_expert_is_fedavg_bit_for_bit(
