@@ -489,22 +489,35 @@ def train(message: Message, context: Context) -> Message:
 
 
 def test(message: Message, context: Context) -> Message:
-    """All tests by all that answers: the system, and after training what stands beside it."""
+    """All tests by all that answers: the system, and after training what stands beside it.
+
+    What stands beside it and says what is not finite has NaN for its scores.
+
+    Raises:
+        ReplyError: What the system itself says is not finite.
+    """
     told = records.config_of(message)
     member = _member(message, context, server_round=int(told[SERVER_ROUND]) + 1)
     member.load(message)
     final = bool(told.get(BaselineKey.FINAL))
     measured: dict[str, float | list[float]] = {NUM_EXAMPLES: len(member.labels)}
     answers = member.system.answers(member, final=final)
+    itself = next(iter(answers))
     for test_name, portion in member.device.tests.items():
-        for who, answer in answers.items() if final else [next(iter(answers.items()))]:
+        for who in answers if final else [itself]:
             with torch.inference_mode():
-                probs = answer(portion).numpy()
+                probs = answers[who](portion).numpy()
+            finite = records.is_finite(probs)
+            if who == itself and not finite:
+                raise ReplyError(
+                    f"what {who} answers to the test {test_name} is not finite: "
+                    f"{member.system.too_high(who)}"
+                )
             prefix = f"{who}/" if final else ""
             for score, measure in _SCORES.items():
                 if final or score == Score.ACCURACY:
                     with within(f"what {who} answers to the test {test_name}"):
-                        found_score = measure(probs, portion.labels)
+                        found_score = measure(probs, portion.labels) if finite else math.nan
                     measured[f"{prefix}{score}-{test_name}"] = found_score
     return records.reply(message, metrics=measured)
 

@@ -24,7 +24,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError, NMoEError, ReplyError, RoundError
+from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import (
     ARRAYS,
@@ -458,9 +458,42 @@ def test_what_no_system_can_do_is_refused() -> None:
             Config.parse(changes)
 
 
-def test_an_answer_that_is_no_number_is_named(new_pipeline: New) -> None:
+def test_an_answer_beside_the_system_that_is_no_number_is_left_out_and_named(
+    new_pipeline: New, whole: Callable[[str], Whole], caplog: pytest.LogCaptureFixture
+) -> None:
     changes = {**SMALL, "run.system": "fedavg", "baseline.tuning-learning-rate": 1e30}
-    with pytest.raises(NMoEError, match=r"what fine-tuned answers to the test .*: probs hold NaN"):
+    rows, others = rows_of(new_pipeline("diverged", changes)()), whole("fedavg").rows
+    assert rows == {key: row for key, row in others.items() if key[0] != "fine-tuned"}
+    assert [line.getMessage() for line in caplog.records if line.levelname == "WARNING"] == [
+        "what fine-tuned answers at clients 0, 1 is not finite, and has no row in the results: "
+        "lower baseline.tuning-learning-rate"
+    ]
+
+
+def test_a_row_of_those_clients_alone_where_all_went_well_is_none(
+    new_pipeline: New, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoilt(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        own = f"own/{Score.ACCURACY}-iid"
+        if context.node_config["partition-id"] == 1 and own in (
+            told := reply.content.metric_records.get(records.METRICS, {})
+        ):
+            told[own] = float("nan")
+        return reply
+
+    rows = rows_of(new_pipeline("spoilt", settings_of("fedavg"))(client_app=spoilt))
+    assert {who for who, _ in rows} == {"fedavg", "fine-tuned", "majority"}
+    assert "what own answers at client 1 is not finite" in caplog.text
+    assert "lower baseline.learning-rate" in caplog.text
+
+
+def test_what_a_system_itself_answers_must_be_a_number(new_pipeline: New) -> None:
+    changes = {**SMALL, "run.system": "pfl-moe", "baseline.tuning-learning-rate": 1e30}
+    told = (
+        "what pfl-mf answers to the test local is not finite: lower baseline.tuning-learning-rate"
+    )
+    with pytest.raises(RoundError, match=told):
         new_pipeline("diverged", changes)()
 
 
