@@ -440,6 +440,8 @@ class BaselineEntry:
         shares_trunk: A trunk is all that clients share, so a given one leaves them nothing.
         needs_given: It learns on latents of a given extractor only.
         answers: The gates of its rows in results, where they are not just its name.
+        options: Keys of ``baseline.*`` that it reads and others do not, beside those that the
+            fields before stand for: `reads` tells all of them.
     """
 
     label: str
@@ -454,7 +456,21 @@ class BaselineEntry:
     shares_trunk: bool = False
     needs_given: bool = False
     answers: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The keys of ``baseline.*`` that it reads and not every system does.
+
+        >>> BASELINES["flex-moe"].reads
+        ('experts', 'size', 'held', 'lo', 'hi')
+        """
+        experts = ("experts", "size") * self.several
+        bounds = ("lo", "hi") * self.bounded
+        return (*experts, *("held",) * self.partial, *bounds, *self.options)
+
+
+_TUNING = ("tuning-steps", "tuning-learning-rate", "tuning-momentum", "tuning-batch-size")
 
 BASELINES = {
     "fedavg": BaselineEntry(
@@ -465,6 +481,7 @@ BASELINES = {
         assumes="nothing; beside it: its head fine-tuned, own training alone, the most frequent "
         "class",
         answers=("fedavg", "fine-tuned", "own", "majority"),
+        options=_TUNING,
     ),
     "fedprox": BaselineEntry(
         "FedProx",
@@ -472,6 +489,7 @@ BASELINES = {
         "nmoe_flower.baselines.fedprox:FEDPROX",
         league="global",
         assumes="nothing",
+        options=("proximal",),
     ),
     "ditto": BaselineEntry(
         "Ditto",
@@ -480,6 +498,7 @@ BASELINES = {
         league="personal",
         assumes="a second network at home, twice the steps",
         answers=("ditto", "ditto-global"),
+        options=("proximal",),
     ),
     "fedper": BaselineEntry(
         "FedPer",
@@ -504,6 +523,7 @@ BASELINES = {
         league="personal",
         assumes="a head and two gates at home; nothing is sent after FedAvg",
         answers=("pfl-mf", "pfl-mfe", "pfl-fb", "fedavg"),
+        options=_TUNING,
     ),
     "fedem": BaselineEntry(
         "FedEM",
@@ -554,6 +574,7 @@ BASELINES = {
         partial=True,
         answers=("fedjets", "uniform", "random", "oracle"),
         reads_labels=True,
+        options=("anchors",),
     ),
     "fedmoe-da": BaselineEntry(
         "FedMoE-DA",
@@ -563,6 +584,7 @@ BASELINES = {
         assumes="a client has experts of its own, which others' are mixed with; the server relays "
         "them",
         several=True,
+        options=("neighbours",),
     ),
     "pfedmoe": BaselineEntry(
         "pFedMoE",
@@ -580,6 +602,7 @@ BASELINES = {
         assumes="a given extractor; a gate and the nearest heads of others at home; the server "
         "keeps everybody's last head, baseline.experts - 1 of which a client is sent",
         needs_given=True,
+        options=("experts",),
     ),
 }
 

@@ -370,6 +370,40 @@ def test_advice_names_batch_norm_under_skew_and_pooled_data(
     assert ["BatchNorm" in notes, "pool the clients' data" in notes] == said
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            {"run.system": "fedem", "baseline.anchors": False, "baseline.experts": 5},
+            ["baseline.anchors = false is read by fedjets, and not by run.system = fedem"],
+        ),
+        (
+            {"run.system": "fedavg", "baseline.held": 1, "baseline.rounds": 7},
+            [
+                "baseline.held = 1 is read by fedmoe, flex-moe, fedjets, and not by "
+                "run.system = fedavg"
+            ],
+        ),
+        (
+            {"baseline.rounds": 7, "baseline.anchors": False},
+            [
+                "baseline.anchors = false, baseline.rounds = 7: for published systems "
+                "(nmoe systems), and run.system = networked reads none of baseline.*"
+            ],
+        ),
+        ({"run.system": "fedavg", "baseline.held": 2}, []),  # the default
+        ({"run.system": "fedjets", "baseline.anchors": False}, []),
+        ({}, []),
+    ],
+)
+def test_advice_names_options_that_other_systems_read(
+    values: dict[str, object], told: list[str]
+) -> None:
+    """No error: studies give all their systems one list of settings."""
+    notes = Config.parse(values).advice()
+    assert [note for note in notes if "baseline." in note] == told
+
+
 def test_what_a_pattern_allows_is_said_in_words() -> None:
     """Nobody reads regular expressions; one example per field with a pattern."""
     wrong = {"run.name": "-x", "run.device": "gpu"}

@@ -24,7 +24,6 @@ __all__ = ["DITTO"]
 
 class _Ditto(Baseline):
     name = "ditto"
-    pulled = True
 
     def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
         return sum(value.numel() for value in network.state_dict().values())

@@ -26,6 +26,7 @@ __all__ = ["FEDAVG"]
 
 class _FedAvg(Baseline):
     name = "fedavg"
+    tuned = frozenset({"fine-tuned"})
 
     def answers(self, member: "Member", *, final: bool) -> Answers:
         first = {self.name: member.single}

@@ -34,7 +34,6 @@ class _Server(FedProx, PartialExperts):
 
 class _FedProx(Baseline):
     name = "fedprox"
-    pulled = True
 
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         return _Server(self.experts(config), config.baseline.proximal, **options)

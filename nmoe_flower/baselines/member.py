@@ -236,15 +236,25 @@ class Member:
                 reply fails, and what it kept before stays.
         """
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        for name, value in arrays.items():
-            if not np.isfinite(value).all():
-                high = ["baseline.learning-rate"] + ["baseline.proximal"] * self.system.pulled
-                raise ReplyError(
-                    f"{name}, which stays at home, is not finite after training: lower "
-                    f"{' or '.join(high)}"
-                )
+        self.require_finite(arrays, "stays at home")
         self._versions.save(self.server_round, arrays)
         self._versions.prune(self.server_round, self.resumable)
+
+    def require_finite(self, arrays: Mapping[str, np.ndarray], fate: str) -> None:
+        """Refuse arrays that training has spoilt.
+
+        Args:
+            arrays: By name.
+            fate: What becomes of each.
+
+        Raises:
+            ReplyError: One is not finite; it says what to lower.
+        """
+        for name, value in arrays.items():
+            if not records.is_finite(value):
+                raise ReplyError(
+                    f"{name}, which {fate}, is not finite after training: {self.system.too_high()}"
+                )
 
     @cached_property
     def labels(self) -> Tensor:
@@ -457,7 +467,11 @@ def tell_first_weights(message: Message, context: Context) -> Message:
 
 
 def train(message: Message, context: Context) -> Message:
-    """The client's part of a round; what it was sent goes back, trained."""
+    """The client's part of a round; what it was sent goes back, trained.
+
+    Raises:
+        ReplyError: What would leave or stay is not finite.
+    """
     told = records.config_of(message)
     member = _member(message, context, server_round=int(told[SERVER_ROUND]))
     member.load(message)
@@ -465,30 +479,45 @@ def train(message: Message, context: Context) -> Message:
     member.resumable = [int(r) for r in told.get(records.KEPT_ROUNDS, ())]
     metrics_found = member.system.train(member)
     mine, sent = member.travelling(), records.of_kind(message.content, ArrayRecord)[ARRAYS]
+    trained = records.pack({name: mine[name] for name in sent if name in mine})
+    member.require_finite(records.to_numpy(trained), "would leave")
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(member.labels), **metrics_found},
-        arrays={ARRAYS: records.pack({name: mine[name] for name in sent if name in mine})},
+        arrays={ARRAYS: trained},
     )
 
 
 def test(message: Message, context: Context) -> Message:
-    """All tests by all that answers: the system, and after training what stands beside it."""
+    """All tests by all that answers: the system, and after training what stands beside it.
+
+    What stands beside it and says what is not finite has NaN for its scores.
+
+    Raises:
+        ReplyError: What the system itself says is not finite.
+    """
     told = records.config_of(message)
     member = _member(message, context, server_round=int(told[SERVER_ROUND]) + 1)
     member.load(message)
     final = bool(told.get(BaselineKey.FINAL))
     measured: dict[str, float | list[float]] = {NUM_EXAMPLES: len(member.labels)}
     answers = member.system.answers(member, final=final)
+    itself = next(iter(answers))
     for test_name, portion in member.device.tests.items():
-        for who, answer in answers.items() if final else [next(iter(answers.items()))]:
+        for who in answers if final else [itself]:
             with torch.inference_mode():
-                probs = answer(portion).numpy()
+                probs = answers[who](portion).numpy()
+            finite = records.is_finite(probs)
+            if who == itself and not finite:
+                raise ReplyError(
+                    f"what {who} answers to the test {test_name} is not finite: "
+                    f"{member.system.too_high(who)}"
+                )
             prefix = f"{who}/" if final else ""
             for score, measure in _SCORES.items():
                 if final or score == Score.ACCURACY:
                     with within(f"what {who} answers to the test {test_name}"):
-                        found_score = measure(probs, portion.labels)
+                        found_score = measure(probs, portion.labels) if finite else math.nan
                     measured[f"{prefix}{score}-{test_name}"] = found_score
     return records.reply(message, metrics=measured)
 

@@ -31,6 +31,7 @@ _RATE, _DECAY = 1e-3, 5e-4  # Adam's, of the gate
 
 class _PFLMoE(Baseline):
     name = "pfl-moe"
+    tuned = frozenset({"pfl-mf", "pfl-mfe", "pfl-fb"})
 
     def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
         head = sum(p.numel() for p in network.expert["0"].parameters())

@@ -31,12 +31,12 @@ class Baseline:
     Attributes:
         name: The value of ``run.system``.
         gated: The network has a gate, with a row ``gate.<k>.*`` for each expert.
-        pulled: ``baseline.proximal`` holds what it trains near what a client received.
+        tuned: Which of its answers stand on what is tuned at home at last.
     """
 
     name = "fedavg"
     gated = False
-    pulled = False
+    tuned: frozenset[str] = frozenset()
 
     def experts(self, config: Config) -> int:
         """E, how many experts there are."""
@@ -92,6 +92,20 @@ class Baseline:
     def server_extra(self, config: Config) -> int:
         """Bytes that the server needs in a round beside arrays of the network."""
         return 0
+
+    def too_high(self, answer: str = "") -> str:
+        """What to lower where numbers are not finite, as the end of an error.
+
+        Args:
+            answer: Who answered with them; empty: they are of a round.
+
+        >>> Baseline().too_high()
+        'lower baseline.learning-rate'
+        """
+        if answer in self.tuned:
+            return "lower baseline.tuning-learning-rate"
+        pulled = "proximal" in BASELINES[self.name].reads
+        return "lower baseline.learning-rate" + " or baseline.proximal" * pulled
 
     def at_home(self, network: "ExpertNetwork", image_shape: tuple[int, int, int]) -> int:
         """How many numbers a client has beside what it is sent: private, or trained for itself.

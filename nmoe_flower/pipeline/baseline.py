@@ -1,5 +1,7 @@
 """Published systems: their rounds, and then their tests."""
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -8,16 +10,20 @@ from flwr.app import ArrayRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.baselines import Baseline, has_clients_parts, of_client
 from nmoe_flower.catalogue import BASELINES, found
+from nmoe_flower.config import Config
 from nmoe_flower.pipeline.ask import gather, holdings, message
 from nmoe_flower.pipeline.networked import hand_out_extractor
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Action, BaselineKey, Score
+from nmoe_flower.strategies import listed
 
 __all__ = ["evaluate_baseline", "train_baseline"]
 
+_log = logging.getLogger(__name__)
 _STAGE = "baseline"
+_Scored = tuple[str, str, str]  # who answered, the test and the score
 _SCORES = (Score.ACCURACY, Score.BALANCED_ACCURACY, Score.MACRO_F1)
 
 
@@ -70,7 +76,10 @@ def evaluate_baseline(run: Run) -> dict[str, Any]:
         _answers(records.metrics_of(answer), tests)
 
     replies = gather(run, "evaluation", Action.BASELINE_TEST, content, check=check)
-    measured = [_answers(records.metrics_of(reply), tests) for reply in replies.values()]
+    answers = {
+        client: _answers(records.metrics_of(reply), tests) for client, reply in replies.items()
+    }
+    whole, measured = _finite(run.config, answers), list(answers.values())
     rows = [
         row(
             run,
@@ -83,13 +92,34 @@ def evaluate_baseline(run: Run) -> dict[str, Any]:
                 for score in _SCORES
             },
         )
-        for who in dict.fromkeys(name for name, _, _ in measured[0])
+        for who in whole
         for test in tests
     ]
     return all_found(run, held, rows=rows, routing={})
 
 
-def _answers(metrics: Mapping[str, Any], tests: Any) -> dict[tuple[str, str, str], float]:
+def _finite(config: Config, answers: Mapping[int, Mapping[_Scored, float]]) -> list[str]:
+    """Who answered with finite numbers at every client; of the others it warns.
+
+    A mean over those clients where all went well would flatter.
+    """
+    system: Baseline = found(BASELINES[config.run.system].system)
+    whole = []
+    for who in dict.fromkeys(name for one in answers.values() for name, _, _ in one):
+        spoilt = [
+            client
+            for client, one in answers.items()
+            if any(name == who and not math.isfinite(score) for (name, _, _), score in one.items())
+        ]
+        if spoilt:
+            told = "what %s answers at %s is not finite, and has no row in the results: %s"
+            _log.warning(told, who, listed(spoilt), system.too_high(who))
+        else:
+            whole.append(who)
+    return whole
+
+
+def _answers(metrics: Mapping[str, Any], tests: Any) -> dict[_Scored, float]:
     """Every score by who answered, the test and the score."""
     named = [key.partition("/")[0] for key in metrics if key != NUM_EXAMPLES and "/" in key]
     return {

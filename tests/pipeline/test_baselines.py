@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError, NMoEError, ReplyError, RoundError
+from nmoe_flower.errors import ConfigError, ReplyError, RoundError
 from nmoe_flower.pipeline.exchanges import exchanges
 from nmoe_flower.records import (
     ARRAYS,
@@ -184,6 +185,7 @@ class Whole:
     pipeline: Any
     rows: dict[tuple[str, str], dict[str, Any]]
     heard: Overheard
+    read: set[str]  # keys of baseline.*
 
     @property
     def trained(self) -> dict[str, np.ndarray]:
@@ -197,9 +199,33 @@ def whole(shared_pipeline: New) -> Callable[[str], Whole]:
     @functools.cache
     def run(system: str) -> Whole:
         pipeline, heard = shared_pipeline(system, settings_of(system)), Overheard()
-        return Whole(pipeline, rows_of(pipeline(client_app=heard)), heard)
+        with pytest.MonkeyPatch.context() as patch:
+            read = watched_settings(patch)
+            return Whole(pipeline, rows_of(pipeline(client_app=heard)), heard, read)
 
     return run
+
+
+def watched_settings(patch: pytest.MonkeyPatch) -> set[str]:
+    """Gets the keys of ``baseline.*`` that anything but the configuration itself reads."""
+    read, settings = set[str](), type(Config().baseline)
+
+    def get(self: Any, name: str) -> Any:
+        asks = sys._getframe(1).f_globals["__name__"]
+        if name in settings.model_fields and not asks.startswith("nmoe_flower.config"):
+            read.add(name.replace("_", "-"))
+        return object.__getattribute__(self, name)
+
+    patch.setattr(settings, "__getattribute__", get)
+    return read
+
+
+@pytest.mark.parametrize("system", BASELINES)
+def test_a_system_reads_the_options_that_its_row_names(
+    whole: Callable[[str], Whole], system: str
+) -> None:
+    of_some = {key for one in BASELINES.values() for key in one.reads}
+    assert whole(system).read & of_some == set(BASELINES[system].reads)
 
 
 @pytest.mark.parametrize("system", BASELINES)
@@ -318,6 +344,19 @@ def test_clients_that_all_diverge_are_told_together_with_what_to_lower(new_pipel
         new_pipeline("diverged", changes)()
 
 
+@pytest.mark.parametrize(
+    ("system", "high"),
+    [("fedavg", "learning-rate"), ("fedprox", "learning-rate or baseline.proximal")],
+)
+def test_who_would_send_what_is_not_finite_is_told_what_to_lower(
+    new_pipeline: New, system: str, high: str
+) -> None:
+    changes = {**SMALL, "run.system": system, "baseline.learning-rate": 1e30}
+    told = rf"which would leave, is not finite after training: lower baseline.{high}\)"
+    with pytest.raises(RoundError, match=rf"\(clients 0, 1: [^;]*{told}"):
+        new_pipeline("diverged", changes)()
+
+
 @pytest.mark.parametrize("system", [name for name, one in BASELINES.items() if one.several])
 @pytest.mark.parametrize("size", ["head", "net"])
 def test_one_expert_is_fedavg_bit_for_bit(
@@ -419,9 +458,42 @@ def test_what_no_system_can_do_is_refused() -> None:
             Config.parse(changes)
 
 
-def test_an_answer_that_is_no_number_is_named(new_pipeline: New) -> None:
+def test_an_answer_beside_the_system_that_is_no_number_is_left_out_and_named(
+    new_pipeline: New, whole: Callable[[str], Whole], caplog: pytest.LogCaptureFixture
+) -> None:
     changes = {**SMALL, "run.system": "fedavg", "baseline.tuning-learning-rate": 1e30}
-    with pytest.raises(NMoEError, match=r"what fine-tuned answers to the test .*: probs hold NaN"):
+    rows, others = rows_of(new_pipeline("diverged", changes)()), whole("fedavg").rows
+    assert rows == {key: row for key, row in others.items() if key[0] != "fine-tuned"}
+    assert [line.getMessage() for line in caplog.records if line.levelname == "WARNING"] == [
+        "what fine-tuned answers at clients 0, 1 is not finite, and has no row in the results: "
+        "lower baseline.tuning-learning-rate"
+    ]
+
+
+def test_a_row_of_those_clients_alone_where_all_went_well_is_none(
+    new_pipeline: New, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoilt(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        own = f"own/{Score.ACCURACY}-iid"
+        if context.node_config["partition-id"] == 1 and own in (
+            told := reply.content.metric_records.get(records.METRICS, {})
+        ):
+            told[own] = float("nan")
+        return reply
+
+    rows = rows_of(new_pipeline("spoilt", settings_of("fedavg"))(client_app=spoilt))
+    assert {who for who, _ in rows} == {"fedavg", "fine-tuned", "majority"}
+    assert "what own answers at client 1 is not finite" in caplog.text
+    assert "lower baseline.learning-rate" in caplog.text
+
+
+def test_what_a_system_itself_answers_must_be_a_number(new_pipeline: New) -> None:
+    changes = {**SMALL, "run.system": "pfl-moe", "baseline.tuning-learning-rate": 1e30}
+    told = (
+        "what pfl-mf answers to the test local is not finite: lower baseline.tuning-learning-rate"
+    )
+    with pytest.raises(RoundError, match=told):
         new_pipeline("diverged", changes)()
 
 
