@@ -95,6 +95,7 @@ def test_flwr_run_in_the_checkout_ends_with_every_gate(
         [bin_of("flwr"), "run", ".", "--stream", *federation, "--run-config", run_config(folder)],
         cwd=machine.app,
     )
+    assert (folder / "results.json").is_file(), out
     assert_every_gate(folder, nodes)
     stream = re.sub(r"\x1b\[[0-9;]*m", "", out)
     told = {line.split()[2] for line in stream.splitlines() if re.search(r"INFO.*0\.\d{3}", line)}
