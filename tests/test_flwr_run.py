@@ -31,6 +31,8 @@ TINY = {
     "gate.rounds": 1,
     "gate.cycles": 1,
     "run.controls": "",
+    "run.connect-timeout": 300.0,  # Ray gives its workers little of a busy machine
+    "run.round-timeout": 300.0,
 }
 GATES = set(Config().gate.methods)
 
@@ -50,7 +52,7 @@ class Machine:
     def run(self, command: list[str], cwd: Path, **environment: str) -> str:
         done = subprocess.run(
             command, cwd=cwd, env=self.environment | environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
+            stderr=subprocess.STDOUT, text=True, check=False, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
         return done.stdout

@@ -23,6 +23,7 @@ SETTINGS = [
     "alignment.capacity=1,2",
     "alignment.gate-server-rate=0.003",
     "run.connect-timeout=600",  # Ray gives its workers little of a busy machine
+    "run.round-timeout=300",
     "alignment.devices=phone,board",
 ]
 

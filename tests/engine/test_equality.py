@@ -27,6 +27,7 @@ SETTINGS = [
     "gate.local-steps=2",
     "run.controls=fedavg",
     "run.connect-timeout=600",  # Ray gives its workers little of a busy machine
+    "run.round-timeout=300",
 ]
 TOLERANCE = 1e-6
 
