@@ -684,10 +684,12 @@ def test_what_is_said_of_a_gates_worth_was_measured() -> None:
         assert mean(cell, "federated") < mean(cell, "control:fedavg"), cell
         assert mean(cell, "oracle") > mean(cell, "control:fedavg"), cell
     weak, strong = ("specialised", "tau-0.2", "middling"), ("specialised", "tau-0.5", "strong")
+    milder = ("specialised", "tau-0.5", "middling")
     for told, cell, *gates in (
         ("the own expert answers {} of all classes alike and RanGate {}", weak, "local", "random"),
         ("FedGate {}, where RollGate has {} and", weak, "federated", "rolling"),
-        ("the prototype gate {}.", weak, "prototype"),
+        ("the prototype gate {}; at tau = 0.5 ", weak, "prototype"),
+        ("at tau = 0.5 {}, {} and {}.", milder, "local", "random", "federated"),
         ("FedGate has {}, RanGate {}.", strong, "federated", "random"),
     ):
         assert told.format(*(f"{mean(cell, gate):.3f}"[1:] for gate in gates)) in section, told
