@@ -1,6 +1,8 @@
-"""Numbers with the word they count, in the singular or in the plural."""
+"""Numbers with the word they count, in the singular or in the plural, and clients by number."""
 
-__all__ = ["how_many", "one_or_many"]
+from collections.abc import Iterable
+
+__all__ = ["how_many", "listed", "one_or_many"]
 
 
 def how_many(number: int, one: str, many: str = "") -> str:
@@ -24,3 +26,16 @@ def one_or_many(number: int, one: str, many: str = "") -> str:
     ('seed', 'seeds', 'classes')
     """
     return one if number == 1 else many or f"{one}s"
+
+
+def listed(clients: Iterable[int], most: int = 5) -> str:
+    """Clients in words: ``client 3``, ``clients 1, 2 and 5 others``.
+
+    >>> listed([3]), listed([1, 2]), listed(range(9))
+    ('client 3', 'clients 1, 2', 'clients 0, 1, 2, 3, 4 and 4 others')
+    """
+    found = list(clients)
+    text = ", ".join(map(str, found[:most]))
+    rest = len(found) - most
+    more = f" and {how_many(rest, 'other')}" if rest > 0 else ""
+    return f"{one_or_many(len(found), 'client')} {text}{more}"

@@ -203,7 +203,8 @@ class Actors:
     def _discover(self) -> None:
         """Which nodes there are; what was started on one that is gone may never say so."""
         present = self._nodes()
-        for lost in [place for id, place in self._places.items() if id not in _ids(present)]:
+        alive = _ids(present)
+        for lost in [place for place in self._places.values() if place.node.id not in alive]:
             self._leave(lost)
         room = self._room()
         for node in present:

@@ -29,7 +29,7 @@ __all__ = ["free_port", "run_simulation"]
 
 _NAME = "nmoe"
 _TICK = 0.1
-_LOOK_SECONDS = 60.0  # between looks at the status while the log says that the run goes on
+_LOOK_SECONDS = 300.0  # between looks at the status while the log goes on: one costs 2 s of a core
 _LAST_LOOK_SECONDS = 2.0  # likewise once the log has ended
 _READER_SECONDS = 5.0  # for the log's last lines
 _LAST_WORDS = 15.0  # seconds a ServerApp that was stopped has to save what it has
@@ -177,7 +177,7 @@ class _SuperLink:
         self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
         status, details = "", ""
-        streams, next_look = True, time.monotonic() + _LOOK_SECONDS
+        looked = time.monotonic()
         while not status.startswith("finished"):
             time.sleep(_TICK)
             on_tick()
@@ -188,12 +188,14 @@ class _SuperLink:
                 )
             if self._server.poll() is not None:
                 raise EngineError(f"flower-superlink ended during the run:\n{self._tail()}")
-            if streams and stream.poll() is not None:
-                streams, next_look = False, time.monotonic()
-            if time.monotonic() >= next_look:
-                with contextlib.suppress(*[EngineError] if streams else []):  # busy, perhaps
+            ended = stream.poll() is not None
+            if time.monotonic() >= looked + (_LAST_LOOK_SECONDS if ended else _LOOK_SECONDS):
+                try:
                     status, details = self._status(run_id)
-                next_look = time.monotonic() + (_LOOK_SECONDS if streams else _LAST_LOOK_SECONDS)
+                except EngineError:
+                    if ended:
+                        raise  # else it is busy, perhaps: the log goes on
+                looked = time.monotonic()
         self._reader.join(timeout=_READER_SECONDS)
         on_tick()
         if status != "finished:completed":

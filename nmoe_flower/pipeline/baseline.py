@@ -16,8 +16,8 @@ from nmoe_flower.pipeline.networked import hand_out_extractor
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.rows import all_found, row
 from nmoe_flower.pipeline.run import Run
+from nmoe_flower.plurals import listed
 from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, Action, BaselineKey, Score
-from nmoe_flower.strategies import listed
 
 __all__ = ["evaluate_baseline", "train_baseline"]
 

@@ -1,6 +1,6 @@
 """Flower strategies: each one page, each a drop-in for FedAvg."""
 
-from nmoe_flower.strategies.aggregation import WeightedMean, listed
+from nmoe_flower.strategies.aggregation import WeightedMean
 from nmoe_flower.strategies.alignment import ExpertAlignment
 from nmoe_flower.strategies.alignment_gate import (
     AveragedGate,
@@ -47,7 +47,6 @@ __all__ = [
     "WeightedMean",
     "cohort_size",
     "learn_partitions",
-    "listed",
     "mean_product",
     "parcel",
     "read_reply",

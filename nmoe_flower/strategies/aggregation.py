@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 
 from nmoe_flower import records
-from nmoe_flower.plurals import how_many, one_or_many
+from nmoe_flower.plurals import listed
 
 __all__ = [
     "Largest",
@@ -302,19 +302,6 @@ def agreeing(measured: Sequence[Measured]) -> tuple[list[RecordDict], list[int]]
         if one.metrics.keys() == common
     ]
     return kept, [one.client for one in measured if one.metrics.keys() != common]
-
-
-def listed(clients: Iterable[int], most: int = 5) -> str:
-    """Clients in words: ``client 3``, ``clients 1, 2 and 5 others``.
-
-    >>> listed([3]), listed([1, 2]), listed(range(9))
-    ('client 3', 'clients 1, 2', 'clients 0, 1, 2, 3, 4 and 4 others')
-    """
-    found = list(clients)
-    text = ", ".join(map(str, found[:most]))
-    rest = len(found) - most
-    more = f" and {how_many(rest, 'other')}" if rest > 0 else ""
-    return f"{one_or_many(len(found), 'client')} {text}{more}"
 
 
 def _mean(values: Sequence[Any], shares: Sequence[float]) -> Value:

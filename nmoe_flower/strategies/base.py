@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from nmoe_flower import records
 from nmoe_flower.engine import StreamingGrid, describe
 from nmoe_flower.errors import ConfigError, ReplyError, RoundError
-from nmoe_flower.plurals import how_many
+from nmoe_flower.plurals import how_many, listed
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.strategies.aggregation import (
     Largest,
@@ -21,7 +21,6 @@ from nmoe_flower.strategies.aggregation import (
     WeightedMean,
     agreeing,
     average,
-    listed,
     only_finite,
 )
 from nmoe_flower.strategies.cohort import Partitions, cohort_size, learn_partitions, wait_for_nodes
