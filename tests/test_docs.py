@@ -433,7 +433,7 @@ def test_what_is_said_of_averaged_adapters_was_measured() -> None:
     page = (ROOT / "docs/how-to/use-a-given-extractor.md").read_text(encoding="utf-8")
     assert "for 127 MB per device in place of 25" in page
     found = {
-        (row["variant"], row["gate"], row["test"], row["values"]["setting"]): row
+        (row["variant"], row["gate"], row["test"], row["setting"]): row
         for row in rows_of("vision-skew")
         if row["metric"] == "accuracy"
     }
@@ -451,7 +451,7 @@ def test_what_is_said_of_systems_on_latents_was_measured() -> None:
     """Which is ahead in all settings, which at the edge of its grid, and the numbers told."""
     settings = ("tau-0.2", "two-classes", "dirichlet-0.3")
     found = {
-        (row["test"], row["metric"], row["variant"], row["gate"], row["values"]["setting"]): row
+        (row["test"], row["metric"], row["variant"], row["gate"], row["setting"]): row
         for row in rows_of("systems-latents")
     }
 
@@ -553,7 +553,7 @@ def test_what_is_said_of_systems_on_a_trunk_was_measured() -> None:
     """Who is ahead of whom beyond the noise, in each setting, and the numbers told."""
     settings = ("tau-0.2", "two-classes")
     found = {
-        (row["values"]["setting"], row["test"], row["variant"], row["gate"]): row
+        (row["setting"], row["test"], row["variant"], row["gate"]): row
         for row in rows_of("systems")
         if row["metric"] == "accuracy"
     }
@@ -624,7 +624,7 @@ def test_what_is_said_of_the_device_that_systems_serve_worst_was_measured() -> N
         (row["variant"], row["gate"]): row
         for row in rows_of("systems")
         if (row["test"], row["metric"]) == ("local", "worst_client")
-        and row["values"]["setting"] == "tau-0.2"
+        and row["setting"] == "tau-0.2"
         and row["gate"] != "oracle"
         and row["variant"] != "nmoe"  # whose rates are those of one model for everybody
     }
@@ -643,30 +643,30 @@ def test_what_is_said_of_the_device_that_systems_serve_worst_was_measured() -> N
 def test_what_is_said_of_plain_rivals_in_the_papers_tables_was_measured() -> None:
     """Within about a point of every gate; the own expert is behind at home if uncorrected."""
     gates = ("federated", "random", "rolling", "prototype")
-    folders = {row["folder"] for row in rows_of("paper-table-1") if row["n"]}
-    assert len(folders) >= 6
-    for folder in folders:
+    cells = {(row["variant"], row["setting"]) for row in rows_of("paper-table-1") if row["n"]}
+    assert len(cells) >= 6
+    for cell in cells:
         found = {
             (row["test"], row["gate"]): row["mean"]
             for study in ("paper-table-1", "paper-table-2")
             for row in rows_of(study)
-            if (row["folder"], row["metric"]) == (folder, "accuracy") and row["n"]
+            if (row["variant"], row["setting"]) == cell and row["metric"] == "accuracy" and row["n"]
         }
         for rival in ("control:fedavg", "local"):
             for gate in gates:
                 if ("iid", gate) in found:
-                    assert abs(found["iid", rival] - found["iid", gate]) < 0.0115, folder
+                    assert abs(found["iid", rival] - found["iid", gate]) < 0.0115, cell
                 corrected = [found["local", f"{one}+prior"] for one in (rival, gate)]
-                assert abs(corrected[0] - corrected[1]) < 0.0115, folder
+                assert abs(corrected[0] - corrected[1]) < 0.0115, cell
         federated, own = (found["local", gate] for gate in ("federated", "local"))
-        assert abs(found["local", "control:fedavg"] - federated) < 0.01, folder
-        assert "iid" in folder or 0.02 < federated - own < 0.06, folder
+        assert abs(found["local", "control:fedavg"] - federated) < 0.01, cell
+        assert "iid" in cell or 0.02 < federated - own < 0.06, cell
 
 
 def test_what_is_said_of_a_gates_worth_was_measured() -> None:
     """Numbers told; FedGate gains on RanGate where experts differ, and on no averaged head."""
     found = {
-        (row["values"]["experts"], row["values"]["setting"], row["variant"], row["gate"]): row
+        (row["experts"], row["setting"], row["variant"], row["gate"]): row
         for row in rows_of("gates")
         if (row["test"], row["metric"]) == ("iid", "accuracy") and row["n"]
     }
@@ -701,7 +701,7 @@ def test_what_is_said_of_how_many_experts_are_asked_was_measured() -> None:
     found: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for row in rows_of("paper-figure-4-k"):
         if row["metric"] == "accuracy" and row["n"] and row["gate"] in ("federated", "random"):
-            at = (row["variant"], row["values"]["setting"], row["gate"], row["test"])
+            at = (row["variant"], row["setting"], row["gate"], row["test"])
             found[at].append(float(row["mean"]))
     assert len(found) >= 8
     for at, means in found.items():
@@ -753,9 +753,9 @@ def test_what_is_said_of_rates_on_latents_was_measured() -> None:
     tried: dict[tuple[str, str], dict[str, float]] = {}
     for gate in study.sweep.gate:
         for row in rows:
-            at = row["variant"], row["values"]["setting"]
-            if row["gate"] == gate and row["values"]["rate"] not in tried.get(at, {}):
-                tried.setdefault(at, {})[row["values"]["rate"]] = row["mean"]
+            at = row["variant"], row["setting"]
+            if row["gate"] == gate and row["rate"] not in tried.get(at, {}):
+                tried.setdefault(at, {})[row["rate"]] = row["mean"]
     best = {at: max(of, key=lambda rate: of[rate]) for at, of in tried.items()}
     edges = {
         at for at, rate in best.items()

@@ -7,7 +7,7 @@ Text is measured in bits per byte and has an axis of its own, on which better is
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ class Case:
         study: The study whose table it is from.
         test: On which test.
         marks: By the names in `LOOKS`.
-        values: The axes' values, where the study has axes.
+        values: By axis, the value, where the study has axes.
         metric: What is drawn.
     """
 
@@ -43,7 +43,7 @@ class Case:
     study: str
     test: str
     marks: Mapping[str, Mark]
-    values: Mapping[str, Any] | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
     metric: str = "accuracy"
 
 
@@ -144,9 +144,8 @@ def found(case: Case) -> dict[str, dict[str, Any]]:
     rows = {
         (row["variant"], row["gate"]): row
         for row in records_of(json.loads(table.read_text(encoding="utf-8")))
-        if row["test"] == case.test
-        and row["metric"] == case.metric
-        and row.get("values") == case.values
+        if (row["test"], row["metric"]) == (case.test, case.metric)
+        and all(row[axis] == value for axis, value in case.values.items())
     }
     return {name: rows[mark.variant, mark.gate] for name, mark in case.marks.items()}
 

@@ -23,6 +23,7 @@ from nmoe_flower.study.declared import (
 from nmoe_flower.study.include import Part
 from nmoe_flower.study.product import (
     BASE,
+    COLUMNS,
     FIXED,
     Axis,
     StudyRun,
@@ -63,6 +64,7 @@ _KEYS = (
     "figures",
 )
 _DIMENSIONS = ("variant", "seed", *MEASURED, NUMBER)
+_NO_AXES = {*_DIMENSIONS, *COLUMNS}
 _TOLD = ("variant", "gate", "test")  # dimensions whose values an error lists
 _LARGEST_SEED = 2**32 - 1  # as run.seed
 
@@ -479,8 +481,10 @@ def _axis_of_key(key: str, given: Any) -> Axis:
 
 def _axis_of_name(name: str, given: Any) -> Axis:
     sections = in_words(*Config.model_fields)
-    if name in _DIMENSIONS:
-        raise ConfigError(f"{name} is a dimension of every study: call the axis something else")
+    if name in _NO_AXES:
+        raise ConfigError(
+            f"{name} is a dimension or a column of every study: call the axis something else"
+        )
     if not is_folder_name(name) or not isinstance(given, Mapping):
         raise ConfigError(
             f"{name} is neither a configuration key ({sections}, such as data.tau = [0.5, 0.2]) "

@@ -67,7 +67,7 @@ __all__ = [
     "read_findings",
 ]
 
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 _UNDRAWN = "of what was not chosen no test is drawn"
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
 

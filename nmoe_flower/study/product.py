@@ -15,6 +15,7 @@ from nmoe_flower.results import FREE_KEYS
 
 __all__ = [
     "BASE",
+    "COLUMNS",
     "FIXED",
     "Axis",
     "Coordinates",
@@ -22,6 +23,7 @@ __all__ = [
     "Variant",
     "coordinates",
     "dotted",
+    "folder_name",
     "frozen",
     "in_words",
     "is_folder_name",
@@ -35,6 +37,10 @@ __all__ = [
 ]
 
 BASE = "base"  # what the one variant is called where none has a name
+COLUMNS = (  # of table.json, but for the axes, which stand after the first
+    "variant", "folder", "gate", "test", "metric", "mean", "se", "n", "seeds", "each",
+    "bytes_per_device", "exchanges", "paper", "missing", "unmeasured", "failed", "reasons",
+)  # fmt: skip
 FIXED = {  # keys that a study gives each of its runs
     "run.seed": "name them in seeds",
     "run.name": "a run's folder is <study>/<variant>/seed-N",
@@ -88,11 +94,6 @@ class Axis:
     def keys(self) -> set[str]:
         """All configuration keys that it sets."""
         return {key for _, sets in self.choices for key, _ in sets}
-
-    @property
-    def is_key(self) -> bool:
-        """Whether its values are those of one configuration key."""
-        return "." in self.name
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,7 @@ def _of_variant(
 ) -> Iterator[StudyRun]:
     for chosen in itertools.product(*(axis.choices for axis in axes)):
         values = {axis.name: value for axis, (value, _) in zip(axes, chosen, strict=True)}
-        named = variant.name if variant.name != BASE else ""
-        folder = _folder(named, axes, values)
+        folder = folder_name(variant.name, values)
         settings: list[Override] = [*variant.settings]
         for _, sets in chosen:
             settings += sets
@@ -184,14 +184,21 @@ def _of_variant(
             )
 
 
-def _folder(named: str, axes: Sequence[Axis], values: Mapping[str, Any]) -> str:
-    """``fedsc-tau-0.2-iid``: what tells a variant from the others, as a file system takes it."""
-    ends = [axis.name.rpartition(".")[2] for axis in axes]
-    parts = [named] if named else []
-    for axis, end in zip(axes, ends, strict=True):
-        word = _word(values[axis.name])
-        short = end if ends.count(end) == 1 else axis.name.replace(".", "-")
-        parts.append(f"{short}-{word}" if axis.is_key else word)
+def folder_name(named: str, values: Mapping[str, Any]) -> str:
+    """What tells a variant from the others, as a file system takes it.
+
+    Args:
+        named: The variant, as ``[variants]`` calls it; ``base`` if it has no name.
+        values: By axis, in their order, the value; a dotted axis is a configuration key.
+
+    >>> folder_name("fedsc", {"data.tau": 0.2, "setting": "iid"}), folder_name("base", {})
+    ('fedsc-tau-0.2-iid', 'base')
+    """
+    ends = [name.rpartition(".")[2] for name in values]
+    parts = [named] if named != BASE else []
+    for (name, value), end in zip(values.items(), ends, strict=True):
+        short = end if ends.count(end) == 1 else name.replace(".", "-")
+        parts.append(f"{short}-{_word(value)}" if "." in name else _word(value))
     folder = "-".join(parts) or BASE
     if len(folder) > _LONGEST:
         digest = hashlib.sha256(folder.encode()).hexdigest()[:12]

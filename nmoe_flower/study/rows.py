@@ -17,7 +17,7 @@ from nmoe_flower.report import Estimate, estimate
 from nmoe_flower.results import worst_client
 from nmoe_flower.study.costs import COSTS, OF_A_GATE, cost_of
 from nmoe_flower.study.measured import gates_of, tests_of
-from nmoe_flower.study.product import StudyRun, frozen, same
+from nmoe_flower.study.product import COLUMNS, StudyRun, folder_name, frozen, same
 
 __all__ = [
     "KEPT_DIGITS",
@@ -33,9 +33,7 @@ __all__ = [
 ]
 
 Value = float | str | bool | None
-KEPT_DIGITS = (
-    6  # significant ones of a result: published runs, which keep them, give the same tables
-)
+KEPT_DIGITS = 6  # significant ones: published runs, which keep them, give the same tables
 _OF_WHAT_IS_PRIVATE = ("privacy.epsilon", "privacy.delta", "privacy.releases")
 
 
@@ -288,23 +286,29 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def rows_to_json(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Rows as they stand in ``table.json``: ``columns``, the names, and ``rows``, their values.
 
-    A column that no row has anything in is left out; in the others, null is what a row has none of.
+    Which columns are those of an axis is said under ``axes``. A column that no row has anything in
+    is left out; in the others, null is what a row has none of.
     """
+    axes = list(dict.fromkeys(axis for row in rows for axis in row.values))
     told = [_told(row) for row in rows]
-    names = [
-        name for name in (told[0] if told else ()) if any(one[name] is not None for one in told)
-    ]
-    return {"columns": names, "rows": [[one[name] for name in names] for one in told]}
+    columns = (*COLUMNS[:1], *axes, *COLUMNS[1:])
+    names = [name for name in columns if any(one.get(name) is not None for one in told)]
+    return {
+        "axes": axes,
+        "columns": names,
+        "rows": [[one.get(name) for name in names] for one in told],
+    }
 
 
 def _told(row: Row) -> dict[str, Any]:
-    """By column, what a row has; a folder that is called as the variant is none."""
+    """By column, what a row has; a folder that is called as any of its kind is none."""
     found, seeds = row.estimate, sorted(row.each)
     failed = sorted(row.failed.items())
+    usual = folder_name(row.variant, row.values)
     return {
         "variant": row.variant,
-        "folder": None if row.folder == row.variant else row.folder,
-        "values": dict(row.values) or None,
+        **row.values,
+        "folder": None if row.folder == usual else row.folder,
         "gate": row.gate,
         "test": row.test,
         "metric": row.metric,
@@ -347,18 +351,23 @@ def rows_from_json(content: Mapping[str, Any], name: str) -> list[Row]:
         records = records_of(content)
     except (KeyError, TypeError, ValueError) as error:
         raise NMoEError(f"{name} cannot be read: {error!r}") from None
-    return [_read(row, f"{name}, row {number}") for number, row in enumerate(records, start=1)]
+    axes = content.get("axes", [])
+    return [
+        _read(row, axes, f"{name}, row {number}") for number, row in enumerate(records, start=1)
+    ]
 
 
-def _read(row: Mapping[str, Any], name: str) -> Row:
+def _read(row: Mapping[str, Any], axes: Sequence[str], name: str) -> Row:
     try:
+        variant = str(row["variant"])
+        values = {axis: frozen(row[axis]) for axis in axes if axis in row}
         failed = {int(seed): str(why) for seed, why in row.get("reasons", {}).items()}
         seeds = [int(seed) for seed in row["seeds"]]
         unmeasured = tuple(row.get("unmeasured", ()))
         return Row(
-            variant=str(row["variant"]),
-            folder=str(row.get("folder", row["variant"])),
-            values={axis: frozen(value) for axis, value in row.get("values", {}).items()},
+            variant=variant,
+            folder=str(row.get("folder", folder_name(variant, values))),
+            values=values,
             gate=str(row["gate"]),
             test=str(row["test"]),
             metric=str(row["metric"]),

@@ -386,12 +386,12 @@ def test_nothing_finished_is_refused_with_the_command(written: Write, tmp_path: 
     [
         ("{}", "no table of a study"),
         ('{"format-version": 1, "study": "of-100"}', "`nmoe study report` writes it anew"),
-        ('{"format-version": 2, "study": "x"}', "is of the study 'x', not 'of-100'"),
-        ('{"format-version": 2, "study": "of-100"}', "cannot be read"),
+        ('{"format-version": 3, "study": "x"}', "is of the study 'x', not 'of-100'"),
+        ('{"format-version": 3, "study": "of-100"}', "cannot be read"),
         (
-            '{"format-version": 2, "study": "of-100", "columns": ["gate"], "rows": [["a"]], '
+            '{"format-version": 3, "study": "of-100", "columns": ["gate"], "rows": [["a"]], '
             '"provenance": {}}',
-            "row 1: seeds is missing",
+            "row 1: variant is missing",
         ),
         ("[", "is not valid JSON"),
     ],

@@ -44,7 +44,7 @@ def test_a_row_is_a_mean_over_the_seeds_with_its_error(written: Write) -> None:
     assert told["se"] == 0.057735  # spread 0.1, three seeds: 0.1 / sqrt(3), in six digits
     assert told["variant"] == "base"
     # The folder is called as the variant, no axis has a value, and nothing was published.
-    assert not told.keys() & {"folder", "values", "paper"}
+    assert not told.keys() & {"folder", "paper"}
     assert "failed" not in told
     assert "missing" not in told
 
