@@ -21,7 +21,6 @@ from nmoe_flower.strategies import Exchange, reason_of
 __all__ = ["Holding", "alike", "check_unchanged", "gather", "holdings", "message", "train_counts"]
 
 _MOST_EXAMPLES = 2**53
-_SHOWN = 8  # clients that an error names; all are in rounds.jsonl
 
 
 def message(
@@ -98,11 +97,7 @@ def gather(
     exchange.clients = sorted(answers)
     run.record(stage, 1, 1, exchange, time.monotonic() - started)
     if pending:
-        failed = exchange.failures[-len(pending) :]
-        reasons = "; ".join(f"client {f['partition']}: {f['reason']}" for f in failed[:_SHOWN])
-        more = len(failed) - _SHOWN
-        reasons += f"; and {more} more clients" if more > 0 else ""
-        raise RoundError(f"{stage}: {reasons}")
+        raise RoundError(f"{stage}: {'; '.join(exchange.reasons(last=len(pending)))}")
     return dict(sorted(answers.items()))
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nmoe_flower.catalogue import BASELINES
+from nmoe_flower.errors import RoundError
 from nmoe_flower.pipeline.alignment import evaluate_alignment, train_alignment
 from nmoe_flower.pipeline.ask import check_unchanged
 from nmoe_flower.pipeline.baseline import evaluate_baseline, train_baseline
@@ -24,7 +25,21 @@ from nmoe_flower.pipeline.networked import (
 )
 from nmoe_flower.pipeline.run import Run
 
-__all__ = ["SYSTEMS", "System", "run_pipeline"]
+__all__ = ["SYSTEMS", "Stage", "System", "run_pipeline"]
+
+_NOT_FINITE = "NaN or infinit"  # how every error about such numbers calls them
+
+
+class Stage(NamedTuple):
+    """One stage of a system.
+
+    Attributes:
+        train: A function of the run that leaves its `Artifacts`.
+        rate: The key to lower where training diverges; empty: the stage's own errors say it.
+    """
+
+    train: Callable[[Run], None]
+    rate: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,38 +47,38 @@ class System:
     """How one system is trained and measured.
 
     Attributes:
-        stages: By name, in order: each a function of the run that leaves its `Artifacts`. Without
-            stage 1, if the run has none (`Config.has_stage_1`).
+        stages: By name, in order. Without stage 1, if the run has none (`Config.has_stage_1`).
         evaluate: After all of them; returns the content of ``results.json``.
     """
 
-    stages: Mapping[str, Callable[[Run], None]]
+    stages: Mapping[str, Stage]
     evaluate: Callable[[Run], dict[str, Any]]
 
 
+_EXTRACTOR = Stage(train_extractor, "extractor.learning-rate")
 SYSTEMS = {
     "networked": System(
         {
-            "extractor": train_extractor,
-            "head": train_head,
-            "experts": train_experts,
-            "gates": train_gates,
-            "controls": train_controls,
+            "extractor": _EXTRACTOR,
+            "head": Stage(train_head, "head.learning-rate"),
+            "experts": Stage(train_experts, "expert.learning-rate"),
+            "gates": Stage(train_gates, "gate.learning-rate"),
+            "controls": Stage(train_controls, "run.control-learning-rate"),
         },
         evaluate,
     ),
     "aligned": System(
         {
-            "extractor": train_extractor,
-            "alignment": train_alignment,
+            "extractor": _EXTRACTOR,
+            "alignment": Stage(train_alignment, "alignment.learning-rate"),
         },
         evaluate_alignment,
     ),
     "language": System(
         {
-            "experts": train_adapters,
-            "gates": train_text_gates,
-            "controls": train_adapter_controls,
+            "experts": Stage(train_adapters, "adapter.learning-rates"),
+            "gates": Stage(train_text_gates, "gate.learning-rate"),
+            "controls": Stage(train_adapter_controls, "adapter.averaged-learning-rates"),
         },
         evaluate_language,
     ),
@@ -71,8 +86,8 @@ SYSTEMS = {
         BASELINES,
         System(
             {
-                "extractor": train_extractor,
-                "baseline": train_baseline,
+                "extractor": _EXTRACTOR,
+                "baseline": Stage(train_baseline),
             },
             evaluate_baseline,
         ),
@@ -97,12 +112,28 @@ def run_pipeline(run: Run, *, until: str = "") -> dict[str, Any] | None:
         check_unchanged(run)
     system = SYSTEMS[run.config.run.system]
     for name, stage in system.stages.items():
-        if stage is train_extractor and not run.config.has_stage_1:
+        if stage is _EXTRACTOR and not run.config.has_stage_1:
             continue
         if name not in run.stages:
-            stage(run)
+            _train(stage, run)
             run.stages.append(name)
             run.save(f"{name}/done")
         if name == until:
             return None
     return system.evaluate(run)
+
+
+def _train(stage: Stage, run: Run) -> None:
+    """Train a stage; an error about numbers that are not finite says what to lower.
+
+    Raises:
+        RoundError: The stage did not gather what it needs.
+    """
+    try:
+        stage.train(run)
+    except RoundError as error:
+        if not stage.rate or _NOT_FINITE not in str(error):
+            raise
+        value = run.config.flat()[stage.rate]
+        rate = f"{stage.rate} = {value}" if value else stage.rate
+        raise RoundError(f"{error}; if training has diverged, lower {rate}") from error

@@ -409,12 +409,7 @@ class StreamingFedAvg(FedAvg):
         needed = max(self.min_replies, 1)
         if count >= needed:
             return
-        failed: dict[str, list[int]] = {}
-        for one in self.last_exchange.failures:
-            failed.setdefault(one["reason"], []).append(one["partition"])
-        first, others = list(failed.items())[:5], list(failed.values())[5:]
-        reasons = [f"{listed(clients)}: {reason}" for reason, clients in first]
-        reasons += [f"{sum(map(len, others))} more"] if others else []
+        reasons = self.last_exchange.reasons()
         if measured and empty:
             reasons.insert(0, self._without_examples(measured))
         if not reasons:

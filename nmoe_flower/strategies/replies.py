@@ -12,12 +12,14 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from nmoe_flower import records
 from nmoe_flower.engine import StreamingGrid, flower
 from nmoe_flower.errors import ReplyError
+from nmoe_flower.plurals import listed
 
 __all__ = ["Exchange", "LoggedGrid", "Usable", "read_reply", "reason_of"]
 
 log = logging.getLogger(__name__)
 
 _LONGEST_REASON = 1000
+_MOST_REASONS = 5  # that an error tells; all are in rounds.jsonl
 
 
 @dataclass
@@ -35,6 +37,26 @@ class Exchange:
             reason = f"{reason[:_LONGEST_REASON]} [... {len(reason)} characters]"
         log.warning("dropped the reply of client %d: %s", partition, reason)
         self.failures.append({"partition": partition, "reason": reason})
+
+    def reasons(self, last: int = 0) -> list[str]:
+        """Why replies were dropped, in words: the clients of one reason together.
+
+        Args:
+            last: So many of the failures, the latest; 0: all.
+
+        >>> exchange = Exchange(failures=[{"partition": p, "reason": "late"} for p in (1, 2)])
+        >>> exchange.reasons(), exchange.reasons(last=1)
+        (['clients 1, 2: late'], ['client 2: late'])
+        """
+        clients: dict[str, list[int]] = {}
+        for one in self.failures[-last:]:
+            clients.setdefault(one["reason"], []).append(one["partition"])
+        first, others = (
+            list(clients.items())[:_MOST_REASONS],
+            list(clients.values())[_MOST_REASONS:],
+        )
+        told = [f"{listed(failed)}: {reason}" for reason, failed in first]
+        return told + ([f"{sum(map(len, others))} more"] if others else [])
 
     def absorb(self, other: "Exchange") -> None:
         """Add another round trip of the same round: its failures and its bytes."""

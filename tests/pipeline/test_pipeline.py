@@ -169,6 +169,25 @@ def test_a_client_that_fails_twice_in_stage_two_ends_the_run(
         pipeline(client_app=failing_app("train.expert", 2, times=2))
 
 
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("extractor.learning-rate", {}),
+        ("extractor.learning-rate", {"extractor.method": "fedsc"}),
+        ("head.learning-rate", {"extractor.method": "fedsc", "head.rounds": 3}),
+        ("expert.learning-rate", {}),
+        ("run.control-learning-rate", {"run.controls": "centralized"}),
+        ("alignment.learning-rate", {"run.system": "aligned"}),
+    ],
+)
+def test_training_that_diverged_says_which_rate_to_lower(
+    new_pipeline: New, key: str, stage: dict[str, str]
+) -> None:
+    told = rf"clients? 0.*NaN or infinit.*; if training has diverged, lower {key} = 1e\+30$"
+    with pytest.raises(RoundError, match=told):
+        new_pipeline("diverged", LEAN | {"expert.epochs": 3, key: 1e30} | stage)()
+
+
 def test_a_client_that_fails_in_stage_one_is_left_out_of_that_round(
     new_pipeline: New, failing_app: Any
 ) -> None:
