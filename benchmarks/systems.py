@@ -28,7 +28,7 @@ from nmoe_flower import records
 from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.baselines import Baseline, expert_of
 from nmoe_flower.baselines.fedmoe_da import mixing_weights
-from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.baselines.row_attention import RowAttention
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.clients.device import Device, device_of

@@ -16,7 +16,7 @@ from PIL import Image
 import nmoe_flower.server_app
 from nmoe_flower import cli
 from nmoe_flower import running as run_module
-from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.cli.bench import BENCHMARKS
 from nmoe_flower.config import Config
 from nmoe_flower.errors import EngineError

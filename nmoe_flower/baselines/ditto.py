@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.network import ExpertNetwork
 
 __all__ = ["DITTO"]
 
@@ -29,7 +30,7 @@ class _Ditto(Baseline):
         return sum(value.numel() for value in network.state_dict().values())
 
     def train(self, member: "Member") -> dict[str, float | list[float]]:
-        from nmoe_flower.baselines.member import cross_entropy, distance
+        from nmoe_flower.baselines.network import cross_entropy, distance
 
         own = _personal(member)
         received = [p.detach().clone() for p in member.network.parameters()]

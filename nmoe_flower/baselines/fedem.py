@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
 __all__ = ["FEDEM", "mixture", "responsibilities", "ungated"]
@@ -39,7 +40,7 @@ class _FedEM(Baseline):
         return len(network.expert)
 
     def train(self, member: "Member") -> dict[str, float | list[float]]:
-        from nmoe_flower.baselines.member import cross_entropy
+        from nmoe_flower.baselines.network import cross_entropy
 
         network, place = member.network, member.device.torch_device
         parts = responsibilities(member.losses(), _weights(member))

@@ -206,7 +206,7 @@ class _FedJETs(Baseline):
         import torch
         from torch.nn import functional as F
 
-        from nmoe_flower.baselines.member import cross_entropy
+        from nmoe_flower.baselines.network import cross_entropy
 
         network, anchor = member.network, member.told.get(BaselineKey.ANCHOR)
         network.hold(member.told[FeedbackKey.EXPERTS], gate=False)

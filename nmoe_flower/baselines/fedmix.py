@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
 __all__ = ["FEDMIX"]
@@ -49,7 +50,7 @@ class _FedMix(Baseline):
         import torch
         from torch import nn
 
-        from nmoe_flower.baselines.member import cross_entropy
+        from nmoe_flower.baselines.network import cross_entropy
 
         network, gate, place = member.network, _gate(member), member.device.torch_device
         latents, logits = member.outputs(member.training)

@@ -39,7 +39,7 @@ class _FedProx(Baseline):
         return _Server(self.experts(config), config.baseline.proximal, **options)
 
     def train(self, member: "Member") -> dict[str, float | list[float]]:
-        from nmoe_flower.baselines.member import cross_entropy, distance
+        from nmoe_flower.baselines.network import cross_entropy, distance
 
         network = member.network
         pull = float(member.told[BaselineKey.PROXIMAL])

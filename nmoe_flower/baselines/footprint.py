@@ -28,7 +28,7 @@ from nmoe_flower.strategies import Partitions
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
-    from nmoe_flower.baselines.member import ExpertNetwork
+    from nmoe_flower.baselines.network import ExpertNetwork
 
 __all__ = ["SystemCost", "empty_network", "memory_of_server", "system_cost"]
 

@@ -1,168 +1,31 @@
-"""A client of a published system: its network, what it keeps at home, its steps and its tests."""
+"""A client of a published system: its network, what it keeps at home, its steps and its answers."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmoe_flower import metrics, records
+from nmoe_flower import records
+from nmoe_flower.baselines.network import ExpertNetwork, cross_entropy
 from nmoe_flower.baselines.system import Baseline
-from nmoe_flower.catalogue import BASELINES, found
-from nmoe_flower.clients.device import (
-    Device,
-    Versions,
-    device_of,
-    fresh_head,
-    initial_seed,
-    predict,
-)
+from nmoe_flower.clients.device import Device, Versions, fresh_head, predict
 from nmoe_flower.config import Config
 from nmoe_flower.data import Portion, normalise
-from nmoe_flower.errors import ReplyError, within
-from nmoe_flower.models import Classifier, configured_extractor, copy_of
-from nmoe_flower.records import ARRAYS, NUM_EXAMPLES, SERVER_ROUND, BaselineKey, Score
-from nmoe_flower.training import batch_indices, fit, generator, seeded, sgd
+from nmoe_flower.errors import ReplyError
+from nmoe_flower.models import copy_of
+from nmoe_flower.records import ARRAYS
+from nmoe_flower.training import batch_indices, fit, generator, sgd
 
-__all__ = [
-    "ExpertNetwork",
-    "Member",
-    "cross_entropy",
-    "distance",
-    "keep_trunk",
-    "tell_first_weights",
-    "test",
-    "train",
-]
+__all__ = ["KEPT_TRUNK", "Member"]
 
+KEPT_TRUNK = "baseline-trunk"  # in the client's store
 _LENGTH = 8.0  # of given latents: near that of a small trunk's, so that one rate suits both
-_KEPT_TRUNK = "baseline-trunk"  # in the client's store
 BatchLoss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
-_SCORES = {
-    Score.ACCURACY: metrics.accuracy,
-    Score.BALANCED_ACCURACY: metrics.balanced_accuracy,
-    Score.MACRO_F1: metrics.macro_f1,
-}
-
-
-class ExpertNetwork(nn.Module):
-    """K experts: heads on a shared ``trunk``, or whole networks without one (``baseline.size``).
-
-    With ``latent_dim`` it reads latents of a given extractor, and has no trunk of its own.
-
-    Attributes:
-        trunk: From images to latents [B, D].
-        expert: By id, ``"0"`` and on.
-        gate: A linear score of latents for each expert, by id, at first 0; empty if not ``gated``.
-        latent_dim: D; of whole networks the number of values of an image, for gates that read it.
-        whole: Experts are whole networks.
-
-    The experts are drawn one after the other: equal ones would stay equal for ever.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        *,
-        experts: int = 1,
-        gated: bool = False,
-        latent_dim: int = 0,
-    ) -> None:
-        super().__init__()
-        with seeded(initial_seed(config, "baseline")):
-            self.trunk: nn.Module = nn.Identity()
-            self.latent_dim = latent_dim or math.prod(image_shape)
-            several = BASELINES[config.run.system].several  # one alone has its trunk to itself
-            self.whole = several and config.baseline.size == "net"
-            self.expert = nn.ModuleDict()
-            if not latent_dim:
-                body = configured_extractor(config, image_shape)
-                latent_dim = body.latent_dim
-                if not self.whole:
-                    self.trunk, self.latent_dim = body, latent_dim
-            for expert in range(experts):
-                head = fresh_head(config, latent_dim, num_classes)
-                if not self.whole:
-                    self.expert[str(expert)] = head
-                    continue
-                own = body if expert == 0 else configured_extractor(config, image_shape)
-                self.expert[str(expert)] = Classifier(own, head)
-        self.gate = nn.ModuleDict()
-        for name in self.expert if gated else ():
-            self.gate[name] = row = nn.Linear(self.latent_dim, 1)
-            nn.init.zeros_(row.weight)
-            nn.init.zeros_(row.bias)
-
-    @property
-    def bodies(self) -> list[nn.Module]:
-        """What has the extractor's shape: the trunk, or that of every expert if they are whole."""
-        if self.whole:
-            return [expert.get_submodule("extractor") for expert in self.expert.values()]
-        return [self.trunk]
-
-    @property
-    def held(self) -> list[int]:
-        """The ids of its experts."""
-        return [int(name) for name in self.expert]
-
-    def hold(self, experts: Iterable[int], *, gate: bool = True) -> None:
-        """Forget all experts but these.
-
-        Args:
-            experts: The ids of those to keep, in any order.
-            gate: Forget the others' rows of the gate, too.
-        """
-        kept = {str(expert) for expert in experts}
-        for part in (self.expert, self.gate) if gate else (self.expert,):
-            for name in [name for name in part if name not in kept]:
-                del part[name]
-
-    def scores(self, latents: Tensor) -> Tensor:
-        """What the gate says of each expert, [B, K].
-
-        Args:
-            latents: Latents of images, [B, D].
-        """
-        return torch.cat([row(latents) for row in self.gate.values()], dim=1)
-
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What a gate reads of images, [B, D], and the logits of every expert, [B, K, C]."""
-        rows = self.trunk(images)
-        return rows.flatten(1), self.heads(rows)
-
-    def heads(self, rows: Tensor) -> Tensor:
-        """The logits of every expert, [B, K, C], on what the trunk gives."""
-        return torch.stack([expert(rows) for expert in self.expert.values()], dim=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The logits of every expert, [B, K, C]."""
-        return self.heads(self.trunk(images))
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of every expert on every sample, [B, K].
-
-    Args:
-        logits: Logits of every expert, [B, K, C].
-        labels: Class of each sample, [B].
-    """
-    picked = logits.float().log_softmax(dim=2)[torch.arange(len(labels)), :, labels]
-    return -picked
-
-
-def distance(network: nn.Module, received: Sequence[Tensor]) -> Tensor:
-    """The squared distance of a network's parameters from those received."""
-    parts = [
-        (p - old).square().sum() for p, old in zip(network.parameters(), received, strict=True)
-    ]
-    return torch.stack(parts).sum()
 
 
 class Member:
@@ -203,7 +66,7 @@ class Member:
             )
         )  # fmt: skip
         if self.config.has_stage_1:
-            trained = self.device.store.load(_KEPT_TRUNK)
+            trained = self.device.store.load(KEPT_TRUNK)
             for body in self.system.bodies(network):
                 records.load_into(body.state_dict(), trained)
         return network
@@ -446,83 +309,3 @@ def _first_network(
 ) -> ExpertNetwork:
     network = system.network(config, image_shape, num_classes, latent_dim=latent_dim)
     return network.to(device).to(memory_format=torch.channels_last).eval()
-
-
-def keep_trunk(message: Message, context: Context) -> Message:
-    """Keep the extractor of stage 1, at which every network begins."""
-    device = device_of(context)
-    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
-    device.store.save(_KEPT_TRUNK, arrays)
-    return records.reply(message, metrics={NUM_EXAMPLES: len(device.train_labels)})
-
-
-def tell_first_weights(message: Message, context: Context) -> Message:
-    """The initial weights of what travels, the same on every client of a seed."""
-    member = _member(message, context, server_round=0)
-    return records.reply(
-        message,
-        metrics={NUM_EXAMPLES: len(member.labels)},
-        arrays={ARRAYS: records.pack(member.travelling())},
-    )
-
-
-def train(message: Message, context: Context) -> Message:
-    """The client's part of a round; what it was sent goes back, trained.
-
-    Raises:
-        ReplyError: What would leave or stay is not finite.
-    """
-    told = records.config_of(message)
-    member = _member(message, context, server_round=int(told[SERVER_ROUND]))
-    member.load(message)
-    member.told = told
-    member.resumable = [int(r) for r in told.get(records.KEPT_ROUNDS, ())]
-    metrics_found = member.system.train(member)
-    mine, sent = member.travelling(), records.of_kind(message.content, ArrayRecord)[ARRAYS]
-    trained = records.pack({name: mine[name] for name in sent if name in mine})
-    member.require_finite(records.to_numpy(trained), "would leave")
-    return records.reply(
-        message,
-        metrics={NUM_EXAMPLES: len(member.labels), **metrics_found},
-        arrays={ARRAYS: trained},
-    )
-
-
-def test(message: Message, context: Context) -> Message:
-    """All tests by all that answers: the system, and after training what stands beside it.
-
-    What stands beside it and says what is not finite has NaN for its scores.
-
-    Raises:
-        ReplyError: What the system itself says is not finite.
-    """
-    told = records.config_of(message)
-    member = _member(message, context, server_round=int(told[SERVER_ROUND]) + 1)
-    member.load(message)
-    final = bool(told.get(BaselineKey.FINAL))
-    measured: dict[str, float | list[float]] = {NUM_EXAMPLES: len(member.labels)}
-    answers = member.system.answers(member, final=final)
-    itself = next(iter(answers))
-    for test_name, portion in member.device.tests.items():
-        for who in answers if final else [itself]:
-            with torch.inference_mode():
-                probs = answers[who](portion).numpy()
-            finite = records.is_finite(probs)
-            if who == itself and not finite:
-                raise ReplyError(
-                    f"what {who} answers to the test {test_name} is not finite: "
-                    f"{member.system.too_high(who)}"
-                )
-            prefix = f"{who}/" if final else ""
-            for score, measure in _SCORES.items():
-                if final or score == Score.ACCURACY:
-                    with within(f"what {who} answers to the test {test_name}"):
-                        found_score = measure(probs, portion.labels) if finite else math.nan
-                    measured[f"{prefix}{score}-{test_name}"] = found_score
-    return records.reply(message, metrics=measured)
-
-
-def _member(message: Message, context: Context, *, server_round: int) -> Member:
-    device = device_of(context)
-    system: Baseline = found(BASELINES[device.config.run.system].system)
-    return Member(device, system, server_round)

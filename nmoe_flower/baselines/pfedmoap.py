@@ -37,7 +37,8 @@ from nmoe_flower.strategies import StreamingOptions, Usable, require_whole
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
 __all__ = ["PFEDMOAP", "PooledHeads", "attended"]
@@ -149,7 +150,7 @@ class _PFedMoAP(Baseline):
     def train(self, member: "Member") -> dict[str, float | list[float]]:
         from torch import nn
 
-        from nmoe_flower.baselines.member import cross_entropy
+        from nmoe_flower.baselines.network import cross_entropy
         from nmoe_flower.training import seeded
 
         head = member.network.expert["0"]

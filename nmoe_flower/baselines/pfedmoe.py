@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
 __all__ = ["PFEDMOE"]
@@ -74,7 +75,7 @@ class _PFedMoE(Baseline):
         return name.startswith("trunk.")
 
     def train(self, member: "Member") -> dict[str, float | list[float]]:
-        from nmoe_flower.baselines.member import cross_entropy
+        from nmoe_flower.baselines.network import cross_entropy
 
         network = member.network
         parts = _parts(network)

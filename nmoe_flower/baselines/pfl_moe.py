@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
 __all__ = ["PFL_MOE", "blended"]

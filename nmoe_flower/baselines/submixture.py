@@ -30,7 +30,7 @@ class SubMixture(Baseline):
         """Train what was sent; keep which experts these are, and what is private."""
         import torch
 
-        from nmoe_flower.baselines.member import cross_entropy
+        from nmoe_flower.baselines.network import cross_entropy
 
         network = member.network
         before = {name: tensor.clone() for name, tensor in self._private(member)}

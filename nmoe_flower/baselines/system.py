@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from nmoe_flower.baselines.member import ExpertNetwork, Member
+    from nmoe_flower.baselines.member import Member
+    from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
 __all__ = ["Answers", "Baseline"]
@@ -62,7 +63,7 @@ class Baseline:
             num_classes: How many classes there are, C.
             latent_dim: D of the latents that it reads in place of images; 0: it reads images.
         """
-        build = found("nmoe_flower.baselines.member:ExpertNetwork")
+        build = found("nmoe_flower.baselines.network:ExpertNetwork")
         network: ExpertNetwork = build(
             config,
             image_shape,

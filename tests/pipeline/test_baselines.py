@@ -18,7 +18,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 
 from nmoe_flower import records
 from nmoe_flower.baselines import of_client, system_cost
-from nmoe_flower.baselines.member import ExpertNetwork, Member
+from nmoe_flower.baselines.member import Member
+from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device, Store, device_of

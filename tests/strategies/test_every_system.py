@@ -19,7 +19,7 @@ from nmoe_flower.baselines.fedjets import ChosenExperts
 from nmoe_flower.baselines.fedmoe import UsedExperts
 from nmoe_flower.baselines.fedmoe_da import MixedExperts
 from nmoe_flower.baselines.flex_moe import FlexExperts
-from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.baselines.pfedmoap import PooledHeads
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.config import Config

@@ -10,7 +10,8 @@ import torch
 
 from nmoe_flower import records
 from nmoe_flower.baselines.fedem import FEDEM, responsibilities
-from nmoe_flower.baselines.member import ExpertNetwork, Member
+from nmoe_flower.baselines.member import Member
+from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.baselines.pfl_moe import blended
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.clients.device import Device, Store

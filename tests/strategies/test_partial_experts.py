@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nmoe_flower import records
 from nmoe_flower.baselines import PartialExperts
-from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.baselines.submixture import mixed_logits
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid, StreamingGrid

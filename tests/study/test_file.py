@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.baselines.member import ExpertNetwork
+from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, within
