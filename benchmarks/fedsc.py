@@ -14,22 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from benchmarks.by_flower import device_at, rounds_of
 from benchmarks.yardstick import machine_line, ratio, told
-from nmoe_flower import records
 from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.client_app import app
-from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.device import Device
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import EngineError
 from nmoe_flower.files import write_json
 from nmoe_flower.privacy import MAX_DIM, packed_size
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import AdamW, FedSC, reason_of
+from nmoe_flower.strategies import AdamW, FedSC
 from nmoe_flower.training import autocast, batch_indices, generator
 
 __all__ = ["main"]
@@ -111,7 +109,7 @@ class _Bare:
     """FedSC by hand: no Flower, no messages, no checks; matrices of the round before."""
 
     def __init__(self, config: Config, clients: int) -> None:
-        self._devices = [_device(config, clients, i) for i in range(clients)]
+        self._devices = [device_at(config, clients, i) for i in range(clients)]
         self._network = self._devices[0].fresh_contrastive()
         self._weights = {k: v.clone() for k, v in self._network.state_dict().items()}
         self._matrices: list[torch.Tensor] = []
@@ -184,24 +182,7 @@ def _flower(config: Config, clients: int, variant: str) -> Callable[[int], dict[
         learning_rate=lambda _: SERVER_RATE,
         local_learning_rate=LOCAL_RATE,
     )
-    (answer,) = grid.send_and_receive([Message(RecordDict(), 1, Action.INITIAL)])
-    if answer.has_error():
-        raise EngineError(f"{clients} clients cannot start: {reason_of(answer)}")
-    arrays: list[ArrayRecord] = [answer.content.array_records[records.ARRAYS]]
-
-    def run(server_round: int) -> dict[str, np.ndarray]:
-        messages = strategy.configure_train(server_round, arrays[0], ConfigRecord(), grid)
-        updated, _ = strategy.aggregate_train(server_round, grid.send_and_receive(list(messages)))
-        if updated is not None:
-            arrays[0] = updated
-        return records.to_numpy(arrays[0])
-
-    return run
-
-
-def _device(config: Config, clients: int, partition: int) -> Device:
-    node: dict[str, Any] = {"partition-id": partition, "num-partitions": clients}
-    return device_of(Context(1, partition, node, RecordDict(), dict(config.flat())))
+    return rounds_of(strategy, grid, Action.INITIAL)
 
 
 def _config(args: argparse.Namespace, folder: str) -> Config:

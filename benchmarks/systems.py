@@ -19,27 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.by_flower import device_at, rounds_of
 from benchmarks.yardstick import Blocks, machine_line, ratio, told
-from nmoe_flower import records
 from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.baselines import Baseline, expert_of
 from nmoe_flower.baselines.fedmoe_da import mixing_weights
 from nmoe_flower.baselines.network import ExpertNetwork
 from nmoe_flower.baselines.row_attention import RowAttention
 from nmoe_flower.catalogue import BASELINES, found
-from nmoe_flower.clients.device import Device, device_of
+from nmoe_flower.clients.device import Device
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import EngineError
 from nmoe_flower.files import lines_of_json, write_text
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
-from nmoe_flower.strategies import reason_of
 from nmoe_flower.training import autocast, batch_indices, generator, seeded
 
 __all__ = ["SYSTEMS", "main"]
@@ -135,7 +132,7 @@ class _Bare:
 
     def __init__(self, config: Config) -> None:
         clients = config.data.num_clients
-        self.devices = [_device(config, clients, i) for i in range(clients)]
+        self.devices = [device_at(config, clients, i) for i in range(clients)]
         self.settings, data = config.baseline, self.devices[0].data
         system: Baseline = found(BASELINES[config.run.system].system)
         given = config.extractor.is_given
@@ -501,25 +498,7 @@ def _flower(config: Config, grid: InProcessGrid) -> Callable[[int], dict[str, np
     """A round of the strategy and the real client; gives the weights."""
     system: Baseline = found(BASELINES[config.run.system].system)
     strategy = system.strategy(config, action=Action.BASELINE)
-    node = min(grid.get_node_ids())
-    (answer,) = grid.send_and_receive([Message(RecordDict(), node, Action.BASELINE_INITIAL)])
-    if answer.has_error():
-        raise EngineError(f"{config.data.num_clients} clients cannot start: {reason_of(answer)}")
-    arrays: list[ArrayRecord] = [answer.content.array_records[records.ARRAYS]]
-
-    def run(server_round: int) -> dict[str, np.ndarray]:
-        messages = strategy.configure_train(server_round, arrays[0], ConfigRecord(), grid)
-        updated, _ = strategy.aggregate_train(server_round, grid.send_and_receive(list(messages)))
-        if updated is not None:
-            arrays[0] = updated
-        return records.to_numpy(arrays[0])
-
-    return run
-
-
-def _device(config: Config, clients: int, partition: int) -> Device:
-    node: dict[str, Any] = {"partition-id": partition, "num-partitions": clients}
-    return device_of(Context(1, partition, node, RecordDict(), dict(config.flat())))
+    return rounds_of(strategy, grid, Action.BASELINE_INITIAL)
 
 
 def _config(args: argparse.Namespace, system: str, folder: str) -> Config:
