@@ -32,6 +32,7 @@ from nmoe_flower import records
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.config import Config
+from nmoe_flower.nearest import topk
 from nmoe_flower.strategies import StreamingOptions, Usable, require_whole
 
 if TYPE_CHECKING:
@@ -77,19 +78,24 @@ class PooledHeads(PartialExperts):
             clients: Who asks; who has no head yet is left out.
         """
         ids = sorted(self.pool)
-        place = {client: at for at, client in enumerate(ids)}
-        asking = [place[client] for client in clients if client in self.pool]
+        asking = [client for client in clients if client in self.pool]
         if not asking:
             return {}
-        heads = np.stack([_flat(self.pool[client]) for client in ids], dtype=np.float64)
+        size = sum(value.size for value in self.pool[ids[0]].values())
+        rows = np.empty((len(ids), size + 1), np.float32)
+        heads = rows[:, :-1]
+        for head, client in zip(heads, ids, strict=True):
+            head[:] = _flat(self.pool[client])
         heads -= heads.mean(axis=0)  # or what all have in common would round off what they differ
-        squares = np.einsum("ij,ij->i", heads, heads)
-        apart = squares - 2 * heads[asking] @ heads.T  # and the asker's own square, alike for all
-        apart[np.arange(len(asking)), asking] = np.inf
-        order = np.argsort(apart, axis=1, kind="stable")[:, : min(self.neighbours, len(ids) - 1)]
+        rows[:, -1] = -np.einsum("ij,ij->i", heads, heads) / 2
+        # h' h - |h|^2 / 2 is the larger the nearer h is to h', and largest for h' itself.
+        place = {client: at for at, client in enumerate(ids)}
+        asked = rows[[place[client] for client in asking]]
+        asked[:, -1] = 1
+        found, _ = topk(asked, rows, min(self.neighbours + 1, len(ids)))
         return {
-            ids[at]: [ids[other] for other in row]
-            for at, row in zip(asking, order.tolist(), strict=True)
+            client: [ids[at] for at in row if ids[at] != client][: self.neighbours]
+            for client, row in zip(asking, found.tolist(), strict=True)
         }
 
     def beside(self, client: int) -> dict[str, np.ndarray]:
@@ -125,7 +131,8 @@ class _PFedMoAP(Baseline):
     name = "pfedmoap"
 
     def server_copies(self, config: Config) -> int:
-        return config.data.num_clients
+        """The pool, a matrix of it in which the nearest are sought, and those who ask."""
+        return 3 * config.data.num_clients
 
     def strategy(self, config: Config, **options: Unpack[StreamingOptions]) -> PartialExperts:
         return PooledHeads(config.baseline.experts - 1, **options)

@@ -87,7 +87,7 @@ class Baseline:
         return True
 
     def server_copies(self, config: Config) -> int:
-        """How many of each expert the server holds between rounds."""
+        """How many of each expert the server holds at a time, of all clients together."""
         return 1
 
     def server_extra(self, config: Config) -> int:

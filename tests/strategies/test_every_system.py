@@ -284,7 +284,7 @@ def test_a_backbone_that_cannot_read_the_images_is_refused_before_anything_runs(
 @pytest.mark.parametrize("system", BASELINES)
 def test_a_server_holds_the_arrays_of_the_network(system: str) -> None:
     config = config_of(system)
-    copies = {"fedmoe-da": 3, "pfedmoap": 3}.get(system, 1)  # of each client's experts
+    copies = {"fedmoe-da": 3, "pfedmoap": 9}.get(system, 1)  # of the experts of three clients
     wanted = sum(
         value.nbytes * (copies if name.startswith("expert.") else 1)
         for name, value in first_arrays(config).items()
