@@ -22,7 +22,7 @@ from nmoe_flower.cli import _parser
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.report import read_results
-from nmoe_flower.study import Study
+from nmoe_flower.study import Study, read_findings
 from nmoe_flower.study.costs import COSTS
 from nmoe_flower.study.labels import METRIC_NAMES
 from nmoe_flower.study.measured import ROW_METRICS
@@ -815,3 +815,36 @@ def test_extras_named_in_the_pages_exist() -> None:
     assert len(named) > 5
     for extras in named:
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def test_what_is_said_of_who_asks_whom_was_measured() -> None:
+    """What FedGate and the prototype gate keep at home, and how often their accuracies part."""
+    page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    section = page.split("## The paper's Figure 3")[1].split("```bash")[0]
+    found = {
+        (row["metric"], row["variant"], row["setting"], row["gate"]): row["mean"]
+        for row in rows_of("paper-figure-3")
+    }
+    cells = [(one, at) for one in ("fedce", "fedsc") for at in ("tau-0.5", "tau-0.2")]
+    kept = [found["local_ratio", *cell, "federated"] for cell in cells]
+    least, most = (f"{100 * value:.0f}" for value in (min(kept), max(kept)))
+    assert f"It keeps {least} to {most} % of the queries at home" in section
+    best = ("fedce", "tau-0.2")
+    home = found["local_ratio", *best, "prototype"]
+    bytes_of = [found["bytes_per_sample", *best, gate] / 1e3 for gate in ("prototype", "federated")]
+    assert f"it keeps {100 * home:.0f} % at home" in section
+    assert "moves {:.2f} kB on average and not {:.2f}".format(*bytes_of) in section
+    corrected = [found["accuracy", *best, f"{gate}+prior"] for gate in ("prototype", "federated")]
+    assert {f"{value:.3f}" for value in corrected} == {section.split("correction (")[1][:5]}
+
+    findings = read_findings(
+        Study.load(ROOT / "experiments/paper-figure-3.toml"),
+        ROOT / "results/paper-figure-3/table.json",
+    )
+    plain, prior = ([line[-3:] for line in one.lines] for one in findings.comparisons)
+    assert [verdict for *_, verdict in prior] == ["within the noise"] * 3 + ["lower"]
+    assert f"is {prior[3][0].split()[0].replace('-0', '')} behind, more than" in section
+    behind = sorted(-float(difference.split()[0]) for difference, *_ in plain)
+    told = f"it is {behind[0]:.3f} to {behind[-1]:.3f} behind in all four".replace(" 0", " ")
+    assert told in section
+    assert [verdict for *_, verdict in plain].count("lower") == 1

@@ -40,7 +40,8 @@ from nmoe_flower.study.untold import rounds_without_tests, without_tests
 
 __all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
 
-_COLOURS = 64
+_COLOURS = 128
+_WHITE = 253  # or more: blank paper
 _OF_ROUNDS = 5  # significant digits
 _KEPT = 50  # rounds of a stage
 _DRAWN = 200  # of one that a figure is drawn over
@@ -310,10 +311,11 @@ def small_picture(figure: Path) -> bytes:
     try:
         with Image.open(figure) as image:
             drawn = image.convert("RGB").quantize(
-                _COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
+                _COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
             )
     except OSError as error:
         raise NMoEError(f"cannot read the figure {figure}: {error}") from None
+    drawn.putpalette([255 if value >= _WHITE else value for value in drawn.getpalette() or ()])
     data = io.BytesIO()
     drawn.save(data, "WEBP", lossless=True, quality=100, method=6)
     return data.getvalue()

@@ -100,7 +100,7 @@ class Row:
     each: Mapping[int, Value]
     failed: Mapping[int, str] = field(default_factory=dict)
     unmeasured: tuple[int, ...] = ()
-    bytes_per_device: float | None = None
+    bytes_per_device: int | None = None
     exchanges: float | None = None
     paper: float | None = None
 
@@ -207,6 +207,7 @@ def _row(outcomes: Sequence[RunOutcome], number: Quantity, paper: float | None) 
         for one in finished
         if number.gate
     ]
+    moved = _mean([cost.bytes_per_device for cost in costs])
     return Row(
         first.named,
         first.variant,
@@ -218,7 +219,7 @@ def _row(outcomes: Sequence[RunOutcome], number: Quantity, paper: float | None) 
         each=each,
         failed={one.run.seed: one.failed for one in outcomes if one.failed},
         unmeasured=tuple(sorted(seed for seed, value in found.items() if value is None)),
-        bytes_per_device=_mean([cost.bytes_per_device for cost in costs]),
+        bytes_per_device=None if moved is None else round(moved),
         exchanges=_mean([cost.exchanges for cost in costs]),
         paper=paper,
     )
