@@ -385,10 +385,11 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     one = written["started", "unigram"]
     assert max(one["each"]) < min(twice["each"])
     less = [f"{twice['mean'] - row['mean']:.2f}".lstrip("0") for row in (one, begun)]
-    assert f"need {less[0]} bits per byte less than that average after as many steps where" in text
-    assert f"where one is asked, and {less[1]} less where all are" in text
+    assert "compared with that adapter after as many steps in all. They need" in text
+    told = f"They need {less[0]} bits per byte less where one expert is asked"
+    assert f"{told}, and {less[1]} less where all are" in text
     ours, theirs = (row["bytes_per_device"] / 1e6 for row in (begun, twice))
-    assert f"training takes {ours:.0f} MB against {theirs:.0f} MB" in text
+    assert f"Training takes {ours:.0f} MB per device against {theirs:.0f} MB" in text
     home, best = written["experts", "posterior"], written["frozen-a", FROZEN_A]
     others = ("frozen-a-twice", "seen")  # of more steps; on another backbone
     once = [row for (v, g), row in written.items() if "fedavg" in g and v not in others]
@@ -397,14 +398,15 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     assert abs(one["mean"] - best["mean"]) < one["se"] + best["se"]  # "as few"
     assert home["mean"] < best["mean"]
     assert begun["n"] == twice["n"] == home["n"] == best["n"] == 3
-    assert f"for {home['bytes_per_device'] / 1e6:.1f} MB in one exchange" in text
+    told = "as few bits as the best averaged adapter does after as many steps"
+    assert f"{told}, for {home['bytes_per_device'] / 1e6:.1f} MB in one exchange" in text
     known = measured("text-smollm2", "iid", "bits_per_byte")
     asked, average = known["experts", "unigram"], known["experts", "control:fedavg"]
     less = [theirs - ours for ours, theirs in zip(asked["each"], average["each"], strict=True)]
     assert len(less) == 3
     assert min(less) > 0
     ours, theirs = (row["bytes_per_device"] / 1e6 for row in (asked, average))
-    told = f"one expert asked needs {sum(less) / 3:.3f} less than an averaged adapter"
+    told = f"one expert takes {sum(less) / 3:.3f} bits per byte less than an averaged adapter"
     assert f"{told}, for {ours:.0f} MB against {theirs:.0f} MB".replace("0.", ".") in text
     renamed, hidden = measured("vision-renamed", "iid"), measured("vision-hidden", "local")
     assert renamed["mixture", "lda"]["mean"] > renamed["averaged-large", "control:fedavg"]["mean"]
