@@ -385,10 +385,11 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     one = written["started", "unigram"]
     assert max(one["each"]) < min(twice["each"])
     less = [f"{twice['mean'] - row['mean']:.2f}".lstrip("0") for row in (one, begun)]
-    assert f"need {less[0]} bits per byte less than that average after as many steps where" in text
-    assert f"where one is asked, and {less[1]} less where all are" in text
+    assert "language model, measured in bits per byte (fewer are better)" in text
+    told = f"with that adapter after as many steps in all: they need {less[0]} less where one"
+    assert f"{told} expert is asked, and {less[1]} less where all are" in text
     ours, theirs = (row["bytes_per_device"] / 1e6 for row in (begun, twice))
-    assert f"training takes {ours:.0f} MB against {theirs:.0f} MB" in text
+    assert f"Training takes {ours:.0f} MB per device against {theirs:.0f} MB" in text
     home, best = written["experts", "posterior"], written["frozen-a", FROZEN_A]
     others = ("frozen-a-twice", "seen")  # of more steps; on another backbone
     once = [row for (v, g), row in written.items() if "fedavg" in g and v not in others]
@@ -397,7 +398,8 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     assert abs(one["mean"] - best["mean"]) < one["se"] + best["se"]  # "as few"
     assert home["mean"] < best["mean"]
     assert begun["n"] == twice["n"] == home["n"] == best["n"] == 3
-    assert f"for {home['bytes_per_device'] / 1e6:.1f} MB in one exchange" in text
+    told = "as few bits as the best averaged adapter does after as many steps"
+    assert f"{told}, for {home['bytes_per_device'] / 1e6:.1f} MB in one exchange" in text
     known = measured("text-smollm2", "iid", "bits_per_byte")
     asked, average = known["experts", "unigram"], known["experts", "control:fedavg"]
     less = [theirs - ours for ours, theirs in zip(asked["each"], average["each"], strict=True)]
@@ -686,14 +688,18 @@ def test_what_is_said_of_a_gates_worth_was_measured() -> None:
     weak, strong = ("specialised", "tau-0.2", "middling"), ("specialised", "tau-0.5", "strong")
     milder = ("specialised", "tau-0.5", "middling")
     for told, cell, *gates in (
-        ("the own expert answers {} of all classes alike and RanGate {}", weak, "local", "random"),
-        ("FedGate {}, where RollGate has {} and", weak, "federated", "rolling"),
-        ("the prototype gate {}; at tau = 0.5 ", weak, "prototype"),
-        ("at tau = 0.5 {}, {} and {}.", milder, "local", "random", "federated"),
-        ("FedGate has {}, RanGate {}.", strong, "federated", "random"),
+        ("at tau = 0.2 the own expert has {}, RanGate {}, RollGate", weak, "local", "random"),
+        ("RollGate {}, the prototype gate {} and", weak, "rolling", "prototype"),
+        ("FedGate {}. At tau = 0.5 the own", weak, "federated"),
+        ("At tau = 0.5 the own expert has {}, RanGate {} and", milder, "local", "random"),
+        ("FedGate {}. On FedCE's extractor", milder, "federated"),
+        ("at tau = 0.5 RanGate has {} and FedGate {}.", strong, "random", "federated"),
     ):
         assert told.format(*(f"{mean(cell, gate):.3f}"[1:] for gate in gates)) in section, told
-    for told, gate in (("or better**: {} and {};", "control:fedavg"), ("has {} and {},", "oracle")):
+    for told, gate in (
+        ("or better**: it has {} (FedSC, tau = 0.2) and {} (FedCE, tau = 0.5).", "control:fedavg"),
+        ("has {} and {} with specialised experts,", "oracle"),
+    ):
         assert told.format(*(f"{mean(cell, gate):.3f}"[1:] for cell in (weak, strong))) in section
 
 
@@ -734,10 +740,11 @@ def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
     methods = ("all", "fedce", "fedsc")
     told = (
-        "takes {:.2f} times stage 1, of FedCE {:.2f}, of FedSC, which trains a head first, {:.2f};"
+        "takes {:.2f} times as long as stage 1: {:.2f} for FedCE, "
+        "and {:.2f} for FedSC, which trains a head first."
     )
     assert told.format(*(trained[one] / first[one] for one in methods)) in page
-    told = "and all tests, {:.2f}, {:.2f} and {:.2f}."
+    told = "and all tests, it takes {:.2f}, {:.2f} and {:.2f}."
     assert told.format(*(whole[one] / first[one] for one in methods)) in page
     fedce, fedsc = later["fedce"], later["fedsc"]
     assert f"take {min(fedce):.0f} to {max(fedce):.0f} s of a run of FedCE" in page
