@@ -398,7 +398,7 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     assert abs(one["mean"] - best["mean"]) < one["se"] + best["se"]  # "as few"
     assert home["mean"] < best["mean"]
     assert begun["n"] == twice["n"] == home["n"] == best["n"] == 3
-    told = "as few bits as the best averaged adapter does after as many steps"
+    told = "as few bits, within the error, as the best averaged adapter does after as many steps"
     assert f"{told}, for {home['bytes_per_device'] / 1e6:.1f} MB in one exchange" in text
     known = measured("text-smollm2", "iid", "bits_per_byte")
     asked, average = known["experts", "unigram"], known["experts", "control:fedavg"]
