@@ -855,3 +855,51 @@ def test_what_is_said_of_who_asks_whom_was_measured() -> None:
     told = f"it is {behind[0]:.3f} to {behind[-1]:.3f} behind in all four".replace(" 0", " ")
     assert told in section
     assert [verdict for *_, verdict in plain].count("lower") == 1
+
+
+def test_what_is_said_of_fedgate_in_the_papers_tables_was_measured() -> None:
+    """Against what needs no gate, by verdicts; gates behind chance; FedSC's goals at home."""
+    page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    home, iid = (
+        read_findings(
+            Study.load(ROOT / f"experiments/{name}.toml"), ROOT / f"results/{name}/table.json"
+        )
+        for name in ("paper-table-1", "paper-table-2")
+    )
+    averaged, own, chance = (
+        {line[:2]: (line[-3].split()[0], line[-1]) for line in one.lines}
+        for one in home.comparisons
+    )
+    apart = {
+        name: {at: found for at, found in of.items() if found[1] in ("lower", "higher")}
+        for name, of in (("averaged", averaged), ("own", own), ("chance", chance))
+    }
+    assert set(apart["averaged"]) == {("FedSC", "tau-0.5"), ("FedSC", "tau-0.3")}
+    assert {float(mean) for mean, _ in apart["averaged"].values()} == {-0.0028, -0.0023}
+    assert "by two to three thousandths with FedSC at tau = 0.5 and 0.3, and within" in page
+    assert {at: f"{1000 * float(mean):.0f}" for at, (mean, _) in apart["own"].items()} == {
+        ("FedCE", "tau-0.3"): "1", ("FedSC", "tau-0.3"): "4",
+    }  # fmt: skip
+    assert "by one thousandth (FedCE) and four (FedSC) at tau = 0.3. Against RanGate" in page
+    assert apart["chance"] == {}
+
+    behind: dict[str, list[float]] = defaultdict(list)
+    for told in iid.alarms:
+        gate, _, rest = told.partition(" is behind RanGate")
+        if "prior" not in gate:
+            values = re.findall(r"0\.\d{3}", rest)
+            behind[gate].append(float(values[1]) - float(values[0]))
+    assert {gate: len(of) for gate, of in behind.items()} == {"RollGate": 4, "prototype gate": 2}
+    assert "in four, and the prototype gate in two, by two to six thousandths" in page
+    steps = [round(1000 * value) for of in behind.values() for value in of]
+    assert (min(steps), max(steps)) == (2, 6)
+
+    found = {
+        row["setting"]: row["mean"]
+        for row in rows_of("paper-table-1")
+        if (row["variant"], row["gate"], row["metric"]) == ("fedsc", "federated+prior", "accuracy")
+        and row["n"]
+    }
+    assert found["tau-0.3"] >= 0.89
+    assert found["tau-0.2"] >= 0.90
+    assert found["tau-0.5"] < 0.88
