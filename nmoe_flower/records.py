@@ -201,10 +201,10 @@ class Action(StrEnum):
     TEXT_GATE = "train.text_gate", "hidden_gate:train"
     ADAPTER_SCORE = "evaluate.text", "text_scores:score"
     # published systems
-    BASELINE_TRUNK = "query.trunk", "baselines.client:keep_trunk"
-    BASELINE_INITIAL = "query.baseline", "baselines.client:tell_first_weights"
-    BASELINE = "train.baseline", "baselines.client:train"
-    BASELINE_TEST = "evaluate.baseline", "baselines.client:test"
+    BASELINE_TRUNK = "query.trunk", "baselines.actions:keep_trunk"
+    BASELINE_INITIAL = "query.baseline", "baselines.actions:tell_first_weights"
+    BASELINE = "train.baseline", "baselines.actions:train"
+    BASELINE_TEST = "evaluate.baseline", "baselines.actions:test"
 
     @property
     def category(self) -> str:

@@ -14,7 +14,9 @@ from typing import IO, Any, Protocol
 
 from nmoe_flower.errors import EngineError
 
-__all__ = ["ClusterHosts", "Host", "Hosts", "LocalHosts"]
+__all__ = ["INTERRUPTED", "ClusterHosts", "Host", "Hosts", "LocalHosts"]
+
+INTERRUPTED = 130  # what a process ends with that was asked to, by Ctrl-C or a signal
 
 Tell = Callable[["Host", str], None]
 """Takes a line that a host's process has written; an empty one: it has ended."""
@@ -144,6 +146,8 @@ class _Process:
                 ended = signal.Signals(-code).name
                 hint = ": the system may be out of memory" if ended == "SIGKILL" else ""
                 return code, f"its process was ended by {ended}{hint}"
+        if code == INTERRUPTED:
+            return code, "its process was interrupted, and saved its last finished round"
         last = []
         with suppress(ValueError):  # closed
             self._errors.seek(0)

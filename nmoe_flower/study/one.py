@@ -1,17 +1,7 @@
-"""One run of a study, or one shared stage 1, from what is there to its end.
-
-As a program (``python -m nmoe_flower.study.one``) it takes tasks as lines of JSON on standard
-input, one after the other, and tells their rounds as lines of JSON. When that input ends it stops,
-with the last finished round saved: it ends with whoever started it.
-"""
+"""One run of a study, or one shared stage 1, from what is there to its end."""
 
 import errno
 import json
-import os
-import queue
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +14,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import LockedError, NMoEError
 from nmoe_flower.files import write_json
 from nmoe_flower.lock import locked
-from nmoe_flower.progress import Progress, make_progress
+from nmoe_flower.progress import Progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.study.plan import FAILED
 from nmoe_flower.study.product import StudyRun
@@ -39,9 +29,8 @@ from nmoe_flower.study.share import (
 )
 from nmoe_flower.tracking import Track
 
-__all__ = ["StudyTask", "carry_out", "note_failure", "track_of"]
+__all__ = ["StudyTask", "carry_out", "is_hopeless", "note_failure", "told", "track_of"]
 
-INTERRUPTED = 130
 _ATTEMPTS, _BETWEEN = 16, 2.0  # seconds between two, while somebody else works in the folder
 # What no other run could do either: there is no room, or nothing may be written.
 _HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
@@ -208,52 +197,3 @@ def is_hopeless(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def main() -> int:
-    """Carry out the tasks on standard input until one fails; returns the exit code."""
-    tasks: queue.Queue[bytes | None] = queue.Queue()
-    busy = threading.Event()
-    threading.Thread(target=_read, args=(tasks, busy), daemon=True).start()
-    view = make_progress("json")
-    while (line := tasks.get()) is not None:
-        busy.set()
-        try:
-            carry_out(StudyTask(**json.loads(line)), view)
-        except (KeyboardInterrupt, SystemExit, BrokenPipeError):
-            sys.stdout = None  # perhaps nobody reads it any more
-            return INTERRUPTED
-        except Exception as error:
-            if not isinstance(error, NMoEError):
-                import traceback
-
-                traceback.print_exc()
-            _say({"failed": told(error), "hopeless": is_hopeless(error)})
-            return 1
-        busy.clear()
-        _say({"done": True})
-    return 0
-
-
-def _say(values: Mapping[str, Any]) -> None:
-    with suppress(OSError):
-        print(json.dumps(values), flush=True)
-
-
-def _read(tasks: "queue.Queue[bytes | None]", busy: threading.Event) -> None:
-    """Take in tasks, and at the end of the input stop the one that is being carried out.
-
-    Python's own buffer is left out, because a thread that waits there would hold it at exit.
-    """
-    kept = b""
-    while more := os.read(0, 65536):
-        *lines, kept = (kept + more).split(b"\n")
-        for line in lines:
-            tasks.put(line)
-    tasks.put(None)
-    if busy.is_set():
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

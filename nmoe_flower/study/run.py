@@ -21,7 +21,7 @@ from nmoe_flower.study.share import is_ready
 
 __all__ = ["StudyOutcome", "StudyView", "run_study", "seconds_left"]
 
-PROGRAM = [sys.executable, "-m", "nmoe_flower.study.one"]
+PROGRAM = [sys.executable, "-m", "nmoe_flower.study.program"]
 """What makes one run, in a process of its own."""
 
 _TICK = 0.5  # seconds between two looks at the clock

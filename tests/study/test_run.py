@@ -23,6 +23,7 @@ from nmoe_flower.running import run_in
 from nmoe_flower.study import Study, StudyTask, StudyView, carry_out, make_plan, run_study
 from nmoe_flower.study import one as one_module
 from nmoe_flower.study import run as run_module
+from nmoe_flower.study.hosts import INTERRUPTED
 from nmoe_flower.study.plan import FAILED
 from tests.forks import Nmoe
 from tests.study.test_share import TINY, assert_equal_runs
@@ -182,6 +183,7 @@ subprocess.Popen([sys.executable, "-c", outlived, str(path.parents[1] / "outlive
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL: the system may be out of mem"),
         ("sys.exit('something odd')", "ended with exit code 1: something odd"),
         ("os._exit(3)", "ended with exit code 3: without a word"),
+        ("os._exit(130)", "was interrupted, and saved its last finished round"),
     ],
 )
 def test_a_run_that_fails_is_named_and_the_others_go_on(
@@ -285,6 +287,14 @@ def process(task: StudyTask) -> "subprocess.Popen[str]":
     return child
 
 
+def test_the_program_says_nothing_where_there_is_nothing_to_do() -> None:
+    """Nor does Python of it: a warning would stand among the reasons of a run that failed."""
+    ended = subprocess.run(
+        run_module.PROGRAM, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize("gone", ["input", "output", "both"])
 def test_a_run_whose_study_is_killed_saves_its_last_round(gone: str, tmp_path: Path) -> None:
     """Its input ends then, and nobody reads what it tells: it is stopped, and has not failed.
@@ -318,7 +328,7 @@ def test_a_run_whose_study_is_killed_saves_its_last_round(gone: str, tmp_path: P
                 break
     child.stdout.close()
     # Of both it may be the signal that ends it, once it has saved its round.
-    ends = {one_module.INTERRUPTED, *([-signal.SIGTERM] if gone == "both" else [])}
+    ends = {INTERRUPTED, *([-signal.SIGTERM] if gone == "both" else [])}
     assert child.wait() in ends
     child.stdin.close()
     state = RunFolder(stage, Config()).checkpoints.newest_state()
