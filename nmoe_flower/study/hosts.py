@@ -14,8 +14,9 @@ from typing import IO, Any, Protocol
 
 from nmoe_flower.errors import EngineError
 
-__all__ = ["INTERRUPTED", "ClusterHosts", "Host", "Hosts", "LocalHosts"]
+__all__ = ["INTERRUPTED", "STOPPED", "ClusterHosts", "Host", "Hosts", "LocalHosts"]
 
+STOPPED = "its process was interrupted, and saved its last finished round"
 INTERRUPTED = 130  # what a process ends with that was asked to, by Ctrl-C or a signal
 
 Tell = Callable[["Host", str], None]
@@ -147,7 +148,7 @@ class _Process:
                 hint = ": the system may be out of memory" if ended == "SIGKILL" else ""
                 return code, f"its process was ended by {ended}{hint}"
         if code == INTERRUPTED:
-            return code, "its process was interrupted, and saved its last finished round"
+            return code, STOPPED
         last = []
         with suppress(ValueError):  # closed
             self._errors.seek(0)

@@ -14,7 +14,7 @@ from nmoe_flower.errors import LockedError
 from nmoe_flower.lock import locked
 from nmoe_flower.progress import duration
 from nmoe_flower.provenance import usable_cores
-from nmoe_flower.study.hosts import ClusterHosts, Host, Hosts, LocalHosts
+from nmoe_flower.study.hosts import STOPPED, ClusterHosts, Host, Hosts, LocalHosts
 from nmoe_flower.study.one import StudyTask, note_failure, track_of
 from nmoe_flower.study.plan import FAILED, OF_STAGE_1, PlannedRun, StudyPlan
 from nmoe_flower.study.share import is_ready
@@ -324,7 +324,7 @@ class _Shift:
     def _bury(self, child: _Child) -> None:
         reason = child.reason()
         self._hopeless = self._hopeless or child.hopeless
-        if not child.failed:  # else it has written it down itself
+        if not child.failed and reason != STOPPED:  # else it wrote it down itself, or goes on
             note_failure(child.planned.path, reason)
         self._failed(child.planned, reason)
         stage = self._stages.get(child.planned.stage_1)

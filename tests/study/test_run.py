@@ -23,7 +23,7 @@ from nmoe_flower.running import run_in
 from nmoe_flower.study import Study, StudyTask, StudyView, carry_out, make_plan, run_study
 from nmoe_flower.study import one as one_module
 from nmoe_flower.study import run as run_module
-from nmoe_flower.study.hosts import INTERRUPTED
+from nmoe_flower.study.hosts import INTERRUPTED, STOPPED
 from nmoe_flower.study.plan import FAILED
 from tests.forks import Nmoe
 from tests.study.test_share import TINY, assert_equal_runs
@@ -183,7 +183,6 @@ subprocess.Popen([sys.executable, "-c", outlived, str(path.parents[1] / "outlive
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL: the system may be out of mem"),
         ("sys.exit('something odd')", "ended with exit code 1: something odd"),
         ("os._exit(3)", "ended with exit code 3: without a word"),
-        ("os._exit(130)", "was interrupted, and saved its last finished round"),
     ],
 )
 def test_a_run_that_fails_is_named_and_the_others_go_on(
@@ -201,6 +200,17 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
         (planned, *_) = make_plan(study, tmp_path / "runs").runs
         assert (planned.state, planned.runs) == ("failed", True)
         assert reason in planned.reason
+
+
+def test_a_run_that_was_interrupted_has_not_failed(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    """It is named now, and goes on the next time."""
+    fake(monkeypatch, "if path.parent.name == 'top-k-1' and path.name == 'seed-0': os._exit(130)")
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    assert done.failed == {"top-k-1/seed-0": STOPPED}
+    assert not (tmp_path / "runs/small/top-k-1/seed-0" / FAILED).exists()
+    assert make_plan(study, tmp_path / "runs").runs[0].state != "failed"
 
 
 def test_a_stage_that_fails_fails_all_that_need_it(
