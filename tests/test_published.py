@@ -119,6 +119,22 @@ def test_a_figure_keeps_its_size_and_looks(tmp_path: Path) -> None:
         assert np.abs(far).max() <= 8  # of 255
 
 
+def test_a_narrow_colour_bar_keeps_its_hues(tmp_path: Path) -> None:
+    """The scale of a heat map covers two per cent of it, beside many pale cells."""
+
+    def ramp(last: tuple[int, int, int], width: int) -> Image.Image:
+        colours = np.linspace((247, 251, 255), last, 400)[:, None].repeat(width, axis=1)
+        return Image.fromarray(colours.astype(np.uint8))
+
+    drawn = Image.new("RGB", (500, 400), "white")
+    drawn.paste(ramp((200, 220, 240), 400), (0, 0))
+    drawn.paste(ramp((8, 48, 107), 10), (450, 0))
+    drawn.save(tmp_path / "drawn.png")
+    with Image.open(io.BytesIO(small_picture(tmp_path / "drawn.png"))) as kept:
+        far = np.asarray(kept.convert("RGB"), int) - np.asarray(drawn, int)
+    assert np.abs(far).max() <= 16  # of 255; a median cut is off by 101
+
+
 def test_blank_paper_stays_white(tmp_path: Path) -> None:
     drawn = Image.new("RGB", (64, 64), "white")
     drawn.paste(Image.linear_gradient("L").resize((32, 64)), (0, 0))

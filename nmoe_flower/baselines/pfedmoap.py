@@ -86,6 +86,8 @@ class PooledHeads(PartialExperts):
         heads = rows[:, :-1]
         for head, client in zip(heads, ids, strict=True):
             head[:] = _flat(self.pool[client])
+        # A power of two is exact, and keeps the squares of huge weights finite.
+        np.ldexp(heads, -np.frexp(np.abs(heads).max())[1], out=heads)
         heads -= heads.mean(axis=0)  # or what all have in common would round off what they differ
         rows[:, -1] = -np.einsum("ij,ij->i", heads, heads) / 2
         # h' h - |h|^2 / 2 is the larger the nearer h is to h', and largest for h' itself.

@@ -51,12 +51,10 @@ class Exchange:
         clients: dict[str, list[int]] = {}
         for one in self.failures[-last:]:
             clients.setdefault(one["reason"], []).append(one["partition"])
-        first, others = (
-            list(clients.items())[:_MOST_REASONS],
-            list(clients.values())[_MOST_REASONS:],
-        )
-        told = [f"{listed(failed)}: {reason}" for reason, failed in first]
-        return told + ([f"{sum(map(len, others))} more"] if others else [])
+        found = list(clients.items())
+        told = [f"{listed(failed)}: {reason}" for reason, failed in found[:_MOST_REASONS]]
+        others = sum(len(failed) for _, failed in found[_MOST_REASONS:])
+        return [*told, f"{others} more"] if others else told
 
     def absorb(self, other: "Exchange") -> None:
         """Add another round trip of the same round: its failures and its bytes."""

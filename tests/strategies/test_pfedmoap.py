@@ -63,6 +63,18 @@ def test_one_product_finds_the_neighbours_that_each_distance_finds(
         )
 
 
+@pytest.mark.parametrize("factor", [1e37, 1e25, 1e-25])
+def test_the_size_of_weights_changes_no_neighbours(factor: float) -> None:
+    """Finite weights end no run, however large their squares are."""
+    strategy = pooled()
+    wanted = strategy.nearest(range(4))
+    strategy.pool = {
+        client: {name: (value * factor).astype(np.float32) for name, value in own.items()}
+        for client, own in strategy.pool.items()
+    }
+    assert strategy.nearest(range(4)) == wanted
+
+
 def test_of_heads_that_are_equal_the_lower_numbers_are_nearest() -> None:
     strategy = PooledHeads(2)
     strategy.pool = {client: head(1.5) for client in (5, 3, 9, 4)}
