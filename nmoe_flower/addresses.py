@@ -1,15 +1,21 @@
 """Where a program listens or is found: a host and a port, read in one way everywhere."""
 
+import contextlib
 import ipaddress
+import random
 import re
+import socket
 from dataclasses import dataclass
 from typing import Self
 
 from nmoe_flower.errors import ConfigError
 
-__all__ = ["MAX_PORT", "Address"]
+__all__ = ["MAX_PORT", "Address", "free_ports"]
 
 MAX_PORT = (1 << 16) - 1
+
+# Below those that a system gives to whoever asks for any: from 32768 on Linux, 49152 elsewhere.
+_OURS = range(20_000, 32_768)
 
 _SPLIT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([^:]*))?")
 _LABEL = re.compile(r"[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?")
@@ -88,6 +94,34 @@ class Address:
         except ValueError:
             return True
         return not (address.is_unspecified or address.is_multicast or address == _BROADCAST)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on at this moment.
+
+    For programs that are started with their port. They lie below those that a system gives to
+    outgoing connections and to listeners without a port of their own, so that none of these takes
+    one before the program has started.
+
+    Args:
+        count: How many, at least 1.
+
+    Returns:
+        ``count`` different ports, in no order.
+
+    Raises:
+        OSError: Fewer are free.
+    """
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for port in random.SystemRandom().sample(_OURS, len(_OURS)):
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise OSError(f"{count} ports are wanted; {len(found)} of {len(_OURS)} are free")
 
 
 def _is_port(text: str, least: int) -> bool:

@@ -1,12 +1,14 @@
 """Hosts and ports, read in one place."""
 
 import re
+import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe_flower.addresses import Address
+from nmoe_flower import addresses
+from nmoe_flower.addresses import Address, free_ports
 from nmoe_flower.errors import ConfigError
 
 
@@ -79,3 +81,20 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
         return
     assert Address.parse(str(found)) == found
     assert 1 <= found.port <= 65535
+
+
+def test_free_ports_are_different_and_the_system_gives_them_to_nobody() -> None:
+    """Else one could be taken before the program that it is meant for has started."""
+    found = free_ports(20)
+    assert len(set(found)) == 20
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert max(found) < other.getsockname()[1]
+
+
+def test_a_port_on_which_somebody_listens_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sorted(free_ports(2))
+    monkeypatch.setattr(addresses, "_OURS", range(first, second + 1, second - first))
+    with socket.create_server(("127.0.0.1", first)):
+        assert free_ports(1) == [second]
+        with pytest.raises(OSError, match="2 ports are wanted; 1 of 2 are free"):
+            free_ports(2)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.cli import doctor, main
 from nmoe_flower.engine import flower, processes
-from nmoe_flower.engine.superlink import free_port
 from nmoe_flower.errors import EngineError
 
 pytestmark = pytest.mark.flower
@@ -30,7 +30,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NMOE_CACHE", str(home / "cache"))
     monkeypatch.setenv("HF_HOME", str(home / "hub"))
     monkeypatch.setenv(flower.HOME, str(home / "flwr"))
-    monkeypatch.setenv(flower.LOCAL_PORT, str(free_port()))
+    monkeypatch.setenv(flower.LOCAL_PORT, str(free_ports(1)[0]))
     monkeypatch.chdir(tmp_path)
     return home
 
@@ -171,13 +171,15 @@ def test_a_running_superlink_is_told_with_its_environment(tmp_path: Path) -> Non
     environment = os.environ | flower.ENVIRONMENT | {flower.HOME: str(home)}
     environment["PATH"] = os.pathsep.join([str(programs), os.environ["PATH"]])
     del environment[flower.NO_INSTALLATION]
-    child = subprocess.Popen(
-        [programs / command[0], *command[1:]], env=environment, cwd=home,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    log = tmp_path / "superlink.txt"
+    with log.open("w") as out:
+        child = subprocess.Popen(
+            [programs / command[0], *command[1:]], env=environment, cwd=home,
+            stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     try:
         while flower.health(port) != "superlink":
-            assert child.poll() is None
+            assert child.poll() is None, log.read_text()
         found = look("local superlink")
         assert found.state == "note"
         assert found.text.startswith(f"pid {child.pid} on 127.0.0.1:{port}, of {programs}")

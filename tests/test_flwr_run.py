@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.config import Config
 from nmoe_flower.engine import export_app, flower, processes
-from nmoe_flower.engine.superlink import free_port
 
 sys.path.insert(0, str(Path(__file__).parent))
 from flower_app import clean_copy
@@ -65,7 +65,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     home = root / "flwr"
     home.mkdir()
     environment = os.environ | flower.ENVIRONMENT
-    environment |= {flower.HOME: str(home), flower.LOCAL_PORT: str(free_port())}
+    environment |= {flower.HOME: str(home), flower.LOCAL_PORT: str(free_ports(1)[0])}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     try:
         yield Machine(home, clean_copy(root / "nmoe-flower"), environment)

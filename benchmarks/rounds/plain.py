@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 from benchmarks.rounds.kinds import kind_of
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.arguments import SEED, Whole
 
 __all__ = ["answer", "main", "runner_parser"]
@@ -47,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _met(workers: int, argv: Sequence[str]) -> Iterator[None]:
     """Start the other processes of pfl as ``torchrun`` would, without a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     size = str(workers)
     meeting = {
         "TORCHELASTIC_RUN_ID": "benchmark",

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nmoe_flower.addresses import Address
+from nmoe_flower.addresses import Address, free_ports
 from nmoe_flower.deploy.folder import FederationPlan, write_federation
 from nmoe_flower.deploy.probes import ask_superlink
-from nmoe_flower.deploy.sandbox import Sandbox, free_ports
+from nmoe_flower.deploy.sandbox import Sandbox
 from nmoe_flower.pipeline import exchanges
 
 __all__ = ["LocalFederation", "local_plan"]
@@ -20,7 +20,7 @@ _EXPIRY = 90.0  # a killed node is let in again when its heartbeats have expired
 
 
 def local_plan(plan: FederationPlan) -> FederationPlan:
-    """The same plan with every place on the loopback, at ports the system has free."""
+    """The same plan with every place on the loopback, at ports that are free."""
     count = len(plan.peers)
     ports = free_ports(2 * count + 1)
     return replace(

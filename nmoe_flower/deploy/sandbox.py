@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import IO, Self
 from nmoe_flower.engine import excerpt, processes, uninterrupted
 from nmoe_flower.errors import EngineError
 
-__all__ = ["Sandbox", "free_ports", "tail"]
+__all__ = ["Sandbox", "tail"]
 
 _TICK = 0.1
 _VARIABLE = "NMOE_STAGE"
@@ -140,12 +139,3 @@ def tail(log: Path) -> str:
     with contextlib.suppress(OSError):
         return excerpt(log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:])
     return ""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that are free now, all different."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -19,13 +18,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.engine import flower, processes
 from nmoe_flower.engine.cluster import ADDRESS
 from nmoe_flower.engine.programs import excerpt, parse_output, require_ray, start_program
 from nmoe_flower.engine.signals import StopSignal, interruptible, uninterrupted
 from nmoe_flower.errors import EngineError
 
-__all__ = ["free_port", "run_simulation"]
+__all__ = ["run_simulation"]
 
 _NAME = "nmoe"
 _TICK = 0.1
@@ -129,7 +129,7 @@ class _SuperLink:
         return flower.mark(self.home)
 
     def _start(self) -> None:
-        port = free_port()
+        (port,) = free_ports(1)
         config = flower.connection(_NAME, f"127.0.0.1:{port}")
         (self.home / "config.toml").write_text(config, encoding="utf-8")
         self._output = self.home / "superlink.txt"
@@ -250,10 +250,3 @@ class _SuperLink:
 
     def _tail(self) -> str:
         return "\n".join(self._output.read_text(errors="replace").splitlines()[-20:])
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nmoe_flower.deploy.sandbox import Sandbox, free_ports, tail
+from nmoe_flower.deploy.sandbox import Sandbox, tail
 from nmoe_flower.errors import EngineError
 
 FAMILY = "sleep 600 & echo $!; (setsid sleep 600 & echo $!); exec sleep 600"
@@ -62,12 +62,6 @@ def test_what_fails_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
 def test_every_wait_has_an_end(tmp_path: Path) -> None:
     with Sandbox() as sandbox, pytest.raises(EngineError, match=r"not within 0\.2 s"):
         sandbox.run(["sleep", "600"], folder=tmp_path, log=tmp_path / "log", seconds=0.2)
-
-
-def test_ports_are_free_and_different() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    assert all(0 < port < 1 << 16 for port in ports)
 
 
 def test_a_log_that_is_not_there_has_no_end(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.engine import cluster, flower
 from nmoe_flower.engine.actors import Actors
 from nmoe_flower.engine.cluster import Cluster, Node, cluster_at, join_cluster, named_address
-from nmoe_flower.engine.superlink import free_port
 from nmoe_flower.errors import DataError, EngineError
 
 ray = pytest.importorskip("ray")
@@ -41,7 +41,7 @@ def test_the_argument_goes_before_the_variable() -> None:
 
 @pytest.mark.parametrize("ask", [cluster_at, join_cluster])
 def test_a_cluster_that_is_not_there_is_one_sentence_at_once(ask: Any) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(EngineError, match=f"no Ray cluster at {address}.*ray start --head"):
         ask(address)
 

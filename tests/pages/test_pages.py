@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -115,8 +116,7 @@ def test_blocks_share_a_folder_and_python_blocks_a_session(programs: Path, tmp_p
 
 def test_what_serves_goes_on_until_the_page_ends(programs: Path, tmp_path: Path) -> None:
     serving = "python -m http.server --bind 127.0.0.1 {port}"
-    with tool.socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     text = f"<!-- serves: {port} -->\n```bash\n{serving.format(port=port)}\n```\n"
     (block,) = page(tmp_path, text)
     with tool.Reader(tmp_path, programs) as reader:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.cli import main
-from nmoe_flower.engine.superlink import free_port
 from nmoe_flower.errors import EngineError
 from nmoe_flower.study import Study, StudyView, make_plan, run_study
 from nmoe_flower.study import run as run_module
@@ -134,7 +134,7 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_begun(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     plan = make_plan(study, tmp_path / "runs")
     with pytest.raises(EngineError, match=f"no Ray cluster at {address}"):
         run_study(plan, ray_address=address)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from nmoe_flower import cli
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.certificates import Authority, Identity
 from nmoe_flower.inference import Bundle, encode_tensor
 from nmoe_flower.inference.protocol.peer_pb2 import DescribeRequest, PredictRequest
@@ -48,11 +49,6 @@ def start() -> Iterator[Callable[..., Any]]:
         process.communicate()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def test_a_peer_from_start_to_end(
     start: Callable[..., Any],
     make_bundle: MakeBundle,
@@ -64,7 +60,7 @@ def test_a_peer_from_start_to_end(
     bundle = make_bundle()
     authority.issue(tmp_path, "server")
     (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
-    metrics = free_port()
+    (metrics,) = free_ports(1)
     process = start(
         bundle.folder, "--listen", "127.0.0.1:0", "--metrics-port", metrics,
         "--certificate", tmp_path / "server.pem", "--key", tmp_path / "server.key",
