@@ -120,7 +120,7 @@ class SortableTable:
     @property
     def wide(self) -> bool:
         """Whether it has so many columns that it is printed across."""
-        return len(self.columns) > _WIDE
+        return len(self.columns) >= _WIDE
 
     @property
     def groups(self) -> list[tuple[str, int]]:
