@@ -15,8 +15,8 @@ from pathlib import Path
 from experiments.publish import worth
 from experiments.publish.published import RESULTS
 from nmoe_flower.files import write_bytes
-from nmoe_flower.report import draw_alignment, draw_figures, load_runs
-from nmoe_flower.study import Study, read_findings, small_picture, write_findings
+from nmoe_flower.report import canvas, draw_alignment, draw_figures, load_runs
+from nmoe_flower.study import PUBLISHED_DOTS, Study, read_findings, small_picture, write_findings
 
 
 def again() -> Iterator[tuple[Path, bytes]]:
@@ -50,10 +50,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="only compare")
     args = parser.parse_args(argv)
     differ = 0
-    for path, found in again():
-        if not path.exists() or path.read_bytes() != found:
-            differ = int(args.check)
-            print(path.relative_to(RESULTS), "differs" if args.check else "written")
-            if not args.check:
-                write_bytes(path, found)
+    with canvas.resolution(PUBLISHED_DOTS):
+        for path, found in again():
+            if not path.exists() or path.read_bytes() != found:
+                differ = int(args.check)
+                print(path.relative_to(RESULTS), "differs" if args.check else "written")
+                if not args.check:
+                    write_bytes(path, found)
     return differ

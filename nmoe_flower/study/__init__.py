@@ -16,7 +16,13 @@ from nmoe_flower.study.run import StudyOutcome, StudyView, run_study
 if TYPE_CHECKING:
     from nmoe_flower.study.findings import Findings, findings_of, findings_to_json, read_findings
     from nmoe_flower.study.markup import FORMATS, Tabular, table_to_markdown
-    from nmoe_flower.study.publish import kept_rounds, publish_run, publish_study, small_picture
+    from nmoe_flower.study.publish import (
+        PUBLISHED_DOTS,
+        kept_rounds,
+        publish_run,
+        publish_study,
+        small_picture,
+    )
     from nmoe_flower.study.rows import Quantity
     from nmoe_flower.study.webpage import write_webpage
     from nmoe_flower.study.writing import (
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "PICTURES",
+    "PUBLISHED_DOTS",
     "ROW_METRICS",
     "Axis",
     "Findings",
@@ -73,6 +80,7 @@ _HOMES = {
         "table_to_markdown",
     ),
     "nmoe_flower.study.publish": (
+        "PUBLISHED_DOTS",
         "kept_rounds",
         "publish_run",
         "publish_study",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from nmoe_flower.begun import RUNS, keep_begun, read_origin
@@ -29,7 +30,14 @@ from nmoe_flower.files import (
     write_bytes,
     write_text,
 )
-from nmoe_flower.report import BY_SETTINGS, read_results, read_rounds, rounds_by_stage, said_once
+from nmoe_flower.report import (
+    BY_SETTINGS,
+    canvas,
+    read_results,
+    read_rounds,
+    rounds_by_stage,
+    said_once,
+)
 from nmoe_flower.results import worst_client
 from nmoe_flower.study.findings import Findings, findings_to_json
 from nmoe_flower.study.measured import ROW_METRICS
@@ -38,10 +46,18 @@ from nmoe_flower.study.rows import KEPT_DIGITS
 from nmoe_flower.study.share import HEAD_STAGE
 from nmoe_flower.study.untold import rounds_without_tests, without_tests
 
-__all__ = ["kept_rounds", "portable", "publish_run", "publish_study", "small_picture"]
+__all__ = [
+    "PUBLISHED_DOTS",
+    "kept_rounds",
+    "portable",
+    "publish_run",
+    "publish_study",
+    "small_picture",
+]
 
-_COLOURS = 128
-_WHITE = 253  # or more: blank paper
+PUBLISHED_DOTS = 140  # an inch of a figure that is drawn from what is published: for pages
+
+_COLOURS = 127  # and white
 _OF_ROUNDS = 5  # significant digits
 _KEPT = 50  # rounds of a stage
 _DRAWN = 200  # of one that a figure is drawn over
@@ -105,8 +121,9 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
                             validation={row.gate for row in judged},
                             metrics={row.metric for row in judged})  # fmt: skip
                 first = False
-        for path in draw_policies(_finished_in(place, new), new) if findings.policies else ():
-            write_bytes(path, small_picture(path))  # of what is kept: it can be drawn again
+        with canvas.resolution(PUBLISHED_DOTS):
+            for path in draw_policies(_finished_in(place, new), new) if findings.policies else ():
+                write_bytes(path, small_picture(path))  # of what is kept: it can be drawn again
         write_text(new / "table.json", findings_to_json(findings))
     return place
 
@@ -310,12 +327,12 @@ def small_picture(figure: Path) -> bytes:
     """
     try:
         with Image.open(figure) as image:
-            drawn = image.convert("RGB").quantize(
-                _COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
-            )
+            drawn = image.convert("RGB")
     except OSError as error:
         raise NMoEError(f"cannot read the figure {figure}: {error}") from None
-    drawn.putpalette([255 if value >= _WHITE else value for value in drawn.getpalette() or ()])
+    few = drawn.quantize(_COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    paper = (np.asarray(drawn) == 255).all(axis=-1)  # else it may become nearly white
+    looks = np.where(paper[..., None], np.uint8(255), np.asarray(few.convert("RGB")))
     data = io.BytesIO()
-    drawn.save(data, "WEBP", lossless=True, quality=100, method=6)
+    Image.fromarray(looks).save(data, "WEBP", lossless=True, quality=100, method=6)
     return data.getvalue()

@@ -1,6 +1,7 @@
 import math
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -449,3 +450,16 @@ def test_spectra_are_named_all_or_first_middle_and_last(drawn, tmp_path, tests, 
         records("extractor", tests, spectrum=lambda n: [n, 0.1]), tmp_path / "a.png"
     )
     assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == named
+
+
+def test_a_figure_has_as_many_dots_as_are_asked_for_in_this_thread(tmp_path):
+    def drawn(path):
+        canvas.save(canvas.new(2, 1), path)
+        return size_of(path)
+
+    sizes = {}
+    with canvas.resolution(50), ThreadPoolExecutor(1) as other:
+        sizes["asked"] = drawn(tmp_path / "asked.png")
+        sizes["other thread"] = other.submit(drawn, tmp_path / "other.png").result()
+    sizes["afterwards"] = drawn(tmp_path / "afterwards.png")
+    assert sizes == {"asked": (100, 50), "other thread": (400, 200), "afterwards": (400, 200)}
