@@ -551,6 +551,7 @@ BASELINES = {
         assumes="a client holds some of the experts; the server knows how each client uses them",
         several=True,
         partial=True,
+        answers=("fedmoe", "uniform", "random", "oracle"),
     ),
     "flex-moe": BaselineEntry(
         "FLEX-MoE",
@@ -562,6 +563,7 @@ BASELINES = {
         several=True,
         partial=True,
         bounded=True,
+        answers=("flex-moe", "uniform", "random", "oracle"),
     ),
     "fedjets": BaselineEntry(
         "FedJETs",
@@ -584,6 +586,7 @@ BASELINES = {
         assumes="a client has experts of its own, which others' are mixed with; the server relays "
         "them",
         several=True,
+        answers=("fedmoe-da", "uniform", "random", "oracle"),
         options=("neighbours",),
     ),
     "pfedmoe": BaselineEntry(

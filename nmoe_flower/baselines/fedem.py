@@ -12,15 +12,12 @@ client must send ``trunk.*``, ``expert.<k>.*`` of all K, and ``num-examples``.
 Simplified here: q is of the training images, which flatters the experts that learn them; experts
 are heads on one trunk unless ``baseline.size = net``, as in the paper; a round is some steps, not
 an epoch.
-
-Beside it, after training: ``uniform``, all experts alike; ``random``, for each image one that is
-drawn, which a gate must beat; ``oracle``, for each the one that is rightest, which nobody knows.
 """
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.baselines.ungated import ungated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
     from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
-__all__ = ["FEDEM", "mixture", "responsibilities", "ungated"]
+__all__ = ["FEDEM", "mixture", "responsibilities"]
 
 
 class _FedEM(Baseline):
@@ -93,33 +90,6 @@ def _weights(member: "Member") -> "Tensor":
     if "weights" in kept:
         return torch.from_numpy(kept["weights"].copy())
     return torch.full((experts,), 1 / experts)
-
-
-def ungated(member: "Member") -> Answers:
-    """All experts alike, one that is drawn for each image, and the rightest one for each."""
-    import torch
-
-    from nmoe_flower.training import generator
-
-    @lru_cache(maxsize=1)  # all three are asked of one portion before the next
-    def probabilities(portion: "Portion") -> "Tensor":
-        return member.predict(member.network, portion).softmax(dim=2)
-
-    def uniform(portion: "Portion") -> "Tensor":
-        return probabilities(portion).mean(dim=1)
-
-    def random(portion: "Portion") -> "Tensor":
-        probs = probabilities(portion)
-        draw = generator(member.device.seed("baseline-random"))
-        drawn = torch.randint(probs.shape[1], (len(probs),), generator=draw)
-        return probs[torch.arange(len(probs)), drawn]
-
-    def oracle(portion: "Portion") -> "Tensor":
-        probs, labels = probabilities(portion), torch.from_numpy(portion.labels)
-        best = probs[torch.arange(len(labels)), :, labels].argmax(dim=1)
-        return probs[torch.arange(len(labels)), best]
-
-    return {"uniform": uniform, "random": random, "oracle": oracle}
 
 
 FEDEM = _FedEM()

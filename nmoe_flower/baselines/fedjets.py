@@ -34,10 +34,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from flwr.app import RecordDict
 
-from nmoe_flower.baselines.fedem import ungated
 from nmoe_flower.baselines.partial import PartialExperts, expert_of, kept_scores, scores_in
 from nmoe_flower.baselines.submixture import mixed_logits
 from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.baselines.ungated import ungated
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.records import BaselineKey, FeedbackKey

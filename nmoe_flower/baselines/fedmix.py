@@ -19,9 +19,10 @@ has vanished, so its bytes are an upper bound.
 from typing import TYPE_CHECKING, Unpack
 
 from nmoe_flower import records
-from nmoe_flower.baselines.fedem import mixture, responsibilities, ungated
+from nmoe_flower.baselines.fedem import mixture, responsibilities
 from nmoe_flower.baselines.partial import PartialExperts
 from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.baselines.ungated import ungated
 from nmoe_flower.config import Config
 from nmoe_flower.records import BaselineKey
 from nmoe_flower.strategies import StreamingOptions

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nmoe_flower.baselines.system import Answers, Baseline
+from nmoe_flower.baselines.ungated import ungated
 from nmoe_flower.records import FeedbackKey
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class SubMixture(Baseline):
             latents, logits = member.outputs(portion)
             return mixed_logits(member.scores(latents), logits).softmax(dim=1)
 
-        return {self.name: mixture}
+        found: Answers = {self.name: mixture}
+        return {**found, **ungated(member)} if final else found
 
     def _private(self, member: "Member") -> "list[tuple[str, Tensor]]":
         state = member.network.state_dict()

@@ -4,7 +4,7 @@ Weights, gates and what clients keep at home are drawn, so that no two parts are
 receives the one and finds the other at home, as it does in a run.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -250,17 +250,17 @@ def pfl_moe(one: Case) -> dict[str, Tensor]:
     }
 
 
-def probabilities(one: Case) -> Tensor:
-    """Of every expert, [N, K, C]."""
-    said = [expert(one.arrays, k, one.images).softmax(dim=1) for k in range(3)]
+def probabilities(one: Case, experts: Iterable[int] = range(3)) -> Tensor:
+    """Of each of these experts, [N, K, C]."""
+    said = [expert(one.arrays, k, one.images).softmax(dim=1) for k in experts]
     return torch.stack(said, dim=1)
 
 
-def beside(one: Case) -> dict[str, Tensor]:
+def beside(one: Case, experts: Sequence[int] = range(3)) -> dict[str, Tensor]:
     """All alike, a drawn one, and the one that is rightest."""
-    every, labels = probabilities(one), one.portion.labels
+    every, labels = probabilities(one, experts), one.portion.labels
     draw = generator(one.client.device.seed("baseline-random"))
-    which = torch.randint(3, (4,), generator=draw).tolist()
+    which = torch.randint(len(experts), (4,), generator=draw).tolist()
     best = [int(every[at, :, label].argmax()) for at, label in enumerate(labels)]
     return {
         "uniform": every.mean(dim=1),
@@ -295,7 +295,7 @@ def submixture(one: Case) -> dict[str, Tensor]:
     parts = rows_of_gate(one.arrays, one.images, held).softmax(dim=1)
     logits = torch.stack([expert(one.arrays, k, one.images) for k in held], dim=1)
     mixed = torch.einsum("nk,nkc->nc", parts, logits).softmax(dim=1)
-    return {one.client.system.name: mixed}
+    return {one.client.system.name: mixed, **beside(one, held)}
 
 
 def pfedmoe(one: Case) -> dict[str, Tensor]:
