@@ -6,6 +6,7 @@ from flwr.app import ArrayRecord, Context, Message
 
 from nmoe_flower import records
 from nmoe_flower.clients.device import Device, device_of, latents_of, received_classifier
+from nmoe_flower.errors import ReplyError
 from nmoe_flower.losses import labelled_loss
 from nmoe_flower.models import Classifier, Expert, normal_mean
 from nmoe_flower.records import (
@@ -178,7 +179,12 @@ def _out_of_fold(device: Device, network: Classifier, latents: dict[str, np.ndar
 def _train_expert(
     device: Device, network: Classifier, latents: dict[str, np.ndarray], chosen: np.ndarray
 ) -> tuple[Expert, float]:
-    """Eq. 5 of the NMoE paper on the chosen cached latents."""
+    """Eq. 5 of the NMoE paper on the chosen cached latents.
+
+    Raises:
+        ReplyError: The expert's answers to these latents are not finite, as those of one whose
+            weights are, but too large.
+    """
     settings = device.config.expert
     expert = device.expert(latents["train"].shape[1])
     if settings.init != "scratch":
@@ -205,4 +211,6 @@ def _train_expert(
         weight_decay=settings.weight_decay,
         steps=steps,
     )
+    if not records.is_finite(_run(device, expert, latents["train"][chosen])):
+        raise ReplyError("the expert answers its own training data with NaN or infinite entries")
     return expert, result.loss

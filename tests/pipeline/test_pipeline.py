@@ -188,6 +188,16 @@ def test_training_that_diverged_says_which_rate_to_lower(
         new_pipeline("diverged", LEAN | {"expert.epochs": 3, key: 1e30} | stage)()
 
 
+def test_an_expert_of_huge_weights_says_so_before_a_gate_learns_from_it(new_pipeline: New) -> None:
+    """After one such step the weights are finite, and the answers of two layers are not."""
+    changes = {"expert.epochs": 1, "expert.batch-size": 1000, "expert.learning-rate": 1e30}
+    told = (
+        r"^experts: .*own training data with NaN or infinite.* lower expert.learning-rate = 1e\+30$"
+    )
+    with pytest.raises(RoundError, match=told):
+        new_pipeline("diverged", changes)()
+
+
 def test_a_client_that_fails_in_stage_one_is_left_out_of_that_round(
     new_pipeline: New, failing_app: Any
 ) -> None:
