@@ -47,10 +47,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nmoe_flower.addresses import free_ports
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.config import Config
 from nmoe_flower.engine import flower, processes
-from nmoe_flower.engine.superlink import free_port
 from nmoe_flower.errors import NMoEError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -264,7 +264,7 @@ class Reader:
             "PYTHON": sys.executable,
             "PATH": os.pathsep.join([str(programs), *path] if programs else path),
             flower.HOME: str(folder / ".flwr"),
-            flower.LOCAL_PORT: str(free_port()),
+            flower.LOCAL_PORT: str(free_ports(1)[0]),
             "COLUMNS": "100",
             **({"PAGE_WORKERS": "0"} if short else {}),
         }

@@ -28,6 +28,8 @@ from nmoe_flower.study.labels import METRIC_NAMES
 from nmoe_flower.study.measured import ROW_METRICS
 from nmoe_flower.study.rows import records_of
 
+pytestmark = pytest.mark.published
+
 ROOT = Path(__file__).parents[1]
 FROZEN_A = "control:fedavg-frozen-a"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -21,6 +21,8 @@ from nmoe_flower.study import (
     small_picture,
 )
 
+pytestmark = pytest.mark.published
+
 PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/table.json"))
 
 

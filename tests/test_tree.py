@@ -1,9 +1,12 @@
 """The repository stays small: whoever clones it gets code and numbers, not logs."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.published
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 9_990_000
@@ -41,3 +44,13 @@ def test_every_published_figure_is_on_a_page() -> None:
     ]
     assert [name for name in figures if f"{name})" not in text] == []
     assert figures
+
+
+def test_who_reads_what_is_published_is_run_after_publishing() -> None:
+    """By ``scripts/test -m published``: such tests fail where a study gains a run."""
+    reads = re.compile(r'(parents\[\d\]|ROOT) / "results[/"]|ROOT\.glob\("results/|import RESULTS')
+    tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    found = {path for path, text in tests.items() if reads.search(text)}
+    assert Path(__file__) in found
+    marked = {path for path in found if "\npytestmark = pytest.mark.published" in tests[path]}
+    assert found - marked == set()

@@ -9,6 +9,8 @@ import pytest
 from nmoe_flower import cli
 from nmoe_flower.study.rows import records_of
 
+pytestmark = pytest.mark.published
+
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "privacy-budget.md"
 MARKS = {"": "clear", "*": "tight", "**": "hidden"}
 

@@ -6,6 +6,8 @@ import pytest
 
 from experiments.publish import synthetic
 
+pytestmark = pytest.mark.published
+
 ROOT = Path(__file__).parents[2]
 
 

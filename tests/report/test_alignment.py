@@ -18,6 +18,8 @@ from nmoe_flower.report.document import draw_figures, write_report
 from nmoe_flower.report.runs import FinishedRun, load_runs
 from nmoe_flower.report.shape import read_rounds
 
+pytestmark = pytest.mark.published
+
 PUBLISHED = Path(__file__).parents[2] / "results"
 
 

@@ -11,6 +11,8 @@ from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
 from tests.study.conftest import row
 
+pytestmark = pytest.mark.published
+
 LABELS = Labels(variants={"a": "FedCE"}, own={"random": "RanGate"})
 NOISE = {0: 0.5, 1: 0.6, 2: 0.55}
 PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/table.json"))

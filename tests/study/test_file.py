@@ -16,6 +16,8 @@ from nmoe_flower.report import read_results
 from nmoe_flower.study import ROW_METRICS, Study, gates_of, numbers_of
 from nmoe_flower.study import tests_of as asked_tests
 
+pytestmark = pytest.mark.published
+
 WHOLE = """
 title = "Two methods on skewed data"
 about = "Of the digits."

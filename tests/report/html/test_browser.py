@@ -33,6 +33,8 @@ from nmoe_flower.report.html.parts import (
 from nmoe_flower.results import FORMAT_VERSION
 from nmoe_flower.study import Study, findings_of, write_webpage
 
+pytestmark = pytest.mark.published
+
 ATTACK = "</script><img src=x onerror=alert(1)>"
 PUBLISHED = Path(__file__).parents[3] / "results"
 ARGUMENTS = [

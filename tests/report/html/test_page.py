@@ -21,6 +21,8 @@ from nmoe_flower.report.html.of_runs import page_of_runs
 from nmoe_flower.report.html.page import to_html
 from nmoe_flower.report.html.parts import number_cell
 
+pytestmark = pytest.mark.published
+
 ROOT = Path(__file__).parents[3]
 ATTACK = "</script><img src=x onerror=alert(1)>"
 CIFAR = {"data.dataset": "uoft-cs/cifar10", "data.tau": 0.2}
