@@ -1,5 +1,6 @@
 """What tables and figures call the things of a study, and in which order they stand."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from nmoe_flower.report import GATE_NAMES, gate_order, place_of_test, test_label
 from nmoe_flower.study.product import BASE, own_label, same
 
-__all__ = ["METRIC_NAMES", "Labels"]
+__all__ = ["METRIC_NAMES", "Labels", "is_number"]
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -89,6 +90,15 @@ class Labels:
         names = dimension == "seed" or "." in dimension
         return f"{self.of_dimension(dimension)} = {text}" if alone and names else text
 
+    def of_setting(self, axis: str, value: Any) -> str:
+        """A value of an axis, with the axis where the value alone says nothing.
+
+        >>> Labels().of_setting("clients", "20"), Labels().of_setting("setting", "iid")
+        ('20 clients', 'iid')
+        """
+        text = self.of_value(axis, value, alone=True)
+        return f"{text} {self.of_dimension(axis)}" if is_number(text) else text
+
     def order(self, dimension: str, value: Any, listed: Sequence[Any] = ()) -> tuple[int, Any]:
         """Sort key: as the table lists them, else as the file does."""
         known = list(listed)
@@ -106,3 +116,15 @@ class Labels:
         if dimension == "seed":
             return int(value), ""
         return len(known), str(value)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number and nothing else.
+
+    >>> is_number("0.5"), is_number("tau = 0.5"), is_number("nan")
+    (True, False, False)
+    """
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
