@@ -1,8 +1,9 @@
 """What a page is made of: prose, tables, charts, commands. Templates know one way to show each."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from nmoe_flower.report.html.charts import DotChart, HeatMap, LineChart
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 __all__ = [
+    "FEW",
     "MISSING",
     "AxisChoice",
     "Charts",
@@ -27,9 +29,11 @@ __all__ = [
     "SortableTable",
     "TableCell",
     "TableColumn",
+    "folded",
     "number_cell",
 ]
 
+FEW = 3  # configurations, at most, whose parts are open from the start
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _MANY = 15  # rows, from which on a table has a filter
@@ -270,3 +274,17 @@ def number_cell(
         shown = shown.lstrip("+-")
     after = "" if spread is None or not math.isfinite(spread) else f"± {spread:.{digits}f}"
     return TableCell(shown.replace("-", MINUS), after, strong=strong, tone=tone)
+
+
+def folded(
+    folds: Sequence[tuple[str, PagePart]], about: Mapping[str, str] = MappingProxyType({})
+) -> list[PagePart]:
+    """Parts of several configurations, each to be opened; that of a single one as it is.
+
+    Args:
+        folds: The part of each configuration, with its title.
+        about: By title, what stands beside it.
+    """
+    if len(folds) <= 1:
+        return [part for _, part in folds]
+    return [Fold(name, [part], about.get(name, ""), open=len(folds) <= FEW) for name, part in folds]
