@@ -233,16 +233,24 @@ class Assigner:
         if np.sum(routed) > 0:
             self.routed = np.asarray(routed / routed.sum())
 
-    def observe(self, feedback: Sequence[Feedback], seconds: Mapping[int, float]) -> dict[int, str]:
-        """Correct estimated capacities by ``seconds`` per client; returns whom it left out."""
+    def observe(self, decision: Decision, seconds: Mapping[int, float]) -> dict[int, str]:
+        """Correct estimated capacities by what clients needed, also those that were too late.
+
+        Args:
+            decision: Who trained which experts.
+            seconds: By client, how long that took; those who are not there showed nothing.
+
+        Returns:
+            The clients whose measurement was left out, with the reason.
+        """
         if not isinstance(self.capacity, Capacity):
             return {}
-        timed = [one for one in feedback if one.client in seconds]
+        timed = list(seconds)
         return self.capacity.observe(
-            [one.client for one in timed],
-            [len(one.experts) for one in timed],
+            timed,
+            decision.chosen[timed].sum(axis=1),
             [self.samples] * len(timed),
-            [seconds[one.client] for one in timed],
+            [seconds[client] for client in timed],
         )
 
     def place(self) -> Bools:

@@ -215,16 +215,12 @@ class PartialExperts(StreamingFedAvg):
         if not arrays or reply.has_error():
             return super().read(partition, reply, arrays=False)
         given = self._given.get(partition, {})
-        record = records.of_kind(reply.content, ArrayRecord).get(
-            self.arrayrecord_key, ArrayRecord()
-        )
-        if unknown := sorted(set(record) - given.keys()):
-            raise ReplyError(f"array {unknown[0]!r} was not assigned to this client")
         usable = read_reply(
             reply,
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key,
-            like={name: value for name, value in given.items() if name in record},
+            like=given,
+            partly=True,
         )
         self._masses = self._read_masses(usable, given)
         self.accept(partition, reply.content, usable)

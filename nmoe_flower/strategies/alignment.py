@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from nmoe_flower import records
 from nmoe_flower.alignment import Assigner, Clock, Feedback, World, seconds_of
 from nmoe_flower.errors import ConfigError, ReplyError, RoundError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.records import AlignmentKey, FeedbackKey
 from nmoe_flower.strategies.aggregation import Measured, WeightedMean
 from nmoe_flower.strategies.alignment_gate import AveragedGate, GateSharing
@@ -119,19 +120,27 @@ class ExpertAlignment(StreamingFedAvg):
         return messages
 
     def _present(self, server_round: int, grid: Grid) -> dict[int, int]:
-        """Row to node of everyone who can be reached; newcomers are probed after round 1."""
+        """Row to node of everyone who can be reached; newcomers are probed after round 1.
+
+        Raises:
+            RoundError: Nobody can.
+        """
         found = self.cohort(grid, server_round, self.fraction_train, self.min_train_nodes)
         there = None if self.world is None else self.world.online(server_round)
         nodes, newcomers = {}, []
         for node in found:
             partition = self.partitions.get(node, node)
-            row = self.rows.get(partition, partition if self.action else len(self.rows))
+            row = partition if self.action else self.rows.setdefault(partition, len(self.rows))
             if there is not None and (row >= len(there) or not there[row]):
                 continue
             if partition not in self.rows:
                 self.rows[partition] = row
                 newcomers.append(node)
             nodes[row] = node
+        if not nodes:
+            raise RoundError(
+                f"round {server_round}: none of {how_many(len(found), 'client')} is online"
+            )
         self.assigner.meet(max(nodes, default=-1) + 1)
         self.traffic.meet(self.assigner.clients)
         if server_round > 1 and self.action and self.gate.is_shared:
@@ -201,7 +210,8 @@ class ExpertAlignment(StreamingFedAvg):
         means: dict[int | None, WeightedMean] = {}
         measured = []
         for usable in self.usable(replies, arrays=True):
-            for expert, part in self.names.parts(self.gate.incoming(usable.arrays)).items():
+            averaged_as_is = self.gate.incoming(usable.arrays, usable.weight)
+            for expert, part in self.names.parts(averaged_as_is).items():
                 means.setdefault(expert, WeightedMean()).add(part, usable.weight)
             measured.append(self.measured(usable))
         self.enough(server_round, measured)
@@ -221,7 +231,7 @@ class ExpertAlignment(StreamingFedAvg):
 
     def _learn(self, server_round: int, measured: list[Measured]) -> MetricRecord:
         self.assigner.learn(self.decision, self._feedback)
-        dropped = self.assigner.observe(self._feedback, self._seconds)
+        dropped = self.assigner.observe(self.decision, self._seconds)
         lasted = self.clock.advance(self._seconds)
         lines = [self.decision.why(int(row)) for row in np.flatnonzero(self.decision.online)]
         for line in lines:

@@ -11,6 +11,7 @@ from nmoe_flower import records
 from nmoe_flower.alignment import ClosedFormGate
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.records import STATISTICS, StatisticsKey
+from nmoe_flower.strategies.aggregation import WeightedMean
 from nmoe_flower.strategies.optimizers import ServerOptimizer, stepped
 
 __all__ = ["AveragedGate", "GateSharing", "StatisticsGate", "TravellingGate", "UnsharedGate"]
@@ -50,8 +51,8 @@ class GateSharing:
             ReplyError: It is not as agreed.
         """
 
-    def incoming(self, arrays: Arrays) -> Arrays:
-        """What of a reply is averaged as it is."""
+    def incoming(self, arrays: Arrays, weight: float) -> Arrays:
+        """What of a reply of that weight is averaged as it is."""
         return arrays
 
     def result(self, sent: Arrays, means: Arrays) -> dict[str, np.ndarray]:
@@ -123,7 +124,7 @@ class UnsharedGate(GateSharing):
 
 
 class TravellingGate(GateSharing):
-    """Row e of the gate belongs to expert e: averaged over its holders, otherwise unchanged.
+    """Row e of the gate belongs to expert e, and is averaged as it is: over its holders, by weight.
 
     Clients get the whole gate, to route with, and send it back; only rows of their experts count.
     The first axis of every array of the gate counts the experts.
@@ -131,36 +132,29 @@ class TravellingGate(GateSharing):
 
     def __init__(self, prefix: str = "gate.") -> None:
         super().__init__(prefix)
-        self._sums: dict[str, np.ndarray] = {}
-        self._weights: np.ndarray = np.zeros(0)
+        self._rows: dict[int, WeightedMean] = {}
         self._held: npt.NDArray[np.bool_] = np.zeros(0, dtype=bool)
 
     def accept(self, client: int, held: npt.NDArray[np.bool_], content: RecordDict) -> None:
         """Remember whose rows the next arrays are."""
         self._held = held
 
-    def incoming(self, arrays: Arrays) -> Arrays:
-        """Add the held rows up; the rest is averaged."""
-        rows = np.flatnonzero(self._held)
-        if len(self._weights) != len(self._held):
-            self._weights = np.zeros(len(self._held))
-        self._weights[rows] += 1
-        for name, value in arrays.items():
-            if self._is_gate(name):
-                total = self._sums.setdefault(name, np.zeros(value.shape, dtype=np.float64))
-                total[rows] += value[rows]
-        return {name: value for name, value in arrays.items() if not self._is_gate(name)}
+    def incoming(self, arrays: Arrays, weight: float) -> Arrays:
+        """Average the held rows; the rest is averaged as it is."""
+        gate = {name: value for name, value in arrays.items() if self._is_gate(name)}
+        for expert in np.flatnonzero(self._held).tolist():
+            rows = {name: value[expert : expert + 1] for name, value in gate.items()}
+            self._rows.setdefault(expert, WeightedMean()).add(rows, weight)
+        return {name: value for name, value in arrays.items() if name not in gate}
 
     def result(self, sent: Arrays, means: Arrays) -> dict[str, np.ndarray]:
         """Rows of experts that were held are means over the holders."""
-        rows = np.flatnonzero(self._weights)
-        found = {}
-        for name, total in self._sums.items():
-            value = np.array(sent[name])
-            shape = (-1, *(1,) * (value.ndim - 1))
-            value[rows] = (total[rows] / self._weights[rows].reshape(shape)).astype(value.dtype)
-            found[name] = value
-        self._sums, self._weights = {}, np.zeros(0)
+        found = {name: np.array(value) for name, value in sent.items() if self._is_gate(name)}
+        for expert, mean in self._rows.items():
+            if mean.weight:
+                for name, row in mean.result().items():
+                    found[name][expert : expert + 1] = row
+        self._rows = {}
         return found
 
 

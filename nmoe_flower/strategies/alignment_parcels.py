@@ -113,7 +113,7 @@ def probed(
         partition, size = strategy.partition_of(reply), records.array_bytes(question.content)
         try:
             answer = read_reply(
-                reply, weighted_by_key=strategy.weighted_by_key, arrayrecord_key=None, like={}
+                reply, weighted_by_key=strategy.weighted_by_key, arrayrecord_key=None, like=None
             )
             shares = np.asarray(answer.metrics.get(FeedbackKey.SHARES, ()), dtype=np.float64)
         except (ReplyError, OverflowError) as error:  # the latter: an integer that no float holds

@@ -287,7 +287,7 @@ class StreamingFedAvg(FedAvg):
             reply,
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key if arrays else None,
-            like=self.sent if arrays else {},
+            like=self.sent or None,
         )
         if arrays:
             self.accept(partition, reply.content, usable)

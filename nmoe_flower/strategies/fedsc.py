@@ -194,7 +194,7 @@ class FedSC(SteppedFedAvg):
             client = self.partition_of(reply)
             try:
                 usable = read_reply(
-                    reply, weighted_by_key=NUM_EXAMPLES, arrayrecord_key=None, like={}
+                    reply, weighted_by_key=NUM_EXAMPLES, arrayrecord_key=None, like=None
                 )
                 self._take(client, reply.content, usable.metrics)
             except ReplyError as error:

@@ -127,7 +127,8 @@ def read_reply(
     *,
     weighted_by_key: str,
     arrayrecord_key: str | None,
-    like: Mapping[str, np.ndarray],
+    like: Mapping[str, np.ndarray] | None,
+    partly: bool = False,
 ) -> Usable:
     """Check one reply.
 
@@ -136,7 +137,8 @@ def read_reply(
         weighted_by_key: The metric that weighs it.
         arrayrecord_key: Name of the ArrayRecord; None if only metrics are wanted.
         like: What was sent: names, shapes and dtypes are restored from it, see
-            ``records.restored``; empty: not known, any will do.
+            ``records.restored``; None: not known, any will do.
+        partly: Some of the arrays that were sent may be missing.
 
     Raises:
         ReplyError: It is an error, its arrays are not those that were sent or not finite, or it has
@@ -154,7 +156,11 @@ def read_reply(
     if arrayrecord_key is not None:
         arrays = records.to_numpy(_array_record(reply.content, arrayrecord_key))
         squares = records.require_finite(arrays)
-        arrays = records.restored(arrays, like or arrays)
+        if partly and like is not None:
+            if unknown := sorted(arrays.keys() - like.keys()):
+                raise ReplyError(f"array {unknown[0]!r} was not assigned to this client")
+            like = {name: value for name, value in like.items() if name in arrays}
+        arrays = records.restored(arrays, arrays if like is None else like)
     return Usable(metrics, weight, arrays, records.array_bytes(reply.content), squares)
 
 

@@ -150,13 +150,26 @@ def test_experts_are_means_over_their_holders_and_the_untouched_stay() -> None:
 
 
 def test_rows_of_the_gate_travel_with_their_experts() -> None:
-    """Client 0 and 2 hold expert 0: row 0 becomes (1 + 3) / 2 = 2; row 1 is client 1's: 2."""
+    """As they do: clients 0 and 2 hold expert 0, so row 0 becomes (1 x 1 + 3 x 3) / 4 = 2.5."""
     with InProcessGrid(app_of(), 3) as grid:
         strategy = strategy_of(assigner={"policy": "greedy"}, gate=TravellingGate())
         strategy.assigner.fitness.values[[0, 2], 0] = 0.9
         strategy.assigner.fitness.values[1, 1] = 0.9
         updated = play(strategy, grid, 1, START)
-    assert updated["gate.head.weight"].tolist() == [[2, 2], [2, 2], [0, 0]]
+    assert updated["gate.head.weight"].tolist() == [[2.5, 2.5], [2, 2], [0, 0]]
+    assert updated["experts.0.w"][0] == 2.5
+
+
+def test_a_client_without_examples_moves_no_row_of_the_gate() -> None:
+    def empty(content: RecordDict) -> None:
+        content.metric_records["metrics"]["num-examples"] = 0
+
+    with InProcessGrid(app_of({2: empty}), 3) as grid:
+        strategy = strategy_of(assigner={"policy": "greedy"}, gate=TravellingGate())
+        strategy.assigner.fitness.values[[0, 2], 0] = 0.9
+        strategy.assigner.fitness.values[1, 1] = 0.9
+        updated = play(strategy, grid, 1, START)
+    assert updated["gate.head.weight"].tolist() == [[1, 1], [2, 2], [0, 0]]
 
 
 def test_the_server_steps_along_the_mean_change_of_the_gate() -> None:
@@ -307,6 +320,27 @@ def test_offline_clients_are_not_asked_and_come_back() -> None:
     assert clients == [[0, 1, 2], [0, 2], [0, 1, 2]]
 
 
+def test_a_device_that_is_offline_at_first_is_not_taken_for_the_next() -> None:
+    """A plain app's clients are the world's devices in the order they are met, there or not."""
+    events = [Event(1, 1, {}, online=False), Event(2, 1, {}, online=True)]
+    with InProcessGrid(app_of(), 3) as grid:
+        world, nodes = World([DEVICE] * 3, events=events), list(grid.get_node_ids())
+        strategy = ExpertAlignment(Assigner(3, EXPERTS), world=world, min_available_nodes=1)
+        arrays = play(strategy, grid, 1, START)
+        assert strategy.last_exchange.clients == [nodes[0], nodes[2]]
+        play(strategy, grid, 2, arrays)
+        assert strategy.last_exchange.clients == nodes
+
+
+def test_a_round_in_which_nobody_is_online_says_so() -> None:
+    events = [Event(2, client, {}, online=False) for client in range(3)]
+    with InProcessGrid(app_of(), 3) as grid:
+        strategy = strategy_of(world=World([DEVICE] * 3, events=events))
+        arrays = play(strategy, grid, 1, START)
+        with pytest.raises(RoundError, match="round 2: none of 3 clients is online"):
+            play(strategy, grid, 2, arrays)
+
+
 def test_the_audit_is_as_long_as_the_cohort_however_many_clients_there_are() -> None:
     """3 of 1,000 clients are drawn: three lines, and nothing of the others."""
     sizes = []
@@ -350,6 +384,30 @@ def test_a_client_that_shows_less_speed_than_it_claims_gets_fewer_experts() -> N
         assert strategy.assigner.capacities().tolist()[2] == 0
         play(strategy, grid, 2, arrays)
     assert strategy.last_exchange.clients == [0, 1]
+
+
+def test_who_is_late_is_asked_for_less_from_then_on() -> None:
+    """That it was late is what its claim is corrected by; else it would be late for ever."""
+    cost = ExpertCost(size=1.0, memory=1.0, flops=1e5)
+    capacity = Capacity(3, cost, deadline=10.0, most=3)
+    claim = {"compute": 1e6, "memory": 1e6, "download": 1e6, "upload": 1e6, "latency": 0.0}
+    capacity.report([0, 1, 2], **{key: [value] * 3 for key, value in claim.items()})
+    slow = DeviceProfile(compute=6e4, memory=1e6, download=1e6, upload=1e6)  # 5 s an expert
+    with InProcessGrid(app_of(), 3) as grid:
+        strategy = strategy_of(
+            assigner={"capacity": capacity, "samples": 3.0},
+            world=World([DEVICE, DEVICE, slow]),
+            clock=Clock(deadline=10.0),
+            flops=1e5,
+        )
+        arrays = play(strategy, grid, 1, START)
+        (failure,) = strategy.last_exchange.failures  # 3 experts x 5 s
+        assert failure["partition"] == 2
+        assert "late: 15 s, the deadline is 10 s" in failure["reason"]
+        assert strategy.assigner.fitness.values[2].tolist() == [0.5] * 3  # as it began
+        assert strategy.assigner.capacities().tolist() == [3, 3, 1]
+        play(strategy, grid, 2, arrays)
+    assert strategy.last_exchange.clients == [0, 1, 2]
 
 
 def test_newcomers_are_probed_without_experts() -> None:

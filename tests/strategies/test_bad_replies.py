@@ -570,7 +570,7 @@ def test_an_error_without_a_reason_has_its_code() -> None:
     failed = Message(Error(7), reply_to=messages[0])
     assert reply.has_content()
     with pytest.raises(ReplyError, match="error code 7 without a reason"):
-        read_reply(failed, weighted_by_key="num-examples", arrayrecord_key=None, like={})
+        read_reply(failed, weighted_by_key="num-examples", arrayrecord_key=None, like=None)
 
 
 def test_a_long_reason_is_cut() -> None:

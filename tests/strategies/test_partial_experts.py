@@ -40,6 +40,7 @@ def round_of(
     clients: int,
     answers: dict[int, tuple[dict[str, Any], dict]],
     before: Mapping[str, np.ndarray] = INITIAL,
+    record: str = "arrays",
 ) -> dict[str, np.ndarray]:
     """One round in which client i answers with these arrays and metrics."""
     app = ClientApp()
@@ -47,7 +48,7 @@ def round_of(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         arrays, metrics = answers[int(context.node_config["partition-id"])]
-        packed = {"arrays": records.from_numpy(arrays)}
+        packed = {record: records.from_numpy(arrays)}
         return records.reply(message, metrics=metrics, arrays=packed)
 
     with InProcessGrid(app, clients) as grid:
@@ -225,6 +226,21 @@ def test_a_bad_reply_is_named_and_harms_nobody(
         round_of(
             Assigned([[0, 1]] * 2), 2, dict.fromkeys((0, 1), (arrays, {NUM_EXAMPLES: 1, **metrics}))
         )
+
+
+@pytest.mark.parametrize("record", ["arrays", "weights"])
+def test_what_was_not_sent_is_refused_whatever_a_client_calls_its_record(record: str) -> None:
+    """A plain client may name its one ArrayRecord as it likes; it is checked all the same."""
+    a, good = value(5), {NUM_EXAMPLES: 2}
+    strategy = Assigned([[0], [0], [0]])
+    odd = {"expert.1.w": np.full((7, 7), 9, np.float32)}
+    longer = {"trunk.w": np.zeros(4, np.float32)}
+    answers = {0: ({"trunk.w": a}, good), 1: (odd, good), 2: (longer, good)}
+    found = round_of(strategy, 3, answers, record=record)
+    assert list(found) == list(INITIAL)
+    np.testing.assert_array_equal(found["trunk.w"], a)
+    np.testing.assert_array_equal(found["expert.1.w"], INITIAL["expert.1.w"])
+    assert [failure["partition"] for failure in strategy.last_exchange.failures] == [2, 3]
 
 
 ORDER = (2, 0, 1)  # expert k is called ORDER[k] in the other network

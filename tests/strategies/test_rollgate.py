@@ -1,3 +1,5 @@
+from collections.abc import Collection
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message
@@ -5,20 +7,21 @@ from flwr.clientapp import ClientApp
 
 from nmoe_flower import records
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import RoundError
 from nmoe_flower.strategies import RollGate
 
 Arrays = dict[str, np.ndarray]
 START = {"w": np.float32([0, 0])}
 
 
-def grid_of(num: int, *, step: float = 1.0, failing: int = -1) -> InProcessGrid:
+def grid_of(num: int, *, step: float = 1.0, failing: Collection[int] = ()) -> InProcessGrid:
     """Client i moves the weight by step * (i + 1)."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        if partition == failing:
+        if partition in failing:
             raise ValueError("gone")
         moved = records.to_numpy(message.content["arrays"])["w"] + np.float32(
             step * (partition + 1)
@@ -58,12 +61,12 @@ def test_clients_are_visited_one_after_another() -> None:
 
 def test_a_client_that_fails_is_skipped_by_name() -> None:
     strategy = RollGate()
-    gate, visits = play(strategy, grid_of(3, failing=1), range(1, 3))
+    gate, visits = play(strategy, grid_of(3, failing={1}), range(1, 3))
     assert visits == [0, 1]
     np.testing.assert_array_equal(gate["w"], [1, 1])
     (failure,) = strategy.last_exchange.failures
     assert failure == {"partition": 2, "reason": "ValueError: gone"}
-    gate, _ = play(strategy, grid_of(3, failing=1), range(3, 4), gate)
+    gate, _ = play(strategy, grid_of(3, failing={1}), range(3, 4), gate)
     np.testing.assert_array_equal(gate["w"], [4, 4])
 
 
@@ -109,3 +112,31 @@ def test_a_restored_state_knows_that_it_converged() -> None:
     play(first, grid_of(3), range(1, 100))
     second.load_state(first.state())
     assert second.converged
+
+
+def test_a_cycle_of_failures_alone_is_no_convergence() -> None:
+    """Nothing moved, for nobody trained: FedGate ends such a round, too."""
+    told = r"^round 2: 0 usable replies in a cycle of 2 clients, 1 needed \(.*ValueError: gone\)$"
+    with pytest.raises(RoundError, match=told):
+        play(RollGate(), grid_of(2, failing={0, 1}), range(1, 100))
+
+
+def test_a_cycle_may_need_several_replies() -> None:
+    with pytest.raises(RoundError, match="1 usable reply in a cycle of 3 clients, 2 needed"):
+        play(RollGate(min_replies=2), grid_of(3, failing={0, 1}), range(1, 100))
+    assert play(RollGate(min_replies=2), grid_of(3, failing={1}), range(1, 4))[1] == [0, 1, 2]
+
+
+def test_whoever_comes_and_goes_a_cycle_asks_all_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cycle without client 3, which moves the gate most, would be taken for its end."""
+    strategy, grid, visits = RollGate(tolerance=0.3), grid_of(4), []
+    everybody, gate = list(grid.get_node_ids()), START
+    for server_round in range(1, 9):
+        there = [n for n in everybody if n - 1 != 1 or server_round not in (6, 7)]
+        monkeypatch.setattr(grid, "get_node_ids", lambda there=there: there)
+        gate, asked = play(strategy, grid, range(server_round, server_round + 1), gate)
+        visits += asked
+        assert not strategy.converged
+    assert visits == [0, 1, 2, 3, 0, 2, 3, 0]  # the second cycle ends with 3: 1 is not there
