@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from nmoe_flower.errors import ReplyError
+from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.strategies.replies import Usable
 from nmoe_flower.strategies.stepped import SteppedFedAvg, SteppedOptions
 
@@ -27,14 +27,23 @@ class FedLoRA(SteppedFedAvg):
     The client trains the arrays it is sent and returns them. To leave A as it is, send B alone.
 
     Args:
-        exact: Whether the new A and B are those whose product is nearest to the mean product.
+        exact: Whether the new A and B are those whose product is nearest to the mean product. They
+            turn against those sent out, so no step and no running average goes along them.
         **options: What ``SteppedFedAvg``, ``StreamingFedAvg`` and FedAvg take.
+
+    Raises:
+        ConfigError: ``exact`` with a step of the server, or with ``ema``.
     """
 
     purpose = "adapter"
 
     def __init__(self, *, exact: bool = False, **options: Unpack[SteppedOptions]) -> None:
         super().__init__(**options)
+        if exact and (self.server_optimizer is not None or self.ema > 0):
+            raise ConfigError(
+                "exact=True makes factors that turn against those sent out: leave out "
+                "server_learning_rate, server_momentum, server_optimizer and ema"
+            )
         self.exact = exact
         self._factors: dict[str, list[Factors]] = {}
         self._weights: list[float] = []
@@ -64,10 +73,11 @@ class FedLoRA(SteppedFedAvg):
         """The mean; with ``exact``, factors of the mean product."""
         if self.exact:
             for name, parts in self._factors.items():
-                rank = len(mean[f"{name}.A"])
-                found = mean_product(parts, self._weights, rank)
-                for side, value in zip("AB", found, strict=True):
-                    mean[f"{name}.{side}"] = value.astype(mean[f"{name}.{side}"].dtype)
+                low, high = mean[f"{name}.A"], mean[f"{name}.B"]
+                down, up = mean_product(parts, self._weights, len(low))
+                unused = ~up.any(axis=0)
+                down[unused] = low[unused]  # where both are 0 no gradient would move either
+                mean[f"{name}.A"], mean[f"{name}.B"] = down.astype(low.dtype), up.astype(high.dtype)
             self._factors, self._weights = {}, []
         return super().server_update(server_round, mean)
 
@@ -81,7 +91,8 @@ def mean_product(parts: Sequence[Factors], weights: Sequence[float], rank: int) 
     """The adapter of a rank that is nearest to the mean of ``B A``: exact, if that has the rank.
 
     The mean of the A and the mean of the B are no such adapter: their product is not the mean of
-    the products. The singular values are shared between A and B alike.
+    the products. The singular values are shared between A and B alike; where the mean has less than
+    the rank, rows of A and columns of B are 0.
 
     Args:
         parts: A [r_i, in] and B [out, r_i] of every client.
@@ -105,7 +116,8 @@ def mean_product(parts: Sequence[Factors], weights: Sequence[float], rank: int) 
     left, small = np.linalg.qr(columns)
     right, other = np.linalg.qr(rows.T)
     u, s, v = np.linalg.svd(small @ other.T)
-    root = np.sqrt(s[:rank])
+    rounding = s[:1].sum() * max(rows.shape[1], columns.shape[0]) * np.finfo(np.float64).eps
+    root = np.sqrt(s[: min(rank, int((s > rounding).sum()))])
     down = np.zeros((rank, rows.shape[1]))
     up = np.zeros((columns.shape[0], rank))
     down[: len(root)] = root[:, None] * (v[: len(root)] @ right.T)

@@ -81,7 +81,7 @@ class SteppedFedAvg(StreamingFedAvg):
         self.learning_rate = None if learning_rate is None else _checked(learning_rate)
         self.local_learning_rate = local_learning_rate
         self.ema = require_number("ema", ema, most=1.0, below=True)
-        self.ema_arrays: dict[str, np.ndarray] = {}
+        self._averaged: dict[str, np.ndarray] = {}
         self.private_steps = StepReports()
 
     def accept(self, client: int, content: RecordDict, usable: Usable) -> None:
@@ -122,20 +122,33 @@ class SteppedFedAvg(StreamingFedAvg):
             self._average(server_round, mean)
         return mean
 
+    @property
+    def ema_arrays(self) -> dict[str, np.ndarray]:
+        """The running average of the weights, in their dtypes; empty without ``ema``."""
+        dtypes = {name: value.dtype for name, value in self.sent.items()}
+        return {
+            name: value.astype(dtypes.get(name, value.dtype), copy=False)
+            for name, value in self._averaged.items()
+        }
+
     def _average(self, server_round: int, arrays: Mapping[str, np.ndarray]) -> None:
         """EMA whose decay warms up, min(decay, (1 + t) / (10 + t)), so that it starts unbiased."""
         decay = min(self.ema, (1 + server_round) / (10 + server_round))
         for name, value in arrays.items():
-            old = self.ema_arrays.get(name)
+            old = self._averaged.get(name)
             if old is not None and old.shape != value.shape:
                 raise CheckpointError(
                     f"the averaged weights {name!r} have shape {old.shape}, the weights have "
                     f"{value.shape}: they belong to another model"
                 )
-            if old is not None and value.dtype.kind == "f":
-                self.ema_arrays[name] = old + np.asarray(1 - decay, old.dtype) * (value - old)
-            else:
-                self.ema_arrays[name] = value
+            if value.dtype.kind != "f":
+                self._averaged[name] = value
+                continue
+            wide = np.result_type(value, np.float32)  # steps vanish in the rounding of float16
+            now = value.astype(wide, copy=False)
+            if old is not None:
+                now = old + np.asarray(1 - decay, wide) * (now - old)
+            self._averaged[name] = now.astype(wide, copy=False)
 
     def carried(self) -> dict[str, np.ndarray]:
         """The optimizer's arrays."""
@@ -145,7 +158,7 @@ class SteppedFedAvg(StreamingFedAvg):
         """The optimizer's arrays, the averaged weights, and what private steps have cost."""
         return {
             **{f"optimizer/{name}": value for name, value in self.carried().items()},
-            **{f"ema/{name}": value for name, value in self.ema_arrays.items()},
+            **{f"ema/{name}": value for name, value in self._averaged.items()},
             **{f"steps/{name}": value for name, value in self.private_steps.state().items()},
         }
 
@@ -164,7 +177,7 @@ class SteppedFedAvg(StreamingFedAvg):
                 groups[kind][name] = value
         if self.server_optimizer:
             self.server_optimizer.load_state(groups["optimizer"])
-        self.ema_arrays = groups["ema"]
+        self._averaged = groups["ema"]
         self.private_steps.load_state(groups["steps"])
 
 

@@ -192,6 +192,23 @@ def test_the_averages_decay_never_passes_the_one_asked_for() -> None:
     np.testing.assert_allclose(strategy.ema_arrays["w"], [0.8])
 
 
+def test_the_average_of_half_precision_goes_on_moving() -> None:
+    """A step of 2.5e-4 vanishes beside 1.0 in float16; 0.9995^2000 = .368 of the way is left."""
+    strategy = FedCE(ema=0.9995)
+    one, more = np.float16([1.0]), np.float16([1.5])
+    strategy.sent = {"w": one}
+    strategy._average(10**6, {"w": one})
+    for server_round in range(2000):
+        strategy._average(10**6 + server_round, {"w": more})
+    (averaged,) = strategy.ema_arrays.values()
+    assert averaged.dtype == np.float16
+    np.testing.assert_allclose(averaged, 1.5 - 0.5 * 0.9995**2000, rtol=1e-3)
+    again = FedCE(ema=0.9995)
+    again.load_state(strategy.state())
+    again.sent = strategy.sent
+    assert again.ema_arrays["w"].tobytes() == averaged.tobytes()
+
+
 def test_a_restored_state_goes_on_with_the_same_bits() -> None:
     def strategy() -> FedCE:
         return FedCE(learning_rate=rate, server_momentum=0.9, ema=0.6)

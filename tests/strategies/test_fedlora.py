@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nmoe_flower import records
 from nmoe_flower.engine import InProcessGrid
+from nmoe_flower.errors import ConfigError
 from nmoe_flower.strategies import FedLoRA, mean_product
 
 RNG = np.random.default_rng
@@ -73,3 +74,29 @@ def test_a_round_averages_factors_or_products(exact: bool) -> None:
         w * one["layer.A"] for w, one in zip((0.25, 0.75), sent, strict=True)
     )
     assert np.allclose(found["layer.B"] @ found["layer.A"], nearest if exact else means, atol=1e-5)
+
+
+def test_where_nothing_was_learnt_yet_the_adapter_can_still_learn() -> None:
+    """B = 0, as every adapter begins; with A = 0, too, no gradient would ever move either."""
+    a, b = factors(RNG(1), 2)
+    begun = {"layer.A": a, "layer.B": np.zeros_like(b)}
+    half = {"layer.A": a, "layer.B": np.outer(b[:, 0], [1.0, 0.0])}  # of rank 1
+    for sent in (begun, half):
+        strategy, grid = FedLoRA(exact=True), InProcessGrid(app_of([sent, sent], [1, 3]), 2)
+        messages = list(strategy.configure_train(1, records.from_numpy(sent), ConfigRecord(), grid))
+        updated, _ = strategy.aggregate_train(1, grid.send_and_receive(messages))
+        assert updated is not None
+        found = records.to_numpy(updated)
+        product = found["layer.B"] @ found["layer.A"]
+        np.testing.assert_allclose(product, sent["layer.B"] @ a, atol=1e-6)
+        assert (np.linalg.norm(found["layer.A"], axis=1) > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"server_learning_rate": 0.5}, {"server_momentum": 0.9}, {"ema": 0.9}]
+)
+def test_exact_factors_cannot_be_stepped_along(options: dict[str, float]) -> None:
+    """They turn in every round: a step from the old ones to the new ones is one to nowhere."""
+    FedLoRA(**options)
+    with pytest.raises(ConfigError, match="exact=True makes factors that turn"):
+        FedLoRA(exact=True, **options)
