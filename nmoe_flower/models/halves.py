@@ -23,6 +23,7 @@ from nmoe_flower.models.given import FrozenBackbone, keep_maps
 __all__ = ["Halves"]
 
 _FORM: Final = 1  # of a row
+_SAME: Final = 1e-3  # of the largest latent: other orders of summation
 _KEY: Final = "extractor.adapter-blocks"
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList)
 
@@ -107,6 +108,7 @@ class Halves:
         told = [_FORM, self._pieces[0].name, [grid.end < 0 for grid in self._grids]]
         text = json.dumps(told).encode()
         self.digest = hashlib.sha256(backbone.digest + text).digest()
+        self._check_whole(blocks)
 
     def __deepcopy__(self, memo: object) -> "Halves":
         return self
@@ -233,6 +235,24 @@ class Halves:
                     f"{next_one.name} reads is not what {one.name} gave; allowed: fewer blocks, or "
                     "another extractor.cut"
                 )
+
+    @torch.no_grad()
+    def _check_whole(self, blocks: int) -> None:
+        """Refuse halves that are not the whole, with the backbone's own weights.
+
+        Raises:
+            ConfigError: The latents of one image differ.
+        """
+        backbone = self._backbone
+        whole = backbone(backbone.probe)
+        both = self.upper(self.lower(backbone.probe), self.layers)
+        if (both - whole).abs().max() > _SAME * whole.abs().max():
+            cut = ", ".join(layer for layer, _ in backbone.layers)
+            raise ConfigError(
+                f"{_KEY} = {blocks}: {backbone.name} in two halves is not the same network: what "
+                f"follows a layer of its cut ({cut}) changes what that gave, as an in-place ReLU "
+                "does; allowed: another extractor.cut"
+            )
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,10 @@ def test_everybody_of_a_seed_draws_the_same_adapters() -> None:
             {"cut": "blocks.2.project:1"},
             r"entered so low: what blocks\.2\.depthwise reads is not what blocks\.2\.expand gave",
         ),
+        (
+            {"backbone": "tests.given_backbone:Overwritten", "cut": "blocks.2:1"},
+            r"= 2: .* two halves is not the same network: .* its cut \(blocks\.2\) changes what",
+        ),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(changes: dict[str, Any], message: str) -> None:
