@@ -209,6 +209,7 @@ class TextBundle(DeviceBundle[TextManifest]):
     def _check_files(self) -> None:
         self.frequencies()
         self.adapters()
+        self.shared()
 
     def _arrays(self, part: str, version: str) -> dict[str, np.ndarray[Any, Any]]:
         return arrays_of(self._bytes(part, version), f"{part} in {self.folder}")

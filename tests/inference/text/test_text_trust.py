@@ -121,20 +121,23 @@ def test_another_tokenizer_is_told_by_its_hash(village: Make, tmp_path: Path) ->
         TextClient(changed, PeerList(()), experts=made.experts(0))
 
 
-def test_files_of_a_bundle_that_changed_are_refused(village: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["replica-2", "shared"])
+def test_files_of_a_bundle_that_changed_are_refused(
+    village: Make, tmp_path: Path, part: str
+) -> None:
     made = village(replicas=2)
     folder = tmp_path / "bundle"
     folder.mkdir()
     for file in made.bundles[0].folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     assert TextBundle.load(folder).adapters().keys() == {0, 2}
-    replica = folder / "replica-2.safetensors"
-    arrays = load_arrays(replica)
-    save_arrays(replica, {**arrays, "bias": arrays["bias"] + 1})
-    with pytest.raises(BundleError, match=r"replica-2\.safetensors has version"):
+    changed = folder / f"{part}.safetensors"
+    arrays = load_arrays(changed)
+    save_arrays(changed, {**arrays, "bias": arrays["bias"] + 1})
+    with pytest.raises(BundleError, match=rf"{part}\.safetensors has version"):
         TextBundle.load(folder)
-    replica.unlink()
-    with pytest.raises(NMoEError, match=r"replica-2\.safetensors"):
+    changed.unlink()
+    with pytest.raises(NMoEError, match=rf"{part}\.safetensors"):
         TextBundle.load(folder)
 
 
