@@ -6,6 +6,7 @@ common name and a DNS name, so that a caller can ask for it whatever the address
 
 from nmoe_flower.certificates.authority import MAX_DAYS, Authority, create_authority
 from nmoe_flower.certificates.identity import (
+    BAD_CERTIFICATE,
     Identity,
     Signer,
     check_name,
@@ -14,6 +15,7 @@ from nmoe_flower.certificates.identity import (
 )
 
 __all__ = [
+    "BAD_CERTIFICATE",
     "MAX_DAYS",
     "Authority",
     "Identity",

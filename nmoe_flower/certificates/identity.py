@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from nmoe_flower.errors import CertificateError
 
 __all__ = [
+    "BAD_CERTIFICATE",
     "Identity",
     "Signer",
     "check_name",
@@ -27,6 +28,14 @@ __all__ = [
     "verify_signature",
 ]
 
+# What reading and checking a certificate may raise that somebody else made.
+BAD_CERTIFICATE = (
+    InvalidSignature,
+    TypeError,
+    UnsupportedAlgorithm,
+    ValueError,
+    x509.InvalidVersion,
+)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -115,7 +124,7 @@ class Identity(Signer):
             raise CertificateError(f"{key} is not the key of {certificate}")
         try:
             own.verify_directly_issued_by(load_certificate(authority, authority_pem))
-        except (InvalidSignature, ValueError, TypeError):
+        except BAD_CERTIFICATE:
             raise CertificateError(f"{certificate} was not issued by {authority}") from None
         check_name(identity.name)
         _check_dates(certificate, own)
@@ -179,7 +188,7 @@ def verify_signature(certificate_pem: bytes, data: bytes, signature: bytes) -> b
     """
     try:
         key = x509.load_pem_x509_certificate(certificate_pem).public_key()
-    except ValueError as error:
+    except BAD_CERTIFICATE as error:
         raise CertificateError(f"cannot read a certificate: {error}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         return False
@@ -218,7 +227,7 @@ def load_certificate(path: Path, pem: bytes) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except BAD_CERTIFICATE:
         raise CertificateError(f"{path} is not a PEM certificate") from None
 
 

@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
-from nmoe_flower.certificates import Authority, Identity, verify_signature
+from nmoe_flower.certificates import BAD_CERTIFICATE, Authority, Identity, verify_signature
 from nmoe_flower.errors import CertificateError, WireError
 from nmoe_flower.files import read_text
 from nmoe_flower.inference.protocol.peers import PeerList
@@ -142,7 +141,7 @@ def _signer(signature: bytes, authority_pem: bytes, now: float) -> tuple[bytes, 
         certificate = x509.load_pem_x509_certificate(pem)
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority_pem))
         names = [n.value for n in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (ValueError, TypeError, InvalidSignature):
+    except BAD_CERTIFICATE:
         raise WireError("signature", "the signer's certificate is not of this federation") from None
     if names != [DIRECTORY]:
         raise WireError("signature", f"{names} may not sign peer lists; allowed: {DIRECTORY!r}")

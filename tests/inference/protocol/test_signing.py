@@ -1,10 +1,13 @@
 """Who may state who the peers are."""
 
+import base64
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.errors import CertificateError, WireError
@@ -114,6 +117,30 @@ def test_every_fact_is_signed(authority: Authority) -> None:
 def test_what_is_no_signature_is_refused(authority: Authority, signature: bytes) -> None:
     with pytest.raises(WireError) as refused:
         verify_list(replace(PEERS, signature=signature), authority.certificate_pem, now=NOW)
+    assert refused.value.reason == "signature"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("a003020102", "a003020106"),  # X.509 of version 7, which there is not
+        ("06082a8648ce3d040302", "06082a8648ce3d040309"),  # signed with an unknown algorithm
+        ("06082a8648ce3d030107", "06082a8648ce3d030163"),  # a key on an unknown curve
+    ],
+)
+def test_a_certificate_of_an_unknown_kind_is_refused(
+    authority: Authority, folder: Path, right: str, wrong: str
+) -> None:
+    directory = authority.issue(folder / "odd", DIRECTORY, start=START)
+    signed = sign_list(PEERS, directory)
+    made = x509.load_pem_x509_certificate(directory.certificate_pem).public_bytes(Encoding.DER)
+    odd = made.replace(bytes.fromhex(right), bytes.fromhex(wrong))
+    assert odd != made
+    pem = directory.certificate_pem.splitlines(keepends=True)
+    shown = pem[0] + base64.encodebytes(odd) + pem[-1]
+    bare = signed.signature.removeprefix(directory.certificate_pem)
+    with pytest.raises(WireError) as refused:
+        verify_list(replace(signed, signature=shown + bare), authority.certificate_pem, now=NOW)
     assert refused.value.reason == "signature"
 
 
