@@ -375,9 +375,10 @@ class TextClient(DeviceClient[TextBundle]):
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._loop.submit(work).result()
+            running = self._loop.submit(work)
         except RuntimeError:
             raise ConfigError("this client is closed; make a new one") from None
+        return running.result()
 
 
 async def _next(steps: AsyncIterator[Written]) -> Written | None:

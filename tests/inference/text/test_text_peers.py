@@ -259,6 +259,24 @@ def test_bad_questions_are_refused_in_words(village: Make) -> None:
         client.generate("a", 1, temperature=-1.0)
 
 
+def test_what_fails_at_work_is_not_taken_for_a_closed_client(
+    village: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = village().client()
+
+    def lower(*given: Any) -> Any:
+        raise RuntimeError("can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.experts, "lower", lower)
+        for ask in (lambda: client.score("abcab"), lambda: list(client.generate("abcab", 1))):
+            with pytest.raises(RuntimeError, match="can't allocate memory"):
+                ask()
+    client.close()
+    with pytest.raises(ConfigError, match="this client is closed; make a new one"):
+        client.score("abcab")
+
+
 def test_tokens_leave_only_where_the_operator_allows_it(village: Make) -> None:
     made = village()
     made.serve(1)
