@@ -37,6 +37,7 @@ from nmoe_flower.models.gate import (
     check_top_k,
     normal_mean,
     normalised_latents,
+    route_known,
     route_top_k,
     with_home_bias,
 )
@@ -147,6 +148,7 @@ __all__ = [
     "own_gate",
     "posterior_routes",
     "require_peft",
+    "route_known",
     "route_top_k",
     "split_lm",
     "standardised",

@@ -28,6 +28,7 @@ __all__ = [
     "normal_mean",
     "normalised_latents",
     "require_generator",
+    "route_known",
     "route_top_k",
     "with_home_bias",
 ]
@@ -117,6 +118,18 @@ def route_top_k(scores: Tensor, top_k: int = 1) -> Routing:
     check_top_k(top_k, scores.shape[1])
     ranked = scores.sort(dim=1, descending=True, stable=True)
     return Routing(ranked.indices[:, :top_k], ranked.values[:, :top_k].softmax(dim=1))
+
+
+def route_known(scores: Tensor, top_k: int) -> Routing:
+    """Keep the best of scores [B, E] as `route_top_k` does, or all there are if they are fewer.
+
+    Minus infinity stands for an expert that nobody has.
+
+    >>> route_known(torch.tensor([[-torch.inf, 2.0, 2.0]]), 3)
+    Routing(expert_ids=tensor([[1, 2]]), weights=tensor([[0.5000, 0.5000]]))
+    """
+    known = int((~scores.isneginf()).all(dim=0).sum())
+    return route_top_k(scores, min(top_k, known))
 
 
 def check_top_k(top_k: int, num_experts: int) -> None:
@@ -495,7 +508,7 @@ class HomeBias:
         bias: What is added to its score: 3 makes it 20 times as likely.
 
     Attributes:
-        top_k: K, the experts that ``route`` picks.
+        top_k: K, the experts that ``route`` picks, if there are as many.
 
     >>> gate = PrototypeGate(torch.tensor([[0.0, 0.0], [4.0, 0.0]]), variance=1.0)
     >>> HomeBias(gate, own_id=1, bias=5.0).scores(torch.tensor([[1.0, 7.0]]))
@@ -513,8 +526,8 @@ class HomeBias:
         return scores
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
-        """Pick the top-k experts of latents [B, D]."""
-        return route_top_k(self.scores(latents), self.top_k)
+        """Pick the top-k experts of latents [B, D], of those that the gate knows."""
+        return route_known(self.scores(latents), self.top_k)
 
 
 def with_home_bias(gate: Router, own_id: int, bias: float) -> Router:

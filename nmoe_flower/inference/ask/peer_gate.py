@@ -17,7 +17,7 @@ from nmoe_flower.errors import WireError
 from nmoe_flower.inference.bundle import Bundle, TextBundle
 from nmoe_flower.inference.protocol import PeerEntry, PeerList
 from nmoe_flower.inference.telemetry import log_event
-from nmoe_flower.models import MetricGate, Routing, metric_scores, route_top_k
+from nmoe_flower.models import MetricGate, Routing, metric_scores, route_known
 
 __all__ = ["PeerGate", "projection_version", "with_embeddings"]
 
@@ -46,7 +46,7 @@ class PeerGate:
         own: The id of this device's own expert.
 
     Attributes:
-        top_k: K, the experts that ``route`` picks.
+        top_k: K, the experts that ``route`` picks, if there are as many.
     """
 
     def __init__(self, gate: MetricGate, own: int) -> None:
@@ -71,8 +71,8 @@ class PeerGate:
         return scores.masked_fill(~table.known.to(scores.device), -torch.inf)
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
-        """Pick the experts with the nearest embeddings for latents [B, D]."""
-        return route_top_k(self.scores(latents), self.top_k)
+        """Pick the K known experts with the nearest embeddings for latents [B, D], or all."""
+        return route_known(self.scores(latents), self.top_k)
 
     def _read(self, peers: PeerList) -> _Table:
         dim, came = self._gate.dim, self._gate.embeddings.numpy(force=True)

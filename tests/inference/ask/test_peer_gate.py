@@ -19,12 +19,12 @@ from nmoe_flower.inference import Bundle, Client
 from nmoe_flower.inference.ask.peer_gate import PeerGate, projection_version, with_embeddings
 from nmoe_flower.inference.protocol import PeerEntry, PeerList, sign_list, verify_list
 from nmoe_flower.inference.protocol.signing import canonical
-from nmoe_flower.models import Expert, MetricGate
+from nmoe_flower.models import Expert, HomeBias, MetricGate
 
 
-def gate_of(experts: int = 2) -> MetricGate:
+def gate_of(experts: int = 2, top_k: int = 1) -> MetricGate:
     """Latents are projected to their first three numbers, experts lie on the axes."""
-    gate = MetricGate(4, experts, dim=3)
+    gate = MetricGate(4, experts, dim=3, top_k=top_k)
     gate.projection.data.copy_(torch.from_numpy(np.eye(3, 4, dtype=np.float32)))
     gate.embeddings.copy_(torch.eye(3)[:experts])
     return gate
@@ -52,6 +52,23 @@ def test_who_joins_is_routed_to_and_who_leaves_is_not() -> None:
     gate.follow(PeerList((entry(7, [0, 0, 1]),)))
     assert chosen(gate)[2] == 7
     assert 1 not in chosen(gate)
+
+
+@pytest.mark.parametrize("own", [0, 2])
+@pytest.mark.parametrize("bias", [0.0, 3.0])
+def test_with_fewer_peers_than_it_asks_a_device_asks_those_there_are(own: int, bias: float) -> None:
+    """Its own alone, if nobody is left, whatever its number is."""
+    peer_gate = PeerGate(gate_of(3, top_k=2), own=own)
+    for gate in (peer_gate, HomeBias(peer_gate, own, bias)):
+        peer_gate.follow(PeerList(()))
+        routing = gate.route(torch.eye(4))
+        assert routing.expert_ids.tolist() == [[own]] * 4
+        assert routing.weights.tolist() == [[1.0]] * 4
+        assert gate.route(torch.zeros(0, 4)).expert_ids.shape[0] == 0
+        peer_gate.follow(PeerList((entry(7, [0, 0, 1]),)))
+        assert {*gate.route(torch.eye(4)).expert_ids.ravel().tolist()} == {own, 7}
+        peer_gate.follow(PeerList((entry(1), entry(7, [0, 0, 1]))))
+        assert gate.route(torch.eye(4)).expert_ids.shape == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +155,8 @@ def test_a_client_routes_to_a_device_that_its_bundle_has_never_heard_of(bundle: 
         assert client.predict(images).record.expert_ids.tolist() == [[2]]
     with Client(old, PeerList((entry(1),)), deadline=0.05) as client:
         assert client.predict(images).record.expert_ids.tolist() != [[2]]
+    with Client(old, PeerList(()), top_k=2) as client:
+        assert client.predict(images).record.expert_ids.tolist() == [[0]]
 
 
 def test_the_list_is_made_of_bundles_when_it_is_signed(
