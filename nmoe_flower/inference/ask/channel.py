@@ -1,7 +1,10 @@
 """One caller's connection to one peer: opened late, bounded in time and size, believing nothing."""
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -111,7 +114,7 @@ class PeerChannel:
         self._encoding = encoding
         self._numbers = count(1)
         self._channel: Any = None
-        self._calls: Counter[Any] = Counter()  # on their way, per gRPC channel
+        self._calls: Counter[Any] = Counter()  # on their way, texts too, per gRPC channel
         self._closed = False
 
     def pack(self, latents: Floats) -> PackedQuery:
@@ -158,12 +161,14 @@ class PeerChannel:
         return reply, len(data)
 
     def converse(self) -> "Conversation":
-        """Begin a text that goes on at the peer."""
-        if self._closed:
-            raise WireError("closed", f"the channel to {self._peer.name} is closed")
-        if self._channel is None:
-            self._channel = self._open()
-        return Conversation(self._channel.stream_stream(f"/{SERVICE}/Generate")())
+        """Begin a text that goes on at the peer; it is on its way until it is closed.
+
+        Raises:
+            WireError: This channel is closed.
+        """
+        channel = self._take()
+        call = channel.stream_stream(f"/{SERVICE}/Generate")()
+        return Conversation(call, partial(self._give_back, channel))
 
     async def describe(self, *, timeout: float) -> peer_pb2.Description:
         """Who the peer says it is.
@@ -204,14 +209,14 @@ class PeerChannel:
     async def renew(self) -> None:
         """Forget the connection, so that the next call tries a new one at once.
 
-        Calls on their way may still end well on the old one.
+        Calls and texts on their way may still end well on the old one.
         """
         old, self._channel = self._channel, None
         if old is not None and not self._calls[old]:
             await old.close()
 
     async def close(self) -> None:
-        """Stop; calls on their way end with reason ``closed``."""
+        """Stop; calls and texts on their way end with reason ``closed``."""
         self._closed = True
         channels = {self._channel, *self._calls} - {None}
         self._channel = None
@@ -219,23 +224,29 @@ class PeerChannel:
             await channel.close()
 
     async def _call(self, method: str, request: bytes, timeout: float) -> bytes:
+        channel = self._take()
+        try:
+            with _failures():
+                data: bytes = await channel.unary_unary(method)(request, timeout=timeout)
+        finally:
+            await self._give_back(channel)
+        return data
+
+    def _take(self) -> Any:
+        """The connection, which stays open until it is given back."""
         if self._closed:
             raise WireError("closed", f"the channel to {self._peer.name} is closed")
         if self._channel is None:
             self._channel = self._open()
-        channel = self._channel
-        self._calls[channel] += 1
-        try:
-            data: bytes = await channel.unary_unary(method)(request, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise _failed(error) from None
-        finally:
-            self._calls[channel] -= 1
-            if not self._calls[channel]:
-                del self._calls[channel]
-                if channel is not self._channel:
-                    await channel.close()
-        return data
+        self._calls[self._channel] += 1
+        return self._channel
+
+    async def _give_back(self, channel: Any) -> None:
+        self._calls[channel] -= 1
+        if not self._calls[channel]:
+            del self._calls[channel]
+            if channel is not self._channel:
+                await channel.close()
 
     def _open(self) -> Any:
         options: list[tuple[str, Any]] = [
@@ -258,22 +269,28 @@ class PeerChannel:
 
 
 class Conversation:
-    """A text that goes on at a peer, which keeps its keys and values; made by `PeerChannel`."""
+    """A text that goes on at a peer, which keeps its keys and values; made by `PeerChannel`.
 
-    def __init__(self, call: Any) -> None:
+    Args:
+        call: The stream.
+        on_close: Awaited once, when it is closed.
+    """
+
+    def __init__(self, call: Any, on_close: Callable[[], Awaitable[None]]) -> None:
         self._call = call
+        self._on_close: Callable[[], Awaitable[None]] | None = on_close
 
     async def say(self, question: peer_pb2.GenerateRequest) -> int:
         """Tell the peer what follows; returns the size of the message.
 
         Raises:
-            WireError: The peer is gone, or has refused what was said before.
+            WireError: The peer is gone, has refused what was said before, or the connection was
+                closed here.
         """
         data = question.SerializeToString()
         try:
-            await self._call.write(data)
-        except grpc.aio.AioRpcError as error:
-            raise _failed(error) from None
+            with _failures():
+                await self._call.write(data)
         except asyncio.InvalidStateError:  # the call is over
             raise await self._ended() from None
         return len(data)
@@ -282,12 +299,12 @@ class Conversation:
         """The next token, and the size of the message it came in.
 
         Raises:
-            WireError: None came in time, the peer is gone, or it has refused.
+            WireError: None came in time, the peer is gone, it has refused, or the connection was
+                closed here.
         """
         try:
-            data = await asyncio.wait_for(self._call.read(), timeout)
-        except grpc.aio.AioRpcError as error:
-            raise _failed(error) from None
+            with _failures():
+                data = await asyncio.wait_for(self._call.read(), timeout)
         except TimeoutError:
             raise WireError("deadline", f"no token came within {timeout:g} s") from None
         if data is grpc.aio.EOF:
@@ -295,17 +312,30 @@ class Conversation:
         return parse(peer_pb2.GenerateReply, data), len(data)
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up; more than once is fine."""
         self._call.cancel()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            await on_close()
 
     async def _ended(self) -> WireError:
         code, text = await self._call.code(), await self._call.details()
         return WireError(_reason(code, text or ""), f"{code.name}: {text or 'the peer hung up'}")
 
 
-def _failed(error: grpc.aio.AioRpcError) -> WireError:
-    code, text = error.code(), error.details() or ""
-    return WireError(_reason(code, text), f"{code.name}: {text}")
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what gRPC raises into a `WireError`; a task that is cancelled itself ends as ever."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        code, text = error.code(), error.details() or ""
+        raise WireError(_reason(code, text), f"{code.name}: {text}") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise WireError("closed", "the connection was closed here") from None
 
 
 def _reason(code: grpc.StatusCode, text: str) -> str:

@@ -145,4 +145,4 @@ class Asking:
         name = self.peers.name(source.peer)
         cost.failures[f"{name}: {error.reason}"] += 1
         _log.warning("%s did not answer for expert %d: %s", name, source.expert, error)
-        await self.peers.ill(source.peer)
+        await self.peers.ill(source.peer, error.reason)

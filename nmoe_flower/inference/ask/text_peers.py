@@ -13,6 +13,7 @@ from nmoe_flower.inference.protocol import PeerList, verify_list
 __all__ = ["HERE", "Source", "TextPeers", "sources", "who_holds"]
 
 HERE = -1  # stands for this device among ids of peers
+_TOLD = ("busy", "refused", "version")  # by a peer whose connection is well
 
 
 class Source(NamedTuple):
@@ -156,15 +157,17 @@ class TextPeers:
         self._breakers[peer].probe_succeeded()
         self._breakers[peer].succeeded()
 
-    async def ill(self, peer: int) -> None:
-        """A peer has not answered: a new connection is tried next time.
+    async def ill(self, peer: int, reason: str) -> None:
+        """A peer has not answered: a new connection is tried next time, unless it said why itself.
 
         Args:
             peer: Partition of the peer.
+            reason: One word on what went wrong.
         """
         self._breakers[peer].probe_failed()
         self._breakers[peer].failed()
-        await self._channels[peer].renew()
+        if reason not in _TOLD:
+            await self._channels[peer].renew()
 
     async def close(self) -> None:
         """Close all connections."""

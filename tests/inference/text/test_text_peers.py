@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from nmoe_flower.errors import ConfigError, DataError
 from nmoe_flower.inference.ask.text_peers import HERE, Source, sources
 from nmoe_flower.inference.bundle import OF_ALL
+from nmoe_flower.inference.serve import RefusedError
 from nmoe_flower.models import Chunks, text_routes, unigram_scores
 
 Make = Callable[..., Any]
@@ -197,6 +199,41 @@ def test_no_token_is_lost_or_doubled_when_a_peer_dies(
     assert tokens == whole
     assert writers == ["peer-1"] * 7 + ["peer-2"] * 13
     assert list(generation.cost.failures.values()) == [1]
+
+
+@pytest.mark.parametrize("send", ["hidden", "tokens"])
+@pytest.mark.parametrize(
+    ("code", "reason", "same"),
+    [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", True),
+        (grpc.StatusCode.INVALID_ARGUMENT, "refused", True),
+        (grpc.StatusCode.FAILED_PRECONDITION, "version", True),
+        (grpc.StatusCode.INTERNAL, "failed", False),
+    ],
+)
+def test_a_question_that_fails_leaves_a_text_at_the_same_peer_alone(
+    village: Make, send: str, code: grpc.StatusCode, reason: str, same: bool
+) -> None:
+    """Only where the connection may be ill the next question takes a new one."""
+    made = village(query__send="tokens")
+    made.serve(1)
+    client = made.client(send=send)
+    generation = client.generate(ACROSS, 12)
+    writers = [next(iter(generation)).peer]
+
+    async def refused(*given: Any) -> Any:
+        raise RefusedError(code, reason, "not now")
+
+    for served in made._servers[1]._requests.served:
+        served.compute = refused
+    channel = client._asking.peers._channels[1]
+    connection = channel._channel
+    assert client.score(ACROSS).cost.failures == {f"peer-1: {reason}": 1}
+    assert (channel._channel is connection) is same
+    writers += [piece.peer for piece in generation]
+    assert writers == ["peer-1"] * 12
+    assert generation.cost.failures == {}
+    assert not channel._calls
 
 
 def test_a_text_ends_at_home_when_nobody_is_left(village: Make) -> None:
