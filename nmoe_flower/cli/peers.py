@@ -171,14 +171,15 @@ def _print(found: "Sequence[PeerStatus]", *, as_json: bool) -> None:
 
 
 def _table(found: "Sequence[PeerStatus]") -> "Table":
-    """The table for a terminal; peers that do not serve are red."""
+    """The table for a terminal, whatever stands in it; peers that do not serve are red."""
     from rich.table import Table
+    from rich.text import Text
 
     from nmoe_flower.inference.ask import SERVING
 
     table = Table(*_HEADER, box=None, pad_edge=False)
     for one in found:
-        table.add_row(*_cells(one), style=None if one.health == SERVING else "red")
+        table.add_row(*map(Text, _cells(one)), style=None if one.health == SERVING else "red")
     return table
 
 

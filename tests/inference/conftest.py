@@ -36,6 +36,7 @@ class MoodyPeer:
     Attributes:
         mood: "right", or one of the branches of ``_reply``.
         asked: Predict requests that came in.
+        version: Of its expert, as it says when it is asked.
         peer_list: What ``Peers`` answers with; None: it has no list.
     """
 
@@ -44,6 +45,7 @@ class MoodyPeer:
         self.expert = expert
         self.mood = "right"
         self.asked = 0
+        self.version = ""
         self.peer_list: Any = None
         self.port = 0
         self._identity = identity
@@ -82,7 +84,10 @@ class MoodyPeer:
 
     async def _describe(self, data: bytes, context: Any) -> bytes:
         reply = peer_pb2.Description(
-            name=self.entry.name, partition=self.partition, served=self.asked
+            name=self.entry.name,
+            partition=self.partition,
+            served=self.asked,
+            expert_version=self.version,
         )
         return bytes(reply.SerializeToString())
 

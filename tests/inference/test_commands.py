@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
 from nmoe_flower.cli.images import read_images
+from nmoe_flower.cli.peers import _table
 from nmoe_flower.data import normalise
 from nmoe_flower.inference.ask.client import Client
+from nmoe_flower.inference.ask.survey import PeerStatus
 from nmoe_flower.inference.protocol.peers import PeerList
 from nmoe_flower.inference.protocol.signing import DIRECTORY, verify_list
 from nmoe_flower.installation import install_hint
@@ -326,6 +329,29 @@ def test_the_table_says_who_serves(
     assert health == ["serving", "unavailable", "not serving"]
     assert (second["ms"], second["share"]) == (None, None)
     assert [one["share"] for one in (first, third)] == [0.25, 0.75]  # 1 and 3 answers
+
+
+def test_what_a_peer_says_of_itself_begins_no_line_and_paints_nothing(
+    around: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    around.list.write(tmp_path / "peers.json")
+    words = ["peers", "--peers", str(tmp_path / "peers.json"), "--insecure", "--once"]
+    around[2].version = "x\npeer-9  9  10.0.0.9:1  serving  \x1b[31m0"
+    assert main(words) == 1
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["peer-1", "peer-2", "peer-3"]
+    assert "\x1b" not in shown
+    assert main([*words, "--format", "json"]) == 1
+    told = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert (told["health"], told["expert_version"]) == ("garbage", "")
+    assert repr(around[2].version) in told["detail"]
+
+
+def test_the_live_table_shows_any_text_as_it_is() -> None:
+    shown = io.StringIO()
+    status = PeerStatus("fox", 1, "h:1", "serving", expert_version="[/x]")
+    Console(file=shown, width=200).print(_table([status]))
+    assert "[/x]" in shown.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

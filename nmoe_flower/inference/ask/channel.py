@@ -23,6 +23,7 @@ from nmoe_flower.inference.protocol import (
     PeerList,
     decode_tensor,
     encode_tensor,
+    is_version,
     parse,
     peer_pb2,
     target,
@@ -174,7 +175,8 @@ class PeerChannel:
         """Who the peer says it is.
 
         Raises:
-            WireError: It did not answer, or it is not the partition that the list says.
+            WireError: It did not answer, it is not the partition that the list says, or its
+                versions are none.
         """
         data = await self._call(f"/{SERVICE}/Describe", b"", timeout)
         description = parse(peer_pb2.Description, data)
@@ -184,6 +186,13 @@ class PeerChannel:
                 f"{self._peer.name} serves partition {description.partition}, the list says "
                 f"{self._peer.partition}",
             )
+        said = (
+            description.expert_version,
+            description.gate_version,
+            description.extractor_version,
+        )
+        if not all(map(is_version, said)):
+            raise WireError("garbage", f"{self._peer.name} says it serves the versions {said}")
         return description
 
     async def peers(self, *, timeout: float) -> PeerList:

@@ -19,6 +19,7 @@ from nmoe_flower.inference.protocol import (
     encode_tokens,
     peer_pb2,
 )
+from nmoe_flower.inference.telemetry import log_event
 
 __all__ = ["Asking", "Send", "TextCost"]
 
@@ -144,5 +145,7 @@ class Asking:
         assert source.peer != HERE
         name = self.peers.name(source.peer)
         cost.failures[f"{name}: {error.reason}"] += 1
-        _log.warning("%s did not answer for expert %d: %s", name, source.expert, error)
+        facts = {"peer": name, "partition": source.peer, "expert": source.expert}
+        facts |= {"reason": error.reason, "detail": str(error)}
+        log_event(_log, logging.WARNING, "peer-failed", **facts)
         await self.peers.ill(source.peer, error.reason)

@@ -4,7 +4,7 @@
 """
 
 from nmoe_flower.inference.protocol import peer_pb2
-from nmoe_flower.inference.protocol.peers import MAX_PEERS, PeerEntry, PeerList, target
+from nmoe_flower.inference.protocol.peers import MAX_PEERS, PeerEntry, PeerList, is_version, target
 from nmoe_flower.inference.protocol.signing import (
     DIRECTORY,
     SERIAL,
@@ -47,6 +47,7 @@ __all__ = [
     "encode_hidden",
     "encode_tensor",
     "encode_tokens",
+    "is_version",
     "newest_list",
     "next_serial",
     "parse",

@@ -21,7 +21,7 @@ from nmoe_flower.errors import ConfigError, WireError
 from nmoe_flower.files import read_json, write_json
 from nmoe_flower.inference.protocol import peer_pb2
 
-__all__ = ["MAX_PEERS", "PeerEntry", "PeerList", "target"]
+__all__ = ["MAX_PEERS", "PeerEntry", "PeerList", "is_version", "target"]
 
 MAX_PEERS = 10_000
 _FORMAT = 1
@@ -73,7 +73,7 @@ class PeerEntry:
                 f"{_MOST_NUMBERS} numbers"
             )
         for version in (self.expert_version, self.extractor_version, self.projection_version):
-            if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            if not is_version(version):
                 raise _bad(
                     f"a version of {self.name} is {version!r}; allowed: 64 letters or digits"
                 )
@@ -207,6 +207,15 @@ class PeerList:
         )
         given["signature"] = _bytes(given, "signature")
         return cls(**given)
+
+
+def is_version(value: object) -> bool:
+    """Whether a version may look so: up to 64 letters, digits, ".", "_" and "-".
+
+    >>> is_version("0c9e51d2"), is_version("0c 9e"), is_version(7)
+    (True, False, False)
+    """
+    return isinstance(value, str) and _VERSION.fullmatch(value) is not None
 
 
 def target(address: str) -> str:

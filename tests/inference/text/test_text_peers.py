@@ -236,6 +236,27 @@ def test_a_question_that_fails_leaves_a_text_at_the_same_peer_alone(
     assert not channel._calls
 
 
+def test_what_a_peer_says_begins_no_line_of_the_log(
+    village: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = village()
+    made.serve(1)
+    words = "x\nERROR \x1b[31mall is lost"
+
+    async def refused(*given: Any) -> Any:
+        raise RefusedError(grpc.StatusCode.INTERNAL, "internal", words)
+
+    for served in made._servers[1]._requests.served:
+        served.compute = refused
+    made.client().score(ACROSS)
+    [record] = [one for one in caplog.records if one.name.endswith("text_asking")]
+    assert record.getMessage() == (
+        'peer-failed peer="peer-1" partition=1 expert=1 reason="failed" '
+        'detail="INTERNAL: x\\nERROR \\u001b[31mall is lost"'
+    )
+    assert record.fields["detail"] == f"INTERNAL: {words}"  # type: ignore[attr-defined]
+
+
 def test_a_text_ends_at_home_when_nobody_is_left(village: Make) -> None:
     made = village(shared=False)
     made.serve(1)
