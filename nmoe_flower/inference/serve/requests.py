@@ -170,12 +170,17 @@ class Requests(Generic[S]):
         self._name = name
         self.metrics = metrics
         self.max_rows = max_rows
-        self._most_held = max(max_queue // 2, max_rows) if name else math.inf
+        self._most_held = max(max_queue // 2, max_rows) if self.named else math.inf
         self._deny = frozenset(deny)
         self._held: collections.Counter[str] = collections.Counter()  # rows per caller
         self._open = 0
         self._none_open = asyncio.Event()
         self._refused = RefusalLog(_log)
+
+    @property
+    def named(self) -> bool:
+        """Whether callers have names, of which each may take a half."""
+        return bool(self._name)
 
     @property
     def bundle(self) -> Bundle | TextBundle:
@@ -279,7 +284,7 @@ class Requests(Generic[S]):
         raise AssertionError("abort raises")
 
     def _caller(self, context: Any) -> str:
-        if not self._name:
+        if not self.named:
             return ANONYMOUS
         names = context.auth_context().get("x509_common_name") or [b""]
         return str(names[0], "utf-8", "replace")

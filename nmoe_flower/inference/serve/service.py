@@ -41,15 +41,17 @@ class ExpertServer:
         identity: Certificate and key. Only devices of the same authority get in, each known by the
             name in its certificate. None: no encryption and no names, for trials.
         address: Where to listen, ``host:port``; port 0 lets the system choose.
-        max_batch: The most rows of a request, and of one pass of the network.
+        max_batch: The most rows of a request, and of one pass of the network; of images only.
         max_wait_ms: Milliseconds an idle network waits for company before it starts a pass.
-        max_queue: The most rows that may wait; with names, a caller may hold half of them.
+        max_queue: The most rows that may wait; with names, a caller may hold half of them. A
+            question about text has at most half as many.
         peer_list: The signed list that ``Peers`` answers with.
         deny: Names that are refused although their certificate is good.
         keep_seconds: Seconds that the last version still answers those who ask for it after a swap.
         max_texts: The most texts that may be written at once; one pass of the network goes on with
-            all of them that wait for the same adapter.
-        max_text_mib: The most MiB that keys and values of these texts may fill.
+            all of them that wait for the same adapter. With names, a caller may have half of them.
+        max_text_mib: The most MiB that keys and values of these texts may fill; with names, those
+            of a caller half of it.
         load: Makes the network of a bundle, latents [B, D] -> logits [B, C]: another precision, or
             another runtime.
         load_text: Puts the adapters of a bundle of text on a backbone.
@@ -108,7 +110,7 @@ class ExpertServer:
         self._requests: ImageRequests | TextRequests = kind(
             name=identity.name if identity else "",
             metrics=self.metrics,
-            max_rows=max_batch if isinstance(bundle, Bundle) else max_queue,
+            max_rows=max_batch if isinstance(bundle, Bundle) else max(1, max_queue // 2),
             max_queue=max_queue,
             deny=deny,
             peer_list=peer_list,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,7 +58,7 @@ class _Done(NamedTuple):
 
 
 class TextLimits(NamedTuple):
-    """How much text a peer takes at once.
+    """How much text a peer takes at once; of open texts a caller with a name may have half.
 
     Attributes:
         queue: The most tokens that may wait.
@@ -69,6 +69,13 @@ class TextLimits(NamedTuple):
     queue: int
     texts: int
     mib: float
+
+
+class _Kept(NamedTuple):
+    """An open text: whose it is, and the tokens that it may come to."""
+
+    caller: str
+    tokens: int
 
 
 class ServedText:
@@ -104,7 +111,7 @@ class ServedText:
         self._executor = executor
         self._limits = limits
         self._on_pass = on_pass
-        self._kept: dict[Session, int] = {}  # tokens that each open text may come to
+        self._kept: dict[Session, _Kept] = {}  # the open texts
 
     @property
     def waiting_rows(self) -> int:
@@ -157,35 +164,39 @@ class ServedText:
         self._check_queue(len(step.rows))
         return await self.steps.go_on(step)
 
-    def open(self, session: Session) -> None:
+    def open(self, session: Session, caller: str = "") -> None:
         """Let a text begin, unless as many are open as may be.
 
         Args:
             session: The text.
+            caller: Name of the device whose text it is; empty: it has none, and the limits for all
+                are its own.
         """
         if len(self._kept) >= self._limits.texts:
             told = how_many(len(self._kept), "text is", "texts are")
             raise RefusedError(_BUSY, "busy", f"busy: {told} open, as many as may be")
-        self._kept[session] = 0
+        own = sum(one.caller == caller for one in self._kept.values())
+        if caller and own >= max(1, self._limits.texts // 2):
+            told = how_many(own, "text is", "texts are")
+            raise RefusedError(
+                _BUSY, "busy", f"busy: {told} open for {caller}, as many as one caller may have"
+            )
+        self._kept[session] = _Kept(caller, 0)
 
     def keep(self, session: Session, tokens: int) -> None:
-        """Let a text grow, unless keys and values of all texts would fill too much.
+        """Let a text grow, unless keys and values of all texts, or of its caller's, fill too much.
 
         Args:
             session: The text.
             tokens: How long it may become.
         """
-        others = sum(self._kept.values()) - self._kept[session]
-        mib = (others + tokens) * self.experts.kept_bytes / 2**20
-        if mib > self._limits.mib:
-            told = f"{how_many(tokens, 'token')} beside {others:,} of other texts"
-            raise RefusedError(
-                _BUSY,
-                "busy",
-                f"busy: keys and values of {told} would fill {mib:.1f} MiB; allowed: "
-                f"{self._limits.mib:g}",
-            )
-        self._kept[session] = tokens
+        caller = self._kept[session].caller
+        others = [one for text, one in self._kept.items() if text is not session]
+        self._check_kept(tokens, others, "other texts", self._limits.mib)
+        if caller:
+            own = [one for one in others if one.caller == caller]
+            self._check_kept(tokens, own, f"other texts of {caller}", self._limits.mib / 2)
+        self._kept[session] = _Kept(caller, tokens)
 
     def close(self, session: Session) -> None:
         """Nothing more comes of a text.
@@ -195,6 +206,18 @@ class ServedText:
         """
         del self._kept[session]
         self.steps.leave(session)
+
+    def _check_kept(self, tokens: int, others: Iterable[_Kept], whose: str, most: float) -> None:
+        """Refuse a text that would fill more than ``most`` MiB beside others."""
+        beside = sum(one.tokens for one in others)
+        mib = (beside + tokens) * self.experts.kept_bytes / 2**20
+        if mib > most:
+            raise RefusedError(
+                _BUSY,
+                "busy",
+                f"busy: keys and values of {how_many(tokens, 'token')} beside {beside:,} of "
+                f"{whose} would fill {mib:.1f} MiB; allowed: {most:g}",
+            )
 
     def _check_queue(self, rows: int) -> None:
         if self.waiting_rows + rows > self._limits.queue:
@@ -284,7 +307,7 @@ class TextRequests(Requests[ServedText]):
                 if served is None:
                     session.expert, first = request.expert, request
                     fit = self._served_for(request)
-                    fit.open(session)
+                    fit.open(session, caller if self.named else "")
                     served = fit
                 elif request.request_id != first.request_id:
                     raise WireError("mixed-up", "a stream is about one text")

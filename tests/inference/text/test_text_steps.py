@@ -25,13 +25,19 @@ BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
 class Call:
     """One stream, without a network: what is asked, and what came back."""
 
-    def __init__(self, *messages: bytes) -> None:
+    def __init__(self, *messages: bytes, caller: str = "", stays: bool = False) -> None:
         self._messages = list(messages)
+        self._caller, self._stays = caller, stays
         self.tokens: list[int] = []
         self.told: list[float] = []
         self.wrote = asyncio.Event()
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_common_name": [self._caller.encode()]}
+
     async def read(self) -> Any:
+        if self._stays and not self._messages:
+            await asyncio.Event().wait()
         return self._messages.pop(0) if self._messages else grpc.aio.EOF
 
     async def write(self, reply: Any) -> None:
@@ -46,7 +52,7 @@ class Call:
 class Peer:
     """Handlers of device 1, whose operator lets tokens leave; counts rows of each pass."""
 
-    def __init__(self, of: Any, executor: Any, **limits: Any) -> None:
+    def __init__(self, of: Any, executor: Any, *, name: str = "", **limits: Any) -> None:
         self.passes: list[int] = []
         self.experts = TextExperts(of.bundles[1], of.backbone)
         self.version = of.bundles[1].extractor_version
@@ -58,7 +64,7 @@ class Peer:
             on_pass=lambda rows, seconds: self.passes.append(rows),
         )
         self.requests = TextRequests(
-            name="", metrics=ServiceMetrics(), max_rows=4096, max_queue=4096
+            name=name, metrics=ServiceMetrics(), max_rows=4096, max_queue=4096
         )
         self.requests.served = [self.served]
 
@@ -159,6 +165,41 @@ def test_more_than_a_peer_takes_is_refused_in_words(
         raise refused
     if "queue" not in limits:
         assert [call.tokens for call in good] == [peer.alone("klm", 10)]
+    assert (peer.served.sessions, peer.served.waiting_rows) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"texts": 5}, "busy: 2 texts are open for cat, as many as one caller may have"),
+        ({"mib": 0.06}, r"13 tokens beside 26 of other texts of cat .*allowed: 0\.03"),
+    ],
+)
+def test_one_caller_has_half_of_the_texts_and_others_still_get_in(
+    export: Make, executor: Any, limits: dict[str, Any], said: str
+) -> None:
+    """Three texts of 13 tokens: 0.03 MiB are 30 of this model."""
+    peer = Peer(export(query__send="tokens"), executor, name="owl", **limits)
+    asked = peer.asks("klm", 10)
+
+    async def scenario() -> None:
+        held = [Call(asked, caller="cat", stays=True) for _ in range(2)]
+        tasks = [asyncio.create_task(peer.generate(one)) for one in held]
+        for call in held:
+            await call.wrote.wait()
+        for _ in range(2):  # a refusal leaves nothing behind
+            with pytest.raises(RefusedError, match=said) as refused:
+                await peer.generate(Call(asked, caller="cat"))
+            assert refused.value.code is BUSY
+        other = await peer.generate(Call(asked, caller="elk"))
+        assert len(other.tokens) == 10
+        tasks[0].cancel()
+        await asyncio.wait(tasks[:1])
+        assert len((await peer.generate(Call(asked, caller="cat"))).tokens) == 10
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+
+    asyncio.run(scenario())
     assert (peer.served.sessions, peer.served.waiting_rows) == (0, 0)
 
 

@@ -18,6 +18,7 @@ from nmoe_flower.inference.ask import with_embeddings
 from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.bundle import TextBackbone, TextBundle, TextExperts
 from nmoe_flower.inference.protocol import sign_list
+from nmoe_flower.inference.serve import RefusedError
 
 Make = Callable[..., Any]
 ACROSS = "klmklmklkmklmkmk"  # device 1's letters
@@ -68,6 +69,25 @@ def test_members_score_and_write_over_tls_and_nobody_else_does(
             )
     finally:
         text_loop.submit(server.drain(0)).result(20)
+
+
+def test_one_caller_cannot_take_the_whole_queue_of_text(
+    village: Make, text_loop: LoopThread, member: Callable[[str], Identity]
+) -> None:
+    bundle = village().bundles[1]
+
+    async def made(identity: Identity | None) -> Any:
+        return ExpertServer(bundle, identity, max_queue=100)._requests
+
+    requests = text_loop.submit(made(member("owl"))).result(20)
+    with requests.held("cat", requests.max_rows):
+        with pytest.raises(RefusedError, match="cat fills its half"), requests.held("cat", 1):
+            pass
+        with requests.held("elk", requests.max_rows):
+            assert sum(requests._held.values()) == 100
+    nameless = text_loop.submit(made(None)).result(20)
+    with nameless.held("anonymous", 50), nameless.held("anonymous", 50):
+        assert nameless.max_rows == 50
 
 
 def test_weights_of_another_backbone_are_told_by_their_hashes(village: Make) -> None:
