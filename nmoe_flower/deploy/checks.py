@@ -17,8 +17,9 @@ from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Identity
 from nmoe_flower.config import Config
 from nmoe_flower.data import own_images
+from nmoe_flower.data.text import own_text
 from nmoe_flower.deploy.keys import public_half
-from nmoe_flower.deploy.party import SETTINGS, Party, check_written, versions
+from nmoe_flower.deploy.party import RUN, SETTINGS, Party, check_written, versions
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.deploy.probes import ProbeResult, ask_superlink, is_free
 from nmoe_flower.deploy.wheel import WHEEL, wheel_problem
@@ -102,6 +103,8 @@ def _found(party: str, what: str, look: Callable[[], None]) -> Finding:
         look()
     except (_Problem, NMoEError) as error:
         return Finding(party, what, problem=str(error))
+    except _Unseen as reason:
+        return Finding(party, what, note=str(reason))
     except OSError as error:
         return Finding(party, what, problem=f"cannot read {error.filename}: {error.strerror}")
     return Finding(party, what)
@@ -125,6 +128,10 @@ def _together(folder: Path) -> Iterator[Finding]:
 
 class _Problem(Exception):  # noqa: N818 - never leaves this package: it becomes a finding
     """Something is not as it must be; the text says what."""
+
+
+class _Unseen(Exception):  # noqa: N818 - as _Problem
+    """Something cannot be looked at; the text says why."""
 
 
 def _same_versions(party: Party) -> None:
@@ -255,15 +262,23 @@ def _store(folder: Path) -> None:
 
 
 def _data(folder: Path) -> None:
-    """The node's own images can be opened, and their classes are the federation's."""
+    """The node's own data can be opened as the run will, and has the federation's classes."""
     values = read_toml(folder / "node.toml")
     if "data-path" not in values:
         return
     own = _inside(folder, values, "data-path")
-    if not own.is_dir():
+    if not own.exists():
         raise _Problem(f"the data folder {own} is missing: put this node's images there")
+    if not (folder / RUN).is_file():
+        raise _Unseen(f"{folder / RUN}, which says how the run reads it, is missing")
+    changes = {"data.cache-dir": str(folder / "cache")}
+    if "extractor-weights" in values:  # whose tokenizer text may need
+        changes["extractor.weights"] = str(_inside(folder, values, "extractor-weights"))
+    config = Config.load(folder / RUN, changes.items())
+    if config.run.system == "language":
+        own_text(config, str(own))
+        return
     names = [name.strip() for name in str(values.get("classes", "")).split(",") if name.strip()]
-    config = Config.parse({"data.cache-dir": str(folder / "cache")})
     own_images(config, str(own), classes=names)
 
 

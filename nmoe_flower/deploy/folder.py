@@ -11,7 +11,7 @@ from nmoe_flower.catalogue import CONTROLS, GATES
 from nmoe_flower.certificates import Authority, check_name, create_authority
 from nmoe_flower.config import Config
 from nmoe_flower.deploy.keys import create_node_key
-from nmoe_flower.deploy.party import Party, versions
+from nmoe_flower.deploy.party import RUN, Party, versions
 from nmoe_flower.deploy.places import runtime_ports
 from nmoe_flower.deploy.scripts import (
     compose,
@@ -42,6 +42,7 @@ __all__ = [
     "write_overview",
     "write_party",
     "write_peers",
+    "write_run",
     "write_scripts",
 ]
 
@@ -121,7 +122,7 @@ def write_federation(
         )
         _write_server(new / "server", server, authority, plan, config)
         for node in nodes:
-            write_node(new, node, authority, plan)
+            write_node(new, node, authority, plan, config)
         for party in (new / "server", *(new / "nodes" / node.name for node in nodes)):
             add_wheel(new, party)
         write_peers(new, peer_list(nodes, plan.days, serial=1), authority, nodes)
@@ -210,7 +211,9 @@ def write_overview(
     write_text(folder / "compose.yaml", compose(server, nodes))
 
 
-def write_node(whole: Path, party: Party, authority: Authority, plan: FederationPlan) -> None:
+def write_node(
+    whole: Path, party: Party, authority: Authority, plan: FederationPlan, config: Config
+) -> None:
     """Write the folder of a node, all but the list of peers; its public key for the server."""
     folder = whole / "nodes" / party.name
     public = whole / "server" / "keys" / f"{party.name}.pub"
@@ -227,6 +230,7 @@ def write_node(whole: Path, party: Party, authority: Authority, plan: Federation
     if plan.classes:
         values["classes"] = ",".join(plan.classes)
     write_node_config(folder, party.name, values)
+    write_run(folder, config)
     write_scripts(folder, node_scripts(party))
     for name, what, script in (
         ("supernode", "SuperNode", "supernode.sh"),
@@ -239,6 +243,12 @@ def write_node_config(folder: Path, name: str, values: Mapping[str, object]) -> 
     """Write ``node.toml``."""
     text = f"# What {name} tells its client app. Its store outlives runs and restarts.\n"
     write_text(folder / "node.toml", text + to_toml(values))
+
+
+def write_run(folder: Path, config: Config) -> None:
+    """Write the run's settings for a node's own check; in training the server tells them."""
+    text = "# The run's settings, with which nmoe deploy check opens this node's data.\n"
+    write_text(folder / RUN, text + config.to_toml())
 
 
 def write_party(folder: Path, party: Party, authority: Authority, *, days: int) -> None:

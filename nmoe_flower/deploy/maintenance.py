@@ -17,10 +17,11 @@ from nmoe_flower.deploy.folder import (
     write_overview,
     write_party,
     write_peers,
+    write_run,
     write_scripts,
 )
 from nmoe_flower.deploy.keys import create_node_key
-from nmoe_flower.deploy.party import SETTINGS, Party, check_written
+from nmoe_flower.deploy.party import RUN, SETTINGS, Party, check_written
 from nmoe_flower.deploy.places import peer_places, runtime_ports
 from nmoe_flower.deploy.scripts import node_scripts
 from nmoe_flower.deploy.wheel import WHEEL, copy_wheel, write_wheel
@@ -97,7 +98,7 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
     with all_or_none(folder) as new:
         _bring_wheel(folder, new)
         for node in nodes[old:]:
-            write_node(new, node, authority, plan)
+            write_node(new, node, authority, plan, config)
             add_wheel(new, new / "nodes" / node.name)
             changed += [folder / "nodes" / node.name]
             changed += [folder / "server" / "keys" / f"{node.name}.pub"]
@@ -105,7 +106,8 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
             own = Path("nodes", node.name)
             values = read_toml(folder / own / "node.toml") | {"num-partitions": len(nodes)}
             write_node_config(new / own, node.name, values)
-            changed += [folder / own / "node.toml", folder / own / "peers.json"]
+            write_run(new / own, config)
+            changed += [folder / own / name for name in ("node.toml", "peers.json", RUN)]
         write_peers(new, _listed(folder, nodes, days), authority, nodes)
         write_app(new / "server" / "app", config.flat())
         write_overview(new, server, nodes, plan, config)

@@ -14,9 +14,10 @@ from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_json, read_toml, to_toml, write_text
 from nmoe_flower.inference.bundle import MANIFEST
 
-__all__ = ["SETTINGS", "NodeFiles", "Party", "check_written", "node_files", "versions"]
+__all__ = ["RUN", "SETTINGS", "NodeFiles", "Party", "check_written", "node_files", "versions"]
 
 SETTINGS = "settings.toml"
+RUN = "run.toml"  # the settings of the run, in a node's folder
 
 
 @dataclass(frozen=True)

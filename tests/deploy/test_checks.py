@@ -12,10 +12,20 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
-from nmoe_flower.deploy import Finding, Party, check_folder, node_files
+from nmoe_flower.config import Config
+from nmoe_flower.deploy import (
+    FederationPlan,
+    Finding,
+    Party,
+    add_nodes,
+    check_folder,
+    node_files,
+    write_federation,
+)
 from nmoe_flower.errors import ConfigError
 
 NODE = Path("nodes", "node-1")
@@ -174,6 +184,74 @@ def test_a_folder_as_written_has_no_problem(
     out = capsys.readouterr().out
     assert "skipped  node-1     superlink: not reached from here" in out
     assert "0 problems in" in out
+
+
+def of_data(folder: Path) -> set[tuple[str, str]]:
+    return {(f.problem, f.note) for f in check_folder(folder) if f.what == "data"}
+
+
+def test_own_images_are_opened_with_the_settings_of_the_run(
+    new_plan: Callable[..., FederationPlan], tmp_path: Path
+) -> None:
+    """Pictures of many sizes, which the run brings to one."""
+    changes = {"data.size": "8x8"}
+    plan = new_plan(changes=changes, data="data", classes=("cat", "dog", "fox"))
+    lab = tmp_path / "lab"
+    write_federation(lab, plan)
+    for number in range(2):
+        for kind in ("cat", "dog"):
+            own = lab / f"nodes/node-{number}/data/{kind}"
+            own.mkdir(parents=True)
+            for side in range(8, 18):
+                Image.new("L", (side, 9), side).save(own / f"{side}.png")
+    assert of_data(lab) == {("", "")}
+    add_nodes(lab, ["127.0.0.1:1026"])
+    for node in ("node-0", "node-2"):
+        assert Config.load(lab / "nodes" / node / "run.toml").data.num_clients == 3
+    edit(lab / NODE / "run.toml", "8x8", "")
+    ((problem, _),) = of_data(lab / NODE)
+    assert "data.size" in problem
+
+
+def test_data_of_a_folder_without_the_settings_of_the_run_is_not_looked_at(
+    federation: Path,
+) -> None:
+    """As written before they were there."""
+    no_data(federation)
+    (federation / NODE / "images").mkdir()
+    (federation / NODE / "run.toml").unlink()
+    ((problem, note),) = of_data(federation / NODE)
+    assert not problem
+    assert note.endswith("run.toml, which says how the run reads it, is missing")
+
+
+def test_own_text_and_own_tables_are_read_as_such(
+    new_plan: Callable[..., FederationPlan], tmp_path: Path
+) -> None:
+    text = {
+        "run.system": "language", "data.kind": "text", "data.scheme": "natural",
+        "data.dataset": "text", "extractor.method": "pretrained", "extractor.backbone": "small-lm",
+        "expert.sharing": "weights", "gate.methods": "federated",
+        "data.validation-per-client": 1, "text.unit": "lines", "text.near-duplicates": 0,
+    }  # fmt: skip
+    table = {
+        "data.kind": "features", "data.dataset": "tables",
+            "data.feature-columns": "size,age",
+        "data.feature-means": "0,0", "data.feature-deviations": "1,1",
+    }  # fmt: skip
+    lines = "".join(f"line {n} of so many words\n" for n in range(200))
+    rows = "".join(f"{n},{n % 7},{n % 2}\n" for n in range(40))
+    for name, changes, content in (
+        ("text.txt", text, lines),
+        ("table.csv", table, f"size,age,label\n{rows}"),
+    ):
+        lab = tmp_path / name
+        write_federation(lab, new_plan(changes=changes, data="data", classes=("0", "1")))
+        for number in range(2):
+            own = lab / f"nodes/node-{number}/data"
+            own.mkdir()
+            (own / name).write_text(content)
+        assert of_data(lab) == {("", "")}
 
 
 def test_a_clock_that_is_behind_is_told(federation: Path) -> None:

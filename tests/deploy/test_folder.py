@@ -22,8 +22,8 @@ pytestmark = pytest.mark.flower
 
 NODE_FILES = {
     "ca.pem", "node-1.pem", "node-1.key", "supernode.key", "supernode.pub", "settings.toml",
-    "node.toml", "peers.json", "supernode.sh", "start.sh", "serve.sh", "nmoe-supernode.service",
-    "nmoe-peer.service", "install.sh", "wheel",
+    "node.toml", "run.toml", "peers.json", "supernode.sh", "start.sh", "serve.sh", "install.sh",
+    "nmoe-supernode.service", "nmoe-peer.service", "wheel",
 }  # fmt: skip
 SERVER_FILES = {
     "ca.pem", "superlink.pem", "superlink.key", "settings.toml", "superlink.sh", "register.sh",

@@ -69,8 +69,9 @@ def test_an_added_node_is_known_to_all(federation: Path) -> None:
     changed = add_nodes(federation, ["127.0.0.1:1026"])
     names = sorted(path.relative_to(federation).as_posix() for path in changed)
     assert names == [
-        "nodes/node-0/node.toml", "nodes/node-0/peers.json", "nodes/node-1/node.toml",
-        "nodes/node-1/peers.json", "nodes/node-2", "server/app", "server/keys/node-2.pub",
+        "nodes/node-0/node.toml", "nodes/node-0/peers.json", "nodes/node-0/run.toml",
+        "nodes/node-1/node.toml", "nodes/node-1/peers.json", "nodes/node-1/run.toml",
+        "nodes/node-2", "server/app", "server/keys/node-2.pub",
     ]  # fmt: skip
     for number in range(3):
         own = federation / "nodes" / f"node-{number}"
