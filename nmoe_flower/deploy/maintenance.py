@@ -1,6 +1,6 @@
 """Keep a federation up: new certificates and keys, more nodes, the list of peers signed again."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,11 +89,12 @@ def add_nodes(folder: Path, hosts: Sequence[str], *, days: int = 365) -> list[Pa
     authority = _authority(folder)
     before = _plan(folder, days)
     old = len(before.peers)
-    peers = (*before.peers, *peer_places(hosts, taken=(before.server, *before.peers)))
+    taken = (before.server, *before.peers, *_client_places(_nodes(folder, old)))
+    peers = (*before.peers, *peer_places(hosts, taken=taken))
     config = Config.parse({**before.config.flat(), "data.num-clients": len(peers)})
     plan = replace(before, peers=peers, config=config)
     server, nodes = parties(plan, config)
-    nodes = [*(Party.load(folder / "nodes" / node.name) for node in nodes[:old]), *nodes[old:]]
+    nodes = [*_nodes(folder, old), *nodes[old:]]
     changed = [folder / "server" / "app"]
     with all_or_none(folder) as new:
         _bring_wheel(folder, new)
@@ -141,7 +142,7 @@ def sign_peers(
     """
     authority = _authority(folder)
     before = _plan(folder, days)
-    nodes = [Party.load(folder / "nodes" / f"node-{i}") for i in range(len(before.peers))]
+    nodes = _nodes(folder, len(before.peers))
     moved = dict(moves or {})
     known = [node.name for node in nodes]
     if unknown := [name for name in moved if name not in known]:
@@ -152,7 +153,9 @@ def sign_peers(
         else node
         for node in nodes
     ]
-    peers = peer_places([node.peer for node in nodes], taken=[before.server])
+    stay = [node for node in nodes if node.name not in moved]
+    taken = [before.server, *_client_places(stay)]
+    peers = peer_places([node.peer for node in nodes], taken=taken)
     nodes = _with_free_ports(before.server, nodes, moved)
     changed: list[Path] = []
     with all_or_none(folder) as new:
@@ -170,14 +173,22 @@ def sign_peers(
     return changed
 
 
-def _with_free_ports(server: Address, nodes: Sequence[Party], moved: Iterable[str]) -> list[Party]:
+def _with_free_ports(server: Address, nodes: Sequence[Party], moved: Container[str]) -> list[Party]:
     """Nodes that moved leave the port of their client processes to who is there already."""
-    stay = [node for node in nodes if node.name not in moved]
-    came = [node for node in nodes if node.name in moved]
-    places = [Address.parse(node.peer) for node in (*stay, *came)]
-    ports = runtime_ports(server, places, [node.runtime_port for node in (*stay, *came)])
-    settled = [replace(n, runtime_port=p) for n, p in zip((*stay, *came), ports, strict=True)]
-    return sorted(settled, key=lambda node: [one.name for one in nodes].index(node.name))
+    order = sorted(nodes, key=lambda node: node.name in moved)
+    places = [Address.parse(node.peer) for node in order]
+    ports = runtime_ports(server, places, [node.runtime_port for node in order])
+    free = {node.name: port for node, port in zip(order, ports, strict=True)}
+    return [replace(node, runtime_port=free[node.name]) for node in nodes]
+
+
+def _nodes(folder: Path, count: int) -> list[Party]:
+    return [Party.load(folder / "nodes" / f"node-{i}") for i in range(count)]
+
+
+def _client_places(nodes: Iterable[Party]) -> list[Address]:
+    """Where the client processes of nodes find their SuperNodes."""
+    return [Address(Address.parse(node.peer).host, node.runtime_port) for node in nodes]
 
 
 def _own(folder: Path, name: str) -> Path:
@@ -248,7 +259,7 @@ def _plan(folder: Path, days: int) -> FederationPlan:
     """The plan that a folder was written by."""
     server = Party.load(folder / "server")
     count = len(list((folder / "nodes").glob("*/settings.toml")))
-    nodes = [Party.load(folder / "nodes" / f"node-{i}") for i in range(count)]
+    nodes = _nodes(folder, count)
     told = read_toml(folder / "nodes" / "node-0" / "node.toml")
     app = read_toml(folder / "server" / "app" / "pyproject.toml")
     return FederationPlan(

@@ -232,6 +232,21 @@ def test_who_comes_to_a_machine_takes_no_port_there(tmp_path: Path) -> None:
     assert Party.load(lab / "nodes/node-3").peer == "a:7600"
 
 
+def test_who_stays_keeps_the_port_of_its_client_processes(tmp_path: Path) -> None:
+    """A place that is one of these is refused; who moves onto its own takes another port."""
+    lab = tmp_path / "lab"
+    assert main(["deploy", str(lab), "--nodes", "2", "--hosts", "server", "a", "b"]) == 0
+    before = contents(lab)
+    with pytest.raises(ConfigError, match="two programs cannot listen at a:9094"):
+        sign_peers(lab, moves={"node-1": "a:9094"})
+    with pytest.raises(ConfigError, match="two programs cannot listen at b:9094"):
+        add_nodes(lab, ["b:9094"])
+    assert contents(lab) == before
+    sign_peers(lab, moves={"node-0": "a:9094"})  # its own port makes room
+    assert client_ports(lab) == [9095, 9094]
+    assert "9095" in (lab / "nodes/node-0/supernode.sh").read_text()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
