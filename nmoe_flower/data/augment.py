@@ -28,7 +28,7 @@ def normalise(images: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | Tensor) 
     [-2.0, 2.0]
     """
     pixels = (
-        torch.from_numpy(np.require(images, requirements="W"))
+        torch.from_numpy(np.require(images, requirements=["C", "W"]))
         if isinstance(images, np.ndarray)
         else images
     )

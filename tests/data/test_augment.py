@@ -22,6 +22,15 @@ def distinct_images(batch: int, channels: int, height: int, width: int) -> Tenso
     return torch.arange(1, count + 1).float().view(batch, channels, height, width)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_normalise_takes_images_that_slicing_turned(axis: int) -> None:
+    """As from BGR to RGB, which leaves a view that is read backwards."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
+    turned = normalise(np.flip(images, axis))
+    assert torch.equal(turned, normalise(np.flip(images, axis).copy()))
+    assert turned.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_normalise_of_known_bytes() -> None:
     # (0/255 - .5) / .25 = -2; (51/255 - .5) / .25 = (.2 - .5) / .25 = -1.2; 255 -> 2
     images = np.array([[[[0, 51, 255]]]], dtype=np.uint8)
