@@ -88,7 +88,7 @@ def _served(waiting: dict[int, _Met]) -> dict[int, tuple[Any, ...]]:
     """An answer for each that waits, from whoever it named."""
     answers: dict[int, tuple[Any, ...]] = {}
     for serve in dict.fromkeys(met.serve for met in waiting.values()):
-        places = [place for place, met in waiting.items() if met.serve is serve]
+        places = [place for place, met in waiting.items() if met.serve == serve]
         found = serve([waiting[place].question for place in places])
         answers |= {place: (one,) for place, one in zip(places, found, strict=True)}
     return dict(sorted(answers.items()))
