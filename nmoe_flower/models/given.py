@@ -113,13 +113,21 @@ class Given:
     within: str = ""
 
 
-def digest_of(state: Mapping[str, Tensor]) -> bytes:
-    """SHA-256 of weights: names, types, shapes and bytes, whatever their order."""
-    digest = hashlib.sha256()
+def digest_of(state: Mapping[str, Tensor], *, kind: str = "") -> bytes:
+    """SHA-256 of weights: names, types, shapes and bytes, whatever their order.
+
+    Runs and bundles keep it, so it stays as it is.
+
+    Args:
+        state: The weights.
+        kind: What network they are of, if that counts: hashed first, and shapes before types.
+    """
+    digest = hashlib.sha256(kind.encode())
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        form = [str(value.dtype), list(value.shape)]
+        digest.update(json.dumps([name, *(reversed(form) if kind else form)]).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -1,8 +1,6 @@
 """Given language models: where their weights come from, what proves them, how they are opened."""
 
-import hashlib
 import importlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from nmoe_flower.backbone_files import TRANSFORMERS, converted_folder, given_sou
 from nmoe_flower.catalogue import LANGUAGE_MODELS, found
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.installation import install_hint
+from nmoe_flower.models.given import digest_of
 from nmoe_flower.models.small_lm import SmallLM, SmallSizes
 
 __all__ = ["LanguageWish", "OpenLM", "open_language_model", "small_lm", "smollm2"]
@@ -128,13 +127,12 @@ def _limits(network: nn.Module) -> tuple[int, int]:
 
 def _digest(network: nn.Module) -> bytes:
     """SHA-256 of the kind of network and of its weights, those that are tied once."""
-    found = hashlib.sha256(type(network).__name__.encode())
-    for name, tensor in sorted(dict(network.named_parameters()).items()):
-        if name.startswith("pooler."):  # which nobody reads, and many checkpoints lack
-            continue
-        found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        found.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
-    return found.digest()
+    state = {
+        name: tensor
+        for name, tensor in network.named_parameters()
+        if not name.startswith("pooler.")  # which nobody reads, and many checkpoints lack
+    }
+    return digest_of(state, kind=type(network).__name__)
 
 
 def small_lm(wish: LanguageWish) -> nn.Module:

@@ -1,6 +1,8 @@
 import copy
+import hashlib
 import importlib.util
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError, ReplyError
 from nmoe_flower.models import PretrainedExtractor, configured_extractor, weight_files
 from nmoe_flower.models.efficientnet import EfficientNetLite0
+from nmoe_flower.models.given import digest_of
 
 TINY = {"extractor.method": "pretrained", "extractor.backbone": "tests.given_backbone:Tiny"}
 LITE0 = {"extractor.method": "pretrained", "extractor.backbone": "efficientnet-lite0"}
@@ -32,6 +35,16 @@ def extractor(shape: tuple[int, int, int] = (3, 8, 8), **changes: Any) -> Pretra
 
 def images(side: int = 8, channels: int = 3) -> Tensor:
     return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_hash_of_weights_is_the_same_for_ever() -> None:
+    """Runs and bundles of old hold it. A number without dimensions is hashed as one of them."""
+    state = {"b": torch.tensor([1.0, 2.0]), "a": torch.tensor(3)}
+    one, two = struct.pack("<q", 3), struct.pack("<2f", 1, 2)
+    plain = b'["a", "torch.int64", []]' + one + b'["b", "torch.float32", [2]]' + two
+    assert digest_of(state) == hashlib.sha256(plain).digest()
+    of_kind = b'Net["a", [], "torch.int64"]' + one + b'["b", [2], "torch.float32"]' + two
+    assert digest_of(state, kind="Net") == hashlib.sha256(of_kind).digest()
 
 
 def test_only_a_hash_is_in_the_state_and_nothing_is_trained() -> None:

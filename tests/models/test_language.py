@@ -1,10 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models import AdaptedLM, OpenLM, SmallLM, SmallSizes, open_language_model
+from nmoe_flower.models import AdaptedLM, OpenLM, SmallLM, SmallSizes, language, open_language_model
+from nmoe_flower.models.language import LanguageWish
 
 
 def opened(backbone: str, weights: Path | str = "", **options: int) -> OpenLM:
@@ -51,6 +53,32 @@ def test_the_hash_is_that_of_the_weights(tmp_path: Path) -> None:
         drawn.network.tokens.weight[0, 0] += 1e-3
     drawn.network.save(tmp_path)
     assert opened("small-lm", tmp_path).digest != drawn.digest
+
+
+def test_the_hash_of_a_language_model_is_the_same_for_ever(tmp_path: Path) -> None:
+    """Runs and bundles of old hold it: this is the one of the first that were written."""
+    model = SmallLM(SmallSizes.of_widths((8,), vocab_size=11, window=6))
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.fill_(0.5)
+    model.save(tmp_path)
+    told = "4b39f0a43f56054eb94133e17d6e6e51ee85dab47cab77ddf21dd18577b6b180"
+    assert opened("small-lm", tmp_path).digest.hex() == told
+
+
+class OneNumber(torch.nn.Module):
+    """A network with a parameter that has no dimensions."""
+
+    def __init__(self, wish: LanguageWish) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(float(wish.window)))
+        self.config = SimpleNamespace(vocab_size=wish.vocab_size)
+
+
+def test_a_parameter_may_have_no_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "_transformers", OneNumber)
+    digests = [opened("transformers:one", window=window).digest for window in (6, 6, 7)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(
