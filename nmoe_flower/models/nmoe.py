@@ -261,6 +261,6 @@ class CentralizedMoE(nn.Module):
             chosen = gates.gather(1, routing.expert_ids)
             scale = chosen / chosen.detach()
             return Mixture((scale * logits[:, 0]).log_softmax(dim=1), gates, routing)
-        log_weights = routing.weights.log()[..., None]
-        mixed = (log_weights + logits.log_softmax(dim=2)).logsumexp(dim=1)
+        log_weights = scores.gather(1, routing.expert_ids).log_softmax(dim=1)
+        mixed = (log_weights[..., None] + logits.log_softmax(dim=2)).logsumexp(dim=1)
         return Mixture(mixed, gates, routing)

@@ -249,6 +249,18 @@ def test_centralized_top_k_is_the_networked_mixture():
     torch.testing.assert_close(central.log_probabilities.exp(), networked.probabilities)
 
 
+def test_centralized_top_k_gives_a_gradient_where_scores_lie_far_apart():
+    """The softmax of -300 beside 0 is 0 in float32, and 1 / 0 would be its logarithm's slope."""
+    gate = Gate(D, 2, top_k=2)
+    with torch.no_grad():
+        gate.head.bias.copy_(torch.tensor([0.0, -300.0]))
+    model = CentralizedMoE(nn.Identity(), gate, LocalExperts(experts()[:2]))
+    mixture = model(normal(3, D))
+    assert mixture.log_probabilities.isfinite().all()
+    mixture.log_probabilities[:, 0].sum().backward()
+    assert gate.head.bias.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_centralized_mixture_trains_end_to_end(top_k):
     torch.manual_seed(0)
