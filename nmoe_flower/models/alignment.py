@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nmoe_flower.models.expert import Expert
 from nmoe_flower.models.extractor import Extractor
-from nmoe_flower.models.gate import Gate
-from nmoe_flower.models.nmoe import LocalExperts
+from nmoe_flower.models.gate import Gate, route_top_k
+from nmoe_flower.models.nmoe import LocalExperts, combine
 
 __all__ = ["AlignmentMixture", "alignment_loss", "mixed"]
 
@@ -68,10 +67,11 @@ def mixed(
 ) -> tuple[Tensor, Tensor]:
     """Answer latents [B, D] by the best of k experts, each weighed by its score [B, k].
 
+    Equal scores go to the lower position first.
+
     Returns:
         Class probabilities [B, C], and the positions of the experts asked, [B, min(top_k, k)].
     """
-    best = scores.topk(min(top_k, scores.shape[1]), dim=1)
-    answers = LocalExperts(experts)(latents, best.indices)
-    weights = best.values.softmax(dim=1)
-    return (weights[:, :, None] * F.softmax(answers, dim=2)).sum(dim=1), best.indices
+    routing = route_top_k(scores, min(top_k, scores.shape[1]))
+    answers = LocalExperts(experts)(latents, routing.expert_ids)
+    return combine(answers, routing.weights), routing.expert_ids

@@ -52,6 +52,14 @@ def test_answers_are_mixed_by_the_best_scores() -> None:
     assert float(everyone.sum()) == pytest.approx(1)
 
 
+@torch.inference_mode()
+def test_the_first_of_equal_scores_is_asked() -> None:
+    """Of so many that a sort which is not stable asks another."""
+    experts = [constant([0.5, 0.5]) for _ in range(40)]
+    _, asked = mixed(torch.zeros(1, 40), torch.ones(1, 3), experts, top_k=2)
+    assert asked.tolist() == [[0, 1]]
+
+
 def bank(seed: int = 0, **options: int) -> FilterBank:
     return FilterBank(16, generator=torch.Generator().manual_seed(seed), **options)
 
