@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from flwr.app import RecordDict
 
-from nmoe_flower.baselines.partial import PartialExperts, expert_of, kept_scores, scores_in
+from nmoe_flower.baselines.partial import PartialExperts, kept_scores, scores_in
 from nmoe_flower.baselines.submixture import mixed_logits
 from nmoe_flower.baselines.system import Answers, Baseline
 from nmoe_flower.baselines.ungated import ungated
@@ -69,6 +69,8 @@ class ChosenExperts(PartialExperts):
         scores: By client: its last mean gate probability, float [M].
     """
 
+    rows_are_shared = True
+
     def __init__(
         self, experts: int, held: int, *, anchors: bool, **options: Unpack[StreamingOptions]
     ) -> None:
@@ -78,10 +80,6 @@ class ChosenExperts(PartialExperts):
         self.held, self.anchors = self.held_at_once(held, chosen_by_gate=not anchors), anchors
         self.scores: dict[int, np.ndarray] = {}
         self._anchor_of: dict[int, int] | None = None
-
-    def owner(self, name: str) -> int | None:
-        """Rows of the gate are everybody's."""
-        return expert_of(name) if name.startswith("expert.") else None
 
     def anchor_of(self, client: int) -> int | None:
         """The expert that a client is the anchor of, if it is one.

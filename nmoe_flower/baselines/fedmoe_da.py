@@ -67,6 +67,8 @@ class MixedExperts(PartialExperts):
         rows: By client: its router rows as it sent them last, [E, D].
     """
 
+    rows_are_shared = True  # the server averages them
+
     def __init__(
         self,
         experts: int,
@@ -84,10 +86,6 @@ class MixedExperts(PartialExperts):
         self._weights: NDArray[np.float64] = np.zeros((0, 0))
         self._of: list[int] = []  # the clients that the weights are of
         self._age = 0
-
-    def owner(self, name: str) -> int | None:
-        """Rows of the router are everybody's: the server averages them."""
-        return expert_of(name) if name.startswith("expert.") else None
 
     def part(
         self, arrays: Mapping[str, np.ndarray], client: int, held: Sequence[int]

@@ -1,13 +1,13 @@
 """FedAvg of partial experts: every client trains some of the experts, and replies hold just those.
 
-Arrays named ``expert.<k>.*`` and ``gate.<k>.*`` are expert k's, the latter its row of a gate; all
-others are shared. Each client is sent the shared arrays and those of its experts. Each part is
-averaged over those who sent it; what nobody sent stays as it is.
+Arrays named ``expert.<k>.*`` and ``gate.<k>.*`` are expert k's, the latter its row of a gate
+(unless all share the rows); all others are shared. Each client is sent the shared arrays and those
+of its experts. Each part is averaged over those who sent it; what nobody sent stays as it is.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -59,9 +59,11 @@ class PartialExperts(StreamingFedAvg):
     Attributes:
         class_counts: By client: its training images of each class. Empty, unless the system says
             in its row of `nmoe_flower.catalogue.BASELINES` that the server reads them.
+        rows_are_shared: Whether an expert's row of the gate is everybody's, and not its own.
     """
 
     purpose = "baseline"
+    rows_are_shared: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -109,7 +111,8 @@ class PartialExperts(StreamingFedAvg):
 
     def owner(self, name: str) -> int | None:
         """The expert that an array belongs to, and whose mass it is weighed by; None: all share."""
-        return expert_of(name)
+        shared = self.rows_are_shared and name.startswith("gate.")
+        return None if shared else expert_of(name)
 
     def part(
         self, arrays: Mapping[str, np.ndarray], client: int, held: Sequence[int]

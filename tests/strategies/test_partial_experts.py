@@ -102,6 +102,27 @@ def test_each_part_is_the_mean_of_those_who_sent_it() -> None:
     assert strategy.last_exchange.bytes_up == one * (3 + 2)
 
 
+class SharedRows(Assigned):
+    rows_are_shared = True
+
+
+@pytest.mark.parametrize("kind", [Assigned, SharedRows])
+def test_rows_of_a_gate_are_their_experts_unless_all_share_them(kind: type[Assigned]) -> None:
+    """Where they are shared, who trains only expert 0 is sent the row of expert 1, too."""
+    before = {name: value(0) for name in ("expert.0.w", "expert.1.w", "gate.0.w", "gate.1.w")}
+    a, b = value(1), value(2)
+    one = {"expert.0.w": a, "gate.0.w": a}
+    other = {"expert.1.w": b, "gate.1.w": b}
+    if kind.rows_are_shared:
+        one, other = {**one, "gate.1.w": a}, {**other, "gate.0.w": b}
+    answers = {0: (one, {NUM_EXAMPLES: 1}), 1: (other, {NUM_EXAMPLES: 1})}
+    found = round_of(kind([[0], [1]]), 2, answers, before)
+    np.testing.assert_array_equal(found["expert.0.w"], a)
+    for name, own in (("gate.0.w", a), ("gate.1.w", b)):
+        wanted = (a + b) / 2 if kind.rows_are_shared else own
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-6)
+
+
 def test_masses_weigh_experts_and_examples_the_rest() -> None:
     a, b = value(1), value(2)
     both = {name: value(9) for name in INITIAL}
