@@ -13,7 +13,7 @@ joins: all others keep their experts, and the projection of the gate stays as it
 ``unigram`` knows it by; no other expert and no other row changes. What averages all is made anew.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +143,9 @@ def join(run: str | Path, share: int, out: str | Path) -> Change:
     """Begin a run in which a client that had left a finished one, or waited, takes part.
 
     It alone is asked for its sums; those of the others are in the run folder. Where experts carry
-    embeddings or histograms of tokens it alone trains: its expert.
+    embeddings or histograms of tokens it alone trains: its expert. Of lists that have an entry for
+    each client it gets ``adapter.rank`` in ``adapter.ranks``, and in ``gate.distribution`` the mean
+    of the others' shares.
 
     Args:
         run: The folder of a run with ``head.method = sums`` or ``gate.form = metric``, or of
@@ -309,15 +311,20 @@ def _changed(
         "data.without": ",".join(map(str, sorted(without))),
         "run.min-replies": min(config.run.min_replies, num_clients),
     }
-    if ranks := list(config.adapter.ranks):
+
+    def each(told: Sequence[float], newcomer: float) -> str:
+        """What is told of each client: without who leaves, or with who joins, at its place."""
+        kept = list(told)
         if leaves is not None:
-            del ranks[leaves]
-        elif back is not None:
-            ranks.insert(sum(share < back for share in _shares(config)), config.adapter.rank)
-        values["adapter.ranks"] = ",".join(map(str, ranks))
-    if config.gate.distribution and leaves is not None:
-        kept = [s for at, s in enumerate(config.gate.distribution) if at != leaves]
-        values["gate.distribution"] = ",".join(map(str, kept))
+            del kept[leaves]
+        if back is not None:
+            kept.insert(sum(share < back for share in _shares(config)), newcomer)
+        return ",".join(map(str, kept))
+
+    if ranks := config.adapter.ranks:
+        values["adapter.ranks"] = each(ranks, config.adapter.rank)
+    if drawn := config.gate.distribution:
+        values["gate.distribution"] = each(drawn, sum(drawn) / len(drawn))
     return Config.parse(values)
 
 

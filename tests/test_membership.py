@@ -88,6 +88,17 @@ def test_who_leaves_was_never_there_and_who_comes_back_was_never_gone(
     assert_alike(gone_on(again.folder.path), whole)
 
 
+def test_shares_of_the_random_gate_go_and_the_mean_of_the_others_comes(
+    train: Train, tmp_path: Path
+) -> None:
+    """1, 5, 3, 2 without the 5; then the mean of 1, 3 and 2."""
+    drawn = train("drawn", **{"gate.methods": "random", "gate.distribution": "1,5,3,2"})
+    left = forget(drawn.path, 1, tmp_path / "left")
+    assert left.folder.config.gate.distribution == (1, 3, 2)
+    back = join(left.folder.path, 1, tmp_path / "back")
+    assert back.folder.config.gate.distribution == (1, 2, 3, 2)
+
+
 def test_an_extractor_that_learned_from_the_client_is_said_to_have(
     train: Train, tmp_path: Path
 ) -> None:

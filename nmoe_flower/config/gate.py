@@ -69,7 +69,9 @@ class GateConfig(Section):
         "cyclic", description="client after client until convergence, or FedAvg of those targets"
     )
     cycles: int = Field(10, ge=1, description="RollGate's limit of cycles through the clients")
-    distribution: Floats = Field((), description="RanGate's; empty: uniform")
+    distribution: Floats = Field(
+        (), description="RanGate's, a share per expert; empty: uniform; who joins gets their mean"
+    )
     prior: Literal["chosen", "own", "em", "none"] = Field(
         "chosen", description="the client-aware prior correction of the +prior rows"
     )
