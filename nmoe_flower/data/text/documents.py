@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +204,20 @@ def _place_of_split(paths: Sequence[tuple[str, ...]], request: TextRequest) -> i
 
 
 def units_of(text: str, unit: str) -> list[str]:
-    """The documents of a file.
+    r"""The documents of a file.
+
+    A line ends at a line feed, a carriage return or both, as in any text file. What else Unicode
+    may break a line at, a form feed or U+2028, stands within one.
 
     Args:
         text: What it holds.
         unit: What of it is a document: ``files``, ``lines`` or ``paragraphs``.
+
+    >>> units_of("one\r\ntwo\fof it\n", "lines")
+    ['one\r\n', 'two\x0cof it\n']
     """
     if unit == "lines":
-        return text.splitlines(keepends=True)
+        return list(StringIO(text, newline=""))
     return _BLANK_LINES.split(text) if unit == "paragraphs" else [text]
 
 
