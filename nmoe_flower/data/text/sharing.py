@@ -94,7 +94,8 @@ def load_text(
         near_duplicates: Share of its shingles in the test split that makes a training document a
             near duplicate; 0: only exact ones are left out.
         scheme: ``natural``: a client holds a domain; ``iid``: documents are dealt to all alike.
-        mixed: For ``natural``: share of a client's text that comes from all others alike.
+        mixed: For ``natural``: share of a client's text that comes from all others alike; of 2
+            clients or more.
         num_clients: How many there are; for ``natural`` those with most text. 0: all.
         without: Shares of clients that have left, which are nobody's; all others stay as they are.
         train_per_client: Training windows of each client at most; 0: all.
@@ -125,6 +126,10 @@ def load_text(
     shares = num_clients + len(without) if num_clients else 0
     kept = _kept(corpus, shares if scheme == "natural" else 0, dataset)
     clients = len(kept) if scheme == "natural" else shares or len(kept)
+    if mixed and scheme == "natural" and clients == 1:
+        raise DataError(
+            f"text.mixed is {mixed}, and there is 1 client; allowed: 0, or 2 clients and more"
+        )
     owned = scheme == "natural" and not mixed  # who leaves takes a domain along
     known = tuple(code for at, code in enumerate(kept) if not (owned and at in without))
     cut = _Cut(window, stride, packing, tokenizer.end)

@@ -17,6 +17,7 @@ from nmoe_flower.data.text import (
     configured_text,
     load_text,
     own_text,
+    units_of,
 )
 from nmoe_flower.errors import ConfigError, DataError
 
@@ -147,6 +148,13 @@ def test_lines_and_paragraphs_are_documents(tmp_path: Path, cache: Path) -> None
     assert (alone.train.tokens[:, 14:] == 256).all()
 
 
+@pytest.mark.parametrize("within", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_only_ends_of_lines_end_one(within: str) -> None:
+    lines = ["one\n", "\n", f"two{within}three\r\n", "four\r", f"five{within}"]
+    assert units_of("".join(lines), "lines") == lines
+    assert units_of("", "lines") == []
+
+
 def test_a_table_has_a_column_of_text_and_one_that_says_whose(tmp_path: Path, cache: Path) -> None:
     pytest.importorskip("datasets")
     written = {"ann": 6, "bob": 4, "eve": 6}
@@ -187,6 +195,14 @@ def test_text_is_dealt_to_all_alike(tmp_path: Path, cache: Path) -> None:
         assert set(data.train.of_client(client).domains) == {0, 1}
     together = [documents_of(data, data.train.of_client(client)) for client in range(3)]
     assert not together[0] & together[1]
+
+
+def test_one_client_alone_has_no_text_of_others(tmp_path: Path, cache: Path) -> None:
+    folder = write(tmp_path / "text", domains(de=30, py=30))
+    for options in ({"domains": ("de",)}, {"num_clients": 1}):
+        with pytest.raises(DataError, match=r"text.mixed is 0.5, and there is 1 client"):
+            opened(folder, mixed=0.5, **options)
+        assert len(opened(folder, **options).client_names) == 1
 
 
 def test_clients_hold_some_of_each_others_text(tmp_path: Path, cache: Path) -> None:
