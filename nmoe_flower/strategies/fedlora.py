@@ -73,11 +73,12 @@ class FedLoRA(SteppedFedAvg):
         """The mean; with ``exact``, factors of the mean product."""
         if self.exact:
             for name, parts in self._factors.items():
-                low, high = mean[f"{name}.A"], mean[f"{name}.B"]
-                down, up = mean_product(parts, self._weights, len(low))
+                before = mean[f"{name}.A"]
+                down, up = mean_product(parts, self._weights, len(before))
                 unused = ~up.any(axis=0)
-                down[unused] = low[unused]  # where both are 0 no gradient would move either
-                mean[f"{name}.A"], mean[f"{name}.B"] = down.astype(low.dtype), up.astype(high.dtype)
+                down[unused] = before[unused]  # where both are 0 no gradient would move either
+                for side, value in zip("AB", (down, up), strict=True):
+                    mean[f"{name}.{side}"] = value.astype(mean[f"{name}.{side}"].dtype)
             self._factors, self._weights = {}, []
         return super().server_update(server_round, mean)
 

@@ -170,7 +170,8 @@ def test_a_state_that_is_not_finite_is_not_put_down_to_a_client() -> None:
 
 def test_the_cycle_of_another_gate() -> None:
     strategy = plain(RollGate)
-    strategy.load_state({"start/v": np.float32([0])})
+    state = {"start/v": np.float32([0]), "asked": np.array([0]), "usable": np.array(1)}
+    strategy.load_state(state)
     strategy.sent = {"w": np.float32([0])}
     with pytest.raises(CheckpointError, match="another model's"):
         strategy.aggregate_train(1, [])
