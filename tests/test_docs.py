@@ -893,18 +893,23 @@ def test_what_is_said_of_fedgate_in_the_papers_tables_was_measured() -> None:
     assert {at: f"{1000 * float(mean):.0f}" for at, (mean, _) in apart["own"].items()} == {
         ("FedCE", "tau-0.3"): "1", ("FedSC", "tau-0.3"): "4",
     }  # fmt: skip
-    short = [
-        row
+    alike = {
+        row["variant"]: row
         for row in rows_of("paper-table-1")
         if (row["setting"], row["gate"], row["metric"]) == ("iid", "federated", "accuracy")
         and row["n"]
-    ]
+    }
     told = ", ".join(
         f"{name} .{1000 * row['mean']:.0f} against .{1000 * row['paper']:.0f}"
-        for name, row in zip(("FedCE", "FedSC"), short, strict=True)
+        for name, row in (("FedCE", alike["fedce"]), ("FedSC", alike["fedsc"]))
     )
     assert f"{told} (one seed)" in page
-    assert {row["n"] for row in short} == {1}
+    assert {row["n"] for row in alike.values()} == {1}
+    long = alike["fedsc-long"]
+    assert long["mean"] > long["paper"]
+    assert f"FedSC's long recipe is above it, .{1000 * long['mean']:.0f}" in page
+    assert "FedCE's is still to be made" in page
+    assert "fedce-long" not in alike
     assert "by one thousandth (FedCE) and four (FedSC) at tau = 0.3. Against RanGate" in page
     assert apart["chance"] == {}
 
@@ -928,3 +933,35 @@ def test_what_is_said_of_fedgate_in_the_papers_tables_was_measured() -> None:
     assert found["tau-0.3"] >= 0.89
     assert found["tau-0.2"] >= 0.90
     assert found["tau-0.5"] < 0.88
+
+
+def test_what_is_said_of_alignment_on_the_digits_was_measured() -> None:
+    """Means of the table on the page, and that no more is read from them than they show."""
+    table = json.loads((ROOT / "results/alignment-digits/table.json").read_text(encoding="utf-8"))
+    (policies,) = table["policies"]
+    page = (ROOT / "docs/how-to/align-experts.md").read_text(encoding="utf-8").replace("\n", " ")
+    found = {
+        line[0]: dict(zip(policies["header"], line, strict=True)) for line in policies["lines"]
+    }
+
+    def mean(policy: str, column: str) -> tuple[float, float]:
+        value, _, spread = found[policy][column].partition(" ± ")
+        return float(value), float(spread)
+
+    single, joint = (mean(one, "Whole mixture") for one in ("single model, 29 rounds", "joint"))
+    assert f"reaches {single[0]:.3f} where the joint assignment reaches {joint[0]:.3f}" in page
+    assert abs(single[0] - joint[0]) < min(single[1], joint[1])
+    assert f"it reaches {mean('single model, 20 rounds', 'Whole mixture')[0]:.3f}." in page
+    placed = {policy: mean(policy, "Placed, local test") for policy in found}
+    alone = placed["single model, 29 rounds"][0]
+    assert f"{placed['joint'][0]:.3f} against {alone:.3f} for the single model" in page
+    assert f"`greedy` ({placed['greedy'][0]:.3f})" in page
+    assert abs(placed["greedy"][0] - placed["joint"][0]) < placed["joint"][1]
+    whole = {
+        one: mean(one, "Whole mixture")[0] for one in ("joint", "greedy", "balanced", "random")
+    }
+    assert max(whole, key=whole.__getitem__) == "joint"
+    for policy, told in (("single model, 29 rounds", "2 to 5"), ("joint", "6 to 10")):
+        reached = [int(one) for one in found[policy]["Rounds to 40 %"].split(", ")]
+        assert f"{min(reached)} to {max(reached)}" == told
+    assert "after 2 to 5 rounds instead of 6 to 10" in page

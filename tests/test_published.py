@@ -17,6 +17,7 @@ from nmoe_flower.study import (
     findings_of,
     findings_to_json,
     kept_rounds,
+    publish_study,
     read_findings,
     small_picture,
 )
@@ -145,3 +146,19 @@ def test_blank_paper_stays_white(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(small_picture(tmp_path / "drawn.png"))) as kept:
         looks = np.asarray(kept.convert("RGB"))
     assert (looks[:, 32:] == 255).all()
+
+
+def test_policies_are_published_with_the_figures_that_are_there(tmp_path: Path) -> None:
+    """Drawn as PNG, kept as WebP; where only one is on a page the other does not come back."""
+    name = "alignment-digits"
+    study = Study.load(RESULTS.parent / "experiments" / f"{name}.toml")
+    place = publish_study(findings_of(study, RESULTS), RESULTS, tmp_path)
+    assert sorted(path.name for path in place.glob("*.*")) == [
+        "alignment.webp", "assignments.webp", "runs.json", "table.json"
+    ]  # fmt: skip
+    for picture in place.glob("*.webp"):
+        with Image.open(picture) as drawn:
+            assert drawn.format == "WEBP"
+    (place / "assignments.webp").unlink()
+    publish_study(findings_of(study, RESULTS), RESULTS, tmp_path)
+    assert [path.name for path in place.glob("*.webp")] == ["alignment.webp"]

@@ -121,11 +121,21 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
                             validation={row.gate for row in judged},
                             metrics={row.metric for row in judged})  # fmt: skip
                 first = False
-        with canvas.resolution(PUBLISHED_DOTS):
-            for path in draw_policies(_finished_in(place, new), new) if findings.policies else ():
-                write_bytes(path, small_picture(path))  # of what is kept: it can be drawn again
+        if findings.policies:
+            _publish_policies(_finished_in(place, new), place, new)
         write_text(new / "table.json", findings_to_json(findings))
     return place
+
+
+def _publish_policies(finished: Sequence[Path], place: Path, new: Path) -> None:
+    """Draw what is kept of them: it can be drawn again. Of figures that are there, these alone."""
+    there = {path.name for path in place.glob("*.webp")}
+    with canvas.resolution(PUBLISHED_DOTS):
+        for path in draw_policies(finished, new):
+            picture = path.with_suffix(".webp")
+            if picture.name in there or not there:
+                write_bytes(picture, small_picture(path))
+            path.unlink()
 
 
 def _finished_in(*studies: Path) -> list[Path]:
