@@ -108,8 +108,13 @@ def absolute_override(change: str) -> str:
 
 def _absolute(name: str) -> str:
     """An existing file or folder by its full path, because workers may start elsewhere."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if name not in ("", "digits") and path.exists() else name
+    if name in ("", "digits"):
+        return name
+    try:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+    except (OSError, RuntimeError):  # a name that no path can have, or the home of nobody
+        return name
 
 
 def worst_client(row: Mapping[str, Any]) -> float | None:

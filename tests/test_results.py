@@ -7,7 +7,7 @@ import pytest
 from nmoe_flower import files
 from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
-from nmoe_flower.results import FORMAT_VERSION, RunFolder
+from nmoe_flower.results import FORMAT_VERSION, RunFolder, absolute_override
 
 CONFIG = Config.parse({"data.tau": 0.2, "run.seed": 7, "run.keep-checkpoints": 3})
 
@@ -206,3 +206,8 @@ def test_results_and_weights_are_written(run):
     np.testing.assert_array_equal(files.load_arrays(path)["linear.weight"], np.eye(3))
     with pytest.raises(NMoEError, match="leads out of the folder"):
         run.save_weights("../../x", {})
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "x" * 300, "uoft-cs/cifar10"])
+def test_a_name_that_is_no_path_stays_as_it_was_written(name):
+    assert absolute_override(f"data.dataset={name}") == f"data.dataset={name}"

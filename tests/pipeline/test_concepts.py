@@ -52,6 +52,18 @@ def test_a_home_bias_keeps_everything_at_home(new_pipeline: New) -> None:
     assert accuracies(home, "iid")["prototype"] == accuracies(home, "iid")["local"]
 
 
+def test_accuracy_by_domain_knows_who_has_left(new_pipeline: New) -> None:
+    """Clients after it move up; their domains keep their names."""
+    alike = quick(**{"gate.methods": "local", "run.controls": ""})
+    left = {"data.domains": "clean,rot90,blur", "data.num-clients": 2, "data.without": 0}
+    found = new_pipeline("left", alike | left)()["by_owner"]["local"]
+    never = {"data.domains": "rot90,blur", "data.num-clients": 2}
+    wanted = new_pipeline("never", alike | never)()["by_owner"]["local"]
+    for test in ("local", "iid"):
+        assert [name for name in found[test] if name != "other"] == ["rot90", "blur"]
+    assert list(wanted["local"]) == ["rot90", "blur"]
+
+
 def test_one_large_head_for_all_and_accuracy_by_domain(new_pipeline: New) -> None:
     """The newcomer's domain has no device yet: it is asked about, as ``other``."""
     changes = {

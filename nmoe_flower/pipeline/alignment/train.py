@@ -106,7 +106,7 @@ def _flops(parameters: int) -> float:
 def _world(config: Config) -> World | None:
     settings, clients = config.alignment, config.data.num_clients
     if settings.trace:
-        return read_trace(Path(settings.trace), clients, seed=config.run.seed)
+        return read_trace(Path(settings.trace).expanduser(), clients, seed=config.run.seed)
     if settings.devices:
         drawn = draw_devices(settings.devices, clients, seed=config.run.seed)
         return World(drawn, seed=config.run.seed)

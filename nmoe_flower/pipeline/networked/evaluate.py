@@ -67,8 +67,10 @@ def _by_owner(
 
     Clients are called by their domains, else by their numbers; ``other`` are samples of nobody.
     """
-    clients = run.config.data.num_clients
-    names = run.config.data.domains[:clients] or tuple(map(str, range(clients)))
+    data = run.config.data
+    held = enumerate(data.domains[: data.shares])
+    names = [name for share, name in held if share not in data.without]
+    names = names or list(map(str, range(data.num_clients)))
     found: dict[str, dict[str, dict[str, float]]] = {}
     for key in methods:
         if not all(f"{key}/{Score.ASKED_OF}" in metric for metric in values.values()):
