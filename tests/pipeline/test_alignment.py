@@ -138,7 +138,10 @@ def test_interrupted_and_resumed_it_ends_the_same(
         assert gates[0] == gates[1]
 
 
-def test_estimated_capacity_keeps_weak_devices_out(new_pipeline: New, tmp_path: Any) -> None:
+def test_estimated_capacity_keeps_weak_devices_out(
+    new_pipeline: New, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     trace = tmp_path / "trace.json"
     weak = '{"client": 2, "profile": "sensor", "memory": 10}'
     others = ",".join(f'{{"client": {i}, "profile": "server"}}' for i in (0, 1, 3))
@@ -147,7 +150,7 @@ def test_estimated_capacity_keeps_weak_devices_out(new_pipeline: New, tmp_path: 
         "weak",
         {
             **SMALL,
-            "alignment.trace": str(trace),
+            "alignment.trace": "~/trace.json",
             "alignment.estimate-capacity": "true",
             "alignment.capacity": "2",
             "alignment.deadline": 10.0,
