@@ -11,7 +11,7 @@ import io
 import json
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ _COLOURS = 127  # and white
 _OF_ROUNDS = 5  # significant digits
 _KEPT = 50  # rounds of a stage
 _DRAWN = 200  # of one that a figure is drawn over
+# What tells CIFAR-10 in any size of its images, in domains or not; fingerprints differ there.
+_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+_CIFAR10 = {"train": dict.fromkeys(_CLASSES, 5000), "test": dict.fromkeys(_CLASSES, 1000)}
 _COLUMNS = ("stage", "round", "metrics")
 _TRAFFIC = ("bytes_up", "bytes_down")
 _OF_AUDIT = ("client", "experts", "why", "bytes-down", "bytes-up")
@@ -178,10 +183,9 @@ def publish_run(
         metrics: What is kept of a row where tests are not; None: all.
     """
     settings = Config.load(run)
-    config = portable(tomllib.loads(settings.to_toml()))
-    target = variant / f"seed-{config['run']['seed']}"
     origin = read_origin(run)
-    origin.pop("samples", None)
+    config = portable(tomllib.loads(settings.to_toml()), origin.pop("samples", None))
+    target = variant / f"seed-{config['run']['seed']}"
     for told in (origin, origin.get("stage-1", {})):
         if "revision" in (told.get("git") or {}):
             told["git"]["revision"] = told["git"]["revision"][:_REVISION]
@@ -265,17 +269,25 @@ def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> d
     return kept
 
 
-def portable(config: dict[str, Any]) -> dict[str, Any]:
+def portable(
+    config: dict[str, Any], samples: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[str, Any]:
     """The configuration without folders of the machine it ran on, and without what is as it comes.
 
-    The seed stays in any case. ``nmoe config RUN_DIR`` prints it whole again.
+    The seed stays in any case. ``nmoe config RUN_DIR`` prints it whole again. Of a folder of data
+    the name stays; a copy of CIFAR-10 is called what the hub calls it.
+
+    Args:
+        config: The configuration, as tables.
+        samples: How many samples each class has, by split; None: the run has not noted it.
     """
     config["run"]["out"] = ""
     config["data"]["cache-dir"] = ""
     dataset = Path(config["data"]["dataset"])
     if dataset.is_absolute():
-        text = config["data"]["kind"] == "text"
-        config["data"]["dataset"] = f"./{dataset.name}" if text else "uoft-cs/cifar10"
+        config["data"]["dataset"] = (
+            "uoft-cs/cifar10" if samples == _CIFAR10 else f"./{dataset.name}"
+        )
     if start := config["extractor"].get("start"):
         config["extractor"]["start"] = _named_run(Path(start))
     weights = Path(config["extractor"].get("weights", ""))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nmoe_flower import cli
-from nmoe_flower.begun import begun_together, read_origin
+from nmoe_flower.begun import begun_together, read_origin, read_settings
 from nmoe_flower.data import load_images
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.report import read_results
@@ -16,6 +16,7 @@ from nmoe_flower.study import (
     findings_of,
     findings_to_json,
     make_plan,
+    publish_run,
     publish_study,
     read_findings,
     write_findings,
@@ -192,6 +193,33 @@ def test_published_runs_say_the_same_and_are_small(study: Study, tmp_path: Path)
     assert findings_to_json(again) == (place / "table.json").read_text(encoding="utf-8")
     assert again.figures == found.figures  # of rounds and routing table.json has what is drawn
     assert publish_study(again, results, results) == place
+
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+CIFAR10 = {"train": dict.fromkeys(CLASSES, 5000), "test": dict.fromkeys(CLASSES, 1000)}
+
+
+@pytest.mark.parametrize(
+    ("samples", "called"),
+    [
+        (CIFAR10, "uoft-cs/cifar10"),
+        ({**CIFAR10, "train": dict.fromkeys(CLASSES, 9000)}, "./lesions"),  # CINIC-10, or the like
+        ({"train": {"benign": 5, "malign": 5}, "test": {"benign": 1, "malign": 1}}, "./lesions"),
+        (None, "./lesions"),  # a run that has not noted what it holds
+    ],
+)
+def test_a_folder_is_published_by_its_name_and_as_cifar10_if_it_is_that(
+    written: Write, tmp_path: Path, samples: dict[str, dict[str, int]] | None, called: str
+) -> None:
+    study = written(EXCEPTIONS + '[set.data]\ndataset = "/data/lesions"\n')
+    path = finish(study, 0, tmp_path / "runs")
+    if samples is not None:
+        RunFolder.resume(path).set_provenance(samples=samples)
+    publish_run(path, tmp_path / "results" / "little" / "own")
+    settings = read_settings(tmp_path / "results" / "little" / "own" / "seed-0")
+    assert settings["data"]["dataset"] == called
 
 
 def test_what_is_published_already_stays_beside_what_is_new(written: Write, tmp_path: Path) -> None:
