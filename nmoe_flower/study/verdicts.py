@@ -1,7 +1,7 @@
 """Does a gate beat a plain baseline? The best of either, for each setting and test of a study."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,9 @@ class Verdict:
         where: The setting in words; empty where there is but one.
         test: The test in words.
         gate: What the best gate is called.
-        reached: Mean accuracy of the best gate.
+        reached: Mean accuracy of the best gate, over the seeds that both have.
         baseline: What the best plain baseline is called.
-        plain: Mean accuracy of the best plain baseline.
+        plain: Mean accuracy of the best plain baseline, over the same seeds.
         more: What the gate has more, paired by seed.
     """
 
@@ -68,7 +68,7 @@ class Verdict:
         """0 where a baseline wins, 1 in the noise, 2 where a gate wins."""
         if self.more.within_noise or self.equal:
             return 1
-        return 0 if self.reached < self.plain else 2
+        return 0 if self.more.mean < 0 else 2
 
     @property
     def words(self) -> str:
@@ -131,12 +131,12 @@ def verdicts_of(findings: Findings) -> list[Verdict]:
             continue
         gate, baseline = max(pairs, key=lambda pair: _mean(pair[0]))
         more = differences(gate.numbers, baseline.numbers)
-        found = estimate(list(more.values()) or [_mean(gate) - _mean(baseline)])
+        reached, plain = (_over(row, more or row.numbers) for row in (gate, baseline))
+        found = estimate(list(more.values()) or [reached - plain])
         settings = [findings.labels.of_setting(axis, value) for axis, value in values]
         verdicts.append(Verdict(
             ", ".join([*settings, *([shares] if several else [])]), test_in_sentence(test),
-            _called(gate, findings), _mean(gate), _called(baseline, findings), _mean(baseline),
-            found,
+            _called(gate, findings), reached, _called(baseline, findings), plain, found,
         ))  # fmt: skip
     return sorted(verdicts, key=lambda one: one.weight)
 
@@ -214,6 +214,11 @@ def _best(rows: Sequence[Row], *, prior: bool) -> tuple[Row, Row] | None:
 def _mean(row: Row) -> float:
     found = row.estimate
     return -math.inf if found is None else found.mean
+
+
+def _over(row: Row, seeds: Collection[int]) -> float:
+    """The mean over some of its seeds."""
+    return estimate([row.numbers[seed] for seed in seeds]).mean
 
 
 def _called(row: Row, findings: Findings) -> str:

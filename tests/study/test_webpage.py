@@ -255,6 +255,24 @@ def test_no_side_wins_by_seeds_that_all_say_the_same(written, tmp_path):
     assert "95 % interval" not in told[: told.index("Tables")]
 
 
+def test_who_wins_and_by_how_much_come_from_the_seeds_that_both_have(written, tmp_path):
+    """A seed of one side alone is far below all others, and would turn the means around."""
+    study = written(
+        PLAIN.replace("[0, 1]", "[0, 1, 2]").replace("[axes]\ndata.tau = [0.5, 0.2]\n", "")
+        + '[variants.a]\nset = { gate.methods = ["federated"], run.controls = [] }\n'
+        + '[variants.b]\nset = { gate.methods = ["local"], run.controls = [] }\n'
+    )
+    for at, accuracy in enumerate((0.8, 0.81, 0.3, 0.7, 0.705)):  # b failed with seed 2
+        scores = dict.fromkeys(("federated", "federated+prior", "local", "local+prior"), accuracy)
+        score(finish(study, at, tmp_path / "runs"), scores)
+    told = words(page(study, tmp_path / "runs", tmp_path / "page.html"))
+    assert "IID test: the best gate beats every plain baseline." in told
+    assert (
+        "The best gate, FedGate of a, reaches 0.805, the best plain baseline, local of b, 0.702 "
+        "(+0.103, 95 % interval +0.071 to +0.134)."
+    ) in told
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
