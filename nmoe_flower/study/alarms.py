@@ -46,7 +46,8 @@ def _of(gates: Mapping[str, Row], labels: Labels) -> Iterator[str]:
             other = gates.get(rival + corrected)
             more = differences(row.numbers, other.numbers) if other else {}
             found = estimate([sign * one for one in more.values()]) if more else None
-            if other and found and found.n >= _FEWEST and found.mean > 0 and not found.within_noise:
+            beyond = found and found.mean > 0 and found.within_noise is False
+            if other and found and found.n >= _FEWEST and beyond:
                 ours, theirs = (labels.of_value("gate", one.gate) for one in (row, other))
                 where = [labels.of_value("variant", row.variant)]
                 where += [labels.of_value(axis, at, alone=True) for axis, at in row.values.items()]

@@ -23,10 +23,11 @@ KNOWN = {"paper-table-1": {"RollGate", "prototype gate"},
                            "prototype gate + prior"}}  # fmt: skip
 
 
-def of(gate: str, more: float = 0.0) -> Row:
+def of(gate: str, more: float = 0.0, *, spread: float = 0.001) -> Row:
+    """A gate's row: so much more than the others' in the mean, by seeds a spread apart."""
+    each = {seed: value + more + (seed - 1) * spread * bool(more) for seed, value in NOISE.items()}
     return row(
-        {seed: value + more for seed, value in NOISE.items()}, variant="a", gate=gate, test="iid",
-        values={"data.tau": 0.2}, asked=(0, 1, 2),
+        each, variant="a", gate=gate, test="iid", values={"data.tau": 0.2}, asked=(0, 1, 2),
     )  # fmt: skip
 
 
@@ -53,6 +54,8 @@ def test_two_seeds_and_noise_ring_nothing() -> None:
     assert alarms([two, of("random")], LABELS) == []
     noisy = row({0: 0.4, 1: 0.7, 2: 0.5}, variant="a", gate="federated", test="iid")
     assert alarms([noisy, of("random")], LABELS) == []
+    # Seeds that all differ by the same are no estimate of the noise.
+    assert alarms([of("federated", -0.02, spread=0), of("random")], LABELS) == []
 
 
 def test_the_report_and_the_page_tell_of_it(tmp_path: Path) -> None:
