@@ -8,12 +8,13 @@ same, there is no interval.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from nmoe_flower.errors import NMoEError
 from nmoe_flower.report import Estimate, differences, estimate
 from nmoe_flower.study.declared import NUMBER, ComparisonSpec
 from nmoe_flower.study.labels import Labels
-from nmoe_flower.study.product import Coordinates
+from nmoe_flower.study.product import Coordinates, in_words
 from nmoe_flower.study.rows import Row
 from nmoe_flower.study.tables import absent_in_words
 
@@ -113,18 +114,26 @@ class Comparison:
 
 
 def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> Comparison:
-    """Pair the rows of both sides that differ in nothing but what is compared."""
+    """Pair the rows of both sides that differ in nothing but what is compared.
+
+    Raises:
+        NMoEError: Of one side, two rows would stand in one pair.
+    """
     told = {*comparison.of, *comparison.against}
     axes = dict.fromkeys(axis for row in rows for axis in row.values)
     inner = (NUMBER,) if comparison.numbers else ("gate", "test", "metric")
     beside = [d for d in ("variant", *axes, *inner) if d not in told]
-    sides = [
-        {
-            tuple(number if d == NUMBER else row.at(d) for d in beside): row
-            for row, number in _side(comparison, rows, at)
-        }
-        for at in (comparison.of, comparison.against)
-    ]
+    sides: list[dict[tuple[Any, ...], Row]] = []
+    for at in (comparison.of, comparison.against):
+        side: dict[tuple[Any, ...], Row] = {}
+        for row, number in _side(comparison, rows, at):
+            key = tuple(number if d == NUMBER else row.at(d) for d in beside)
+            if side.setdefault(key, row) is not row:
+                raise NMoEError(
+                    f"comparison {comparison.name}: {side[key].folder} and {row.folder} would both "
+                    f"be the partner at {in_words(*key)}"
+                )
+        sides.append(side)
     keys = list(dict.fromkeys((*sides[0], *sides[1])))
     listed = {"gate": comparison.gates, "test": comparison.tests, "metric": comparison.metrics}
     listed |= {NUMBER: tuple(number.label for number in comparison.numbers)}

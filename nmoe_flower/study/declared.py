@@ -340,16 +340,22 @@ def _comparison(given: Mapping[str, Any], measured: Measurable) -> ComparisonSpe
                     f"{name}: {dimension} has several values ({in_words(*values)}), and a run "
                     "would have several partners; allowed: one"
                 )
+    for dimension, plural in (("gate", "gates"), ("test", "tests")):
+        for key in (plural, "numbers"):
+            if dimension in named and getattr(one, key):
+                raise ConfigError(f"{key} and a {dimension} in of or against: choose one of both")
+    for name, inner in found.items():
+        for dimension in known:
+            several = inner.values[dimension]
+            if dimension in named and dimension not in sides[name] and len(several) > 1:
+                raise ConfigError(
+                    f"{name} leaves {dimension} open, and a run would have several partners: name "
+                    f"one of {in_words(*several)}"
+                )
     if one.numbers:
         for inner in found.values():
             _check_numbers(inner, one, given)
-        for dimension in ("gate", "test"):
-            if dimension in named:
-                raise ConfigError(f"numbers and a {dimension} in of or against: choose one of both")
         return one
-    for dimension, plural in (("gate", "gates"), ("test", "tests")):
-        if dimension in named and getattr(one, plural):
-            raise ConfigError(f"{plural} and a {dimension} in of or against: choose one of both")
     asked = [_asked(inner, one) for inner in found.values()]
     common = {
         key: tuple(value for value in asked[0][key] if value in asked[1][key]) for key in asked[0]

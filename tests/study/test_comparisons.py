@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nmoe_flower.errors import NMoEError
 from nmoe_flower.study.comparisons import compare
 from nmoe_flower.study.declared import ComparisonSpec
 from nmoe_flower.study.labels import Labels
@@ -96,6 +97,16 @@ def test_pairs_share_all_that_is_not_compared() -> None:
         (tau, test) for tau in ("0.5", "0.2") for test in ("IID test", "local test")
     ]
     assert table.notes[0] == "Federated, accuracy."
+
+
+def test_a_row_with_several_partners_is_refused() -> None:
+    spec = SHARING.model_copy(
+        update={"of": {"variant": ("shared",), "gate": ("local",)}, "gates": ()}
+    )
+    rows = [side("shared", 0.6, gate="local"), side("own", 0.5), side("own", 0.4, gate="local")]
+    assert len(compare(spec, rows[:2], LABELS).pairs) == 1
+    with pytest.raises(NMoEError, match="sharing: own and own would both be the partner at iid"):
+        compare(spec, rows, LABELS)
 
 
 values = st.dictionaries(st.integers(0, 5), st.floats(0, 1), min_size=1)

@@ -593,6 +593,47 @@ def test_outputs_that_cannot_be_are_refused(
         written(TEXT.replace(before, after, 1))
 
 
+SIDES = """
+title = "Sides"
+[set]
+gate.methods = ["federated", "local"]
+[axes]
+data.tau = [0.5, 0.2]
+[variants.a]
+[variants.b]
+set = { gate.top-k = 2 }
+[variants.plain]
+set = { run.system = "fedavg" }
+[[comparisons]]
+name = "sides"
+"""
+
+
+@pytest.mark.parametrize(
+    ("of", "against", "told"),
+    [
+        (
+            'variant = "a", gate = "local"',
+            'variant = "b"',
+            "against leaves gate open, .* federated",
+        ),
+        ('variant = "a"', 'variant = "b", test = "iid"', "of leaves test open, .*: name one of"),
+        ('variant = "a", data.tau = 0.2', 'variant = "b"', "leaves data.tau open, .* 0.5, 0.2"),
+        ("data.tau = 0.2", 'variant = "b", data.tau = 0.5', "of leaves variant open, .* a, b"),
+    ],
+)
+def test_what_one_side_of_a_comparison_names_the_other_may_not_leave_open(
+    written: Write, of: str, against: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        written(f"{SIDES}of = {{ {of} }}\nagainst = {{ {against} }}\n")
+
+
+def test_what_has_one_value_only_need_not_be_named(written: Write) -> None:
+    text = SIDES.replace('system = "fedavg"', 'system = "fedprox"')
+    written(f'{text}of = {{ variant = "a", gate = "local" }}\nagainst = {{ variant = "plain" }}\n')
+
+
 SWEPT = """
 title = "Swept"
 seeds = [0, 1]
