@@ -136,14 +136,16 @@ def choose(sweep: SweepSpec, rows: Sequence[Row]) -> list[Choice]:
 
 
 def _judged(sweep: SweepSpec, rows: Sequence[Row]) -> Iterator[Row]:
-    """What is looked at: of each variant the first of its gates that it has."""
+    """What is looked at: of the runs of a folder the first of their gates that they have."""
     found = [row for row in rows if row.metric == sweep.metric and row.gate in sweep.gates]
-    there = {(row.variant, row.gate) for row in found if row.each or row.failed}
+    told = {(row.folder, row.gate) for row in found if row.each or row.failed}
+    awaited = {(row.folder, row.gate) for row in found}
     judges = {}
-    for variant in {row.variant for row in found}:
+    for folder, variant in {(row.folder, row.variant) for row in found}:
         gates = sweep.gates_of(variant)
-        judges[variant] = next((gate for gate in gates if (variant, gate) in there), gates[0])
-    return (row for row in found if row.gate == judges[row.variant])
+        there = (gate for known in (told, awaited) for gate in gates if (folder, gate) in known)
+        judges[folder] = next(there, gates[0])
+    return (row for row in found if row.gate == judges[row.folder])
 
 
 def _rest(sweep: SweepSpec, row: _Placed) -> tuple[Any, ...]:

@@ -19,8 +19,8 @@ LABELS = Labels(axes={"extractor.learning-rate": (0.1, 0.2, 0.4)})
 
 
 def at(rate: float, test: str, *scores: float, **more: Any) -> Row:
-    return row(dict(enumerate(scores)), test=test, folder=f"rate-{rate}",
-               values={"extractor.learning-rate": rate}, **more)  # fmt: skip
+    return row(dict(enumerate(scores)), **{"test": test, "folder": f"rate-{rate}",
+               "values": {"extractor.learning-rate": rate}, **more})  # fmt: skip
 
 
 # The test would choose 0.4: whoever looks at it would be told 0.9.
@@ -157,7 +157,7 @@ test = "iid"
 def test_each_variant_is_judged_by_the_first_of_several_gates_that_it_has() -> None:
     sweep = RATE.model_copy(update={"gate": ("fedem", "fedavg")})
     rows = [
-        at(rate, "validation", score, variant=variant, gate=gate)
+        at(rate, "validation", score, variant=variant, gate=gate, folder=f"{variant}-{rate}")
         for variant, gate, scores in (
             ("one", "fedavg", (0.3, 0.2, 0.1)),
             ("two", "fedavg", (0.3, 0.2, 0.1)),
@@ -175,6 +175,21 @@ def test_each_variant_is_judged_by_the_first_of_several_gates_that_it_has() -> N
     assert chosen == {"one": {rate: 0.1}, "two": {rate: 0.1}}
     table = sweep_table(sweep, choose(sweep, rows), LABELS)
     assert table.notes[-1].endswith("which nobody trains on; two: of FedAvg.")
+
+
+def test_an_axis_may_decide_which_gates_there_are() -> None:
+    sweep = RATE.model_copy(update={"gate": ("federated", "fedavg")})
+    rows = [
+        at(rate, "validation", *scores, gate=gate, folder=f"{system}-{rate}", asked=(0,),
+           values={"system": system, "extractor.learning-rate": rate})
+        for system, gate in (("ours", "federated"), ("theirs", "fedavg"))
+        for rate, scores in ((0.1, (0.6,)), (0.2, ()) if system == "theirs" else (0.2, (0.5,)))
+    ]  # fmt: skip
+    ours, theirs = choose(sweep, rows)
+    assert ours.winner is not None
+    assert (ours.rest["system"], theirs.rest["system"]) == ("ours", "theirs")
+    # What has not run yet is awaited at the gate that it will have.
+    assert theirs.note == "no choice yet: learning-rate = 0.2: seed 0 is missing"
 
 
 RATES = """
