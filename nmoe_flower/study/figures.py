@@ -17,7 +17,7 @@ from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report import Mark, canvas, estimate, seeds_in_words, write_names
 from nmoe_flower.study.curves import Curve, RoutingMap
 from nmoe_flower.study.declared import FigureSpec
-from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.labels import Labels, is_number
 from nmoe_flower.study.measured import asking_gates_of
 from nmoe_flower.study.product import StudyRun, same, selects
 from nmoe_flower.study.rows import Row
@@ -92,6 +92,7 @@ class Figure:
         panels: The heat maps.
         notes: What it stands for: seeds, bars, what is missing.
         log: Whether the horizontal axis is logarithmic, as its values are.
+        categories: The values along the axis if they are no numbers, in order; else empty.
     """
 
     name: str
@@ -103,12 +104,7 @@ class Figure:
     panels: tuple[Panel, ...] = ()
     notes: tuple[str, ...] = ()
     log: bool = False
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The values along the axis if they are no numbers, in order; else empty."""
-        found = dict.fromkeys(point.x for series in self.series for point in series.points)
-        return tuple(map(str, found)) if any(isinstance(x, str) for x in found) else ()
+    categories: tuple[str, ...] = ()
 
 
 def fill_figure(
@@ -173,24 +169,29 @@ def _lines(figure: FigureSpec, rows: Sequence[Row], labels: Labels) -> Figure:
     for one in chosen:
         key = tuple(one.at(d) for d in figure.series)
         found.setdefault(key, {})[one.at(figure.x)] = one.row
-    xs = dict.fromkeys(x for points in found.values() for x in points)
-    values = {x: _number(x) for x in xs}
-    numbers = None not in values.values()
-    series = []
+    xs = list(dict.fromkeys(x for points in found.values() for x in points))
+    xs.sort(key=lambda x: labels.order(figure.x, x))
+    values = {x: number for x in xs if (number := _number(x)) is not None}
+    numbers = len(values) == len(xs)
+    if numbers:
+        xs.sort(key=lambda x: values[x])
+    places = {x: values[x] if numbers else labels.of_value(figure.x, x) for x in xs}
+    series, there = [], set()
     for key in _in_order(found, figure, labels):
-        points = sorted(found[key].items(), key=lambda item: labels.order(figure.x, item[0]))
-        if numbers:
-            points.sort(key=lambda item: values[item[0]] or 0.0)
         marks = [
-            Point(_place(x, values[x] if numbers else None, figure, labels), e.mean, e.se, e.n)
-            for x, row in points
-            if (e := row.estimate) is not None
+            Point(places[x], e.mean, e.se, e.n)
+            for x in xs
+            if x in found[key] and (e := found[key][x].estimate) is not None
         ]
+        there |= {point.x for point in marks}
         series.append(Series(_label(figure, key, labels), tuple(marks)))
     return Figure(
         figure.name, figure.heading, figure.kind, labels.of_dimension(figure.x),
         _y_label(figure, labels), tuple(series), notes=tuple(_row_notes(figure, chosen)),
-        log=numbers and _is_geometric([value for value in values.values() if value is not None]),
+        log=numbers and _is_geometric(list(values.values())),
+        categories=tuple(
+            dict.fromkeys(x for x in places.values() if isinstance(x, str) and x in there)
+        ),
     )  # fmt: skip
 
 
@@ -226,23 +227,13 @@ def _before(figure: FigureSpec, row: Row, rows: Sequence[Row]) -> float:
     return max((_spent(figure, one) or 0.0 for one in starts), default=0.0)
 
 
-def _place(x: Any, number: float | None, figure: FigureSpec, labels: Labels) -> float | str:
-    """Where a point stands: a number, if all are numbers, or a label."""
-    return labels.of_value(figure.x, x) if number is None else number
-
-
 def _number(value: Any) -> float | None:
-    """A value of an axis as a number, where it is one or the name of one.
+    """A value of an axis as a finite number, where it is one or the name of one.
 
-    >>> _number("20"), _number(0.5), _number("iid"), _number(True)
-    (20.0, 0.5, None, None)
+    >>> _number("20"), _number(0.5), _number("iid"), _number("inf"), _number(True)
+    (20.0, 0.5, None, None, None)
     """
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+    return float(value) if is_number(str(value)) else None
 
 
 def _where(figure: FigureSpec) -> dict[str, tuple[Any, ...]]:

@@ -8,6 +8,7 @@ from nmoe_flower.study.curves import Curve
 from nmoe_flower.study.declared import FigureSpec
 from nmoe_flower.study.figures import Figure, Panel, Point, Series, draw_figure, fill_figure
 from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.page_parts import figure_parts
 from tests.study.conftest import row
 
 LABELS = Labels(variants={"a": "First", "b": "Second"}, axes={"data.num-clients": (5, 10, 50)})
@@ -50,6 +51,36 @@ def test_values_that_are_no_numbers_are_categories() -> None:
     figure = fill_figure(spec, rows(), LABELS)
     assert figure.categories == ("federated", "local")
     assert figure.log is False
+
+
+def along(axis: str, **found: tuple[str, ...]) -> list[Any]:
+    return [
+        row({0: 0.5}, variant=variant, folder=f"{variant}-{value}", values={axis: value})
+        for variant, values in found.items() for value in values
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["lines", "dots"])
+def test_categories_stand_in_the_order_of_the_file_whoever_lacks_one(
+    drawn: list[Any], kind: str
+) -> None:
+    labels = Labels(axes={"skew": ("strong", "mild", "iid")})
+    found = along("skew", a=("iid", "strong"), b=("strong", "mild", "iid"))
+    figure = fill_figure(lines(kind=kind, x="skew"), found, labels)
+    assert figure.categories == ("strong", "mild", "iid")
+    draw_figure(figure, Path("unused.png"))
+    (axis,) = drawn[0].axes
+    ticks = axis.get_xticklabels() if kind == "lines" else axis.get_yticklabels()
+    assert [text.get_text() for text in ticks] == ["strong", "mild", "iid"]
+
+
+def test_a_value_that_is_called_infinite_is_a_category() -> None:
+    labels = Labels(axes={"epsilon": ("1", "8", "inf")})
+    figure = fill_figure(lines(x="epsilon"), along("epsilon", a=("1", "8", "inf")), labels)
+    assert figure.categories == ("1", "8", "inf")
+    assert [point.x for point in figure.series[0].points] == ["1", "8", "inf"]
+    (part,) = figure_parts(figure)
+    assert "inf" in str(part)
 
 
 def test_a_point_that_is_missing_leaves_a_gap_and_is_told() -> None:
@@ -101,7 +132,8 @@ def test_dots_have_room_for_every_colour(drawn: list[Any]) -> None:
     points = (Point("one", 0.5, 0.01, 2), Point("two", 0.6, 0.01, 2))
     for count in (1, 16):
         many = tuple(Series(f"series {number}", points) for number in range(count))
-        draw_figure(Figure("d", "", "dots", "x", "y", many), Path("unused.png"))
+        figure = Figure("d", "", "dots", "x", "y", many, categories=("one", "two"))
+        draw_figure(figure, Path("unused.png"))
     few, many_of_them = (figure.get_figheight() for figure in drawn)
     assert many_of_them > 2 * few
     heights = sorted(c.lines[0].get_ydata()[0] for c in drawn[1].axes[0].containers)
