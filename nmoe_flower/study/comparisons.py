@@ -117,7 +117,7 @@ def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> 
     """Pair the rows of both sides that differ in nothing but what is compared.
 
     Raises:
-        NMoEError: Of one side, two rows would stand in one pair.
+        NMoEError: A pair would have two rows of one side.
     """
     told = {*comparison.of, *comparison.against}
     axes = dict.fromkeys(axis for row in rows for axis in row.values)
