@@ -90,7 +90,6 @@ class Study:
         sweep: What is chosen on validation data; None: nothing.
         figures: The pictures.
         labels: What tables and figures call a value of any dimension, or a dimension.
-        exceptions: Which runs have other settings than their variant, a sentence each.
         overrides: Settings that went before the file's, ``key=value``.
     """
 
@@ -109,13 +108,22 @@ class Study:
     sweep: SweepSpec | None = None
     figures: tuple[FigureSpec, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    exceptions: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
 
     @property
     def measured(self) -> Measurable:
         """All that its runs measure."""
         return Measurable(self.runs, tuple(self.axes))
+
+    @property
+    def exceptions(self) -> tuple[str, ...]:
+        """Which runs have other settings than their variant, a sentence each.
+
+        Those of an included study begin with its name.
+        """
+        told = ((run.place.parts[0], one) for run in self.runs for one in run.exceptions)
+        named = (one if study == self.name else f"{study}, {one}" for study, one in told)
+        return tuple(dict.fromkeys(named))
 
     @classmethod
     def load(
@@ -194,7 +202,8 @@ class Study:
         _refuse_fixed(changes, axes)
         runs = list(product(path.stem, variants, axes, seeds, changes))
         runs = _kept(runs, given.get("skip", []), variants, axes, seeds)
-        runs, exceptions = _excepted(runs, given.get("exceptions", []), variants, axes, seeds)
+        known = _dimensions_of_runs(variants, axes, seeds)
+        runs = _excepted(runs, given.get("exceptions", []), known, changes)
         for part in reversed(included):
             with within(f"include {part.name}"):
                 theirs = Part(list(part.variants.values()), list(part.axes.values()), part.runs)
@@ -226,7 +235,6 @@ class Study:
             sweep,
             figures,
             _labels(_table(given, "labels"), measured),
-            exceptions,
         )
 
 
@@ -512,6 +520,11 @@ def _in_words_of_set(change: Override) -> str:
     return change if isinstance(change, str) else f"{change[0]}={in_words(change[1])}"
 
 
+def _key_of(change: Override) -> str:
+    text = change.partition("=")[0] if isinstance(change, str) else str(change[0])
+    return kebab(text.strip())
+
+
 def _refuse_unknown_changes(changes: Sequence[Override]) -> None:
     """Refuse settings of the command line that are none, whatever the study says."""
     for change in changes:
@@ -541,9 +554,7 @@ def _refuse_undone(given: Mapping[str, Any], axes: Sequence[Axis]) -> None:
 def _refuse_fixed(overrides: Sequence[Override], axes: Sequence[Axis]) -> None:
     """Refuse overrides that would undo an axis or what a study gives each run."""
     on_axes = {key: axis.name for axis in axes for key in axis.keys}
-    for override in overrides:
-        text = override.partition("=")[0] if isinstance(override, str) else str(override[0])
-        key = kebab(text.strip())
+    for key in map(_key_of, overrides):
         if key in FIXED:
             raise ConfigError(f"--set {key}: it is not for a study to set; {FIXED[key]}")
         if key in on_axes:
@@ -591,17 +602,15 @@ def _dimensions_of_runs(
 def _excepted(
     runs: Sequence[StudyRun],
     exceptions: Any,
-    variants: Sequence[Variant],
-    axes: Sequence[Axis],
-    seeds: Sequence[int],
-) -> tuple[list[StudyRun], tuple[str, ...]]:
-    """The runs, some with settings of their own; and which, in words."""
+    known: Mapping[str, Sequence[Any]],
+    changes: Sequence[Override],
+) -> list[StudyRun]:
+    """The runs, some with settings of their own."""
     if not isinstance(exceptions, list):
         raise ConfigError(
             f"exceptions is wanted as tables: write [[exceptions]], got {in_words(exceptions)}"
         )
-    known = _dimensions_of_runs(variants, axes, seeds)
-    found, told = list(runs), []
+    found, changed = list(runs), {*map(_key_of, changes)}
     set_by: dict[tuple[str, str], int] = {}
     for number, exception in enumerate(exceptions, start=1):
         with within(f"exceptions {number}"):
@@ -614,20 +623,27 @@ def _excepted(
             meant = [run for run in found if selects(where, run)]
             if not meant:
                 raise ConfigError("no run is like that")
+            for key, _ in settings:
+                if key in changed:
+                    raise ConfigError(
+                        f"set: {key}: --set {key} would undo it; leave one of them out"
+                    )
             for name, key in ((run.name, key) for run in meant for key, _ in settings):
                 if (first := set_by.setdefault((name, key), number)) != number:
                     raise ConfigError(f"set: {key}: exceptions {first} sets it for {name} already")
-            before = found
-            found = [
-                replace(run, config=Config.load(run.config, settings)) if run in meant else run
-                for run in found
-            ]
-            if all(one.config == other.config for one, other in zip(before, found, strict=True)):
-                continue  # as a sweep may choose what all have anyway
             which = ", ".join(f"{key} {in_words(*values)}" for key, values in where.items())
             what = ", ".join(f"{key} = {in_words(value)}" for key, value in settings)
-            told.append(f"{which}: {what}")
-    return found, tuple(told)
+            told = f"{which}: {what}"
+            found = [_but_for(run, settings, told) if run in meant else run for run in found]
+    return found
+
+
+def _but_for(run: StudyRun, settings: Sequence[tuple[str, Any]], told: str) -> StudyRun:
+    """A run with settings of its own, told unless it has them anyway: a sweep may choose them."""
+    config = Config.load(run.config, settings)
+    if config == run.config:
+        return run
+    return replace(run, config=config, exceptions=(*run.exceptions, told))
 
 
 def _included(

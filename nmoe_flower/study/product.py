@@ -107,6 +107,8 @@ class StudyRun:
         seed: The run's seed.
         config: The resolved configuration. ``run.name`` and ``run.out`` say nothing in it.
         place: The run's folder below the folder of all studies: ``<study>/<variant>/seed-N``.
+        exceptions: Which runs have the settings that this one has and its variant has not, and
+            what these are, a sentence each.
     """
 
     variant: str
@@ -115,6 +117,7 @@ class StudyRun:
     seed: int
     config: Config = field(repr=False)
     place: Path
+    exceptions: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

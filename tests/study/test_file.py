@@ -502,6 +502,17 @@ def test_what_nobody_can_use_is_no_setting(folder: Path) -> None:
         Study.load(folder / "others.toml")
 
 
+def test_the_command_line_undoes_no_exception(folder: Path) -> None:
+    once = WHOLE + "[[exceptions]]\nseed = 0\nset = {head.batch-size = 7}\n"
+    with pytest.raises(
+        ConfigError, match=r"exceptions 1: set: head.batch-size: --set head.batch-size would undo"
+    ):
+        load(folder, once, overrides=["head.batch_size=9"])
+    assert load(folder, once, overrides=["run.device=cuda"]).exceptions == (
+        "seed 0: head.batch-size = 7",
+    )
+
+
 def test_a_setting_of_one_run_stands_in_one_exception(folder: Path) -> None:
     once = "[[exceptions]]\nseed = 0\nset = {head.batch-size = 7}\n"
     assert load(folder, WHOLE + once).exceptions == ("seed 0: head.batch-size = 7",)

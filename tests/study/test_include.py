@@ -87,6 +87,16 @@ def test_settings_of_the_command_line_hold_for_taken_runs_too(tmp_path: Path) ->
     assert {run.config.run.device for run in study.runs} == {"cuda"}
 
 
+def test_exceptions_of_taken_runs_are_told_and_those_of_no_other(tmp_path: Path) -> None:
+    first = FIRST + "[[exceptions]]\ndata.tau = 0.5\nset = { head.batch-size = 7 }\n"
+    first += "[[exceptions]]\ndata.tau = 0.2\nset = { head.batch-size = 8 }\n"
+    second = SECOND + "[[exceptions]]\nseed = 1\nset = { head.batch-size = 9 }\n"
+    assert load(tmp_path, second, first).exceptions == (
+        "first, data.tau 0.5: head.batch-size = 7",
+        "seed 1: head.batch-size = 9",
+    )
+
+
 REFUSED = {
     "another's faults": ("", "", "study .*first.toml: seeds: ", FIRST.replace("[0, 1]", "[0, 0]")),
     "no study": ('"first"', '"frist"', "include 1: there is no .*'frist'", FIRST),
