@@ -16,7 +16,8 @@ Place = tuple[tuple[str, Any], ...]
 def choices_to_toml(name: str, axes: Mapping[str, Axis], choices: Sequence[Choice]) -> str:
     """Every choice as ``[[exceptions]]``, or as ``[set]`` where there is nothing to tell apart.
 
-    Variants of one place that have chosen alike share an exception.
+    Variants of one place that have chosen alike share an exception. A choice that sets nothing is
+    the study as it comes, and is left out.
 
     Args:
         name: The study that has chosen.
@@ -35,7 +36,8 @@ def choices_to_toml(name: str, axes: Mapping[str, Axis], choices: Sequence[Choic
             if at == wanted
             for key, value in sets
         )
-        found.setdefault((place, settings), []).append(choice.rest["variant"])
+        if settings:
+            found.setdefault((place, settings), []).append(choice.rest["variant"])
     lines = [f"# Chosen on validation images by {name}."]
     for (place, settings), variants in found.items():
         named = {} if variants == [BASE] else {"variant": variants}

@@ -393,8 +393,10 @@ def _sweep(given: Mapping[str, Any], measured: Measurable) -> SweepSpec:
     sweep = _read(SweepSpec, given)
     with within("tests"):
         measured.require("test", sweep.tests or ())
+    if not measured.axes:
+        raise ConfigError("over: there is no axis, and nothing is to be chosen")
     for name in sweep.over:
-        refuse_unknown(name, ("variant", *measured.axes), "axis")
+        refuse_unknown(name, measured.axes, "axis")
         if len(measured.values[name]) < 2:
             raise ConfigError(f"over: {name} has one value only: nothing is to be chosen")
     with within("judged-by"):

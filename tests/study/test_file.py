@@ -461,6 +461,7 @@ def test_a_variant_may_not_take_the_folder_of_shared_work(folder: Path) -> None:
         (SWEEP, "sweep: ce-tau-0.5-short has no validation data: set data.validation-per-client"),
         (SWEEP + 'test = "iid"\n', "sweep: test = iid: a value is chosen by test images never"),
         (SWEEP.replace("data.tau", "data.alpha"), "sweep: data.alpha is no axis; did you mean"),
+        (SWEEP.replace("data.tau", "variant"), "sweep: variant is no axis; allowed: data.tau"),
         (SWEEP.replace('["data.tau"]', "[]"), "sweep: over: .* is not allowed; allowed: one or"),
         (SWEEP + 'best = "most"\n', "sweep: best: input should be 'highest' or 'lowest'"),
         (SWEEP.replace("gate =", "gat ="), "sweep: gate: is missing"),
@@ -500,6 +501,11 @@ def test_what_nobody_can_use_is_no_setting(folder: Path) -> None:
     (folder / "others.toml").write_text(f"{taken}[set]\ngate.rounds = 99\n")
     with pytest.raises(ConfigError, match="set: all runs are those of other studies, and nothing"):
         Study.load(folder / "others.toml")
+
+
+def test_without_axes_nothing_is_chosen(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="sweep: over: there is no axis, and nothing is to be"):
+        load(folder, f'title = "T"\n[variants.a]\n{SWEEP.replace("data.tau", "variant")}')
 
 
 def test_the_command_line_undoes_no_exception(folder: Path) -> None:

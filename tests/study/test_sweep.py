@@ -245,3 +245,17 @@ def test_a_choice_with_nothing_to_tell_apart_is_for_all_runs(written: Write) -> 
     assert told == (
         "# Chosen on validation images by rates.\n\n[set]\nextractor.learning-rate = 0.2\n"
     )
+
+
+def test_a_choice_that_sets_nothing_is_left_out(written: Write) -> None:
+    axes = "[axes.rate]\nusual = {}\nhigh = { extractor.learning-rate = 0.2 }\n"
+    study = written(f'title = "R"\n{axes}[variants.a]\n[variants.b]\nset.gate.rounds = 3\n')
+    rows = [
+        row({0: 0.5 + (best == rate)}, variant=variant, test="validation", values={"rate": rate})
+        for variant, best in (("a", "usual"), ("b", "high")) for rate in ("usual", "high")
+    ]  # fmt: skip
+    sweep = SweepSpec(over=("rate",), gate=("federated",))
+    assert choices_to_toml("rates", study.axes, choose(sweep, rows)) == (
+        "# Chosen on validation images by rates.\n\n[[exceptions]]\n"
+        'variant = ["b"]\nset = { extractor.learning-rate = 0.2 }\n'
+    )
