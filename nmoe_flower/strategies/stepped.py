@@ -148,7 +148,7 @@ class SteppedFedAvg(StreamingFedAvg):
             now = value.astype(wide, copy=False)
             if old is not None:
                 now = old + np.asarray(1 - decay, wide) * (now - old)
-            self._averaged[name] = now.astype(wide, copy=False)
+            self._averaged[name] = now
 
     def carried(self) -> dict[str, np.ndarray]:
         """The optimizer's arrays."""

@@ -1,6 +1,7 @@
 """What can be drawn of finished runs: rounds, who asks whom, and who holds what."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from nmoe_flower.plurals import how_many
@@ -10,7 +11,7 @@ from nmoe_flower.report.html.charts import heat_map
 from nmoe_flower.report.html.lines import charts_of
 from nmoe_flower.report.html.parts import Maps, PagePart, folded
 from nmoe_flower.report.html.words import Groups, gate_name, test_in_sentence
-from nmoe_flower.report.runs import seeds_in_words
+from nmoe_flower.report.runs import FinishedRun, seeds_in_words
 
 __all__ = ["partition_parts", "rounds_parts", "routing_parts"]
 
@@ -49,10 +50,7 @@ def routing_parts(groups: Groups) -> list[PagePart]:
                 )
             )
         if maps:
-            seeds = [one.config.run.seed for one in runs]
-            note = seeds_in_words(seeds, averaged=False)
-            note = f"{note[0].upper()}{note[1:]}. In the cells: per cent. "
-            note += "Outlined: a client's own expert."
+            note = _of_seed(runs, "In the cells: per cent. Outlined: a client's own expert.")
             folds.append((name, Maps(maps, "Share of a client's samples", [note])))
             about[name] = f"local ratio: {', '.join(ratios)}" if ratios else ""
     return folded(folds, about)
@@ -90,8 +88,12 @@ def partition_parts(groups: Groups) -> list[PagePart]:
                     of_row=True,
                 )
             )
-        seeds = [run.config.run.seed for run in groups[names[0]]]
-        note = seeds_in_words(seeds, averaged=False)
-        note = f"{note[0].upper()}{note[1:]}. In the cells: samples; beside a row: all of it."
+        note = _of_seed(groups[names[0]], "In the cells: samples; beside a row: all of it.")
         folds.append(("; ".join(names), Maps(maps, "Share of a client's samples", [note])))
     return folded(folds)
+
+
+def _of_seed(runs: Sequence[FinishedRun], said: str) -> str:
+    """Which seed of these runs is drawn, and what else is said of it."""
+    seed = seeds_in_words([run.config.run.seed for run in runs], averaged=False)
+    return f"{seed[0].upper()}{seed[1:]}. {said}"
