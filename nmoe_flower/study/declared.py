@@ -15,10 +15,10 @@ from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import OF_A_FILE, Names, Section, explain, kebab
 from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.study.measured import (
-    ROW_METRICS,
     SHARES,
     asking_gates_of,
     gates_of,
+    measured_by,
     numbers_of,
     tests_of,
 )
@@ -378,10 +378,14 @@ def _check_numbers(
             inner.require("metric", [number.metric])
             inner.require("gate", [number.gate] if number.gate else [])
             inner.require("test", [number.test] if number.test else [])
-            if number.metric in ROW_METRICS and not (number.gate and number.test):
-                raise ConfigError(f"{number.metric} is measured by a gate in a test: name both")
-            if number.metric not in ROW_METRICS and number.test:
-                raise ConfigError(f"{number.metric} is not that of a test: name none")
+            kinds = measured_by(number.metric)
+            given_for = {"gate": number.gate, "test": number.test}
+            if not all(given_for[kind] for kind in kinds):
+                told = "by a gate in a test: name both" if "test" in kinds else "by gate: name one"
+                raise ConfigError(f"{number.metric} is measured {told}")
+            for kind, value in given_for.items():
+                if value and kind not in kinds:
+                    raise ConfigError(f"{number.metric} is not that of a {kind}: name none")
 
 
 def _sweep(given: Mapping[str, Any], measured: Measurable) -> SweepSpec:

@@ -18,7 +18,7 @@ from nmoe_flower.recipes import typed_name
 from nmoe_flower.report import is_papers_setting, paper_cell, read_rounds
 from nmoe_flower.study.alarms import alarms
 from nmoe_flower.study.comparisons import Comparison, compare
-from nmoe_flower.study.costs import COSTS, OF_A_GATE
+from nmoe_flower.study.costs import COSTS
 from nmoe_flower.study.curves import (
     Curve,
     RoutingMap,
@@ -33,7 +33,7 @@ from nmoe_flower.study.declared import FigureSpec, TableSpec
 from nmoe_flower.study.figures import Figure, fill_figure
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.labels import Labels
-from nmoe_flower.study.measured import gates_of, tests_of
+from nmoe_flower.study.measured import gates_of, measured_by, tests_of
 from nmoe_flower.study.outcomes import outcomes_of
 from nmoe_flower.study.policies import policies_from_json, policies_table, policies_to_json
 from nmoe_flower.study.product import StudyRun
@@ -41,7 +41,6 @@ from nmoe_flower.study.rows import (
     Quantity,
     Row,
     RunOutcome,
-    of_a_row,
     rows_from_json,
     rows_of,
     rows_to_json,
@@ -341,13 +340,10 @@ def quantities(study: Study) -> Iterator[Quantity]:
 
 
 def _quantities(metric: str, gates: Iterable[str], tests: Iterable[str]) -> Iterator[Quantity]:
-    if of_a_row(metric):
-        tests = list(tests)
-        yield from (Quantity(gate, test, metric) for gate in gates for test in tests)
-    elif metric in OF_A_GATE:
-        yield from (Quantity(gate, "", metric) for gate in gates)
-    else:
-        yield Quantity("", "", metric)
+    kinds = measured_by(metric)
+    tests = list(tests) if "test" in kinds else [""]
+    for gate in gates if "gate" in kinds else [""]:
+        yield from (Quantity(gate, test, metric) for test in tests)
 
 
 def _gates(study: Study, figure: FigureSpec) -> Sequence[str]:

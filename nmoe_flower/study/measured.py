@@ -4,8 +4,17 @@ from collections.abc import Iterable, Iterator
 
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
+from nmoe_flower.study.costs import COSTS, OF_A_GATE
 
-__all__ = ["ROW_METRICS", "SHARES", "asking_gates_of", "gates_of", "numbers_of", "tests_of"]
+__all__ = [
+    "ROW_METRICS",
+    "SHARES",
+    "asking_gates_of",
+    "gates_of",
+    "measured_by",
+    "numbers_of",
+    "tests_of",
+]
 
 # Of a row of results.json; the second system and published ones have the first four.
 ROW_METRICS = (
@@ -114,6 +123,19 @@ def tests_of(config: Config) -> tuple[str, ...]:
     ('local', 'iid')
     """
     return config.data.tests
+
+
+def measured_by(metric: str) -> tuple[str, ...]:
+    """What a metric differs by within a run: gate and test, the gate alone, or nothing.
+
+    >>> measured_by("macro_f1"), measured_by("bits_per_byte"), measured_by("exchanges")
+    (('gate', 'test'), ('gate', 'test'), ('gate',))
+    >>> measured_by("minutes"), measured_by("representation.probe_accuracy")
+    ((), ())
+    """
+    if metric in OF_A_GATE:
+        return ("gate",)
+    return () if "." in metric or metric in COSTS else ("gate", "test")
 
 
 def numbers_of(config: Config) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import rounded
 from nmoe_flower.report import Estimate, estimate
 from nmoe_flower.results import worst_client
-from nmoe_flower.study.costs import COSTS, OF_A_GATE, cost_of
-from nmoe_flower.study.measured import gates_of, tests_of
+from nmoe_flower.study.costs import COSTS, cost_of
+from nmoe_flower.study.measured import gates_of, measured_by, tests_of
 from nmoe_flower.study.product import COLUMNS, StudyRun, folder_name, frozen, same
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "Quantity",
     "Row",
     "RunOutcome",
-    "of_a_row",
     "records_of",
     "rows_from_json",
     "rows_of",
@@ -145,7 +144,7 @@ class Row:
     def scores(self) -> bool:
         """Whether it says how good something is, which settings and costs do not."""
         plain = self.metric in COSTS or self.metric.startswith(("stages.", "privacy."))
-        return not plain and (of_a_row(self.metric) or self.metric not in Config().flat())
+        return not plain and self.metric not in Config().flat()
 
     def of_seeds(self, seeds: Collection[int]) -> "Row":
         """The row of some of its seeds alone."""
@@ -231,25 +230,16 @@ def _measures(config: Config, number: Quantity) -> bool:
     return not gate or (gate in gates_of(config) and test in tests_of(config))
 
 
-def of_a_row(metric: str) -> bool:
-    """Whether a metric is one of a gate in a test, and not of the whole run.
-
-    >>> of_a_row("macro_f1"), of_a_row("representation.probe_accuracy"), of_a_row("seconds")
-    (True, False, False)
-    """
-    return "." not in metric and metric not in COSTS
-
-
 def value_of(one: RunOutcome, number: Quantity) -> Value:
     """What a finished run says of a number; None if it has not measured that."""
     assert one.results is not None
     config, metric = one.run.config, number.metric
-    if of_a_row(metric):
+    if "test" in measured_by(metric):
         for row in one.results["rows"]:
             if (row["gate"], row["test"]) == (number.gate, number.test):
                 return _kept(worst_client(row) if metric == "worst_client" else row.get(metric))
         return None
-    if metric in OF_A_GATE and number.gate and number.gate not in gates_of(config):
+    if "gate" in measured_by(metric) and number.gate not in gates_of(config):
         return None  # nobody paid for what this run does not do
     if metric in COSTS:
         return _kept(COSTS[metric](one.results, config, number.gate, one.stage_1))

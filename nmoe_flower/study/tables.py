@@ -213,7 +213,8 @@ class _Entry:
 def fill_table(table: TableSpec, rows: Sequence[Row], labels: Labels) -> StudyTable:
     """Put rows into a table, as its file declares it.
 
-    Lines and columns stand in the order of the file; those without any row are left out.
+    Lines and columns stand in the order of the file; those without any row are left out, but for
+    those of a number that the file names.
     """
     chosen = list(_chosen(table, rows))
     down, along = (_places(part, table, chosen, labels) for part in (table.rows, table.columns))
@@ -294,8 +295,15 @@ def _fitting(place: Place, known: Sequence[Place]) -> list[Place]:
 def _places(
     dimensions: Sequence[str], table: TableSpec, chosen: Sequence[_Entry], labels: Labels
 ) -> list[Place]:
-    """Every place that has a row, each dimension in the order of the file."""
+    """Every place that has a row, or a number, each dimension in the order of the file."""
     found = list(dict.fromkeys(entry.place(dimensions) for entry in chosen))
+    there = {entry.number for entry in chosen}
+    for number in table.numbers if NUMBER in dimensions else ():
+        if number.label not in there:
+            at = {NUMBER: number.label, "gate": number.gate, "test": number.test,
+                  "metric": number.metric}  # fmt: skip
+            places = (tuple(map(at.get, dimensions, place)) for place in found)
+            found = list(dict.fromkeys((*found, *places)))
     # What has no gate or test stands beside those that have one, if there are any.
     whole = [place for place in found if not _is_half(place, dimensions)]
     halves = [p for p in found if _is_half(p, dimensions) and not _fitting(p, whole)]

@@ -575,6 +575,11 @@ def test_a_report_goes_beside_no_published_run_and_says_how_it_was_made(
         ('metric = "extractor.rounds"', 'metric = "extractor.rounds", test = "iid"',
          "extractor.rounds is not that of a test"),
         ('metric = "extractor.rounds"', 'metric = "accuracy"', "is measured by a gate in a test"),
+        ('metric = "extractor.rounds"', 'gate = "local", metric = "minutes"',
+         "minutes is not that of a gate: name none"),
+        ('metric = "extractor.rounds"', 'metric = "exchanges"', "is measured by gate: name one"),
+        ('metric = "extractor.rounds"', 'gate = "local", test = "iid", metric = "exchanges"',
+         "exchanges is not that of a test: name none"),
         ('gate = "local", test = "local"', 'gate = "oracle", test = "local"', "oracle is no gate"),
         ('columns = ["number"]', "columns = []", "number stands neither in rows nor in columns"),
         ('columns = ["number"]', 'columns = ["number"]\ngates = ["local"]', "numbers and gates"),
@@ -591,6 +596,32 @@ def test_outputs_that_cannot_be_are_refused(
     assert before in TEXT
     with pytest.raises(ConfigError, match=told):
         written(TEXT.replace(before, after, 1))
+
+
+def test_what_is_measured_of_text_is_that_of_a_gate_in_a_test(written: Write) -> None:
+    text = """
+title = "Text"
+[set]
+run.system = "language"
+data.kind = "text"
+data.dataset = "texts"
+data.scheme = "natural"
+text.tokenizer = "bytes"
+extractor.method = "pretrained"
+extractor.backbone = "small-lm"
+gate.methods = "local"
+[[tables]]
+name = "few"
+rows = ["variant"]
+columns = ["number"]
+numbers = [{ label = "bits", gate = "local", test = "iid", metric = "bits_per_byte" }]
+"""
+    study = written(text)
+    results = {"rows": [{"gate": "local", "test": "iid", "bits_per_byte": 1.5}]}
+    found = findings_from(study, [RunOutcome(study.runs[0], results)], Path("runs"))
+    assert [cell.text for cell in found.tables[0].lines[0].cells] == ["1.500"]
+    with pytest.raises(ConfigError, match="bits_per_byte is measured by a gate in a test: name"):
+        written(text.replace('test = "iid", ', ""))
 
 
 SIDES = """

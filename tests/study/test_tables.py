@@ -69,6 +69,24 @@ def test_seeds_can_be_columns_and_lines_can_be_chosen(written: Write) -> None:
     ]  # fmt: skip
 
 
+def test_a_number_that_no_run_has_measured_keeps_its_column(written: Write) -> None:
+    study = written(f"""{TWO.partition("[[tables]]")[0]}
+[[tables]]
+name = "t"
+rows = ["variant", "data.tau"]
+columns = ["number", "test"]
+numbers = [
+  {{ label = "who", gate = "control:fedavg", test = "iid", metric = "local_ratio" }},
+  {{ label = "own", gate = "local", test = "local" }},
+]
+""")
+    table = fill(study, rows_with(study, federated=0.5, local=0.6))
+    assert [column.labels for column in table.columns] == [
+        ("who", "IID test"), ("own", "local test"),
+    ]  # fmt: skip
+    assert [cell.text for cell in table.lines[0].cells] == ["-", "0.605 ± 0.005"]
+
+
 def test_a_failed_run_and_a_missing_one_are_in_their_cells_and_below(written: Write) -> None:
     study = written(TWO)
     runs = [RunOutcome(run) for run in study.runs]
