@@ -360,6 +360,10 @@ def _comparison(given: Mapping[str, Any], measured: Measurable) -> ComparisonSpe
     common = {
         key: tuple(value for value in asked[0][key] if value in asked[1][key]) for key in asked[0]
     }
+    for dimension, plural in (("gate", "gates"), ("test", "tests")):
+        for name, inner in found.items() if dimension in named else ():
+            meant = sides[name].get(dimension, inner.values[dimension])
+            common[plural] = tuple(_distinct((*common[plural], *meant)))
     return one.model_copy(update=common)
 
 

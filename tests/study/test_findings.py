@@ -665,6 +665,26 @@ def test_what_has_one_value_only_need_not_be_named(written: Write) -> None:
     written(f'{text}of = {{ variant = "a", gate = "local" }}\nagainst = {{ variant = "plain" }}\n')
 
 
+def test_a_comparison_asks_for_the_gates_that_it_names_whatever_tables_do(written: Write) -> None:
+    study = written(f"""{SIDES.replace('system = "fedavg"', 'system = "fedprox"')}
+of = {{ variant = "a", gate = "local" }}
+against = {{ variant = "plain" }}
+tests = ["iid"]
+[[tables]]
+name = "others"
+rows = ["variant", "data.tau"]
+gates = ["federated"]
+tests = ["iid"]
+""")
+    outcomes = [
+        RunOutcome(run, {"rows": [{"gate": gate, "test": "iid", "accuracy": 0.5}]})
+        for run in study.runs
+        if (gate := {"a": "local", "plain": "fedprox"}.get(run.named))
+    ]
+    (compared,) = findings_from(study, outcomes, Path("runs")).comparisons
+    assert [pair.labels for pair in compared.pairs] == [("0.5",), ("0.2",)]
+
+
 SWEPT = """
 title = "Swept"
 seeds = [0, 1]
