@@ -49,6 +49,28 @@ def test_no_published_run_tells_tests_of_what_a_sweep_has_not_chosen(name: str) 
         assert found.tells_tests_of(one.run) or tests <= {"validation"}, one.run.name
 
 
+@pytest.mark.parametrize("name", ["systems", "systems-latents"])
+def test_systems_run_at_the_rates_that_validation_chose_for_them(name: str) -> None:
+    """Of the two rates, the one that a system trains at; what was not swept is as it was."""
+    experiments = RESULTS.parent / "experiments"
+    chosen = findings_of(Study.load(experiments / f"{name}-choose.toml"), RESULTS)
+    rates = dict(chosen.study.axes["rate"].choices)
+    compared = 0
+    for choice in chosen.choices:
+        assert choice.winner is not None
+        wanted = dict(rates[choice.winner.values["rate"]])
+        for run in Study.load(experiments / f"{name}.toml").runs:
+            if run.at("variant") != choice.rest["variant"]:
+                continue
+            if run.at("setting") != choice.rest["setting"]:
+                continue
+            key = "expert" if run.config.run.system == "networked" else "baseline"
+            key += ".learning-rate"
+            assert run.config.flat()[key] == wanted[key], (run.name, key)
+            compared += 1
+    assert compared == 3 * len(chosen.choices)
+
+
 def test_a_published_study_tells_how_each_of_its_runs_began_and_of_no_other() -> None:
     told = run_folders(RESULTS)
     assert told == sorted({path.parent for path in RESULTS.glob("*/*/seed-*/*") if path.is_file()})
