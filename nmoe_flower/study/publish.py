@@ -74,6 +74,7 @@ _CURVES = {
     "alignment": ("load-variation", "load-variation-total", "bytes-to-part", "elapsed-seconds"),
     "alignment-test": ("accuracy-iid",),
 }
+_OF_CLIENTS = ("accuracy", "bits_per_byte")  # of each, what pages show
 _REVISION = 12  # characters of it
 _ASKED = ("identity", "describe", "choices", "chosen")  # stages that no table can tell of
 _OVER_ROUNDS: dict[str, Callable[[str], bool]] = {
@@ -175,7 +176,7 @@ def publish_run(
         figures: Names of the run's own figures to keep, without suffix.
         rounds: Keep the rounds, too; figures that are drawn over rounds keep them anyway.
         audit: Keep who was assigned what in each round of the second system, too.
-        clients: Keep every client's own values.
+        clients: Keep every client's own accuracy, or its bits per byte.
         routing: Keep who asked whom.
         partition: Keep who holds how much of each class.
         tests: Keep what tests say; without, what validation data says alone.
@@ -260,8 +261,10 @@ def _kept_results(results: dict[str, Any], *, clients: bool, routing: bool) -> d
     for row in kept["rows"]:
         if (worst := worst_client(row)) is not None:
             row["worst_client"] = worst
-        if not clients:
-            row.pop("per_client", None)
+        each = row.pop("per_client", None) or {}
+        told = {metric: each[metric] for metric in _OF_CLIENTS if metric in each}
+        if clients and told:
+            row["per_client"] = told
     if not routing:
         kept.pop("routing", None)
     if "stages" in kept:

@@ -34,7 +34,7 @@ def finish(study: Study, at: int, runs: Path, shift: float = 0.0, **more: Any) -
         {
             "extractor": "fedce", "gate": gate, "test": test, "clients": 10, "top_k": 1,
             **dict.fromkeys(told, 0.5 + run.seed / 100 + shift),
-            "per_client": {"accuracy": [0.123456789] * 10},
+            "per_client": {"accuracy": [0.123456789] * 10, "auc": [0.5] * 10},
         }
         for gate in gates_of(run.config)
         for test in tests_of(run.config)

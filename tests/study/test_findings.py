@@ -195,6 +195,14 @@ def test_published_runs_say_the_same_and_are_small(study: Study, tmp_path: Path)
     assert publish_study(again, results, results) == place
 
 
+def test_a_run_published_alone_tells_what_pages_show_of_each_client(
+    study: Study, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / study.runs[0].place
+    rows = read_results(publish_run(run, tmp_path / "results" / "alone") / "results.json")["rows"]
+    assert rows[0]["per_client"] == {"accuracy": [0.123457] * 10}
+
+
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
