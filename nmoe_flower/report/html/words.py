@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import BASELINES, POLICIES
+from nmoe_flower.catalogue import BASELINE_ANSWERS, BASELINES, POLICIES
 from nmoe_flower.config import Config
 from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report.alignment import is_alignment
@@ -35,6 +35,11 @@ _BASELINES = {
     "random": "an expert drawn at random",
     "control:fedavg": "one averaged model",
     "control:local-classifier": "a classifier of every client's own",
+}
+# What stands beside published systems; called like this by pages, too, but for FedAvg.
+_BESIDE_SYSTEMS = {
+    "fedavg": "one averaged model",
+    **{name: BASELINE_ANSWERS[name] for name in ("majority", "own", "fine-tuned", "uniform")},
 }
 
 
@@ -184,9 +189,11 @@ def _entries(groups: Groups, test: str) -> list[_Entry]:
         aligned = is_alignment(runs[0])
         if aligned and POLICIES[runs[0].config.alignment.policy].truth:
             continue
+        published = runs[0].config.run.system in BASELINES
+        baselines = _BASELINES | _BESIDE_SYSTEMS if published else _BASELINES
         for gate, of in rows.items():
             base = gate.removesuffix("+prior")
-            plain = _BASELINES.get(base, "")
+            plain = baselines.get(base, "")
             if aligned:
                 plain = _plain_policy(runs[0].config)
             elif gate_kind(gate) == "upper bound" or (gate_kind(gate) == "control" and not plain):
@@ -251,9 +258,10 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
                 found.append((2, Said(f"Best on {where}: {_called(one, groups)}, {one.mean:.3f}.")))
             continue
         more = _difference(learned, plain)
-        aligned = is_alignment(groups[learned.configuration][0])
-        noun = "assignment" if aligned else "gate"
-        gate, baseline = _called(learned, groups), f"{_called(plain, groups)} ({plain.plain})"
+        noun = _noun(groups[learned.configuration][0])
+        gate, baseline = _called(learned, groups), _called(plain, groups)
+        if not baseline.startswith(plain.plain):
+            baseline += f" ({plain.plain})"
         numbers = (
             f"The best {noun}, {gate}, reaches {learned.mean:.3f}, the best plain baseline, "
             f"{baseline}, {plain.mean:.3f}: {more}."
@@ -269,6 +277,13 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
             first = first.removesuffix(".") + f", as far as {what} can tell."
         found.append((weight, Said(numbers, first)))
     return sorted(found, key=lambda pair: pair[0])
+
+
+def _noun(run: FinishedRun) -> str:
+    """What competes with plain baselines there."""
+    if is_alignment(run):
+        return "assignment"
+    return "system" if run.config.run.system in BASELINES else "gate"
 
 
 def _called(entry: _Entry, groups: Groups) -> str:
@@ -344,15 +359,16 @@ def facts(groups: Groups) -> list[Fact]:
     found = []
     for test in _tests(groups)[:2]:
         entries = _entries(groups, test)
-        for title, of in (
-            ("best gate", [e for e in entries if not e.plain]),
-            ("best plain baseline", [e for e in entries if e.plain]),
-        ):
-            if of:
-                best = max(of, key=lambda entry: entry.mean)
-                name = test_label(test)
-                if is_alignment(groups[best.configuration][0]):
-                    title = "best" if title == "best gate" else title
-                fact = Fact(f"{name}, {title}", f"{best.mean:.3f}", _called(best, groups))
-                found.append(fact)
+        for plain in (False, True):
+            best = max(
+                (e for e in entries if bool(e.plain) == plain), key=lambda e: e.mean, default=None
+            )
+            if best is None:
+                continue
+            run = groups[best.configuration][0]
+            title = "best plain baseline" if plain else f"best {_noun(run)}"
+            if not plain and is_alignment(run):
+                title = "best"
+            fact = Fact(f"{test_label(test)}, {title}", f"{best.mean:.3f}", _called(best, groups))
+            found.append(fact)
     return found

@@ -132,6 +132,9 @@ def test_collapsed_features_are_told_at_the_head(finished_run):
 # --- who wins ---
 
 
+SYSTEM, AVERAGED = ({"run.system": name, "expert.hidden": ""} for name in ("fedem", "fedavg"))
+
+
 def told_of(finished_run, rows, name="one", **more):
     run = finished_run(name, {"data.num-clients": 4, **more})
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
@@ -167,6 +170,17 @@ def test_a_gate_that_wins_is_said_to_win(finished_run):
     told = words(page_of(told_of(finished_run, rows)))
     assert "On the local test the best gate beats a plain baseline." in told
     assert "FedAvg (one averaged model), 0.525" in told
+
+
+def test_a_published_system_is_held_against_what_is_plain_beside_it(finished_run):
+    system = told_of(finished_run, {"fedem": [0.8] * 4, "oracle": [0.9] * 4}, **SYSTEM)
+    rows = {"fedavg": [0.6] * 4, "own": [0.81, 0.83, 0.82, 0.84], "majority": [0.7] * 4}
+    told = words(page_of(system, told_of(finished_run, rows, "two", **AVERAGED)))
+    assert "On the local test a plain baseline wins." in told
+    assert "The best system, FedEM of one, reaches 0.800" in told
+    assert "the best plain baseline, own training alone of two, 0.825" in told
+    told = words(page_of(told_of(finished_run, {"fedavg": [0.6] * 4}, "three", **AVERAGED)))
+    assert "Best on the local test: FedAvg, 0.600." in told
 
 
 def test_seeds_are_paired_where_there_are_some(finished_run):
