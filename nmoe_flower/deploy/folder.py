@@ -139,7 +139,7 @@ def for_deployment(config: Config, nodes: int) -> Config:
     methods = [n for n in config.gate.methods if n not in GATES or not GATES[n].pools]
     controls = [name for name in config.run.controls if not CONTROLS[name].pools]
     shared = any(name in GATES and GATES[name].trainer for name in methods)
-    if config.expert.sharing != "none" and not shared:
+    if config.run.system == "networked" and config.expert.sharing != "none" and not shared:
         methods.append("federated")
     values |= {"gate.methods": ",".join(methods), "run.controls": ",".join(controls)}
     return Config.parse(values)

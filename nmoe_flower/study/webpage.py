@@ -26,6 +26,7 @@ from nmoe_flower.report.html import (
     markdown,
     run_sections,
     summary,
+    time_in_words,
     to_html,
 )
 from nmoe_flower.study.comparisons import Pair
@@ -182,18 +183,7 @@ def _facts(findings: Findings) -> Iterator[Fact]:
         str(settings),
         f"{how_many(seeds, 'seed')}",
     )
-    yield Fact("of training and tests", _time(float(told["minutes"])))
-
-
-def _time(minutes: float) -> str:
-    """Minutes as one number for people.
-
-    >>> _time(0.3), _time(12.4), _time(95)
-    ('18 s', '12 min', '1.6 h')
-    """
-    if minutes < 1:
-        return f"{60 * minutes:.0f} s"
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
+    yield Fact("of training and tests", time_in_words(60 * float(told["minutes"])))
 
 
 # --- runs ---

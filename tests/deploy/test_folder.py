@@ -95,6 +95,12 @@ def test_upper_bounds_that_pool_data_are_left_out() -> None:
     )  # fmt: skip
     sums = {"gate.methods": "lda", "head.method": "sums", "expert.hidden": ""}
     assert for_deployment(Config.parse(sums), 4).gate.methods == ("lda",)  # one exchange is enough
+    told = Config.parse({
+        "run.system": "language", "data.kind": "text", "data.scheme": "natural",
+        "data.dataset": "text", "extractor.method": "pretrained", "extractor.backbone": "small-lm",
+        "expert.sharing": "weights", "gate.methods": "posterior",
+    })  # fmt: skip
+    assert for_deployment(told, 4).gate.methods == ("posterior",)  # text has no latents' gate
 
 
 def test_scripts_are_shell_and_work_from_any_folder(federation: Path) -> None:

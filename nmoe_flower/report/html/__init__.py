@@ -30,7 +30,13 @@ from nmoe_flower.report.html.parts import (
     TableColumn,
     number_cell,
 )
-from nmoe_flower.report.html.words import plain_gates, shares_in_words, summary, test_in_sentence
+from nmoe_flower.report.html.words import (
+    plain_gates,
+    shares_in_words,
+    summary,
+    test_in_sentence,
+    time_in_words,
+)
 
 __all__ = [
     "COLOURS",
@@ -63,6 +69,7 @@ __all__ = [
     "shares_in_words",
     "summary",
     "test_in_sentence",
+    "time_in_words",
     "to_html",
     "write_page",
 ]

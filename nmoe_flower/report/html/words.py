@@ -24,6 +24,7 @@ __all__ = [
     "shares_in_words",
     "summary",
     "test_in_sentence",
+    "time_in_words",
     "what_was_run",
 ]
 
@@ -93,9 +94,9 @@ def what_was_run(groups: Groups) -> str:
     count = f"{len(runs)} runs of {len(groups)} configurations" if len(runs) > 1 else "One run"
     if len(runs) > 1 and len(groups) == 1:
         count = f"{len(runs)} runs of one configuration"
-    took = f" It took {_time(sum(known))}." if known else ""
+    took = f" It took {time_in_words(sum(known))}." if known else ""
     if len(runs) > 1 and known:
-        took = f" They took {_time(sum(known))} in all."
+        took = f" They took {time_in_words(sum(known))} in all."
     return (
         f"{count}: {'; '.join(_systems(runs))}; on {data} shared out among {clients} "
         f"{'client' if clients == '1' else 'clients'} ({shares}); "
@@ -148,10 +149,10 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _time(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """A duration in words.
 
-    >>> _time(52.3), _time(2926), _time(8000)
+    >>> time_in_words(52.3), time_in_words(2926), time_in_words(8000)
     ('52 s', '49 min', '2 h 13 min')
     """
     if seconds < 90:
