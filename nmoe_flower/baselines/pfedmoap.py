@@ -219,7 +219,7 @@ def attended(
     own: Tensor = head(latents)
     if gate is None:
         return own
-    weights, bias = peers[..., :-1], peers[..., -1]
+    weights, bias = peers[..., :-1].contiguous(), peers[..., -1]
     others = torch.einsum("bd,kcd->bkc", latents, weights) + bias
     logits = torch.cat([own[:, None], others], dim=1)
     mine = next(p for p in head.parameters() if p.ndim > 1)
