@@ -360,7 +360,7 @@ def _rehearse_baseline(
     import numpy as np
 
     from nmoe_flower.baselines import empty_network, memory_of_server
-    from nmoe_flower.strategies import cohort_size
+    from nmoe_flower.cohorts import cohort_size
 
     entry = BASELINES[config.run.system]
     system: Baseline = found(entry.system)

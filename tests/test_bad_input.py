@@ -459,7 +459,7 @@ def test_too_few_replies_end_the_run(
 ) -> None:
     plant("nan", EXTRACTOR, partition=2, round=2)
     with pytest.raises(RoundError, match=r"round 2: 3 usable replies, 4 needed \(client 2: .*NaN"):
-        run(tmp_path, warm_cache, **{"run.min-replies": 4})
+        run(tmp_path, warm_cache, **{"run.min-replies": 4, "gate.fraction-train": 1.0})
     folder = tmp_path / "nmoe"
     assert not (folder / "results.json").exists()
     assert not (folder / "weights").exists()

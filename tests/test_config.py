@@ -245,6 +245,28 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"extractor.ema": 1.0}, "extractor.ema: input should be less than 1, got 1.0"),
     ({"expert.sharing": "none"}, "the only gate then is local, got gate.methods = random, rolling"),
     ({"run.min-replies": 11}, "run.min-replies is 11 but there are 10 clients"),
+    (
+        {"run.min-replies": 8},
+        "run.min-replies is 8 but gate.fraction-train = 0.7 asks only 7 of 10 clients in a round; "
+        "allowed: run.min-replies = 1 to 7, or a larger gate.fraction-train",
+    ),
+    (
+        {"run.min-replies": 4, "extractor.fraction-train": 0.3},
+        "run.min-replies is 4 but extractor.fraction-train = 0.3 asks only 3 of 10 clients",
+    ),
+    (
+        {"run.min-replies": 4, "gate.fraction-train": 0.3, "gate.rolling": "federated",
+         "gate.methods": "rolling"},
+        "run.min-replies is 4 but gate.fraction-train = 0.3 asks only 3 of 10 clients",
+    ),
+    (
+        {"run.min-replies": 3, "run.system": "aligned", "alignment.fraction-train": 0.1},
+        "run.min-replies is 3 but alignment.fraction-train = 0.1 asks only 2 of 10 clients",
+    ),
+    (
+        {"run.min-replies": 6, "run.system": "fedprox", "baseline.fraction-train": 0.5},
+        "run.min-replies is 6 but baseline.fraction-train = 0.5 asks only 5 of 10 clients",
+    ),
     ({"run.name": "../x"}, "run.name: '../x' is not allowed; allowed: letters, digits,"),
     ({"run.seed": -1}, "run.seed: input should be greater than or equal to 0, got -1"),
     ({"gate": 1, "gate.top-k": 2}, "gate.top-k: gate is a value, not a table"),
@@ -311,6 +333,23 @@ def test_every_problem_is_named_at_once() -> None:
         "gate.top-kk",
         "run.seed",
     ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"gate.fraction-train": 1.0},
+        {"gate.methods": "local"},
+        {"gate.methods": "rolling"},  # a cycle of it asks everybody
+        {"expert.sharing": "none", "gate.methods": "local"},
+        {"run.system": "fedavg"},
+        {"run.system": "aligned", "extractor.fraction-train": 0.1},
+        {"extractor.rounds": 0, "extractor.fraction-train": 0.1, "gate.methods": "local"},
+    ],
+    ids=str,
+)
+def test_replies_of_all_may_be_wanted_where_no_stage_asks_fewer(changed: dict[str, Any]) -> None:
+    assert Config.parse({"run.min-replies": 10, **changed}).run.min_replies == 10
 
 
 @pytest.mark.parametrize("source", ["auto", "pass"])

@@ -24,6 +24,7 @@ ROWS = [
         "addresses",
         "backbone_files",
         "catalogue",
+        "cohorts",
         "installation",
         "on_demand",
         "plurals",

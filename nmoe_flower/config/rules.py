@@ -13,6 +13,7 @@ from nmoe_flower.catalogue import (
     LANGUAGE_MODELS,
     TEXT_GATES,
 )
+from nmoe_flower.cohorts import cohort_size
 from nmoe_flower.config.privacy import weights_refusal
 from nmoe_flower.config.section import kebab
 from nmoe_flower.own_code import FORM, is_own
@@ -79,6 +80,39 @@ def _nobody_asks_for_more_than_there_are(config: "Config") -> None:
             f"run.min-replies is {config.run.min_replies} but there "
             f"{one_or_many(clients, 'is', 'are')} {how_many(clients, 'client')}"
         )
+    for key, fraction, least in _shares_asked(config):
+        asked = min(clients, max(cohort_size(clients, fraction), least))
+        if config.run.min_replies > asked:
+            raise ValueError(
+                f"run.min-replies is {config.run.min_replies} but {key} = {fraction:g} asks only "
+                f"{asked} of {how_many(clients, 'client')} in a round; allowed: run.min-replies = "
+                f"1 to {asked}, or a larger {key}"
+            )
+
+
+def _shares_asked(config: "Config") -> list[tuple[str, float, int]]:
+    """Keys of stages of this run that ask a share of the clients: its value, and how many at least.
+
+    The least is that of the stage's strategy, ``min_train_nodes``.
+    """
+    system, gate = config.run.system, config.gate
+    found = []
+    if config.has_stage_1 and config.extractor.is_trained:
+        found.append(("extractor.fraction-train", config.extractor.fraction_train, 2))
+    named = gate.methods if system == "networked" else ()
+    if config.expert.sharing == "none":
+        named = ()
+    if system == "language":
+        named = tuple(name.removesuffix(CHUNKS) for name in config.text_gates)
+    if "federated" in named:
+        found.append(("gate.fraction-train", gate.fraction_train, 1))
+    if "rolling" in named and gate.rolling == "federated":
+        found.append(("gate.fraction-train", gate.fraction_train, 2))
+    if system == "aligned":
+        found.append(("alignment.fraction-train", config.alignment.fraction_train, 2))
+    if system in BASELINES:
+        found.append(("baseline.fraction-train", config.baseline.fraction_train, 2))
+    return found
 
 
 def _gates_have_what_they_need(config: "Config") -> None:

@@ -1,7 +1,6 @@
 """Who takes part: waiting for nodes, learning their partitions, the size of a cohort."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Mapping
 
@@ -9,6 +8,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from nmoe_flower import records
+from nmoe_flower.cohorts import cohort_size
 from nmoe_flower.engine import StreamingGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import Action
@@ -28,15 +28,6 @@ class Partitions(dict[int, int]):
     def __init__(self, *known: Mapping[int, int]) -> None:
         super().__init__(*known)
         self.retired: set[int] = set()
-
-
-def cohort_size(num_nodes: int, fraction: float) -> int:
-    """Exactly ``fraction * num_nodes`` rounded half up.
-
-    >>> [cohort_size(n, 0.7) for n in (5, 10, 15)]
-    [4, 7, 11]
-    """
-    return math.floor(fraction * num_nodes + 0.5)
 
 
 def wait_for_nodes(
