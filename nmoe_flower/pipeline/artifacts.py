@@ -32,6 +32,7 @@ _CARRIED = "carried/clients"
 _SPECTRUM, _ACCOUNTANT = "findings/spectrum", "findings/accountant"
 _EXPERT_PARAMETERS = "parameters/expert"
 _SHARED, _RATES, _FREQUENCIES = "shared/", "findings/rates", "frequencies/text"
+_TRIED, _TRIED_BITS = "tried/", "findings/tried"
 
 
 @dataclass
@@ -73,6 +74,9 @@ class Artifacts:
         frequencies: Log-probability of each token in each client's text, [E, V]; for evaluation.
         shared_adapters: Adapters of all clients, by the name of the control; for evaluation.
         chosen_rates: Learning rates that validation chose, by control; for the results.
+        tried_adapters: Averaged adapters at rates among which validation has not chosen yet, by
+            control and rate; for that choice.
+        tried_bits: Bits per byte of everybody's validation text by each of these; likewise.
     """
 
     classifier: Arrays = field(default_factory=dict)
@@ -97,6 +101,8 @@ class Artifacts:
     frequencies: np.ndarray | None = None
     shared_adapters: dict[str, Arrays] = field(default_factory=dict)
     chosen_rates: dict[str, float] = field(default_factory=dict)
+    tried_adapters: dict[str, Arrays] = field(default_factory=dict)
+    tried_bits: dict[str, float] = field(default_factory=dict)
 
     def named(self) -> Arrays:
         """All of it as a checkpoint names it; `read` takes it back."""
@@ -109,6 +115,10 @@ class Artifacts:
             named |= {f"{_GATE}{gate}/{name}": array for name, array in arrays.items()}
         for control, arrays in self.shared_adapters.items():
             named |= {f"{_SHARED}{control}/{name}": array for name, array in arrays.items()}
+        for tried, arrays in self.tried_adapters.items():
+            named |= {f"{_TRIED}{tried}/{name}": array for name, array in arrays.items()}
+        if self.tried_bits:
+            named[_TRIED_BITS] = array_of_json(self.tried_bits)
         if self.chosen_rates:
             named[_RATES] = array_of_json(self.chosen_rates)
         if self.frequencies is not None:
@@ -149,6 +159,11 @@ class Artifacts:
         for name, array in records.part_of(named, _SHARED).items():
             control, _, part = name.partition("/")
             found.shared_adapters.setdefault(control, {})[part] = array
+        for name, array in records.part_of(named, _TRIED).items():
+            tried, _, part = name.partition("/")
+            found.tried_adapters.setdefault(tried, {})[part] = array
+        if _TRIED_BITS in named:
+            found.tried_bits = json_of_array(named[_TRIED_BITS])
         if _RATES in named:
             found.chosen_rates = json_of_array(named[_RATES])
         return found

@@ -34,6 +34,8 @@ def full() -> Artifacts:
         frequencies=np.ones((2, 3), np.float16),
         shared_adapters={"fedavg": {"layer.A": TWO}},
         chosen_rates={"fedavg": 0.5},
+        tried_adapters={"fedavg-exact@0.25": {"layer.A": ONE}},
+        tried_bits={"fedavg-exact@0.25": 2.5},
     )
 
 
@@ -53,12 +55,13 @@ def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
         "carried/clients",
         "centralized/expert-ids", "centralized/probabilities", "classifier/extractor.w",
         "classifier/head.w", "discriminants/bias", "findings/accountant", "findings/rates",
-        "findings/spectrum",
+        "findings/spectrum", "findings/tried",
         "frequencies/text", "gate/federated/head.weight", "gate/initial/head.weight",
         "gate/rolling/head.weight", "head/initial/layers.0.weight", "mixture/gate.w",
         "normal-means",
         "parameters/expert", "pooled-head/probabilities", "prototypes", "ridge/w",
         "shared/fedavg/layer.A", "shortlists/experts", "text-standard/standard-mean",
+        "tried/fedavg-exact@0.25/layer.A",
     ]  # fmt: skip
     again = Artifacts.read(named)
     for part in fields(Artifacts):

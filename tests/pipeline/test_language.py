@@ -413,9 +413,48 @@ def test_a_killed_run_ends_as_if_it_had_not_been(texts: Path, tmp_path: Path) ->
     with pytest.raises(Interrupted):
         carried_out(config, tmp_path / "killed", stop=second)
     found, resumed, lines = carried_out(config, tmp_path / "killed")
-    assert [line["stage"] for line in lines][:1] == ["initial"]
+    assert (lines[0]["stage"], lines[0]["round"]) == ("fedavg", 2)
     assert "experts" not in {line["stage"] for line in lines}
     assert found["rows"] == wanted["rows"]
+    for name, value in run.artifacts.named().items():
+        assert np.array_equal(value, resumed.artifacts.named()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("stage", "time", "first"),
+    [
+        ("fedavg@0.01", 2, "fedavg@0.01"),
+        ("fedavg@0.01/validation", 1, "fedavg@0.01/validation"),
+        ("initial", 2, "initial"),
+        ("fedavg@0.03", 2, "fedavg@0.03"),
+    ],
+)
+def test_a_run_killed_among_several_rates_repeats_none_that_is_finished(
+    stage: str, time: int, first: str, texts: Path, tmp_path: Path
+) -> None:
+    """Results, adapters and bytes are those of a run that was not killed."""
+    config = settings(
+        texts, run__checkpoint_every=1, adapter__averaged_learning_rates="0.01,0.03",
+        gate__methods="domain",
+    )  # fmt: skip
+    wanted, run, straight = carried_out(config, tmp_path / "whole")
+    seen: list[Any] = []
+
+    def killed(record: Mapping[str, Any]) -> bool:
+        seen.append(record["stage"])
+        return seen.count(stage) == time
+
+    with pytest.raises(Interrupted):
+        carried_out(config, tmp_path / "killed", stop=killed)
+    found, resumed, lines = carried_out(config, tmp_path / "killed")
+    assert lines[0]["stage"] == first
+    assert len(seen) - 1 + len(lines) == len(straight)
+    assert found["rows"] == wanted["rows"]
+    assert found["learning_rates"] == wanted["learning_rates"]
+    for told in ("rounds", "bytes_up", "bytes_down"):
+        before = {name: cost[told] for name, cost in wanted["stages"].items()}
+        assert {name: cost[told] for name, cost in found["stages"].items()} == before
+    assert resumed.artifacts.named().keys() == run.artifacts.named().keys()
     for name, value in run.artifacts.named().items():
         assert np.array_equal(value, resumed.artifacts.named()[name]), name
 

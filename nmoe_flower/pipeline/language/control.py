@@ -47,13 +47,22 @@ def _averaged(run: Run, name: str, entry: AdapterControlEntry) -> Arrays:
     rates = settings.rates_of_averages
     if len(rates) == 1:
         return _trained(run, name, entry, rates[0])
-    found = []
-    for rate in rates:
-        adapter = _trained(run, f"{name}@{rate:g}", entry, rate)
-        found.append((_bits_per_byte(run, f"{name}@{rate:g}/{VALIDATION}", adapter), rate, adapter))
-    best = min(found, key=lambda one: one[0])
-    run.artifacts.chosen_rates[name] = best[1]
-    return best[2]
+    adapters, bits = run.artifacts.tried_adapters, run.artifacts.tried_bits
+    tried = {rate: f"{name}@{rate!r}" for rate in rates}
+    for rate, one in tried.items():
+        if one in bits:  # a run that was stopped since goes on with the next
+            continue
+        stage = f"{name}@{rate:g}"
+        adapter = _trained(run, stage, entry, rate)
+        bits[one] = _bits_per_byte(run, f"{stage}/{VALIDATION}", adapter)
+        adapters[one] = adapter
+        run.save(f"{stage}/done")
+    best = min(rates, key=lambda rate: bits[tried[rate]])
+    chosen = adapters[tried[best]]
+    run.artifacts.chosen_rates[name] = best
+    for one in tried.values():
+        del adapters[one], bits[one]
+    return chosen
 
 
 def _trained(run: Run, stage: str, entry: AdapterControlEntry, rate: float) -> Arrays:
@@ -66,7 +75,8 @@ def _trained(run: Run, stage: str, entry: AdapterControlEntry, rate: float) -> A
         min_available_nodes=run.config.data.num_clients,
         learning_rate=schedule("cosine", peak=rate, steps=rounds),
     )
-    initial = _initial(run, rank)
+    resumed = run.resumed is not None and run.resumed.state["stage"] == stage
+    initial = {} if resumed else _initial(run, rank)  # a resumed stage has arrays of its own
     if entry.frozen:
         initial = {n: v for n, v in initial.items() if not n.endswith(".A")}
     if settings.moments == "averaged" and not entry.exact:  # whose factors turn in every round
