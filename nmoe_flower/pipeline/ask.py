@@ -226,7 +226,8 @@ def check_unchanged(run: Run) -> None:
     Clients that do not answer are left to the stage that needs them.
 
     Raises:
-        CheckpointError: A client's data differs; tells which classes have more or fewer.
+        CheckpointError: A client's data differs, or its given extractor or what makes tokens of
+            text. Of data it tells which classes have more or fewer.
     """
     before = {partition: Holding(**values) for partition, values in run.described.items()}
     messages = [Message(RecordDict(), node, Action.DESCRIBE) for node in run.nodes]
@@ -247,6 +248,12 @@ def check_unchanged(run: Run) -> None:
                 f"{now.extractor[:16]}, not {before[partition].extractor[:16]}; "
                 "put back its weights (extractor.weights, or the installed package), or begin a "
                 "new run"
+            )
+        if before[partition].tokenizer not in ("", now.tokenizer):
+            raise CheckpointError(
+                f"client {partition} makes other tokens of text than when the run began: by "
+                f"{now.tokenizer[:16] or 'nothing'}, not {before[partition].tokenizer[:16]}; put "
+                "its tokenizer back (text.tokenizer), or begin a new run"
             )
 
 

@@ -19,10 +19,10 @@ from nmoe_flower.clients.device import Store
 from nmoe_flower.config import Config
 from nmoe_flower.data.text import configured_text
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import ConfigError, RoundError
+from nmoe_flower.errors import CheckpointError, ConfigError, RoundError
 from nmoe_flower.pipeline import Run, exchanges, run_pipeline
 from nmoe_flower.privacy import epsilon_spent
-from nmoe_flower.records import TextKey
+from nmoe_flower.records import Action, TextKey
 from nmoe_flower.study.costs import cost_of
 from tests.domain_text import TINY_LANGUAGE, WORDS, write_domains
 
@@ -389,6 +389,42 @@ def test_experts_can_begin_as_the_averaged_adapter(texts: Path, tmp_path: Path) 
     assert cost_of(results, config, "unigram", None).exchanges == 3 + 1
     foretold = exchanges(config)
     assert (foretold[average], foretold["experts"], foretold["initial"]) == (3, 1, 1)
+
+
+class _OtherTokens:
+    """The app, where client 1 says that it makes other tokens; notes what is asked."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def __call__(self, message: Any, context: Any) -> Any:
+        self.asked.add(message.metadata.message_type)
+        answer = app(message, context)
+        told = answer.content.config_records.get("config", {})
+        if TextKey.TOKENIZER in told and int(context.node_config["partition-id"]) == 1:
+            told[TextKey.TOKENIZER] = "00" * 32
+        return answer
+
+
+@pytest.mark.parametrize("start", ["fresh", "fedavg"])
+def test_clients_that_make_other_tokens_are_refused_before_they_train(
+    start: str, texts: Path, tmp_path: Path
+) -> None:
+    other = _OtherTokens()
+    with pytest.raises(RoundError, match="the tokenizer of all clients must be the same: client 1"):
+        carried_out(settings(texts, adapter__start=start), tmp_path / "run", client_app=other)
+    assert other.asked == {Action.IDENTITY, Action.DESCRIBE}
+
+
+def test_a_run_goes_on_only_with_the_tokens_it_began_with(texts: Path, tmp_path: Path) -> None:
+    def begun(record: Mapping[str, Any]) -> bool:
+        return bool(record["stage"] == "fedavg" and record["round"] == 2)
+
+    config = settings(texts, run__checkpoint_every=1)
+    with pytest.raises(Interrupted):
+        carried_out(config, tmp_path / "run", stop=begun)
+    with pytest.raises(CheckpointError, match="client 1 makes other tokens of text than when"):
+        carried_out(config, tmp_path / "run", client_app=_OtherTokens())
 
 
 def test_adapters_and_nothing_else_travel(whole: Any) -> None:

@@ -20,8 +20,10 @@ def train_adapters(run: Run) -> None:
     expert along from another run are not asked.
 
     Raises:
-        RoundError: Clients have other backbones than most, or one did not train.
+        RoundError: Clients have other backbones than most or make other tokens of text, or one did
+            not train.
     """
+    held = holdings(run)  # clients that cannot train together are refused before they do
     shares = run.config.expert.sharing == "weights"
     wanted = [GATE] if run.config.gate.asks_frequencies and shares else []
     wanted += [EXPERT] if shares else []
@@ -44,7 +46,7 @@ def train_adapters(run: Run) -> None:
         before = run.artifacts.frequencies
         run.artifacts.frequencies = rows if before is None else _put(before, asked, rows)
         if run.config.privacy.tokens:
-            windows = {c: sum(told.train) for c, told in holdings(run).items() if c in asked}
+            windows = {c: sum(told.train) for c, told in held.items() if c in asked}
             account(run, "histograms", windows)
     told = {
         client: records.to_numpy(records.of_kind(content, ArrayRecord)[EXPERT])
