@@ -255,8 +255,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "run.min-replies is 4 but extractor.fraction-train = 0.3 asks only 3 of 10 clients",
     ),
     (
-        {"run.min-replies": 4, "gate.fraction-train": 0.3, "gate.rolling": "federated",
-         "gate.methods": "rolling"},
+        {
+            "run.min-replies": 4,
+            "gate.fraction-train": 0.3,
+            "gate.rolling": "federated",
+            "gate.methods": "rolling",
+        },
         "run.min-replies is 4 but gate.fraction-train = 0.3 asks only 3 of 10 clients",
     ),
     (

@@ -21,8 +21,7 @@ from nmoe_flower.strategies import (
     Exchange,
     Partitions,
     StreamingFedAvg,
-    learn_partitions,
-    wait_for_nodes,
+    meet_nodes,
 )
 
 __all__ = ["Answered", "Journal", "Keep", "Run"]
@@ -81,6 +80,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.grid = StreamingGrid.around(self.grid)
+        self.partitions.clients = self.config.data.num_clients
 
     @property
     def nodes(self) -> list[int]:
@@ -90,14 +90,14 @@ class Run:
     def connect(self) -> None:
         """Wait for every client and learn its partition id, also of those that came back.
 
+        Nodes whose partition is not 0 .. num_clients - 1 are left out, with a warning.
+
         Raises:
-            RoundError: Clients are missing, or partition ids are not 0 .. num_clients - 1.
+            RoundError: Clients are missing.
         """
         wanted = self.config.data.num_clients
         timeout = self.config.run.connect_timeout
-        gone = self.partitions.retired
-        nodes = wait_for_nodes(self.grid, wanted, timeout, without=gone)
-        learn_partitions(self.grid, nodes, self.partitions, timeout)
+        meet_nodes(self.grid, wanted, self.partitions, timeout)
         present = set(self.partitions.values())
         if missing := sorted(set(range(wanted)) - present):
             raise RoundError(

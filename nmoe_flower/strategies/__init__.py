@@ -11,7 +11,13 @@ from nmoe_flower.strategies.alignment_gate import (
 )
 from nmoe_flower.strategies.alignment_parcels import ExpertNames, parcel
 from nmoe_flower.strategies.base import FedAvgOptions, StreamingFedAvg, StreamingOptions
-from nmoe_flower.strategies.cohort import Partitions, cohort_size, learn_partitions, wait_for_nodes
+from nmoe_flower.strategies.cohort import (
+    Partitions,
+    cohort_size,
+    learn_partitions,
+    meet_nodes,
+    wait_for_nodes,
+)
 from nmoe_flower.strategies.fedce import FedCE
 from nmoe_flower.strategies.fedgate import FedGate
 from nmoe_flower.strategies.fedlora import FedLoRA, mean_product
@@ -48,6 +54,7 @@ __all__ = [
     "cohort_size",
     "learn_partitions",
     "mean_product",
+    "meet_nodes",
     "parcel",
     "read_reply",
     "reason_of",

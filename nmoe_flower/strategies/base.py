@@ -23,7 +23,7 @@ from nmoe_flower.strategies.aggregation import (
     average,
     only_finite,
 )
-from nmoe_flower.strategies.cohort import Partitions, cohort_size, learn_partitions, wait_for_nodes
+from nmoe_flower.strategies.cohort import Partitions, cohort_size, meet_nodes, wait_for_nodes
 from nmoe_flower.strategies.limits import require_arrays, require_number, require_whole
 from nmoe_flower.strategies.replies import Exchange, LoggedGrid, Usable, read_reply
 
@@ -190,11 +190,10 @@ class StreamingFedAvg(FedAvg):
         Raises:
             RoundError: They did not come in time, or none of them tells its partition.
         """
-        gone = self.partitions.retired
-        nodes = wait_for_nodes(grid, minimum, self.connect_timeout, without=gone)
         if self.action is None:
-            return nodes
-        learn_partitions(grid, nodes, self.partitions, self.connect_timeout)
+            gone = self.partitions.retired
+            return wait_for_nodes(grid, minimum, self.connect_timeout, without=gone)
+        nodes = meet_nodes(grid, minimum, self.partitions, self.connect_timeout)
         known = sorted((n for n in nodes if n in self.partitions), key=self.partitions.__getitem__)
         if nodes and not known:
             raise RoundError(

@@ -13,7 +13,7 @@ from nmoe_flower.engine import StreamingGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import Action
 
-__all__ = ["Partitions", "cohort_size", "learn_partitions", "wait_for_nodes"]
+__all__ = ["Partitions", "cohort_size", "learn_partitions", "meet_nodes", "wait_for_nodes"]
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,21 @@ class Partitions(dict[int, int]):
     """Node id to partition id of everybody who takes part.
 
     Attributes:
+        clients: How many clients there are: partition ids are 0 to this - 1. None: any number.
         retired: Nodes whose partition another node holds now. Flower may still list them.
+        foreign: Partition id by node of nodes beyond ``clients``, which are sent nothing.
     """
 
     def __init__(self, *known: Mapping[int, int]) -> None:
         super().__init__(*known)
+        self.clients: int | None = None
         self.retired: set[int] = set()
+        self.foreign: dict[int, int] = {}
+
+    @property
+    def left_out(self) -> set[int]:
+        """Nodes that Flower lists and that take no part."""
+        return self.retired | self.foreign.keys()
 
 
 def wait_for_nodes(
@@ -63,12 +72,14 @@ def learn_partitions(grid: Grid, nodes: list[int], partitions: Partitions, timeo
     """Ask every node not seen before for its partition id and add it to ``partitions``.
 
     A device whose process was killed comes back as another node, while Flower may list the old one
-    for a minute. So a newcomer that holds a known partition replaces the node that held it.
+    for a minute. So a newcomer that holds a known partition replaces the node that held it. A node
+    with a partition that the run does not have is left out, with a warning that names it.
 
     Raises:
         RoundError: Two nodes not seen before claim the same partition.
     """
-    unknown = [node for node in nodes if node not in partitions and node not in partitions.retired]
+    aside = partitions.left_out
+    unknown = [node for node in nodes if node not in partitions and node not in aside]
     if not unknown:
         return
     messages = [Message(RecordDict(), node, Action.IDENTITY) for node in unknown]
@@ -82,6 +93,13 @@ def learn_partitions(grid: Grid, nodes: list[int], partitions: Partitions, timeo
         if not isinstance(partition, int) or partition < 0:
             log.warning("node %d told no partition id of at least 0 but %r", node, partition)
             continue
+        if partitions.clients is not None and partition >= partitions.clients:
+            log.warning(
+                "node %d is left out: it holds partition %d; allowed: 0 to %d (data.num-clients)",
+                *(node, partition, partitions.clients - 1),
+            )
+            partitions.foreign[node] = partition
+            continue
         if partition in told:
             raise RoundError(f"nodes {told[partition]} and {node} both hold partition {partition}")
         told[partition] = node
@@ -91,3 +109,31 @@ def learn_partitions(grid: Grid, nodes: list[int], partitions: Partitions, timeo
             del partitions[old]
             partitions.retired.add(old)
         partitions[node] = partition
+
+
+def meet_nodes(grid: Grid, minimum: int, partitions: Partitions, timeout: float) -> list[int]:
+    """The sorted ids of the nodes there are, once there are ``minimum`` that are not left out.
+
+    Args:
+        grid: Lists the nodes.
+        minimum: How many to wait for.
+        partitions: Gets the partition id of every node not seen before.
+        timeout: Seconds to wait for them.
+
+    Raises:
+        RoundError: They did not come in time; or two new ones claim the same partition.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        left = max(0.0, end - time.monotonic())
+        try:
+            nodes = wait_for_nodes(grid, minimum, left, without=partitions.left_out)
+        except RoundError as error:
+            if not partitions.foreign:
+                raise
+            odd = ", ".join(f"{node} (partition {p})" for node, p in partitions.foreign.items())
+            raise RoundError(f"{error}; left out: node {odd}") from None
+        before = len(partitions.foreign)
+        learn_partitions(grid, nodes, partitions, timeout)
+        if len(partitions.foreign) == before:
+            return nodes

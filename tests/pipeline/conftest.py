@@ -35,7 +35,10 @@ class Pipeline:
         *,
         client_app: Callable[[Message, Context], Message] | None = None,
         stop: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+        foreign: int = 0,
     ) -> dict[str, Any]:
+        """Run it; ``foreign`` nodes more hold partitions that it does not have."""
+
         def journal(record: Mapping[str, Any]) -> None:
             self.lines.append(record)
             if stop(record):
@@ -45,7 +48,7 @@ class Pipeline:
         clients = self.config.data.num_clients
         with InProcessGrid(
             client_app or app,
-            clients,
+            clients + foreign,
             run_config=self.config.flat(),
             stack=self.config.engine.stack,
         ) as grid:

@@ -1,12 +1,16 @@
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Context, Message
 
 from nmoe_flower import records
+from nmoe_flower.client_app import app
 from nmoe_flower.errors import RoundError
+from nmoe_flower.records import Action
 
 New = Callable[..., Any]
 CONTROLS = {"control:fedavg", "control:local-classifier", "control:centralized"}
@@ -149,6 +153,34 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 
 # --- failures ---
+
+
+@pytest.mark.parametrize("system", ["networked", "aligned", "fedavg"])
+def test_nodes_of_other_partitions_are_named_and_sent_nothing(
+    system: str, new_pipeline: New, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: dict[int, set[str]] = {}
+
+    def watched(message: Message, context: Context) -> Message:
+        node = int(context.node_config["partition-id"])
+        context.node_config["num-partitions"] = 4
+        asked.setdefault(node, set()).add(message.metadata.message_type)
+        return app(message, context)
+
+    changes = {"run.system": system, "alignment.rounds": 2, "baseline.rounds": 2}
+    straight, beside = (new_pipeline(name, changes) for name in ("straight", "beside"))
+    wanted = straight()
+    with caplog.at_level(logging.WARNING):
+        found = beside(client_app=watched, foreign=2)
+    assert asked[4] == asked[5] == {Action.IDENTITY}
+    assert asked.keys() == set(range(6))
+    for node in (5, 6):
+        said = f"node {node} is left out: it holds partition {node - 1}; allowed: 0 to 3"
+        assert caplog.text.count(said) == 1
+    assert found["rows"] == wanted["rows"]
+    for name, array in straight.weights.items():
+        if name != "aligned/elapsed":  # by a watch
+            np.testing.assert_array_equal(beside.weights[name], array, name)
 
 
 def test_a_client_that_fails_once_is_asked_again_and_named(

@@ -11,7 +11,7 @@ from nmoe_flower.clients.joining import tell_partition as tell
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import RoundError
 from nmoe_flower.records import reply
-from nmoe_flower.strategies import Partitions, learn_partitions, wait_for_nodes
+from nmoe_flower.strategies import Partitions, learn_partitions, meet_nodes, wait_for_nodes
 
 
 class Coming(InProcessGrid):
@@ -91,6 +91,24 @@ def test_two_newcomers_with_one_partition_are_a_mistake() -> None:
     grid, known = Coming([0, 1, 1], listed={1, 2, 3}), Partitions()
     with pytest.raises(RoundError, match="nodes 2 and 3 both hold partition 1"):
         learn_partitions(grid, [1, 2, 3], known, 5.0)
+
+
+def test_a_node_of_another_partition_stands_in_for_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is asked once, named once, and not counted among those that are waited for."""
+    grid, known = Coming([0, 5, 1], listed={1, 2}), Partitions()
+    known.clients = 2
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(RoundError, match=r"1 of 2 nodes .* left out: node 2 \(partition 5\)"),
+    ):
+        meet_nodes(grid, 2, known, 0.1)
+    assert "node 2 is left out: it holds partition 5; allowed: 0 to 1" in caplog.text
+    grid.listed = {1, 2, 3}
+    assert meet_nodes(grid, 2, known, 5.0) == [1, 3]
+    assert known == {1: 0, 3: 1}
+    assert grid.asked == [1, 2, 3]
 
 
 def test_the_real_app_tells_its_partition_without_opening_data() -> None:
