@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from nmoe_flower.catalogue import BASELINES, found
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ConfigError, NMoEError
+from nmoe_flower.engine import cause_of_death
+from nmoe_flower.errors import ConfigError, EngineError, NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.own_code import is_own
 from nmoe_flower.privacy import packed_size
@@ -38,6 +39,8 @@ __all__ = ["check_files", "rehearse", "rehearse_apart", "rehearse_language"]
 
 _BYTES_PER_PARAMETER = 4
 _REHEARSAL_SECONDS = 600.0  # decoding a large data set takes minutes, and is kept
+_REFUSED = 3  # how the process ends that has printed what is wrong; an exception ends it with 1
+_LAST_LINES = 20
 
 
 def rehearse(config: Config, data: "ImageData", clients: "Sequence[ClientIndices]") -> None:
@@ -115,20 +118,37 @@ def rehearse_apart(config: Config) -> list[str]:
         What of the data goes to nobody, a line for each part; see `nmoe_flower.data.coverage`.
 
     Raises:
-        NMoEError: As `rehearse`, or the data cannot be opened.
+        ConfigError: As `rehearse`, or the data cannot be opened.
+        EngineError: The process died or took too long; the text says of what, and its last lines.
     """
-    done = subprocess.run(  # with this process's path, on which an app's own code lies
-        [sys.executable, "-m", "nmoe_flower.rehearsal"],
-        input=json.dumps(config.flat()),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        timeout=_REHEARSAL_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # with this process's path, on which an app's own code lies
+            [sys.executable, "-m", "nmoe_flower.rehearsal"],
+            input=json.dumps(config.flat()),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=_REHEARSAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        said = late.stderr or b""
+        raise _died(
+            f"not done within {_REHEARSAL_SECONDS:g} s",
+            said if isinstance(said, str) else said.decode(errors="replace"),
+        ) from None
+    if done.returncode == _REFUSED:
+        raise ConfigError(done.stdout.strip())
     if done.returncode:
-        raise ConfigError(done.stdout.strip() or done.stderr.strip()[-2000:])
+        raise _died(cause_of_death(done.returncode), done.stderr)
     return done.stdout.splitlines()
+
+
+def _died(why: str, said: str) -> EngineError:
+    """What to raise where a rehearsal came to no verdict, with the last that it said."""
+    last = "\n".join(said.strip().splitlines()[-_LAST_LINES:])
+    text = f"the rehearsal of this run failed: {why}"
+    return EngineError(f"{text}:\n{last}" if last else text)
 
 
 @contextmanager
@@ -424,7 +444,7 @@ def _main() -> int:
                 print(part)
     except NMoEError as error:
         print(error)
-        return 1
+        return _REFUSED
     return 0
 
 

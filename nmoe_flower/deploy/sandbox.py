@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from nmoe_flower.engine import excerpt, processes, uninterrupted
+from nmoe_flower.engine import cause_of_death, excerpt, processes, uninterrupted
 from nmoe_flower.errors import EngineError
 
 __all__ = ["Sandbox", "tail"]
@@ -93,7 +93,7 @@ class Sandbox:
         self.wait(lambda: child.poll() is not None, seconds, what, log=log, on_tick=on_tick)
         on_tick()
         if child.returncode:
-            raise EngineError(f"{what} ended with {child.returncode}:\n{tail(log)}")
+            raise EngineError(f"{what} ended: {cause_of_death(child.returncode)}:\n{tail(log)}")
 
     def wait(
         self,
@@ -113,7 +113,7 @@ class Sandbox:
         deadline = time.monotonic() + seconds
         while not ready():
             if alive is not None and alive.poll() is not None:
-                raise EngineError(f"{what}: ended with {alive.returncode}:\n{tail(log)}")
+                raise EngineError(f"{what} ended: {cause_of_death(alive.returncode)}:\n{tail(log)}")
             if time.monotonic() > deadline:
                 raise EngineError(f"{what}: not within {seconds:g} s:\n{tail(log)}")
             on_tick()

@@ -6,7 +6,7 @@ from nmoe_flower.engine.described import describe
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.programs import excerpt, require_ray
 from nmoe_flower.engine.signals import interruptible, uninterrupted
-from nmoe_flower.engine.spawn import end_group, threads_environment
+from nmoe_flower.engine.spawn import cause_of_death, end_group, threads_environment
 from nmoe_flower.engine.streaming import StreamingGrid
 from nmoe_flower.engine.superlink import run_simulation
 
@@ -14,6 +14,7 @@ __all__ = [
     "Cluster",
     "InProcessGrid",
     "StreamingGrid",
+    "cause_of_death",
     "cluster_at",
     "describe",
     "end_group",

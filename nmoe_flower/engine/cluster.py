@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nmoe_flower.addresses import MAX_PORT
-from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
+from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT, cause_of_death
 from nmoe_flower.errors import EngineError
 from nmoe_flower.plurals import how_many
 
@@ -182,7 +182,7 @@ def cluster_at(address: str) -> Cluster:
     try:
         answer = json.loads(lines[-1])
     except ValueError:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        last = (done.stderr.strip().splitlines() or [cause_of_death(done.returncode)])[-1]
         raise EngineError(f"{_BAD_CONNECTION.format(address=address)}: {last[:500]}") from None
     if "error" in answer:
         raise EngineError(answer["error"])

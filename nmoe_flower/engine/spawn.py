@@ -51,7 +51,10 @@ def cause_of_death(code: int | None) -> str:
     if code is None:
         return "nobody knows what of"
     if code < 0:
-        name = signal.Signals(-code).name
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:  # one of those without a name
+            name = f"signal {-code}"
         return f"killed by {name}" + (", often for want of memory" if name == "SIGKILL" else "")
     return f"exit code {code}"
 

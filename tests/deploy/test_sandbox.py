@@ -49,13 +49,13 @@ def test_a_folder_that_was_given_is_kept(tmp_path: Path) -> None:
 def test_what_fails_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with Sandbox() as sandbox:
-        with pytest.raises(EngineError, match=r"ended with 3:\nERROR no network"):
+        with pytest.raises(EngineError, match=r"ended: exit code 3:\nERROR no network"):
             sandbox.run(
                 ["sh", "-c", "echo fine; echo ERROR no network; exit 3"],
                 folder=tmp_path, log=log, seconds=30.0,
             )  # fmt: skip
         child = sandbox.start(["sh", "-c", "exit 4"], folder=tmp_path, log=log)
-        with pytest.raises(EngineError, match="the SuperLink: ended with 4"):
+        with pytest.raises(EngineError, match="the SuperLink ended: exit code 4"):
             sandbox.wait(lambda: False, 30.0, "the SuperLink", log=log, alive=child)
 
 
