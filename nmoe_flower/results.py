@@ -373,10 +373,15 @@ class RunFolder:
 
 
 def _delete_run(path: Path) -> None:
-    """Delete what a run makes; config.toml last, so that half a deletion still is a run."""
+    """Delete what a run makes; config.toml last, so that half a deletion still is a run.
+
+    Of a folder that is a link the link goes, and what it points to stays as it is.
+    """
     try:
         for name in _OWN_FOLDERS:
-            if (path / name).is_dir() and not (path / name).is_symlink():
+            if (path / name).is_symlink():
+                (path / name).unlink()
+            elif (path / name).is_dir():
                 shutil.rmtree(path / name)
         for name in _OWN_FILES:
             (path / name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from nmoe_flower import files
+from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.results import FORMAT_VERSION, RunFolder, absolute_override
@@ -94,6 +95,19 @@ def test_overwrite_deletes_the_old_run_and_nothing_else(run):
         "notes.md",
         "provenance.json",
     ]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "clients", "weights", "tensorboard"])
+def test_overwrite_removes_a_link_and_nothing_of_what_it_points_to(name, run, tmp_path):
+    elsewhere = tmp_path / "another disk"
+    Checkpoints(elsewhere).save(7, {}, {})
+    (run.path / name).symlink_to(elsewhere)
+    (run.path / "figures").symlink_to(tmp_path / "gone")
+    again = RunFolder.create(run.path, CONFIG, overwrite=True)
+    assert not (run.path / name).is_symlink()
+    assert not (run.path / "figures").is_symlink()
+    assert again.checkpoints.latest() is None
+    assert Checkpoints(elsewhere).latest().step == 7
 
 
 def test_overwrite_does_not_delete_what_is_no_run(tmp_path):
