@@ -17,6 +17,7 @@ import numpy as np
 
 from nmoe_flower.begun import is_run, read_origin
 from nmoe_flower.checkpoint import Checkpoints
+from nmoe_flower.commands import command_line
 from nmoe_flower.config import Config, Scalar, kebab
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
 from nmoe_flower.files import (
@@ -185,8 +186,8 @@ class RunFolder:
             return
         if is_run or any((path / name).exists() for name in _WORK):
             raise ConfigError(
-                f"{path} already holds a run: continue it with --resume {path}, delete it with "
-                "--overwrite, or choose another run.name (--name) or --out"
+                f"{path} already holds a run: continue it with {command_line('--resume', path)}, "
+                "delete it with --overwrite, or choose another run.name (--name) or --out"
             )
 
     @classmethod

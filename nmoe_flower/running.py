@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nmoe_flower.commands import command_line
 from nmoe_flower.config import Config, Override
 from nmoe_flower.data import ImageData, coverage, with_features
 from nmoe_flower.data.text import TextData
@@ -295,7 +296,7 @@ def _interrupted(folder: RunFolder | None) -> str:
     """Where the run will go on, and how."""
     if folder is None:
         return "interrupted"
-    hint = f"resume with: nmoe run --resume {folder.path}"
+    hint = f"resume with: {command_line('nmoe', 'run', '--resume', folder.path)}"
     saved = folder.checkpoints.latest()
     if saved is None:
         return f"interrupted; {hint}"

@@ -34,6 +34,7 @@ ROWS = [
         "schedules",
         "sums",
         "codec",
+        "commands",
         "files",
     },
     {"begun"},

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from nmoe_flower.arguments import Whole
+from nmoe_flower.commands import command_line
 
 __all__ = ["ABOUT", "add_arguments", "add_change", "finish"]
 
@@ -57,7 +58,7 @@ def add_change(parser: argparse.ArgumentParser, who: str, which: str) -> None:
 def finish(args: argparse.Namespace, path: Path) -> int:
     """Let the new run go on to its end, unless only the sums are wanted."""
     if args.solve_only:
-        print(f"go on with  nmoe run --resume {path}")
+        print(f"go on with  {command_line('nmoe', 'run', '--resume', path)}")
         return 0
     from nmoe_flower.running import run
 

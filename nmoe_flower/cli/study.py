@@ -277,12 +277,12 @@ def _run_one(args: argparse.Namespace) -> int:
             print(f"no run needs {args.one} any more")
             return 0
         of_stage_1 = args.one.startswith("stage-1/")
-        what, verb = (
-            ("stage 1", "commands prints them") if of_stage_1 else ("run", "plan lists them")
+        what, where = (
+            ("stage 1", "nmoe study commands prints them")
+            if of_stage_1
+            else ("run", "nmoe study plan lists them")
         )
-        raise ConfigError(
-            f"--one {args.one}: {plan.study.path} has no such {what}; nmoe study {verb}"
-        )
+        raise ConfigError(f"--one {args.one}: {plan.study.path} has no such {what}; {where}")
     view = make_progress("json" if args.format == "json" else "auto")
     try:
         carry_out(task, view)

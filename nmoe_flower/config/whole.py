@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from nmoe_flower.begun import is_run, read_settings
 from nmoe_flower.catalogue import BASELINES, CHUNKS, GATES, TEXT_GATES
+from nmoe_flower.commands import command_line
 from nmoe_flower.config.adapter import AdapterConfig
 from nmoe_flower.config.alignment import AlignmentConfig
 from nmoe_flower.config.baseline import BaselineConfig
@@ -239,8 +240,9 @@ def _content(recipe: Path | Config | Mapping[str, Any] | None) -> Mapping[str, A
         values = read_toml(recipe, what="the recipe")
         if "title" in values:
             raise ConfigError(
-                f"{recipe} is a study, not a recipe: nmoe study run {recipe} runs it, and nmoe "
-                "study plan shows its runs"
+                f"{recipe} is a study, not a recipe: "
+                f"{command_line('nmoe', 'study', 'run', recipe)} runs it, and nmoe study plan "
+                "shows its runs"
             )
         return values
     return recipe or {}

@@ -15,6 +15,7 @@ from cryptography import x509
 
 from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import Identity
+from nmoe_flower.commands import command_line
 from nmoe_flower.config import Config
 from nmoe_flower.data import own_images
 from nmoe_flower.data.text import own_text
@@ -198,7 +199,8 @@ def _private(folder: Path, party: Party) -> None:
             raise _Problem(f"{path} is missing")
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:
-            raise _Problem(f"{path} can be read by others (mode {mode:o}): chmod 600 {path}")
+            mend = command_line("chmod", "600", path)
+            raise _Problem(f"{path} can be read by others (mode {mode:o}): {mend}")
 
 
 def _wheel(folder: Path) -> None:

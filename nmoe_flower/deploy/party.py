@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from nmoe_flower import __version__
 from nmoe_flower.addresses import MAX_PORT, Address
+from nmoe_flower.commands import command_line
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import read_json, read_toml, to_toml, write_text
@@ -145,9 +146,10 @@ def node_files(folder: Path, *, trained: bool = True) -> NodeFiles:
     if party.kind != "node":
         raise ConfigError(f"{folder} is the folder of the server; allowed: that of a node")
     if trained and not (folder / "bundle" / MANIFEST).is_file():
+        store, out = folder / "store" / party.run, folder / "bundle"
         raise ConfigError(
             f"{folder} has no bundle yet: after the training, sh serve.sh makes it, or "
-            f"nmoe bundle --store {folder / 'store' / party.run} --out {folder / 'bundle'}"
+            f"{command_line('nmoe', 'bundle', '--store', store, '--out', out)}"
         )
     if trained:
         _check_own(folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 from nmoe_flower.begun import is_run
 from nmoe_flower.catalogue import SCHEMES
+from nmoe_flower.commands import command_line
 from nmoe_flower.config import Config, Scalar
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.plurals import how_many
@@ -117,7 +118,7 @@ def _load(folder: Path) -> FinishedRun:
     if not run.results_path.is_file():
         raise NMoEError(
             f"the run in {folder} is not finished: it has no results.json; "
-            f"finish it with nmoe run --resume {folder}"
+            f"finish it with {command_line('nmoe', 'run', '--resume', folder)}"
         )
     return FinishedRun(
         folder,

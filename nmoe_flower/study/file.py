@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from nmoe_flower.commands import command_line
 from nmoe_flower.config import Config, Override, kebab
 from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.files import read_toml
@@ -326,8 +327,8 @@ def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
 def _refuse_recipe(given: Mapping[str, Any], path: Path) -> None:
     if "title" not in given:
         raise ConfigError(
-            f"it has no title, so it is a recipe: nmoe run {path} runs it; a study has a "
-            'top-level title = "..."'
+            f"it has no title, so it is a recipe: {command_line('nmoe', 'run', path)} runs it; a "
+            'study has a top-level title = "..."'
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from nmoe_flower.begun import RUNS
 from nmoe_flower.catalogue import VALIDATION
+from nmoe_flower.commands import command_line
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import lines_of_json, read_json
 from nmoe_flower.plurals import how_many, one_or_many
@@ -281,8 +282,9 @@ def findings_from(study: Study, outcomes: Sequence[RunOutcome], place: Path) -> 
     """What a study has found, from what its runs have come to; ``place`` is for errors."""
     if all(one.results is None for one in outcomes):
         raise NMoEError(
-            f"no run of {study.name} has finished in {place}: run it with nmoe study run "
-            f"{typed_name(study.path)}, or say with --runs where its runs are"
+            f"no run of {study.name} has finished in {place}: run it with "
+            f"{command_line('nmoe', 'study', 'run', typed_name(study.path))}, or say with --runs "
+            "where its runs are"
         )
     wanted = list(quantities(study))
     drawn = {spec.y for spec in study.figures if spec.kind == "rounds"}

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nmoe_flower.catalogue import TRACKERS
+from nmoe_flower.commands import command_line
 from nmoe_flower.progress import Progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.tracking.behind import Behind
@@ -112,7 +113,8 @@ class Tracked:
     def _complain_of(self, name: str, what: str) -> None:
         """Called from their threads, too: it is told from this one."""
         assert self._folder is not None
-        later = f"; to catch up later: nmoe run --resume {self._folder.path} --track {name}"
+        resume = command_line("nmoe", "run", "--resume", self._folder.path, "--track", name)
+        later = f"; to catch up later: {resume}"
         self._complaints.put(f"tracking: {name} {what}{later if name in TRACKERS else ''}")
 
     def _pass_on(self, tell: Callable[[str], None]) -> None:
