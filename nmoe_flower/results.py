@@ -8,6 +8,7 @@
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from nmoe_flower.backbone_files import TRANSFORMERS
 from nmoe_flower.begun import is_run, read_origin
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.commands import command_line
@@ -41,10 +43,12 @@ __all__ = [
     "absolute_settings",
     "check_place",
     "placed",
+    "shadowed",
     "worst_client",
 ]
 
 FORMAT_VERSION = 1
+_BACKBONE = "extractor.backbone"  # a path behind TRANSFORMERS, or a name
 
 _log = logging.getLogger(__name__)
 _OWN_FILES = (
@@ -76,25 +80,58 @@ PATH_KEYS: tuple[str, ...] = (
     "data.cache-dir",
     "extractor.start",
     "extractor.weights",
+    "text.tokenizer",
     "alignment.trace",
 )
+_MADE = ("data.cache-dir",)  # made where it is missing, so it is a path in any case
+_NAMES = {"data.dataset": "digits", "text.tokenizer": "bytes"}  # which come along, and are no path
+_ON_THE_HUB = {
+    "data.dataset": "",
+    "extractor.weights": "",
+    "extractor.backbone": TRANSFORMERS,
+    "text.tokenizer": "",
+}
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def placed(config: Config, path: Path) -> Config:
     """The configuration of a run in ``path``, which names all it reads with absolute paths."""
     values = config.model_dump(by_alias=True)
     values["run"] |= {"out": str(path.parent), "name": path.name}
-    for section, key in (name.split(".") for name in PATH_KEYS):
-        values[section][key] = _absolute(values[section][key])
+    for name in (*PATH_KEYS, _BACKBONE):
+        section, key = name.split(".")
+        values[section][key] = _absolute(name, values[section][key])
     return Config.parse(values)
+
+
+def shadowed(config: Config) -> list[str]:
+    """What is read from a folder of the working directory and may mean a name on the hub, in words.
+
+    Args:
+        config: The configuration as it was given, before `placed`.
+    """
+    notes = []
+    for key, prefix in _ON_THE_HUB.items():
+        value = str(config.flat()[key])
+        name = value.removeprefix(prefix)
+        typed = value.startswith(prefix) and value != _NAMES.get(key)
+        if typed and _HUB_NAME.fullmatch(name) and Path(name).is_dir():
+            notes.append(
+                f"{key} = {value} is the folder {Path(name).resolve()}, which goes before what the "
+                f"hub has by that name; {prefix}./{name} says the same without this note"
+            )
+    return notes
 
 
 def absolute_settings(config: Config) -> dict[str, Scalar]:
     """A configuration's settings by dotted key, with what it reads named by absolute paths."""
-    settings = config.flat()
-    for key in PATH_KEYS:
-        settings[key] = _absolute(str(settings[key]))
-    return settings
+    return _made_absolute(config.flat())
+
+
+def _made_absolute(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Settings by dotted key, perhaps not all of them, with absolute paths."""
+    there = [key for key in (*PATH_KEYS, _BACKBONE) if key in settings]
+    return {**settings, **{key: _absolute(key, str(settings[key])) for key in there}}
 
 
 def absolute_override(change: str) -> str:
@@ -104,16 +141,22 @@ def absolute_override(change: str) -> str:
     ('gate.rounds=5', 'data.dataset=uoft-cs/cifar10')
     """
     key, equals, value = change.partition("=")
-    return f"{key}={_absolute(value)}" if equals and kebab(key.strip()) in PATH_KEYS else change
+    name = kebab(key.strip())
+    if equals and name in (*PATH_KEYS, _BACKBONE):
+        return f"{key}={_absolute(name, value)}"
+    return change
 
 
-def _absolute(name: str) -> str:
+def _absolute(key: str, name: str) -> str:
     """An existing file or folder by its full path, because workers may start elsewhere."""
-    if name in ("", "digits"):
+    if key == _BACKBONE:
+        source = name.removeprefix(TRANSFORMERS)
+        return name if source == name else f"{TRANSFORMERS}{_absolute('', source)}"
+    if name in ("", _NAMES.get(key)):
         return name
     try:
         path = Path(name).expanduser()
-        return str(path.resolve()) if path.exists() else name
+        return str(path.resolve()) if key in _MADE or path.exists() else name
     except (OSError, RuntimeError):  # a name that no path can have, or the home of nobody
         return name
 
@@ -268,7 +311,7 @@ class RunFolder:
         Raises:
             CheckpointError: A key differs; every one is named with both values.
         """
-        ours, theirs = self.config.flat(), config.flat()
+        ours, theirs = absolute_settings(self.config), absolute_settings(config)
         different = [
             f"{key}: {ours[key]!r} in the folder, {theirs[key]!r} asked for"
             for key in ours
@@ -289,7 +332,7 @@ class RunFolder:
         Raises:
             CheckpointError: A key differs; every one is named with both values.
         """
-        ours = self.config.flat()
+        ours, trained = absolute_settings(self.config), _made_absolute(trained)
         different = [
             f"{key}: trained with {trained[key]!r}, now {ours[key]!r}"
             for key in ours

@@ -33,7 +33,7 @@ from nmoe_flower.provenance import usable_cores
 from nmoe_flower.recipes import find_recipe
 from nmoe_flower.rehearsal import rehearse, rehearse_language
 from nmoe_flower.rendezvous import require_rendezvous
-from nmoe_flower.results import RunFolder, check_place, placed
+from nmoe_flower.results import RunFolder, check_place, placed, shadowed
 from nmoe_flower.running_data import open_data, open_text, remember_data
 from nmoe_flower.summary import draw, summary_lines
 from nmoe_flower.tracking import Track, Tracked, Tracker
@@ -334,6 +334,8 @@ def _begun(
     """A new run, held until ``held`` closes; all that can be known is checked before."""
     source = find_recipe(recipe) if isinstance(recipe, str) else recipe
     config = Config.load(source, overrides)
+    for note in shadowed(config):
+        view.message(f"note: {note}")
     root = Path(out or config.run.out or "runs").expanduser().resolve()
     chosen = "name" in config.run.model_fields_set
     name = config.run.name if chosen else _name_of(source)

@@ -18,7 +18,7 @@ from nmoe_flower.lock import locked
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline
 from nmoe_flower.plurals import how_many
 from nmoe_flower.rehearsal import check_files, rehearse_apart
-from nmoe_flower.results import RunFolder
+from nmoe_flower.results import RunFolder, shadowed
 from nmoe_flower.summary import draw, summary_lines
 
 __all__ = ["CALLER_TELLS", "app", "check_start", "cost_in_words", "execute", "settle"]
@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     with locked(path):
         folder = _folder(grid, path, config)
         flower.log(logging.INFO, "results go to %s", path)
-        for note in folder.config.advice():
+        for note in (*shadowed(config), *folder.config.advice()):
             flower.log(logging.INFO, "note: %s", note)
         cost = cost_in_words(folder.config, simulated=flower.is_simulated(grid))
         flower.log(logging.INFO, "%s", cost)

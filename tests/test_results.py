@@ -8,7 +8,7 @@ from nmoe_flower import files
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError
-from nmoe_flower.results import FORMAT_VERSION, RunFolder, absolute_override
+from nmoe_flower.results import FORMAT_VERSION, RunFolder, absolute_override, placed, shadowed
 
 CONFIG = Config.parse({"data.tau": 0.2, "run.seed": 7, "run.keep-checkpoints": 3})
 
@@ -220,6 +220,95 @@ def test_results_and_weights_are_written(run):
     np.testing.assert_array_equal(files.load_arrays(path)["linear.weight"], np.eye(3))
     with pytest.raises(NMoEError, match="leads out of the folder"):
         run.save_weights("../../x", {})
+
+
+RELATIVE = {
+    "data.cache-dir": "not/made/yet",
+    "data.dataset": "photos",
+    "extractor.start": "runs/first",
+    "extractor.weights": "weights.gguf",
+    "extractor.backbone": "transformers:./tiny",
+    "text.tokenizer": "words/tokenizer.json",
+    "alignment.trace": "trace.json",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working directory, where all of RELATIVE is but the cache, which is made by a run."""
+    place = tmp_path / "here"
+    for name in ("photos", "runs/first", "tiny", "words"):
+        (place / name).mkdir(parents=True)
+    for name in ("weights.gguf", "words/tokenizer.json", "trace.json"):
+        (place / name).write_text("{}")
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.mark.parametrize("key", list(RELATIVE))
+def test_a_run_names_all_it_reads_by_absolute_paths(key, here, tmp_path, monkeypatch):
+    """So it goes on in another working directory; and the same words are the same setting."""
+    config = Config.parse(OF[key] | {key: RELATIVE[key]})
+    run = RunFolder.create(tmp_path / "run", placed(config, tmp_path / "run"))
+    prefix, name = ("transformers:", "tiny") if "backbone" in key else ("", RELATIVE[key])
+    assert run.config.flat()[key] == f"{prefix}{here / name}"
+    assert absolute_override(f"{key}={RELATIVE[key]}") == f"{key}={prefix}{here / name}"
+    run.check_config(config)
+    run.check_settings(config.flat())
+    monkeypatch.chdir(tmp_path)
+    assert placed(run.config, run.path).flat() == run.config.flat()
+    if key != "data.cache-dir":
+        with pytest.raises(CheckpointError, match=f"{key}: "):
+            run.check_config(config)
+
+
+GIVEN = {"extractor.method": "pretrained", "extractor.backbone": "transformers:any"}
+LANGUAGE = GIVEN | {
+    "run.system": "language",
+    "data.kind": "text",
+    "data.scheme": "natural",
+    "data.dataset": "./texts",
+}
+OF: dict[str, dict[str, str]] = {key: {} for key in RELATIVE} | {
+    "extractor.weights": GIVEN,
+    "extractor.backbone": GIVEN,
+    "text.tokenizer": LANGUAGE,
+    "alignment.trace": {"run.system": "aligned"},
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "folder"),
+    [
+        ({"data.dataset": "uoft-cs/cifar10"}, "uoft-cs/cifar10"),
+        (GIVEN | {"extractor.weights": "some-model"}, "some-model"),
+        (GIVEN | {"extractor.backbone": "transformers:me/tiny"}, "me/tiny"),
+        (LANGUAGE | {"text.tokenizer": "gpt2"}, "gpt2"),
+    ],
+)
+def test_a_folder_that_goes_before_a_name_on_the_hub_is_told(values, folder, here):
+    config = Config.parse(values)
+    assert shadowed(config) == []
+    (here / folder).mkdir(parents=True)
+    (here / "texts").mkdir()
+    (note,) = shadowed(config)
+    *_, key = values
+    assert note.startswith(f"{key} = {values[key]} is the folder {here / folder}, which goes")
+    typed = values[key].replace(folder, f"./{folder}")
+    assert f"; {typed} says the same" in note
+    assert shadowed(Config.parse(values | {key: typed})) == []
+    assert shadowed(placed(config, here / "run")) == []
+
+
+def test_what_comes_along_is_taken_whatever_folders_there_are(here):
+    for name in ("digits", "bytes"):
+        (here / name).mkdir()
+    config = Config.parse(LANGUAGE | {"text.tokenizer": "bytes"})
+    assert placed(config, here / "run").text.tokenizer == "bytes"
+    assert placed(Config(), here / "run").data.dataset == "digits"
+    assert shadowed(config) == []
+    other = Config.parse(LANGUAGE | {"text.tokenizer": "digits"})
+    assert placed(other, here / "run").text.tokenizer == str(here / "digits")
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "x" * 300, "uoft-cs/cifar10"])

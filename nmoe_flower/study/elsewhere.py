@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.backbone_files import TRANSFORMERS
 from nmoe_flower.begun import is_run, read_origin
 from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
@@ -90,11 +91,26 @@ def _is_a_place(name: str) -> bool:
     return name != "digits" and (looks_local or Path(name).expanduser().exists())
 
 
+def _lie_elsewhere(key: str, ours: str, there: str) -> bool:
+    """Whether values tell where something lies, and not what it is.
+
+    A tokenizer and a backbone are also known by names, and two of these differ.
+    """
+    if key == "extractor.backbone":
+        if not (ours.startswith(TRANSFORMERS) and there.startswith(TRANSFORMERS)):
+            return False
+        ours, there = ours.removeprefix(TRANSFORMERS), there.removeprefix(TRANSFORMERS)
+    elif key != "text.tokenizer":
+        return key in PATH_KEYS
+    return _is_a_place(ours) and _is_a_place(there)
+
+
 def _other_settings(asked: Config, there: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} = {there[key]!r}, the study has {value!r}"
         for key, value in asked.flat().items()
-        if key not in FREE_KEYS | set(PATH_KEYS)
+        if key not in FREE_KEYS
         and value != there[key]
+        and not _lie_elsewhere(key, str(value), str(there[key]))
         and not (key in FILLED_IN and not value)
     ]

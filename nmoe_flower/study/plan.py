@@ -370,7 +370,7 @@ def _refuse(text: str) -> None:
 
 def _differences(ours: Config, theirs: Config) -> list[str]:
     """Settings in which the run that is there is another than the study's, with both values."""
-    asked, there = absolute_settings(ours), theirs.flat()
+    asked, there = absolute_settings(ours), absolute_settings(theirs)
     return [
         f"{key} is {in_words(there[key])} and not {in_words(value)}"
         for key, value in asked.items()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nmoe_flower.backbone_files import TRANSFORMERS
 from nmoe_flower.begun import RUNS, keep_begun, read_origin
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.config import Config
@@ -296,6 +297,13 @@ def portable(
     weights = Path(config["extractor"].get("weights", ""))
     if weights.is_absolute():
         config["extractor"]["weights"] = f"./{weights.name}"
+    given = config["extractor"].get("backbone", "")
+    place = Path(given.removeprefix(TRANSFORMERS))
+    if given.startswith(TRANSFORMERS) and place.is_absolute():
+        config["extractor"]["backbone"] = f"{TRANSFORMERS}./{place.name}"
+    tokenizer = Path(config.get("text", {}).get("tokenizer", ""))
+    if tokenizer.is_absolute():
+        config["text"]["tokenizer"] = f"./{tokenizer.name}"
     usual = tomllib.loads(Config().to_toml())
     told = {
         name: {
