@@ -15,7 +15,7 @@ from nmoe_flower.catalogue import (
 )
 from nmoe_flower.cohorts import cohort_size
 from nmoe_flower.config.privacy import weights_refusal
-from nmoe_flower.config.section import kebab
+from nmoe_flower.config.unread import unread
 from nmoe_flower.own_code import FORM, is_own
 from nmoe_flower.plurals import how_many, one_or_many
 
@@ -642,7 +642,7 @@ def advice(config: "Config") -> list[str]:
             "privacy.tokens covers the histogram of tokens, and not the adapter that leaves beside "
             "it and was trained on the same text"
         )
-    notes += _unread(config)
+    notes += unread(config)
     if config.run.system == "language" or config.run.system in BASELINES:
         return notes  # whose gates and controls are others
     pooling = [GATES[name].pools for name in config.gate.methods if name in GATES]
@@ -652,32 +652,3 @@ def advice(config: "Config") -> list[str]:
             "for simulations, not for deployment"
         )
     return notes
-
-
-def _unread(config: "Config") -> list[str]:
-    """Settings of ``baseline.*`` that were changed, and that other systems than this one read."""
-    system, settings = config.run.system, config.baseline
-    changed = {
-        kebab(name): getattr(settings, name)
-        for name, field in type(settings).model_fields.items()
-        if getattr(settings, name) != field.default
-    }
-    if system not in BASELINES:
-        named = ", ".join(f"baseline.{key} = {_as_set(value)}" for key, value in changed.items())
-        told = (
-            f"{named}: for published systems (nmoe systems), and run.system = {system} reads none "
-            "of baseline.*"
-        )
-        return [told] if changed else []
-    readers = {key: [n for n, one in BASELINES.items() if key in one.reads] for key in changed}
-    return [
-        f"baseline.{key} = {_as_set(value)} is read by {', '.join(readers[key])}, and not by "
-        f"run.system = {system}"
-        for key, value in changed.items()
-        if readers[key] and system not in readers[key]
-    ]
-
-
-def _as_set(value: object) -> str:
-    """A value as it is set: switches in lower case."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
