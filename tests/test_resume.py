@@ -12,6 +12,8 @@ import pytest
 
 from nmoe_flower import files
 from nmoe_flower.catalogue import BASELINES
+from nmoe_flower.clients import control
+from nmoe_flower.clients.device import Device
 from nmoe_flower.config import Config
 from nmoe_flower.engine import InProcessGrid
 from nmoe_flower.errors import CheckpointError
@@ -340,6 +342,38 @@ def test_stopped_in_any_stage(
     assert not (path / "results.json").exists()
     go_on(path, cache, never)
     assert_equal_runs(path, straight)
+
+
+def test_no_control_is_trained_twice(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at the third client's: what two have trained is theirs, and so is the mixture."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    changed = {"run.controls": "local-classifier,centralized", "gate.methods": "local"}
+    go_on(straight, cache, never, **changed)
+    trained: list[str] = []
+
+    def watched(name: str) -> Callable[[Device, int], control.Answers]:
+        train = getattr(control, name)
+
+        def counted(device: Device, steps: int) -> control.Answers:
+            trained.append(f"{name} {device.partition}")
+            if len(trained) == 4:
+                raise KeyboardInterrupt
+            answers: control.Answers = train(device, steps)
+            return answers
+
+        return counted
+
+    for name in ("_local_classifier", "_centralized"):
+        monkeypatch.setattr(control, name, watched(name))
+    with pytest.raises(KeyboardInterrupt):
+        go_on(stopped, cache, never, **changed)
+    go_on(stopped, cache, never, **changed)
+    again = trained.pop(3)
+    assert trained.count(again) == 1
+    assert sorted(trained) == ["_centralized 0", *(f"_local_classifier {i}" for i in range(4))]
+    assert_equal_runs(stopped, straight, least=2)
 
 
 @pytest.mark.parametrize(

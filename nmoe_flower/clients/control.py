@@ -1,5 +1,6 @@
 """The controls the mixture is measured against; only for simulations."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -33,6 +34,10 @@ __all__ = ["LOCAL_CLASSIFIER", "central_rows", "train"]
 LOCAL_CLASSIFIER = "local-classifier"
 CONTROL_WEIGHT_DECAY = 1e-2
 BALANCE_WEIGHT = 1e-2  # Fedus et al. 2021, section 2.2
+_LOSS, _MADE_FOR = "loss", "made-for"  # beside what a control answers
+
+Answers = dict[str, np.ndarray]
+"""What a control says to tests, and its loss."""
 
 
 def train(message: Message, context: Context) -> Message:
@@ -43,21 +48,41 @@ def train(message: Message, context: Context) -> Message:
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
     arrays = {}
     if CENTRALIZED in settings[ControlKey.CONTROLS]:
-        probabilities, expert_ids, metrics["centralized-loss"] = _centralized(device, steps)
-        arrays[CENTRALIZED] = records.from_numpy(
-            {ControlKey.PROBABILITIES: probabilities, ControlKey.EXPERT_IDS: expert_ids}
-        )
+        found = _once(device, CENTRALIZED, steps, _centralized)
+        metrics["centralized-loss"] = float(found[_LOSS])
+        told = (ControlKey.PROBABILITIES, ControlKey.EXPERT_IDS)
+        arrays[CENTRALIZED] = records.from_numpy({name: found[name] for name in told})
     if POOLED_HEAD in settings[ControlKey.CONTROLS]:
         network, _ = received_classifier(device, message)
         answered, metrics["pooled-loss"] = pooled_head(device, network.extractor)
         arrays[POOLED_HEAD] = records.from_numpy(answered)
     if LOCAL_CLASSIFIER in settings[ControlKey.CONTROLS]:
-        metrics["local-loss"] = _local_classifier(device, steps)
+        metrics["local-loss"] = float(
+            _once(device, LOCAL_CLASSIFIER, steps, _local_classifier)[_LOSS]
+        )
     return records.reply(message, metrics=metrics, arrays=arrays)
 
 
-def _local_classifier(device: Device, steps: int) -> float:
-    """The stage-1 network on this client's images alone, in as many steps."""
+def _once(
+    device: Device, control: str, steps: int, train: Callable[[Device, int], Answers]
+) -> Answers:
+    """What a control answers; a client that trained it before its run was killed still knows.
+
+    A control takes as long as a whole stage 1, so that it must not begin anew with every resumption.
+    """
+    settings = {k: v for k, v in device.config.flat().items() if k not in ("run.out", "run.name")}
+    made_for = np.array(derive_seed(steps, json.dumps(settings, sort_keys=True)))
+    if device.store.has(control):
+        kept = device.store.load(control)
+        if np.array_equal(kept.get(_MADE_FOR, -1), made_for):
+            return kept
+    found = {**train(device, steps), _MADE_FOR: made_for}
+    device.store.save(control, found)
+    return found
+
+
+def _local_classifier(device: Device, steps: int) -> Answers:
+    """The stage-1 network on this client's images alone: what it says to each test."""
     given = device.config.extractor.stands_on_given
     reduced = given and device.config.head.components > 0
     classifier = device.fresh_classifier(finished=reduced)
@@ -73,14 +98,11 @@ def _local_classifier(device: Device, steps: int) -> float:
         follow(first)
         count = min(block, steps - first)
         losses.append(take_steps(device, task, optimizer, first=first, count=count).loss)
-    device.store.save(
-        LOCAL_CLASSIFIER,
-        {
-            name: _logits(device, network, test, seen.get(name)).softmax(dim=1).numpy()
-            for name, test in device.tests.items()
-        },
-    )
-    return losses[-1] if losses else 0.0
+    answers = {
+        name: _logits(device, network, test, seen.get(name)).softmax(dim=1).numpy()
+        for name, test in device.tests.items()
+    }
+    return {**answers, _LOSS: np.array(losses[-1] if losses else 0.0)}
 
 
 @torch.inference_mode()
@@ -94,7 +116,7 @@ def _logits(
     return found
 
 
-def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _centralized(device: Device, steps: int) -> Answers:
     """The mixture of section II-A on everybody's images: what it says to all tests."""
     config, data = device.config, device.data
     network = device.fresh_classifier()
@@ -138,7 +160,11 @@ def _centralized(device: Device, steps: int) -> tuple[np.ndarray, np.ndarray, fl
 
     loss = fit(mixture, batches(), batch_loss, optimizer=optimizer, bf16=device.bf16).loss
     probabilities, expert_ids = _answer(device, mixture, network.extractor if given else None)
-    return probabilities, expert_ids, loss
+    return {
+        ControlKey.PROBABILITIES: probabilities,
+        ControlKey.EXPERT_IDS: expert_ids,
+        _LOSS: np.array(loss),
+    }
 
 
 def central_rows(device: Device, test: str) -> np.ndarray:
