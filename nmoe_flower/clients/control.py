@@ -68,7 +68,7 @@ def _once(
 ) -> Answers:
     """What a control answers; a client that trained it before its run was killed still knows.
 
-    A control takes as long as a whole stage 1, so that it must not begin anew with every resumption.
+    A control takes as long as a whole stage 1, so a resumed run must not begin it anew.
     """
     settings = {k: v for k, v in device.config.flat().items() if k not in ("run.out", "run.name")}
     made_for = np.array(derive_seed(steps, json.dumps(settings, sort_keys=True)))
