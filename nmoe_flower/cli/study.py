@@ -30,7 +30,9 @@ _SHOWN = {
     "missing": "missing",
     "broken": "broken",
     "other": "of another configuration",
+    "refused": "cannot begin",
 }
+_LEFT_OUT = ("broken", "other", "refused")  # by every verb
 _COMMANDS = """\
 Each line makes one run, or one stage 1 that several runs share. Any of them may run anywhere at the
 same time, on machines that share the folder: a run whose stage 1 is missing trains it, and whoever
@@ -144,7 +146,7 @@ def _plan(args: argparse.Namespace) -> int:
         print(json.dumps(plan.to_json()))
     else:
         _show(plan)
-    return 1 if any(one.state in ("broken", "other") for one in plan.runs) else 0
+    return 1 if any(one.state in _LEFT_OUT for one in plan.runs) else 0
 
 
 def _show(plan) -> None:  # type: ignore[no-untyped-def]
@@ -310,7 +312,7 @@ def _commands(args: argparse.Namespace) -> int:
     path = str(plan.study.path.resolve())
     for name in wanted:
         print(shlex.join(["nmoe", "study", "run", path, "--one", name, *common]))
-    left_out = [one for one in plan.runs if one.state in ("broken", "other")]
+    left_out = [one for one in plan.runs if one.state in _LEFT_OUT]
     for one in left_out:
         print(f"nmoe: left out: {one.run.name}: {one.reason}", file=sys.stderr)
     return 1 if left_out else 0

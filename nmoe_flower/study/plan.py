@@ -16,6 +16,7 @@ from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError, within
 from nmoe_flower.files import read_json, read_text
 from nmoe_flower.own_code import load_own
 from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
+from nmoe_flower.study.dealt import Dealt
 from nmoe_flower.study.elsewhere import folder_of
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.pace import guessed_after, guessed_stage_1, work_after
@@ -41,7 +42,7 @@ __all__ = [
     "make_plan",
 ]
 
-State = Literal["finished", "stopped", "failed", "missing", "broken", "other"]
+State = Literal["finished", "stopped", "failed", "missing", "broken", "other", "refused"]
 _TO_MAKE: frozenset[State] = frozenset({"stopped", "failed", "missing"})
 FAILED = "failed.json"
 """Why a run failed, in its folder, until it does not."""
@@ -80,7 +81,7 @@ class PlannedRun:
         path: The run's folder.
         state: finished; stopped (it goes on where it was); failed (it, or its stage 1, is tried
             again); missing; broken (its files cannot be read); other (another configuration is
-            there).
+            there); refused (the data cannot be dealt out as it asks).
         reason: Why, in words; where a stopped run stands. Empty: nothing to say.
         stage_1: Name of the shared stage; empty: it needs none, any more or at all.
         seconds: What it still takes, without the shared stage.
@@ -256,6 +257,7 @@ def make_plan(
     resume = _Resume()
     seen = [_seen(run, out, finished, resume) for run in wanted]
     _check_own_code(study, [run for run, _, state, _ in seen if state in _TO_MAKE])
+    seen = _dealt(seen)
     clock = _Clock(_measured(seen, results, study.name))
     planned, shared = [], dict[str, SharedStage]()
     for run, path, state, reason in seen:
@@ -283,6 +285,19 @@ def _seen(
     if path != out / run.place:
         return run, path, "finished", ""
     return run, path, *find_state(run, path, resume)
+
+
+def _dealt(
+    seen: Sequence[tuple[StudyRun, Path, State, str]],
+) -> list[tuple[StudyRun, Path, State, str]]:
+    """The runs, those refused that would begin and whose data cannot be dealt out."""
+    dealt, found = Dealt(), []
+    for run, path, state, reason in seen:
+        begins = state in ("missing", "failed") and not RunFolder.has_trained(path)
+        if begins and (refusal := dealt.refusal(run.config)):
+            state, reason = "refused", refusal
+        found.append((run, path, state, reason))
+    return found
 
 
 def _check_own_code(study: Study, runs: Iterable[StudyRun]) -> None:

@@ -202,6 +202,9 @@ class _Shift:
         for one in self._plan.runs:
             if one.state in ("broken", "other"):
                 self._failed(one, f"nothing was touched: {one.reason}")
+            elif one.state == "refused":
+                note_failure(one.path, one.reason)
+                self._failed(one, one.reason)
         try:
             with interruptible():
                 try:

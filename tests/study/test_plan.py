@@ -107,6 +107,28 @@ def test_nothing_is_there(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+def test_data_that_cannot_be_dealt_out_are_refused_before_anything_begins(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the 1,797 digits nobody has 9,000; what is not in the cache yet, the run itself tells."""
+    with (folder / "small.toml").open("a") as file:
+        file.write("[[exceptions]]\ngate.top-k = 2\nset = { data.train-per-client = 9000 }\n")
+    plan = make_plan(load(folder), folder / "runs", results=folder / "none")
+    assert [one.state for one in plan.runs] == ["missing"] * 2 + ["refused"] * 2
+    assert [one.runs for one in plan.runs] == [True] * 2 + [False] * 2
+    assert [stage.users for stage in plan.stages] == [1, 1]
+    assert "data (num-clients = " in plan.runs[2].reason
+    assert "9000" in plan.runs[2].reason
+    assert cli.main(["study", "run", "small.toml", "--dry-run"]) == 1
+    told = capsys.readouterr().out
+    assert "top-k-2/seed-0: cannot begin: data (" in told
+    assert "4 runs: 2 missing, 2 cannot begin" in told
+    assert not (folder / "runs").exists()
+    elsewhere = Study.load(folder / "small.toml", [f"data.cache-dir={folder / 'cold'}"])
+    plan = make_plan(elsewhere, folder / "runs", results=folder / "none")
+    assert {one.state for one in plan.runs} == {"missing"}
+
+
 def test_what_has_finished_elsewhere_need_not_be_made(folder: Path) -> None:
     """With other data paths, too; where a run is here, it is this one that counts."""
     made(folder, 0, **{"data.dataset": "/another/place"}).write_results(RESULTS)

@@ -202,6 +202,21 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
         assert reason in planned.reason
 
 
+def test_a_run_whose_data_cannot_be_dealt_out_fails_first_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
+) -> None:
+    fake(monkeypatch)
+    exception = "[[exceptions]]\ngate.top-k = 2\nset = { data.train-per-client = 9000 }\n"
+    (tmp_path / "small.toml").write_text(f"{FILE}{exception}")
+    study = Study.load(tmp_path / "small.toml")
+    done = run_study(make_plan(study, tmp_path / "runs"), view=view(lines))
+    assert list(done.failed) == ["top-k-2/seed-0", "top-k-2/seed-1"]
+    assert [line["run"] for line in told(lines)[:2]] == list(done.failed)
+    assert (done.made, done.left) == (2, 0)
+    kept = json.loads((tmp_path / "runs/small/top-k-2/seed-0" / FAILED).read_text())
+    assert kept["error"] == done.failed["top-k-2/seed-0"]
+
+
 def test_a_run_that_was_interrupted_has_not_failed(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: StringIO
 ) -> None:
