@@ -601,9 +601,16 @@ def test_what_is_said_of_systems_on_a_trunk_was_measured() -> None:
         assert ahead(at, gates[1], start, "iid"), at
         for variant in ("fedjets", "fedjets-alone"):
             assert mean(at, variant, "fedjets", "iid") < mean(at, variant, "uniform", "iid")
-        for variant in ("fedem", "fedmix"):
-            for gate in ("uniform", "random"):
-                assert ahead(at, (variant, variant), (variant, gate)), (at, variant)
+        for one in in_rounds:
+            gate, blend, drawn, oracle = (
+                np.array(found[at, "local", one, who]["each"])
+                for who in (one, "uniform", "random", "oracle")
+            )
+            assert (gate > drawn).all()
+            assert 0.025 < (oracle - gate).mean() < 0.115
+            noise = T_OF_THREE * (gate - blend).std(ddof=1) / np.sqrt(3)
+            assert ((gate - blend).mean() > noise) == (one not in ("fedmoe", "fedmoe-da")), one
+            assert abs((gate - blend).mean()) > noise or one in ("fedmoe", "fedmoe-da")
     level = max(mean("two-classes", one, one) for one in in_rounds)
     assert mean("two-classes", *alone_expert) == pytest.approx(level, abs=0.002)
     majority = ("fedavg-home", "majority")

@@ -69,7 +69,6 @@ _CLASSES = (
 _CIFAR10 = {"train": dict.fromkeys(_CLASSES, 5000), "test": dict.fromkeys(_CLASSES, 1000)}
 _COLUMNS = ("stage", "round", "metrics")
 _TRAFFIC = ("bytes_up", "bytes_down")
-_OF_AUDIT = ("client", "experts", "why", "bytes-down", "bytes-up")
 # Of the second system, what its curves are drawn from.
 _CURVES = {
     "alignment": ("load-variation", "load-variation-total", "bytes-to-part", "elapsed-seconds"),
@@ -123,7 +122,7 @@ def publish_study(findings: Findings, runs: Path, target: Path) -> Path:
                 kept = bool(findings.policies)  # what their tables and figures are made from
                 publish_run(one.path, new / one.run.variant, clients=False, routing=False,
                             partition=first,  # an example
-                            rounds=kept, audit=kept and first,
+                            rounds=kept,
                             tests=findings.tells_tests_of(one.run),
                             validation={row.gate for row in judged},
                             metrics={row.metric for row in judged})  # fmt: skip
@@ -161,7 +160,6 @@ def publish_run(
     *,
     figures: Sequence[str] = (),
     rounds: bool = False,
-    audit: bool = False,
     clients: bool = True,
     routing: bool = True,
     partition: bool = True,
@@ -176,7 +174,6 @@ def publish_run(
         variant: Folder to write below, ``results/<study>/<variant>``.
         figures: Names of the run's own figures to keep, without suffix.
         rounds: Keep the rounds, too; figures that are drawn over rounds keep them anyway.
-        audit: Keep who was assigned what in each round of the second system, too.
         clients: Keep every client's own accuracy, or its bits per byte.
         routing: Keep who asked whom.
         partition: Keep who holds how much of each class.
@@ -216,7 +213,7 @@ def publish_run(
         kept["rows"] = _beside(settings, kept["rows"])
         write_text(target / "results.json", lines_of_json(said_once(kept)))
     if rounds or _OVER_ROUNDS.keys() & set(figures):
-        kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, audit=audit, tests=tests)
+        kept_lines = kept_rounds(run / "rounds.jsonl", figures=figures, tests=tests)
         told = (json.dumps(one, separators=(",", ":")) + "\n"
                 for one in rounds_by_stage(list(kept_lines)))  # fmt: skip
         write_text(target / "rounds.jsonl", "".join(told))
@@ -317,7 +314,7 @@ def portable(
 
 
 def kept_rounds(
-    path: Path, *, figures: Sequence[str] = (), audit: bool = False, tests: bool = True
+    path: Path, *, figures: Sequence[str] = (), tests: bool = True
 ) -> Iterator[dict[str, Any]]:
     """What is kept of a ``rounds.jsonl``: some rounds, and what figures need of them."""
     records = read_rounds(path) if tests else rounds_without_tests(read_rounds(path))
@@ -325,17 +322,13 @@ def kept_rounds(
     for place in _some(records, _DRAWN if needs else _KEPT):
         found = records[place]
         curves = _CURVES.get(found["stage"])
-        columns = (*_COLUMNS, *(_TRAFFIC if curves else ()), *(("audit",) if audit else ()))
+        columns = (*_COLUMNS, *(_TRAFFIC if curves else ()))
         line = {name: found[name] for name in columns if found.get(name) is not None}
         line["metrics"] = {
             name: value
             for name, value in (found["metrics"] or {}).items()
             if (not curves or name in curves) and (not needs or any(need(name) for need in needs))
         }
-        if "audit" in line:
-            told = line["audit"]["clients"]
-            kept = [{name: one[name] for name in _OF_AUDIT if name in one} for one in told]
-            line["audit"] = {**line["audit"], "clients": kept}
         if line["metrics"]:
             yield rounded(line, _OF_ROUNDS)
 
