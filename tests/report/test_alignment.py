@@ -65,11 +65,7 @@ def test_the_table_says_when_what_was_reached_and_at_what_cost(folders: list[Pat
 
 @pytest.mark.parametrize("study", ["paper-2-figure-3", "alignment-two-classes"])
 def test_published_runs_moved_assigned_experts_only(study: str) -> None:
-    """Per client and round at most extractor, gate and k experts, and one per cent.
-
-    The extractor does not travel. By hand, of joint, whose audit is published: the gate and each
-    expert are a layer of 1,696 numbers in, 10 out, of 4 bytes each.
-    """
+    """Per client and round at most extractor, gate and k experts, and one per cent."""
     folders = sorted((PUBLISHED / study).glob("*/*/rounds.jsonl"))
     assert len(folders) >= 14
     for path in folders:
@@ -77,12 +73,6 @@ def test_published_runs_moved_assigned_experts_only(study: str) -> None:
         rounds = [record for record in records if record["stage"] == "alignment"]
         assert len(rounds) == 30
         assert 1 <= max(record["metrics"]["bytes-to-part"] for record in rounds) <= 1.01
-        lines = [line for r in rounds for line in r.get("audit", {}).get("clients", ())]
-        assert len(lines) == (300 if path.parts[-3:-1] == ("joint", "seed-0") else 0)
-        for line in lines:
-            part = (1 + len(line["experts"])) * 4 * (10 * 1696 + 10)
-            assert part < line["bytes-down"] <= 1.01 * part
-            assert part < line["bytes-up"] <= 1.01 * part
 
 
 def test_curves_count_the_bytes_of_training_alone(folders: list[Path]) -> None:
