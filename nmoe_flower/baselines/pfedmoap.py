@@ -23,7 +23,8 @@ CLIP's numbers are no yardstick here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Unpack
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import numpy as np
 from flwr.app import RecordDict
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from nmoe_flower.baselines.network import ExpertNetwork
     from nmoe_flower.data import Portion
 
-__all__ = ["PFEDMOAP", "PooledHeads", "attended"]
+__all__ = ["PFEDMOAP", "PeerHeads", "PooledHeads", "attended"]
 
 _PEER = "peer."
 _HEAD, _GATE, _PEERS = "head.", "gate.", "peers."  # at home
@@ -158,18 +159,18 @@ class _PFedMoAP(Baseline):
 
     def train(self, member: "Member") -> dict[str, float | list[float]]:
         from torch import nn
+        from torch.nn.functional import cross_entropy
 
-        from nmoe_flower.baselines.network import cross_entropy
         from nmoe_flower.training import seeded
 
         head = member.network.expert["0"]
         peers, kept = _peers(member.beside), member.kept()
         gate = _gate(member, kept) if len(peers) else None
         learners = nn.ModuleList([head] if gate is None else [head, gate])
+        others = PeerHeads.of(peers.to(member.device.torch_device)) if len(peers) else None
 
         def loss(latents: "Tensor", labels: "Tensor", _: "np.ndarray") -> "Tensor":
-            logits = attended(head, peers.to(latents.device), gate, latents.float())
-            return cross_entropy(logits[:, None], labels).sum(dim=1).mean()
+            return cross_entropy(attended(head, others, gate, latents.float()), labels)
 
         with seeded(member.device.seed("pfedmoap-dropout", member.server_round)):
             found = member.steps(learners, loss)
@@ -183,23 +184,40 @@ class _PFedMoAP(Baseline):
         import torch
 
         head, kept = member.network.expert["0"], member.kept()
-        gate, peers = None, torch.zeros(0)
+        gate, others, place = None, None, member.device.torch_device
         if kept:
             records.load_into(head.state_dict(), records.part_of(kept, _HEAD))
         if _PEERS in kept:
-            gate, peers = _gate(member, kept).eval(), torch.from_numpy(kept[_PEERS].copy())
+            gate = _gate(member, kept).eval()
+            others = PeerHeads.of(torch.from_numpy(kept[_PEERS].copy()).to(place))
 
         def answer(portion: "Portion") -> "Tensor":
-            place = member.device.torch_device
             latents = member.latents(portion).to(place)
-            return attended(head, peers.to(place), gate, latents).softmax(dim=1).cpu()
+            return attended(head, others, gate, latents).softmax(dim=1).cpu()
 
         return {self.name: answer}
 
 
+class PeerHeads(NamedTuple):
+    """The linear heads of K - 1 others, which stay as they are.
+
+    Attributes:
+        weights: Their rows, [K - 1, C, D].
+        biases: Their biases, [K - 1, C].
+    """
+
+    weights: "Tensor"
+    biases: "Tensor"
+
+    @classmethod
+    def of(cls, rows: "Tensor") -> "PeerHeads":
+        """The heads of rows whose last number is the bias, [K - 1, C, D + 1]."""
+        return cls(rows[..., :-1].contiguous(), rows[..., -1].contiguous())
+
+
 def attended(
     head: "nn.Module",
-    peers: "Tensor",
+    peers: PeerHeads | None,
     gate: "nn.Module | None",
     latents: "Tensor",
     *,
@@ -209,7 +227,7 @@ def attended(
 
     Args:
         head: The own head, linear.
-        peers: The other heads, [K - 1, C, D + 1]: weights, and the bias last.
+        peers: The other heads; None: there are none.
         gate: From latents [B, D] and rows [K, C, D] to weights [B, C, K]; None: the head alone.
         latents: Latents of images, [B, D].
         own_weight: What the own logits are multiplied by before they are added to the mixture.
@@ -217,13 +235,12 @@ def attended(
     import torch
 
     own: Tensor = head(latents)
-    if gate is None:
+    if gate is None or peers is None:
         return own
-    weights, bias = peers[..., :-1].contiguous(), peers[..., -1]
-    others = torch.einsum("bd,kcd->bkc", latents, weights) + bias
+    others = torch.einsum("bd,kcd->bkc", latents, peers.weights) + peers.biases
     logits = torch.cat([own[:, None], others], dim=1)
     mine = next(p for p in head.parameters() if p.ndim > 1)
-    share = gate(latents, torch.cat([mine[None], weights]))
+    share = gate(latents, torch.cat([mine[None], peers.weights]))
     mixed: Tensor = (share * logits.transpose(1, 2)).sum(dim=2)
     return mixed + own_weight * own
 
@@ -241,13 +258,24 @@ def _peers(beside: Mapping[str, np.ndarray]) -> "Tensor":
 
 def _gate(member: "Member", kept: Mapping[str, np.ndarray]) -> "nn.Module":
     """A client's own gate, as it was kept or fresh."""
+    from nmoe_flower.models import copy_of
     from nmoe_flower.training import seeded
 
-    with seeded(member.device.seed("pfedmoap-gate")):
-        gate = _fresh_gate(member.network.latent_dim)
     if _PEERS in kept:
+        gate = copy_of(_some_gate(member.network.latent_dim))
         records.load_into(gate.state_dict(), records.part_of(kept, _GATE))
+    else:
+        with seeded(member.device.seed("pfedmoap-gate")):
+            gate = _fresh_gate(member.network.latent_dim)
     return gate.to(member.device.torch_device)
+
+
+@lru_cache(maxsize=1)  # its weights, drawn in vain, would take as long as some steps
+def _some_gate(latent_dim: int) -> "nn.Module":
+    from nmoe_flower.training import seeded
+
+    with seeded(0):  # whoever draws next draws what it would have drawn
+        return _fresh_gate(latent_dim)
 
 
 def _fresh_gate(latent_dim: int) -> "nn.Module":

@@ -32,7 +32,7 @@ _CARRIED = "carried/clients"
 _SPECTRUM, _ACCOUNTANT = "findings/spectrum", "findings/accountant"
 _EXPERT_PARAMETERS = "parameters/expert"
 _SHARED, _RATES, _FREQUENCIES = "shared/", "findings/rates", "frequencies/text"
-_TRIED, _TRIED_BITS = "tried/", "findings/tried"
+_TRIED, _TRIED_BITS = "at-rates/", "findings/at-rates"
 
 
 @dataclass

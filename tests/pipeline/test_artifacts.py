@@ -52,16 +52,15 @@ def test_a_checkpoint_holds_all_of_it_under_the_names_of_old() -> None:
     named = artifacts.named()
     assert sorted(named) == [
         "adapters/0/layer.A", "aligned/assigner/times", "aligned/elapsed",
-        "carried/clients",
+        "at-rates/fedavg-exact@0.25/layer.A", "carried/clients",
         "centralized/expert-ids", "centralized/probabilities", "classifier/extractor.w",
-        "classifier/head.w", "discriminants/bias", "findings/accountant", "findings/rates",
-        "findings/spectrum", "findings/tried",
+        "classifier/head.w", "discriminants/bias", "findings/accountant",
+        "findings/at-rates", "findings/rates", "findings/spectrum",
         "frequencies/text", "gate/federated/head.weight", "gate/initial/head.weight",
         "gate/rolling/head.weight", "head/initial/layers.0.weight", "mixture/gate.w",
         "normal-means",
         "parameters/expert", "pooled-head/probabilities", "prototypes", "ridge/w",
         "shared/fedavg/layer.A", "shortlists/experts", "text-standard/standard-mean",
-        "tried/fedavg-exact@0.25/layer.A",
     ]  # fmt: skip
     again = Artifacts.read(named)
     for part in fields(Artifacts):
