@@ -734,6 +734,24 @@ def test_what_is_said_of_how_many_experts_are_asked_was_measured() -> None:
         assert max(means) - min(means) < (0.0015 if at[2] == "federated" else 0.0065), at
 
 
+def test_what_is_said_of_how_many_devices_share_the_images_was_measured() -> None:
+    page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    told = []
+    for method in ("fedce", "fedsc"):
+        means = [
+            float(row["mean"])
+            for row in rows_of("paper-figure-4")
+            if (row["variant"], row["gate"], row["test"]) == (method, "federated", "iid")
+            and row["metric"] == "accuracy"
+            and row["n"]
+        ]
+        assert len(means) == 4
+        steps = np.diff(means)
+        assert min(steps) < 0 < max(steps)
+        told += [f"{end:.3f}"[1:] for end in (min(means), max(means))]
+    assert "{} to {} (FedCE) and {} to {} (FedSC) on the IID test".format(*told) in page
+
+
 def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     """Seconds of stages, in the published runs of Table I; in ``experts`` FedCE takes latents."""
     first: dict[str, float] = {}
