@@ -202,8 +202,8 @@ class PeerHeads(NamedTuple):
     """The linear heads of K - 1 others, which stay as they are.
 
     Attributes:
-        weights: Their rows, [K - 1, C, D].
-        biases: Their biases, [K - 1, C].
+        weights: Rows of the heads, one for each class, [K - 1, C, D].
+        biases: Biases of the heads, [K - 1, C].
     """
 
     weights: "Tensor"
