@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from nmoe_flower.cli.options import (
     check_finished,
 )
 from nmoe_flower.cli.study_report import SET_OF_STUDY, add_report, add_stage_1
+from nmoe_flower.commands import command_line
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.plurals import how_many
 
@@ -243,7 +243,7 @@ def _again(args: argparse.Namespace) -> str:
     words += ["--ray-address", args.ray_address] if args.ray_address else []
     words += ["--workers", str(args.workers)] if args.workers is not None else []
     words += ["--format", args.format] if args.format != "text" else []
-    return shlex.join([*words, *(["--jobs", str(args.jobs)] if args.jobs > 1 else [])])
+    return command_line(*words, *(["--jobs", args.jobs] if args.jobs > 1 else []))
 
 
 def _run_one(args: argparse.Namespace) -> int:
@@ -311,7 +311,7 @@ def _commands(args: argparse.Namespace) -> int:
     wanted = {"all": [*names, *runs], "stage-1": names, "runs": runs}[args.part]
     path = str(plan.study.path.resolve())
     for name in wanted:
-        print(shlex.join(["nmoe", "study", "run", path, "--one", name, *common]))
+        print(command_line("nmoe", "study", "run", path, "--one", name, *common))
     left_out = [one for one in plan.runs if one.state in _LEFT_OUT]
     for one in left_out:
         print(f"nmoe: left out: {one.run.name}: {one.reason}", file=sys.stderr)

@@ -4,11 +4,11 @@ Everything is made of `Findings`, so what is published needs no run folder. Wher
 folders, the page also says who holds what, what is private, and what the stages cost.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmoe_flower.commands import command_line
 from nmoe_flower.files import write_text
 from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report import FinishedRun, read_rounds
@@ -261,6 +261,6 @@ def _commands(findings: Findings) -> list[PagePart]:
     run, report = again(findings)
     report += ["--html", f"{findings.study.name}.html"]
     return [
-        Command("All runs that are missing", shlex.join(run)),
-        Command("This page", shlex.join(report)),
+        Command("All runs that are missing", command_line(*run)),
+        Command("This page", command_line(*report)),
     ]

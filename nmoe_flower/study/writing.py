@@ -1,11 +1,11 @@
 """What ``nmoe study report`` writes: report.md, tables, figures, and ``table.json``."""
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from nmoe_flower.commands import command_line
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.files import all_or_none, write_text
 from nmoe_flower.plurals import how_many, one_or_many
@@ -172,7 +172,7 @@ def _report(
         yield from (sentence("; ".join(figure.notes)), "")
     run, report = again(findings)
     report += ["--out", _shown(out)] if _shown(out) != _shown(default_out(findings)) else []
-    yield from ("## Again", "", "```bash", shlex.join(run), shlex.join(report), "```")
+    yield from ("## Again", "", "```bash", command_line(*run), command_line(*report), "```")
 
 
 def _has_chosen(findings: Findings) -> bool:

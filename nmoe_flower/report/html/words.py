@@ -367,9 +367,8 @@ def facts(groups: Groups) -> list[Fact]:
             if best is None:
                 continue
             run = groups[best.configuration][0]
-            title = "best plain baseline" if plain else f"best {_noun(run)}"
-            if not plain and is_alignment(run):
-                title = "best"
+            kind = "" if is_alignment(run) else f" {_noun(run)}"
+            title = "best plain baseline" if plain else f"best{kind}"
             fact = Fact(f"{test_label(test)}, {title}", f"{best.mean:.3f}", _called(best, groups))
             found.append(fact)
     return found
