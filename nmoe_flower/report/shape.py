@@ -18,7 +18,7 @@ __all__ = ["BY_SETTINGS", "read_provenance", "read_results", "read_rounds", "sai
 
 _MOST = 1 << 30  # bytes; thousands of clients fill megabytes with their own values
 _SHOWN = 3
-_EVERY_ROW, _COLUMNS = "every-row", "columns"
+_EVERY_ROW, _COLUMNS, _STAGE_COLUMNS = "every-row", "columns", "stage-columns"
 BY_SETTINGS = {
     "scheme": "data.scheme",
     "tau": "data.tau",
@@ -190,40 +190,66 @@ def _said_of_each(content: Any, path: Path) -> Any:
         return content
     found = dict(content)
     names, every = found.pop(_COLUMNS, None), found.pop(_EVERY_ROW, {})
+    told, stages = found.pop(_STAGE_COLUMNS, None), found.get("stages")
+    if isinstance(told, list) and isinstance(stages, dict):
+        found["stages"] = {
+            stage: _by_name(told, costs, f"{path}: stages.{stage}")
+            for stage, costs in stages.items()
+        }
     if isinstance(names, list):
-        for number, row in enumerate(rows):
-            if not isinstance(row, list) or len(row) > len(names):
-                raise NMoEError(
-                    f"{path}: rows.{number} = {_shown(row)}: it should be a list of values for "
-                    f"the {len(names)} columns, or for the first of them"
-                )
-        rows = [dict(zip(map(str, names), row, strict=False)) for row in rows]
+        rows = [_by_name(names, row, f"{path}: rows.{n}") for n, row in enumerate(rows)]
     if not isinstance(every, dict) or not all(isinstance(row, dict) for row in rows):
         return content
     every = {**_by_settings(path.parent), **every}
     return {**found, "rows": [{**every, **row} for row in rows]}
 
 
+def _by_name(names: Sequence[Any], values: Any, place: str) -> dict[str, Any]:
+    """A row of a table with its columns' names, or with those of the first of them."""
+    if not isinstance(values, list) or len(values) > len(names):
+        raise NMoEError(
+            f"{place} = {_shown(values)}: it should be a list of values for the {len(names)} "
+            "columns, or for the first of them"
+        )
+    return dict(zip(map(str, names), values, strict=False))
+
+
 def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results that say once what all their rows have in common, for a smaller file.
 
     That is values under ``every-row``, and names under ``columns``: those that only some rows have
-    come last, and a row without them is shorter.
+    come last, and a row without them is shorter. The costs of stages have their names under
+    ``stage-columns``.
 
     >>> said_once({"rows": [{"tau": 0.2, "test": "iid"}, {"tau": 0.2, "test": "local"}]})
     {'every-row': {'tau': 0.2}, 'columns': ['test'], 'rows': [['iid'], ['local']]}
     """
-    every = _shared(results["rows"])
+    rest = {key: value for key, value in results.items() if key != "rows"}
+    if (stages := rest.pop("stages", None)) and (table := _in_columns(list(stages.values()))):
+        names, values = table
+        rest |= {_STAGE_COLUMNS: names, "stages": dict(zip(stages, values, strict=True))}
+    elif stages is not None:
+        rest["stages"] = stages
     if len(results["rows"]) == 1:
-        return dict(results)
+        return {"rows": results["rows"], **rest}
+    every = _shared(results["rows"])
     rows = [{k: v for k, v in row.items() if k not in every} for row in results["rows"]]
+    if (table := _in_columns(rows)) is None:
+        return {_EVERY_ROW: every, "rows": rows, **rest}
+    names, values = table
+    return {_EVERY_ROW: every, _COLUMNS: names, "rows": values, **rest}
+
+
+def _in_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]] | None:
+    """Rows without their keys, and these in an order that each row has the first ones of.
+
+    None if there is no such order: a row lacks a column amidst.
+    """
     had = Counter(name for row in rows for name in row)
     names = sorted(had, key=had.__getitem__, reverse=True)
-    rest = {key: value for key, value in results.items() if key != "rows"}
-    if any(row.keys() != set(names[: len(row)]) for row in rows):  # one lacks a column amidst
-        return {_EVERY_ROW: every, "rows": rows, **rest}
-    values = [[row[name] for name in names[: len(row)]] for row in rows]
-    return {_EVERY_ROW: every, _COLUMNS: names, "rows": values, **rest}
+    if any(row.keys() != set(names[: len(row)]) for row in rows):
+        return None
+    return names, [[row[name] for name in names[: len(row)]] for row in rows]
 
 
 def _shared(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
