@@ -29,6 +29,7 @@ from nmoe_flower.study.product import (
     Axis,
     StudyRun,
     Variant,
+    as_dotted,
     coordinates,
     dotted,
     frozen,
@@ -40,6 +41,7 @@ from nmoe_flower.study.product import (
     refuse_unknown,
     same,
     selects,
+    value_name,
 )
 
 __all__ = ["Study"]
@@ -298,24 +300,25 @@ def _place_of(name: str, folder: Path) -> Path:
 def _labels(table: Mapping[str, Any], measured: Measurable) -> dict[str, str]:
     """What things are called here, each of them there."""
     found = {}
+    names = {d: [value_name(value) for value in values] for d, values in measured.values.items()}
     known = {
-        name
-        for dimension, values in measured.values.items()
+        as_dotted(name): name
+        for dimension, values in names.items()
         for value in values
-        for name in (str(value), f"{dimension}.{value}")
+        for name in (value, f"{dimension}.{value}")
     }
-    told = [*measured.dimensions, *(str(v) for d in _TOLD for v in measured.values[d])]
+    told = [*measured.dimensions, *(name for d in _TOLD for name in names[d])]
     for key, label in dotted(table):
         with within("labels"):
             if key not in known:
                 refuse_unknown(key, told, "dimension or value here")
             if not isinstance(label, str) or not label:
                 raise ConfigError(f"{key}: text is wanted, got {in_words(label)}")
-            found[key] = label
+            found[known.get(key, key)] = label
     for dimension, values in measured.values.items():
         called: dict[str, Any] = {}
         for value in values:
-            label = own_label(found, dimension, str(value))
+            label = own_label(found, dimension, value_name(value))
             if label and called.setdefault(label, value) != value:
                 raise ConfigError(
                     f"labels: {label!r} names two values of {dimension}: "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nmoe_flower.report import GATE_NAMES, gate_order, place_of_test, test_label
-from nmoe_flower.study.product import BASE, own_label, same
+from nmoe_flower.study.product import BASE, own_label, same, value_name
 
 __all__ = ["METRIC_NAMES", "Labels", "is_number"]
 
@@ -71,7 +71,7 @@ class Labels:
         >>> labels.of_value("gate", "local+prior"), labels.of_value("test", "local")
         ('own expert + prior', 'local test')
         """
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        text = value_name(value)
         if (own := own_label(self.own, dimension, text)) is not None:
             return own
         if dimension == "variant":
@@ -115,7 +115,7 @@ class Labels:
             return place_of_test(value)
         if dimension == "seed":
             return int(value), ""
-        return len(known), str(value)
+        return len(known), value_name(value)
 
 
 def is_number(text: str) -> bool:

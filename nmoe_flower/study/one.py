@@ -17,7 +17,7 @@ from nmoe_flower.lock import locked
 from nmoe_flower.progress import Progress
 from nmoe_flower.results import RunFolder
 from nmoe_flower.study.plan import FAILED
-from nmoe_flower.study.product import StudyRun
+from nmoe_flower.study.product import StudyRun, value_name
 from nmoe_flower.study.share import (
     HALF_TAKEN,
     begin_after,
@@ -87,7 +87,7 @@ def track_of(study: str, run: StudyRun, trackers: Sequence[str]) -> Track:
         run: The run.
         trackers: Names of `nmoe_flower.catalogue.TRACKERS`.
     """
-    values = {axis: str(value) for axis, value in run.values.items()}
+    values = {axis: value_name(value) for axis, value in run.values.items()}
     tags = {**values, "study": study, "variant": run.variant, "seed": str(run.seed)}
     return Track(tuple(trackers), study, tags, name=run.name)
 

@@ -21,6 +21,7 @@ __all__ = [
     "Coordinates",
     "StudyRun",
     "Variant",
+    "as_dotted",
     "coordinates",
     "dotted",
     "folder_name",
@@ -33,6 +34,7 @@ __all__ = [
     "refuse_unknown",
     "same",
     "selects",
+    "value_name",
     "variant_in_words",
 ]
 
@@ -215,9 +217,7 @@ def _word(value: Any) -> str:
     >>> [_word(value) for value in (0.2, 1e-05, -1, True, (8, 16), "", "a:b/c")]
     ['0.2', '1e-05', '-1', 'true', '8-16', 'none', 'a-b-c']
     """
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = "-".join(map(_word, value)) if isinstance(value, tuple) else str(value)
+    text = "-".join(map(_word, value)) if isinstance(value, tuple) else value_name(value)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".") or "none"
 
 
@@ -271,7 +271,16 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from dotted(value, f"{name}.")
         else:
-            yield (kebab(name) if "." in name else name), value
+            yield as_dotted(name), value
+
+
+def as_dotted(name: str) -> str:
+    """A dotted key as the configuration spells it; a name that is none stays as it is.
+
+    >>> as_dotted("gate.top_k"), as_dotted("my_axis")
+    ('gate.top-k', 'my_axis')
+    """
+    return kebab(name) if "." in name else name
 
 
 def coordinates(table: Mapping[str, Any], known: Mapping[str, Sequence[Any]]) -> Coordinates:
@@ -328,13 +337,24 @@ def frozen(value: Any) -> Any:
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
+def value_name(value: Any) -> str:
+    """A value as tables show it, and as ``[labels]`` names it.
+
+    >>> [value_name(value) for value in (0.2, True, (1, 2), "iid")]
+    ['0.2', 'true', '1,2', 'iid']
+    """
+    if isinstance(value, list | tuple):
+        return ",".join(map(value_name, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def own_label(labels: Mapping[str, str], dimension: str, text: str) -> str | None:
     """What a study calls a value of a dimension, if it has a word for it.
 
     Args:
         labels: What it calls values, by the value or by ``dimension.value``.
         dimension: The dimension.
-        text: The value. ``local``, a gate and a test, means the gate.
+        text: The value's name. ``local``, a gate and a test, means the gate.
 
     >>> labels = {"local": "own expert", "test.iid": "all classes"}
     >>> own_label(labels, "gate", "local"), own_label(labels, "test", "iid")
@@ -374,10 +394,10 @@ def in_words(*values: Any, most: int = _MOST_NAMED) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, bool):
+        return value_name(value)
     return value if isinstance(value, str) and value and len(value) < 80 else shown(value)
 
 

@@ -15,6 +15,7 @@ from nmoe_flower.records import Score
 from nmoe_flower.report import read_results
 from nmoe_flower.study import ROW_METRICS, Study, gates_of, numbers_of
 from nmoe_flower.study import tests_of as asked_tests
+from nmoe_flower.study.labels import Labels
 
 pytestmark = pytest.mark.published
 
@@ -537,6 +538,31 @@ def test_the_name_of_what_a_sweep_chooses_is_taken(folder: Path) -> None:
     with pytest.raises(ConfigError, match="tables: the name 'choice' stands in sweep already"):
         load(folder, text.replace('name = "table-1"', 'name = "choice"') + SWEEP)
     assert load(folder, text.replace('name = "table-1"', 'name = "choice"')).tables
+
+
+def test_values_of_any_kind_have_labels(folder: Path) -> None:
+    text = """
+title = "T"
+[axes]
+data.flip = [true, false]
+run.controls = [[], ["fedavg", "centralized"]]
+[axes.my_start]
+"a_b" = { gate.rounds = 2 }
+[labels]
+"data.flip.true" = "mirrored"
+false = "as it is"
+"run.controls.fedavg,centralized" = "both"
+"my_start.a_b" = "ours"
+"data.flip" = "images"
+"""
+    labels = Labels(own=load(folder, text).labels)
+    assert labels.of_dimension("data.flip") == "images"
+    assert labels.of_value("data.flip", True) == "mirrored"
+    assert labels.of_value("data.flip", False) == "as it is"
+    assert labels.of_value("run.controls", ("fedavg", "centralized")) == "both"
+    assert labels.of_value("my_start", "a_b") == "ours"
+    plain = Labels(own=load(folder, text.replace('false = "as it is"', "")).labels)
+    assert plain.of_value("data.flip", False) == "false"  # as the file spells it
 
 
 def test_a_list_may_be_a_value(folder: Path) -> None:
