@@ -227,10 +227,15 @@ class RunFolder:
         is_run = (path / "config.toml").is_file()
         if is_run and (overwrite or not cls.has_trained(path)):
             return
-        if is_run or any((path / name).exists() for name in _WORK):
+        if is_run:
             raise ConfigError(
                 f"{path} already holds a run: continue it with {command_line('--resume', path)}, "
                 "delete it with --overwrite, or choose another run.name (--name) or --out"
+            )
+        if left := [name for name in _WORK if (path / name).exists()]:
+            raise ConfigError(
+                f"{path} has no config.toml, but {', '.join(left)}: put it back, move the folder "
+                "away, or choose another run.name (--name) or --out"
             )
 
     @classmethod

@@ -57,6 +57,16 @@ def test_create_refuses_a_folder_with_a_run(tmp_path, present):
     assert (tmp_path / "config.toml").read_text() == ""
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_has_lost_its_settings_is_neither_gone_on_with_nor_deleted(tmp_path, overwrite):
+    run = RunFolder.create(tmp_path, Config.parse({}))
+    run.append_round({"stage": "extractor", "round": 1, "clients": [0]})
+    (tmp_path / "config.toml").unlink()
+    with pytest.raises(ConfigError, match=r"has no config.toml, but rounds.jsonl: put .*--name"):
+        RunFolder.create(tmp_path, Config.parse({}), overwrite=overwrite)
+    assert (tmp_path / "rounds.jsonl").is_file()
+
+
 def test_create_begins_a_run_anew_that_never_came_to_an_exchange(tmp_path):
     RunFolder.create(tmp_path, Config.parse({"run.seed": 1}))
     RunFolder.create(tmp_path, Config.parse({"run.seed": 2}))
@@ -108,13 +118,6 @@ def test_overwrite_removes_a_link_and_nothing_of_what_it_points_to(name, run, tm
     assert not (run.path / "figures").is_symlink()
     assert again.checkpoints.latest() is None
     assert Checkpoints(elsewhere).latest().step == 7
-
-
-def test_overwrite_does_not_delete_what_is_no_run(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match="already holds"):
-        RunFolder.create(tmp_path, CONFIG, overwrite=True)
-    assert (tmp_path / "checkpoints").is_dir()
 
 
 def test_resume_finds_the_run(run):
