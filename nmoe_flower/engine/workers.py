@@ -224,11 +224,13 @@ class WorkerPool:
     def _assign(self) -> None:
         """Give every worker one message, then a second one unless the queue is nearly empty.
 
-        The last messages stay here for whoever is idle first: none waits behind a slow one.
+        The last messages stay here for whoever is idle first: none waits behind a slow one. A
+        worker alone takes all.
         """
+        reserved = len(self._workers) if len(self._workers) > 1 else 0
         for depth in range(_DEPTH):
             for worker in self._workers:
-                if depth and len(self._pending) <= len(self._workers):
+                if depth and len(self._pending) <= reserved:
                     return
                 if worker.ready and len(worker.jobs) == depth:
                     self._hand_out(worker)

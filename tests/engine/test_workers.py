@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ def test_several_messages_to_one_node_run_one_after_the_other(grid: InProcessGri
     replies = grid.send_and_receive([Message(content, 1, "train") for _ in range(6)])
     calls = [reply.content["metrics"]["calls"] for reply in replies]
     assert calls == list(range(calls[0], calls[0] + 6))
+
+
+@pytest.mark.usefixtures("_importable")
+def test_a_lone_worker_has_the_next_message_before_it_is_done() -> None:
+    """No other could be idle first, so the last message waits there, not here."""
+    with InProcessGrid("echo_app:app", 3, workers=1) as grid:
+        sent = [Message(RecordDict({"arrays": arrays()}), node, "query") for node in (1, 2, 3)]
+        ids = list(grid.push_messages(sent))
+        assert len(list(grid.pull_messages(ids))) == 1
+        pool: Any = grid._backend
+        assert [len(worker.jobs) for worker in pool._workers] == [2]
 
 
 def test_long_messages_and_growing_replies(grid: InProcessGrid) -> None:
