@@ -126,6 +126,7 @@ class Call:
         self._waiting = np.zeros(batch, np.int64)
         self._spare_waiting = np.zeros(batch, np.int64)
         self._keep = np.zeros(batch, bool) if keep is None else keep
+        self._hedged = np.zeros(batch, bool)
         self._left = np.where(self._keep, 0, fallbacks)
         self._tried = np.zeros((0, 0) if scores is None else scores.shape, bool)
         # A row with the local expert among its choices is sure of an answer.
@@ -171,11 +172,17 @@ class Call:
         self._arrived(request)
         again = np.zeros_like(self._sure)
         again[request.rows] = True
-        return self._follow(self._forsaken() & again, "next-best")
+        forsaken = self._forsaken() & again
+        requests = self._follow(forsaken, "next-best")
+        if request.why == "hedge":
+            requests += self._follow(self._unanswered() & again & ~forsaken, "hedge")
+        return requests
 
     def hedge(self) -> list[ExpertRequest]:
-        """What to ask besides, because rows have waited long and have no answer at all."""
-        return self._follow(~self._settled() & ~self._sure & (self._spare_waiting == 0), "hedge")
+        """What to ask besides, because rows have waited long and have no answer; once per row."""
+        wanted = self._unanswered() & ~self._settled() & ~self._hedged
+        self._hedged |= wanted
+        return self._follow(wanted, "hedge")
 
     def finish(self, local: Callable[[Ints], Floats], own_logits: Floats) -> Outcome:
         """Put the answers together.
@@ -205,7 +212,11 @@ class Call:
     def _forsaken(self) -> Bools:
         """Rows without an answer for which nobody is being asked."""
         idle = (self._waiting == 0) & (self._spare_waiting == 0)
-        return np.asarray(idle & ~self._sure & (self._spare_by == SILENT))
+        return np.asarray(idle & self._unanswered())
+
+    def _unanswered(self) -> Bools:
+        """Rows that no expert has answered, and not even the local one is sure to."""
+        return np.asarray(~self._sure & (self._spare_by == SILENT))
 
     def _arrived(self, request: ExpertRequest) -> None:
         waiting = self._waiting if request.why == "chosen" else self._spare_waiting

@@ -180,15 +180,30 @@ def test_a_failure_beside_a_hedge_waits_for_the_hedge() -> None:
     assert finish(call).answered_by.tolist() == [[0], [3]]
 
 
-def test_a_failed_hedge_leaves_the_slow_one_to_answer() -> None:
+def test_after_a_failed_hedge_the_next_one_is_asked_besides() -> None:
     call = start([[1], [3]])
     slow, quick = call.begin()
     reply(call, quick)
     (hedge,) = call.hedge()
-    assert call.failed(hedge) == []
+    (again,) = call.failed(hedge)
+    assert asked([again]) == [(3, [0], "hedge")]
+    assert call.failed(again) == []  # nobody is left but the slow one
     assert not call.settled
     reply(call, slow)
     assert finish(call).answered_by.tolist() == [[1], [3]]
+
+
+def test_a_slow_next_best_is_hedged_too() -> None:
+    call = start([[1], [3]])
+    dead, quick = call.begin()
+    reply(call, quick)
+    (slow,) = call.failed(dead)
+    assert asked([slow]) == [(2, [0], "next-best")]
+    (hedge,) = call.hedge()
+    assert asked([hedge]) == [(3, [0], "hedge")]
+    reply(call, hedge)
+    assert call.settled
+    assert finish(call).answered_by.tolist() == [[3], [3]]
 
 
 def test_what_is_still_on_its_way_at_the_deadline_is_replaced() -> None:
