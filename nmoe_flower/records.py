@@ -1,6 +1,6 @@
 """The wire vocabulary: records, actions, keys, and tensors to and from Flower's ArrayRecord."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -89,6 +89,7 @@ __all__ = [
     "require_finite",
     "restored",
     "to_numpy",
+    "weights_name",
 ]
 
 # Every message: its records.
@@ -639,9 +640,18 @@ def _plain(value: float | int | list[float] | list[int]) -> Any:
 
 
 def config_of(message: Message) -> Mapping[str, Any]:
-    """The message's ConfigRecord, empty if it has none."""
-    record = message.content.get(CONFIG)
-    return record if isinstance(record, ConfigRecord) else {}
+    """The message's ConfigRecord: of this app's name, or the only one; empty if it has none."""
+    found = of_kind(message.content, ConfigRecord)
+    return found.get(_named(found, CONFIG), {})
+
+
+def weights_name(content: RecordDict) -> str:
+    """The name of the record of weights: this app's, or what another app calls its only one."""
+    return _named(of_kind(content, ArrayRecord).keys() - {CORRELATION}, ARRAYS)
+
+
+def _named(names: Collection[str], usual: str) -> str:
+    return next(iter(names)) if len(names) == 1 else usual
 
 
 def metrics_of(content: RecordDict) -> Mapping[str, Any]:

@@ -46,7 +46,8 @@ def client_app(change: Change | None = None, told: list[dict[str, Any]] | None =
     def begin(message: Message, context: Context) -> tuple[int, nn.Module, Contrast]:
         partition = int(context.node_config["partition-id"])
         module = encoder()
-        records.load_into(module.state_dict(), records.to_numpy(message.content["arrays"]))
+        names = [name for name in message.content.array_records if name != "correlation"]
+        records.load_into(module.state_dict(), records.to_numpy(message.content[names[0]]))
         side = Contrast(
             message,
             StateMemory(context),
@@ -165,6 +166,16 @@ def test_without_an_action_the_helper_still_finds_its_own_matrix() -> None:
     play(FedSC(), InProcessGrid(client_app(told=told), 3), range(1, 3))
     shares = {e["partition"]: e["share"] for e in told if e["round"] == 2}
     assert shares == pytest.approx({p: SIZES[p] / 40 for p in range(3)})
+
+
+@pytest.mark.parametrize("exchange", ["merged", "two-phase"])
+def test_records_may_have_the_names_that_an_app_gave_them(exchange: str) -> None:
+    named = FedSC(exchange=exchange, arrayrecord_key="model", configrecord_key="settings")
+    found, usual = (
+        records.to_numpy(play(strategy, InProcessGrid(client_app(), 3), range(1, 4)))
+        for strategy in (named, FedSC(exchange=exchange))
+    )
+    assert all(np.array_equal(found[name], value) for name, value in usual.items())
 
 
 def test_a_client_that_never_sent_a_matrix_takes_the_mean_as_the_others() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from nmoe_flower import records
 from nmoe_flower.errors import ReplyError
-from nmoe_flower.records import ARRAYS, LOSS, NUM_EXAMPLES, AlignmentKey, FeedbackKey
+from nmoe_flower.records import LOSS, NUM_EXAMPLES, AlignmentKey, FeedbackKey
 
 __all__ = ["Trained", "answer_assigned"]
 
@@ -51,7 +51,8 @@ def answer_assigned(
     Raises:
         ReplyError: An array has no place in ``module``, or another shape.
     """
-    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
+    weights = records.weights_name(message.content)
+    arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[weights])
     state = module.state_dict()
     if strange := sorted(arrays.keys() - state.keys()):
         raise ReplyError(f"array {strange[0]!r} has no place in the module")
@@ -73,4 +74,4 @@ def answer_assigned(
     if done.shares:
         feedback[FeedbackKey.SHARES] = [float(share) for share in done.shares]
     trained = records.pack({name: module.state_dict()[name] for name in arrays})
-    return records.reply(message, metrics=feedback, arrays={ARRAYS: trained})
+    return records.reply(message, metrics=feedback, arrays={weights: trained})

@@ -25,7 +25,6 @@ from nmoe_flower.losses import (
 )
 from nmoe_flower.privacy import smat, svec
 from nmoe_flower.records import (
-    ARRAYS,
     CORRELATION,
     NUM_EXAMPLES,
     SERVER_ROUND,
@@ -245,7 +244,7 @@ class Contrast:
         Raises:
             ReplyError: A matrix is wanted and no batch was seen.
         """
-        arrays = {ARRAYS: records.pack(weights)}
+        arrays = {records.weights_name(message.content): records.pack(weights)}
         if correlation is not None:
             arrays[CORRELATION] = correlation
         elif self.wanted:

@@ -22,9 +22,11 @@ def module() -> nn.Module:
     return found
 
 
-def message(arrays: dict[str, np.ndarray]) -> Message:
+def message(
+    arrays: dict[str, np.ndarray], weights: str = "arrays", config: str = "config"
+) -> Message:
     told = ConfigRecord({"experts": ["dogs"], "expert-ids": [1], "server-round": 1})
-    content = RecordDict({"arrays": records.from_numpy(arrays), "config": told})
+    content = RecordDict({weights: records.from_numpy(arrays), config: told})
     sent = Message(content, 1, "train")
     flower.rewrite(sent, message_id="1")
     return sent
@@ -62,6 +64,14 @@ def test_what_came_is_loaded_trained_and_sent_back() -> None:
     assert said.samples.tolist() == [7.0]
     assert said.shares.tolist() == [0.5, 0.5]
     assert said.seconds > 0
+
+
+def test_records_have_the_names_that_the_app_gave_its_strategy() -> None:
+    asked = message(SENT, weights="model", config="settings")
+    trained = Trained(loss=0.5, num_examples=7, losses={"dogs": 0.25})
+    answer = answer_assigned(asked, module(), lambda names: trained)
+    assert list(answer.content.array_records) == ["model"]
+    assert answer.content.array_records["model"].keys() == SENT.keys()
 
 
 @pytest.mark.parametrize(
