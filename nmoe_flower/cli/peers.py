@@ -23,7 +23,10 @@ __all__ = ["ABOUT", "add_arguments"]
 
 ABOUT = "how the peers are; sign their list"
 
-_HEADER = ("peer", "expert", "address", "health", "version", "waiting", "served", "share", "ms")
+_HEADER = (
+    "peer", "expert", "address", "health", "version", "extractor",
+    "waiting", "served", "share", "ms",
+)  # fmt: skip
 _EXAMPLES = """\
 examples:
   nmoe peers --peers peers.json --certificate camera-0.pem --key camera-0.key --authority ca.pem
@@ -33,7 +36,7 @@ examples:
   nmoe peers --peers draft.json --sign authority/ --out peers.json --bundles bundles/*
   nmoe peers --heat-map traffic.png traffic.jsonl
 
-The table shows what every peer says of itself: version, health, rows that wait, the time of a
+The table shows what every peer says of itself: versions, health, rows that wait, the time of a
 question and its answer, and its share of all answers. With --once the exit code is 1 if a peer does
 not serve.
 """
@@ -187,8 +190,9 @@ def _cells(one: "PeerStatus") -> list[str]:
     """One row of the table.
 
     >>> from nmoe_flower.inference import PeerStatus
-    >>> _cells(PeerStatus("fox", 0, "h:1", "serving", served=3, share=0.25, queue=0, ms=1.234))
-    ['fox', '0', 'h:1', 'serving', '', '0', '3', '25 %', '1.2']
+    >>> known = {"expert_version": "e7", "extractor_version": "f1", "queue": 0}
+    >>> _cells(PeerStatus("fox", 0, "h:1", "serving", served=3, share=0.25, ms=1.234, **known))
+    ['fox', '0', 'h:1', 'serving', 'e7', 'f1', '0', '3', '25 %', '1.2']
     """
 
     def known(value: Any, text: str) -> str:
@@ -200,6 +204,7 @@ def _cells(one: "PeerStatus") -> list[str]:
         one.address,
         one.health,
         one.expert_version,
+        one.extractor_version,
         known(one.queue, str(one.queue)),
         known(one.served, str(one.served)),
         known(one.share, f"{one.share or 0:.0%}".replace("%", " %")),

@@ -316,7 +316,8 @@ def test_the_table_says_who_serves(
     assert main(words) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == [
-        "peer", "expert", "address", "health", "version", "waiting", "served", "share", "ms",
+        "peer", "expert", "address", "health", "version", "extractor", "waiting", "served",
+        "share", "ms",
     ]  # fmt: skip
     assert [row.split()[:4] for row in rows] == [
         [f"peer-{i}", str(i), around[i].entry.address, "serving"] for i in (1, 2, 3)

@@ -307,11 +307,12 @@ class Requests(Generic[S]):
         for served in self.served:
             if fits(served):
                 return served
+        asked = f"expert {expert[:MAX_ID]!r}" if expert else "any expert"
         raise RefusedError(
             grpc.StatusCode.FAILED_PRECONDITION,
             "version",
             f"this peer serves expert {self.bundle.expert_version} of extractor "
-            f"{self.bundle.extractor_version}, asked was expert {expert[:MAX_ID]!r} of extractor "
+            f"{self.bundle.extractor_version}, asked was {asked} of extractor "
             f"{extractor[:MAX_ID]!r}",
         )
 

@@ -155,6 +155,7 @@ def test_latents_of_another_extractor_are_refused(serving: Fixture) -> None:
                 code, text = await refusal(stub.Predict(asked))
                 assert code is grpc.StatusCode.FAILED_PRECONDITION
                 assert server.bundle.extractor_version in text
+                assert ("any expert" in text) == (field == "extractor_version")
             assert count(server, "nmoe_refusals_total", reason="version") == 3
 
     asyncio.run(scenario())
