@@ -170,9 +170,14 @@ def reason_of(reply: Message) -> str:
 
 
 def _weight(metrics: MetricRecord, key: str) -> float:
-    weight = metrics.get(key)
+    if key not in metrics:
+        raise ReplyError(
+            f"the weight {key!r} is missing among the metrics {sorted(metrics)} (weighted_by_key "
+            "says which one it is)"
+        )
+    weight = metrics[key]
     if not isinstance(weight, int | float):
-        raise ReplyError(f"the weight {key!r} is missing or not a number")
+        raise ReplyError(f"the weight {key!r} is a {type(weight).__name__}, not a number")
     try:
         weight = float(weight)
     except OverflowError:

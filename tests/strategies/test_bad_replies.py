@@ -301,7 +301,7 @@ DROPPED: dict[str, tuple[Change, str]] = {
         lambda content: content["metrics"].__delitem__("num-examples"),
         "'num-examples' is missing",
     ),
-    "weight a list": (with_metric("num-examples", [1]), "'num-examples' is missing or not"),
+    "weight a list": (with_metric("num-examples", [1]), "'num-examples' is a list, not a number"),
     "weight negative": (with_metric("num-examples", -1), "'num-examples' is negative"),
     "weight NaN": (with_metric("num-examples", math.nan), "'num-examples' is nan"),
     "weight infinite": (with_metric("num-examples", math.inf), "'num-examples' is inf"),
