@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def command(args: argparse.Namespace) -> int:
         check_keys(parser, args)
         if (args.bundle is None) == (args.node is None):
-            parser.error("give BUNDLE, or --node FOLDER, which has one")
+            parser.error("give BUNDLE, or --node FOLDER alone, which has one")
         with needs_serve("nmoe serve"):
             take_node(args)
             check_places(args)
