@@ -229,8 +229,9 @@ class RunFolder:
             return
         if is_run:
             raise ConfigError(
-                f"{path} already holds a run: continue it with {command_line('--resume', path)}, "
-                "delete it with --overwrite, or choose another run.name (--name) or --out"
+                f"{path} already holds a run: continue it with "
+                f"{command_line('nmoe', 'run', '--resume', path)}, delete it (nmoe run has "
+                "--overwrite), or choose another --out or, of nmoe run, run.name (--name)"
             )
         if left := [name for name in _WORK if (path / name).exists()]:
             raise ConfigError(
