@@ -242,6 +242,11 @@ def _sign(
         signer = Authority.load(folder)
     else:
         certificate, key = (folder / f"{DIRECTORY}{end}" for end in (".pem", ".key"))
+        if not key.exists():
+            raise ConfigError(
+                f"--sign {folder} holds neither ca.key nor {key.name}; allowed: the authority's "
+                f"folder, or that of a device named {DIRECTORY!r}"
+            )
         signer = Identity.load(certificate, key, folder / "ca.pem")
     end = now + max(1, round(86_400 * days))
     serial = next_serial(folder, draft.serial, *_serials(folder.parent))

@@ -417,6 +417,15 @@ def test_a_list_is_signed_and_its_serial_grows(
     assert PeerList.load(out).serial == 2
 
 
+def test_a_folder_without_a_key_that_signs_is_named(
+    around: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft, node = tmp_path / "draft.json", tmp_path / "node-0"
+    around.list.write(draft)
+    assert main(["peers", "--peers", str(draft), "--sign", str(node)]) == 1
+    assert f"--sign {node} holds neither ca.key nor directory.key" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("days", ["0", "-1", "nan", "1e9"])
 def test_a_list_is_signed_for_some_days(
     tmp_path: Path, days: str, capsys: pytest.CaptureFixture[str]
