@@ -353,23 +353,28 @@ class StreamingFedAvg(FedAvg):
         else:
             means, left_out = self._by_function(function, measured)
         for name, reason in left_out.items():
-            self._tell(phase, name, server_round, f"{name!r} is left out: {reason}")
+            told = f"{name!r} is left out: {reason}" if name else reason
+            self._tell(phase, name, server_round, told)
         return means
 
     def _by_function(
         self, function: MetricsAggregation, measured: Sequence[Measured]
     ) -> tuple[MetricRecord, dict[str, str]]:
-        """What a function of the user's own makes of the metrics of clients that agree on names."""
+        """What a function of the user's own makes of the metrics of clients that agree on names.
+
+        Why more than one metric is left out is said under the name "".
+        """
         contents, odd = agreeing(measured)
-        left_out = {"": f"{listed(odd)} sent other names"} if odd else {}
+        left_out = {"": f"those of {listed(odd)} are left out: other names"} if odd else {}
         try:
             found: object = function(contents, self.weighted_by_key)
         except Exception as error:
             log.debug("aggregation of metrics", exc_info=True)
-            return MetricRecord(), {**left_out, "": f"the aggregation raised {describe(error)}"}
+            reason = f"all are left out: the aggregation raised {describe(error)}"
+            return MetricRecord(), {"": reason}
         if not isinstance(found, MetricRecord):
-            kind = type(found).__name__
-            return MetricRecord(), {**left_out, "": f"the aggregation returned {kind}"}
+            reason = f"all are left out: the aggregation returned {type(found).__name__}"
+            return MetricRecord(), {"": f"{reason}, not MetricRecord"}
         means, odd_values = only_finite(found)
         return means, {**left_out, **odd_values}
 
