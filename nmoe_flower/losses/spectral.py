@@ -18,6 +18,8 @@ are half of the form in HaoChen et al., NeurIPS 2021. Features belong on the uni
 Products are accumulated in float32 (float64 for float64 features), under autocast too.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -123,10 +125,11 @@ def local_spectral(
             does not matter then.
 
     Raises:
-        ConfigError: A shape or ``share`` is wrong, a batch has one sample, or the loss is not
-            finite.
+        ConfigError: A shape, ``share`` or ``weight`` is wrong, a batch has one sample, or the loss
+            is not finite.
     """
     _check_views(z1, z2, single=running is not None or not unbiased)
+    _check_weight(weight)
     if not 0 < share <= 1:
         raise ConfigError(f"share must be in (0, 1], got {share}")
     if others is None and share != 1:
@@ -169,12 +172,13 @@ def sample_spectral(z1: Tensor, z2: Tensor, mean: Tensor, *, weight: float = 1.0
         weight: Weight of the uniformity term.
 
     Raises:
-        ConfigError: The shapes do not fit.
+        ConfigError: The shapes do not fit, or ``weight`` is wrong.
 
     >>> z = torch.eye(2)
     >>> sample_spectral(z, z, torch.diag(torch.tensor([0.5, 0.25])), weight=2.0)
     tensor([ 0.0000, -0.5000])
     """
+    _check_weight(weight)
     if z1.ndim != 2 or z1.shape != z2.shape or mean.shape != (z1.shape[1], z1.shape[1]):
         raise ConfigError(
             "views must be [B, D] and alike and the mean [D, D], got "
@@ -277,6 +281,11 @@ def _check_views(z1: Tensor, z2: Tensor, *, single: bool) -> None:
         )
     if z1.shape[0] == 1 and not single:
         raise ConfigError("a batch of one sample has no negatives: use at least two samples")
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight < math.inf:
+        raise ConfigError(f"weight must be a finite number of at least 0, got {weight}")
 
 
 def _blame(**tensors: Tensor | None) -> str:
