@@ -21,7 +21,14 @@ from nmoe_flower.inference.ask.loop import LoopThread
 from nmoe_flower.inference.ask.query import Bools, Call, Floats, Ints, prefer_healthy
 from nmoe_flower.inference.ask.record import CallRecord, RouterMetrics
 from nmoe_flower.inference.ask.send import QuerySending
-from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, Encoding, PeerEntry, PeerList, unfit
+from nmoe_flower.inference.protocol import (
+    MAX_MESSAGE_BYTES,
+    Encoding,
+    PeerEntry,
+    PeerList,
+    check_encoding,
+    unfit,
+)
 from nmoe_flower.inference.settings import check_not_negative, check_seconds
 from nmoe_flower.models import Expert
 
@@ -98,6 +105,7 @@ class RemoteExperts:
     ) -> None:
         check_seconds(deadline=deadline, hedge_after=hedge_after, refresh_seconds=refresh_seconds)
         check_not_negative(own=own, fallbacks=fallbacks, prefer_margin=prefer_margin)
+        check_encoding(encoding)
         if prefer_margin and ranking is None:
             raise ConfigError("prefer_margin needs ranking, the scores of the gate")
         if refresh_seconds is not None and identity is None:

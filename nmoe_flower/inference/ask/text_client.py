@@ -20,7 +20,7 @@ from nmoe_flower.inference.ask.text_peers import TextPeers
 from nmoe_flower.inference.ask.text_scoring import NOBODY, Scoring
 from nmoe_flower.inference.ask.text_writing import Written, write
 from nmoe_flower.inference.bundle import OF_ALL, TextBundle, TextExperts, Writing
-from nmoe_flower.inference.protocol import ENCODINGS, Encoding, PeerList
+from nmoe_flower.inference.protocol import Encoding, PeerList, check_encoding
 from nmoe_flower.inference.settings import check_not_negative, check_seconds
 from nmoe_flower.models import (
     Chunks,
@@ -396,8 +396,7 @@ def _check_choices(bundle: TextBundle, send: str, encoding: str) -> None:
     """
     if send not in ("hidden", "tokens"):
         raise ConfigError(f"send = {send!r}; allowed: hidden, tokens")
-    if encoding not in ENCODINGS:
-        raise ConfigError(f"encoding = {encoding!r}; allowed: {', '.join(ENCODINGS)}")
+    check_encoding(encoding)
     if send == "tokens" and not bundle.tokens_may_leave:
         raise ConfigError(
             "--send tokens is the text itself, and the operator of this federation does not allow "

@@ -14,12 +14,12 @@ from nmoe_flower.inference.protocol.signing import (
     verify_list,
 )
 from nmoe_flower.inference.protocol.wire import (
-    ENCODINGS,
     MAX_ID,
     MAX_MESSAGE_BYTES,
     PROTOCOL,
     SERVICE,
     Encoding,
+    check_encoding,
     decode_tensor,
     decode_tokens,
     encode_hidden,
@@ -32,7 +32,6 @@ from nmoe_flower.inference.protocol.wire import (
 
 __all__ = [
     "DIRECTORY",
-    "ENCODINGS",
     "MAX_ID",
     "MAX_MESSAGE_BYTES",
     "MAX_PEERS",
@@ -42,6 +41,7 @@ __all__ = [
     "Encoding",
     "PeerEntry",
     "PeerList",
+    "check_encoding",
     "decode_tensor",
     "decode_tokens",
     "encode_hidden",

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from nmoe_flower.errors import WireError
+from nmoe_flower.errors import ConfigError, WireError
 from nmoe_flower.inference.protocol.peer_pb2 import (
     Description,
     GenerateReply,
@@ -33,6 +33,7 @@ __all__ = [
     "PROTOCOL",
     "SERVICE",
     "Encoding",
+    "check_encoding",
     "decode_tensor",
     "decode_tokens",
     "encode_hidden",
@@ -65,6 +66,16 @@ _HALF_EXPONENT = np.uint16(0x7C00)  # all of it set: infinite, or no number
 
 PeerHandler = Callable[[bytes, Any], Awaitable[Any]]
 StreamHandler = Callable[[Any, Any], Awaitable[None]]
+
+
+def check_encoding(encoding: str) -> None:
+    """Refuse what no latent can travel as.
+
+    Raises:
+        ConfigError: It is none of ``ENCODINGS``.
+    """
+    if encoding not in ENCODINGS:
+        raise ConfigError(f"encoding is {encoding!r}; allowed: {', '.join(ENCODINGS)}")
 
 
 def encode_tensor(array: npt.NDArray[Any], dtype: Encoding = "float32") -> Tensor:

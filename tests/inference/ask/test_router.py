@@ -424,6 +424,7 @@ def test_a_closed_router_says_so(neighbourhood: Make, pool: Make) -> None:
         ({"fallbacks": -1}, "fallbacks is -1"),
         ({"prefer_margin": -0.5}, "prefer_margin is -0.5"),
         ({"prefer_margin": 1.0, "ranking": None}, "prefer_margin needs ranking"),
+        ({"encoding": "int4"}, "encoding is 'int4'; allowed: float32, float16, int8"),
         ({"refresh_seconds": 1.0}, "refresh_seconds needs an identity"),
     ],
 )
