@@ -105,7 +105,12 @@ def verify_list(peers: PeerList, authority_pem: bytes, *, now: float) -> PeerLis
             f"{DIRECTORY!r}",
         )
     if now >= peers.expires_unix:
-        raise WireError("expired", f"the peer list with serial {peers.serial} has expired")
+        ended = datetime.fromtimestamp(peers.expires_unix, UTC)
+        raise WireError(
+            "expired",
+            f"the peer list with serial {peers.serial} has expired on {ended:%Y-%m-%d}: sign it "
+            "again, with nmoe deploy sign or nmoe peers --sign",
+        )
     if now < peers.issued_unix - _CLOCK_SKEW:
         raise WireError(
             "expired",

@@ -155,7 +155,10 @@ def test_a_cut_signature_is_refused(authority: Authority, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("now", "text"),
-    [(PEERS.expires_unix, "has expired"), (PEERS.issued_unix - 301, "from the future")],
+    [
+        (PEERS.expires_unix, "expired on 2027-01-15: sign it again"),
+        (PEERS.issued_unix - 301, "from the future"),
+    ],
 )
 def test_a_list_has_its_time(authority: Authority, now: int, text: str) -> None:
     signed = sign_list(PEERS, authority)
