@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers", type=Path, metavar="FILE", help="peers.json; without, nobody else is asked"
     )
     add_keys(parser)
-    parser.add_argument("--resize", action="store_true", help="images of another size, to fit")
+    parser.add_argument("--resize", action="store_true", help="image files of another size, to fit")
     parser.add_argument(
         "--top-k", type=Whole(1, 10_000), metavar="K", help="experts per image (the gate's)"
     )
