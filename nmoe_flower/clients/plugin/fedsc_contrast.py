@@ -78,7 +78,7 @@ class Contrast:
     Args:
         message: What ``FedSC`` sent.
         memory: Finds this client's part of the received mean, to take it out.
-        num_examples: This client's samples.
+        num_examples: This client's samples; without any it sends no matrix.
         weight: Weight of the uniformity term.
         unbiased: Negatives without a sample's own terms.
         running: Decay of a running mean of the own matrix over the batches, for small batches; it
@@ -125,7 +125,7 @@ class Contrast:
         if self.mean is None:
             return None, 1.0
         total = float(str(settings[CorrelationKey.TOTAL]))
-        if own is None:
+        if own is None or not self.num_examples:
             return self.mean, self.num_examples / (total + self.num_examples)
         share = self.num_examples / total
         if share >= 1:
@@ -233,7 +233,7 @@ class Contrast:
         *,
         correlation: ArrayRecord | None = None,
     ) -> Message:
-        """What ``FedSC`` expects: weights, the matrix if it is wanted, and metrics.
+        """What ``FedSC`` expects: weights, metrics, and the matrix if one is wanted of samples.
 
         Args:
             message: The message to answer.
@@ -242,12 +242,12 @@ class Contrast:
             correlation: A matrix packed by ``keep``; by default that of the batches seen.
 
         Raises:
-            ReplyError: A matrix is wanted and no batch was seen.
+            ReplyError: A matrix is wanted of samples of which no batch was seen.
         """
         arrays = {records.weights_name(message.content): records.pack(weights)}
         if correlation is not None:
             arrays[CORRELATION] = correlation
-        elif self.wanted:
+        elif self.wanted and self.num_examples:
             matrix = self.matrix()
             if matrix is None:
                 raise ReplyError("a correlation matrix is wanted, but no batch was seen")

@@ -299,6 +299,17 @@ def test_a_matrix_that_is_wanted_and_was_never_seen_is_an_error() -> None:
         side.reply(message, {})
 
 
+@pytest.mark.parametrize("had_samples", [False, True])
+def test_a_client_without_samples_has_no_matrix_and_no_weight(had_samples: bool) -> None:
+    context = node()
+    if had_samples:
+        StateMemory(context).save(2, packed(1.0))
+    message = sent(random_matrix(1), RELEASE=True, TOTAL=40, OWN_ROUND=2)
+    answer = Contrast(message, StateMemory(context), num_examples=0).reply(message, {})
+    assert answer.content.keys() == {"arrays", "metrics"}
+    assert dict(records.metrics_of(answer.content)) == {"num-examples": 0}
+
+
 # --- the memory ---
 
 
