@@ -646,7 +646,7 @@ def config_of(message: Message) -> Mapping[str, Any]:
 
 
 def weights_name(content: RecordDict) -> str:
-    """The name of the record of weights: this app's, or what another app calls its only one."""
+    """What the record of weights is called: as in this app, or as the only one is."""
     return _named(of_kind(content, ArrayRecord).keys() - {CORRELATION}, ARRAYS)
 
 

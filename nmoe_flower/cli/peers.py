@@ -23,10 +23,10 @@ __all__ = ["ABOUT", "add_arguments"]
 
 ABOUT = "how the peers are; sign their list"
 
-_HEADER = (
+_HEADER = [
     "peer", "expert", "address", "health", "version", "extractor",
     "waiting", "served", "share", "ms",
-)  # fmt: skip
+]  # fmt: skip
 _EXAMPLES = """\
 examples:
   nmoe peers --peers peers.json --certificate camera-0.pem --key camera-0.key --authority ca.pem
@@ -170,7 +170,7 @@ def _print(found: "Sequence[PeerStatus]", *, as_json: bool) -> None:
         for one in found:
             print(to_json(asdict(one)), flush=True)
     else:
-        print(padded([list(_HEADER), *map(_cells, found)]), flush=True)
+        print(padded([_HEADER, *map(_cells, found)]), flush=True)
 
 
 def _table(found: "Sequence[PeerStatus]") -> "Table":
@@ -190,8 +190,7 @@ def _cells(one: "PeerStatus") -> list[str]:
     """One row of the table.
 
     >>> from nmoe_flower.inference import PeerStatus
-    >>> known = {"expert_version": "e7", "extractor_version": "f1", "queue": 0}
-    >>> _cells(PeerStatus("fox", 0, "h:1", "serving", served=3, share=0.25, ms=1.234, **known))
+    >>> _cells(PeerStatus("fox", 0, "h:1", "serving", "", 1.234, "e7", "g5", "f1", 0, 3, 0.25))
     ['fox', '0', 'h:1', 'serving', 'e7', 'f1', '0', '3', '25 %', '1.2']
     """
 

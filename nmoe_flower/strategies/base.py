@@ -365,16 +365,15 @@ class StreamingFedAvg(FedAvg):
         Why more than one metric is left out is said under the name "".
         """
         contents, odd = agreeing(measured)
-        left_out = {"": f"those of {listed(odd)} are left out: other names"} if odd else {}
+        left_out = {"": f"those of {listed(odd)} left out: other names"} if odd else {}
         try:
             found: object = function(contents, self.weighted_by_key)
         except Exception as error:
             log.debug("aggregation of metrics", exc_info=True)
-            reason = f"all are left out: the aggregation raised {describe(error)}"
-            return MetricRecord(), {"": reason}
+            return MetricRecord(), {"": f"all left out: the aggregation raised {describe(error)}"}
         if not isinstance(found, MetricRecord):
-            reason = f"all are left out: the aggregation returned {type(found).__name__}"
-            return MetricRecord(), {"": f"{reason}, not MetricRecord"}
+            kind = type(found).__name__
+            return MetricRecord(), {"": f"all left out: the aggregation returned {kind}"}
         means, odd_values = only_finite(found)
         return means, {**left_out, **odd_values}
 

@@ -171,10 +171,8 @@ def reason_of(reply: Message) -> str:
 
 def _weight(metrics: MetricRecord, key: str) -> float:
     if key not in metrics:
-        raise ReplyError(
-            f"the weight {key!r} is missing among the metrics {sorted(metrics)} (weighted_by_key "
-            "says which one it is)"
-        )
+        told = f"the weight {key!r} is missing among {sorted(metrics)}"
+        raise ReplyError(f"{told} (weighted_by_key names it)")
     weight = metrics[key]
     if not isinstance(weight, int | float):
         raise ReplyError(f"the weight {key!r} is a {type(weight).__name__}, not a number")

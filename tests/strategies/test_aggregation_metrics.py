@@ -179,8 +179,8 @@ def returns_nan(contents: list[RecordDict], key: str) -> MetricRecord:
 
 
 OWN: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "raises": (divides, {}, ": all are left out: the aggregation raised ZeroDivisionError"),
-    "a dict": (returns_a_dict, {}, ": all are left out: the aggregation returned dict, not M"),
+    "raises": (divides, {}, ": all left out: the aggregation raised ZeroDivisionError"),
+    "a dict": (returns_a_dict, {}, ": all left out: the aggregation returned dict"),
     "NaN": (returns_nan, {"count": 3}, "'x' is left out: it is nan"),
 }
 
@@ -221,7 +221,7 @@ def test_a_function_of_ones_own_gets_the_clients_that_agree_on_names(
         lambda c: {"num-examples": c + 1, **({"more": 1.0} if c == 0 else {})},
     )
     assert (found, seen) == ({"n": 5}, [2])
-    assert "training: those of client 1 are left out: other names" in caplog.text
+    assert "training: those of client 1 left out: other names" in caplog.text
 
 
 def test_rollgate_tells_what_the_client_measured() -> None:

@@ -189,7 +189,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "two metric records": (two_records, "one MetricRecord is wanted, got 2"),
     "weight missing": (
         lambda content: content["metrics"].__delitem__("num-examples"),
-        r"the weight 'num-examples' is missing among the metrics \['loss'\] \(weighted_by_key",
+        r"the weight 'num-examples' is missing among \['loss'\] \(weighted_by_key",
     ),
     "weight a list": (with_metric("num-examples", [1.0]), "'num-examples' is a list, not a number"),
     "weight negative": (with_metric("num-examples", -2), "'num-examples' is negative: -2"),

@@ -187,7 +187,7 @@ def test_after_a_failed_hedge_the_next_one_is_asked_besides() -> None:
     (hedge,) = call.hedge()
     (again,) = call.failed(hedge)
     assert asked([again]) == [(3, [0], "hedge")]
-    assert call.failed(again) == []  # nobody is left but the slow one
+    assert call.failed(again) == []
     assert not call.settled
     reply(call, slow)
     assert finish(call).answered_by.tolist() == [[1], [3]]
