@@ -117,6 +117,18 @@ def test_experts_of_other_words_beat_one_adapter_for_all(whole: Any) -> None:
     assert found["local", "iid"] > found["domain", "iid"]
 
 
+def test_routes_are_those_of_the_questions_that_a_row_counts(whole: Any) -> None:
+    rows, routing = by_gate(whole[0]), whole[0]["routing"]
+    for gate in ("unigram", "likelihood", "local", "domain", "oracle"):
+        for test in ("local", "iid", "validation"):
+            routes = np.array(routing[f"{gate}/{test}"])
+            assert routes.sum(axis=1) == pytest.approx(1)
+            ratio = rows[gate, test]["per_client"]["local_ratio"]
+            assert routes.diagonal() == pytest.approx(ratio)
+    assert np.array(routing["domain/iid"]) == pytest.approx(1 / 3)
+    assert np.array(routing["local/iid"]) == pytest.approx(np.eye(3))
+
+
 def test_gates_decide_again_lean_home_and_hide_what_was_written(
     texts: Path, tmp_path: Path
 ) -> None:
@@ -574,7 +586,9 @@ def test_devices_of_several_ranks_and_experts_that_stay_at_home(
     )
     results, run, _ = carried_out(alone, tmp_path / "alone")
     assert run.artifacts.adapters == {}
-    assert by_gate(results).keys() == {("local", t) for t in ("local", "iid", "validation")}
+    # an expert at home has seen nobody else's text, and says nothing of it
+    assert by_gate(results).keys() == {("local", t) for t in ("local", "validation")}
+    assert results["routing"].keys() == {"local/local", "local/validation"}
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,17 @@ def evaluate_language(run: Run) -> dict[str, Any]:
         for p, content in answers.items()
     }
     domains = next(iter(held.values())).classes
+    # an expert that stays at home has scored no text but its owner's
+    alone = run.config.expert.sharing == "none"
     rows, routing = [], {}
     nats = f"/{TextKey.NATS}"
     for key in sorted(k.removesuffix(nats) for k in told[min(told)] if k.endswith(nats)):
         gate, _, test = key.rpartition("/")
         tested = _Tested.of(told, key, test)
-        for name in (test, "iid") if test == "local" else (test,):
+        everybodys = test == "local" and not (alone and gate == "local")
+        for name in (test, "iid") if everybodys else (test,):
             rows.append(_row(run, gate, name, tested, domains))
-            if (routes := tested.own_routes) is not None:
+            if (routes := tested.routes_of(name == "iid")) is not None:
                 routing[f"{gate}/{name}"] = routes.tolist()
     more = {"learning_rates": run.artifacts.chosen_rates} if run.artifacts.chosen_rates else {}
     return all_found(run, held, rows=rows, routing=routing, **more)
@@ -108,22 +111,20 @@ class _Tested:
         sizes = np.broadcast_to(self.bytes.sum(axis=0), shape)
         return nats, sizes, np.broadcast_to(self.tokens.sum(axis=0), shape)
 
-    def local_ratio(self, everybodys: bool) -> np.ndarray:
-        """Share of the questions of each client that its own expert answers, [N]."""
-        assert self.routes is not None
+    def routes_of(self, everybodys: bool) -> np.ndarray | None:
+        """Share of the questions of each client that goes to each expert, [N, E].
+
+        Args:
+            everybodys: Whether clients ask about everybody's text, each client's counting alike,
+                or about their own.
+        """
+        if self.routes is None:
+            return None
         clients, asking, _ = self.routes.shape
         own = np.arange(clients)
         if everybodys:
-            return np.asarray(self.routes[:, own % asking, own].mean(axis=0))
-        return np.asarray(self.routes[own, own % asking, own])
-
-    @property
-    def own_routes(self) -> np.ndarray | None:
-        """Share of each client's own text that goes to each expert where it asks itself, [N, E]."""
-        if self.routes is None:
-            return None
-        own = np.arange(len(self.routes))
-        return np.asarray(self.routes[own, own % self.routes.shape[1]])
+            return np.asarray(self.routes[:, own % asking].mean(axis=0))
+        return np.asarray(self.routes[own, own % asking])
 
 
 def _row(run: Run, gate: str, test: str, tested: _Tested, domains: list[str]) -> dict[str, Any]:
@@ -145,8 +146,8 @@ def _row(run: Run, gate: str, test: str, tested: _Tested, domains: list[str]) ->
         loss = nats.sum(axis=1) / tokens.sum(axis=1)
     per_client = {"bits_per_byte": bits.tolist(), "perplexity": np.exp(loss).tolist()}
     text, top_k = run.config.text, run.config.asked_for_text(gate)
-    if tested.routes is not None:
-        ratio = tested.local_ratio(everybodys)
+    if (routes := tested.routes_of(everybodys)) is not None:
+        ratio = routes.diagonal()
         moved = _TOKEN_BYTES * (2 * text.window - text.prefix) * top_k
         per_client |= {
             "local_ratio": ratio.tolist(),
