@@ -109,6 +109,13 @@ def open_text(config: Config, progress: Progress, *, began: RunFolder | None = N
             progress.message(
                 f"note: {how_many(count, 'document is', 'documents are')} left out: {reason}"
             )
+    if data.unheld:
+        held = config.data.shares
+        progress.message(
+            f"note: text of {', '.join(data.unheld)} is nobody's: {held} of the "
+            f"{held + len(data.unheld)} in the data are clients (data.num-clients), those with "
+            "most text"
+        )
     return data
 
 

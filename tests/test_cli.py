@@ -21,6 +21,7 @@ from nmoe_flower.cli.bench import BENCHMARKS
 from nmoe_flower.config import Config
 from nmoe_flower.errors import EngineError
 from nmoe_flower.results import RunFolder
+from tests.domain_text import TINY_LANGUAGE, write_domains
 
 ROOT = Path(__file__).parents[1]
 ROW = {
@@ -560,6 +561,27 @@ def test_partition_names_the_clients_that_are_in_the_data(
     table = [line.split()[:2] for line in out.split("\n\n")[0].splitlines()]
     assert table[2:4] == [["0", "user-0"], ["1", "user-1"]]
     assert "train: 32 of 48 samples are used; 16 are not: 2 of the 3 in the data are clients" in out
+
+
+def test_partition_of_a_language_run_counts_the_windows_of_each_domain(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_domains(tmp_path / "texts", documents=9)
+    settings = {**TINY_LANGUAGE, "data.dataset": "./texts", "data.cache-dir": "cache",
+                "data.num-clients": 2, "data.test-per-client": 3,
+                "data.validation-per-client": 4}  # fmt: skip
+    assert cli.main(["partition", "--set", *(f"{k}={v}" for k, v in settings.items())]) == 0
+    printed = capsys.readouterr()
+    _, test, validation, _ = printed.out.split("\n\n")
+    assert [line.split() for line in test.splitlines()[1:]] == [
+        ["client", "code", "numbers", "total", "dominant"],
+        ["0", "code", "3", "0", "3", "100.0%"],
+        ["1", "numbers", "0", "3", "3", "100.0%"],
+        ["all", "3", "3", "6"],
+    ]
+    assert validation.startswith("validation windows of ./texts")
+    assert "note: text of animals is nobody's: 2 of the 3 in the data are clients" in printed.err
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"rows": 3}', '{"rows": [[]]}', '{"rows": [{}]}'])

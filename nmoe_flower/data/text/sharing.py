@@ -156,6 +156,7 @@ def load_text(
         end=tokenizer.end,
         fingerprint=corpus.fingerprint,
         left_out=corpus.left_out,
+        unheld=tuple(n for code, n in enumerate(corpus.domain_names) if code not in kept),
     )
 
 

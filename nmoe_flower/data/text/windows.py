@@ -138,6 +138,7 @@ class TextData:
         fingerprint: SHA-256 of the tokens and of whose they are.
         left_out: How many documents were left out, by reason: ``empty``, and ``duplicate`` and
             ``near-duplicate`` for training documents that are in the test split, too.
+        unheld: Names of the domains that are no client's, because there are fewer clients.
     """
 
     name: str
@@ -151,6 +152,7 @@ class TextData:
     end: int
     fingerprint: str
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unheld: tuple[str, ...] = ()
 
     @property
     def num_clients(self) -> int:
