@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
@@ -109,6 +110,12 @@ def test_a_missing_extra_is_named_with_what_installs_it(monkeypatch: pytest.Monk
     found = look("extra simulation")
     assert found.state == "note"
     assert found.text.startswith("absent (ray): pip install")
+
+
+def test_every_extra_but_those_of_development_is_looked_at() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    extras = set(project["project"]["optional-dependencies"])
+    assert set(doctor.EXTRAS) == extras - {"dev", "docs", "bench-pfl"}
 
 
 def test_an_extra_that_the_installation_does_not_know_is_told(

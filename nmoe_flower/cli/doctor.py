@@ -32,12 +32,14 @@ EXTRAS = (
     "simulation",
     "index",
     "report",
+    "stack",
     "tracking",
     "mlflow",
     "wandb",
     "privacy",
     "serve",
     "vision",
+    "text",
 )
 # Who listens there when nothing else is said.
 PORTS = {8000: "a SuperLink", 9094: "a SuperNode", 7600: "a peer"}
