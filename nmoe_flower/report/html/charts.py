@@ -561,7 +561,7 @@ def dot_chart(
     """
     rows = [row for row in rows if math.isfinite(row.mean) or row.kind == "head"]
     values = [v for row in rows for v in (*row.values, row.mean) if math.isfinite(v)]
-    low, high, ticks = _span(values, share=True)
+    low, high, ticks = _span(values, share=max(values, default=0.0) <= 1)
     step = 19.0
     labels = [min(len(row.label), _LONG) for row in rows if row.kind != "head"]
     left = 14.0 + max(labels, default=0) * _LETTER

@@ -175,14 +175,18 @@ def _apart(
 
 
 def _dots(test: str, rows: Sequence[dict[str, Any]], runs: Sequence[FinishedRun]) -> Any:
+    """A dot for each gate: of images the accuracy, of text bits per byte."""
     plain = plain_gates()
-    drawn, best = [], 0.0
+    of_text = any(map(is_of_text, rows))
+    metric, title, better = (
+        ("bits_per_byte", "Bits per byte", min) if of_text else ("accuracy", "Accuracy", max)
+    )
+    drawn = []
     for row in rows:
-        if row["accuracy"] is None:
+        if row[metric] is None:
             continue
         base = row["gate"].removesuffix("+prior")
         kind = "baseline" if base in plain else row["kind"]
-        best = max(best, row["accuracy"] if kind == "baseline" else 0.0)
         own = [
             one
             for run in runs
@@ -190,15 +194,16 @@ def _dots(test: str, rows: Sequence[dict[str, Any]], runs: Sequence[FinishedRun]
             if (one["gate"], one["test"]) == (row["gate"], test)
         ]
         if len(own) > 1:
-            values = [one["accuracy"] for one in own if one["accuracy"] is not None]
+            values = [one[metric] for one in own if one.get(metric) is not None]
         else:
-            clients = (own[0].get("per_client") or {}).get("accuracy") or []
+            clients = (own[0].get("per_client") or {}).get(metric) or []
             values = [value for value in clients if value is not None]
-        drawn.append(DotRow(gate_name(row["gate"]), kind, values, row["accuracy"]))
+        drawn.append(DotRow(gate_name(row["gate"]), kind, values, row[metric]))
     drawn.sort(key=lambda row: ("gate", "baseline", "control", "upper bound").index(row.kind))
-    mark = (best, f"best plain baseline: {best:.3f}") if best else None
+    best = better((row.mean for row in drawn if row.kind == "baseline"), default=None)
+    mark = None if best is None else (best, f"best plain baseline: {best:.3f}")
     return dot_chart(
-        f"Accuracy, {test_in_sentence(test)}",
+        f"{title}, {test_in_sentence(test)}",
         drawn,
         mark=mark,
         what="seed" if len(runs) > 1 else "client",

@@ -352,6 +352,8 @@ def test_text_is_told_by_domain_and_client(text_runs):
     for words in ("IID test, by domain", "IID test, by client", "Perplexity", "less is better"):
         assert words in page
     assert "Balanced accuracy" not in page
+    assert ("Bits per byte, IID test" in page, "Accuracy, IID test" in page) == (True, False)
+    assert "best plain baseline: 2.000" in page  # FedAvg, whose seeds need 1.5 and 2.5
 
 
 def test_runs_of_other_domains_stand_in_one_table(text_runs):
