@@ -269,7 +269,8 @@ def _rehearse_gates(config: Config, latent_dim: int) -> None:
             own = own_gate(
                 name, own_id=0, num_experts=experts, latent_dim=latent_dim, top_k=settings.top_k
             )
-            check_gate(name, own, torch.zeros(2, latent_dim), num_experts=experts)
+            latents = torch.randn(2, latent_dim, generator=torch.Generator().manual_seed(0))
+            check_gate(name, own, latents, num_experts=experts)
 
 
 def _expert(config: Config, body: "Extractor", classes: int) -> "torch.nn.Module":

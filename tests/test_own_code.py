@@ -95,6 +95,24 @@ class Outside(NextGate):
         return Routing(torch.full((len(latents), 1), 99), latents.new_ones(len(latents), 1))
 
 
+class Twice(NextGate):
+    def route(self, latents, *, generator=None):
+        ids = torch.full((len(latents), 2), self.next_id)
+        return Routing(ids, latents.new_full(ids.shape, 0.5))
+
+
+class Unsure(NextGate):
+    def route(self, latents, *, generator=None):
+        ids, weights = super().route(latents)
+        return Routing(ids, weights * torch.nan)
+
+
+class Overdone(NextGate):
+    def route(self, latents, *, generator=None):
+        ids, weights = super().route(latents)
+        return Routing(ids, 2 * weights)
+
+
 class Bare(NextGate):
     def route(self, latents, *, generator=None):
         return torch.zeros(len(latents))
@@ -198,6 +216,9 @@ def test_a_partitioner_of_flwr_datasets_is_taken_by_name(here: Path) -> None:
         ("extractor.backbone=my_pkg.code:Longer", "(2, 1, 8, 8) give (2, 5), not (2, 8)"),
         ("extractor.backbone=my_pkg.code:Raises", "RuntimeError: kernel too large"),
         ("gate.methods=my_pkg.code:Outside", "expert_ids must be int64 from 0 to 3"),
+        ("gate.methods=my_pkg.code:Twice", "expert_ids of a row must differ, got [1, 1]"),
+        ("gate.methods=my_pkg.code:Unsure", "must be 0 or more and sum to 1, got [nan]"),
+        ("gate.methods=my_pkg.code:Overdone", "must be 0 or more and sum to 1, got [2.0]"),
         ("gate.methods=my_pkg.code:Bare", "route gave Tensor, not a Routing"),
         ("gate.methods=my_pkg.code:NoRoute", "has no method route"),
         ("gate.methods=my_pkg.code:NUMBER", "code.py is int; allowed: a class or a function"),

@@ -229,3 +229,11 @@ def check_gate(name: str, gate: Router, latents: Tensor, *, num_experts: int) ->
         )
     if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= num_experts:
         raise ConfigError(f"{key} = {name}: expert_ids must be int64 from 0 to {num_experts - 1}")
+    if bool((ids.sort(dim=1).values.diff(dim=1) == 0).any()):
+        raise ConfigError(f"{key} = {name}: expert_ids of a row must differ, got {ids[0].tolist()}")
+    sums = weights.sum(dim=1)
+    if bool((weights < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ConfigError(
+            f"{key} = {name}: weights of a row must be 0 or more and sum to 1, got "
+            f"{weights[0].tolist()}"
+        )
