@@ -64,9 +64,9 @@ class DataRequest:
         if path.is_dir():
             return path
         if path.exists():
+            hint = "" if self.kind == "text" else " (a table of numbers: data.kind = features)"
             raise DataError(
-                f"data set {self.dataset!r} is a file; a folder is needed (a table of numbers: "
-                "data.kind = features)"
+                f"data set {self.dataset!r} is a file; a folder that holds it is needed{hint}"
             )
         looks_local = self.dataset.startswith((".", "/", "~")) or self.dataset.count("/") > 1
         if looks_local or path.is_absolute():

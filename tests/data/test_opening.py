@@ -337,7 +337,7 @@ DEEP = [*pixels(3), np.zeros((6, 5), np.uint16)]
     [
         (no_folder, {}, r"data folder '.*absent' does not exist"),
         (empty_folder, {}, r"data folder '.*void' is empty"),
-        (a_file, {}, r"data set '.*file' is a file; a folder is needed"),
+        (a_file, {}, r"data set '.*file' is a file; a folder that holds it is needed \(a table"),
         (no_data, {}, r"data folder '.*set' cannot be read: "),
         (corrupt, {}, r"data folder '.*set' cannot be read: .*[Pp]arquet"),
         (parquet(label=None), {}, "no label column found; .* one of img, weight"),

@@ -10,7 +10,7 @@ import numpy as np
 from nmoe_flower.backbone_files import converted_folder, given_source
 from nmoe_flower.data.cache import cache_root
 from nmoe_flower.data.text.corpus import Corpus, OnTokens, Stream, open_corpus
-from nmoe_flower.data.text.documents import TextRequest
+from nmoe_flower.data.text.documents import ALL, TextRequest
 from nmoe_flower.data.text.tokenizers import BYTES, open_tokenizer
 from nmoe_flower.data.text.windows import (
     Codes,
@@ -22,6 +22,7 @@ from nmoe_flower.data.text.windows import (
     packed_windows,
 )
 from nmoe_flower.errors import DataError
+from nmoe_flower.plurals import how_many
 from nmoe_flower.seeds import numpy_stream
 
 if TYPE_CHECKING:
@@ -271,10 +272,15 @@ def _kept(corpus: Corpus, clients: int, dataset: str) -> list[int]:
         dataset: What it is called in errors.
     """
     there = len(corpus.domain_names)
+    if clients > there and corpus.domain_names == (ALL,):
+        raise DataError(
+            f"text {dataset!r} does not say whose its rows are: set data.partition-column"
+        )
     if clients > there:
         raise DataError(
-            f"data.num-clients is {clients}, but {dataset!r} has text of {there} domains or "
-            f"clients: {', '.join(corpus.domain_names)}"
+            f"data.num-clients is {clients}, but {dataset!r} has text of "
+            f"{how_many(there, 'domain or client', 'domains or clients')}: "
+            f"{', '.join(corpus.domain_names)}"
         )
     train = corpus.streams["train"]
     held = np.bincount(train.domains, weights=train.lengths, minlength=there)

@@ -171,6 +171,10 @@ def test_a_table_has_a_column_of_text_and_one_that_says_whose(tmp_path: Path, ca
     assert opened(folder).domain_names == ("all",)
     with pytest.raises(DataError, match=r"no column 'who' \(data.partition-column\) in the train"):
         opened(folder, client_column="who")
+    with pytest.raises(DataError, match=r"whose its rows are: set data.partition-column"):
+        opened(folder, num_clients=2)
+    with pytest.raises(DataError, match=r"is a file; a folder that holds it is needed$"):
+        opened(folder / "train.jsonl")
     with pytest.raises(DataError, match=r"no column 'story' in the train split; the columns are"):
         opened(folder, column="story")
 
