@@ -412,6 +412,8 @@ def _of_study(field: FieldInfo) -> str:
     if "NumberSpec" in text:
         return "a list of tables"
     if "Literal" in text:
+        if type(None) in get_args(kind):
+            kind = get_args(kind)[0]
         inner = kind if get_origin(kind) is not tuple else get_args(kind)[0]
         names = ", ".join(f"`{choice}`" for choice in get_args(inner))
         return names if inner is kind else f"any of {names}"

@@ -38,7 +38,7 @@ def choices_to_toml(name: str, axes: Mapping[str, Axis], choices: Sequence[Choic
         )
         if settings:
             found.setdefault((place, settings), []).append(choice.rest["variant"])
-    lines = [f"# Chosen on validation images by {name}."]
+    lines = [f"# Chosen on validation data by {name}."]
     for (place, settings), variants in found.items():
         named = {} if variants == [BASE] else {"variant": variants}
         where = [_assigned(d, value) for d, value in {**named, **dict(place)}.items()]

@@ -16,6 +16,7 @@ from nmoe_flower.config import OF_A_FILE, Names, Section, explain, kebab
 from nmoe_flower.errors import ConfigError, within
 from nmoe_flower.study.measured import (
     SHARES,
+    TEXT_LOSSES,
     asking_gates_of,
     gates_of,
     measured_by,
@@ -119,10 +120,17 @@ class SweepSpec(Section):
         {}, description="variants that are judged by another gate of theirs, and which"
     )
     test: Literal["validation"] = Field(VALIDATION, description="never a test set")
-    best: Literal["highest", "lowest"] = Field("highest", description="what wins")
+    best: Literal["highest", "lowest"] | None = Field(
+        None, description="what wins: of text the lowest, of all else the highest, unless said"
+    )
     tests: Names | None = Field(
         None, description="which tests of the choice are told: all, unless said; []: none"
     )
+
+    @property
+    def wins(self) -> Literal["highest", "lowest"]:
+        """What wins of the metric."""
+        return self.best or ("lowest" if self.metric in TEXT_LOSSES else "highest")
 
     def gates_of(self, variant: str) -> Names:
         """The gates that may judge a variant; the first that it has does."""

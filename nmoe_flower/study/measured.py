@@ -9,6 +9,7 @@ from nmoe_flower.study.costs import COSTS, OF_A_GATE
 __all__ = [
     "ROW_METRICS",
     "SHARES",
+    "TEXT_LOSSES",
     "asking_gates_of",
     "gates_of",
     "measured_by",
@@ -29,13 +30,9 @@ ROW_METRICS = (
 SHARES = ROW_METRICS[:6]
 """Those that lie between 0 and 1."""
 _PLAIN_METRICS = ROW_METRICS[:4]
-_TEXT_METRICS = (
-    "bits_per_byte",
-    "perplexity",
-    "worst_bits_per_byte",
-    "pooled_bits_per_byte",
-    *ROW_METRICS[-2:],
-)
+TEXT_LOSSES = ("bits_per_byte", "perplexity", "worst_bits_per_byte", "pooled_bits_per_byte")
+"""Of rows on text; less is better."""
+_TEXT_METRICS = (*TEXT_LOSSES, *ROW_METRICS[-2:])
 _ASKING_CONTROLS = ("control:centralized",)  # a mixture, trained in one place
 _EVERY = ("seconds", "minutes", "exchanges", "bytes_per_device")
 _REPRESENTATION = (

@@ -13,6 +13,7 @@ from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.report import Estimate
 from nmoe_flower.study.declared import CHOICE, SweepSpec
 from nmoe_flower.study.labels import Labels
+from nmoe_flower.study.measured import TEXT_LOSSES
 from nmoe_flower.study.rows import Row
 
 __all__ = [
@@ -174,7 +175,7 @@ def _winner(sweep: SweepSpec, candidates: Sequence[Candidate]) -> tuple[Candidat
     if not judged:
         return None, "no choice: every value has failed"
     # The first of equals wins: the file's order is the order of preference.
-    sign = 1 if sweep.best == "highest" else -1
+    sign = 1 if sweep.wins == "highest" else -1
     return max(judged, key=lambda c: sign * c.score.mean if c.score else 0.0), ""
 
 
@@ -295,8 +296,9 @@ def _rule(sweep: SweepSpec, labels: Labels) -> str:
         f"; {labels.of_value('variant', variant)}: of {labels.of_value('gate', gate)}"
         for variant, gate in sweep.judged_by.items()
     )
-    images = "validation images, which nobody trains on"
-    return f"the {sweep.best} {metric} of {gates} on {images}{others}."
+    what = "text" if sweep.metric in TEXT_LOSSES else "images"
+    where = f"validation {what}, which nobody trains on"
+    return f"the {sweep.wins} {metric} of {gates} on {where}{others}."
 
 
 def _number(found: Estimate | None, digits: int) -> str:

@@ -54,6 +54,22 @@ def test_the_lowest_wins_where_that_is_best() -> None:
     assert choice.winner.values == {"extractor.learning-rate": 0.1}
 
 
+@pytest.mark.parametrize("metric", ["bits_per_byte", "perplexity", "worst_bits_per_byte"])
+def test_of_text_the_lowest_wins_unless_said(metric: str) -> None:
+    sweep = RATE.model_copy(update={"metric": metric})
+    rows = [
+        at(rate, "validation", *scores, metric=metric)
+        for rate, scores in {0.1: (7.0, 7.1), 0.2: (6.0, 6.2), 0.4: (8.0, 8.0)}.items()
+    ]
+    (choice,) = choose(sweep, rows)
+    assert choice.winner is not None
+    assert choice.winner.values == {"extractor.learning-rate": 0.2}
+    assert "on validation text, which" in sweep_table(sweep, [choice], LABELS).notes[-1]
+    (choice,) = choose(sweep.model_copy(update={"best": "highest"}), rows)
+    assert choice.winner is not None
+    assert choice.winner.values == {"extractor.learning-rate": 0.4}
+
+
 def test_nothing_wins_as_long_as_one_that_might_is_missing() -> None:
     rows = [*ROWS[:4], at(0.4, "validation", 0.9, asked=(0, 1))]
     (choice,) = choose(RATE, rows)
@@ -223,7 +239,7 @@ def test_a_choice_can_be_read_back_as_a_studys_settings(written: Write) -> None:
     ]  # fmt: skip
     sweep = SweepSpec(over=("rate",), gate=("federated",))
     told = choices_to_toml("rates", study.axes, choose(sweep, rows))
-    assert told.startswith("# Chosen on validation images by rates.\n\n[[exceptions]]\n")
+    assert told.startswith("# Chosen on validation data by rates.\n\n[[exceptions]]\n")
     assert 'variant = ["a", "c"]\nsetting = "skewed"\n' in told
     assert "set = { extractor.learning-rate = 0.1, expert.hidden = [16, 8] }" in told
     after = written(f'title = "Chosen"{SETTINGS}{told}', "chosen")
@@ -243,7 +259,7 @@ def test_a_choice_with_nothing_to_tell_apart_is_for_all_runs(written: Write) -> 
     ]  # fmt: skip
     told = choices_to_toml("rates", study.axes, choose(RATE, rows))
     assert told == (
-        "# Chosen on validation images by rates.\n\n[set]\nextractor.learning-rate = 0.2\n"
+        "# Chosen on validation data by rates.\n\n[set]\nextractor.learning-rate = 0.2\n"
     )
 
 
@@ -256,6 +272,6 @@ def test_a_choice_that_sets_nothing_is_left_out(written: Write) -> None:
     ]  # fmt: skip
     sweep = SweepSpec(over=("rate",), gate=("federated",))
     assert choices_to_toml("rates", study.axes, choose(sweep, rows)) == (
-        "# Chosen on validation images by rates.\n\n[[exceptions]]\n"
+        "# Chosen on validation data by rates.\n\n[[exceptions]]\n"
         'variant = ["b"]\nset = { extractor.learning-rate = 0.2 }\n'
     )
