@@ -70,12 +70,16 @@ class Labels:
         >>> labels = Labels(own={"local": "own expert"})
         >>> labels.of_value("gate", "local+prior"), labels.of_value("test", "local")
         ('own expert + prior', 'local test')
+        >>> labels = Labels(variants={"base": "base", "a": "Ours"})
+        >>> labels.of_value("variant", "base"), Labels().of_value("variant", "base")
+        ('base', '')
         """
         text = value_name(value)
         if (own := own_label(self.own, dimension, text)) is not None:
             return own
         if dimension == "variant":
-            return "" if text == BASE else self.variants.get(text, text)
+            nameless = text == BASE and len(self.variants) < 2
+            return "" if nameless else self.variants.get(text, text)
         if dimension == "number":
             return text
         if dimension == "gate":
