@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmoe_flower.catalogue import BASELINE_ANSWERS, BASELINES, POLICIES
+from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINE_ANSWERS, BASELINES, POLICIES
 from nmoe_flower.config import Config
 from nmoe_flower.plurals import how_many, one_or_many
 from nmoe_flower.report.alignment import is_alignment
 from nmoe_flower.report.estimates import Estimate, differences, estimate
 from nmoe_flower.report.html.parts import MINUS, Fact, Said
 from nmoe_flower.report.runs import FinishedRun
-from nmoe_flower.report.tables import GATE_NAMES, gate_kind, method_label, shown_tests, test_label
+from nmoe_flower.report.tables import (
+    GATE_NAMES,
+    gate_kind,
+    is_of_text,
+    method_label,
+    shown_tests,
+    test_label,
+)
 
 __all__ = [
     "Groups",
@@ -36,6 +43,11 @@ _BASELINES = {
     "random": "an expert drawn at random",
     "control:fedavg": "one averaged model",
     "control:local-classifier": "a classifier of every client's own",
+}
+# Those of text: no gate chooses there.
+_BESIDE_TEXT = {
+    **{f"control:{name}": one.label for name, one in ADAPTER_CONTROLS.items()},
+    "control:frozen": "the language model as it is",
 }
 # What stands beside published systems; called like this by pages, too, but for FedAvg.
 _BESIDE_SYSTEMS = {
@@ -163,6 +175,8 @@ def time_in_words(seconds: float) -> str:
 
 # --- who wins ---
 
+_UNITS = {"accuracy": "", "bits_per_byte": " bits per byte"}
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -171,27 +185,40 @@ class _Entry:
     configuration: str
     gate: str
     plain: str
+    metric: str
     rows: Mapping[int, Mapping[str, Any]]
 
     @property
+    def numbers(self) -> dict[int, float]:
+        return {seed: row[self.metric] for seed, row in self.rows.items()}
+
+    @property
     def mean(self) -> float:
-        return statistics.fmean(row["accuracy"] for row in self.rows.values())
+        return statistics.fmean(self.numbers.values())
+
+    @property
+    def sign(self) -> int:
+        """-1 where less is better."""
+        return 1 if self.metric == "accuracy" else -1
 
 
 def _entries(groups: Groups, test: str) -> list[_Entry]:
     """What can be deployed, of every configuration; upper bounds and pooled data are left out."""
     found = []
     for name, runs in groups.items():
+        of_text = any(map(is_of_text, runs[0].results["rows"]))
+        metric = "bits_per_byte" if of_text else "accuracy"
         rows: dict[str, dict[int, Mapping[str, Any]]] = {}
         for run in runs:
             for row in run.results["rows"]:
-                if row["test"] == test and row["accuracy"] is not None:
+                if row["test"] == test and row.get(metric) is not None:
                     rows.setdefault(row["gate"], {})[run.config.run.seed] = row
         aligned = is_alignment(runs[0])
         if aligned and POLICIES[runs[0].config.alignment.policy].truth:
             continue
         published = runs[0].config.run.system in BASELINES
-        baselines = _BASELINES | _BESIDE_SYSTEMS if published else _BASELINES
+        beside = _BESIDE_SYSTEMS if published else _BESIDE_TEXT if of_text else {}
+        baselines = beside | _BASELINES
         for gate, of in rows.items():
             base = gate.removesuffix("+prior")
             plain = baselines.get(base, "")
@@ -199,8 +226,14 @@ def _entries(groups: Groups, test: str) -> list[_Entry]:
                 plain = _plain_policy(runs[0].config)
             elif gate_kind(gate) == "upper bound" or (gate_kind(gate) == "control" and not plain):
                 continue
-            found.append(_Entry(name, gate, plain, of))
+            found.append(_Entry(name, gate, plain, metric, of))
     return found
+
+
+def _best(entries: Sequence[_Entry], *, plain: bool) -> _Entry | None:
+    """The best of the plain baselines, or of all else."""
+    those = [one for one in entries if bool(one.plain) == plain]
+    return max(those, key=lambda one: one.sign * one.mean, default=None)
 
 
 def _plain_policy(config: Config) -> str:
@@ -227,12 +260,11 @@ class _Difference:
 
 def _difference(first: _Entry, second: _Entry) -> _Difference:
     """Paired by seed; with one seed by client; otherwise nothing is known of the noise."""
-    sides = [{s: row["accuracy"] for s, row in one.rows.items()} for one in (first, second)]
-    more = differences(*sides)
+    more = differences(first.numbers, second.numbers)
     if len(more) > 1:
         return _Difference(estimate(list(more.values())), f"over {len(more)} seeds")
     for seed in more:
-        clients = [_per_client(entry.rows[seed]) for entry in (first, second)]
+        clients = [_per_client(entry, seed) for entry in (first, second)]
         if len(clients[0]) == len(clients[1]) > 1:
             each = estimate([a - b for a, b in zip(*clients, strict=True)])
             return _Difference(each, f"over the {each.n} clients of one seed")
@@ -240,8 +272,8 @@ def _difference(first: _Entry, second: _Entry) -> _Difference:
     return _Difference(means, "with no estimate of the noise")
 
 
-def _per_client(row: Mapping[str, Any]) -> list[float]:
-    values = (row.get("per_client") or {}).get("accuracy") or []
+def _per_client(entry: _Entry, seed: int) -> list[float]:
+    values = (entry.rows[seed].get("per_client") or {}).get(entry.metric) or []
     return [float(v) for v in values] if all(v is not None for v in values) else []
 
 
@@ -250,13 +282,13 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
     found = []
     for test in _tests(groups):
         entries = _entries(groups, test)
-        learned = max((e for e in entries if not e.plain), key=lambda e: e.mean, default=None)
-        plain = max((e for e in entries if e.plain), key=lambda e: e.mean, default=None)
+        learned, plain = _best(entries, plain=False), _best(entries, plain=True)
         where = f"the {test_in_sentence(test)}"
         if learned is None or plain is None:
             one = learned or plain
             if one is not None:
-                found.append((2, Said(f"Best on {where}: {_called(one, groups)}, {one.mean:.3f}.")))
+                reached = f"{one.mean:.3f}{_UNITS[one.metric]}"
+                found.append((2, Said(f"Best on {where}: {_called(one, groups)}, {reached}.")))
             continue
         more = _difference(learned, plain)
         noun = _noun(groups[learned.configuration][0])
@@ -264,12 +296,12 @@ def _verdicts(groups: Groups) -> list[tuple[int, Said]]:
         if not baseline.startswith(plain.plain):
             baseline += f" ({plain.plain})"
         numbers = (
-            f"The best {noun}, {gate}, reaches {learned.mean:.3f}, the best plain baseline, "
-            f"{baseline}, {plain.mean:.3f}: {more}."
+            f"The best {noun}, {gate}, reaches {learned.mean:.3f}{_UNITS[learned.metric]}, "
+            f"the best plain baseline, {baseline}, {plain.mean:.3f}: {more}."
         )
         if more.found.within_noise:
             first, weight = f"On {where} no {noun} beats a plain baseline beyond the noise.", 1
-        elif more.found.mean < 0:
+        elif learned.sign * more.found.mean < 0:
             first, weight = f"On {where} a plain baseline wins.", 0
         else:
             first, weight = f"On {where} the best {noun} beats a plain baseline.", 2
@@ -361,14 +393,12 @@ def facts(groups: Groups) -> list[Fact]:
     for test in _tests(groups)[:2]:
         entries = _entries(groups, test)
         for plain in (False, True):
-            best = max(
-                (e for e in entries if bool(e.plain) == plain), key=lambda e: e.mean, default=None
-            )
-            if best is None:
+            if (best := _best(entries, plain=plain)) is None:
                 continue
             run = groups[best.configuration][0]
             kind = "" if is_alignment(run) else f" {_noun(run)}"
             title = "best plain baseline" if plain else f"best{kind}"
-            fact = Fact(f"{test_label(test)}, {title}", f"{best.mean:.3f}", _called(best, groups))
+            number = f"{best.mean:.3f}{_UNITS[best.metric]}"
+            fact = Fact(f"{test_label(test)}, {title}", number, _called(best, groups))
             found.append(fact)
     return found

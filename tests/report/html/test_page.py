@@ -356,6 +356,16 @@ def test_text_is_told_by_domain_and_client(text_runs):
     assert "best plain baseline: 2.000" in page  # FedAvg, whose seeds need 1.5 and 2.5
 
 
+def test_of_text_fewer_bits_win(text_runs):
+    """By seed: unigram 2 and 3, FedAvg 1.5 and 2.5, own expert 2.75 and 3.75; the oracle is out."""
+    told = words(page_of(*text_runs))
+    assert "On the IID test a plain baseline wins" in told
+    assert (
+        "The best gate, unigram, reaches 2.500 bits per byte, the best plain baseline, FedAvg "
+        "(one averaged model), 2.000: +0.500 over 2 seeds."
+    ) in told
+
+
 def test_runs_of_other_domains_stand_in_one_table(text_runs):
     """A device joins with a domain of its own: the run before has none of it."""
     path = text_runs[1] / "results.json"
