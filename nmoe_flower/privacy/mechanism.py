@@ -89,7 +89,8 @@ class ClippedCorrelation:
         """Add the features of a batch, one [B, D] per view, rows in the same order.
 
         Raises:
-            ConfigError: Views differ in shape, or a feature is NaN or infinite.
+            ConfigError: Views differ in shape, from each other or from what was added before, or
+                a feature is NaN or infinite; nothing of the batch was added.
         """
         import torch
 
@@ -97,11 +98,17 @@ class ClippedCorrelation:
             raise ConfigError(
                 f"views must be [B, D] and alike, got {[tuple(v.shape) for v in views]}"
             )
-        packed_size(views[0].shape[1])
+        dim = views[0].shape[1]
+        packed_size(dim)
+        if self._sum is not None and len(self._sum) != dim:
+            raise ConfigError(
+                f"features must have {len(self._sum)} dimensions as before, got {dim}"
+            )
         for view in views:
             bad = int((~view.isfinite()).any(dim=1).sum())
             if bad:
                 raise ConfigError(f"features must be finite: {bad} of {len(view)} rows are not")
+        for view in views:
             with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
                 z = view.detach() if view.dtype == torch.float64 else view.detach().float()
                 norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)

@@ -118,6 +118,18 @@ def test_mechanism_hands_its_bounds_to_the_accumulator():
     assert mechanism.release(total.result(), seeded()).shape == (4, 4)
 
 
+def test_a_batch_that_is_refused_leaves_nothing_behind():
+    """Else its good views would count twice once it comes again: twice the sensitivity."""
+    views = draw(2, 2, 2)
+    total = ClippedCorrelation(1.0, 2)
+    with pytest.raises(ConfigError, match="1 of 2 rows"):
+        total.add(views[0], NAN)
+    total.add(*views)
+    torch.testing.assert_close(total.result(), clipped(views, 1.0, 2))
+    with pytest.raises(ConfigError, match="must have 2 dimensions as before, got 1"):
+        total.add(views[0, :, :1])
+
+
 def added(*views, num_examples=2):
     total = ClippedCorrelation(1.0, num_examples)
     total.add(*views)
