@@ -174,13 +174,17 @@ class GaussianMechanism:
         """Refuse an R that no features of this clip have, before anything is paid for it.
 
         Raises:
-            ConfigError: R is not square, symmetric and finite, or has an impossible trace or
-                eigenvalue.
+            ConfigError: R is not square, symmetric and finite, has an impossible trace or
+                eigenvalue, or is of less than single precision.
         """
         if corr.ndim != 2 or corr.shape[0] != corr.shape[1]:
             raise ConfigError(f"a correlation matrix must be [D, D], got {tuple(corr.shape)}")
         if not bool(corr.isfinite().all()):
             raise ConfigError("a correlation matrix must be finite, got NaN or infinity")
+        import torch
+
+        if corr.dtype not in (torch.float32, torch.float64):  # rounding moves R by more than it may
+            raise ConfigError(f"a correlation matrix must be float32 or float64, got {corr.dtype}")
         double, bound = corr.double(), self.clip**2
         trace, tolerance = float(double.trace()), 1e-3 * bound
         if self.adjacency == "replace-one" and trace > bound + tolerance:
@@ -188,8 +192,6 @@ class GaussianMechanism:
                 f"features clipped to {self.clip} have a correlation matrix of trace at most "
                 f"{bound:g}, got {trace:g}: were they clipped?"
             )
-        import torch
-
         lowest = float(torch.linalg.eigvalsh(double)[0])
         if lowest < -tolerance:
             raise ConfigError(f"a correlation matrix has no eigenvalue below 0, got {lowest:g}")
@@ -202,7 +204,7 @@ class GaussianMechanism:
         the same noise for two different R reveals their difference.
 
         Args:
-            corr: R, from ``correlation()`` or from features clipped elsewhere.
+            corr: R in float32 or float64, of ``correlation()`` or of features clipped elsewhere.
             generator: Source of the noise; must be None when ``secure`` is set, and only then.
 
         Raises:

@@ -130,6 +130,23 @@ def test_a_batch_that_is_refused_leaves_nothing_behind():
         total.add(views[0, :, :1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
+def test_rounding_must_not_move_the_matrix_beyond_its_sensitivity(dtype):
+    """A sample moves D^2 entries of about 1 / D by 1 / (n D), a bfloat16 by steps of 2^-8 / D.
+
+    So each moves by a whole step or not at all, by chance. The squared distance is D^2 times
+    1 / (n D) times the step, 2^-8 / n; above the sensitivity's, 2 / n^2, for n above 512.
+    """
+    n, z = 1 << 14, draw(1 << 14, 128)
+    z = (z + 0.5) / (z + 0.5).norm(dim=1, keepdim=True)
+    other = torch.cat([-z[:1].flip(1), z[1:]])
+    one, two = ((v.T @ v / n).to(dtype) for v in (z, other))
+    moved = (svec(one) - svec(two)).double().norm().item()
+    assert moved > sensitivity(1.0, n) or dtype == torch.int64
+    with pytest.raises(ConfigError, match="must be float32 or float64, got torch"):
+        GaussianMechanism(1.0, 1.0, n).release(one, seeded())
+
+
 def added(*views, num_examples=2):
     total = ClippedCorrelation(1.0, num_examples)
     total.add(*views)
