@@ -184,10 +184,12 @@ def sample_spectral(z1: Tensor, z2: Tensor, mean: Tensor, *, weight: float = 1.0
             "views must be [B, D] and alike and the mean [D, D], got "
             f"{tuple(z1.shape)}, {tuple(z2.shape)} and {tuple(mean.shape)}"
         )
-    constant = mean.detach().to(z1)
-    attract = (z1 * z2).sum(dim=1)
-    repel = ((z1 @ constant) * z1).sum(dim=1) + ((z2 @ constant) * z2).sum(dim=1)
-    return weight * repel / 2 - attract
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = _wide(z1), _wide(z2)
+        constant = mean.detach().to(z1)
+        attract = (z1 * z2).sum(dim=1)
+        repel = ((z1 @ constant) * z1).sum(dim=1) + ((z2 @ constant) * z2).sum(dim=1)
+        return weight * repel / 2 - attract
 
 
 def others_mean(mean: Tensor, own: Tensor, *, share: float) -> Tensor:

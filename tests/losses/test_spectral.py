@@ -267,6 +267,17 @@ def test_the_loss_of_one_sample_by_hand():
     assert sample_spectral(z1, z2, mean, weight=3.0).tolist() == pytest.approx([0.804])
 
 
+def test_samples_in_bfloat16_and_under_autocast_are_multiplied_in_float32():
+    z1, z2 = (unit_ball(z) for z in draw(2, 64, 128, dtype=torch.float32))
+    mean = correlation(torch.cat([z1, z2]))
+    for one, two in ((z1, z2), (z1.bfloat16(), z2.bfloat16())):
+        exact = sample_spectral(one.double(), two.double(), mean)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = sample_spectral(one, two, mean)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_of_samples_add_up_to_the_global_one():
     """At the weights Rbar was taken at, for unequal clients and a nonlinear encoder."""
     sizes, dim, weight = [3, 10, 27], 6, 5.0
