@@ -18,10 +18,18 @@ def load_fractions(expert_ids: Tensor, num_experts: int) -> Tensor:
         expert_ids: Chosen experts, [B] or [B, K].
         num_experts: Number of experts E.
 
+    Raises:
+        ConfigError: There is no choice, or an id is not in 0..E-1.
+
     >>> import torch
     >>> load_fractions(torch.tensor([0, 0, 2, 0]), 3)
     tensor([0.7500, 0.0000, 0.2500])
     """
+    if not expert_ids.numel():
+        raise ConfigError("load fractions need at least one choice, got none")
+    low, high = (int(end) for end in expert_ids.aminmax())
+    if low < 0 or high >= num_experts:
+        raise ConfigError(f"expert ids must be in 0..{num_experts - 1}, got {low} to {high}")
     return expert_ids.reshape(-1).bincount(minlength=num_experts) / expert_ids.numel()
 
 

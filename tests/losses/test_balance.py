@@ -104,3 +104,12 @@ def test_shapes_are_checked(shape):
 def test_fractions_are_one_per_expert():
     with pytest.raises(ConfigError, match=r"one number per expert, 3, got shape \(2,\)"):
         load_balance_global(torch.ones(1, 3) / 3, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [([], "at least one choice"), ([0, 5], r"0\.\.2, got 0 to 5"), ([-1], r"got -1 to -1")],
+)
+def test_choices_that_have_no_fractions_are_refused(ids, text):
+    with pytest.raises(ConfigError, match=text):
+        load_fractions(torch.tensor(ids, dtype=torch.int64), 3)
