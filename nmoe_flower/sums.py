@@ -92,7 +92,8 @@ class Sums:
         """The sums of latents [n, D] with labels [n] from 0 to ``num_classes`` - 1.
 
         Raises:
-            DataError: There is no latent, one is not finite, or D is too large for this machine.
+            DataError: There is no latent, one is not finite, D is too large for this machine, or
+                the labels are not [n] whole numbers of that range.
 
         >>> sums = Sums.of(np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([0, 1]), 2)
         >>> sums.mean, sums.scatter.tolist()
@@ -105,6 +106,14 @@ class Sums:
         if not np.isfinite(latents).all():
             bad = int((~np.isfinite(latents)).any(axis=1).sum())
             raise DataError(f"latents must be finite: {bad} of {count} are not")
+        if labels.shape != (count,) or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"labels must be [{count}] whole numbers, got {labels.dtype} {labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise DataError(
+                f"labels must be in 0..{num_classes - 1}, got {labels.min()} to {labels.max()}"
+            )
         mean = latents.mean(axis=0, dtype=np.float64)
         try:
             scatter, class_sums = np.zeros((dim, dim)), np.zeros((num_classes, dim))

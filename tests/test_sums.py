@@ -283,3 +283,17 @@ def test_latents_without_anything_to_tell_are_refused() -> None:
         total([])
     with pytest.raises(DataError, match="moments need"):
         from_moments([{"count": np.array(0), "mean": np.ones(2), "squares": np.ones(2)}])
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([0, -1], r"labels must be in 0\.\.2, got -1 to 0"),
+        ([0, 3], r"labels must be in 0\.\.2, got 0 to 3"),
+        ([0.0, 1.0], "whole numbers, got float64"),
+        ([0], r"labels must be \[2\] whole numbers, got int64 \(1,\)"),
+    ],
+)
+def test_labels_of_no_class_are_refused(labels: list[float], text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        Sums.of(np.eye(2), np.array(labels), CLASSES)
