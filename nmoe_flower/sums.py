@@ -388,7 +388,8 @@ def standardisation(sums: Sums, components: int = 0, *, uniform: bool = False) -
         uniform: One scale for all numbers, for the mean variance 1: what of noisy sums can be told.
 
     Raises:
-        DataError: There are fewer than ``components`` numbers in a latent, or none of them varies.
+        DataError: There are fewer than ``components`` numbers in a latent, none of them varies, or
+            noise has made their variance negative.
     """
     if not 0 <= components <= sums.dim:
         raise DataError(
@@ -396,7 +397,12 @@ def standardisation(sums: Sums, components: int = 0, *, uniform: bool = False) -
         )
     deviation = np.sqrt(np.maximum(sums.scatter.diagonal(), 0) / sums.count)
     if uniform:
-        variance = max(float(sums.scatter.trace()), np.finfo(float).tiny) / sums.count / sums.dim
+        variance = float(sums.scatter.trace()) / sums.count / sums.dim
+        if variance < 0:
+            raise DataError(
+                f"the mean variance of the latents is {variance:.4g}: noise has drowned it; "
+                "allowed: above 0, by less noise or more latents"
+            )
         deviation = np.full(sums.dim, math.sqrt(variance))
     scale = _scale(deviation)
     found = Standardisation(sums.mean, scale)

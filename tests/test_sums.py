@@ -269,6 +269,16 @@ def test_latents_too_wide_for_memory_are_refused_with_their_bytes() -> None:
         Sums.of(np.zeros((2, 20_000), np.float32), np.array([0, 1]), 2)
 
 
+def test_latents_that_noise_has_drowned_are_refused() -> None:
+    """The scatter is second moments less those of a noisy mean, which may be more."""
+    drowned = replace(ONE, scatter=ONE.scatter - np.eye(3) * ONE.scatter.trace())
+    variance = -2 * ONE.scatter.trace() / 4 / 3  # tr S - 3 tr S, over n = 4 and D = 3
+    with pytest.raises(DataError, match=f"latents is {variance:.4g}: noise has drowned it"):
+        standardisation(drowned, uniform=True)
+    with pytest.raises(DataError, match="noise has drowned it"):
+        solve([drowned], noise=1.0)
+
+
 def test_latents_without_anything_to_tell_are_refused() -> None:
     same = Sums.of(np.ones((4, 3)), np.array([0, 1, 2, 0]), CLASSES)
     with pytest.raises(DataError, match="every latent is the same"):
