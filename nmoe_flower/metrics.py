@@ -4,6 +4,8 @@ Predictions are ``probs`` [N, C] with ``labels`` [N]. The paper reports these pe
 averages over clients; call them once per client for that.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -92,7 +94,8 @@ def routing_matrix(
         num_experts: E; None: one expert per client.
 
     Raises:
-        DataError: A client asks nothing, an id is out of range, or the shapes do not fit.
+        DataError: A client asks nothing, an id is out of range or no whole number, or the shapes
+            do not fit.
 
     >>> routing_matrix([[0], [1], [1]], [0, 0, 1], 2)
     array([[0.5, 0.5],
@@ -167,11 +170,21 @@ def _predictions(probs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, I
         )
     if np.isnan(scores).any():
         raise DataError(f"probs hold NaN in {int(np.isnan(scores).any(axis=1).sum())} rows")
-    if truth.min() < 0 or truth.max() >= scores.shape[1]:
+    classes = _whole("labels", truth)
+    if classes.min() < 0 or classes.max() >= scores.shape[1]:
         raise DataError(
-            f"labels must be in 0..{scores.shape[1] - 1}, got {truth.min()} to {truth.max()}"
+            f"labels must be in 0..{scores.shape[1] - 1}, got {classes.min()} to {classes.max()}"
         )
-    return scores, truth.astype(np.int64)
+    return scores, classes
+
+
+def _whole(name: str, values: npt.NDArray[Any]) -> Ints:
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    cut = values[whole != values]
+    if cut.size:
+        raise DataError(f"{name} must be whole numbers, got {cut[0]}")
+    return whole
 
 
 def _counts(scores: Floats, truth: Ints) -> tuple[Floats, Floats, Floats]:
@@ -192,4 +205,4 @@ def _routes(expert_ids: npt.ArrayLike, origin: npt.ArrayLike) -> tuple[Ints, Int
             "expert_ids must be [N, K] and origin [N] with at least one sample, got shapes "
             f"{ids.shape} and {asking.shape}"
         )
-    return ids.astype(np.int64), asking.astype(np.int64)
+    return _whole("expert_ids", ids), _whole("origin", asking)

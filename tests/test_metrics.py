@@ -123,6 +123,8 @@ def test_tensors_are_welcome():
         ([[math.nan, 1.0], [0.5, 0.5]], [0, 1], "NaN in 1 rows"),
         (np.eye(2), [0, 2], r"labels must be in 0\.\.1, got 0 to 2"),
         (np.eye(2), [-1, 1], r"labels must be in 0\.\.1, got -1 to 1"),
+        (np.eye(2), [0.0, 0.9], r"labels must be whole numbers, got 0\.9"),
+        (np.eye(2), [0.0, math.nan], "labels must be whole numbers, got nan"),
     ],
 )
 def test_bad_predictions_are_refused(score, probs, labels, message):
@@ -160,6 +162,8 @@ def test_local_ratio_is_the_share_that_stays():
         (lambda: routing_matrix([[0], [1]], [0], 2), r"got shapes \(2, 1\) and \(1,\)"),
         (lambda: routing_matrix([[2]], [0], 2), r"expert_ids must be in 0\.\.1, got 2 to 2"),
         (lambda: routing_matrix([[0]], [-1], 2), r"origin must be in 0\.\.1, got -1 to -1"),
+        (lambda: routing_matrix([[0.5]], [0], 2), r"expert_ids must be whole numbers, got 0\.5"),
+        (lambda: routing_matrix([[0]], [-0.5], 2), r"origin must be whole numbers, got -0\.5"),
         (lambda: routing_matrix([[0]], [1], 3), r"clients \[0, 2\] have no routed sample"),
         (lambda: local_ratio(np.ones((2, 3))), r"square matrix, got shape \(2, 3\)"),
         (lambda: local_ratio(np.ones((0, 0))), "square matrix"),
