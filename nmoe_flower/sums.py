@@ -421,7 +421,8 @@ def from_moments(parts: Iterable[Arrays]) -> Standardisation:
     What `standardisation` gives without components, for D times fewer bytes.
 
     Raises:
-        DataError: There is no part, one has other numbers than the first, or no latent varies.
+        DataError: There is no part, one has other numbers than the first or some that are not
+            finite, or no latent varies.
     """
     counts, means, squares = [], [], []
     for part in parts:
@@ -429,8 +430,12 @@ def from_moments(parts: Iterable[Arrays]) -> Standardisation:
         means.append(np.asarray(part["mean"], np.float64))
         squares.append(np.asarray(part["squares"], np.float64))
     shapes = {value.shape for value in (*means, *squares)}
-    if len(shapes) != 1 or min(counts, default=0) < 1 or min(map(np.min, squares)) < 0:
-        raise DataError("moments need counts of at least 1, and squares of at least 0 beside means")
+    finite = all(np.isfinite(value).all() for value in (*means, *squares))
+    least = min(map(np.min, squares)) if len(shapes) == 1 and finite else -1
+    if min(counts, default=0) < 1 or least < 0:
+        raise DataError(
+            "moments need counts of at least 1, and finite squares of at least 0 beside means"
+        )
     weights, centres = np.array(counts, float), np.stack(means)
     mean = weights @ centres / weights.sum()
     spread = np.sum(squares, axis=0) + weights @ np.square(centres - mean)

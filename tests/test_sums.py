@@ -307,3 +307,12 @@ def test_latents_without_anything_to_tell_are_refused() -> None:
 def test_labels_of_no_class_are_refused(labels: list[float], text: str) -> None:
     with pytest.raises(DataError, match=text):
         Sums.of(np.eye(2), np.array(labels), CLASSES)
+
+
+@pytest.mark.parametrize("name", ["mean", "squares"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_moments_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    part = {"count": np.array(3), "mean": np.ones(2), "squares": np.ones(2)}
+    from_moments([part])
+    with pytest.raises(DataError, match="finite squares"):
+        from_moments([part | {name: np.array([value, 1.0])}])
