@@ -73,7 +73,8 @@ def decode(array: Array) -> np.ndarray:
     """Read an array from the wire: a read-only view of its bytes.
 
     Raises:
-        ReplyError: The bytes are not an ``.npy`` array, hold objects, or are cut off.
+        ReplyError: The bytes are not an ``.npy`` array, hold objects, are cut off, or are said to
+            have a shape that no array has.
     """
     data = array.data
     if not isinstance(data, bytes):
@@ -96,7 +97,10 @@ def decode(array: Array) -> np.ndarray:
             f"got {len(data) - offset}"
         )
     flat: np.ndarray = np.frombuffer(data, dtype, count=count, offset=offset)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    try:
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # an empty one may claim any size beside its 0
+        raise ReplyError(f"no array has the shape {shape}: {error}") from None
 
 
 def array_of_json(value: Any) -> npt.NDArray[np.uint8]:

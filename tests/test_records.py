@@ -96,6 +96,16 @@ def test_scalars_and_empty_arrays_keep_their_shape(shape: tuple[int, ...]) -> No
     assert records.decode(records.encode(array)).shape == shape
 
 
+@pytest.mark.parametrize("size", [2**63 - 1, 10**29])
+def test_an_empty_array_of_impossible_shape_is_refused(size: int) -> None:
+    """0 times anything is 0 bytes, so the length alone does not show it."""
+    encoded = records.encode(np.zeros((0, 10), np.float32))
+    header = encoded.data.replace(b"(0, 10)", f"(0, {size})".encode())
+    encoded.data = header[:8] + (len(header) - 10).to_bytes(2, "little") + header[10:]
+    with pytest.raises(ReplyError, match=rf"no array has the shape \(0, {size}\)"):
+        records.decode(encoded)
+
+
 def test_what_is_read_is_a_view_nobody_can_write_to() -> None:
     encoded = records.encode(np.zeros(3, np.float32))
     decoded = records.decode(encoded)
