@@ -134,10 +134,14 @@ def _sync(path: Path) -> None:
 
 
 def _digest(step: int, arrays: Mapping[str, np.ndarray[Any, Any]], state: str) -> str:
-    """SHA-256 over the step, the state and every array's name, type, shape and bytes."""
+    """SHA-256 over the step, the state and every array's name, type, shape and bytes.
+
+    Bytes are those of little-endian numbers, as the file has them.
+    """
     digest = hashlib.sha256(json.dumps([step, state]).encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        little = arrays[name].dtype.newbyteorder("<")
+        array = np.ascontiguousarray(arrays[name].astype(little, copy=False))
         digest.update(json.dumps([name, array.dtype.str, arrays[name].shape]).encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -33,6 +33,14 @@ def test_what_is_saved_comes_back(tmp_path):
         np.testing.assert_array_equal(latest.arrays[name], array, strict=True)
 
 
+def test_numbers_in_another_byte_order_come_back(tmp_path):
+    """As a client's may arrive; the file has them little-endian."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"one": np.arange(3, dtype=">i4"), "two": np.array(2.5, ">f8")}, {})
+    found = checkpoints.latest().arrays
+    assert (found["one"].tolist(), found["two"].item()) == ([0, 1, 2], 2.5)
+
+
 def test_only_the_last_ones_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (0, 5, 9, 10, 1_000_000):
