@@ -58,11 +58,10 @@ class Decision:
             return line | {"why": "no load left" if self.capacity[client] else idle}
         terms = {"fitness": self.fitness[client], "desirability": self.desirability[client]}
         terms |= {"usage": self.usage, "deficit": self.deficits}
-        rank = (self.desirability[client] > self.desirability[client][held].min()).sum()
-        passed = int(rank) - int(held.sum()) + 1  # better experts that went to others
+        better = self.desirability[client] > self.desirability[client][held].min()
         return line | {
             **{name: values[held].round(4).tolist() for name, values in terms.items()},
-            "passed-over": max(passed, 0),
+            "passed-over": int((better & ~held).sum()),  # they went to others
         }
 
 

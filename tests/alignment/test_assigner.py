@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmoe_flower.alignment import Assigner, ClosedFormGate, Feedback
+from nmoe_flower.alignment import Assigner, ClosedFormGate, Decision, Feedback
 from nmoe_flower.errors import CheckpointError, ConfigError, ReplyError
 
 
@@ -75,6 +75,22 @@ def test_a_decision_says_who_went_before() -> None:
     assert (line["experts"], line["passed-over"], line["fitness"]) == ([1], 1, [0.5])
     assert decision.why(1)["passed-over"] == 0
     assert assigner.assign(2, [False, True]).why(0)["why"] == "offline"
+
+
+def test_experts_that_are_held_at_a_tie_hide_none_that_was_passed_over() -> None:
+    """Experts 0 and 1 are held at 1 each; expert 2 would have been better, expert 3 not."""
+    wanted = np.array([[1.0, 1.0, 2.0, 0.0]])
+    decision = Decision(
+        round=1,
+        chosen=np.array([[True, True, False, False]]),
+        online=np.array([True]),
+        capacity=np.array([2]),
+        fitness=wanted,
+        usage=np.zeros(4),
+        deficits=np.zeros(4),
+        desirability=wanted,
+    )
+    assert decision.why(0)["passed-over"] == 1
 
 
 def test_a_probed_newcomer_starts_with_its_shares() -> None:
