@@ -282,7 +282,8 @@ class Assigner:
         Raises:
             CheckpointError: It belongs to another federation.
         """
-        if "times" not in state or state["times"].shape[1:] != self.times.shape[1:]:
+        shapes = [state[name].shape[-1:] for name in ("times", "routed") if name in state]
+        if shapes != [self.times.shape[1:]] * 2:
             raise CheckpointError(f"alignment state does not fit: keys {sorted(state)}")
         self.fitness.load_state(_part(state, "fitness/"))
         self.usage.load_state(_part(state, "usage/"))

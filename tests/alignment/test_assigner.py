@@ -121,6 +121,9 @@ def test_state_comes_back_bit_by_bit_and_foreign_state_is_refused() -> None:
     assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}
     with pytest.raises(CheckpointError, match="does not fit"):
         second.load_state(Assigner(3, 4).state())
+    for name in ("times", "routed"):
+        with pytest.raises(CheckpointError, match="does not fit"):
+            second.load_state({key: value for key, value in theirs.items() if key != name})
 
 
 # --- the gate in closed form ---
