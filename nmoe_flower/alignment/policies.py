@@ -72,8 +72,9 @@ def align(
         policy: One of `nmoe_flower.catalogue.POLICIES`. ``random``; ``greedy``: the fittest
             experts; ``balanced``: the paper's independent top-k of desirability; ``sequential``:
             the same in random order, every assignment making its expert less desirable for the
-            next client, no expert left out; ``joint``: the optimum within the load bounds;
-            ``oracle``: the joint optimum of the true affinities.
+            next client; no expert left out, but where pairs are not allowed, one that no single
+            swap gives a client; ``joint``: the optimum within the load bounds; ``oracle``: the
+            joint optimum of the true affinities.
         rng: One number is drawn from it. The rest follows from the clients' names, so the order of
             the rows does not matter.
         clients: Names of the clients; row numbers by default.
