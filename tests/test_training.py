@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nmoe_flower.errors import DataError
 from nmoe_flower.training import (
     autocast,
     batch_indices,
@@ -201,6 +202,12 @@ def test_a_step_is_the_same_whoever_asks(
     assert len(later) == count
     for one, other in zip(together[first:], later, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(0, 4), (5, 0), (5, -1)])
+def test_batches_of_nothing_are_refused(size: int, batch_size: int) -> None:
+    with pytest.raises(DataError, match=f"{size} rows in batches of {batch_size}; allowed"):
+        next(batch_indices(size, batch_size, first=0, count=1, seed=0))
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nmoe_flower.errors import DataError
 from nmoe_flower.rendezvous import in_company, meet
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training.stack import stack_task, train_stacks
@@ -172,10 +173,15 @@ def batch_indices(
     rounds, needs no memory of where it was. Each epoch is a fresh permutation; its tail that does
     not fill a batch is left out.
 
+    Raises:
+        DataError: There is no row, or ``batch_size`` is below 1.
+
     >>> [b.tolist() for b in batch_indices(4, 2, first=0, count=2, seed=0)] == [
     ...     b.tolist() for t in (0, 1) for b in batch_indices(4, 2, first=t, count=1, seed=0)]
     True
     """
+    if size < 1 or batch_size < 1:
+        raise DataError(f"{size} rows in batches of {batch_size}; allowed: at least 1 of each")
     batch_size = min(batch_size, size)
     per_epoch = size // batch_size
     epoch, order = -1, np.empty(0, dtype=np.int64)
