@@ -253,15 +253,19 @@ class Accountant:
                 for client, (steps, epsilon, replaced) in state.get("weights", {}).items()
             }
             exposed = tuple(map(str, state.get("exposed", ())))
-            released = state.get("released", "matrices")
+            told = state.get("released", "matrices")
+            (released,) = (one for one in _RELEASED if one == told)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not the state of an accountant: {error!r}") from error
         for history in loaded.values():
             for noise, count in history.items():
                 check_noise(noise)
                 _at_least_one("a count of releases", count)
+        for cost in weights.values():
+            if not all(0 <= value < math.inf for value in astuple(cost)):
+                raise ConfigError(f"a cost of weights is negative or not finite: {cost}")
         self._spent, self.weights, self.exposed = loaded, weights, exposed
-        self.released = next((one for one in _RELEASED if one == released), "matrices")
+        self.released = released
 
 
 def _in_words(accountant: Accountant, delta: float, adjacency: Adjacency) -> str:

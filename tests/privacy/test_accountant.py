@@ -144,6 +144,9 @@ def test_a_resumed_accountant_has_forgotten_nothing():
         {"spent": {"0": [[0.0, 3]]}},
         {"spent": {"0": [[1.0, -3]]}},
         {"spent": {"0": [["nan", 3]]}},
+        {"spent": {}, "weights": {"0": [5, -1.0, 1.0]}},
+        {"spent": {}, "weights": {"0": [5, 1.0, "nan"]}},
+        {"spent": {}, "released": "nothing"},
     ],
 )
 def test_a_malformed_state_is_refused(state):
