@@ -200,8 +200,8 @@ def read_trace(path: Path, clients: int, *, seed: int = 0) -> World:
         raise ConfigError(f"trace: client {missing[0]} of {clients} has no device")
     events = [_event(entry, clients) for entry in _entries(content, "events")]
     world = World([found[client] for client in range(clients)], events=events, seed=seed)
-    for event in world.events:  # impossible quantities are found now, not in their round
-        world.at(event.round)
+    if world.events:  # impossible quantities are found now, not in their round
+        world.at(world.events[-1].round)
     return world
 
 

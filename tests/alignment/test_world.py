@@ -92,6 +92,23 @@ def test_a_trace_names_devices_and_events(tmp_path: Path) -> None:
     assert not world.online(6)[0]
 
 
+def test_reading_a_trace_makes_every_change_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [{"round": number, "client": 0, "upload": 1e5} for number in range(1, 301)]
+    made, check = [], DeviceProfile.__post_init__
+
+    def counted(device: DeviceProfile) -> None:
+        made.append(device)
+        check(device)
+
+    monkeypatch.setattr(DeviceProfile, "__post_init__", counted)
+    read_trace(
+        trace(tmp_path, {"devices": [{"client": 0, "profile": "phone"}], "events": events}), 1
+    )
+    assert len(made) == 301  # the device, and one for each event
+
+
 ONE = {"client": 0, "profile": "phone"}
 
 
