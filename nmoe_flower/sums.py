@@ -119,13 +119,14 @@ class Sums:
             scatter, class_sums = np.zeros((dim, dim)), np.zeros((num_classes, dim))
         except MemoryError:
             raise DataError(_too_large(dim)) from None
-        one_hot = np.eye(num_classes)[labels]
+        one_hot = np.eye(num_classes)
         for start in range(0, count, _ROWS):
             rows = slice(start, start + _ROWS)
             centred = latents[rows] - mean
             scatter += centred.T @ centred
-            class_sums += one_hot[rows].T @ centred
-        return cls(count, mean, scatter, one_hot.sum(axis=0), class_sums)
+            class_sums += one_hot[labels[rows]].T @ centred
+        counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
+        return cls(count, mean, scatter, counts, class_sums)
 
     @property
     def dim(self) -> int:
