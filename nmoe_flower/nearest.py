@@ -24,6 +24,7 @@ EXACT_UP_TO = 100_000
 """Embeddings up to which ``auto`` stays exact: a query takes about a millisecond there."""
 
 _QUERIES, _COLUMNS = 1024, 4096  # scores of one block: 16 MB
+_ROWS = 64  # queries whose candidates are sorted at once: all of a block's scores may be equal
 _TUNED_ON, _TUNED_K = 256, 10
 _TRAINED_ON = 64  # embeddings per cell that place its centre
 
@@ -44,7 +45,8 @@ def topk(queries: npt.ArrayLike, embeddings: npt.ArrayLike, k: int) -> tuple[Int
         Their numbers, int64 [Q, k], and their scores, float32 [Q, k].
 
     Raises:
-        ConfigError: Shapes do not fit, a number is not finite, or ``k`` is out of range.
+        ConfigError: Shapes do not fit, a number or a score is not finite in float32, or ``k`` is
+            out of range.
 
     >>> found, scores = topk([[1.0, 0.0]], [[0.5, 1.0], [2.0, 0.0], [1.0, 9.0]], 2)
     >>> found.tolist(), scores.tolist()
@@ -144,20 +146,33 @@ class Index:
 
 
 def _best(queries: Floats, embeddings: Floats, k: int) -> tuple[Ints, Floats]:
-    """`topk` of one block of queries; of later embeddings, few beat the best so far."""
+    """`topk` of one block of queries; of later embeddings, few beat the best so far.
+
+    Raises:
+        ConfigError: A score is too large for float32.
+    """
+    found = np.empty((len(queries), k), dtype=np.int64)
+    scores = np.empty((len(queries), k), dtype=np.float32)
     step = max(k, _COLUMNS)
-    part = queries @ embeddings[:step].T
-    row, found = np.nonzero(part >= np.partition(part, -k, axis=1)[:, -k, None])
-    best = _first(row, found, part[row, found], k)
-    for start in range(step, len(embeddings), step):
-        part = queries @ embeddings[start : start + step].T
-        row, column = np.nonzero(part > best[1][:, -1, None])
-        if len(row):
-            rows = np.concatenate([np.repeat(np.arange(len(queries)), k), row])
-            found = np.concatenate([best[0].ravel(), start + column])
-            scores = np.concatenate([best[1].ravel(), part[row, column]])
-            best = _first(rows, found, scores, k)
-    return best
+    for start in range(0, len(embeddings), step):
+        with np.errstate(over="ignore", invalid="ignore"):
+            part = queries @ embeddings[start : start + step].T
+            fine = np.isfinite(part.sum()) or np.isfinite(part).all()
+        if not fine:
+            raise ConfigError("queries and embeddings are so large that scores overflow float32")
+        for top in range(0, len(queries), _ROWS):
+            some = slice(top, top + _ROWS)
+            least = scores[some, -1] if start else np.partition(part[some], -k, axis=1)[:, -k]
+            beat = part[some] > least[:, None] if start else part[some] >= least[:, None]
+            row, column = np.nonzero(beat)
+            ids, values = start + column, part[some][row, column]
+            if start and len(row):
+                row = np.concatenate([np.repeat(np.arange(len(least)), k), row])
+                ids = np.concatenate([found[some].ravel(), ids])
+                values = np.concatenate([scores[some].ravel(), values])
+            if len(row):
+                found[some], scores[some] = _first(row, ids, values, k)
+    return found, scores
 
 
 def _first(rows: Ints, found: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:

@@ -1,6 +1,7 @@
 """The best embeddings are found exactly, whatever the blocks; cells find nearly all of them."""
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,29 @@ def test_topk_is_a_stable_sort(size: int, asked: int, k: int, block: int, seed: 
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(found, right)
     np.testing.assert_array_equal(scores, np.take_along_axis(every, right, axis=1))
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-3])
+def test_memory_stays_below_50_mb_where_every_embedding_is_a_candidate(slope: float) -> None:
+    """All scores are equal, or each beats all before it: 4 million candidates in a block."""
+    embeddings = np.outer(1 + slope * np.arange(9000), np.ones(2)).astype(np.float32)
+    queries = np.ones((1024, 2), np.float32)
+    tracemalloc.start()
+    try:
+        found, _ = topk(queries, embeddings, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.tolist() == [[8999, 8998, 8997] if slope else [0, 1, 2]] * 1024
+    assert peak < 50e6
+
+
+def test_scores_that_overflow_are_refused_and_large_ones_are_not() -> None:
+    with pytest.raises(ConfigError, match="overflow float32"):
+        topk([[3e38, 3e38]], [[3e38, -3e38], [1, 1]], 1)
+    assert topk([[1e38]], np.array([[1.0], [2.0], [3.0]]), 1)[0].tolist() == [
+        [2]
+    ]  # sum above 3.4e38
 
 
 def test_cells_reach_the_recall_asked_for() -> None:
