@@ -463,9 +463,13 @@ def covariance_shrunk(covariance: Array, shrinkage: float, floor: float = 0.0) -
         covariance: The covariance S of latents, [D, D].
         shrinkage: How far it is moved towards its mean variance, 0 to 1.
         floor: The largest eigenvalue of noise in S, which makes it positive again and keeps noise
-            from being taken for a direction of little variance; 0: there is none.
+            from being taken for a direction of little variance; 0: there is none. Where S has an
+            eigenvalue below -floor, as noisy means give it, that one counts as -floor.
     """
     dim = len(covariance)
+    if floor > 0 and np.linalg.eigvalsh(covariance)[0] < -floor:
+        values, vectors = np.linalg.eigh(covariance)
+        covariance = (vectors * np.maximum(values, -floor)) @ vectors.T
     variance = float(covariance.trace()) / dim
     if variance <= 0:
         return (1.0 + floor) * np.eye(dim)

@@ -90,7 +90,10 @@ def sums_of_release(packed: np.ndarray, count: int, num_classes: int) -> Sums:
 def noise_in_scatter(
     noise_stds: "np.typing.ArrayLike", counts: "np.typing.ArrayLike", dim: int
 ) -> float:
-    """Largest eigenvalue of the noise in the scatter of all clients together.
+    """Largest eigenvalue of the noise in the sums of x x^T of all clients together.
+
+    The noise of a mean e, by which these are centred, moves their scatter besides: by
+    -n (m e^T + e m^T + e e^T), in few directions, and further the larger the mean m is.
 
     Args:
         noise_stds: Deviation of the noise in the packed R of each client.

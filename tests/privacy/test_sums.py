@@ -21,7 +21,7 @@ from nmoe_flower.privacy import (
     svec,
 )
 from nmoe_flower.privacy.sums import SHARE
-from nmoe_flower.sums import Sums, solve
+from nmoe_flower.sums import Sums, covariance_shrunk, solve, total
 
 CLASSES = 3
 
@@ -127,6 +127,28 @@ def test_noisy_sums_are_solved_all_the_same() -> None:
     answers = solution.standard.apply(unit) @ solution.head.weight.T + solution.head.bias
     assert (answers.argmax(axis=1) == labels).mean() > 0.7
     assert np.isfinite(solution.gate.weight).all()
+
+
+def test_noisy_means_leave_no_covariance_that_is_none() -> None:
+    """Far from 0, the mean's noise is more than the noise of x x^T that ``floor`` covers."""
+    rng, dim, clients, count, std = np.random.default_rng(0), 64, 10, 500, 0.01
+    parts = []
+    for _ in range(clients):
+        latents, labels = 3 + rng.normal(size=(count, dim)), rng.integers(0, CLASSES, count)
+        told = packed(torch.from_numpy(latents), torch.from_numpy(labels))
+        parts.append(sums_of_release(told + std * rng.normal(size=told.size), count, CLASSES))
+    together = total(parts)
+    covariance, n = together.scatter / together.count, together.count
+    floor = noise_in_scatter([std] * clients, [count] * clients, dim) / n
+    least = float(np.linalg.eigvalsh(covariance)[0])
+    assert least < -1.5 * floor
+    variance = float(covariance.trace()) / dim
+    shrunk = covariance_shrunk(covariance, 0.1, floor)
+    # An eigenvalue of -floor becomes (1 - s)(-floor) + s v + floor, v after the cut being larger.
+    assert np.linalg.eigvalsh(shrunk)[0] >= 0.1 * (variance + floor)
+    inside = covariance + (-least - floor) * np.eye(dim)  # its least is -floor: nothing is cut
+    by_hand = 0.9 * inside + (0.1 * inside.trace() / dim + floor) * np.eye(dim)
+    assert covariance_shrunk(inside, 0.1, floor) == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_what_is_no_release_is_refused() -> None:
