@@ -54,8 +54,9 @@ class PrivateMatrix:
         clip: Largest norm of a feature z.
         adjacency: What two neighbouring data sets differ in: "replace-one", one sample replaced, or
             "add-remove", one sample more.
-        nominal: The public constant R was divided by, for "add-remove"; otherwise R is divided by
-            the reply's ``num-examples``, which is public.
+        nominal: The public constant R was divided by, for "add-remove", at least as large as the
+            number of samples: ``FedSC`` refuses an R whose trace is above ``clip``^2. Otherwise R
+            is divided by the reply's ``num-examples``, which is public.
 
     Raises:
         ConfigError: A number is out of range, or ``nominal`` and the adjacency do not fit.
