@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from nmoe_flower.errors import WireError
+from nmoe_flower.errors import BundleError, WireError
 from nmoe_flower.inference.bundle import Bundle, TextBundle
 from nmoe_flower.inference.protocol import PeerEntry, PeerList
 from nmoe_flower.inference.telemetry import log_event
@@ -121,14 +121,20 @@ def with_embeddings(peers: PeerList, bundles: Sequence[Bundle | TextBundle]) -> 
 
     Args:
         peers: A list with an entry for the device of each bundle.
-        bundles: Bundles of some or all of its devices.
+        bundles: Bundles of some or all of its devices, all on one extractor.
 
     Raises:
-        BundleError: A bundle is damaged.
+        BundleError: A bundle is damaged, or on another extractor than the first: such peers refuse
+            each other's questions.
         WireError: The device of a bundle is not in the list.
     """
     entries = dict(peers.by_partition)
     for bundle in bundles:
+        if bundle.extractor_version != bundles[0].extractor_version:
+            raise BundleError(
+                f"{bundle.folder} is on the extractor {bundle.extractor_version}, "
+                f"{bundles[0].folder} on {bundles[0].extractor_version}: give bundles of one run"
+            )
         if bundle.partition not in entries:
             raise WireError(
                 "peers",

@@ -14,7 +14,7 @@ import torch
 from nmoe_flower.certificates import Authority, create_authority
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
-from nmoe_flower.errors import WireError
+from nmoe_flower.errors import BundleError, WireError
 from nmoe_flower.inference import Bundle, Client
 from nmoe_flower.inference.ask.peer_gate import PeerGate, projection_version, with_embeddings
 from nmoe_flower.inference.protocol import PeerEntry, PeerList, sign_list, verify_list
@@ -157,6 +157,14 @@ def test_a_client_routes_to_a_device_that_its_bundle_has_never_heard_of(bundle: 
         assert client.predict(images).record.expert_ids.tolist() != [[2]]
     with Client(old, PeerList(()), top_k=2) as client:
         assert client.predict(images).record.expert_ids.tolist() == [[0]]
+
+
+def test_a_list_is_not_made_of_bundles_of_several_runs(bundle: Any) -> None:
+    """As a folder has them into which a smaller run was bundled after a larger one."""
+    ours, left = bundle(0, 2), bundle(1, 2)
+    left.manifest = left.manifest.model_copy(update={"extractor_version": 16 * "0"})
+    with pytest.raises(BundleError, match=r"bundle-1 is on the extractor \w+, .*bundle-0 on \w+: "):
+        with_embeddings(PeerList((entry(0), entry(1))), [ours, left])
 
 
 def test_the_list_is_made_of_bundles_when_it_is_signed(
