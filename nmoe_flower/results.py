@@ -43,6 +43,7 @@ __all__ = [
     "absolute_settings",
     "check_place",
     "placed",
+    "settings_lost",
     "shadowed",
     "worst_client",
 ]
@@ -60,7 +61,8 @@ _OWN_FILES = (
     "config.toml",
 )
 _OWN_FOLDERS = ("checkpoints", "clients", "sums", "weights", "figures", "tensorboard", "wandb")
-_WORK = ("checkpoints", "rounds.jsonl", "results.json")
+# What a folder has of a run that has begun; without its config.toml nobody knows of which.
+_WORK = ("results.json", "rounds.jsonl", "checkpoints", "weights")
 _BEFORE_TRAINING = ("describe", "initial")
 # These change where a run happens or how long it waits, never what it computes.
 FREE_KEYS = frozenset(
@@ -190,6 +192,14 @@ def check_place(path: Path) -> None:
         raise ConfigError(f"cannot write {path}: {there} is a file: not a directory")
 
 
+def settings_lost(path: Path) -> str:
+    """What a folder has of a run whose settings are gone, in words; empty: nothing, or all."""
+    left = [name for name in _WORK if (path / name).exists()]
+    if not left or is_run(path):
+        return ""
+    return f"{path} has no config.toml, but {', '.join(left)}: put it back, or move the folder away"
+
+
 class RunFolder:
     """One run's folder, made by `create` or found again by `resume`.
 
@@ -233,11 +243,8 @@ class RunFolder:
                 f"{command_line('nmoe', 'run', '--resume', path)}, delete it (nmoe run has "
                 "--overwrite), or choose another --out or, of nmoe run, run.name (--name)"
             )
-        if left := [name for name in _WORK if (path / name).exists()]:
-            raise ConfigError(
-                f"{path} has no config.toml, but {', '.join(left)}: put it back, move the folder "
-                "away, or choose another run.name (--name) or --out"
-            )
+        if lost := settings_lost(path):
+            raise ConfigError(lost)
 
     @classmethod
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> Self:

@@ -62,7 +62,7 @@ def test_what_has_lost_its_settings_is_neither_gone_on_with_nor_deleted(tmp_path
     run = RunFolder.create(tmp_path, Config.parse({}))
     run.append_round({"stage": "extractor", "round": 1, "clients": [0]})
     (tmp_path / "config.toml").unlink()
-    with pytest.raises(ConfigError, match=r"has no config.toml, but rounds.jsonl: put .*--name"):
+    with pytest.raises(ConfigError, match=r"has no config.toml, but rounds.jsonl: put it back"):
         RunFolder.create(tmp_path, Config.parse({}), overwrite=overwrite)
     assert (tmp_path / "rounds.jsonl").is_file()
 

@@ -297,8 +297,10 @@ def _table(given: Mapping[str, Any], measured: Measurable) -> TableSpec:
     inner = measured.within(table.where)
     if table.kind == "policies":
         for run in inner.runs:
-            if run.config.run.system != "aligned":
-                raise ConfigError(f"kind = policies: {run.variant} has run.system = networked")
+            if (system := run.config.run.system) != "aligned":
+                raise ConfigError(
+                    f"kind = policies: {run.variant} has run.system = {system}; allowed: aligned"
+                )
         return table
     if not table.rows:
         raise ConfigError(f"rows: none is named; allowed: {in_words(*measured.dimensions)}")

@@ -17,7 +17,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import rounded
 from nmoe_flower.report import read_provenance, read_results
-from nmoe_flower.results import RunFolder
+from nmoe_flower.results import RunFolder, settings_lost
 from nmoe_flower.study.elsewhere import differing, fingerprint_in, folder_of
 from nmoe_flower.study.file import Study
 from nmoe_flower.study.plan import OF_STAGE_1, failure_in
@@ -72,9 +72,11 @@ def read_outcome(run: StudyRun, folder: Path) -> RunOutcome:
         folder: Where it is; it need not exist.
 
     Raises:
-        NMoEError: The folder holds a run of other settings, or its files cannot be read.
+        NMoEError: The folder holds a run of other settings or of none, or its files cannot be read.
     """
     if not is_run(folder):
+        if lost := settings_lost(folder):
+            raise NMoEError(lost)
         return RunOutcome(run, failed=failure_in(folder))
     there = RunFolder.resume(folder)
     trainer = _trainer(there.config, folder.parents[2])

@@ -15,7 +15,7 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError, within
 from nmoe_flower.files import read_json, read_text
 from nmoe_flower.own_code import load_own
-from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings
+from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings, settings_lost
 from nmoe_flower.study.dealt import Dealt
 from nmoe_flower.study.elsewhere import folder_of
 from nmoe_flower.study.file import Study
@@ -49,8 +49,6 @@ FAILED = "failed.json"
 OF_STAGE_1 = "stage 1 failed: "
 """What the reason of a run begins with whose stage 1 has failed."""
 
-# What a folder has of a run that has begun; without its config.toml nobody knows of which.
-_LEFT = ("results.json", "rounds.jsonl", "checkpoints", "weights")
 _RESULTS = Path(__file__).resolve().parents[2] / "results"  # of a checkout
 # How long stage 1 takes goes by these, and by its rounds; how long the rest takes, by those too.
 _PACE = (
@@ -323,11 +321,8 @@ def find_state(
     """
     failed = failure_in(path)
     if not is_run(path):
-        if left := [name for name in _LEFT if (path / name).exists()]:
-            return "broken", (
-                f"{path} has no config.toml, but {', '.join(left)}: put it back, or move the "
-                "folder away"
-            )
+        if lost := settings_lost(path):
+            return "broken", lost
         return ("failed", failed) if failed else ("missing", "")
     try:
         there = resume(path)

@@ -204,6 +204,11 @@ REFUSED = {
         '[labels]\nlocal = "X"\nfederated = "X"\n[axes]',
         "labels: 'X' names two values of gate: local, federated",
     ),
+    "policies of another system": (
+        'name = "table-1"\n',
+        'name = "table-1"\nkind = "policies"\n',
+        "kind = policies: ce-tau-.* has run.system = networked; allowed: aligned",
+    ),
     "shown twice": (
         '["paper", "difference"]',
         '["paper", "paper"]',

@@ -13,7 +13,7 @@ import pytest
 from nmoe_flower import cli
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.config import Config
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.progress import make_progress
 from nmoe_flower.results import RunFolder, placed
 from nmoe_flower.running import run_in
@@ -220,6 +220,8 @@ def test_a_run_that_has_lost_its_config_is_broken(left: str, folder: Path) -> No
         "broken",
         f"{run.path} has no config.toml, but {left}: put it back, or move the folder away",
     )
+    with pytest.raises(NMoEError, match=f"has no config.toml, but {left}: put it back"):
+        outcomes_of(load(folder), folder / "runs")
 
 
 def test_a_config_that_cannot_be_read_is_broken(folder: Path) -> None:
