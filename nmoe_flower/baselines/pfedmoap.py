@@ -37,6 +37,7 @@ from nmoe_flower.nearest import topk
 from nmoe_flower.strategies import StreamingOptions, Usable, require_whole
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from nmoe_flower.baselines.member import Member
@@ -164,19 +165,18 @@ class _PFedMoAP(Baseline):
         from nmoe_flower.training import seeded
 
         head = member.network.expert["0"]
-        peers, kept = _peers(member.beside), member.kept()
-        gate = _gate(member, kept) if len(peers) else None
+        peers, kept = PeerHeads.of(member.beside, member.device.torch_device), member.kept()
+        gate = None if peers is None else _gate(member, kept)
         learners = nn.ModuleList([head] if gate is None else [head, gate])
-        others = PeerHeads.of(peers.to(member.device.torch_device)) if len(peers) else None
 
         def loss(latents: "Tensor", labels: "Tensor", _: "np.ndarray") -> "Tensor":
-            return cross_entropy(attended(head, others, gate, latents.float()), labels)
+            return cross_entropy(attended(head, peers, gate, latents.float()), labels)
 
         with seeded(member.device.seed("pfedmoap-dropout", member.server_round)):
             found = member.steps(learners, loss)
         home = dict(head.state_dict(prefix=_HEAD))
-        if gate is not None:
-            home |= {**gate.state_dict(prefix=_GATE), _PEERS: peers}
+        if gate is not None and peers is not None:
+            home |= gate.state_dict(prefix=_GATE) | peers.kept()
         member.keep(home)
         return {"loss": found}
 
@@ -184,16 +184,16 @@ class _PFedMoAP(Baseline):
         import torch
 
         head, kept = member.network.expert["0"], member.kept()
-        gate, others, place = None, None, member.device.torch_device
+        gate, peers, place = None, None, member.device.torch_device
         if kept:
             records.load_into(head.state_dict(), records.part_of(kept, _HEAD))
-        if _PEERS in kept:
+        if parts := records.part_of(kept, _PEERS):
             gate = _gate(member, kept).eval()
-            others = PeerHeads.of(torch.from_numpy(kept[_PEERS].copy()).to(place))
+            peers = PeerHeads(**{n: torch.from_numpy(v.copy()).to(place) for n, v in parts.items()})
 
         def answer(portion: "Portion") -> "Tensor":
             latents = member.latents(portion).to(place)
-            return attended(head, others, gate, latents).softmax(dim=1).cpu()
+            return attended(head, peers, gate, latents).softmax(dim=1).cpu()
 
         return {self.name: answer}
 
@@ -210,9 +210,21 @@ class PeerHeads(NamedTuple):
     biases: "Tensor"
 
     @classmethod
-    def of(cls, rows: "Tensor") -> "PeerHeads":
-        """The heads of rows whose last number is the bias, [K - 1, C, D + 1]."""
-        return cls(rows[..., :-1].contiguous(), rows[..., -1].contiguous())
+    def of(cls, beside: Mapping[str, np.ndarray], place: "torch.device") -> "PeerHeads | None":
+        """The heads received, there where a network trains; None: there are none."""
+        import torch
+
+        heads: dict[str, dict[int, np.ndarray]] = {}
+        for name, value in beside.items():
+            heads.setdefault(name.split(".")[1], {})[value.ndim] = value
+        if not heads:
+            return None
+        stacked = (np.stack([parts[ndim] for parts in heads.values()]) for ndim in (2, 1))
+        return cls(*(torch.from_numpy(value).to(place) for value in stacked))
+
+    def kept(self) -> dict[str, "Tensor"]:
+        """What stays at home, by name."""
+        return {f"{_PEERS}{name}": value for name, value in self._asdict().items()}
 
 
 def attended(
@@ -245,23 +257,12 @@ def attended(
     return mixed + own_weight * own
 
 
-def _peers(beside: Mapping[str, np.ndarray]) -> "Tensor":
-    """The heads received, [K - 1, C, D + 1], the bias last; empty if there are none."""
-    import torch
-
-    heads: dict[str, dict[int, np.ndarray]] = {}
-    for name, value in beside.items():
-        heads.setdefault(name.split(".")[1], {})[value.ndim] = value
-    rows = [np.concatenate([parts[2], parts[1][:, None]], axis=1) for parts in heads.values()]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0)
-
-
 def _gate(member: "Member", kept: Mapping[str, np.ndarray]) -> "nn.Module":
     """A client's own gate, as it was kept or fresh."""
     from nmoe_flower.models import copy_of
     from nmoe_flower.training import seeded
 
-    if _PEERS in kept:
+    if records.part_of(kept, _PEERS):
         gate = copy_of(_some_gate(member.network.latent_dim))
         records.load_into(gate.state_dict(), records.part_of(kept, _GATE))
     else:

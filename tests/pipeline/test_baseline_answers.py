@@ -86,7 +86,8 @@ def at_home(system: str, shapes: Mapping[str, Iterable[int]], dim: int) -> dict[
         head = {f"head.{name.removeprefix('expert.0.')}": shape for name, shape in shapes.items()}
         gate = {"gate.query.weight": (dim, dim), "gate.query.bias": (dim,),
                 "gate.key.weight": (dim, dim), "gate.key.bias": (dim,)}  # fmt: skip
-        return drawn({**head, **gate, "peers.": (PEERS, CLASSES, dim + 1)}, 2)
+        peers = {"peers.weights": (PEERS, CLASSES, dim), "peers.biases": (PEERS, CLASSES)}
+        return drawn({**head, **gate, **peers}, 2)
     return {}
 
 
@@ -318,11 +319,11 @@ def pfedmoap(one: Case) -> dict[str, Tensor]:
         raw = one.client.device.extractor()(one.images)
     centred = raw - raw.mean(dim=1, keepdim=True)
     latents = 8 * centred / centred.norm(dim=1, keepdim=True)  # of length 8
-    own = torch.cat([one.home["head.layers.0.weight"], one.home["head.layers.0.bias"][:, None]], 1)
-    heads = torch.cat([own[None], one.home["peers."]])  # [K, C, D + 1]
-    logits = torch.einsum("nd,kcd->nck", latents, heads[..., :-1]) + heads[..., -1].T
+    weights = torch.cat([one.home["head.layers.0.weight"][None], one.home["peers.weights"]])
+    biases = torch.cat([one.home["head.layers.0.bias"][None], one.home["peers.biases"]])
+    logits = torch.einsum("nd,kcd->nck", latents, weights) + biases.T  # of K heads
     asked = linear(one.home, "gate.query.", latents)
-    keys = linear(one.home, "gate.key.", heads[..., :-1])
+    keys = linear(one.home, "gate.key.", weights)
     share = torch.zeros(4, CLASSES, 1 + PEERS)
     for part in (slice(0, 11), slice(11, 22)):
         alike = F.cosine_similarity(asked[:, None, None, part], keys[None, ..., part], dim=3)

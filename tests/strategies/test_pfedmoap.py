@@ -105,6 +105,11 @@ def test_a_neighbours_head_in_a_reply_is_refused() -> None:
     assert float(strategy.pool[1]["expert.0.w"][0]) == 5.0  # as before
 
 
+def split(rows: torch.Tensor) -> PeerHeads:
+    """Heads of rows [K - 1, C, D + 1] whose last number is the bias."""
+    return PeerHeads(rows[..., :-1].contiguous(), rows[..., -1].contiguous())
+
+
 @pytest.mark.parametrize("dim", [6, 130])
 def test_the_gate_weighs_rows_and_does_not_heed_the_order_of_peers(dim: int) -> None:
     torch.manual_seed(0)
@@ -115,19 +120,19 @@ def test_the_gate_weighs_rows_and_does_not_heed_the_order_of_peers(dim: int) -> 
     weights = gate(latents, rows)
     assert weights.shape == (5, 4, 3)
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(5, 4))
-    found = attended(own, PeerHeads.of(peers), gate, latents)
-    turned = PeerHeads.of(peers[[2, 0, 1]])
+    found = attended(own, split(peers), gate, latents)
+    turned = split(peers[[2, 0, 1]])
     torch.testing.assert_close(attended(own, turned, gate, latents), found)
     torch.testing.assert_close(attended(own, None, None, latents), own(latents))
     same = torch.cat([own.layers[0].weight, own.layers[0].bias[:, None]], dim=1).expand(3, -1, -1)
-    torch.testing.assert_close(attended(own, PeerHeads.of(same), gate, latents), 1.5 * own(latents))
+    torch.testing.assert_close(attended(own, split(same), gate, latents), 1.5 * own(latents))
 
 
 def test_an_own_weight_beyond_all_bounds_is_the_own_head() -> None:
     """The mixture is a constant beside it: found / weight = own + mixed / weight."""
     torch.manual_seed(1)
     own, latents = Expert(6, 4, hidden=()), torch.randn(50, 6)
-    peers = PeerHeads.of(torch.randn(3, 4, 7))
+    peers = split(torch.randn(3, 4, 7))
     gate = RowAttention(6, features=128, parts=8, scale=10.0, dropout=0.1).eval()
     alone = own(latents)
     usual, great = (attended(own, peers, gate, latents, own_weight=w) for w in (0.5, 1e6))
