@@ -60,6 +60,7 @@ def _command(args: argparse.Namespace) -> int:
             path,
             counts_validation=validation[0] if validation else (),
             pictures=held.pictures,
+            of_text=settings.run.system == "language",
         )
         print(f"drawn to {path}")
     except NMoEError as error:

@@ -80,6 +80,7 @@ def _draw(run: FinishedRun, folder: Path, seeds: Sequence[FinishedRun] = ()) -> 
             drawn[-1],
             counts_validation=partition.get("validation") or (),
             note=note,
+            of_text=of_text,
         )
     rounds = run.rounds
     if rounds:

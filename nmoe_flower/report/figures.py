@@ -283,6 +283,7 @@ def draw_partition(
     counts_validation: Sequence[Sequence[int]] = (),
     pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]] | None = None,
     note: str = "",
+    of_text: bool = False,
 ) -> None:
     """Who holds what: samples per class, stacked, one bar per client, a panel per part.
 
@@ -295,6 +296,7 @@ def draw_partition(
         pictures: Some images of each client, with what it calls their class, uint8
             [H, W, channels], by the client's name; they are drawn below, a row each.
         note: What the figure stands for, as the seed.
+        of_text: Counted are windows of text, per domain.
     """
     parts = {"Training data": np.asarray(counts_train), "Local test data": np.asarray(counts_test)}
     if len(counts_validation):
@@ -325,12 +327,12 @@ def draw_partition(
         axis.set_xticks(few_ticks(len(counts)))
         axis.set_xlim(-0.6, len(counts) - 0.4)
         light_grid(axis)
-    axes[0].set_ylabel("Samples")
+    axes[0].set_ylabel("Windows" if of_text else "Samples")
     if len(class_names) <= 20:
         bars.legend(
             [Patch(color=colour, linewidth=0) for colour in paint],
             [shortened(name) for name in class_names],
-            loc="outside right center", title="Class", title_fontsize=7.5,
+            loc="outside right center", title="Domain" if of_text else "Class", title_fontsize=7.5,
             frameon=False, fontsize=7, ncols=math.ceil(len(class_names) / 12), reverse=True,
         )  # fmt: skip
     save(figure, path, note=note)

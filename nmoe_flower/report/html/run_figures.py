@@ -12,6 +12,7 @@ from nmoe_flower.report.html.lines import charts_of
 from nmoe_flower.report.html.parts import Maps, PagePart, folded
 from nmoe_flower.report.html.words import Groups, gate_name, test_in_sentence
 from nmoe_flower.report.runs import FinishedRun, seeds_in_words
+from nmoe_flower.report.tables import is_of_text
 
 __all__ = ["partition_parts", "rounds_parts", "routing_parts"]
 
@@ -57,7 +58,10 @@ def routing_parts(groups: Groups) -> list[PagePart]:
 
 
 def partition_parts(groups: Groups) -> list[PagePart]:
-    """Samples per client and class; a partition that several configurations share, once."""
+    """Samples per client and class, or windows of text per client and domain.
+
+    A partition that several configurations share stands there once.
+    """
     shared: dict[str, list[str]] = {}
     found: dict[str, Any] = {}
     for name, runs in groups.items():
@@ -69,6 +73,8 @@ def partition_parts(groups: Groups) -> list[PagePart]:
     folds = []
     for key, names in shared.items():
         partition = found[key]
+        of_text = any(map(is_of_text, groups[names[0]][0].results["rows"]))
+        what, kind = ("window", "domain") if of_text else ("sample", "class")
         classes = [str(name) for name in partition["classes"]]
         maps = []
         for part, title in (("train", "Training data"), ("test", "Local test data")):
@@ -79,17 +85,17 @@ def partition_parts(groups: Groups) -> list[PagePart]:
                 heat_map(
                     counts,
                     title=title,
-                    said=f"{how_many(sum(sums), 'sample')}, {each} per client.",
-                    say="Client {r} holds {v} samples of class {c}, of {s} in all.",
+                    said=f"{how_many(sum(sums), what)}, {each} per client.",
+                    say=f"Client {{r}} holds {{v}} {what}s of {kind} {{c}}, of {{s}} in all.",
                     row_title="Client",
-                    column_title="Class",
+                    column_title=kind.title(),
                     columns=classes,
                     share=False,
                     of_row=True,
                 )
             )
-        note = _of_seed(groups[names[0]], "In the cells: samples; beside a row: all of it.")
-        folds.append(("; ".join(names), Maps(maps, "Share of a client's samples", [note])))
+        note = _of_seed(groups[names[0]], f"In the cells: {what}s; beside a row: all of it.")
+        folds.append(("; ".join(names), Maps(maps, f"Share of a client's {what}s", [note])))
     return folded(folds)
 
 

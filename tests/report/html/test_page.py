@@ -354,6 +354,7 @@ def test_text_is_told_by_domain_and_client(text_runs):
     assert "Balanced accuracy" not in page
     assert ("Bits per byte, IID test" in page, "Accuracy, IID test" in page) == (True, False)
     assert "best plain baseline: 2.000" in page  # FedAvg, whose seeds need 1.5 and 2.5
+    assert "In the cells: windows" in page
 
 
 def test_of_text_fewer_bits_win(text_runs):
