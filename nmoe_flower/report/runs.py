@@ -25,6 +25,7 @@ _SCHEME_KEYS = {name: scheme.key for name, scheme in SCHEMES.items() if scheme.k
 # What a table is standardised with: another table has others, and its name says so.
 _OF_THE_DATA = frozenset({"data.feature-means", "data.feature-deviations"})
 
+_BELOW = ("*", "*/*")  # where runs lie below a folder of them, or of a study
 _MOST_NAMED = 3  # more differing settings than this do not fit into a table
 
 
@@ -110,7 +111,8 @@ def _load(folder: Path) -> FinishedRun:
     if not folder.is_dir():
         raise NMoEError(f"{folder} is not a folder")
     if not is_run(folder):
-        inner = sorted(path.parent.name for path in folder.glob("*/config.toml"))
+        found = (path.parent for place in _BELOW for path in folder.glob(f"{place}/config.toml"))
+        inner = sorted(path.relative_to(folder).as_posix() for path in found)
         hint = f"; name those in it: {', '.join(inner[:_MOST_NAMED])}" if inner else ""
         more = ", ..." if len(inner) > _MOST_NAMED else ""
         raise NMoEError(f"{folder} is not a run folder: it has no config.toml{hint}{more}")

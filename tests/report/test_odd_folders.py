@@ -223,9 +223,13 @@ def test_every_odd_folder_has_its_line(
     empty, file = tmp_path / "empty", tmp_path / "notes.txt"
     empty.mkdir()
     file.write_text("")
-    assert report(finished, unfinished, damaged, empty, file, tmp_path / "gone", tmp_path) == 1
+    study = tmp_path / "with-variants"
+    (study / "top-1/seed-0").mkdir(parents=True)
+    (study / "top-1/seed-0/config.toml").touch()
+    given = finished, unfinished, damaged, empty, file, tmp_path / "gone", tmp_path, study
+    assert report(*given) == 1
     first, *lines = capsys.readouterr().err.splitlines()
-    assert first == "nmoe: error: 6 folders cannot be reported:"
+    assert first == "nmoe: error: 7 folders cannot be reported:"
     assert lines[0].startswith(f"  the run in {unfinished} is not finished")
     assert str(damaged / "config.toml") in lines[1]
     assert lines[2:] == [
@@ -234,6 +238,7 @@ def test_every_odd_folder_has_its_line(
         f"  {tmp_path / 'gone'} is not a folder",
         f"  {tmp_path} is not a run folder: it has no config.toml; "
         "name those in it: damaged, finished, unfinished",
+        f"  {study} is not a run folder: it has no config.toml; name those in it: top-1/seed-0",
     ]
     assert not (tmp_path / "report").exists()
 
