@@ -459,17 +459,19 @@ def _scale(deviation: Array) -> Array:
 def covariance_shrunk(covariance: Array, shrinkage: float, floor: float = 0.0) -> Array:
     """(1 - s) S + (s v + floor) I, where v is the mean variance; never singular for s above 0.
 
+    Of a noisy S the nearest covariance takes its place: eigenvalues below 0 count as 0. Noise of
+    the matrix takes them down to -floor, and that of the means, by which it is centred, further.
+
     Args:
         covariance: The covariance S of latents, [D, D].
         shrinkage: How far it is moved towards its mean variance, 0 to 1.
-        floor: The largest eigenvalue of noise in S, which makes it positive again and keeps noise
-            from being taken for a direction of little variance; 0: there is none. Where S has an
-            eigenvalue below -floor, as noisy means give it, that one counts as -floor.
+        floor: The largest eigenvalue of noise in S, which keeps noise from being taken for a
+            direction of little variance; 0: there is none.
     """
     dim = len(covariance)
-    if floor > 0 and np.linalg.eigvalsh(covariance)[0] < -floor:
+    if floor > 0:
         values, vectors = np.linalg.eigh(covariance)
-        covariance = (vectors * np.maximum(values, -floor)) @ vectors.T
+        covariance = (vectors * np.maximum(values, 0)) @ vectors.T
     variance = float(covariance.trace()) / dim
     if variance <= 0:
         return (1.0 + floor) * np.eye(dim)

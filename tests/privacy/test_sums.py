@@ -142,13 +142,12 @@ def test_noisy_means_leave_no_covariance_that_is_none() -> None:
     floor = noise_in_scatter([std] * clients, [count] * clients, dim) / n
     least = float(np.linalg.eigvalsh(covariance)[0])
     assert least < -1.5 * floor
-    variance = float(covariance.trace()) / dim
-    shrunk = covariance_shrunk(covariance, 0.1, floor)
-    # An eigenvalue of -floor becomes (1 - s)(-floor) + s v + floor, v after the cut being larger.
-    assert np.linalg.eigvalsh(shrunk)[0] >= 0.1 * (variance + floor)
-    inside = covariance + (-least - floor) * np.eye(dim)  # its least is -floor: nothing is cut
-    by_hand = 0.9 * inside + (0.1 * inside.trace() / dim + floor) * np.eye(dim)
-    assert covariance_shrunk(inside, 0.1, floor) == pytest.approx(by_hand, abs=1e-12)
+    values = np.maximum(np.linalg.eigvalsh(covariance), 0)  # of the nearest covariance
+    shrunk = np.linalg.eigvalsh(covariance_shrunk(covariance, 0.1, floor))
+    assert shrunk == pytest.approx(0.9 * values + 0.1 * values.mean() + floor)
+    sure = covariance - least * np.eye(dim)  # it has no eigenvalue below 0
+    by_hand = 0.9 * sure + (0.1 * sure.trace() / dim + floor) * np.eye(dim)
+    assert covariance_shrunk(sure, 0.1, floor) == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_what_is_no_release_is_refused() -> None:
