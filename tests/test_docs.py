@@ -736,20 +736,23 @@ def test_what_is_said_of_how_many_experts_are_asked_was_measured() -> None:
 
 def test_what_is_said_of_how_many_devices_share_the_images_was_measured() -> None:
     page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
-    told = []
-    for method in ("fedce", "fedsc"):
-        means = [
-            float(row["mean"])
-            for row in rows_of("paper-figure-4")
-            if (row["variant"], row["gate"], row["test"]) == (method, "federated", "iid")
-            and row["metric"] == "accuracy"
-            and row["n"]
-        ]
-        assert len(means) == 4
-        steps = np.diff(means)
-        assert min(steps) < 0 < max(steps)
-        told += [f"{end:.3f}"[1:] for end in (min(means), max(means))]
-    assert "{} to {} (FedCE) and {} to {} (FedSC) on the IID test".format(*told) in page
+    means: dict[tuple[str, float], list[float]] = {}
+    for row in rows_of("paper-figure-4"):
+        if (row["gate"], row["test"], row["metric"]) == ("federated", "iid", "accuracy"):
+            means.setdefault((row["variant"], row["data.tau"]), []).append(row["mean"])
+    few = []
+    for method, label in (("fedce", "FedCE"), ("fedsc", "FedSC")):
+        told = []
+        for tau in (0.5, 0.2):
+            five, *more = means[method, tau]
+            assert len(more) == 3
+            assert five < min(more)
+            steps = np.diff(more)
+            assert min(steps) < 0 < max(steps)
+            told += [f"{end:.3f}"[1:] for end in (min(more), max(more))]
+            few.append(f"{five:.3f}"[1:])
+        assert "with {} {} to {} at tau = 0.5 and {} to {} at tau = 0.2".format(label, *told) in page
+    assert "less, the more the skew**: {} and {} (FedCE), {} and {} (FedSC)".format(*few) in page
 
 
 def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
