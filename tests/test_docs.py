@@ -734,6 +734,28 @@ def test_what_is_said_of_how_many_experts_are_asked_was_measured() -> None:
         assert max(means) - min(means) < (0.0015 if at[2] == "federated" else 0.0065), at
 
 
+def test_what_private_sums_are_said_to_cost_was_measured() -> None:
+    means = {
+        (row["world"], row["budget"], row["gate"]): 100 * float(row["mean"])
+        for row in rows_of("sums-privacy")
+        if row["metric"] == "accuracy"
+    }
+
+    def lost(gate: str, *worlds: str) -> list[int]:
+        """Points of accuracy, the fewest and the most."""
+        points = [
+            means[world, "exact", gate] - means[world, budget, gate]
+            for world in worlds
+            for budget in ("epsilon-8", "epsilon-2")
+        ]
+        return [round(min(points)), round(max(points))]
+
+    assert lost("control:ridge", "clean", "domains") == [10, 17]
+    assert lost("lda", "clean", "domains") == [2, 3]
+    assert lost("local", "clean") == [3, 3]
+    assert lost("local", "domains") == [9, 10]
+
+
 def test_what_is_said_of_how_many_devices_share_the_images_was_measured() -> None:
     page = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
     means: dict[tuple[str, float], list[float]] = {}
