@@ -773,7 +773,9 @@ def test_what_is_said_of_how_many_devices_share_the_images_was_measured() -> Non
             assert min(steps) < 0 < max(steps)
             told += [f"{end:.3f}"[1:] for end in (min(more), max(more))]
             few.append(f"{five:.3f}"[1:])
-        assert "with {} {} to {} at tau = 0.5 and {} to {} at tau = 0.2".format(label, *told) in page
+        assert (
+            "with {} {} to {} at tau = 0.5 and {} to {} at tau = 0.2".format(label, *told) in page
+        )
     assert "less, the more the skew**: {} and {} (FedCE), {} and {} (FedSC)".format(*few) in page
 
 
