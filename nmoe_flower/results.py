@@ -240,8 +240,8 @@ class RunFolder:
         if is_run:
             raise ConfigError(
                 f"{path} already holds a run: continue it with "
-                f"{command_line('nmoe', 'run', '--resume', path)}, delete it (nmoe run has "
-                "--overwrite), or choose another --out or, of nmoe run, run.name (--name)"
+                f"{command_line('nmoe', 'run', '--resume', path)}, delete it with nmoe run "
+                "--overwrite, or choose another --out or, of nmoe run, --name"
             )
         if lost := settings_lost(path):
             raise ConfigError(lost)

@@ -48,4 +48,4 @@ def test_what_is_typed_is_read_as_it_was_meant(name: str, tmp_path: Path) -> Non
     folder.write_results({"rows": []})
     with pytest.raises(ConfigError) as taken:
         RunFolder.check_free(path)
-    assert f"continue it with --resume {typed}, delete it" in str(taken.value)
+    assert f"continue it with nmoe run --resume {typed}, delete it" in str(taken.value)

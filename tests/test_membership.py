@@ -130,7 +130,7 @@ def test_the_command_goes_on_to_the_end_or_stops_after_the_sums(
     assert cli.main(said) == 1
     told = capsys.readouterr().err
     assert f"already holds a run: continue it with nmoe run --resume {out}, delete it" in told
-    assert "nmoe run has --overwrite" in told
+    assert "delete it with nmoe run --overwrite" in told
     back = ["join", str(out), "--share", "3", "--out", str(tmp_path / "back"), "--solve-only"]
     assert cli.main(back) == 0
     assert "as client 3" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from nmoe_flower.inference.protocol.signing import (
     verify_list,
 )
 from nmoe_flower.inference.protocol.wire import (
+    ENCODINGS,
     MAX_ID,
     MAX_MESSAGE_BYTES,
     PROTOCOL,
@@ -32,6 +33,7 @@ from nmoe_flower.inference.protocol.wire import (
 
 __all__ = [
     "DIRECTORY",
+    "ENCODINGS",
     "MAX_ID",
     "MAX_MESSAGE_BYTES",
     "MAX_PEERS",
