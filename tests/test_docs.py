@@ -359,6 +359,9 @@ def test_how_many_systems_miss_their_goal_is_said() -> None:
         for one in found["systems"].values()
     ]
     assert f"adds is {min(added):.0f} to {max(added):.0f} ms for each client" in section
+    larger = json.loads((ROOT / "results/benchmarks/systems-cifar10.json").read_text("utf-8"))
+    assert [name for name, one in larger["systems"].items() if one["x"] > 1.15] == ["pfedmoap"]
+    assert "one system misses the goal: `pfedmoap`" in section
 
 
 def rows_of(study: str) -> list[dict[str, Any]]:
