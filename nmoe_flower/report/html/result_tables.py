@@ -176,8 +176,8 @@ def _apart(
 
 def _dots(test: str, rows: Sequence[dict[str, Any]], runs: Sequence[FinishedRun]) -> Any:
     """A dot for each gate: of images the accuracy, of text bits per byte."""
-    plain = plain_gates()
     of_text = any(map(is_of_text, rows))
+    plain = plain_gates(of_text=of_text)
     metric, title, better = (
         ("bits_per_byte", "Bits per byte", min) if of_text else ("accuracy", "Accuracy", max)
     )

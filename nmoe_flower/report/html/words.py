@@ -56,9 +56,13 @@ _BESIDE_SYSTEMS = {
 }
 
 
-def plain_gates() -> tuple[str, ...]:
-    """What counts as a plain baseline of the networked system, without prior correction."""
-    return tuple(_BASELINES)
+def plain_gates(*, of_text: bool = False) -> tuple[str, ...]:
+    """What counts as a plain baseline of the networked system, without prior correction.
+
+    Args:
+        of_text: Whether those of the system ``language`` are asked for, with its own controls.
+    """
+    return tuple(_BESIDE_TEXT | _BASELINES if of_text else _BASELINES)
 
 
 def gate_name(gate: str) -> str:

@@ -367,6 +367,17 @@ def test_of_text_fewer_bits_win(text_runs):
     ) in told
 
 
+def test_words_and_chart_name_the_same_best_baseline_of_text(text_runs):
+    for run in text_runs:
+        path = run / "results.json"
+        path.write_text(path.read_text().replace("control:fedavg", "control:soup"))
+    page = page_of(*text_runs)
+    assert "the best plain baseline, mean of the experts, 2.000: +0.500 over 2 seeds." in words(
+        page
+    )
+    assert "best plain baseline: 2.000" in page
+
+
 def test_runs_of_other_domains_stand_in_one_table(text_runs):
     """A device joins with a domain of its own: the run before has none of it."""
     path = text_runs[1] / "results.json"
