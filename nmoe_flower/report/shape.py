@@ -18,7 +18,8 @@ __all__ = ["BY_SETTINGS", "read_provenance", "read_results", "read_rounds", "sai
 
 _MOST = 1 << 30  # bytes; thousands of clients fill megabytes with their own values
 _SHOWN = 3
-_EVERY_ROW, _COLUMNS, _STAGE_COLUMNS = "every-row", "columns", "stage-columns"
+_EVERY_ROW, _COLUMNS = "every-row", "columns"
+_OF_A_STAGE = ("rounds", "seconds", "bytes_up", "bytes_down")
 BY_SETTINGS = {
     "scheme": "data.scheme",
     "tau": "data.tau",
@@ -190,11 +191,12 @@ def _said_of_each(content: Any, path: Path) -> Any:
         return content
     found = dict(content)
     names, every = found.pop(_COLUMNS, None), found.pop(_EVERY_ROW, {})
-    told, stages = found.pop(_STAGE_COLUMNS, None), found.get("stages")
-    if isinstance(told, list) and isinstance(stages, dict):
+    if isinstance(stages := found.get("stages"), dict):
         found["stages"] = {
-            stage: _by_name(told, costs, f"{path}: stages.{stage}")
-            for stage, costs in stages.items()
+            stage: _by_name(_OF_A_STAGE, cost, f"{path}: stages.{stage}")
+            if isinstance(cost, list)
+            else cost
+            for stage, cost in stages.items()
         }
     if isinstance(names, list):
         rows = [_by_name(names, row, f"{path}: rows.{n}") for n, row in enumerate(rows)]
@@ -218,18 +220,18 @@ def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results that say once what all their rows have in common, for a smaller file.
 
     That is values under ``every-row``, and names under ``columns``: those that only some rows have
-    come last, and a row without them is shorter. The costs of stages have their names under
-    ``stage-columns``.
+    come last, and a row without them is shorter. What a stage costs is a list: rounds, seconds,
+    bytes up, bytes down.
 
     >>> said_once({"rows": [{"tau": 0.2, "test": "iid"}, {"tau": 0.2, "test": "local"}]})
     {'every-row': {'tau': 0.2}, 'columns': ['test'], 'rows': [['iid'], ['local']]}
     """
     rest = {key: value for key, value in results.items() if key != "rows"}
-    if (stages := rest.pop("stages", None)) and (table := _in_columns(list(stages.values()))):
-        names, values = table
-        rest |= {_STAGE_COLUMNS: names, "stages": dict(zip(stages, values, strict=True))}
-    elif stages is not None:
-        rest["stages"] = stages
+    if "stages" in rest:
+        rest["stages"] = {
+            stage: [cost[name] for name in _OF_A_STAGE] if cost.keys() == {*_OF_A_STAGE} else cost
+            for stage, cost in rest["stages"].items()
+        }
     if len(results["rows"]) == 1:
         return {"rows": results["rows"], **rest}
     every = _shared(results["rows"])

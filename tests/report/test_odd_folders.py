@@ -125,25 +125,18 @@ def test_rows_say_their_keys_once_and_read_the_same(finished_run: Any) -> None:
         read_results(path)
 
 
-def test_stages_say_what_they_count_once_and_read_the_same(finished_run: Any) -> None:
+def test_costs_of_stages_are_lists_and_read_the_same(finished_run: Any) -> None:
     path = finished_run("one") / "results.json"
     costs = {"rounds": 3, "seconds": 1.5, "bytes_up": 8, "bytes_down": 9}
     rewrite(path, put("stages", value={"extractor": costs, "answers": {"rounds": 1}}))
     whole = read_results(path)
     path.write_text(json.dumps(said_once(whole)), encoding="utf-8")
     told = json.loads(path.read_text("utf-8"))
-    assert told["stage-columns"] == list(costs)
-    assert told["stages"] == {"extractor": [3, 1.5, 8, 9], "answers": [1]}
+    assert told["stages"] == {"extractor": [3, 1.5, 8, 9], "answers": {"rounds": 1}}
     assert read_results(path) == whole
-    rewrite(path, lambda content: content["stages"]["answers"].extend(4 * [1]))
-    with pytest.raises(NMoEError, match=rf"{path}: stages.answers = a list of 5: .* 4 columns"):
+    rewrite(path, lambda content: content["stages"]["extractor"].append(1))
+    with pytest.raises(NMoEError, match=rf"{path}: stages.extractor = a list of 5: .* 4 columns"):
         read_results(path)
-
-
-def test_stages_that_no_order_of_columns_suits_keep_their_keys() -> None:
-    stages = {"a": {"rounds": 1}, "b": {"seconds": 0.5}}
-    rows = [{"gate": "a"}]
-    assert said_once({"rows": rows, "stages": stages}) == {"rows": rows, "stages": stages}
 
 
 def test_columns_that_few_rows_have_come_last() -> None:
