@@ -13,8 +13,8 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.clients.control_head import pooled_head
 from nmoe_flower.clients.device import (
-    TEST_BATCH,
     Device,
+    batches,
     device_of,
     predict,
     received_classifier,
@@ -192,8 +192,7 @@ def _answer(
     ]
     probabilities, chosen = [], []
     for part in parts:
-        for start in range(0, len(part.rows), TEST_BATCH):
-            rows = part.rows[start : start + TEST_BATCH]
+        for rows in batches(device, part.rows):
             if given is None:
                 batch = normalise(part.split.images[rows])
             else:

@@ -18,7 +18,7 @@ from nmoe_flower.clients.device.device import (
 )
 from nmoe_flower.clients.device.language import Language, language_of
 from nmoe_flower.clients.device.latents import (
-    TEST_BATCH,
+    batches,
     check_given,
     keep_head,
     latents_of,
@@ -32,12 +32,12 @@ from nmoe_flower.clients.device.store import Store, Versions
 
 __all__ = [
     "CLIP",
-    "TEST_BATCH",
     "AlignmentClient",
     "Device",
     "Language",
     "Store",
     "Versions",
+    "batches",
     "check_given",
     "device_of",
     "experts_of",
