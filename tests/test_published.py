@@ -55,11 +55,12 @@ def test_systems_run_at_the_rates_that_validation_chose_for_them(name: str) -> N
     experiments = RESULTS.parent / "experiments"
     chosen = findings_of(Study.load(experiments / f"{name}-choose.toml"), RESULTS)
     rates = dict(chosen.study.axes["rate"].choices)
+    runs = Study.load(experiments / f"{name}.toml").runs
     compared = 0
     for choice in chosen.choices:
         assert choice.winner is not None
         wanted = dict(rates[choice.winner.values["rate"]])
-        for run in Study.load(experiments / f"{name}.toml").runs:
+        for run in runs:
             if run.at("variant") != choice.rest["variant"]:
                 continue
             if run.at("setting") != choice.rest["setting"]:

@@ -6,6 +6,7 @@ Each is held against what the runs measure: nothing may be asked for that nobody
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import isfinite
 from typing import Any, Literal, TypeVar, cast
 
@@ -205,10 +206,10 @@ class Measurable:
             name: _distinct(run.at(name) for run in self.runs)
             for name in ("variant", *self.axes, "seed")
         }
+        told = {"gate": gates_of, "test": tests_of, "metric": numbers_of}
         return found | {
-            "gate": _distinct(gate for run in self.runs for gate in gates_of(run.config)),
-            "test": _distinct(test for run in self.runs for test in tests_of(run.config)),
-            "metric": _distinct(one for run in self.runs for one in numbers_of(run.config)),
+            name: [*dict.fromkeys(chain(*dict.fromkeys(of(run.config) for run in self.runs)))]
+            for name, of in told.items()  # runs that differ elsewhere have the same hundreds
         }
 
     def within(self, where: Coordinates) -> "Measurable":

@@ -1,6 +1,7 @@
 """What runs measure, known before they run: the gates, tests and metrics of their results."""
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
@@ -159,7 +160,13 @@ def numbers_of(config: Config) -> tuple[str, ...]:
         found += [f"privacy.{name}" for name in _PRIVACY]
     if config.privacy.weights:
         found += [f"privacy.{name}" for name in _PRIVATE_WEIGHTS]
-    return (*found, *config.flat())
+    return (*found, *_settings())
+
+
+@cache
+def _settings() -> tuple[str, ...]:
+    """The keys of every configuration."""
+    return tuple(Config().flat())
 
 
 def _by_owner(config: Config) -> Iterator[str]:

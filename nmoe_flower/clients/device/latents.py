@@ -135,9 +135,9 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
         return _adapted(device, network, images, indices)
     if isinstance(network, PretrainedExtractor):
         raw = torch.from_numpy(raw_latents(device, network, images, indices))
-        for part in raw.split(_PASS):
-            latents = standardised(network, part.to(device.torch_device))
-            outputs.append(latents.float().cpu())
+        for start in range(0, len(raw), _PASS):
+            part = raw[start : start + _PASS].to(device.torch_device)
+            outputs.append(standardised(network, part).float().cpu())
         return torch.cat(outputs)
     for rows in batches(device, indices):
         batch = normalise(images[rows]).to(device.torch_device)
