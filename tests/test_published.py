@@ -17,6 +17,7 @@ from nmoe_flower.study import (
     findings_of,
     findings_to_json,
     kept_rounds,
+    publish,
     publish_study,
     read_findings,
     small_picture,
@@ -171,8 +172,11 @@ def test_blank_paper_stays_white(tmp_path: Path) -> None:
     assert (looks[:, 32:] == 255).all()
 
 
-def test_policies_are_published_with_the_figures_that_are_there(tmp_path: Path) -> None:
+def test_policies_are_published_with_the_figures_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Drawn as PNG, kept as WebP; where only one is on a page the other does not come back."""
+    monkeypatch.setattr(publish, "PUBLISHED_DOTS", 40)  # a large WebP takes seconds
     name = "alignment-digits"
     study = Study.load(RESULTS.parent / "experiments" / f"{name}.toml")
     place = publish_study(findings_of(study, RESULTS), RESULTS, tmp_path)
