@@ -10,7 +10,7 @@
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ from nmoe_flower.files import (
 from nmoe_flower.provenance import provenance
 
 __all__ = [
+    "COST",
     "FORMAT_VERSION",
     "FREE_KEYS",
     "PATH_KEYS",
@@ -42,6 +43,7 @@ __all__ = [
     "absolute_override",
     "absolute_settings",
     "check_place",
+    "cost_of_stage",
     "placed",
     "settings_lost",
     "shadowed",
@@ -49,6 +51,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+COST = ("rounds", "seconds", "bytes_up", "bytes_down")
+"""What is counted of a stage, in the order in which a published run lists it."""
 _BACKBONE = "extractor.backbone"  # a path behind TRANSFORMERS, or a name
 
 _log = logging.getLogger(__name__)
@@ -427,6 +431,19 @@ class RunFolder:
         path = safe_child(self.weights_path, f"{name}.safetensors")
         save_arrays(path, arrays)
         return path
+
+
+def cost_of_stage(told: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    """What a stage costs, by name.
+
+    Args:
+        told: What ``stages`` of results.json has of it; of a published run as many as `COST`.
+
+    >>> cost_of_stage([3, 1.5, 8, 9]) == cost_of_stage(
+    ...     {"rounds": 3, "seconds": 1.5, "bytes_up": 8, "bytes_down": 9})
+    True
+    """
+    return dict(told) if isinstance(told, Mapping) else dict(zip(COST, told, strict=True))
 
 
 def _delete_run(path: Path) -> None:

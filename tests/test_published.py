@@ -17,6 +17,7 @@ from nmoe_flower.study import (
     findings_of,
     findings_to_json,
     kept_rounds,
+    make_plan,
     publish,
     publish_study,
     read_findings,
@@ -71,6 +72,12 @@ def test_systems_run_at_the_rates_that_validation_chose_for_them(name: str) -> N
             assert run.config.flat()[key] == wanted[key], (run.name, key)
             compared += 1
     assert compared == 3 * len(chosen.choices)
+
+
+def test_what_a_study_takes_is_estimated_from_its_published_runs(tmp_path: Path) -> None:
+    study = Study.load(RESULTS.parent / "experiments" / "paper-figure-4-k.toml")
+    plan = make_plan(study, tmp_path)
+    assert plan.source == "published runs of this study"
 
 
 def test_a_published_study_tells_how_each_of_its_runs_began_and_of_no_other() -> None:

@@ -13,13 +13,13 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.files import parse_json, read_json
 from nmoe_flower.report.by_stage import is_of_a_stage, rounds_in_turn
+from nmoe_flower.results import COST
 
 __all__ = ["BY_SETTINGS", "read_provenance", "read_results", "read_rounds", "said_once"]
 
 _MOST = 1 << 30  # bytes; thousands of clients fill megabytes with their own values
 _SHOWN = 3
 _EVERY_ROW, _COLUMNS = "every-row", "columns"
-_OF_A_STAGE = ("rounds", "seconds", "bytes_up", "bytes_down")
 BY_SETTINGS = {
     "scheme": "data.scheme",
     "tau": "data.tau",
@@ -193,7 +193,7 @@ def _said_of_each(content: Any, path: Path) -> Any:
     names, every = found.pop(_COLUMNS, None), found.pop(_EVERY_ROW, {})
     if isinstance(stages := found.get("stages"), dict):
         found["stages"] = {
-            stage: _by_name(_OF_A_STAGE, cost, f"{path}: stages.{stage}")
+            stage: _by_name(COST, cost, f"{path}: stages.{stage}")
             if isinstance(cost, list)
             else cost
             for stage, cost in stages.items()
@@ -229,7 +229,7 @@ def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in results.items() if key != "rows"}
     if "stages" in rest:
         rest["stages"] = {
-            stage: [cost[name] for name in _OF_A_STAGE] if cost.keys() == {*_OF_A_STAGE} else cost
+            stage: [cost[name] for name in COST] if cost.keys() == set(COST) else cost
             for stage, cost in rest["stages"].items()
         }
     if len(results["rows"]) == 1:

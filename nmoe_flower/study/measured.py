@@ -5,6 +5,7 @@ from functools import cache
 
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
+from nmoe_flower.results import COST
 from nmoe_flower.study.costs import COSTS, OF_A_GATE
 
 __all__ = [
@@ -49,7 +50,6 @@ _REPRESENTATION = (
 _PRIVACY = ("epsilon", "delta", "budget", "releases")
 _PRIVATE_WEIGHTS = ("weights.epsilon", "weights.steps", "together.epsilon")
 _ALIGNMENT = ("rounds", "load_variation", "simulated_seconds")
-_COST = ("rounds", "seconds", "bytes_up", "bytes_down")
 
 
 def gates_of(config: Config) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def numbers_of(config: Config) -> tuple[str, ...]:
     metrics = _TEXT_METRICS if language else ROW_METRICS if both else _PLAIN_METRICS
     found = [*metrics, *_EVERY]
     found += ["parameters", *_by_owner(config)] if both else []
-    found += [f"stages.{stage}.{cost}" for stage in _stages(config) for cost in _COST]
+    found += [f"stages.{stage}.{cost}" for stage in _stages(config) for cost in COST]
     if language:
         found += [f"learning_rates.{name}" for name in _text_controls(config)]
     elif config.run.system == "aligned":

@@ -15,7 +15,13 @@ from nmoe_flower.config import Config
 from nmoe_flower.errors import CheckpointError, ConfigError, NMoEError, within
 from nmoe_flower.files import read_json, read_text
 from nmoe_flower.own_code import load_own
-from nmoe_flower.results import FREE_KEYS, RunFolder, absolute_settings, settings_lost
+from nmoe_flower.results import (
+    FREE_KEYS,
+    RunFolder,
+    absolute_settings,
+    cost_of_stage,
+    settings_lost,
+)
 from nmoe_flower.study.dealt import Dealt
 from nmoe_flower.study.elsewhere import folder_of
 from nmoe_flower.study.file import Study
@@ -482,7 +488,9 @@ def _published(folders: Iterable[Path]) -> Iterator[_Measured]:
 def _read_costs(config: Config, file: Path) -> _Measured | None:
     try:
         results = read_json(file)
-        seconds = {name: float(cost["seconds"]) for name, cost in results["stages"].items()}
+        seconds = {
+            name: float(cost_of_stage(told)["seconds"]) for name, told in results["stages"].items()
+        }
         whole = float(results.get("seconds") or sum(seconds.values()))
     except (NMoEError, KeyError, TypeError, ValueError):
         return None
