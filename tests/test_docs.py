@@ -993,6 +993,17 @@ def test_what_is_said_of_fedgate_in_the_papers_tables_was_measured() -> None:
     steps = [round(1000 * value) for of in behind.values() for value in of]
     assert (min(steps), max(steps)) == (2, 6)
 
+    long, averaged = (
+        f".{1000 * row['mean']:.0f}"
+        for gate in ("federated", "control:fedavg")
+        for row in rows_of("paper-table-2")
+        if (row["variant"], row["gate"], row["metric"]) == ("fedce-long", gate, "accuracy")
+    )
+    of_long = ROOT / "results/paper-table-2/fedce-long-tau-0.2/seed-0"
+    minutes = f"{read_results(of_long / 'results.json')['seconds'] / 60:.0f} minutes"
+    assert f"(2,000 rounds instead of 900, one seed, {minutes} of a shared core)" in page
+    assert f"has {long} with FedGate at tau = 0.2, and {averaged} with the averaged" in page
+
     found = {
         row["setting"]: row["mean"]
         for row in rows_of("paper-table-1")

@@ -270,7 +270,11 @@ def _y_label(figure: FigureSpec, labels: Labels) -> str:
 
 def _row_notes(figure: FigureSpec, marks: Sequence[_Mark]) -> Iterator[str]:
     rows = [one.row for one in marks]
-    yield _of_seeds(figure, sorted({seed for row in rows for seed in row.each}))
+    seeds = sorted({seed for row in rows for seed in row.each})
+    yield _of_seeds(figure, seeds)
+    fewer = sum(len(row.asked) < len(seeds) for row in rows)
+    if fewer and not _by_seed(figure):
+        yield f"{fewer} of {how_many(len(rows), 'mark')} of fewer seeds"
     if any(row.estimate is not None and row.estimate.se is not None for row in rows):
         yield "bars: standard error"
     absent = [row for row in rows if row.failed or row.missing]

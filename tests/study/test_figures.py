@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def test_a_line_is_the_means_with_their_errors_in_order() -> None:
     assert {round(point.se or 0, 6) for point in figure.series[0].points} == {0.01}  # 0.02 / 2
     assert (figure.x, figure.y, figure.log) == ("num-clients", "accuracy, IID test", True)
     assert figure.notes == ("mean of 2 seeds: 0, 1", "bars: standard error")
+
+
+def test_marks_of_fewer_seeds_are_told() -> None:
+    *most, last = rows()
+    figure = fill_figure(
+        lines(gate="local"), [*most, replace(last, each={0: 0.5}, asked=(0,))], LABELS
+    )
+    assert figure.notes == (
+        "mean of 2 seeds: 0, 1", "1 of 6 marks of fewer seeds", "bars: standard error"
+    )  # fmt: skip
 
 
 def test_values_that_are_no_numbers_are_categories() -> None:
