@@ -42,7 +42,8 @@ def draw_shortlists(means: npt.NDArray[np.floating], size: int, *, seed: int) ->
     if R are drawn and M are nearest, and the others are there for sure.
 
     Args:
-        means: What every client is known by, the mean of its normalised latents, [N, D].
+        means: What every client is known by, the mean of its normalised latents, [N, D]; distances
+            are of float32 at least, also between means in float16.
         size: Experts on a list, S, from 1 to N.
         seed: The seed of the run.
 
@@ -90,7 +91,8 @@ def _nearest(points: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int
     """
     if not count:
         return np.empty((len(points), 0), np.int64)
-    centred = points - points.mean(axis=0)
+    wide = points.astype(np.promote_types(points.dtype, np.float32), copy=False)  # not in halves
+    centred = wide - wide.mean(axis=0)
     squares = np.einsum("nd,nd->n", centred, centred)
     queries = np.column_stack([centred, np.ones(len(points))])
     ids, _ = topk(queries, np.column_stack([centred, -squares / 2]), count + 1)

@@ -72,3 +72,11 @@ def test_a_list_longer_than_all_is_refused(size: int) -> None:
 def test_equal_means_are_no_reason_to_fail() -> None:
     drawn = draw_shortlists(np.zeros((6, 2)), 5, seed=0)
     assert all(len(set(listed)) == 5 for listed in drawn.experts.tolist())
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_means_in_float16_have_the_neighbours_of_the_same_numbers_in_float64(scale: float) -> None:
+    """Squares of 512 numbers of about 40 add up to 800,000: float16 ends at 65,504."""
+    means = (scale * np.random.default_rng(0).normal(size=(40, 512))).astype(np.float16)
+    halves, doubles = (draw_shortlists(m, 9, seed=0) for m in (means, means.astype(np.float64)))
+    np.testing.assert_array_equal(halves.experts, doubles.experts)
