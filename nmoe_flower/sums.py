@@ -46,6 +46,7 @@ _MOST_BYTES = 2**30  # of one scatter matrix in float64; a server holds about fo
 _ROWS = 4096  # latents multiplied at a time
 _CONSTANT = 1e-6  # of the largest deviation: a dimension that varies less says nothing
 _ROUNDING = 1e-4  # what float32 on the wire may move, relative to the largest number
+_DIGITS = 1e-13  # of the means: what float64 may move a mean of what is left by, and then some
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Sums:
         """What is left without ``other``: a client that leaves.
 
         Raises:
-            DataError: ``other`` is not part of this: it has more, or nothing is left.
+            DataError: ``other`` is not part of this: it has more, it varies more, or nothing is
+                left. Sums with noise, whose counts are fractions, may vary more.
         """
         _alike(self, other)
         count = self.count - other.count
@@ -159,16 +161,30 @@ class Sums:
         mean = (self.count * self.mean - other.count * other.mean) / count
         apart = mean - other.mean
         between = (count * other.count / self.count) * np.outer(apart, apart)
+        scatter = self.scatter - other.scatter - between
+        least = float(scatter.diagonal().min())
+        allowed = _ROUNDING * float(np.abs(self.scatter).max())
+        allowed += (_DIGITS * self.count * float(np.abs(self.mean).max())) ** 2
+        if least < -allowed and not self._is_noisy and not other._is_noisy:
+            raise DataError(
+                f"{other.count} latents are subtracted that are not among these {self.count}: the "
+                f"scatter would have {least:.4g} on its diagonal"
+            )
         return Sums(
             count,
             mean,
-            self.scatter - other.scatter - between,
+            scatter,
             class_counts,
             self.class_sums
             - other.class_sums
             - np.outer(other.class_counts, other.mean - self.mean)
             - np.outer(class_counts, mean - self.mean),
         )
+
+    @property
+    def _is_noisy(self) -> bool:
+        """Whether noise was added: a count of latents is a whole number."""
+        return bool((self.class_counts != np.round(self.class_counts)).any())
 
     def under(self, standard: "Standardisation") -> "Sums":
         """The sums of the same latents after a standardisation; exact, since that is linear."""

@@ -262,6 +262,28 @@ def test_nobody_leaves_who_is_not_part() -> None:
         two - Sums.of(np.ones((3, 3)), np.array([1, 1, 1]), CLASSES)
 
 
+def test_sums_of_somebody_else_are_not_subtracted() -> None:
+    """They have no more of a class, but lie elsewhere: the sums of squares would be below 0."""
+    rng = np.random.default_rng(0)
+    here = Sums.of(rng.normal(size=(20, 3)), np.arange(20) % CLASSES, CLASSES)
+    wide = Sums.of(50 * rng.normal(size=(5, 3)), np.arange(5) % CLASSES, CLASSES)
+    far = Sums.of(30 + rng.normal(size=(5, 3)), np.arange(5) % CLASSES, CLASSES)
+    for other in (wide, far):
+        with pytest.raises(DataError, match=r"5 latents .* not among these 20: .*-\d.* diagonal"):
+            here - other
+
+
+def test_rounding_and_noise_are_not_taken_for_somebody_else() -> None:
+    for value in (0.1, 1e6 / 3):  # the scatter is nothing but rounding
+        same = [
+            Sums.of(np.full((size, 2), value), np.zeros(size, int), CLASSES) for size in (999, 7, 1)
+        ]
+        for leaver in same:
+            assert (total(same) - leaver).count == 1007 - leaver.count
+    noisy = replace(ONE, scatter=-np.eye(3), class_counts=ONE.class_counts + 0.25)
+    assert (total([noisy, noisy]) - noisy).scatter.diagonal().max() < 0
+
+
 def test_latents_too_wide_for_memory_are_refused_with_their_bytes() -> None:
     assert packed_bytes(1536) == 4 * 1536 * 1537 // 2
     with pytest.raises(DataError, match=r"20,000 numbers.*3,200,000,000 bytes.*11,585 numbers"):
