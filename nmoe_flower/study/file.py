@@ -485,7 +485,11 @@ def _axis_of_key(key: str, given: Any) -> Axis:
     if not given:
         raise ConfigError(f"{key} is empty, and no run would be left; allowed: one value or more")
     values = [frozen(value) for value in given]
+    usual = Config().flat()[key]
     for at, value in enumerate(values):
+        if isinstance(value, str) and isinstance(usual, int | float):
+            allowed = "true and false" if isinstance(usual, bool) else "numbers"
+            raise ConfigError(f'{key}: "{value}" is a text; allowed: {allowed}, without quotes')
         if any(same(value, other) for other in values[:at]):
             raise ConfigError(f"{key}: {in_words(value)} stands there twice")
     return Axis(key, tuple((value, ((key, value),)) for value in values))

@@ -249,6 +249,16 @@ REFUSED = {
     "axis scalar": ("[0.5, 0.2]", "0.5", "axes: data.tau: a list of its values is wanted"),
     "axis empty": ("[0.5, 0.2]", "[]", "axes: data.tau is empty, and no run would be left"),
     "axis value twice": ("[0.5, 0.2]", "[0.5, 0.50]", "axes: data.tau: 0.5 stands there twice"),
+    "axis text for a number": (
+        "[0.5, 0.2]",
+        '[0.5, "0.2"]',
+        r'data.tau: "0.2" is a text; .*numbers',
+    ),
+    "axis text for a switch": (
+        "data.tau = [",
+        'gate.noisy = [true, "false"]\ndata.tau = [',
+        'gate.noisy: "false" is a text; allowed: true and false',
+    ),
     "axis value bad": (
         "[0.5, 0.2]",
         "[0.5, -1]",
