@@ -7,6 +7,7 @@ import pytest
 from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.config.unread import _TABLE, _without_readers, unread
+from nmoe_flower.deploy.folder import for_deployment
 from nmoe_flower.recipes import Recipe, packaged_recipes, packaged_studies
 from nmoe_flower.study.file import Study
 
@@ -87,12 +88,45 @@ TEXT = {
              "another system than language), and not by data.kind = text and run.system = "
              "language"],
         ),
+        (
+            TEXT | {"run.system": "language", "extractor.rounds": 5, "extractor.widths": "8,8,8",
+                    "head.batch-size": 4, "expert.hidden": "8", "expert.epochs": 3,
+                    "expert.sharing": "none", "gate.methods": "local", "run.controls": "",
+                    "run.control-epochs": 2},
+            [
+                "extractor.rounds = 5 is read by other systems than language, and not by "
+                "run.system = language",
+                "head.batch-size = 4: for run.system = networked, and run.system = language reads "
+                "none of head.*",
+                "expert.epochs = 3 is read by run.system = networked, and not by run.system = "
+                "language",
+                "expert.hidden = 8 is read by other systems than language, and not by run.system "
+                "= language",
+                "run.controls =, run.control-epochs = 2 are read by run.system = networked "
+                "(language has adapter.controls), and not by run.system = language",
+            ],
+        ),
+        (
+            {"run.system": "fedavg", "extractor.rounds": 3, "head.batch-size": 4,
+             "expert.hidden": "8", "expert.learning-rate": 0.1, "run.controls": ""},
+            [
+                "head.batch-size = 4: for run.system = networked, and run.system = fedavg reads "
+                "none of head.*",
+                "expert.learning-rate = 0.1 is read by run.system = networked, and not by "
+                "run.system = fedavg",
+            ],
+        ),
     ],
     ids=str,
 )  # fmt: skip
 def test_settings_that_nobody_reads_are_told(values: dict[str, Any], told: list[str]) -> None:
     assert list(unread(Config.parse(values))) == told
     assert set(told) <= set(Config.parse(values).advice())
+
+
+def test_nothing_is_told_of_what_deploying_changes_for_a_language_model() -> None:
+    config = Config.parse(TEXT | {"run.system": "language", "gate.methods": "unigram"})
+    assert list(unread(for_deployment(config, 3))) == []
 
 
 def test_a_default_is_never_told() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from nmoe_flower.catalogue import BASELINES, SCHEMES
+from nmoe_flower.config.extractor import ExtractorConfig
 from nmoe_flower.config.section import kebab
 from nmoe_flower.own_code import is_own
 from nmoe_flower.plurals import one_or_many
@@ -40,7 +41,13 @@ def _named(section: str, *keys: str) -> tuple[str, ...]:
     return tuple(f"{section}.{key}" for key in keys)
 
 
+def _is_no_language(config: "Config") -> bool:
+    return config.run.system != "language"
+
+
 _RUN = ("run.system",)
+_NOT_OF_LANGUAGE = "other systems than language"
+_TAKEN_BY_LANGUAGE = ("method", "start", "backbone", "weights", "widths")  # read, or refused
 _OF_TEXT = _named("text", "tokenizer", "window", "unit", "column")
 _TABLE = (
     *(
@@ -83,6 +90,38 @@ _TABLE = (
         "extractor.method = fedsc, where there is a stage 1",
         ("run.system", "extractor.method"),
         lambda config: config.has_stage_1 and config.extractor.method == "fedsc",
+    ),
+    _Readers(
+        tuple(
+            f"extractor.{kebab(name)}"
+            for name in ExtractorConfig.model_fields
+            if name not in _TAKEN_BY_LANGUAGE
+        ),
+        _NOT_OF_LANGUAGE,
+        _RUN,
+        _is_no_language,
+    ),
+    _Readers(("head.*",), "run.system = networked", _RUN, _system("networked")),
+    _Readers(
+        _named(
+            "expert",
+            "epochs",
+            "batch-size",
+            "learning-rate",
+            "weight-decay",
+            "label-smoothing",
+            "logit-adjustment",
+        ),
+        "run.system = networked",
+        _RUN,
+        _system("networked"),
+    ),
+    _Readers(_named("expert", "init", "hidden"), _NOT_OF_LANGUAGE, _RUN, _is_no_language),
+    _Readers(
+        _named("run", "controls", "control-epochs", "control-learning-rate"),
+        "run.system = networked (language has adapter.controls)",
+        _RUN,
+        _is_no_language,
     ),
     _Readers(
         ("privacy.epsilon",),
@@ -214,7 +253,7 @@ def _changed(config: "Config") -> dict[str, object]:
 
 def _note(config: "Config", row: _Readers, told: dict[str, object]) -> str:
     settings, section = config.flat(), _section(next(iter(told)))
-    named = ", ".join(f"{key} = {_as_set(value)}" for key, value in told.items())
+    named = ", ".join(f"{key} = {_as_set(value)}".rstrip() for key, value in told.items())
     this = " and ".join(f"{key} = {_as_set(settings[key])}" for key in row.by)
     if section in row.keys:
         return f"{named}: for {row.who}, and {this} reads none of {section}"

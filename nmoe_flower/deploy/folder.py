@@ -137,7 +137,8 @@ def for_deployment(config: Config, nodes: int) -> Config:
     values = config.flat()
     values |= {"data.num-clients": nodes, "run.out": "runs", "run.wait-for-all": True}
     methods = [n for n in config.gate.methods if n not in GATES or not GATES[n].pools]
-    controls = [name for name in config.run.controls if not CONTROLS[name].pools]
+    pooled = config.run.system != "language"  # which reads other controls
+    controls = [n for n in config.run.controls if not (pooled and CONTROLS[n].pools)]
     shared = any(name in GATES and GATES[name].trainer for name in methods)
     if config.run.system == "networked" and config.expert.sharing != "none" and not shared:
         methods.append("federated")
