@@ -11,7 +11,7 @@ from nmoe_flower.errors import BundleError, CheckpointError, ConfigError
 from nmoe_flower.files import all_or_none, load_arrays, safe_child
 from nmoe_flower.inference.bundle.bundle import Bundle
 from nmoe_flower.inference.bundle.bundle_files import MANIFEST
-from nmoe_flower.inference.bundle.folders import bundled_run, read_store
+from nmoe_flower.inference.bundle.folders import bundled_run, read_store, refuse_left_over
 from nmoe_flower.inference.bundle.holders import read_holders, ring_holders
 from nmoe_flower.inference.bundle.text_bundle import TextBundle
 from nmoe_flower.inference.bundle.text_export import export_device, export_language
@@ -34,18 +34,20 @@ def export_run(
     Args:
         run_folder: A folder with ``config.toml``, ``weights/`` and
             ``clients/<i>/expert.safetensors``.
-        out: The folder of the bundles; made if missing.
+        out: The folder of the bundles; made if missing. Bundles that are there are replaced.
         gate: Which of the run's gates the devices route with; None: ``federated``, or what there
             is. Of text: ``unigram`` or ``unigram-chunks``.
         replicas: Devices that hold each adapter of a language model, its own and the next ones.
         holders: File that says instead which devices hold which, as `read_holders` reads it.
 
     Raises:
-        BundleError: The run is not finished, is of the alignment system, or has no such gate.
+        BundleError: The run is not finished, is of the alignment system, or has no such gate; or
+            ``out`` holds a bundle of a later client than the run has.
         ConfigError: Experts of images would be on several devices, ``replicas`` is out of range,
             or ``holders`` cannot be read.
     """
     config = bundled_run(run_folder)
+    refuse_left_over(out, config.data.num_clients)
     if config.run.system == "language":
         count = config.data.num_clients
         placed = read_holders(holders, count) if holders else ring_holders(count, replicas)

@@ -7,8 +7,10 @@ from nmoe_flower.catalogue import BASELINES
 from nmoe_flower.config import Config
 from nmoe_flower.errors import BundleError
 from nmoe_flower.files import read_json
+from nmoe_flower.inference.bundle.bundle_files import MANIFEST
+from nmoe_flower.plurals import how_many, one_or_many
 
-__all__ = ["bundled_run", "read_store"]
+__all__ = ["bundled_run", "read_store", "refuse_left_over"]
 
 
 def bundled_run(run_folder: Path) -> Config:
@@ -47,6 +49,28 @@ def read_store(store: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise BundleError(f"{path} holds no object")
     return about
+
+
+def refuse_left_over(out: Path, count: int) -> None:
+    """Refuse a folder that would go on holding bundles of a run with more clients.
+
+    Args:
+        out: The folder of the bundles; it need not exist.
+        count: Clients of the run that is bundled, whose bundles are 0 to ``count`` - 1.
+
+    Raises:
+        BundleError: There is a bundle of a later client.
+    """
+    there = out.expanduser().glob(f"*/{MANIFEST}")
+    numbers = (path.parent.name for path in there)
+    later = sorted(int(name) for name in numbers if name.isdecimal() and int(name) >= count)
+    if later:
+        told = f"{out / str(later[0])}" + (f" to {later[-1]}" if len(later) > 1 else "")
+        raise BundleError(
+            f"{out} holds bundles of a run with more clients, and this one has {count}: {told} "
+            f"would stay beside its own; delete {one_or_many(len(later), 'it', 'these')} "
+            f"({how_many(len(later), 'bundle')}), or give another --out"
+        )
 
 
 def _check_system(run_folder: Path, config: Config) -> None:

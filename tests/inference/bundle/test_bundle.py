@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,26 @@ def test_the_command_names_what_it_wrote(
     assert [line.split()[2] for line in lines] == versions
     assert cli.main(["bundle", str(run_folder), "--out", str(out), "--gate", "global"]) == 1
     assert "no weights of the gate 'global'; it has: federated" in capsys.readouterr().err
+
+
+def test_bundles_of_more_clients_do_not_stay_beside_those_of_fewer(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundles"
+    export_run(run_folder, out)
+    shutil.copytree(out / "1", out / "2")
+    before = (out / "0" / "bundle.json").stat().st_mtime_ns
+    assert cli.main(["bundle", str(run_folder), "--out", str(out)]) == 1
+    told = "with more clients, and this one has 2: "
+    assert f"{told}{out / '2'} would stay beside its own; delete it" in capsys.readouterr().err
+    assert (out / "0" / "bundle.json").stat().st_mtime_ns == before
+    shutil.copytree(out / "1", out / "10")
+    with pytest.raises(BundleError, match=r"2 to 10 would stay .* delete these \(2 bundles\)"):
+        export_run(run_folder, out)
+    shutil.rmtree(out / "2")
+    shutil.rmtree(out / "10")
+    (out / "3").mkdir()  # no bundle: none of our business
+    assert len(export_run(run_folder, out)) == 2
 
 
 @pytest.mark.parametrize("gate", ["rolling", "../extractor", ""])
