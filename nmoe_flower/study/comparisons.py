@@ -14,14 +14,16 @@ from nmoe_flower.errors import NMoEError
 from nmoe_flower.report import Estimate, differences, estimate
 from nmoe_flower.study.declared import NUMBER, ComparisonSpec
 from nmoe_flower.study.labels import Labels
-from nmoe_flower.study.product import Coordinates, in_words
+from nmoe_flower.study.product import Coordinates, StudyRun, in_words, selects
 from nmoe_flower.study.rows import Row
 from nmoe_flower.study.tables import absent_in_words
 
 __all__ = ["Comparison", "Pair", "compare"]
 
 Verdict = Literal["higher", "lower", "within the noise", "no estimate of the noise", "failed",
-                  "missing"]  # fmt: skip
+                  "missing", "skipped"]  # fmt: skip
+_SKIPPED = "Skipped: the study has no such run."
+"""Below the lines, where a partner is one that no run of the study would be."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Pair:
         against: The same of the second.
         each: By seed, what the first has more.
         difference: Mean of that with its standard error; None if there is no such seed.
-        absent: By seed that one of both lacks: ``failed`` or ``missing``.
+        absent: By seed that one of both lacks: ``failed``, ``missing``, or ``skipped`` where the
+            study has no such run.
     """
 
     labels: tuple[str, ...]
@@ -48,7 +51,8 @@ class Pair:
     def verdict(self) -> Verdict:
         """What the difference is: more, less, within the noise, or nothing that tells the noise."""
         if self.difference is None:
-            return "failed" if "failed" in self.absent.values() else "missing"
+            told: tuple[Verdict, ...] = ("failed", "missing", "skipped")
+            return next((word for word in told if word in self.absent.values()), "missing")
         if self.difference.within_noise is None:
             return "no estimate of the noise"
         if self.difference.within_noise:
@@ -113,8 +117,21 @@ class Comparison:
                 pair.verdict)  # fmt: skip
 
 
-def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> Comparison:
+def compare(
+    comparison: ComparisonSpec,
+    rows: Sequence[Row],
+    labels: Labels,
+    *,
+    runs: Sequence[StudyRun] | None = None,
+) -> Comparison:
     """Pair the rows of both sides that differ in nothing but what is compared.
+
+    Args:
+        comparison: What is compared.
+        rows: The study's numbers.
+        labels: What tables call them.
+        runs: The study's runs; of a partner that has no row they tell whether it was skipped. None:
+            a seed counts as skipped only where the partner has a row.
 
     Raises:
         NMoEError: A pair would have two rows of one side.
@@ -124,7 +141,8 @@ def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> 
     inner = (NUMBER,) if comparison.numbers else ("gate", "test", "metric")
     beside = [d for d in ("variant", *axes, *inner) if d not in told]
     sides: list[dict[tuple[Any, ...], Row]] = []
-    for at in (comparison.of, comparison.against):
+    both = (comparison.of, comparison.against)
+    for at in both:
         side: dict[tuple[Any, ...], Row] = {}
         for row, number in _side(comparison, rows, at):
             key = tuple(number if d == NUMBER else row.at(d) for d in beside)
@@ -150,6 +168,7 @@ def compare(comparison: ComparisonSpec, rows: Sequence[Row], labels: Labels) -> 
             tuple(labels.of_value(beside[place], key[place]) for place in shown),
             sides[0].get(key),
             sides[1].get(key),
+            skipped=runs is not None and not all(_has_run(runs, at, beside, key) for at in both),
         )
         for key in keys
     )
@@ -187,11 +206,20 @@ def _side(
             yield row, ""
 
 
-def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None) -> Pair:
+def _has_run(
+    runs: Sequence[StudyRun], where: Coordinates, beside: Sequence[str], key: Sequence[Any]
+) -> bool:
+    """Whether the study has a run of a side, ``where``, that shares ``key`` in ``beside``."""
+    shared = {d: (value,) for d, value in zip(beside, key, strict=True)}
+    return any(selects(where, run) and selects(shared, run) for run in runs)
+
+
+def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None, *, skipped: bool) -> Pair:
+    """Two rows as a pair; ``skipped``: the study has no run of one of both."""
     first, second = (row.numbers if row else {} for row in (of, against))
     each = dict(sorted(differences(first, second).items()))
     absent = {
-        seed: "failed" if any(row and seed in row.failed for row in (of, against)) else "missing"
+        seed: _why_absent(seed, of, against, skipped=skipped)
         for row in (of, against)
         for seed in (row.asked if row else ())
         if seed not in each
@@ -200,6 +228,13 @@ def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None) -> Pair:
         return Pair(labels, None, None, {}, None, absent)
     means = [estimate([side[seed] for seed in each]) for side in (first, second)]
     return Pair(labels, means[0], means[1], each, estimate(list(each.values())), absent)
+
+
+def _why_absent(seed: int, *rows: Row | None, skipped: bool) -> str:
+    if any(row and seed in row.failed for row in rows):
+        return "failed"
+    skipped = skipped or any(row and seed not in row.asked for row in rows)
+    return "skipped" if skipped else "missing"
 
 
 def _notes(
@@ -222,3 +257,5 @@ def _notes(
     if any(pair.absent for pair in pairs):
         yield "A seed that one side lacks counts on neither."
         yield from absent_in_words(rows)
+    if any("skipped" in pair.absent.values() for pair in pairs):
+        yield _SKIPPED

@@ -172,7 +172,10 @@ class Findings:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The paired comparisons."""
-        return [compare(spec, self.shown, self.labels) for spec in self.study.comparisons]
+        return [
+            compare(spec, self.shown, self.labels, runs=self.study.runs)
+            for spec in self.study.comparisons
+        ]
 
     @cached_property
     def sweep(self) -> SweepTable | None:

@@ -35,7 +35,7 @@ from nmoe_flower.study.writing import sentence
 
 __all__ = ["figure_parts", "table_part", "words_part"]
 
-_NO_NUMBER = ("-", "", "failed", "missing")
+_NO_NUMBER = ("-", "", "failed", "missing", "skipped")
 
 
 # --- tables ---

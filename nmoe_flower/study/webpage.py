@@ -164,7 +164,7 @@ def _paired(pairs: Sequence[Pair]) -> Iterator[Said]:
         "beyond the noise": verdicts.count("higher") + verdicts.count("lower"),
         "within the noise": verdicts.count("within the noise"),
         "with no estimate of the noise": verdicts.count("no estimate of the noise"),
-        "without a pair of finished runs": verdicts.count("failed") + verdicts.count("missing"),
+        "without a pair of finished runs": sum(pair.difference is None for pair in pairs),
     }
     told = [f"{count} {what}" for what, count in counts.items() if count]
     yield Said(f"{how_many(len(pairs), 'paired comparison')}: {'; '.join(told)}.")

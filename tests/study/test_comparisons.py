@@ -7,7 +7,7 @@ from nmoe_flower.study.comparisons import compare
 from nmoe_flower.study.declared import ComparisonSpec
 from nmoe_flower.study.labels import Labels
 from nmoe_flower.study.rows import Row
-from tests.study.conftest import row
+from tests.study.conftest import Write, row
 
 SHARING = ComparisonSpec(
     name="sharing", title="Sharing", of={"variant": ("shared",)}, against={"variant": ("own",)},
@@ -81,6 +81,35 @@ def test_a_seed_that_one_side_lacks_counts_on_neither_and_is_told() -> None:
     assert table.notes[-2:] == (
         "Failed: shared seed 0 (RoundError: gone).", "Missing: shared seeds 0, 1, 2.",
     )  # fmt: skip
+
+
+def test_a_partner_that_the_study_skips_is_no_missing_one(written: Write) -> None:
+    study = written(
+        'title = "T"\nseeds = [0, 1]\n[axes]\ndata.tau = [0.5, 0.2]\n[variants.own]\n'
+        '[variants.shared.set]\ngate.rounds = 2\n[[skip]]\nvariant = "shared"\ndata.tau = 0.2\n'
+        '[[skip]]\nvariant = "shared"\nseed = 1\n'
+    )
+    own = [side("own", 0.5, 0.6, values={"data.tau": tau}) for tau in (0.5, 0.2)]
+    shared = side("shared", 0.7, values={"data.tau": 0.5})
+    labels = Labels(LABELS.variants, {"data.tau": (0.5, 0.2)})
+    table = compare(SHARING, [*own, shared], labels, runs=study.runs)
+    assert table.lines == (
+        (
+            "0.5",
+            "0.5000",
+            "0.7000",
+            "+0.2000",
+            "skipped",
+            "+0.2000",
+            "-",
+            "no estimate of the noise",
+        ),
+        ("0.2", "-", "-", "skipped", "skipped", "-", "-", "skipped"),
+    )  # fmt: skip
+    assert table.notes[-1] == "Skipped: the study has no such run."
+    unknown = compare(SHARING, own, labels)
+    assert {pair.verdict for pair in unknown.pairs} == {"missing"}
+    assert compare(SHARING, own, labels, runs=study.runs).lines[0][-1] == "missing"
 
 
 def test_pairs_share_all_that_is_not_compared() -> None:
