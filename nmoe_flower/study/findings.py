@@ -68,6 +68,7 @@ __all__ = [
 ]
 
 TABLE_VERSION = 3
+_SCORE, _SCORE_OF_TEXT = "accuracy", "bits_per_byte"
 _UNDRAWN = "of what was not chosen no test is drawn"
 _UNTOLD = "-: not measured, or the test of a value that was not chosen."
 
@@ -316,11 +317,17 @@ def findings_from(study: Study, outcomes: Sequence[RunOutcome], place: Path) -> 
 
 
 def tables_of(study: Study) -> Sequence[TableSpec]:
-    """The tables that a study declares; one of all gates and tests if it declares none."""
+    """The tables that a study declares; one of all gates and tests if it declares none.
+
+    That is of accuracies, and of bits per byte where the run is of a language model.
+    """
     if study.tables:
         return study.tables
     rows = (*(["variant"] if len(study.variants) > 1 else []), *study.axes, "gate")
-    spec = TableSpec(name="results", title=study.title, rows=rows, columns=("test",))
+    of_text = {run.config.run.system == "language" for run in study.runs}
+    metrics = tuple(_SCORE_OF_TEXT if one else _SCORE for one in sorted(of_text))
+    columns = ("test", *(["metric"] if len(metrics) > 1 else []))
+    spec = TableSpec(name="results", title=study.title, rows=rows, columns=columns, metrics=metrics)
     return [spec.model_copy(update={"gates": _all_gates(study), "tests": _all_tests(study)})]
 
 

@@ -21,7 +21,7 @@ from nmoe_flower.study import (
     read_findings,
     write_findings,
 )
-from nmoe_flower.study.findings import findings_from
+from nmoe_flower.study.findings import findings_from, tables_of
 from nmoe_flower.study.outcomes import outcomes_of
 from nmoe_flower.study.rows import RunOutcome, value_of
 from tests.study.conftest import Write, finish
@@ -95,6 +95,41 @@ def study(written: Write, tmp_path: Path) -> Study:
     for at in range(4):
         finish(study, at, tmp_path / "runs", shift=0.1 * (at >= 2))
     return study
+
+
+def test_a_study_of_language_without_tables_gets_one_of_bits_per_byte(
+    written: Write, tmp_path: Path
+) -> None:
+    text = (
+        'title = "T"\n[set]\nrun.system = "language"\ndata.kind = "text"\n'
+        'data.dataset = "./texts"\ndata.scheme = "natural"\nextractor.method = "pretrained"\n'
+        'extractor.backbone = "small-lm"\nadapter.controls = []\n'
+        'gate.methods = ["unigram", "local"]\n'
+    )
+    found = written(text)
+    every = {"extractor": "pretrained", "clients": 10, "top_k": 1, "accuracy": None}
+    rows = [
+        {**every, "gate": gate, "test": test, "bits_per_byte": bits, "per_client": {}}
+        for gate, bits in (("unigram", 1.5), ("local", 2.25))
+        for test in ("iid", "local")
+    ]  # fmt: skip
+    finish(found, 0, tmp_path / "runs", rows=rows, routing={})
+    (table,) = findings_of(found, tmp_path / "runs").tables
+    assert [[cell.text for cell in line.cells] for line in table.lines] == [
+        ["1.500", "1.500"], ["2.250", "2.250"],
+    ]  # fmt: skip
+    assert table.notes[0] == "Bits per byte."
+
+
+def test_a_study_of_both_without_tables_gets_a_column_of_either(written: Write) -> None:
+    text = (
+        'title = "T"\n[set]\ngate.methods = "local"\n[variants.images]\n[variants.text.set]\n'
+        'run.system = "language"\ndata.kind = "text"\ndata.dataset = "./texts"\n'
+        'data.scheme = "natural"\nextractor.method = "pretrained"\n'
+        'extractor.backbone = "small-lm"\nexpert.sharing = "none"\n'
+    )
+    (table,) = tables_of(written(text))
+    assert (table.columns, table.metrics) == (("test", "metric"), ("accuracy", "bits_per_byte"))
 
 
 def test_tables_comparisons_and_figures_come_from_the_folders(study: Study, tmp_path: Path) -> None:
