@@ -94,7 +94,8 @@ class Assigner:
         experts: Number of experts.
         policy: One of `nmoe_flower.catalogue.POLICIES`, see `align`.
         capacity: Experts per client: one number, one per client, or a `Capacity` that estimates
-            it. Clients that come later take the sequence from its start.
+            it. Clients that come later take the sequence from its start; in a `Capacity` they get
+            a place, and train nothing until they `report` to it.
         fitness: Fitness of the pairs; one with the library's defaults if left out.
         usage: Usage of the experts; one with the library's defaults if left out.
         deficits: What experts lack; one with the library's defaults if left out.
@@ -156,6 +157,8 @@ class Assigner:
         more = clients - self.clients
         if more > 0:
             self.fitness.grow(clients)
+            if isinstance(self.capacity, Capacity):
+                self.capacity.grow(clients)
             self.times = np.vstack([self.times, np.zeros((more, self.experts), dtype=np.int64)])
 
     def capacities(self) -> Ints:

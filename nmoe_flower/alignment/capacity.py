@@ -46,10 +46,10 @@ class Capacity:
     Seconds of a round with k experts and n samples:
     ``t = base + latency + k (flops n / compute + size / download + size / upload)``.
     `observe` compares that with the clock: a client that claims more speed than it shows is
-    believed what it shows.
+    believed what it shows. Who has not reported can train nothing.
 
     Args:
-        clients: Number of clients.
+        clients: Number of clients at the start; `grow` adds more.
         cost: What one expert costs a client.
         deadline: Seconds for a round.
         most: The greatest number of experts for any client.
@@ -77,6 +77,14 @@ class Capacity:
         self.profile: Floats = np.zeros((clients, len(_QUANTITIES)))
         self.slowdown: Floats = np.ones(clients)  # measured over predicted seconds
         self.measured: Ints = np.zeros(clients, dtype=np.int64)
+
+    def grow(self, clients: int) -> None:
+        """Make room for clients up to number ``clients - 1``; never takes one away."""
+        more = clients - len(self.profile)
+        if more > 0:
+            self.profile = np.vstack([self.profile, np.zeros((more, len(_QUANTITIES)))])
+            self.slowdown = np.concatenate([self.slowdown, np.ones(more)])
+            self.measured = np.concatenate([self.measured, np.zeros(more, dtype=np.int64)])
 
     def report(self, clients: npt.ArrayLike, **quantities: npt.ArrayLike) -> dict[int, str]:
         """Take in what clients say of themselves.
@@ -188,13 +196,15 @@ class Capacity:
         }
 
     def load_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from a `state`.
+        """Go on from a `state`; the number of clients is taken from it.
 
         Raises:
             CheckpointError: Keys or shapes do not fit; nothing was changed.
         """
         own = self.state()
-        if set(state) != set(own) or any(state[key].shape != own[key].shape for key in own):
+        clients = state["profile"].shape[:1] if "profile" in state else ()
+        shapes = {key: (*clients, *array.shape[1:]) for key, array in own.items()}
+        if set(state) != set(own) or any(state[key].shape != shapes[key] for key in own):
             raise CheckpointError(f"capacity state does not fit: keys {sorted(state)}")
         self.profile, self.slowdown = np.array(state["profile"]), np.array(state["slowdown"])
         self.measured = np.array(state["measured"])

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmoe_flower.alignment import Assigner, ClosedFormGate, Decision, Feedback
+from nmoe_flower.alignment import (
+    Assigner,
+    Capacity,
+    ClosedFormGate,
+    Decision,
+    ExpertCost,
+    Feedback,
+)
 from nmoe_flower.errors import CheckpointError, ConfigError, ReplyError
 
 
@@ -47,6 +54,25 @@ def test_clients_that_come_later_take_the_sequence_of_capacities_from_its_start(
     assert assigner.clients == 5
     assert assigner.capacities().tolist() == [1, 3, 1, 3, 1]
     assert Assigner(2, 4, capacity=9).capacities().tolist() == [4, 4]
+
+
+def test_clients_that_come_later_report_what_they_can() -> None:
+    capacity = Capacity(2, ExpertCost(size=1, memory=1, flops=1), most=3)
+    assigner = Assigner(2, 4, capacity=capacity)
+    claim = {"compute": [9.0, 9.0], "download": [9.0, 9.0], "upload": [9.0, 9.0],
+             "latency": [0.0, 0.0]}  # fmt: skip
+    assert capacity.report([0, 1], memory=[2, 3], **claim) == {}
+    assigner.meet(4)
+    assigner.meet(3)
+    assert assigner.capacities().tolist() == [2, 3, 0, 0]  # nobody knows of the two yet
+    assert capacity.report([2, 3], memory=[1, 2], **claim) == {}
+    assert assigner.capacities().tolist() == [2, 3, 1, 2]
+    decision = assigner.assign(1, [True] * 4)
+    assert decision.chosen.sum(axis=1).tolist() == [2, 3, 1, 2]
+    assert assigner.observe(decision, {3: 1.0}) == {}
+    again = Assigner(2, 4, capacity=Capacity(2, capacity.cost, most=3))
+    again.load_state(assigner.state())
+    assert again.capacities().tolist() == assigner.capacities().tolist()
 
 
 @pytest.mark.parametrize("wrong", [-1, [1, float("nan")], 1.5, [], [float("inf")]])
