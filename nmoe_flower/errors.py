@@ -93,12 +93,13 @@ def within(place: str) -> abc.Iterator[None]:
         raise type(error)("\n".join(f"{place}: {line}" for line in lines)) from None
 
 
-def did_you_mean(name: str, known: abc.Iterable[str]) -> str:
+def did_you_mean(name: str, known: abc.Iterable[str], *, prefix: str = "") -> str:
     """The end of an error about a misspelt name: the one that was probably meant, in any case.
 
     Args:
         name: What was given.
         known: Names that would do.
+        prefix: What all begin with, which makes none of them alike.
 
     Returns:
         A question after a semicolon; empty if none of the names is close.
@@ -109,7 +110,10 @@ def did_you_mean(name: str, known: abc.Iterable[str]) -> str:
     '; did you mean fedem?'
     >>> did_you_mean("lab", ["check", "add"])
     ''
+    >>> did_you_mean("--images", ["--dim"], prefix="--")
+    ''
     """
-    names = {one.casefold(): one for one in known}
-    close = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6)
+    names = {one.removeprefix(prefix).casefold(): one for one in known}
+    given = name.removeprefix(prefix).casefold()
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     return f"; did you mean {names[close[0]]}?" if close else ""

@@ -651,6 +651,8 @@ def test_every_command_and_every_option_says_what_it_is() -> None:
         (["run", "--work=2"], ""),
         (["partition", "--ouput", "x.png"], "unknown option --ouput; did you mean --out?"),
         (["deploy", "check", "lab", "--jason"], "unknown option --jason"),
+        (["privacy", "--images", "5"], "unknown option --images\n"),
+        (["privacy", "--example", "5", "--exmaples", "5"], "--exmaples; did you mean --examples?"),
         (["infer", "bundle", "--qqq", "1"], "unknown option --qqq"),
     ],
 )

@@ -116,7 +116,7 @@ class _Command(_Chooser):
         for word in [] if passes_on else itertools.takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
             if name.startswith("--") and not any(option.startswith(name) for option in known):
-                self.error(f"unknown option {name}{did_you_mean(name, known)}")
+                self.error(f"unknown option {name}{did_you_mean(name, known, prefix='--')}")
         return super().parse_known_args(words, namespace)
 
 
