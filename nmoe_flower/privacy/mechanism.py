@@ -42,7 +42,7 @@ def sensitivity(clip: float, num_examples: int, *, adjacency: Adjacency = "repla
 
     For "replace-one" n is the public number of samples. Two orthogonal samples of norm c attain the
     bound. For "add-remove" n is any public constant the sum is divided by; it need not be the true
-    count, which then stays private.
+    count, which then stays private. `check_release` refuses R if it is of more samples than n.
 
     Raises:
         ConfigError: ``clip`` is not positive and finite, ``num_examples`` is below 1, or the

@@ -85,6 +85,15 @@ def check_release(
 ) -> None:
     """Refuse a client's R that no features of norm ``clip`` have, its noise allowed for.
 
+    It knows no adjacency: also with "add-remove" R must have been divided by at least as many
+    samples as it is of, for its trace not to be above ``clip``^2.
+
+    Args:
+        matrix: R, as it was released, [dim, dim].
+        dim: How many numbers a feature has.
+        clip: Largest norm of a feature.
+        noise_std: Standard deviation of the noise in the packed R; 0: there is none.
+
     Raises:
         ReplyError: R is not [dim, dim], not finite, not symmetric, or has an impossible trace or
             eigenvalue.
@@ -100,9 +109,10 @@ def check_release(
     trace = float(np.trace(matrix))
     slack = tolerance + _TAIL * noise_std * math.sqrt(dim)
     if not -slack <= trace <= bound + slack:
+        hint = "" if trace < 0 else ": was R divided by fewer samples than it is of?"
         raise ReplyError(
             f"the correlation matrix has trace {trace:g}; features of norm at most {clip:g} and "
-            f"the noise allow {-slack:g} to {bound + slack:g}"
+            f"the noise allow {-slack:g} to {bound + slack:g}{hint}"
         )
     low, high = (float(value) for value in np.linalg.eigvalsh(matrix)[[0, -1]])
     slack = tolerance + noise_edge(noise_std, dim) + _TAIL * noise_std
