@@ -177,7 +177,7 @@ def paper_table(runs: Sequence[FinishedRun]) -> list[Row]:
     paper's order: methods from top to bottom, settings from IID to the strongest skew.
     """
     table = []
-    comparable = label_runs([run for run in runs if _is_cifar10(run.config.data.dataset)])
+    comparable = label_runs([run for run in runs if _is_papers_data(run.config)])
     for row in results_table(comparable):
         cell = paper_cell(
             row["gate"],
@@ -201,15 +201,28 @@ def paper_table(runs: Sequence[FinishedRun]) -> list[Row]:
 
 
 def is_papers_setting(config: Config) -> bool:
-    """Whether a run's numbers may stand beside the paper's: its data, clients and top-1.
+    """Whether a run's numbers may stand beside the paper's: its system, data, clients and top-1.
+
+    That the images are CIFAR-10's no setting says but the name of the data set, or of its folder.
+
+    Args:
+        config: The run's.
 
     >>> is_papers_setting(Config.parse({"data.dataset": "uoft-cs/cifar10", "gate.top-k": 1}))
     True
     >>> is_papers_setting(Config.parse({"gate.top-k": 1}))
     False
+    >>> is_papers_setting(Config.parse({"data.dataset": "cifar10", "run.system": "fedem"}))
+    False
     """
+    return _is_papers_data(config) and config.data.num_clients == 10 and config.gate.top_k == 1
+
+
+def _is_papers_data(config: Config) -> bool:
+    """Whether the paper's system sees the paper's images."""
     data = config.data
-    return _is_cifar10(data.dataset) and data.num_clients == 10 and config.gate.top_k == 1
+    seen = config.run.system == "networked" and data.kind == "images"
+    return seen and _is_cifar10(data.dataset)
 
 
 def _is_cifar10(dataset: str) -> bool:

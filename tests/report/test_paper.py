@@ -98,6 +98,8 @@ def test_ours_beside_theirs(finished_run):
         CIFAR | {"gate.top-k": 2},
         CIFAR | {"data.scheme": "dirichlet"},
         CIFAR | {"data.tau": 0.4},
+        CIFAR | {"run.system": "fedem"},
+        CIFAR | {"data.kind": "features", "extractor.backbone": "mlp"},
     ],
 )
 def test_other_experiments_are_not_compared(finished_run, values):

@@ -840,4 +840,15 @@ def test_the_papers_cells_stand_beside_runs_of_its_setting_alone(written: Write)
     assert fedgate.paper == 0.6998  # Table II, FedCE, FedGate, tau = 0.5
 
 
+def test_a_published_systems_gate_is_no_gate_of_the_paper(written: Write) -> None:
+    """FedEM has an answer called random, which is not RanGate."""
+    text = 'title = "T"\npaper-tables = true\n[set]\ndata.dataset = "uoft-cs/cifar10"\n'
+    study = written(f'{text}[variants.fedem]\nset = {{run.system = "fedem"}}\n[variants.ours]\n')
+    results = {"rows": [{"gate": "random", "test": "iid", "accuracy": 0.5}]}
+    found = findings_from(study, [RunOutcome(run, results) for run in study.runs], Path())
+    told = {row.variant: row.paper for row in found.rows if row.gate == "random"}
+    assert told["fedem"] is None
+    assert told["ours"] is not None
+
+
 RESULTS_OF_NOBODY = {"rows": [{"gate": "federated", "test": "iid", "accuracy": 0.5}]}
