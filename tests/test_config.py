@@ -404,6 +404,7 @@ def test_bad_recipes(content: bytes | None, text: str, tmp_path: Path) -> None:
         ({"extractor.norm": "batch", "data.scheme": "iid"}, [False, True]),
         ({"gate.methods": "random", "run.controls": "fedavg"}, [False, False]),
         ({"gate.methods": "random,global", "run.controls": "fedavg"}, [False, True]),
+        ({"run.system": "aligned"}, [False, False]),
     ],
 )
 def test_advice_names_batch_norm_under_skew_and_pooled_data(

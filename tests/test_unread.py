@@ -124,8 +124,10 @@ def test_settings_that_nobody_reads_are_told(values: dict[str, Any], told: list[
     assert set(told) <= set(Config.parse(values).advice())
 
 
-def test_nothing_is_told_of_what_deploying_changes_for_a_language_model() -> None:
-    config = Config.parse(TEXT | {"run.system": "language", "gate.methods": "unigram"})
+@pytest.mark.parametrize("system", ["networked", "aligned", "fedem", "language"])
+def test_nothing_is_told_of_what_deploying_changes(system: str) -> None:
+    of_text = TEXT | {"gate.methods": "unigram"} if system == "language" else {}
+    config = Config.parse(of_text | {"run.system": system})
     assert list(unread(for_deployment(config, 3))) == []
 
 

@@ -643,8 +643,8 @@ def advice(config: "Config") -> list[str]:
             "it and was trained on the same text"
         )
     notes += unread(config)
-    if config.run.system == "language" or config.run.system in BASELINES:
-        return notes  # whose gates and controls are others
+    if config.run.system != "networked":  # whose gates and controls are others
+        return notes
     pooling = [GATES[name].pools for name in config.gate.methods if name in GATES]
     if any(pooling) or any(CONTROLS[name].pools for name in config.run.controls):
         notes.append(

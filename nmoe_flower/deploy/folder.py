@@ -136,13 +136,13 @@ def for_deployment(config: Config, nodes: int) -> Config:
     """The same run on real nodes: all of them, nothing pooled, results in the server's folder."""
     values = config.flat()
     values |= {"data.num-clients": nodes, "run.out": "runs", "run.wait-for-all": True}
-    methods = [n for n in config.gate.methods if n not in GATES or not GATES[n].pools]
-    pooled = config.run.system != "language"  # which reads other controls
-    controls = [n for n in config.run.controls if not (pooled and CONTROLS[n].pools)]
-    shared = any(name in GATES and GATES[name].trainer for name in methods)
-    if config.run.system == "networked" and config.expert.sharing != "none" and not shared:
-        methods.append("federated")
-    values |= {"gate.methods": ",".join(methods), "run.controls": ",".join(controls)}
+    if config.run.system == "networked":  # the gates and controls of others pool nothing
+        methods = [n for n in config.gate.methods if n not in GATES or not GATES[n].pools]
+        controls = [n for n in config.run.controls if not CONTROLS[n].pools]
+        shared = any(name in GATES and GATES[name].trainer for name in methods)
+        if config.expert.sharing != "none" and not shared:
+            methods.append("federated")
+        values |= {"gate.methods": ",".join(methods), "run.controls": ",".join(controls)}
     return Config.parse(values)
 
 
