@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import IO, Any
 
 from nmoe_flower.errors import LockedError
@@ -17,7 +18,7 @@ from nmoe_flower.provenance import usable_cores
 from nmoe_flower.study.hosts import STOPPED, ClusterHosts, Host, Hosts, LocalHosts
 from nmoe_flower.study.one import StudyTask, note_failure, track_of
 from nmoe_flower.study.plan import FAILED, OF_STAGE_1, PlannedRun, StudyPlan
-from nmoe_flower.study.share import is_ready
+from nmoe_flower.study.share import STAGE_1, is_ready
 
 __all__ = ["StudyOutcome", "StudyView", "run_study", "seconds_left"]
 
@@ -28,6 +29,7 @@ _TICK = 0.5  # seconds between two looks at the clock
 _RECENT = 6  # finished runs that say how long the others will take
 _PATIENCE = 60.0  # seconds for a run to save its last round
 _MOST_LOSSES = 3  # of machines under one run
+_TELLING = 0.03  # of the rounds of stage 1 say how fast it goes
 
 
 @dataclass
@@ -85,6 +87,9 @@ class _Child:
         host: The process.
         since: When it was started.
         expected: Seconds it was expected to take.
+        shared: Seconds that stage 1 was expected to take of these; 0: another run makes it.
+        first: The round of stage 1 that it told first; 0: none yet.
+        pace: How much longer it takes than expected, as stage 1 tells; 0: unknown.
         at: What it is doing.
         failed: Why it failed, in its own words.
         hopeless: Others would fail for the same reason.
@@ -95,6 +100,9 @@ class _Child:
     host: Host
     since: float
     expected: float
+    shared: float = 0.0
+    first: int = 0
+    pace: float = 0.0
     at: str = "starting"
     failed: str = ""
     hopeless: bool = False
@@ -102,6 +110,13 @@ class _Child:
     @property
     def name(self) -> str:
         return self.planned.run.name
+
+    def follow(self, current: int, rounds: int) -> None:
+        """Take in that a round of stage 1 is done: by and by they tell how fast it goes."""
+        self.first = self.first or current
+        share = (current - self.first + 1) / (rounds - self.first + 1)
+        if self.shared and share >= _TELLING:
+            self.pace = (time.monotonic() - self.since) / (self.shared * share)
 
     def reason(self) -> str:
         """Why it failed, in words."""
@@ -245,16 +260,15 @@ class _Shift:
             workers=self._workers,
             track=track_of(self._plan.study.name, planned.run, self._track),
         )
-        expected = planned.seconds
-        if stage and planned.stage_1 not in self._ready:
-            expected += stage.seconds
+        shared = stage.seconds if stage and planned.stage_1 not in self._ready else 0.0
         host = (
             self._idle.pop()
             if self._idle
             else self._hosts.start(lambda host, line: self._lines.put((host, line)))
         )
         number = self._total - len(self._waiting)
-        child = _Child(number, planned, host, time.monotonic(), expected)
+        expected = planned.seconds + shared
+        child = _Child(number, planned, host, time.monotonic(), expected, shared)
         self._children.append(child)
         host.give(task.to_line())
         return child
@@ -282,7 +296,10 @@ class _Shift:
         with suppress(ValueError):
             told = json.loads(line)
         if "stage" in told:
-            child.at = f"{told['stage']} {told.get('round')}/{told.get('rounds')}"
+            current, rounds = int(told.get("round", 0)), int(told.get("rounds", 0))
+            child.at = f"{told['stage']} {current}/{rounds}"
+            if told["stage"] == STAGE_1:
+                child.follow(current, rounds)
         elif "failed" in told:
             child.failed, child.hopeless = str(told["failed"]), bool(told.get("hopeless"))
         elif "done" in told:
@@ -361,7 +378,7 @@ class _Shift:
         asked -= {child.planned.stage_1 for child in self._children}
         waiting += sum(self._stages[key].seconds for key in asked)
         now = time.monotonic()
-        running = [(child.expected, now - child.since) for child in self._children]
+        running = [(one.expected, now - one.since, one.pace) for one in self._children]
         return seconds_left(waiting, running, list(self._paces), self._hosts.room())
 
     # --- the end ---
@@ -379,26 +396,32 @@ class _Shift:
 
 def seconds_left(
     waiting: float,
-    running: Sequence[tuple[float, float]],
+    running: Sequence[tuple[float, float, float]],
     finished: Sequence[tuple[float, float]] = (),
     room: int = 1,
 ) -> float:
     """How long the rest takes, as others took longer or shorter than expected of them.
 
-    The runs that finished last tell how much longer, all together; so does one at work that has
-    outlasted what was expected.
+    How much longer is told by the runs that finished last, all together, by each at work whose
+    rounds show it, and by one that has outlasted what was expected.
 
     Args:
         waiting: Seconds that are expected of what has not begun.
-        running: Seconds that are expected of each run at work, and that it has taken so far.
+        running: Seconds that are expected of each run at work, that it has taken so far, and how
+            many times as long as expected it takes; 0: nobody knows.
         finished: Seconds that the last runs took, and that were expected of each.
         room: Runs at a time.
 
-    >>> seconds_left(60.0, [(30.0, 10.0)]), seconds_left(60.0, [(30.0, 90.0)])
+    >>> seconds_left(60.0, [(30.0, 10.0, 0.0)]), seconds_left(60.0, [(30.0, 90.0, 0.0)])
     (80.0, 180.0)
+    >>> seconds_left(60.0, [(30.0, 10.0, 2.0)])
+    170.0
     """
-    took, expected = (sum(each) for each in zip(*finished, strict=True)) if finished else (1, 1)
-    factors = [spent / hoped for hoped, spent in running if hoped]
-    factor = max([took / expected, *factors])
-    rest = [max(0.0, hoped * factor - spent) for hoped, spent in running]
+    known = [pace for *_, pace in running if pace]
+    if finished:
+        took, expected = (sum(each) for each in zip(*finished, strict=True))
+        known.append(took / expected)
+    outlasted = [spent / hoped for hoped, spent, pace in running if hoped and not pace]
+    factor = max([fmean(known) if known else 1.0, *outlasted])
+    rest = [max(0.0, hoped * (pace or factor) - spent) for hoped, spent, pace in running]
     return (waiting * factor + sum(rest)) / max(1, room)

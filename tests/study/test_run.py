@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -102,10 +103,26 @@ def test_runs_are_made_in_order_and_told(
 
 def test_what_is_left_follows_those_that_take_longer() -> None:
     """Of 60 s to come and 30 s at work: twice that where others took twice theirs."""
-    assert run_module.seconds_left(60.0, [(30.0, 0.0)], [(5.0, 2.0), (15.0, 8.0)], room=2) == 90.0
-    outlasted = [(30.0, 60.0), (30.0, 0.0)]  # the first has taken twice its own
+    ended = [(5.0, 2.0), (15.0, 8.0)]
+    assert run_module.seconds_left(60.0, [(30.0, 0.0, 0.0)], ended, room=2) == 90.0
+    outlasted = [(30.0, 60.0, 0.0), (30.0, 0.0, 0.0)]  # the first has taken twice its own
     assert run_module.seconds_left(60.0, outlasted) == 120.0 + 60.0
-    assert run_module.seconds_left(0.0, [(0.0, 5.0)]) == 0.0
+    assert run_module.seconds_left(0.0, [(0.0, 5.0, 0.0)]) == 0.0
+    three = [(30.0, 15.0, 3.0)]  # whose rounds show that it takes three times as long
+    assert run_module.seconds_left(60.0, three) == 180.0 + 75.0
+    assert run_module.seconds_left(60.0, three, [(5.0, 5.0)]) == 120.0 + 75.0
+
+
+def test_rounds_of_a_stage_1_tell_its_pace(study: Study, tmp_path: Path) -> None:
+    """Resumed after round 100 of 500: 41 rounds of 400 took 41 s, where all were to take 200."""
+    planned = make_plan(study, tmp_path).runs[0]
+    begun = time.monotonic() - 41.0
+    child = run_module._Child(1, planned, cast(Any, None), begun, expected=230.0, shared=200.0)
+    child.follow(101, 500)
+    assert child.pace == 0.0  # one round says little
+    child.follow(141, 500)
+    assert child.pace == pytest.approx(2.0, abs=0.01)
+    assert run_module.seconds_left(0.0, [(230.0, 41.0, child.pace)]) == pytest.approx(419, abs=3)
 
 
 def test_runs_at_a_time_share_the_cores_and_wait_for_a_stage_in_the_making(
