@@ -825,6 +825,22 @@ def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     assert told.format(min(fedsc), max(fedsc), min(with_head), max(with_head)) in page
 
 
+def test_what_the_systems_are_said_to_cost_was_measured() -> None:
+    """Minutes of all runs, each stage 1 once: a run's seconds count the one it stands on."""
+    page = " ".join((ROOT / "experiments" / "README.md").read_text(encoding="utf-8").split())
+    told = []
+    for study in ("systems", "systems-choose", "systems-latents", "systems-latents-choose"):
+        runs, own, shared = 0, 0.0, set()
+        for file in (ROOT / "results" / study).glob("*/seed-*/results.json"):
+            results = read_results(file)
+            stage_1 = results["stages"].get("extractor", {}).get("seconds", 0.0)
+            runs, own, shared = runs + 1, own + results["seconds"] - stage_1, {*shared, stage_1}
+        told += [runs, f"{(own + sum(shared)) / 60:.0f}"]
+    said = "the {} runs of `systems` took {} minutes, the {} of `systems-choose` {}, "
+    said += "the {} of `systems-latents` {} and the {} of `systems-latents-choose` {} ("
+    assert said.format(*told) in page
+
+
 def test_what_is_said_of_rates_on_latents_was_measured() -> None:
     study = Study.load(ROOT / "experiments/systems-latents-choose.toml")
     rows = rows_of("systems-latents-choose")
