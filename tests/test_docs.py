@@ -742,6 +742,78 @@ def test_what_is_said_of_how_many_experts_are_asked_was_measured() -> None:
         assert max(means) - min(means) < (0.0015 if at[2] == "federated" else 0.0065), at
 
 
+def test_what_is_said_below_the_tables_of_worlds_was_measured() -> None:
+    """Heads under label skew, a device that joins, numbers held, and where rates were chosen."""
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    found = {
+        (row["variant"], row["gate"], row["test"], row["setting"]): row["mean"]
+        for row in rows_of("vision-skew")
+        if row["metric"] == "accuracy"
+    }
+    for at in ("iid", "tau-0.5", "tau-0.3", "tau-0.2"):  # "one to one and a half points better"
+        for test, prior in (("iid", ""), ("local", "+prior")):
+            averaged = found["averaged", f"control:fedavg{prior}", test, at]
+            ridge = found["ridge", f"control:ridge{prior}", test, at]
+            assert 0.01 < averaged - ridge < 0.0155, (test, at)
+
+    domains: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows_of("join-leave"):
+        if row["variant"] == "mixture" and row["metric"].startswith("by_owner.lda.iid."):
+            name = row["metric"].rpartition(".")[2]
+            domains["zoom" if name == "other" else name][row["devices"]] = row["mean"]
+    changes = {name: of["ten"] - of["nine"] for name, of in domains.items()}
+    assert round(changes.pop("zoom"), 1) == 0.1
+    assert len(changes) == 9
+    assert max(abs(change) for change in changes.values()) < 0.01
+    assert "world gains ten points, and each of the others stays within one of what" in page
+
+    held = {
+        (row["variant"], row["head.components"], row["metric"]): row["mean"]
+        for row in rows_of("tight")
+        if (row["variant"], row["gate"]) in (("mixture", "lda"), ("averaged", "control:fedavg"))
+        and row["test"] in ("iid", "")
+    }
+    told = r"\((0.\d+) with ([\d,]+) against the mixture's (0.\d+) with ([\d,]+), and (0.\d+) with "
+    said = re.search(told + r"([\d,]+) against (0.\d+) with ([\d,]+)\)", page)
+    assert said is not None
+    pairs = [("averaged", 64), ("mixture", 32), ("averaged", 256), ("mixture", 128)]
+    for at, one in enumerate(pairs):
+        assert abs(float(said[2 * at + 1]) - held[*one, "accuracy"]) < 0.00051
+        assert said[2 * at + 2] == f"{held[*one, 'parameters']:,.0f}"
+    assert held[*pairs[0], "accuracy"] > held[*pairs[1], "accuracy"]
+    assert held[*pairs[2], "accuracy"] > held[*pairs[3], "accuracy"]
+    whole = measured("vision-domains", "iid")["averaged", "control:fedavg"]["mean"]
+    best = held["mixture", 256, "accuracy"]
+    assert best < whole
+    assert (
+        f"it has {best:.3f} with 5,140, and the averaged head {whole:.3f} with the 15,370" in page
+    )
+
+    tried = {
+        (row["expert.learning-rate"], row["head.sharpness"]): row["mean"]
+        for row in rows_of("vision-choose-experts")
+        if row["test"] == "validation"
+    }
+    rates, sharpness = ({key[at] for key in tried} for at in (0, 1))
+    chosen = max(tried, key=lambda key: tried[key])
+    assert min(rates) < chosen[0] < max(rates)
+    assert len(sharpness) == 2
+    assert all(abs(tried[rate, 4.0] - tried[rate, 6.0]) < 0.0015 for rate in rates)
+
+
+def test_what_is_said_of_the_projectors_norm_was_measured() -> None:
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    probe = {
+        row["variant"]: row["mean"]
+        for row in rows_of("fedsc")
+        if row["metric"] == "representation.probe_accuracy"
+    }
+    pairs = (("exchange-own", "layer-own"), ("exchange-merged-samples", "layer-shared"),
+             ("batch-iid", "layer-iid"))  # fmt: skip
+    more = [100 * (probe[batch] - probe[layer]) for batch, layer in pairs]
+    assert f"is better by {min(more):.1f} to {max(more):.1f} points all the same" in page
+
+
 def test_what_private_sums_are_said_to_cost_was_measured() -> None:
     means = {
         (row["world"], row["budget"], row["gate"]): 100 * float(row["mean"])
