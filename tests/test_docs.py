@@ -1133,3 +1133,26 @@ def test_what_is_said_of_alignment_on_the_digits_was_measured() -> None:
         reached = [int(one) for one in found[policy]["Rounds to 40 %"].split(", ")]
         assert f"{min(reached)} to {max(reached)}" == told
     assert "after 2 to 5 rounds instead of 6 to 10" in page
+
+
+def test_what_is_said_of_alignment_on_cifar_10_was_measured() -> None:
+    """The order on each seed, the single model, and what the page of alignment repeats."""
+    each = {}
+    for name in ("single", "random", "greedy", "balanced", "joint", "oracle"):
+        files = sorted((ROOT / "results" / "paper-2-figure-3" / name).glob("seed-*/results.json"))
+        assert len(files) == 3
+        rows = [row for file in files for row in read_results(file)["rows"]]
+        each[name] = np.array(
+            [row["accuracy"] for row in rows if (row["gate"], row["test"]) == ("mixture", "iid")]
+        )
+    for worse, better in (("random", "greedy"), ("greedy", "balanced"), ("balanced", "joint")):
+        assert (each[worse] < each[better]).all()
+    assert each["joint"].tolist() == each["oracle"].tolist()
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    told = "{:.3f} between {:.3f} and {:.3f}, at half the bytes; it beats greedy on two of three"
+    names = ("single", "greedy", "balanced")
+    assert told.format(*(each[name].mean() for name in names)) in page
+    assert [(each["single"] > each[name]).sum() for name in names[1:]] == [2, 1]
+    joint = f"`joint` has {each['joint'].mean():.3f} after 30 rounds on features of FedSC"
+    explained = (ROOT / "docs" / "explanation" / "alignment.md").read_text(encoding="utf-8")
+    assert joint in " ".join(explained.split())
