@@ -1,6 +1,7 @@
 """The documentation holds what it says: links, commands, code and the generated reference."""
 
 import argparse
+import ast
 import importlib
 import importlib.util
 import json
@@ -17,8 +18,16 @@ import pytest
 
 from experiments.publish.__main__ import main as publish
 from experiments.publish.pages import OF_DEVICES, OF_STUDY, PAGE
-from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CONTROLS, GATES, TEXT_GATES
+from nmoe_flower.catalogue import (
+    ADAPTER_CONTROLS,
+    BACKBONES,
+    BASELINES,
+    CONTROLS,
+    GATES,
+    TEXT_GATES,
+)
 from nmoe_flower.cli import _parser
+from nmoe_flower.cli.doctor import PORTS
 from nmoe_flower.config import Config
 from nmoe_flower.errors import ConfigError
 from nmoe_flower.report import read_results
@@ -193,6 +202,48 @@ def test_scripts_named_in_the_pages_are_there_and_executable() -> None:
     assert {"scripts/test", "scripts/check", ".ci/run"} <= named
     for script in named:
         assert (ROOT / script).stat().st_mode & 0o111, script
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The texts in a module, adjacent ones as one; what is filled in stands as ``@``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(p.value) if isinstance(p, ast.Constant) else "@" for p in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.replace("{address}", "@")
+
+
+def test_messages_of_ray_on_the_page_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "how-to" / "ray-cluster.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!It says|---)(.*?) \|", page.split("\n## Messages\n")[1], re.M)
+    package = ROOT / "nmoe_flower"
+    sources = [package / "engine" / name for name in ("cluster.py", "actors.py")]
+    said = [text for path in (*sources, package / "study" / "hosts.py") for text in texts_of(path)]
+    assert len(rows) == 11
+    for row in rows:
+        start = re.sub(r"HOST:PORT|\.\.\.|\d+\.\d+\.\d+", "@", row).split(": ")[0]
+        assert any(start.removesuffix(" @") in text for text in said), row
+
+
+def test_the_page_of_the_doctor_has_a_row_for_every_line_that_may_say_more() -> None:
+    page = (ROOT / "docs" / "how-to" / "doctor.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+    rows = {name for cell in cells for name in re.sub(r"\bport (?=\d)", "", cell).split(", ")}
+    source = (ROOT / "nmoe_flower" / "cli" / "doctor.py").read_text(encoding="utf-8")
+    table = source.split("looks: dict")[1].split("\n    }\n")[0]
+    lines = re.findall(r'^        "([^"]+)":', table, re.MULTILINE)
+    assert len(lines) >= 15
+    assert {*lines} - {"nmoe-flower"} | {"extra ..."} <= rows | {"**local superlink**"}
+    assert {str(port) for port in PORTS} <= rows
+
+
+def test_pages_name_every_backbone_and_those_that_compute_in_bfloat16() -> None:
+    page = (ROOT / "docs" / "how-to" / "own-backbone.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == set(BACKBONES)
+    gpu = " ".join((ROOT / "docs" / "how-to" / "gpu.md").read_text(encoding="utf-8").split())
+    told = re.search(r"computes in it \(for (.*?) and given networks\)", gpu)
+    assert told is not None
+    assert set(re.findall(r"`([\w-]+)`", told[1])) == {n for n, b in BACKBONES.items() if b.bf16}
 
 
 # --- reference ---

@@ -47,6 +47,9 @@ def test_the_wheel_takes_them_and_nothing_else_from_beside_the_package(tmp_path:
     }
     assert {name.partition("/")[0] for name in taken} == {"nmoe_flower"}
     assert not (ROOT / "nmoe_flower" / "experiments").exists()
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^\| `wheel/` in each folder \| ([\d.]+) MB \|", page, re.MULTILINE)
+    assert abs(Path(wheel).stat().st_size / 1e6 / float(told) - 1) < 0.2
 
 
 def test_a_name_is_found_and_a_file_goes_before_it(

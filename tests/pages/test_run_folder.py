@@ -89,3 +89,6 @@ def test_every_file_is_on_the_page(folders: list[Path]) -> None:
     named = set(re.findall(r"^  ([\w.-]+)", tree, re.MULTILINE))
     for folder in folders:
         assert {path.name for path in folder.iterdir()} <= named
+    kept = {path.name for folder in folders for path in folder.glob("clients/*/*.json")}
+    assert "privacy.json" in kept
+    assert [name for name in kept if name not in tree] == []
