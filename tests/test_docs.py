@@ -948,6 +948,23 @@ def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     assert told.format(min(fedsc), max(fedsc), min(with_head), max(with_head)) in page
 
 
+def test_how_long_studies_are_said_to_take_was_measured() -> None:
+    def minutes(study: str) -> list[float]:
+        files = (ROOT / "results" / study).glob("*/seed-*/results.json")
+        return [read_results(file)["seconds"] / 60 for file in files]
+
+    page = (ROOT / "docs" / "explanation" / "language.md").read_text(encoding="utf-8")
+    took = minutes("text-smollm2")
+    assert f"the runs took {min(took):.0f} to {max(took):.0f} minutes each" in page
+    page = (ROOT / "docs" / "how-to" / "align-experts.md").read_text(encoding="utf-8")
+    assert f"run alignment-digits`, {sum(minutes('alignment-digits')):.0f} minutes on" in page
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    assert "two hours for stage 1 and three in all" in page
+    long = read_results(ROOT / "results/paper-table-1/fedce-long-iid/seed-0/results.json")
+    hours = [one / 3600 for one in (long["stages"]["extractor"]["seconds"], long["seconds"])]
+    assert [round(one) for one in hours] == [2, 3]
+
+
 def test_what_the_systems_are_said_to_cost_was_measured() -> None:
     """Minutes of all runs, each stage 1 once: a run's seconds count the one it stands on."""
     page = " ".join((ROOT / "experiments" / "README.md").read_text(encoding="utf-8").split())
