@@ -441,6 +441,16 @@ def test_what_the_first_pages_claim_was_measured() -> None:
     assert "`vision-hidden`, `vision-skew`, `text-domains`; three seeds" in text
     ours, theirs = (row["bytes_per_device"] / 1e6 for row in (mixture, averaged))
     assert f"{ours:.1f} MB per device against {theirs:.0f} MB in 200 rounds" in text
+    said = (ROOT / "docs/explanation/when-to-use-it.md").read_text(encoding="utf-8")
+    told = "one averaged head has {:.3f} for 25 MB per device in 203 exchanges, the ridge head "
+    told += "{:.3f} from one, and the mixture {:.3f} for 4.9 MB in two. The own expert alone has "
+    told += "{:.3f}, and an expert of the right world for each image {:.3f}"
+    others = [
+        worlds["mixture", gate]["mean"] for gate in ("control:ridge", "lda", "local", "domain")
+    ]
+    told = told.format(averaged["mean"], *others).replace(" 0.", " .")
+    assert told in " ".join(said.split())
+    assert [row["exchanges"] for row in (averaged, mixture)] == [203, 2]
     written = measured("text-domains", "iid", "bits_per_byte")
     begun, twice = written["started", "posterior"], written["frozen-a-twice", FROZEN_A]
     assert max(begun["each"]) < min(twice["each"])
