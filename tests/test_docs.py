@@ -397,6 +397,12 @@ def test_sizes_on_the_first_pages_are_those_measured() -> None:
         assert f"{gigabytes(report['all'])} in all" in page.replace("\n", " ")
 
 
+def test_how_many_systems_there_are_is_said() -> None:
+    assert len(BASELINES) == 14
+    for page in ("README.md", "docs/index.md"):
+        assert "compare with fourteen published systems" in (ROOT / page).read_text("utf-8")
+
+
 def test_how_many_systems_miss_their_goal_is_said() -> None:
     found = json.loads((ROOT / "results/benchmarks/systems.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "explanation" / "baselines.md").read_text(encoding="utf-8")
