@@ -997,16 +997,35 @@ def test_what_the_systems_are_said_to_cost_was_measured() -> None:
     assert said.format(*told) in page
 
 
+def rates_tried(study: Study) -> dict[tuple[str, str], dict[str, float]]:
+    """What validation images say of each rate, by variant and setting."""
+    assert study.sweep is not None
+    tried: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    rows = [row for row in rows_of(study.name) if row["test"] == "validation"]
+    for row in rows:
+        at = row["variant"], row["setting"]
+        had = {one["gate"] for one in rows if (one["variant"], one["setting"]) == at}
+        if row["gate"] == next(one for one in study.sweep.gates_of(at[0]) if one in had):
+            tried[at][row["rate"]] = row["mean"]
+    return tried
+
+
+def test_what_is_said_of_rates_on_a_trunk_was_measured() -> None:
+    """Whose best rate is the lowest tried; for our experts, whose optimizer is AdamW, 3e-4."""
+    tried = rates_tried(Study.load(ROOT / "experiments/systems-choose.toml"))
+    lowest = {
+        at
+        for at, of in tried.items()
+        if max(of, key=lambda rate: of[rate]) == ("low" if at[0].startswith("nmoe") else "beyond")
+    }
+    both = {(one, at) for one in ("pfl-moe", "fedavg-home") for at in ("tau-0.2", "two-classes")}
+    two = {(one, "two-classes") for one in ("ditto", "fedmoe-da", "pfedmoe", "nmoe")}
+    assert lowest == both | two
+
+
 def test_what_is_said_of_rates_on_latents_was_measured() -> None:
     study = Study.load(ROOT / "experiments/systems-latents-choose.toml")
-    rows = rows_of("systems-latents-choose")
-    assert study.sweep is not None
-    tried: dict[tuple[str, str], dict[str, float]] = {}
-    for gate in study.sweep.gate:
-        for row in rows:
-            at = row["variant"], row["setting"]
-            if row["gate"] == gate and row["rate"] not in tried.get(at, {}):
-                tried.setdefault(at, {})[row["rate"]] = row["mean"]
+    tried = rates_tried(study)
     best = {at: max(of, key=lambda rate: of[rate]) for at, of in tried.items()}
     edges = {
         at for at, rate in best.items()
