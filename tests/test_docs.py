@@ -42,7 +42,8 @@ pytestmark = pytest.mark.published
 ROOT = Path(__file__).parents[1]
 FROZEN_A = "control:fedavg-frozen-a"
 T_OF_THREE = 4.303  # Student's t, 97.5 %, of three seeds
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+RECIPES = ROOT / "experiments" / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), RECIPES])
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -964,7 +965,7 @@ def test_how_long_studies_are_said_to_take_was_measured() -> None:
     assert f"the runs took {min(took):.0f} to {max(took):.0f} minutes each" in page
     page = (ROOT / "docs" / "how-to" / "align-experts.md").read_text(encoding="utf-8")
     assert f"run alignment-digits`, {sum(minutes('alignment-digits')):.0f} minutes on" in page
-    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    page = RECIPES.read_text("utf-8")
     assert "two hours for stage 1 and three in all" in page
     long = read_results(ROOT / "results/paper-table-1/fedce-long-iid/seed-0/results.json")
     hours = [one / 3600 for one in (long["stages"]["extractor"]["seconds"], long["seconds"])]
@@ -973,7 +974,7 @@ def test_how_long_studies_are_said_to_take_was_measured() -> None:
 
 def test_what_the_systems_are_said_to_cost_was_measured() -> None:
     """Minutes of all runs, each stage 1 once: a run's seconds count the one it stands on."""
-    page = " ".join((ROOT / "experiments" / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join(RECIPES.read_text("utf-8").split())
     told = []
     for study in ("systems", "systems-choose", "systems-latents", "systems-latents-choose"):
         runs, own, shared = 0, 0.0, set()
