@@ -973,16 +973,12 @@ def test_how_long_studies_are_said_to_take_was_measured() -> None:
 
 
 def test_what_the_systems_are_said_to_cost_was_measured() -> None:
-    """Minutes of all runs, each stage 1 once: a run's seconds count the one it stands on."""
+    """Minutes of all runs, each stage 1 once."""
     page = " ".join(RECIPES.read_text("utf-8").split())
     told = []
     for study in ("systems", "systems-choose", "systems-latents", "systems-latents-choose"):
-        runs, own, shared = 0, 0.0, set()
-        for file in (ROOT / "results" / study).glob("*/seed-*/results.json"):
-            results = read_results(file)
-            stage_1 = results["stages"].get("extractor", {}).get("seconds", 0.0)
-            runs, own, shared = runs + 1, own + results["seconds"] - stage_1, {*shared, stage_1}
-        told += [runs, f"{(own + sum(shared)) / 60:.0f}"]
+        table = json.loads((ROOT / "results" / study / "table.json").read_text("utf-8"))
+        told += [table["provenance"]["finished"], f"{table['provenance']['minutes']:.0f}"]
     said = "the {} runs of `systems` took {} minutes, the {} of `systems-choose` {}, "
     said += "the {} of `systems-latents` {} and the {} of `systems-latents-choose` {} ("
     assert said.format(*told) in page

@@ -19,7 +19,6 @@ from nmoe_flower.recipes import typed_name
 from nmoe_flower.report import is_papers_setting, paper_cell, read_rounds
 from nmoe_flower.study.alarms import alarms
 from nmoe_flower.study.comparisons import Comparison, compare
-from nmoe_flower.study.costs import COSTS
 from nmoe_flower.study.curves import (
     Curve,
     RoutingMap,
@@ -100,8 +99,8 @@ class Findings:
         policies: Tables of the second system's policies, by name.
         outcomes: The runs it was read from; empty if it was read from a ``table.json``.
         provenance: Where the numbers come from: ``machine``, ``versions``, ``revisions`` and
-            ``dates``, each a list of all there are; ``minutes`` in all; ``runs`` that were asked
-            for and ``finished`` ones.
+            ``dates``, each a list of all there are; ``minutes`` in all, a shared stage once;
+            ``runs`` that were asked for and ``finished`` ones.
         places: Where they were read from; None if that is a ``table.json``.
     """
 
@@ -411,17 +410,29 @@ def _provenance(outcomes: Sequence[RunOutcome]) -> dict[str, Any]:
         if git.get("revision"):
             revisions.append(str(git["revision"])[:7] + (" (changed)" if git.get("dirty") else ""))
         dates.append(str(one.provenance.get("started", ""))[:10])
-    minutes = sum(COSTS["minutes"](one.results or {}, one.run.config, "", None) or 0.0
-                  for one in finished)  # fmt: skip
     return {
         "machine": list(dict.fromkeys(machines)),
         "versions": [dict(one) for one in dict.fromkeys(tuple(v.items()) for v in versions)],
         "revisions": list(dict.fromkeys(revisions)),
         "dates": sorted({date for date in dates if date}),
-        "minutes": round(minutes, 1),
+        "minutes": round(_seconds(finished) / 60, 1),
         "runs": len(outcomes),
         "finished": len(finished),
     }
+
+
+def _seconds(finished: Sequence[RunOutcome]) -> float:
+    """What runs took, all together: the stages that several stand on were made once."""
+    total, made = 0.0, set[tuple[str, float]]()
+    for one in finished:
+        results = one.results or {}
+        total += float(results.get("seconds") or 0.0)
+        if "stage-1" in one.provenance:
+            stages = results.get("stages") or {}
+            costs = {(name, float(cost["seconds"])) for name, cost in stages.items()}
+            total -= sum(seconds for _, seconds in costs & made)
+            made |= costs
+    return total
 
 
 def findings_to_json(findings: Findings) -> str:

@@ -159,7 +159,7 @@ def test_tables_comparisons_and_figures_come_from_the_folders(study: Study, tmp_
     assert [point.mean for point in rounds.series[0].points][:2] == pytest.approx([0.1, 0.2])
     assert who.panels[0].local_ratio == 0.625
     assert who.panels[0].scores == (("macro F1", pytest.approx(0.505)),)
-    assert found.provenance["minutes"] == 4.0
+    assert found.provenance["minutes"] == 1.0  # of the stage 1 that all four stand on
     assert (found.provenance["runs"], found.provenance["finished"]) == (4, 4)
     assert found.absent == []
 
@@ -665,6 +665,21 @@ numbers = [{ label = "bits", gate = "local", test = "iid", metric = "bits_per_by
     assert [cell.text for cell in found.tables[0].lines[0].cells] == ["1.500"]
     with pytest.raises(ConfigError, match="bits_per_byte is measured by a gate in a test: name"):
         written(text.replace('test = "iid", ', ""))
+
+
+def test_minutes_count_a_stage_1_once_that_several_runs_share(study: Study) -> None:
+    """Twice 300 s with the same 240 of stage 1, and 300 of a run that had one of its own."""
+    stages = {"extractor": {"seconds": 240.0}, "experts": {"seconds": 12.5}}
+    results = {"rows": [], "seconds": 300.0, "stages": stages}
+    shared = {"stage-1": {"from": "stage-1/fedce-seed-0"}}
+    other = results | {"stages": stages | {"experts": {"seconds": 13.0}}}
+    outcomes = [
+        RunOutcome(study.runs[0], results, provenance=shared),
+        RunOutcome(study.runs[1], other, provenance=shared),
+        RunOutcome(study.runs[2], results),
+    ]
+    found = findings_from(study, outcomes, Path())
+    assert found.provenance["minutes"] == (300 + 60 + 300) / 60
 
 
 SIDES = """
