@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 _PASS = 500  # images
-_PASS_OF_CPU = 125  # the maps of more leave its caches: a pass of 500 takes a fifth longer
+# A quarter of the memory; and where malloc is not told to keep its pages, as workers tell it, those
+# of large maps are given back and taken anew in every layer, which takes a fifth longer.
+_PASS_OF_CPU = 125
 SOURCE = "source"
 # Beside images and weights: who holds which of them, the network, and what is held out for gates.
 _SECTIONS = ("data", "extractor")
