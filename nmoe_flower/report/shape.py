@@ -227,10 +227,10 @@ def said_once(results: Mapping[str, Any]) -> dict[str, Any]:
     {'every-row': {'tau': 0.2}, 'columns': ['test'], 'rows': [['iid'], ['local']]}
     """
     rest = {key: value for key, value in results.items() if key != "rows"}
-    if "stages" in rest:
+    if (stages := rest.pop("stages", None)) is not None:
         rest["stages"] = {
             stage: [cost[name] for name in COST] if cost.keys() == set(COST) else cost
-            for stage, cost in rest["stages"].items()
+            for stage, cost in stages.items()
         }
     if len(results["rows"]) == 1:
         return {"rows": results["rows"], **rest}
