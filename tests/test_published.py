@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments.publish.published import RESULTS
-from nmoe_flower.begun import run_folders
+from nmoe_flower.begun import read_origin, run_folders
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.report import BY_SETTINGS, read_results, read_rounds, rounds_by_stage
 from nmoe_flower.study import (
@@ -84,6 +85,13 @@ def test_a_published_study_tells_how_each_of_its_runs_began_and_of_no_other() ->
     told = run_folders(RESULTS)
     assert told == sorted({path.parent for path in RESULTS.glob("*/*/seed-*/*") if path.is_file()})
     assert len(told) > 400
+
+
+def test_a_published_run_tells_the_day_it_began_on() -> None:
+    for folder in run_folders(RESULTS):
+        origin = read_origin(folder)
+        told = [one["started"] for one in (origin, origin.get("stage-1", {})) if "started" in one]
+        assert all(re.fullmatch(r"20\d\d-\d\d-\d\d", day) for day in told), folder
 
 
 def test_a_published_row_has_what_its_settings_say(tmp_path: Path) -> None:

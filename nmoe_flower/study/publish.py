@@ -76,6 +76,7 @@ _CURVES = {
 }
 _OF_CLIENTS = ("accuracy", "bits_per_byte")  # of each, what pages show
 _REVISION = 12  # characters of it
+_DATE = 10  # of the moment at which it began
 _ASKED = ("identity", "describe", "choices", "chosen")  # stages that no table can tell of
 _OVER_ROUNDS: dict[str, Callable[[str], bool]] = {
     "rounds": lambda name: "loss" in name or "accuracy" in name,
@@ -188,6 +189,8 @@ def publish_run(
     for told in (origin, origin.get("stage-1", {})):
         if "revision" in (told.get("git") or {}):
             told["git"]["revision"] = told["git"]["revision"][:_REVISION]
+        if "started" in told:
+            told["started"] = told["started"][:_DATE]
         told.get("machine", {}).pop("os", None)
     if "stage-1" in origin:
         origin["stage-1"]["from"] = _named_stage(Path(origin["stage-1"]["from"]))
