@@ -14,8 +14,8 @@ from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.clients.control_head import pooled_head
 from nmoe_flower.clients.device import (
     Device,
-    batches,
     device_of,
+    in_passes,
     predict,
     received_classifier,
 )
@@ -192,7 +192,7 @@ def _answer(
     ]
     probabilities, chosen = [], []
     for part in parts:
-        for rows in batches(device, part.rows):
+        for rows in in_passes(device, part.rows):
             if given is None:
                 batch = normalise(part.split.images[rows])
             else:

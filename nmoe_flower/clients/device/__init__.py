@@ -18,8 +18,8 @@ from nmoe_flower.clients.device.device import (
 )
 from nmoe_flower.clients.device.language import Language, language_of
 from nmoe_flower.clients.device.latents import (
-    batches,
     check_given,
+    in_passes,
     keep_head,
     latents_of,
     load_classifier,
@@ -37,7 +37,6 @@ __all__ = [
     "Language",
     "Store",
     "Versions",
-    "batches",
     "check_given",
     "device_of",
     "experts_of",
@@ -47,6 +46,7 @@ __all__ = [
     "fresh_contrastive",
     "fresh_head",
     "fresh_mixture",
+    "in_passes",
     "initial_seed",
     "keep_head",
     "language_of",

@@ -28,8 +28,8 @@ from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training import autocast
 
 __all__ = [
-    "batches",
     "check_given",
+    "in_passes",
     "keep_head",
     "latents_of",
     "load_classifier",
@@ -113,7 +113,7 @@ def received_classifier(
     return network, arrays
 
 
-def batches(device: Device, indices: np.ndarray) -> Iterator[np.ndarray]:
+def in_passes(device: Device, indices: np.ndarray) -> Iterator[np.ndarray]:
     """Indices [n] in parts that one pass of a network takes without gradients."""
     size = _PASS_OF_CPU if device.torch_device.type == "cpu" else _PASS
     for start in range(0, len(indices), size):
@@ -141,7 +141,7 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
             part = raw[start : start + _PASS].to(device.torch_device)
             outputs.append(standardised(network, part).float().cpu())
         return torch.cat(outputs)
-    for rows in batches(device, indices):
+    for rows in in_passes(device, indices):
         batch = normalise(images[rows]).to(device.torch_device)
         with autocast(device.bf16, device.torch_device):
             outputs.append(network(batch).float().cpu())
@@ -154,7 +154,7 @@ def _adapted(
     """Latents [n, D] under adapters; what lies below these comes from the data cache."""
     outputs = []
     sides = (False, True) if extractor.backbone.mirror else (False,)
-    for chosen in batches(device, indices):
+    for chosen in in_passes(device, indices):
         found = []
         for mirrored in sides:
             rows = torch.from_numpy(
