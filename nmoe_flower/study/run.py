@@ -86,8 +86,7 @@ class _Child:
         planned: The run.
         host: The process.
         since: When it was started.
-        expected: Seconds it was expected to take.
-        shared: Seconds that stage 1 was expected to take of these; 0: another run makes it.
+        shared: Seconds that stage 1 was expected to take; 0: another run makes it.
         first: The round of stage 1 that it told first; 0: none yet.
         pace: How much longer it takes than expected, as stage 1 tells; 0: unknown.
         at: What it is doing.
@@ -99,8 +98,7 @@ class _Child:
     planned: PlannedRun
     host: Host
     since: float
-    expected: float
-    shared: float = 0.0
+    shared: float
     first: int = 0
     pace: float = 0.0
     at: str = "starting"
@@ -110,6 +108,11 @@ class _Child:
     @property
     def name(self) -> str:
         return self.planned.run.name
+
+    @property
+    def expected(self) -> float:
+        """Seconds it was expected to take."""
+        return self.planned.seconds + self.shared
 
     def follow(self, current: int, rounds: int) -> None:
         """Take in that a round of stage 1 is done: by and by they tell how fast it goes."""
@@ -267,8 +270,7 @@ class _Shift:
             else self._hosts.start(lambda host, line: self._lines.put((host, line)))
         )
         number = self._total - len(self._waiting)
-        expected = planned.seconds + shared
-        child = _Child(number, planned, host, time.monotonic(), expected, shared)
+        child = _Child(number, planned, host, time.monotonic(), shared)
         self._children.append(child)
         host.give(task.to_line())
         return child

@@ -117,7 +117,7 @@ def test_rounds_of_a_stage_1_tell_its_pace(study: Study, tmp_path: Path) -> None
     """Resumed after round 100 of 500: 41 rounds of 400 took 41 s, where all were to take 200."""
     planned = make_plan(study, tmp_path).runs[0]
     begun = time.monotonic() - 41.0
-    child = run_module._Child(1, planned, cast(Any, None), begun, expected=230.0, shared=200.0)
+    child = run_module._Child(1, planned, cast(Any, None), begun, shared=200.0)
     child.follow(101, 500)
     assert child.pace == 0.0  # one round says little
     child.follow(141, 500)
