@@ -443,6 +443,8 @@ def to_numpy(record: ArrayRecord) -> dict[str, np.ndarray]:
 class Encoded:
     """A round's arrays as they came, decoded once and sent on, in parts, without encoding them.
 
+    Who is sent the same of them gets the same record, which an engine writes once for all.
+
     Args:
         record: The arrays as a strategy is given them.
 
@@ -456,12 +458,19 @@ class Encoded:
     def __init__(self, record: ArrayRecord) -> None:
         self.arrays = to_numpy(record)
         self._known = {id(self.arrays[name]): array for name, array in record.items()}
+        self._sent: dict[tuple[tuple[str, int], ...], ArrayRecord] = {}
 
     def record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
         """What is sent of them, under any names, and with any others, as one ArrayRecord."""
-        return ArrayRecord(
+        part = tuple((name, id(value)) for name, value in arrays.items())
+        if part in self._sent:
+            return self._sent[part]
+        found = ArrayRecord(
             {name: self._known.get(id(value)) or encode(value) for name, value in arrays.items()}
         )
+        if all(known in self._known for _, known in part):  # whose identities stay theirs
+            self._sent[part] = found
+        return found
 
 
 def pack(tensors: Mapping[str, "torch.Tensor"]) -> ArrayRecord:

@@ -177,6 +177,16 @@ def test_names_and_values_survive() -> None:
     )
 
 
+def test_what_comes_from_elsewhere_is_sent_as_it_is_now() -> None:
+    encoded = records.Encoded(records.from_numpy({"a": np.float32([1])}))
+    for value in range(100):  # the memory of one is soon that of another
+        sent = encoded.record({**encoded.arrays, "own": np.float32([value])})
+        assert records.to_numpy(sent)["own"] == value
+    again = encoded.record({"b": encoded.arrays["a"]})
+    assert list(again) == ["b"], "another name is another record"
+    assert encoded.record({"b": encoded.arrays["a"]}) is again
+
+
 def state() -> dict[str, torch.Tensor]:
     norm = torch.nn.BatchNorm2d(3)
     norm(torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)))

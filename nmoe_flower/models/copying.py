@@ -1,4 +1,4 @@
-"""Copies of networks, about twice as fast as `copy.deepcopy` makes them."""
+"""Copies of networks, several times as fast as `copy.deepcopy` makes them."""
 
 import copy
 from collections import OrderedDict
@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 __all__ = ["copy_of"]
 
@@ -13,6 +14,7 @@ _M = TypeVar("_M", bound=nn.Module)
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _TABLES = {k for k, v in vars(nn.Module()).items() if type(v) in (dict, OrderedDict, set)}
 _HOW = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+_READS_OLD_FILES = _ConvNd.__setstate__  # adds a setting that copies have
 
 
 def copy_of(network: _M) -> _M:
@@ -38,11 +40,16 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _has_its_way(kind: type[nn.Module]) -> bool:
     """Whether a class says how it wants to be copied."""
-    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _HOW)
+    return any(
+        getattr(kind, name, None) not in (getattr(nn.Module, name, None), _READS_OLD_FILES)
+        for name in _HOW
+    )
 
 
 def _part(name: str, value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN) or (
+        type(value) is tuple and all(isinstance(one, _PLAIN) for one in value)
+    ):
         return value
     if name in _TABLES and not value:
         return type(value)()

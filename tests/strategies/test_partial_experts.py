@@ -70,13 +70,14 @@ def value(seed: int) -> np.ndarray:
 def test_an_array_is_encoded_once_whoever_it_is_sent_to(monkeypatch: pytest.MonkeyPatch) -> None:
     given = records.from_numpy(INITIAL)
     monkeypatch.setattr(records, "encode", lambda _: pytest.fail("encoded again"))
-    with InProcessGrid(ClientApp(), 2) as grid:
-        sent = Assigned([[0, 1], [1]]).configure_train(1, given, ConfigRecord(), grid)
+    with InProcessGrid(ClientApp(), 3) as grid:
+        sent = Assigned([[0, 1], [1], [0, 1]]).configure_train(1, given, ConfigRecord(), grid)
         parts = [message.content.array_records["arrays"] for message in sent]
-    assert [sorted(part) for part in parts] == [
+    assert [sorted(part) for part in parts[:2]] == [
         ["expert.0.w", "expert.1.w", "gate.w", "trunk.w"],
         ["expert.1.w", "gate.w", "trunk.w"],
     ]
+    assert parts[2] is parts[0], "an engine would write it twice"
     assert all(part[name].data is given[name].data for part in parts for name in part)
 
 
