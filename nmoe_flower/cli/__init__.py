@@ -95,7 +95,10 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Chooser(argparse.ArgumentParser):
-    """A parser that tells the choice which a misspelt one was probably meant to be."""
+    """A parser of whole names, which tells what a misspelt choice was probably meant to be."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)  # --see is no seed
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -115,7 +118,7 @@ class _Command(_Chooser):
         known = [option for action in self._actions for option in action.option_strings]
         for word in [] if passes_on else itertools.takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
-            if name.startswith("--") and not any(option.startswith(name) for option in known):
+            if name.startswith("--") and name not in known:
                 self.error(f"unknown option {name}{did_you_mean(name, known, prefix='--')}")
         return super().parse_known_args(words, namespace)
 
