@@ -39,6 +39,7 @@ from nmoe_flower.study.share import (
 __all__ = [
     "FAILED",
     "OF_STAGE_1",
+    "REST",
     "PlannedRun",
     "SharedStage",
     "StudyPlan",
@@ -54,6 +55,8 @@ FAILED = "failed.json"
 """Why a run failed, in its folder, until it does not."""
 OF_STAGE_1 = "stage 1 failed: "
 """What the reason of a run begins with whose stage 1 has failed."""
+REST = ("alignment", "baseline")
+"""Stages that are nearly all that their systems do after stage 1; named as their settings are."""
 
 _RESULTS = Path(__file__).resolve().parents[2] / "results"  # of a checkout
 # How long stage 1 takes goes by these, and by its rounds; how long the rest takes, by those too.
@@ -269,9 +272,7 @@ def make_plan(
         key = key_of(run.config) if fresh and trains_stage_1(run.config) else ""
         seconds = 0.0
         if state in _TO_MAKE:
-            seconds = clock.later(run.config)
-            if not fresh:
-                seconds += clock.stage_1(run.config) * (1 - _share_done(path, run.config))
+            seconds = clock.later(run.config) if fresh else _left(path, run.config, clock)
         if key:
             root = stage_1 or path.parents[2] / "stage-1"  # beside all studies
             place = stages.setdefault(root, Stages1(root))
@@ -424,6 +425,17 @@ def _share_done(path: Path, config: Config) -> float:
     if state.get("stage") == STAGE_1:
         return min(1.0, float(state.get("round", 0)) / max(1, config.extractor.rounds))
     return 1.0 if STAGE_1 in state.get("stages", ()) else 0.0
+
+
+def _left(path: Path, config: Config, clock: "_Clock") -> float:
+    """Seconds of what a run that began has yet to do: by its own rounds, if they tell."""
+    state = RunFolder(path, Config()).checkpoints.newest_state() or {}
+    stage, done = state.get("stage"), state.get("round", 0)
+    if stage in REST and done:
+        rounds = int(getattr(config, stage).rounds)
+        return float(state["costs"][stage]["seconds"]) / int(done) * max(0, rounds - int(done))
+    first = 1 - _share_done(path, config) if trains_stage_1(config) else 0.0
+    return clock.later(config) + (clock.stage_1(config) * first if first else 0.0)
 
 
 def _shared(

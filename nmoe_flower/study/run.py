@@ -17,7 +17,7 @@ from nmoe_flower.progress import duration
 from nmoe_flower.provenance import usable_cores
 from nmoe_flower.study.hosts import STOPPED, ClusterHosts, Host, Hosts, LocalHosts
 from nmoe_flower.study.one import StudyTask, note_failure, track_of
-from nmoe_flower.study.plan import FAILED, OF_STAGE_1, PlannedRun, StudyPlan
+from nmoe_flower.study.plan import FAILED, OF_STAGE_1, REST, PlannedRun, StudyPlan
 from nmoe_flower.study.share import STAGE_1, is_ready
 
 __all__ = ["StudyOutcome", "StudyView", "run_study", "seconds_left"]
@@ -29,7 +29,7 @@ _TICK = 0.5  # seconds between two looks at the clock
 _RECENT = 6  # finished runs that say how long the others will take
 _PATIENCE = 60.0  # seconds for a run to save its last round
 _MOST_LOSSES = 3  # of machines under one run
-_TELLING = 0.03  # of the rounds of stage 1 say how fast it goes
+_TELLING = 0.03  # of the rounds of a stage say how fast it goes
 
 
 @dataclass
@@ -87,8 +87,11 @@ class _Child:
         host: The process.
         since: When it was started.
         shared: Seconds that stage 1 was expected to take; 0: another run makes it.
-        first: The round of stage 1 that it told first; 0: none yet.
-        pace: How much longer it takes than expected, as stage 1 tells; 0: unknown.
+        stage: The stage whose rounds it tells; empty: none yet.
+        first: The round of that stage that it told first.
+        begun: When it began that round.
+        until: When that stage is over, as its rounds tell; 0: unknown.
+        pace: How much longer it takes than expected, as rounds tell; 0: unknown.
         at: What it is doing.
         failed: Why it failed, in its own words.
         hopeless: Others would fail for the same reason.
@@ -99,7 +102,10 @@ class _Child:
     host: Host
     since: float
     shared: float
+    stage: str = ""
     first: int = 0
+    begun: float = 0.0
+    until: float = 0.0
     pace: float = 0.0
     at: str = "starting"
     failed: str = ""
@@ -114,12 +120,26 @@ class _Child:
         """Seconds it was expected to take."""
         return self.planned.seconds + self.shared
 
-    def follow(self, current: int, rounds: int) -> None:
-        """Take in that a round of stage 1 is done: by and by they tell how fast it goes."""
-        self.first = self.first or current
-        share = (current - self.first + 1) / (rounds - self.first + 1)
-        if self.shared and share >= _TELLING:
-            self.pace = (time.monotonic() - self.since) / (self.shared * share)
+    @property
+    def running(self) -> tuple[float, float, float, float]:
+        """What `seconds_left` asks of it; of a last stage its own rounds are enough."""
+        now, last = time.monotonic(), self.stage in REST and self.until
+        rest = max(0.0, self.until - now)
+        return 0.0 if last else self.expected, now - self.since, self.pace, rest
+
+    def follow(self, stage: str, current: int, rounds: int, seconds: float = 0.0) -> None:
+        """Take in that a round is done, which took seconds: by and by they tell the pace."""
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.first, self.until = stage, current, 0.0
+            self.begun = self.since if stage == STAGE_1 else now - seconds
+        done, all_ = current - self.first + 1, rounds - self.first + 1
+        if done < _TELLING * all_:
+            return
+        whole = (now - self.begun) * all_ / done
+        self.until = self.begun + whole
+        hoped = {STAGE_1: self.shared, **dict.fromkeys(REST, self.planned.seconds)}.get(stage)
+        self.pace = whole / hoped if hoped else self.pace
 
     def reason(self) -> str:
         """Why it failed, in words."""
@@ -300,8 +320,8 @@ class _Shift:
         if "stage" in told:
             current, rounds = int(told.get("round", 0)), int(told.get("rounds", 0))
             child.at = f"{told['stage']} {current}/{rounds}"
-            if told["stage"] == STAGE_1:
-                child.follow(current, rounds)
+            if not told["stage"].endswith("-test"):
+                child.follow(told["stage"], current, rounds, float(told.get("seconds", 0.0)))
         elif "failed" in told:
             child.failed, child.hopeless = str(told["failed"]), bool(told.get("hopeless"))
         elif "done" in told:
@@ -379,8 +399,7 @@ class _Shift:
         asked = {one.stage_1 for one in self._waiting} - self._ready - {""}
         asked -= {child.planned.stage_1 for child in self._children}
         waiting += sum(self._stages[key].seconds for key in asked)
-        now = time.monotonic()
-        running = [(one.expected, now - one.since, one.pace) for one in self._children]
+        running = [one.running for one in self._children]
         return seconds_left(waiting, running, list(self._paces), self._hosts.room())
 
     # --- the end ---
@@ -398,7 +417,7 @@ class _Shift:
 
 def seconds_left(
     waiting: float,
-    running: Sequence[tuple[float, float, float]],
+    running: Sequence[tuple[float, float, float, float]],
     finished: Sequence[tuple[float, float]] = (),
     room: int = 1,
 ) -> float:
@@ -409,21 +428,21 @@ def seconds_left(
 
     Args:
         waiting: Seconds that are expected of what has not begun.
-        running: Seconds that are expected of each run at work, that it has taken so far, and how
-            many times as long as expected it takes; 0: nobody knows.
+        running: Seconds that are expected of each run at work, that it has taken so far, how many
+            times as long as expected it takes (0: nobody knows), and that its stage takes yet.
         finished: Seconds that the last runs took, and that were expected of each.
         room: Runs at a time.
 
-    >>> seconds_left(60.0, [(30.0, 10.0, 0.0)]), seconds_left(60.0, [(30.0, 90.0, 0.0)])
+    >>> seconds_left(60.0, [(30.0, 10.0, 0.0, 0.0)]), seconds_left(60.0, [(30.0, 90.0, 0.0, 0.0)])
     (80.0, 180.0)
-    >>> seconds_left(60.0, [(30.0, 10.0, 2.0)])
-    170.0
+    >>> seconds_left(60.0, [(30.0, 10.0, 2.0, 0.0)]), seconds_left(60.0, [(30.0, 9.0, 0.0, 40.0)])
+    (170.0, 100.0)
     """
-    known = [pace for *_, pace in running if pace]
+    known = [pace for _, _, pace, _ in running if pace]
     if finished:
         took, expected = (sum(each) for each in zip(*finished, strict=True))
         known.append(took / expected)
-    outlasted = [spent / hoped for hoped, spent, pace in running if hoped and not pace]
+    outlasted = [spent / hoped for hoped, spent, pace, _ in running if hoped and not pace]
     factor = max([fmean(known) if known else 1.0, *outlasted])
-    rest = [max(0.0, hoped * (pace or factor) - spent) for hoped, spent, pace in running]
+    rest = [max(stage, hoped * (pace or factor) - spent) for hoped, spent, pace, stage in running]
     return (waiting * factor + sum(rest)) / max(1, room)

@@ -282,6 +282,14 @@ def test_a_stopped_run_has_only_its_rest_to_do(folder: Path) -> None:
     assert plan.runs[1].seconds == 60.0 + 0.5 * 240.0
 
 
+def test_a_run_stopped_in_its_last_stage_goes_on_at_its_own_pace(folder: Path) -> None:
+    with (folder / "small.toml").open("a") as file:
+        file.write('run.system = "fedavg"\nbaseline.rounds = 40\n')
+    costs = {"baseline": {"rounds": 4, "seconds": 8.0}}
+    checkpoint(made(folder, 0), stage="baseline", round=4, costs=costs)
+    assert make_plan(load(folder), folder / "runs").runs[0].seconds == 36 * 2.0
+
+
 # --- which runs ---
 
 

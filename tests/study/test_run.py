@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from nmoe_flower.study import one as one_module
 from nmoe_flower.study import run as run_module
 from nmoe_flower.study.hosts import INTERRUPTED, STOPPED
 from nmoe_flower.study.plan import FAILED
+from nmoe_flower.study.share import STAGE_1
 from tests.forks import Nmoe
 from tests.study.test_share import TINY, assert_equal_runs
 
@@ -104,11 +106,11 @@ def test_runs_are_made_in_order_and_told(
 def test_what_is_left_follows_those_that_take_longer() -> None:
     """Of 60 s to come and 30 s at work: twice that where others took twice theirs."""
     ended = [(5.0, 2.0), (15.0, 8.0)]
-    assert run_module.seconds_left(60.0, [(30.0, 0.0, 0.0)], ended, room=2) == 90.0
-    outlasted = [(30.0, 60.0, 0.0), (30.0, 0.0, 0.0)]  # the first has taken twice its own
+    assert run_module.seconds_left(60.0, [(30.0, 0.0, 0.0, 0.0)], ended, room=2) == 90.0
+    outlasted = [(30.0, 60.0, 0.0, 0.0), (30.0, 0.0, 0.0, 0.0)]  # the first has taken twice its own
     assert run_module.seconds_left(60.0, outlasted) == 120.0 + 60.0
-    assert run_module.seconds_left(0.0, [(0.0, 5.0, 0.0)]) == 0.0
-    three = [(30.0, 15.0, 3.0)]  # whose rounds show that it takes three times as long
+    assert run_module.seconds_left(0.0, [(0.0, 5.0, 0.0, 0.0)]) == 0.0
+    three = [(30.0, 15.0, 3.0, 0.0)]  # whose rounds show that it takes three times as long
     assert run_module.seconds_left(60.0, three) == 180.0 + 75.0
     assert run_module.seconds_left(60.0, three, [(5.0, 5.0)]) == 120.0 + 75.0
 
@@ -118,11 +120,32 @@ def test_rounds_of_a_stage_1_tell_its_pace(study: Study, tmp_path: Path) -> None
     planned = make_plan(study, tmp_path).runs[0]
     begun = time.monotonic() - 41.0
     child = run_module._Child(1, planned, cast(Any, None), begun, shared=200.0)
-    child.follow(101, 500)
+    child.follow(STAGE_1, 101, 500)
     assert child.pace == 0.0  # one round says little
-    child.follow(141, 500)
+    child.follow(STAGE_1, 141, 500)
     assert child.pace == pytest.approx(2.0, abs=0.01)
-    assert run_module.seconds_left(0.0, [(230.0, 41.0, child.pace)]) == pytest.approx(419, abs=3)
+    running = (230.0, 41.0, child.pace, 0.0)
+    assert run_module.seconds_left(0.0, [running]) == pytest.approx(419, abs=3)
+
+
+def test_rounds_of_a_later_stage_tell_its_pace(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 50 s of other stages: 4 rounds of 40 took 10 s each, whatever was expected of all."""
+    planned = replace(make_plan(study, tmp_path).runs[0], seconds=800.0)
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for stage, hoped, left, pace in (("baseline", 800.0, 360.0, 0.5), ("gates", 60.0, 360.0, 0.0),
+                                     ("gates", 800.0, 710.0, 0.0)):  # fmt: skip
+        now = 0.0
+        child = run_module._Child(1, replace(planned, seconds=hoped), cast(Any, None), now, 0.0)
+        for number in range(1, 5):
+            now = 50.0 + 10.0 * number
+            child.follow(stage, number, 40, seconds=10.0)
+        assert child.pace == pytest.approx(pace)
+        expected, spent, told, rest = child.running
+        assert (spent, rest) == (90.0, 360.0)
+        assert run_module.seconds_left(0.0, [(expected, spent, told, rest)]) == max(left, rest)
 
 
 def test_runs_at_a_time_share_the_cores_and_wait_for_a_stage_in_the_making(
