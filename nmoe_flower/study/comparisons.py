@@ -21,9 +21,10 @@ from nmoe_flower.study.tables import absent_in_words
 __all__ = ["Comparison", "Pair", "compare"]
 
 Verdict = Literal["higher", "lower", "within the noise", "no estimate of the noise", "failed",
-                  "missing", "skipped"]  # fmt: skip
+                  "missing", "unmeasured", "skipped"]  # fmt: skip
 _SKIPPED = "Skipped: the study has no such run."
 """Below the lines, where a partner is one that no run of the study would be."""
+_UNMEASURED = "Unmeasured: the run does not measure this."
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Pair:
         against: The same of the second.
         each: By seed, what the first has more.
         difference: Mean of that with its standard error; None if there is no such seed.
-        absent: By seed that one of both lacks: ``failed``, ``missing``, or ``skipped`` where the
-            study has no such run.
+        absent: By seed that one of both lacks: ``failed``, ``missing``, ``unmeasured`` where its
+            run does not measure that, or ``skipped`` where the study has no such run.
     """
 
     labels: tuple[str, ...]
@@ -51,7 +52,7 @@ class Pair:
     def verdict(self) -> Verdict:
         """What the difference is: more, less, within the noise, or nothing that tells the noise."""
         if self.difference is None:
-            told: tuple[Verdict, ...] = ("failed", "missing", "skipped")
+            told: tuple[Verdict, ...] = ("failed", "missing", "unmeasured", "skipped")
             return next((word for word in told if word in self.absent.values()), "missing")
         if self.difference.within_noise is None:
             return "no estimate of the noise"
@@ -123,6 +124,7 @@ def compare(
     labels: Labels,
     *,
     runs: Sequence[StudyRun] | None = None,
+    hidden: bool = False,
 ) -> Comparison:
     """Pair the rows of both sides that differ in nothing but what is compared.
 
@@ -130,8 +132,9 @@ def compare(
         comparison: What is compared.
         rows: The study's numbers.
         labels: What tables call them.
-        runs: The study's runs; of a partner that has no row they tell whether it was skipped. None:
-            a seed counts as skipped only where the partner has a row.
+        runs: The study's runs; of a partner that has no row they tell whether it was skipped, or
+            does not measure this. None: a seed counts as either only where the partner has a row.
+        hidden: Rows may be kept back, so that what has none may well measure this.
 
     Raises:
         NMoEError: A pair would have two rows of one side.
@@ -168,7 +171,9 @@ def compare(
             tuple(labels.of_value(beside[place], key[place]) for place in shown),
             sides[0].get(key),
             sides[1].get(key),
-            skipped=runs is not None and not all(_has_run(runs, at, beside, key) for at in both),
+            no_row=_why_no_row(
+                runs, [_has_run(runs or (), at, beside, key) for at in both], hidden
+            ),
         )
         for key in keys
     )
@@ -214,14 +219,23 @@ def _has_run(
     return any(selects(where, run) and selects(shared, run) for run in runs)
 
 
-def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None, *, skipped: bool) -> Pair:
-    """Two rows as a pair; ``skipped``: the study has no run of one of both."""
+def _why_no_row(runs: object, have: Sequence[bool], hidden: bool) -> str:
+    """What a side without a row is called; ``have``: of which sides the study has runs."""
+    if runs is None:
+        return "missing"
+    return "skipped" if not all(have) else "missing" if hidden else "unmeasured"
+
+
+def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None, *, no_row: str) -> Pair:
+    """Two rows as a pair; ``no_row``: how a side is called that has none."""
     first, second = (row.numbers if row else {} for row in (of, against))
     each = dict(sorted(differences(first, second).items()))
+    rows = [row for row in (of, against) if row]
+    otherwise = "missing" if len(rows) == 2 else no_row
     absent = {
-        seed: _why_absent(seed, of, against, skipped=skipped)
-        for row in (of, against)
-        for seed in (row.asked if row else ())
+        seed: _why_absent(seed, rows, otherwise)
+        for row in rows
+        for seed in row.asked
         if seed not in each
     }
     if not each:
@@ -230,11 +244,12 @@ def _pair(labels: tuple[str, ...], of: Row | None, against: Row | None, *, skipp
     return Pair(labels, means[0], means[1], each, estimate(list(each.values())), absent)
 
 
-def _why_absent(seed: int, *rows: Row | None, skipped: bool) -> str:
-    if any(row and seed in row.failed for row in rows):
+def _why_absent(seed: int, rows: Sequence[Row], otherwise: str) -> str:
+    if any(seed in row.failed for row in rows):
         return "failed"
-    skipped = skipped or any(row and seed not in row.asked for row in rows)
-    return "skipped" if skipped else "missing"
+    if any(seed not in row.asked for row in rows):
+        return "skipped"
+    return "unmeasured" if any(seed in row.unmeasured for row in rows) else otherwise
 
 
 def _notes(
@@ -257,5 +272,6 @@ def _notes(
     if any(pair.absent for pair in pairs):
         yield "A seed that one side lacks counts on neither."
         yield from absent_in_words(rows)
-    if any("skipped" in pair.absent.values() for pair in pairs):
-        yield _SKIPPED
+    for word, note in (("unmeasured", _UNMEASURED), ("skipped", _SKIPPED)):
+        if any(word in pair.absent.values() for pair in pairs):
+            yield note

@@ -172,9 +172,10 @@ class Findings:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The paired comparisons."""
+        study, hidden = self.study, self.study.sweep is not None
         return [
-            compare(spec, self.shown, self.labels, runs=self.study.runs)
-            for spec in self.study.comparisons
+            compare(spec, self.shown, self.labels, runs=study.runs, hidden=hidden)
+            for spec in study.comparisons
         ]
 
     @cached_property

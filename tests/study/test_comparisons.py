@@ -109,7 +109,16 @@ def test_a_partner_that_the_study_skips_is_no_missing_one(written: Write) -> Non
     assert table.notes[-1] == "Skipped: the study has no such run."
     unknown = compare(SHARING, own, labels)
     assert {pair.verdict for pair in unknown.pairs} == {"missing"}
-    assert compare(SHARING, own, labels, runs=study.runs).lines[0][-1] == "missing"
+    assert compare(SHARING, own, labels, runs=study.runs).lines[0][-1] == "unmeasured"
+    kept_back = compare(SHARING, own, labels, runs=study.runs, hidden=True)
+    assert kept_back.lines[0][-1] == "missing"
+
+
+def test_a_partner_that_has_finished_without_the_number_is_no_missing_one() -> None:
+    shared = row({1: 0.5}, variant="shared", folder="shared", asked=(0, 1, 2), unmeasured=(0,))
+    table = compare(SHARING, [side("own", 0.1, 0.5, 0.6), shared], LABELS)
+    assert table.lines[0][3:6] == ("unmeasured", "+0.0000", "missing")
+    assert "Unmeasured: the run does not measure this." in table.notes
 
 
 def test_pairs_share_all_that_is_not_compared() -> None:
