@@ -294,16 +294,16 @@ def portable(
         )
     if start := config["extractor"].get("start"):
         config["extractor"]["start"] = _named_run(Path(start))
-    weights = Path(config["extractor"].get("weights", ""))
-    if weights.is_absolute():
-        config["extractor"]["weights"] = f"./{weights.name}"
-    given = config["extractor"].get("backbone", "")
-    place = Path(given.removeprefix(TRANSFORMERS))
-    if given.startswith(TRANSFORMERS) and place.is_absolute():
-        config["extractor"]["backbone"] = f"{TRANSFORMERS}./{place.name}"
-    tokenizer = Path(config.get("text", {}).get("tokenizer", ""))
-    if tokenizer.is_absolute():
-        config["text"]["tokenizer"] = f"./{tokenizer.name}"
+    for section, key, prefix in (
+        ("extractor", "weights", ""),
+        ("extractor", "backbone", TRANSFORMERS),
+        ("text", "tokenizer", ""),
+        ("alignment", "trace", ""),
+    ):
+        given = config.get(section, {}).get(key, "")
+        place = Path(given.removeprefix(prefix))
+        if given.startswith(prefix) and place.is_absolute():
+            config[section][key] = f"{prefix}./{place.name}"
     usual = tomllib.loads(Config().to_toml())
     told = {
         name: {

@@ -50,3 +50,6 @@ def test_what_is_published_names_no_folder_of_this_machine() -> None:
     assert told["text"]["tokenizer"] == "./tokenizer.json"
     assert told["extractor"]["backbone"] == "transformers:./tiny"
     assert Config.parse(told).extractor.weights == "./weights.gguf"
+    aligned = {"run.system": "aligned", "alignment.trace": "/data/trace.json"}
+    told = portable(Config.parse(aligned).model_dump(by_alias=True, mode="json"))
+    assert told["alignment"]["trace"] == "./trace.json"
