@@ -15,8 +15,15 @@ from pathlib import Path
 from experiments.publish import worth
 from experiments.publish.published import RESULTS
 from nmoe_flower.files import write_bytes
-from nmoe_flower.report import canvas, draw_alignment, draw_figures, load_runs
-from nmoe_flower.study import PUBLISHED_DOTS, Study, read_findings, small_picture, write_findings
+from nmoe_flower.report import canvas, draw_alignment, load_runs
+from nmoe_flower.study import (
+    PUBLISHED_DOTS,
+    Study,
+    read_findings,
+    small_figures,
+    small_picture,
+    write_findings,
+)
 
 
 def again() -> Iterator[tuple[Path, bytes]]:
@@ -24,9 +31,9 @@ def again() -> Iterator[tuple[Path, bytes]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for figures in sorted(RESULTS.glob("*/*/seed-*/figures")):
-            drawn = {path.stem: path for path in draw_figures(figures.parent, out / figures.name)}
-            for path in sorted(figures.glob("*.webp")):
-                yield path, small_picture(drawn[path.stem])
+            names = [path.stem for path in sorted(figures.glob("*.webp"))]
+            for name, picture in small_figures(figures.parent, names).items():
+                yield figures / f"{name}.webp", picture
         for study in sorted(path.parent for path in RESULTS.glob("*/alignment.webp")):
             runs = load_runs(sorted(path.parent for path in study.glob("*/seed-*/results.json")))
             for path in draw_alignment(runs, out):

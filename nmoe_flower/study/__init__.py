@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         kept_rounds,
         publish_run,
         publish_study,
+        small_figures,
         small_picture,
     )
     from nmoe_flower.study.rows import Quantity
@@ -62,6 +63,7 @@ __all__ = [
     "publish_study",
     "read_findings",
     "run_study",
+    "small_figures",
     "small_picture",
     "table_to_markdown",
     "tables_by_name",
@@ -84,6 +86,7 @@ _HOMES = {
         "kept_rounds",
         "publish_run",
         "publish_study",
+        "small_figures",
         "small_picture",
     ),
     "nmoe_flower.study.rows": ("Quantity",),

@@ -9,6 +9,7 @@ layout is that of a study's runs, so whatever reads those reads this.
 
 import io
 import json
+import tempfile
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from nmoe_flower.files import (
 from nmoe_flower.report import (
     BY_SETTINGS,
     canvas,
+    draw_figures,
     read_results,
     read_rounds,
     rounds_by_stage,
@@ -53,6 +55,7 @@ __all__ = [
     "portable",
     "publish_run",
     "publish_study",
+    "small_figures",
     "small_picture",
 ]
 
@@ -220,8 +223,7 @@ def publish_run(
         told = (json.dumps(one, separators=(",", ":")) + "\n"
                 for one in rounds_by_stage(list(kept_lines)))  # fmt: skip
         write_text(target / "rounds.jsonl", "".join(told))
-    for name in figures:
-        picture = small_picture(run / "figures" / f"{name}.png")
+    for name, picture in (small_figures(target, figures) if figures else {}).items():
         write_bytes(target / "figures" / f"{name}.webp", picture)
     return target
 
@@ -346,6 +348,19 @@ def _some(records: Sequence[dict[str, Any]], most: int) -> list[int]:
     for places in stages.values():
         kept |= set(places[:: -max(1, -(-len(places) // most))])
     return sorted(kept)
+
+
+def small_figures(run: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Figures of a run by name, drawn from what its folder holds and as small as pages need them.
+
+    Raises:
+        NMoEError: It has no such figure, or none can be drawn.
+    """
+    with tempfile.TemporaryDirectory() as folder, canvas.resolution(PUBLISHED_DOTS):
+        drawn = {path.stem: path for path in draw_figures(run, Path(folder))}
+        if absent := [name for name in names if name not in drawn]:
+            raise NMoEError(f"{run} has no figure {absent[0]}; allowed: {', '.join(drawn)}")
+        return {name: small_picture(drawn[name]) for name in names}
 
 
 def small_picture(figure: Path) -> bytes:

@@ -3,12 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nmoe_flower import cli
 from nmoe_flower.begun import begun_together, read_origin, read_settings
 from nmoe_flower.data import load_images
 from nmoe_flower.errors import ConfigError, NMoEError
-from nmoe_flower.report import read_results
+from nmoe_flower.report import draw_figures, read_results
 from nmoe_flower.results import RunFolder
 from nmoe_flower.study import (
     Quantity,
@@ -16,6 +17,7 @@ from nmoe_flower.study import (
     findings_of,
     findings_to_json,
     make_plan,
+    publish,
     publish_run,
     publish_study,
     read_findings,
@@ -236,6 +238,19 @@ def test_a_run_published_alone_tells_what_pages_show_of_each_client(
     run = tmp_path / "runs" / study.runs[0].place
     rows = read_results(publish_run(run, tmp_path / "results" / "alone") / "results.json")["rows"]
     assert rows[0]["per_client"] == {"accuracy": [0.123457] * 10}
+
+
+def test_figures_of_a_run_are_published_as_small_as_pages_need_them(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "PUBLISHED_DOTS", 40)
+    run, place = tmp_path / "runs" / study.runs[0].place, tmp_path / "results" / "alone"
+    drawn, *_ = draw_figures(run)
+    kept = publish_run(run, place, figures=["accuracy"]) / "figures" / "accuracy.webp"
+    with Image.open(drawn) as large, Image.open(kept) as small:
+        assert small.width == pytest.approx(large.width / 5, abs=1)
+    with pytest.raises(NMoEError, match="has no figure acuracy; allowed: accuracy"):
+        publish_run(run, place, figures=["acuracy"])
 
 
 CLASSES = (
