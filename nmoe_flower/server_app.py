@@ -18,7 +18,7 @@ from nmoe_flower.lock import locked
 from nmoe_flower.pipeline import SECONDS_PER_EXCHANGE, Answered, Run, exchanges, run_pipeline
 from nmoe_flower.plurals import how_many
 from nmoe_flower.rehearsal import check_files, rehearse_apart
-from nmoe_flower.results import RunFolder, shadowed
+from nmoe_flower.results import RunFolder, placed, shadowed
 from nmoe_flower.summary import draw, summary_lines
 
 __all__ = ["CALLER_TELLS", "app", "check_start", "cost_in_words", "execute", "settle"]
@@ -69,7 +69,7 @@ def _folder(grid: Grid, path: Path, config: Config) -> RunFolder:
     config = settle(grid, config, tell=lambda text: flower.log(logging.INFO, text))
     for note in check_start(grid, config):
         flower.log(logging.INFO, "note: %s", note)
-    return RunFolder.create(path, config)
+    return RunFolder.create(path, placed(config, path))  # a rerun may start elsewhere
 
 
 def check_start(grid: Grid, config: Config) -> list[str]:

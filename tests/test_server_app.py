@@ -170,6 +170,19 @@ def test_a_run_that_settled_for_fewer_nodes_goes_on_with_them(tmp_path: Path) ->
     assert begun(path, **{"data.num-clients": 10}).config.data.num_clients == 3
 
 
+def test_a_run_names_what_it_reads_by_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's daemon starts the app in some folder; whoever reruns it stands in another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    path, given = tmp_path / "run", {"data.dataset": "images"}
+    config = begun(path, **given).config
+    assert config.data.dataset == str(tmp_path / "images")
+    RunFolder(path, config).append_round({"stage": "extractor", "round": 1, "clients": [0]})
+    assert begun(path, **given).config == config  # it goes on
+
+
 def test_a_simulation_is_rehearsed_before_any_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
