@@ -127,16 +127,15 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _findings(results: Mapping[str, Any]) -> Iterator[str]:
-    """Collapsed features and what is private, a paragraph each."""
-    paragraphs = {
-        "WARNING": (results.get("representation") or {}).get("collapse"),
-        "privacy": (results.get("privacy") or {}).get("statement"),
-    }
-    for name, text in paragraphs.items():
+    """Collapsed features, answers without a row and what is private, a paragraph each."""
+    collapse = (results.get("representation") or {}).get("collapse")
+    paragraphs = [("WARNING", f"features: {collapse}" if collapse else "")]
+    paragraphs += [("WARNING", f"{w}: {why}") for w, why in results.get("diverged", {}).items()]
+    paragraphs += [("privacy", (results.get("privacy") or {}).get("statement") or "")]
+    for name, text in paragraphs:
         if text:
-            said = f"features: {text}" if name == "WARNING" else text
             yield textwrap.fill(
-                said, _WIDTH, initial_indent=f"{name:<9}", subsequent_indent=9 * " "
+                text, _WIDTH, initial_indent=f"{name:<9}", subsequent_indent=9 * " "
             )
 
 

@@ -79,7 +79,8 @@ def evaluate_baseline(run: Run) -> dict[str, Any]:
     answers = {
         client: _answers(records.metrics_of(reply), tests) for client, reply in replies.items()
     }
-    whole, measured = _finite(run.config, answers), list(answers.values())
+    whole, diverged = _finite(run.config, answers)
+    measured = list(answers.values())
     rows = [
         row(
             run,
@@ -95,16 +96,19 @@ def evaluate_baseline(run: Run) -> dict[str, Any]:
         for who in whole
         for test in tests
     ]
-    return all_found(run, held, rows=rows, routing={})
+    more = {"diverged": diverged} if diverged else {}
+    return all_found(run, held, rows=rows, routing={}, **more)
 
 
-def _finite(config: Config, answers: Mapping[int, Mapping[_Scored, float]]) -> list[str]:
-    """Who answered with finite numbers at every client; of the others it warns.
+def _finite(
+    config: Config, answers: Mapping[int, Mapping[_Scored, float]]
+) -> tuple[list[str], dict[str, str]]:
+    """Who answered with finite numbers at every client; of the others it warns, and says why.
 
     A mean over those clients where all went well would flatter.
     """
     system: Baseline = found(BASELINES[config.run.system].system)
-    whole = []
+    whole, diverged = [], {}
     for who in dict.fromkeys(name for one in answers.values() for name, _, _ in one):
         spoilt = [
             client
@@ -112,11 +116,12 @@ def _finite(config: Config, answers: Mapping[int, Mapping[_Scored, float]]) -> l
             if any(name == who and not math.isfinite(score) for (name, _, _), score in one.items())
         ]
         if spoilt:
-            told = "what %s answers at %s is not finite, and has no row in the results: %s"
-            _log.warning(told, who, listed(spoilt), system.too_high(who))
+            why, rate = f"answers at {listed(spoilt)} is not finite", system.too_high(who)
+            _log.warning("what %s %s, and has no row in the results: %s", who, why, rate)
+            diverged[who] = f"what it {why}: {rate}"
         else:
             whole.append(who)
-    return whole
+    return whole, diverged
 
 
 def _answers(metrics: Mapping[str, Any], tests: Any) -> dict[_Scored, float]:

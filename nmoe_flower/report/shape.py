@@ -122,6 +122,7 @@ class _Results(_Part):
     alignment: _Alignment | None = None
     representation: _Representation | None = None
     privacy: _Privacy | None = None
+    diverged: dict[str, str] | None = None
     seconds: Number | None = None
 
     @model_validator(mode="after")

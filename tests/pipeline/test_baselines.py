@@ -16,7 +16,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from nmoe_flower import records
+from nmoe_flower import records, summary
 from nmoe_flower.baselines import of_client, system_cost
 from nmoe_flower.baselines.member import Member
 from nmoe_flower.baselines.network import ExpertNetwork
@@ -464,12 +464,17 @@ def test_an_answer_beside_the_system_that_is_no_number_is_left_out_and_named(
     new_pipeline: New, whole: Callable[[str], Whole], caplog: pytest.LogCaptureFixture
 ) -> None:
     changes = {**SMALL, "run.system": "fedavg", "baseline.tuning-learning-rate": 1e30}
-    rows, others = rows_of(new_pipeline("diverged", changes)()), whole("fedavg").rows
+    results = new_pipeline("diverged", changes)()
+    rows, others = rows_of(results), whole("fedavg").rows
     assert rows == {key: row for key, row in others.items() if key[0] != "fine-tuned"}
     assert [line.getMessage() for line in caplog.records if line.levelname == "WARNING"] == [
         "what fine-tuned answers at clients 0, 1 is not finite, and has no row in the results: "
         "lower baseline.tuning-learning-rate"
     ]
+    why = "what it answers at clients 0, 1 is not finite: lower baseline.tuning-learning-rate"
+    assert results["diverged"] == {"fine-tuned": why}
+    (told,) = summary._findings(results)
+    assert told.startswith(f"WARNING  fine-tuned: {why[:50]}")
 
 
 def test_a_row_of_those_clients_alone_where_all_went_well_is_none(

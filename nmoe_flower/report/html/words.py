@@ -373,7 +373,7 @@ def _paper(paper: Sequence[Mapping[str, Any]]) -> Said | None:
 
 
 def _findings(groups: Groups) -> list[Said]:
-    """Collapsed features and dropped replies."""
+    """Collapsed features, answers without a row, and dropped replies."""
     found = []
     for name, runs in groups.items():
         of = f"{name}: " if len(groups) > 1 else ""
@@ -381,6 +381,9 @@ def _findings(groups: Groups) -> list[Said]:
             collapse = (run.results.get("representation") or {}).get("collapse")
             if collapse:
                 text = f"{of}the features collapsed (seed {run.config.run.seed}): {collapse}"
+                found.append(Said("", text, "warning"))
+            for who, why in (run.results.get("diverged") or {}).items():
+                text = f"{of}{who} has no row (seed {run.config.run.seed}): {why}"
                 found.append(Said("", text, "warning"))
         dropped = sum(len(r.get("failures") or ()) for run in runs for r in run.rounds)
         if dropped:

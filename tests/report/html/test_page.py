@@ -129,6 +129,11 @@ def test_collapsed_features_are_told_at_the_head(finished_run):
     assert "Features" in headings(text)
 
 
+def test_an_answer_without_a_row_is_told_at_the_head(finished_run):
+    text = page_of(changed(finished_run("one"), diverged={"own": "not finite: lower a rate"}))
+    assert "own has no row (seed 0): not finite: lower a rate" in words(text)
+
+
 # --- who wins ---
 
 
