@@ -118,8 +118,11 @@ async def _serve(args: argparse.Namespace) -> int:
     sources = Sources(args.bundle, keys, args.peers)
     identity = sources.load_identity()
     peers = sources.load_peers(identity)
+    bundle = sources.load_bundle()
+    if peers is not None and identity is not None:
+        peers.check_holder(identity.name, bundle.partition, bundle.folder)
     server = ExpertServer(
-        sources.load_bundle(),
+        bundle,
         identity,
         address=args.listen,
         max_batch=args.max_batch,

@@ -58,7 +58,8 @@ class DeviceClient(ABC, Generic[B]):
         Raises:
             CertificateError: A certificate or key cannot be used.
             ConfigError: Some of the three files are given and some not, or a setting is wrong.
-            BundleError: The bundle is damaged.
+            BundleError: The bundle is damaged, or the list of peers has this device with another
+                partition.
             WireError: The list of peers cannot be used.
         """
         held: Any = bundle if isinstance(bundle, cls._kind) else cls._kind.load(Path(str(bundle)))
@@ -67,7 +68,10 @@ class DeviceClient(ABC, Generic[B]):
         identity = identity_of(certificate, key, authority, insecure=insecure)
         path = Path(peers)
         settings = cls._of_list(path) | settings
-        return cls(held, PeerList.load(path), identity=identity, **settings)
+        listed = PeerList.load(path)
+        if identity is not None:
+            listed.check_holder(identity.name, held.partition, held.folder)
+        return cls(held, listed, identity=identity, **settings)
 
     @classmethod
     def _of_list(cls, path: Path) -> dict[str, Any]:

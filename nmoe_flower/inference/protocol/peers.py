@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from nmoe_flower.addresses import Address
 from nmoe_flower.certificates import is_name
-from nmoe_flower.errors import ConfigError, WireError
+from nmoe_flower.errors import BundleError, ConfigError, WireError
 from nmoe_flower.files import read_json, write_json
 from nmoe_flower.inference.protocol import peer_pb2
 
@@ -121,6 +121,19 @@ class PeerList:
     def by_partition(self) -> dict[int, PeerEntry]:
         """The peers by the id of their expert."""
         return {peer.partition: peer for peer in self.peers}
+
+    def check_holder(self, name: str, partition: int, bundle: Path) -> None:
+        """Whether the device with this certificate may hold this bundle; if not listed, it may.
+
+        Raises:
+            BundleError: The list has the device with another partition than the bundle's.
+        """
+        for peer in self.peers:
+            if peer.name == name and peer.partition != partition:
+                raise BundleError(
+                    f"{bundle} is the bundle of partition {partition}; in the list of peers "
+                    f"{name} has partition {peer.partition}"
+                )
 
     @classmethod
     def from_message(cls, message: peer_pb2.PeerList) -> Self:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,9 @@ import pytest
 from nmoe_flower import cli
 from nmoe_flower.addresses import free_ports
 from nmoe_flower.certificates import Authority, Identity
-from nmoe_flower.inference import Bundle, encode_tensor
+from nmoe_flower.errors import BundleError
+from nmoe_flower.inference import Bundle, Client, encode_tensor
+from nmoe_flower.inference.protocol import PeerEntry, PeerList, sign_list
 from nmoe_flower.inference.protocol.peer_pb2 import DescribeRequest, PredictRequest
 from nmoe_flower.installation import install_hint
 
@@ -146,3 +150,29 @@ def test_what_is_wrong_is_said_in_words(
         ):
             assert cli.main(["serve", *arguments]) == 1
             assert message in capsys.readouterr().err
+
+
+def test_another_devices_bundle_is_not_served(
+    make_bundle: MakeBundle,
+    authority: Authority,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Askers know an expert by the name in the list: its answers would count as another's."""
+    bundle = make_bundle()
+    authority.issue(tmp_path, "server")
+    keys = [f"{tmp_path}/server.pem", f"{tmp_path}/server.key", f"{tmp_path}/ca.pem"]
+    Path(keys[-1]).write_bytes(authority.certificate_pem)
+    now, path = int(time.time()), tmp_path / "peers.json"
+    entry = PeerEntry("server", bundle.partition + 1, "127.0.0.1:7600")
+    sign_list(PeerList((entry,), 1, now, now + 60), authority).write(path)
+    named = dict(zip(("certificate", "key", "authority"), keys, strict=True))
+    words = [word for name, file in named.items() for word in (f"--{name}", file)]
+    refused = (
+        f"{bundle.folder} is the bundle of partition {bundle.partition}; in the list of peers "
+        f"server has partition {bundle.partition + 1}"
+    )
+    assert cli.main(["serve", str(bundle.folder), *words, "--peers", str(path)]) == 1
+    assert refused in capsys.readouterr().err
+    with pytest.raises(BundleError, match=re.escape(refused)):  # nor does it ask with it
+        Client.open(bundle.folder, peers=path, **named)
