@@ -13,6 +13,7 @@ from nmoe_flower.deploy.party import Party
 from nmoe_flower.deploy.places import listening
 from nmoe_flower.deploy.wheel import CHECKSUMS, CONSTRAINTS, WHEEL
 from nmoe_flower.engine import flower
+from nmoe_flower.plurals import how_many
 
 __all__ = [
     "compose",
@@ -27,7 +28,7 @@ __all__ = [
 _TEXT = """\
 # The federation {federation}
 
-{count} nodes and a server. A whole training run is {exchanges} exchanges, about {minutes} minutes.
+{count} nodes and a server. A whole training run is {exchanges}, about {minutes}.
 
 | folder | goes to | secret |
 |---|---|---|
@@ -203,8 +204,8 @@ def readme(
         signed_apps=flower.SIGNED_APPS,
         federation=server.federation,
         count=len(nodes),
-        exchanges=exchanges,
-        minutes=minutes,
+        exchanges=how_many(exchanges, "exchange"),
+        minutes=how_many(minutes, "minute"),
         server=Address.parse(server.superlink).host,
         superlink=server.superlink,
         rows=rows,

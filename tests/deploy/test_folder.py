@@ -119,7 +119,7 @@ def test_the_readme_says_where_each_folder_goes(federation: Path) -> None:
     for folder in ("authority/", "server/", "nodes/node-0/", "nodes/node-1/"):
         assert f"`{folder}`" in text
     # identity, describe, initial, 2 rounds and 2 tests, experts, answers, 2 gate rounds, evaluation
-    assert "is 12 exchanges, about 1 minutes" in text
+    assert "is 12 exchanges, about 1 minute." in text
 
 
 def test_own_images_are_named_in_the_node_config(
