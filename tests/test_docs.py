@@ -396,6 +396,11 @@ def test_sizes_on_the_first_pages_are_those_measured() -> None:
     }
     for page in (readme, (ROOT / "docs" / "index.md").read_text(encoding="utf-8")):
         assert f"{gigabytes(report['all'])} in all" in page.replace("\n", " ")
+    deploy = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
+    told = [serve["all"], serve["cuda"], sizes["installed_bytes"]["data"]["all"]]
+    told += [sizes["training_peak_bytes"], service["last_bytes"]]
+    rows = re.findall(r"^\| (?!`wheel/).*\| ([\d,]+) MB(?:; ([\d,]+) MB)?", deploy, re.MULTILINE)
+    assert [one for row in rows for one in row if one] == [f"{n / 1e6:,.0f}" for n in told]
 
 
 def test_how_many_systems_there_are_is_said() -> None:
