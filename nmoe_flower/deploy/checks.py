@@ -22,7 +22,7 @@ from nmoe_flower.data.text import own_text
 from nmoe_flower.deploy.keys import public_half
 from nmoe_flower.deploy.party import RUN, SETTINGS, Party, check_written, versions
 from nmoe_flower.deploy.places import listening
-from nmoe_flower.deploy.probes import ProbeResult, ask_superlink, is_free
+from nmoe_flower.deploy.probes import ProbeResult, ask_superlink, is_free, name_at
 from nmoe_flower.deploy.wheel import WHEEL, wheel_problem
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.files import read_toml
@@ -93,8 +93,9 @@ def _party(folder: Path, now: Callable[[], float], *, whole: bool) -> Iterator[F
     if party.kind == "server":
         looks |= _server_looks(folder, party, answer)
     else:
-        looks |= _node_looks(folder, party, now())
-        yield _reached(party, answer, whole=whole)
+        serves = _serves(folder, party)
+        looks |= _node_looks(folder, party, now(), serves=serves)
+        yield _reached(party, answer, needed=not (whole or serves))
     for what, look in looks.items():
         yield _found(party.name, what, look)
 
@@ -111,9 +112,18 @@ def _found(party: str, what: str, look: Callable[[], None]) -> Finding:
     return Finding(party, what)
 
 
-def _reached(party: Party, answer: ProbeResult, *, whole: bool) -> Finding:
-    """On the machine that prepares everything, the SuperLink need not run yet."""
-    if whole and not answer.reached:
+def _serves(folder: Path, party: Party) -> bool:
+    """Whether this node's own peer service runs already."""
+    own = [folder / f"{party.name}.pem", folder / f"{party.name}.key", folder / "ca.pem"]
+    try:
+        return name_at(Address.parse(party.peer), *own) == party.name
+    except ConfigError:  # another finding names the address
+        return False
+
+
+def _reached(party: Party, answer: ProbeResult, *, needed: bool) -> Finding:
+    """Where everything is prepared, the SuperLink need not run yet; nor where a node serves."""
+    if not needed and not answer.reached:
         return Finding(party.name, "superlink", note=f"not reached from here: {answer.problem}")
     problem = f"{party.superlink}: {answer.problem}" if answer.problem else ""
     return Finding(party.name, "superlink", problem)
@@ -209,14 +219,16 @@ def _wheel(folder: Path) -> None:
         raise _Problem(problem)
 
 
-def _node_looks(folder: Path, party: Party, now: float) -> dict[str, Callable[[], None]]:
+def _node_looks(
+    folder: Path, party: Party, now: float, *, serves: bool
+) -> dict[str, Callable[[], None]]:
     """What is looked at on a node, by name."""
     return {
         "node": lambda: _partitions([folder], alone=True),
         "key": lambda: _node_key(folder),
         "store": lambda: _store(folder),
         "data": lambda: _data(folder),
-        "ports": lambda: _ports(party),
+        "ports": lambda: _ports(party, serves=serves),
         "peers": lambda: _peers(folder, party, now),
     }
 
@@ -284,14 +296,15 @@ def _data(folder: Path) -> None:
     own_images(config, str(own), classes=names)
 
 
-def _ports(party: Party) -> None:
+def _ports(party: Party, *, serves: bool) -> None:
+    """The node's ports are free, or its own service has them."""
     if not is_free(Address("127.0.0.1", party.runtime_port)):
         raise _Problem(
             f"port {party.runtime_port} of the SuperNode is taken: by one that runs already?"
         )
     place = listening(Address.parse(party.peer))
-    if not is_free(place):
-        raise _Problem(f"port {place.port} of the peer service is taken: does one run already?")
+    if not serves and not is_free(place):
+        raise _Problem(f"port {place.port} of the peer service is taken by another program")
 
 
 def _peers(folder: Path, party: Party, now: float) -> None:

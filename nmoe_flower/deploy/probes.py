@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
+from typing import Any
 
 from nmoe_flower.addresses import Address
 
-__all__ = ["ProbeResult", "ask_superlink", "is_free"]
+__all__ = ["ProbeResult", "ask_superlink", "is_free", "name_at"]
 
 _SECONDS = 5.0
 
@@ -58,6 +59,32 @@ def ask_superlink(place: Address, authority: Path, *, seconds: float = _SECONDS)
     if answer.status != 200:
         return ProbeResult(f"what listens there answers {answer.status}", reached=True)
     return ProbeResult("", reached=True, clock=clock)
+
+
+def name_at(
+    place: Address, certificate: Path, key: Path, authority: Path, *, seconds: float = _SECONDS
+) -> str:
+    """The name in the certificate that a device finds there; empty if no such device answers.
+
+    Args:
+        place: Where to look.
+        certificate: What the device that looks shows itself.
+        key: The key of that.
+        authority: Who must have issued what it finds.
+        seconds: After which nobody is there.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+        context.load_cert_chain(certificate, key)
+        with (
+            socket.create_connection((place.host, place.port), timeout=seconds) as plain,
+            context.wrap_socket(plain, server_hostname=place.host) as channel,
+        ):
+            shown: Any = channel.getpeercert()
+    except OSError:  # an ssl.SSLError is one, too
+        return ""
+    subject = dict(pair for part in shown["subject"] for pair in part)
+    return str(subject.get("commonName", ""))
 
 
 def is_free(place: Address) -> bool:

@@ -6,15 +6,17 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 from PIL import Image
 
-from nmoe_flower.certificates import Authority, create_authority
+from nmoe_flower.certificates import Authority, Identity, create_authority
 from nmoe_flower.cli import main
 from nmoe_flower.config import Config
 from nmoe_flower.deploy import (
@@ -346,3 +348,20 @@ def test_a_taken_port_is_told(federation: Path) -> None:
     port = int(Party.load(federation / NODE).peer.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
         assert f"port {port} of the peer service is taken" in problems(federation)["node-1 ports"]
+
+
+@pytest.mark.parametrize(
+    ("serving", "found"), [("node-1", set()), ("node-0", {"node-1 superlink", "node-1 ports"})]
+)
+def test_a_node_that_serves_is_no_problem(federation: Path, serving: str, found: set[str]) -> None:
+    """Nobody needs the SuperLink after training, and the node itself has taken its port."""
+    own = federation / "nodes" / serving
+    files = own / f"{serving}.pem", own / f"{serving}.key", own / "ca.pem"
+    server = grpc.server(ThreadPoolExecutor(1))
+    place = Party.load(federation / NODE).peer
+    server.add_secure_port(place, Identity.load(*files).server_credentials())
+    server.start()
+    try:
+        assert problems(federation / NODE).keys() == found
+    finally:
+        server.stop(None).wait()

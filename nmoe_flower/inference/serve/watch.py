@@ -98,8 +98,12 @@ class SourceWatch:
             self._server.renew(identity)
 
     async def _peers(self) -> None:
-        peers = self._sources.load_peers(self._sources.load_identity())
+        identity = self._sources.load_identity()
+        peers = self._sources.load_peers(identity)
         if peers is not None:
+            if identity is not None:
+                bundle = self._server.bundle
+                peers.check_holder(identity.name, bundle.partition, bundle.folder)
             self._server.peer_list = peers.to_message()
             log_event(_log, logging.INFO, "peer-list", serial=peers.serial, peers=len(peers.peers))
 

@@ -19,9 +19,9 @@ MakeBundle = Callable[..., Bundle]
 Serving = Callable[..., Any]
 
 
-def listed(serial: int, *, seconds_left: int = 3600) -> PeerList:
+def listed(serial: int, *, seconds_left: int = 3600, partition: int = 0) -> PeerList:
     now = int(time.time())
-    entry = PeerEntry("server", 0, "127.0.0.1:7600")
+    entry = PeerEntry("server", partition, "127.0.0.1:7600")
     return PeerList((entry,), serial, now - 1000, now + seconds_left)
 
 
@@ -61,12 +61,16 @@ def test_what_has_changed_is_taken_up(
             sign_list(listed(2), authority).write(sources.peers)
             await watch.look()
             assert (await stub.Peers(PeersRequest())).serial == 2
+            sign_list(listed(3, partition=1), authority).write(sources.peers)
+            await watch.look()
+            assert events(caplog)[-1] == "not-taken-up"  # it serves another expert than that
+            assert (await stub.Peers(PeersRequest())).serial == 2
             assert sources.keys is not None
             authority.issue(sources.keys[0].parent, "server")
             await watch.look()
-            assert events(caplog)[1:] == ["swapped", "peer-list", "renewed"]
+            assert events(caplog)[1:] == ["swapped", "peer-list", "not-taken-up", "renewed"]
             await watch.look()
-            assert len(events(caplog)) == 4
+            assert len(events(caplog)) == 5
 
     asyncio.run(scenario())
 
