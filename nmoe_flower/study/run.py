@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from nmoe_flower.errors import LockedError
 from nmoe_flower.lock import locked
@@ -20,7 +20,7 @@ from nmoe_flower.study.one import StudyTask, note_failure, track_of
 from nmoe_flower.study.plan import FAILED, OF_STAGE_1, REST, PlannedRun, StudyPlan
 from nmoe_flower.study.share import STAGE_1, is_ready
 
-__all__ = ["StudyOutcome", "StudyView", "run_study", "seconds_left"]
+__all__ = ["AtWork", "StudyOutcome", "StudyView", "run_study", "seconds_left"]
 
 PROGRAM = [sys.executable, "-m", "nmoe_flower.study.program"]
 """What makes one run, in a process of its own."""
@@ -77,6 +77,22 @@ class StudyView:
         return self._clock() - self._told >= self._every
 
 
+class AtWork(NamedTuple):
+    """The time of a run at work, in seconds.
+
+    Attributes:
+        expected: What was expected of it.
+        spent: What it has taken so far.
+        pace: How many times as long as expected it takes; 0: nobody knows.
+        rest: What its stage takes yet; 0: nobody knows.
+    """
+
+    expected: float
+    spent: float
+    pace: float = 0.0
+    rest: float = 0.0
+
+
 @dataclass
 class _Child:
     """A run in its process.
@@ -121,11 +137,11 @@ class _Child:
         return self.planned.seconds + self.shared
 
     @property
-    def running(self) -> tuple[float, float, float, float]:
-        """What `seconds_left` asks of it; of a last stage its own rounds are enough."""
+    def at_work(self) -> AtWork:
+        """What tells how long it takes yet: of a last stage its own rounds are enough."""
         now, last = time.monotonic(), self.stage in REST and self.until
         rest = max(0.0, self.until - now)
-        return 0.0 if last else self.expected, now - self.since, self.pace, rest
+        return AtWork(0.0 if last else self.expected, now - self.since, self.pace, rest)
 
     def follow(self, stage: str, current: int, rounds: int, seconds: float = 0.0) -> None:
         """Take in that a round is done, which took seconds: by and by they tell the pace."""
@@ -399,7 +415,7 @@ class _Shift:
         asked = {one.stage_1 for one in self._waiting} - self._ready - {""}
         asked -= {child.planned.stage_1 for child in self._children}
         waiting += sum(self._stages[key].seconds for key in asked)
-        running = [one.running for one in self._children]
+        running = [one.at_work for one in self._children]
         return seconds_left(waiting, running, list(self._paces), self._hosts.room())
 
     # --- the end ---
@@ -417,7 +433,7 @@ class _Shift:
 
 def seconds_left(
     waiting: float,
-    running: Sequence[tuple[float, float, float, float]],
+    running: Sequence[AtWork],
     finished: Sequence[tuple[float, float]] = (),
     room: int = 1,
 ) -> float:
@@ -428,21 +444,22 @@ def seconds_left(
 
     Args:
         waiting: Seconds that are expected of what has not begun.
-        running: Seconds that are expected of each run at work, that it has taken so far, how many
-            times as long as expected it takes (0: nobody knows), and that its stage takes yet.
+        running: The runs at work.
         finished: Seconds that the last runs took, and that were expected of each.
         room: Runs at a time.
 
-    >>> seconds_left(60.0, [(30.0, 10.0, 0.0, 0.0)]), seconds_left(60.0, [(30.0, 90.0, 0.0, 0.0)])
+    >>> seconds_left(60.0, [AtWork(30.0, 10.0)]), seconds_left(60.0, [AtWork(30.0, 90.0)])
     (80.0, 180.0)
-    >>> seconds_left(60.0, [(30.0, 10.0, 2.0, 0.0)]), seconds_left(60.0, [(30.0, 9.0, 0.0, 40.0)])
-    (170.0, 100.0)
+    >>> seconds_left(60.0, [AtWork(30.0, 10.0, 2.0)])
+    170.0
+    >>> seconds_left(60.0, [AtWork(30.0, 9.0, rest=40.0)])
+    100.0
     """
-    known = [pace for _, _, pace, _ in running if pace]
+    known = [one.pace for one in running if one.pace]
     if finished:
         took, expected = (sum(each) for each in zip(*finished, strict=True))
         known.append(took / expected)
-    outlasted = [spent / hoped for hoped, spent, pace, _ in running if hoped and not pace]
+    outlasted = [one.spent / one.expected for one in running if one.expected and not one.pace]
     factor = max([fmean(known) if known else 1.0, *outlasted])
-    rest = [max(stage, hoped * (pace or factor) - spent) for hoped, spent, pace, stage in running]
+    rest = [max(one.rest, one.expected * (one.pace or factor) - one.spent) for one in running]
     return (waiting * factor + sum(rest)) / max(1, room)

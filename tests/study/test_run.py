@@ -27,6 +27,7 @@ from nmoe_flower.study import one as one_module
 from nmoe_flower.study import run as run_module
 from nmoe_flower.study.hosts import INTERRUPTED, STOPPED
 from nmoe_flower.study.plan import FAILED
+from nmoe_flower.study.run import AtWork
 from nmoe_flower.study.share import STAGE_1
 from tests.forks import Nmoe
 from tests.study.test_share import TINY, assert_equal_runs
@@ -106,11 +107,11 @@ def test_runs_are_made_in_order_and_told(
 def test_what_is_left_follows_those_that_take_longer() -> None:
     """Of 60 s to come and 30 s at work: twice that where others took twice theirs."""
     ended = [(5.0, 2.0), (15.0, 8.0)]
-    assert run_module.seconds_left(60.0, [(30.0, 0.0, 0.0, 0.0)], ended, room=2) == 90.0
-    outlasted = [(30.0, 60.0, 0.0, 0.0), (30.0, 0.0, 0.0, 0.0)]  # the first has taken twice its own
+    assert run_module.seconds_left(60.0, [AtWork(30.0, 0.0)], ended, room=2) == 90.0
+    outlasted = [AtWork(30.0, 60.0), AtWork(30.0, 0.0)]  # the first has taken twice its own
     assert run_module.seconds_left(60.0, outlasted) == 120.0 + 60.0
-    assert run_module.seconds_left(0.0, [(0.0, 5.0, 0.0, 0.0)]) == 0.0
-    three = [(30.0, 15.0, 3.0, 0.0)]  # whose rounds show that it takes three times as long
+    assert run_module.seconds_left(0.0, [AtWork(0.0, 5.0)]) == 0.0
+    three = [AtWork(30.0, 15.0, 3.0)]  # whose rounds show that it takes three times as long
     assert run_module.seconds_left(60.0, three) == 180.0 + 75.0
     assert run_module.seconds_left(60.0, three, [(5.0, 5.0)]) == 120.0 + 75.0
 
@@ -124,7 +125,7 @@ def test_rounds_of_a_stage_1_tell_its_pace(study: Study, tmp_path: Path) -> None
     assert child.pace == 0.0  # one round says little
     child.follow(STAGE_1, 141, 500)
     assert child.pace == pytest.approx(2.0, abs=0.01)
-    running = (230.0, 41.0, child.pace, 0.0)
+    running = AtWork(230.0, 41.0, child.pace)
     assert run_module.seconds_left(0.0, [running]) == pytest.approx(419, abs=3)
 
 
@@ -143,9 +144,8 @@ def test_rounds_of_a_later_stage_tell_its_pace(
             now = 50.0 + 10.0 * number
             child.follow(stage, number, 40, seconds=10.0)
         assert child.pace == pytest.approx(pace)
-        expected, spent, told, rest = child.running
-        assert (spent, rest) == (90.0, 360.0)
-        assert run_module.seconds_left(0.0, [(expected, spent, told, rest)]) == max(left, rest)
+        assert (child.at_work.spent, child.at_work.rest) == (90.0, 360.0)
+        assert run_module.seconds_left(0.0, [child.at_work]) == left
 
 
 def test_runs_at_a_time_share_the_cores_and_wait_for_a_stage_in_the_making(
