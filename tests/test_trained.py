@@ -53,7 +53,8 @@ def test_its_parts_answer_step_by_step(run: nmoe.RunResult) -> None:
     answers = mixture.pool(latents, routing.expert_ids)
     whole = mixture(images)
     assert routing.expert_ids.shape == (4, 2)
-    assert torch.equal(whole.probabilities, combine(answers, routing.weights))
+    by_hand = combine(answers, routing.weights)  # whose layers may run in another kernel
+    assert torch.allclose(whole.probabilities, by_hand, rtol=0, atol=1e-6)
     assert not mixture.training
     assert not any(p.requires_grad for p in mixture.parameters())
 

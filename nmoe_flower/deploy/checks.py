@@ -22,7 +22,7 @@ from nmoe_flower.data.text import own_text
 from nmoe_flower.deploy.keys import public_half
 from nmoe_flower.deploy.party import RUN, SETTINGS, Party, check_written, versions
 from nmoe_flower.deploy.places import listening
-from nmoe_flower.deploy.probes import ProbeResult, ask_superlink, is_free, name_at
+from nmoe_flower.deploy.probes import ProbeResult, ask_superlink, is_free, name_shown
 from nmoe_flower.deploy.wheel import WHEEL, wheel_problem
 from nmoe_flower.errors import ConfigError, NMoEError
 from nmoe_flower.files import read_toml
@@ -116,7 +116,7 @@ def _serves(folder: Path, party: Party) -> bool:
     """Whether this node's own peer service runs already."""
     own = [folder / f"{party.name}.pem", folder / f"{party.name}.key", folder / "ca.pem"]
     try:
-        return name_at(Address.parse(party.peer), *own) == party.name
+        return name_shown(Address.parse(party.peer), *own) == party.name
     except ConfigError:  # another finding names the address
         return False
 

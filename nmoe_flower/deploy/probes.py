@@ -10,7 +10,7 @@ from typing import Any
 
 from nmoe_flower.addresses import Address
 
-__all__ = ["ProbeResult", "ask_superlink", "is_free", "name_at"]
+__all__ = ["ProbeResult", "ask_superlink", "is_free", "name_shown"]
 
 _SECONDS = 5.0
 
@@ -61,7 +61,7 @@ def ask_superlink(place: Address, authority: Path, *, seconds: float = _SECONDS)
     return ProbeResult("", reached=True, clock=clock)
 
 
-def name_at(
+def name_shown(
     place: Address, certificate: Path, key: Path, authority: Path, *, seconds: float = _SECONDS
 ) -> str:
     """The name in the certificate that a device finds there; empty if no such device answers.

@@ -102,7 +102,7 @@ def _ours(cell: Cell) -> TableCell:
         return TableCell(MISSING, about=cell.note)
     mean, _, spread = text.partition(" ± ")
     mean = mean if cell.words else mean.replace("-", MINUS)
-    beside = f"± {spread} {cell.counted}".rstrip() if spread else cell.counted
+    beside = f"± {spread}\n{cell.counted}".rstrip() if spread else cell.counted  # a line on paper
     return TableCell(mean, beside, about=cell.note)
 
 
