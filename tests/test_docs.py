@@ -423,6 +423,14 @@ def test_how_many_systems_miss_their_goal_is_said() -> None:
         for one in found["systems"].values()
     ]
     assert f"adds is {min(added):.0f} to {max(added):.0f} ms for each client" in section
+    slower = json.loads((ROOT / "results/benchmarks/systems-xeon.json").read_text("utf-8"))
+    above = {name: one["x"] for name, one in slower["systems"].items() if one["x"] > 1.15}
+    listed = re.sub(r", (`\w+`)$", r" and \1", ", ".join(f"`{name}`" for name in above))
+    assert f"{listed} were above 1.15 on that day, up to {max(above.values()):.2f}" in section
+    longer = [
+        one["seconds"] / found["systems"][n]["seconds"] for n, one in slower["systems"].items()
+    ]
+    assert f"where rounds take {min(longer):.1f} to {max(longer):.1f} times as long" in section
     larger = json.loads((ROOT / "results/benchmarks/systems-cifar10.json").read_text("utf-8"))
     assert [name for name, one in larger["systems"].items() if one["x"] > 1.15] == ["pfedmoap"]
     assert "one system misses the goal: `pfedmoap`" in section
