@@ -117,10 +117,8 @@ async def _serve(args: argparse.Namespace) -> int:
     keys = None if args.insecure else (args.certificate, args.key, args.authority)
     sources = Sources(args.bundle, keys, args.peers)
     identity = sources.load_identity()
-    peers = sources.load_peers(identity)
     bundle = sources.load_bundle()
-    if peers is not None and identity is not None:
-        peers.check_holder(identity.name, bundle.partition, bundle.folder)
+    peers = sources.load_peers(identity, bundle)
     server = ExpertServer(
         bundle,
         identity,

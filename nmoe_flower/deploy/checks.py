@@ -93,9 +93,8 @@ def _party(folder: Path, now: Callable[[], float], *, whole: bool) -> Iterator[F
     if party.kind == "server":
         looks |= _server_looks(folder, party, answer)
     else:
-        serves = _serves(folder, party)
-        looks |= _node_looks(folder, party, now(), serves=serves)
-        yield _reached(party, answer, needed=not (whole or serves))
+        looks |= _node_looks(folder, party, now())
+        yield _reached(folder, party, answer, whole=whole)
     for what, look in looks.items():
         yield _found(party.name, what, look)
 
@@ -121,9 +120,9 @@ def _serves(folder: Path, party: Party) -> bool:
         return False
 
 
-def _reached(party: Party, answer: ProbeResult, *, needed: bool) -> Finding:
+def _reached(folder: Path, party: Party, answer: ProbeResult, *, whole: bool) -> Finding:
     """Where everything is prepared, the SuperLink need not run yet; nor where a node serves."""
-    if not needed and not answer.reached:
+    if not answer.reached and (whole or _serves(folder, party)):
         return Finding(party.name, "superlink", note=f"not reached from here: {answer.problem}")
     problem = f"{party.superlink}: {answer.problem}" if answer.problem else ""
     return Finding(party.name, "superlink", problem)
@@ -219,16 +218,14 @@ def _wheel(folder: Path) -> None:
         raise _Problem(problem)
 
 
-def _node_looks(
-    folder: Path, party: Party, now: float, *, serves: bool
-) -> dict[str, Callable[[], None]]:
+def _node_looks(folder: Path, party: Party, now: float) -> dict[str, Callable[[], None]]:
     """What is looked at on a node, by name."""
     return {
         "node": lambda: _partitions([folder], alone=True),
         "key": lambda: _node_key(folder),
         "store": lambda: _store(folder),
         "data": lambda: _data(folder),
-        "ports": lambda: _ports(party, serves=serves),
+        "ports": lambda: _ports(folder, party),
         "peers": lambda: _peers(folder, party, now),
     }
 
@@ -296,14 +293,14 @@ def _data(folder: Path) -> None:
     own_images(config, str(own), classes=names)
 
 
-def _ports(party: Party, *, serves: bool) -> None:
+def _ports(folder: Path, party: Party) -> None:
     """The node's ports are free, or its own service has them."""
     if not is_free(Address("127.0.0.1", party.runtime_port)):
         raise _Problem(
             f"port {party.runtime_port} of the SuperNode is taken: by one that runs already?"
         )
     place = listening(Address.parse(party.peer))
-    if not serves and not is_free(place):
+    if not is_free(place) and not _serves(folder, party):
         raise _Problem(f"port {place.port} of the peer service is taken by another program")
 
 

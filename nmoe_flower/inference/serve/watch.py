@@ -42,17 +42,26 @@ class Sources:
         """Read certificate and key. Raises as `Identity.load`."""
         return Identity.load(*self.keys) if self.keys else None
 
-    def load_peers(self, identity: Identity | None) -> PeerList | None:
+    def load_peers(
+        self, identity: Identity | None, held: Bundle | TextBundle | None = None
+    ) -> PeerList | None:
         """Read the list of peers.
+
+        Args:
+            identity: Who this peer is, and whose authority must have signed the list.
+            held: The bundle that it serves.
 
         Raises:
             WireError: It cannot be read, is out of date, or is not signed by the authority.
+            BundleError: It has this peer with another partition than the bundle's.
         """
         if self.peers is None:
             return None
         peers = PeerList.load(self.peers)
         if identity is not None:
             verify_list(peers, identity.authority_pem, now=time.time())
+            if held is not None:
+                peers.check_holder(identity.name, held.partition, held.folder)
         return peers
 
 
@@ -98,12 +107,8 @@ class SourceWatch:
             self._server.renew(identity)
 
     async def _peers(self) -> None:
-        identity = self._sources.load_identity()
-        peers = self._sources.load_peers(identity)
+        peers = self._sources.load_peers(self._sources.load_identity(), self._server.bundle)
         if peers is not None:
-            if identity is not None:
-                bundle = self._server.bundle
-                peers.check_holder(identity.name, bundle.partition, bundle.folder)
             self._server.peer_list = peers.to_message()
             log_event(_log, logging.INFO, "peer-list", serial=peers.serial, peers=len(peers.peers))
 
