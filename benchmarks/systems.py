@@ -1,9 +1,9 @@
 """A round of published systems beside the same arithmetic written by hand.
 
 One thread everywhere. Ours goes through a worker process, messages and strategy; the bare loop
-trains in this process, on the same networks, batches and augmentation, and adds up weights. Both
-take turns. Where clients hold a part of the experts, here they hold all. pFedMoAP learns heads on
-latents of a given extractor: here of `Pixels`.
+trains in this process, on the same networks, batches and augmentation, steps as torch does unless
+told otherwise, and adds up weights. Both take turns. Where clients hold a part of the experts, here
+they hold all. pFedMoAP learns heads on latents of a given extractor: here of `Pixels`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.by_flower import device_at, rounds_of
-from benchmarks.yardstick import Blocks, machine_line, ratio, told
+from benchmarks.yardstick import Blocks, machine_line, quotients, told
 from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.baselines import Baseline, expert_of
 from nmoe_flower.baselines.fedmoe_da import mixing_weights
@@ -79,7 +79,12 @@ def _measure(args: argparse.Namespace, system: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             _launch(_config(args, system, folder), args, blocks, beside)
     seconds = statistics.median(s for block in blocks for s in block)
-    return {"x": ratio(blocks, beside), "seconds": seconds, "blocks": blocks, "bare": beside}
+    each = quotients(blocks, beside)  # of the turns, in order
+    return {
+        "x": statistics.median(each),
+        "seconds": seconds,
+        "quotients": [round(one, 3) for one in each],
+    }
 
 
 def _launch(config: Config, args: argparse.Namespace, blocks: Blocks, beside: Blocks) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "language_options",
     "machine_line",
     "proportional_bytes",
+    "quotients",
     "ratio",
     "told",
     "write_figures",
@@ -40,16 +41,22 @@ _INTERRUPTED = 130
 _DIGITS = 6  # significant ones
 
 
-def ratio(blocks: Blocks, bare: Blocks) -> float:
-    """Median over pairs of neighbouring blocks of the quotient of their median rounds.
+def quotients(blocks: Blocks, bare: Blocks) -> list[float]:
+    """The quotient of the median rounds of each two neighbouring blocks.
 
     Both blocks of a pair ran within moments, so what else the machine did hit both.
+    """
+    pairs = zip(blocks, bare, strict=True)
+    return [statistics.median(a) / statistics.median(b) for a, b in pairs]
+
+
+def ratio(blocks: Blocks, bare: Blocks) -> float:
+    """The median of `quotients`.
 
     >>> ratio([[3.0, 3.0], [60.0, 60.0], [3.3, 3.3]], [[2.0, 2.0], [40.0, 40.0], [2.0, 2.0]])
     1.5
     """
-    pairs = zip(blocks, bare, strict=True)
-    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
+    return statistics.median(quotients(blocks, bare))
 
 
 def columns(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:

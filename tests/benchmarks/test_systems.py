@@ -44,8 +44,8 @@ def test_what_is_measured_is_printed_and_written(tmp_path, capsys):
     (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("fedem")]
     assert line.split()[-3:-1] == ["<=", "1.15"]
     found = json.loads(file.read_text())["systems"]["fedem"]
-    assert found["x"] > 0
-    assert len(found["blocks"]) == len(found["bare"]) == 2  # a block of two rounds of each launch
+    assert len(found["quotients"]) == 2  # of the block of two rounds of each launch
+    assert found["x"] == pytest.approx(sum(found["quotients"]) / 2, abs=1e-3)
 
 
 def test_what_has_no_loop_by_hand_is_refused(capsys):
