@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 __all__ = ["copy_of"]
 
 _M = TypeVar("_M", bound=nn.Module)
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_PLAIN = {bool, int, float, str, type(None), torch.dtype, torch.device}
 _TABLES = {k for k, v in vars(nn.Module()).items() if type(v) in (dict, OrderedDict, set)}
 _HOW = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 _READS_OLD_FILES = _ConvNd.__setstate__  # adds a setting that copies have
@@ -33,11 +34,18 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(module, memo)
     found = kind.__new__(kind)
     memo[id(module)] = found
-    for name, value in vars(module).items():
-        found.__dict__[name] = _part(name, value, memo)
+    own = found.__dict__
+    for name, value in vars(module).items():  # a thousand, even in a small network
+        if type(value) in _PLAIN:
+            own[name] = value
+        elif name in _TABLES and not value:
+            own[name] = type(value)()
+        else:
+            own[name] = _part(name, value, memo)
     return found
 
 
+@lru_cache(maxsize=256)
 def _has_its_way(kind: type[nn.Module]) -> bool:
     """Whether a class says how it wants to be copied."""
     return any(
@@ -47,12 +55,8 @@ def _has_its_way(kind: type[nn.Module]) -> bool:
 
 
 def _part(name: str, value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _PLAIN) or (
-        type(value) is tuple and all(isinstance(one, _PLAIN) for one in value)
-    ):
+    if type(value) is tuple and all(type(one) in _PLAIN for one in value):
         return value
-    if name in _TABLES and not value:
-        return type(value)()
     if name == "_modules":
         return {key: None if one is None else _copy(one, memo) for key, one in value.items()}
     if name == "_parameters":
