@@ -1,6 +1,5 @@
 """One client's view of the run: its configuration, its images, its store, its networks."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -437,7 +436,7 @@ def device_of(context: Context) -> Device:
         )
     told = {key: str(node[key]) for key in _TOLD if key in node}
     return _device(
-        json.dumps(dict(context.run_config), sort_keys=True),
+        tuple(sorted(context.run_config.items())),
         context.run_id,
         int(cast(int, node[PARTITION_ID])),
         int(cast(int, node[NUM_PARTITIONS])),
@@ -447,9 +446,13 @@ def device_of(context: Context) -> Device:
 
 @lru_cache(maxsize=512)
 def _device(
-    run_config: str, run_id: int, partition: int, num_clients: int, told: tuple[str, ...]
+    run_config: tuple[tuple[str, object], ...],
+    run_id: int,
+    partition: int,
+    num_clients: int,
+    told: tuple[str, ...],
 ) -> Device:
-    values: Mapping[str, object] = json.loads(run_config)
+    values: Mapping[str, object] = dict(run_config)
     folder, classes, store, weights = told
     own = {"extractor.weights": weights} if weights else {}
     config = Config.parse({**values, **own, "data.num-clients": num_clients})
