@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.adapters", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.adapters", description=__doc__
+    )
     language_options(parser, batch=4, batch_of="of a step")
     parser.add_argument("--experts", type=Whole(1, 64), default=8, help="that score a text (8)")
     parser.add_argument("--steps", type=Whole(1, 10**4), default=20, help="at a time (20)")

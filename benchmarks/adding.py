@@ -18,7 +18,9 @@ _TIMES = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per kind of work; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.adding", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.adding", description=__doc__
+    )
     parser.add_argument("--kind", choices=tuple(KINDS), nargs="+", default=tuple(KINDS))
     args = parser.parse_args(argv)
     return told(lambda: _measure([KINDS[name] for name in args.kind]))

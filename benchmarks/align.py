@@ -224,6 +224,7 @@ def _draw(rows: Sequence[_Row], path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m benchmarks.align",
         description="Seconds per assignment, value against the linear program, growth.",
     )

@@ -211,6 +211,7 @@ def _against(value: float, goal: float) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m benchmarks.fedsc",
         description="Seconds of a FedSC round, as multiples of a bare PyTorch loop.",
     )

@@ -344,7 +344,9 @@ def draw(found: Sequence[Growth], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.growth", description=__doc__
+    )
     parser.add_argument(
         "--clients", type=_counts, default=[10, 100], metavar="N,N",
         help="numbers of clients (10,100); 50 images each, fewer where there are not enough",

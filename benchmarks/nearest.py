@@ -215,7 +215,9 @@ def _draw(found: Sequence[Timing], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nearest", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.nearest", description=__doc__
+    )
     parser.add_argument(
         "--size", type=_sizes, default=[1_000, 10_000, 100_000], metavar="N,N",
         help="numbers of embeddings (1000,10000,100000)",

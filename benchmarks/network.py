@@ -371,6 +371,7 @@ def _draw(found: Sequence[Found], path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m benchmarks.network",
         description="How experts are found among N devices that come and go, simulated.",
     )

@@ -29,7 +29,9 @@ _TIMES = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per part; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.peers", description=__doc__
+    )
     parser.add_argument(
         "--peers", type=Whole(2, MAX_PEERS), default=MAX_PEERS, help="(%(default)s)"
     )

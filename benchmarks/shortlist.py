@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shortlist", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.shortlist", description=__doc__
+    )
     parser.add_argument(
         "--clients", type=Whole(4, 5000), nargs="+", default=[50, 100, 200, 500, 1000]
     )

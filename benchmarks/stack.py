@@ -138,7 +138,9 @@ def _loss(network: Any, batch: tuple[Tensor, ...], *, reduction: str = "mean") -
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stack", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.stack", description=__doc__
+    )
     parser.add_argument(
         "--clients", type=_counts, default=[10, 100, 1_000], metavar="N,N",
         help="numbers of clients (10,100,1000)",

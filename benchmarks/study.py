@@ -83,7 +83,9 @@ def _measure(folder: Path) -> tuple[float, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.study", description=__doc__
+    )
     parser.add_argument("--runs", type=Whole(1, 100_000), default=200, metavar="N")
     parser.add_argument("--repeat", type=Whole(1, 100), default=5, metavar="N")
     json_option(parser)

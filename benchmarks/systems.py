@@ -537,6 +537,7 @@ def _known(name: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m benchmarks.systems",
         description="Seconds of a round of published systems, as multiples of a bare loop.",
     )

@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.text_peers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.text_peers", description=__doc__
+    )
     language_options(parser, batch=16, batch_of="scored")
     parser.add_argument("--window", type=Whole(8, 4096), default=128, help="tokens of each (128)")
     parser.add_argument("--tokens", type=Whole(1, 2048), default=32, help="written (32)")

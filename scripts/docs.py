@@ -659,7 +659,7 @@ def version() -> str:
 
 def main() -> int:
     """Build, or only rewrite what is committed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="rewrite generated pages")
     if parser.parse_args().write:
         CONFIGURATION.write_text(configuration(), encoding="utf-8")

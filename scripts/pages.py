@@ -496,7 +496,9 @@ def follow(page: str, *, full: bool, has: Sequence[str]) -> list[Block]:
 def main() -> int:
     """List, or run."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pages", nargs="*", metavar="PAGE")
     parser.add_argument("--list", action="store_true", help="what needs something, and when it ran")

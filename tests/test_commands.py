@@ -29,6 +29,22 @@ def glued(path: Path) -> Iterator[str]:
                 yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
 
 
+def abbreviating(path: Path) -> Iterator[str]:
+    """Parsers that would take ``--see`` for ``--seed``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser"):
+            told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if told.get("allow_abbrev") != "False":
+                yield f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("folder", ["nmoe_flower", "benchmarks", "experiments", "scripts"])
+def test_options_are_named_in_full(folder: str) -> None:
+    paths = sorted((PACKAGE.parent / folder).rglob("*.py"))
+    assert paths
+    assert [line for path in paths for line in abbreviating(path)] == []
+
+
 def test_every_command_in_a_text_is_put_together_by_one_function() -> None:
     found = [line for path in PACKAGE.rglob("*.py") for line in glued(path)]
     assert found == []

@@ -155,6 +155,7 @@ def soak_line(found: Soak) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m benchmarks.infer",
         description="Requests per second of a peer, beside a gRPC echo of the same bytes (echo), "
         "a peer with a network of one layer (service), and a server that only runs the expert "

@@ -30,7 +30,7 @@ Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
 def main() -> None:
     """Serve until standard input ends."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("what", choices=("peer", "service", "bare", "echo"))
     parser.add_argument("bundle", type=Path)
     parser.add_argument("certificates", type=Path, nargs="?")

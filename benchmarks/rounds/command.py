@@ -143,6 +143,7 @@ def other_lines(figures: Iterable[RoundFigures], memory: Mapping[str, float]) ->
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m benchmarks.rounds",
         description="Seconds per round of the engines, as multiples of a bare PyTorch loop.",
     )

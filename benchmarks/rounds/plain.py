@@ -74,7 +74,7 @@ def _met(workers: int, argv: Sequence[str]) -> Iterator[None]:
 
 def runner_parser(*runners: str) -> argparse.ArgumentParser:
     """The arguments of a runner's process."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("runner", choices=runners)
     parser.add_argument("kind")
     parser.add_argument("--seed", type=SEED, required=True)

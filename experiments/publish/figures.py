@@ -52,7 +52,9 @@ def again() -> Iterator[tuple[Path, bytes]]:
 def main(argv: Sequence[str]) -> int:
     """Write them, or compare; 1 if one differs."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.publish figures", description=str(__doc__).splitlines()[0]
+        allow_abbrev=False,
+        prog="python -m experiments.publish figures",
+        description=str(__doc__).splitlines()[0],
     )
     parser.add_argument("--check", action="store_true", help="only compare")
     args = parser.parse_args(argv)

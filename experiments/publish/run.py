@@ -19,7 +19,9 @@ from nmoe_flower.study import publish_run
 def main(argv: Sequence[str]) -> int:
     """Publish one run."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.publish run", description=str(__doc__).splitlines()[0]
+        allow_abbrev=False,
+        prog="python -m experiments.publish run",
+        description=str(__doc__).splitlines()[0],
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
     parser.add_argument("variant", metavar="STUDY/VARIANT")

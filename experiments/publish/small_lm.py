@@ -92,7 +92,7 @@ def _give_back() -> None:
 
 def main() -> None:
     """Train tokenizer and model, write both."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("public", type=Path, help="a folder of text files per domain")
     parser.add_argument("out", type=Path, help="the folder to write")
     given = parser.parse_args()
