@@ -168,9 +168,13 @@ class _PFedMoAP(Baseline):
         peers, kept = PeerHeads.of(member.beside, member.device.torch_device), member.kept()
         gate = None if peers is None else _gate(member, kept)
         learners = nn.ModuleList([head] if gate is None else [head, gate])
+        # What others say does not change in a round.
+        place = member.device.torch_device
+        others = None if peers is None else peers.logits(member.latents(member.training).to(place))
 
-        def loss(latents: "Tensor", labels: "Tensor", _: "np.ndarray") -> "Tensor":
-            return cross_entropy(attended(head, peers, gate, latents.float()), labels)
+        def loss(latents: "Tensor", labels: "Tensor", chosen: "np.ndarray") -> "Tensor":
+            said = None if others is None else others[chosen]
+            return cross_entropy(attended(head, peers, gate, latents.float(), others=said), labels)
 
         with seeded(member.device.seed("pfedmoap-dropout", member.server_round)):
             found = member.steps(learners, loss)
@@ -222,6 +226,12 @@ class PeerHeads(NamedTuple):
         stacked = (np.stack([parts[ndim] for parts in heads.values()]) for ndim in (2, 1))
         return cls(*(torch.from_numpy(value).to(place) for value in stacked))
 
+    def logits(self, latents: "Tensor") -> "Tensor":
+        """What they say to latents [B, D]: [B, K - 1, C]."""
+        import torch
+
+        return torch.einsum("bd,kcd->bkc", latents, self.weights) + self.biases
+
     def kept(self) -> dict[str, "Tensor"]:
         """What stays at home, by name."""
         return {f"{_PEERS}{name}": value for name, value in self._asdict().items()}
@@ -233,6 +243,7 @@ def attended(
     gate: "nn.Module | None",
     latents: "Tensor",
     *,
+    others: "Tensor | None" = None,
     own_weight: float = _OWN,
 ) -> "Tensor":
     """The logits of a head among others, [B, C].
@@ -242,6 +253,7 @@ def attended(
         peers: The other heads; None: there are none.
         gate: From latents [B, D] and rows [K, C, D] to weights [B, C, K]; None: the head alone.
         latents: Latents of images, [B, D].
+        others: What the other heads say to these latents, if that is known, [B, K - 1, C].
         own_weight: What the own logits are multiplied by before they are added to the mixture.
     """
     import torch
@@ -249,8 +261,8 @@ def attended(
     own: Tensor = head(latents)
     if gate is None or peers is None:
         return own
-    others = torch.einsum("bd,kcd->bkc", latents, peers.weights) + peers.biases
-    logits = torch.cat([own[:, None], others], dim=1)
+    said = peers.logits(latents) if others is None else others
+    logits = torch.cat([own[:, None], said], dim=1)
     mine = next(p for p in head.parameters() if p.ndim > 1)
     share = gate(latents, torch.cat([mine[None], peers.weights]))
     mixed: Tensor = (share * logits.transpose(1, 2)).sum(dim=2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from nmoe_flower.baselines.pfedmoap import PeerHeads, PooledHeads, attended
 from nmoe_flower.baselines.row_attention import RowAttention
@@ -126,6 +127,33 @@ def test_the_gate_weighs_rows_and_does_not_heed_the_order_of_peers(dim: int) -> 
     torch.testing.assert_close(attended(own, None, None, latents), own(latents))
     same = torch.cat([own.layers[0].weight, own.layers[0].bias[:, None]], dim=1).expand(3, -1, -1)
     torch.testing.assert_close(attended(own, split(same), gate, latents), 1.5 * own(latents))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_weights_are_those_of_attention_as_it_is_usually_written(training: bool) -> None:
+    """Over a last dimension of heads, of which dropout, drawn in that order, leaves out some."""
+    torch.manual_seed(0)
+    latents, rows = torch.randn(5, 12), torch.randn(3, 4, 12)
+    gate = RowAttention(12, features=128, parts=8, scale=10.0, dropout=0.1).train(training)
+    asked = F.normalize(gate.query(latents).view(5, 4, 3), dim=2)  # gcd(8, 12) parts
+    keys = F.normalize(gate.key(rows).view(3, 4, 4, 3), dim=3)
+    shares = (10 * torch.einsum("bpe,kcpe->bpck", asked, keys)).softmax(dim=3)
+    torch.manual_seed(1)
+    expected = F.dropout(shares, 0.1, training).mean(dim=1)
+    torch.manual_seed(1)
+    torch.testing.assert_close(gate(latents, rows), expected)
+    assert ((expected.sum(dim=2) - 1).abs() > 1e-3).any() == training
+
+
+def test_what_others_say_may_be_known_before() -> None:
+    torch.manual_seed(2)
+    own, peers, latents = Expert(6, 4, hidden=()), split(torch.randn(3, 4, 7)), torch.randn(5, 6)
+    gate = RowAttention(6, features=128, parts=8, scale=10.0, dropout=0.1).eval()
+    said = peers.logits(latents)
+    for at, one in enumerate(zip(peers.weights, peers.biases, strict=True)):
+        torch.testing.assert_close(said[:, at], F.linear(latents, *one))
+    known = attended(own, peers, gate, latents, others=said)
+    torch.testing.assert_close(known, attended(own, peers, gate, latents))
 
 
 def test_an_own_weight_beyond_all_bounds_is_the_own_head() -> None:
