@@ -70,8 +70,13 @@ class Versions:
 
     def rounds(self) -> list[int]:
         """The rounds there is a version of, in order."""
-        files = self.store.folder.glob(f"{self.name}-*.safetensors")
-        return sorted(int(path.stem.removeprefix(f"{self.name}-")) for path in files)
+        before, after = f"{self.name}-", ".safetensors"
+        try:
+            names = [path.name for path in self.store.folder.iterdir()]  # sooner than by glob
+        except OSError:  # nothing was ever kept
+            return []
+        own = (name for name in names if name.startswith(before) and name.endswith(after))
+        return sorted(int(name.removeprefix(before).removesuffix(after)) for name in own)
 
     def save(self, server_round: int, arrays: dict[str, np.ndarray], *, sync: bool = False) -> None:
         """Keep arrays as the version of this round; with ``sync``, in spite of a power cut."""
