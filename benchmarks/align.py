@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.yardstick import told
+from benchmarks.yardstick import told, write_rows
 from nmoe_flower.alignment import Fitness, Standing, align, load_variation, price_bound
 from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Whole
 from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import write_json
 from nmoe_flower.installation import install_hint
 
 __all__ = ["main"]
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peak = _peak()
     print(f"peak memory {peak / 1e9:.2f} GB; the largest matrix has {_largest(args.size):.2f} GB")
     if args.json is not None:
-        write_json(args.json, {"rows": [asdict(row) for row in rows], "peak-bytes": peak})
+        write_rows(args.json, {"rows": [asdict(row) for row in rows], "peak-bytes": peak})
     if args.plot is not None:
         _draw(rows, args.plot)
         print(f"drawn to {args.plot}")

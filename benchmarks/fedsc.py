@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from benchmarks.by_flower import device_at, rounds_of
-from benchmarks.yardstick import machine_line, ratio, told
+from benchmarks.yardstick import machine_line, ratio, told, write_rows
 from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.files import write_json
 from nmoe_flower.privacy import MAX_DIM, packed_size
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine_line(source, 0))
     if args.json is not None:
         about = {"clients": args.clients, "batch": args.batch, "dim": args.dim}
-        write_json(
+        write_rows(
             args.json,
             {"provenance": source, **about, "variants": found, "correlation-ratio": correlation},
         )

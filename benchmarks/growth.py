@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.yardstick import columns, importing, proportional_bytes, told
+from benchmarks.yardstick import columns, importing, proportional_bytes, told, write_rows
 from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Whole
 from nmoe_flower.errors import EngineError, NMoEError
-from nmoe_flower.files import write_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.provenance import provenance
 
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "share": args.share,
             "source": provenance(args.seed),
         }
-        write_json(args.json, content)
+        write_rows(args.json, content)
     if args.plot is not None:
         draw(found, args.plot)
         print(f"drawn to {args.plot}")

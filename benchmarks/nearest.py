@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.yardstick import columns, told
+from benchmarks.yardstick import columns, told, write_rows
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import write_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.nearest import Index
 from nmoe_flower.provenance import provenance
@@ -136,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_table(rows), end="\n\n", flush=True)
     if args.json is not None:
         content = {"timings": [asdict(one) for one in found], "dim": args.dim, "k": K}
-        write_json(args.json, {**content, "kind": args.kind, "source": provenance(args.seed)})
+        write_rows(args.json, {**content, "kind": args.kind, "source": provenance(args.seed)})
     if args.plot is not None:
         _draw(found, args.plot)
         print(f"drawn to {args.plot}")

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.yardstick import columns, told
+from benchmarks.yardstick import columns, told, write_rows
 from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import write_json
 from nmoe_flower.installation import install_hint
 from nmoe_flower.nearest import topk
 from nmoe_flower.provenance import provenance
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "queries": args.queries,
             "source": provenance(args.seed),
         }
-        write_json(args.json, content)
+        write_rows(args.json, content)
     if args.plot is not None:
         _draw(found, args.plot)
         print(f"drawn to {args.plot}")

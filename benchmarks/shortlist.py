@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.yardstick import columns, machine_line, told
+from benchmarks.yardstick import columns, machine_line, told, write_rows
 from nmoe_flower.arguments import OutputFile, Whole
-from nmoe_flower.files import write_json
 from nmoe_flower.provenance import provenance
 from nmoe_flower.running import run
 
@@ -79,7 +78,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.json is not None:
         settings = {name: getattr(args, name) for name in ("form", "sharing")}
         source = provenance(0)
-        write_json(
+        write_rows(
             args.json, {"machine": machine_line(source, 1), "settings": settings, "rows": rows}
         )
     if args.plot is not None:

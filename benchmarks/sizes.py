@@ -19,10 +19,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from benchmarks.yardstick import told
+from benchmarks.yardstick import told, write_rows
 from nmoe_flower.arguments import OutputFile
 from nmoe_flower.errors import EngineError
-from nmoe_flower.files import write_json
 
 __all__ = ["main"]
 
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(result, indent=1))
     if args.json is not None:
-        write_json(args.json, result)
+        write_rows(args.json, result)
     return 0
 
 

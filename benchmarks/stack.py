@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.yardstick import columns, told
+from benchmarks.yardstick import columns, told, write_rows
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
-from nmoe_flower.files import write_json
 from nmoe_flower.models import Expert
 from nmoe_flower.provenance import provenance
 from nmoe_flower.rendezvous import run_together
@@ -92,7 +91,7 @@ def _tell(args: argparse.Namespace) -> int:
     if args.json is not None:
         content = {"paces": [asdict(one) for one in found], "batch": _BATCH, "steps": args.steps}
         place = {"device": args.device, "threads": args.threads}
-        write_json(args.json, {**content, **place, "source": provenance(args.seed)})
+        write_rows(args.json, {**content, **place, "source": provenance(args.seed)})
     return 0
 
 

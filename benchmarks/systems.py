@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.by_flower import device_at, rounds_of
-from benchmarks.yardstick import Blocks, machine_line, quotients, told
+from benchmarks.yardstick import Blocks, machine_line, quotients, told, write_rows
 from nmoe_flower.arguments import SEED, OutputFile, Whole
 from nmoe_flower.baselines import Baseline, expert_of
 from nmoe_flower.baselines.fedmoe_da import mixing_weights
@@ -34,7 +34,6 @@ from nmoe_flower.clients.device import Device
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.files import lines_of_json, write_text
 from nmoe_flower.provenance import provenance
 from nmoe_flower.records import Action
 from nmoe_flower.training import autocast, batch_indices, generator, seeded
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine_line(source, args.workers))
     if args.json is not None:
         content = {"provenance": source, "clients": args.clients, "systems": measured}
-        write_text(args.json, lines_of_json(content))
+        write_rows(args.json, content)
     return 0
 
 

@@ -1,6 +1,7 @@
 """What all benchmarks share: the quotient to a yardstick, plain tables, child processes, errors."""
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 from nmoe_flower.arguments import OutputFile, Whole
 from nmoe_flower.errors import NMoEError
-from nmoe_flower.files import rounded, write_json
+from nmoe_flower.files import lines_of_json, rounded, to_json, write_text
 from nmoe_flower.installation import install_hint
 from nmoe_flower.provenance import provenance
 
@@ -28,6 +29,7 @@ __all__ = [
     "ratio",
     "told",
     "write_figures",
+    "write_rows",
 ]
 
 Blocks = list[list[float]]
@@ -140,7 +142,12 @@ def language_options(parser: argparse.ArgumentParser, *, batch: int, batch_of: s
 def write_figures(file: Path | None, figures: Mapping[str, Any]) -> None:
     """Write what was measured in six digits, and where and with what, if a file is asked for."""
     if file is not None:
-        write_json(file, {**rounded(dict(figures), _DIGITS), "source": provenance(0)})
+        write_rows(file, {**rounded(dict(figures), _DIGITS), "source": provenance(0)})
+
+
+def write_rows(file: Path, content: Mapping[str, Any]) -> None:
+    """Write what was measured as JSON, a line for each row: what is published stays small."""
+    write_text(file, lines_of_json(json.loads(to_json(content))))
 
 
 def told(main: Callable[[], int]) -> int:

@@ -11,10 +11,9 @@ from typing import Any
 from benchmarks.infer.encodings import EncodingCost, bytes_per_sample, encoding_costs
 from benchmarks.infer.load import KINDS, LoadFigures, measure
 from benchmarks.infer.soak import Soak, soak
-from benchmarks.yardstick import columns, machine_line
+from benchmarks.yardstick import columns, machine_line, write_rows
 from nmoe_flower.arguments import OutputFile, Whole
 from nmoe_flower.certificates import Identity, create_authority
-from nmoe_flower.files import write_json
 from nmoe_flower.inference import Bundle, export_run
 from nmoe_flower.inference.protocol import ENCODINGS
 from nmoe_flower.provenance import provenance
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_figures(loads, costs, bundles[0])
     print(machine_line(source, 1))
     if args.json is not None:
-        write_json(args.json, found)
+        write_rows(args.json, found)
     return 1 if soaked is not None and soaked.errors else 0
 
 
