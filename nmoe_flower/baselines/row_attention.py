@@ -42,12 +42,13 @@ class RowAttention(nn.Module):
         asked = self.query(latents[:, :: self._stride]).unflatten(1, (self._parts, -1))
         keys = self.key(rows[..., :: self._stride]).unflatten(2, (self._parts, -1))
         asked, keys = F.normalize(asked, dim=2), F.normalize(keys, dim=3)
+        (heads, classes), images = rows.shape[:2], len(latents)
         flat = keys.flatten(0, 1).permute(1, 2, 0)  # [P, E, K * C]
-        alike = torch.bmm(asked.transpose(0, 1), flat).unflatten(2, rows.shape[:2])  # [P, B, K, C]
+        alike = torch.bmm(asked.transpose(0, 1), flat).view(self._parts, images, heads, classes)
         # Heads are not last: over a last dimension of a few softmax takes ten times as long.
         weights = (self._scale * alike).softmax(dim=2)
         if self.training:
-            images, (heads, classes) = len(latents), rows.shape[:2]
             each = torch.ones(images, self._parts, classes, heads, device=latents.device)
             weights = weights * F.dropout(each, self._dropout).permute(1, 0, 3, 2)
-        return weights.mean(dim=0).transpose(1, 2)
+        found: Tensor = weights.mean(dim=0).transpose(1, 2)
+        return found

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -30,7 +31,7 @@ def copy_of(network: _M) -> _M:
 
 def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     kind = type(module)
-    if id(module) in memo or _has_its_way(kind):
+    if id(module) in memo or _has_its_way(cast(Hashable, kind)):
         return copy.deepcopy(module, memo)
     found = kind.__new__(kind)
     memo[id(module)] = found
@@ -46,7 +47,7 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 @lru_cache(maxsize=256)
-def _has_its_way(kind: type[nn.Module]) -> bool:
+def _has_its_way(kind: Hashable) -> bool:
     """Whether a class says how it wants to be copied."""
     return any(
         getattr(kind, name, None) not in (getattr(nn.Module, name, None), _READS_OLD_FILES)
