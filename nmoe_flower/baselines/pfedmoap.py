@@ -168,9 +168,10 @@ class _PFedMoAP(Baseline):
         peers, kept = PeerHeads.of(member.beside, member.device.torch_device), member.kept()
         gate = None if peers is None else _gate(member, kept)
         learners = nn.ModuleList([head] if gate is None else [head, gate])
-        # What others say does not change in a round.
-        place = member.device.torch_device
-        others = None if peers is None else peers.logits(member.latents(member.training).to(place))
+        others, settings = None, member.settings
+        if peers is not None and len(member.labels) <= settings.local_steps * settings.batch_size:
+            # What they say stays as it is, and every image is asked about at least once.
+            others = peers.logits(member.latents(member.training).to(member.device.torch_device))
 
         def loss(latents: "Tensor", labels: "Tensor", chosen: "np.ndarray") -> "Tensor":
             said = None if others is None else others[chosen]
@@ -228,9 +229,10 @@ class PeerHeads(NamedTuple):
 
     def logits(self, latents: "Tensor") -> "Tensor":
         """What they say to latents [B, D]: [B, K - 1, C]."""
-        import torch
+        from torch.nn.functional import linear
 
-        return torch.einsum("bd,kcd->bkc", latents, self.weights) + self.biases
+        said = linear(latents, self.weights.flatten(0, 1), self.biases.flatten())
+        return said.view(len(latents), *self.biases.shape)
 
     def kept(self) -> dict[str, "Tensor"]:
         """What stays at home, by name."""
