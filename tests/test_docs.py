@@ -413,24 +413,17 @@ def test_how_many_systems_miss_their_goal_is_said() -> None:
     found = json.loads((ROOT / "results/benchmarks/systems.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "explanation" / "baselines.md").read_text(encoding="utf-8")
     section = " ".join(page.split("## What a round takes")[1].split("\n## ")[0].split())
-    missed = [name for name, one in found["systems"].items() if one["x"] > 1.15]
-    said = re.search(r"At most 1\.15 was aimed at; (\w+) miss(?:es)? it, [^(]*\(([^)]*)\)", section)
-    assert said is not None
-    assert said[1] == ("none", "one", "two", "three", "four", "five", "six", "seven")[len(missed)]
-    assert said[2] == ", ".join(f"`{name}`" for name in missed)
-    added = [
-        1e3 * one["seconds"] / found["clients"] * (1 - 1 / one["x"])
-        for one in found["systems"].values()
-    ]
-    assert f"adds is {min(added):.0f} to {max(added):.0f} ms for each client" in section
-    slower = json.loads((ROOT / "results/benchmarks/systems-xeon.json").read_text("utf-8"))
-    above = {name: one["x"] for name, one in slower["systems"].items() if one["x"] > 1.15}
+    ratios = {name: one["x"] for name, one in found["systems"].items()}
+    worst = max(ratios, key=ratios.__getitem__)
+    assert (len(ratios), ratios[worst] <= 1.15) == (14, True)
+    assert f"all fourteen meet it, `{worst}` barely ({ratios[worst]:.2f}):" in section
+    before = json.loads((ROOT / "results/benchmarks/systems-epyc.json").read_text("utf-8"))
+    above = {name: one["x"] for name, one in before["systems"].items() if one["x"] > 1.15}
     listed = re.sub(r", (`\w+`)$", r" and \1", ", ".join(f"`{name}`" for name in above))
-    assert f"{listed} were above 1.15 on that day, up to {max(above.values()):.2f}" in section
-    longer = [
-        one["seconds"] / found["systems"][n]["seconds"] for n, one in slower["systems"].items()
-    ]
-    assert f"where rounds take {min(longer):.1f} to {max(longer):.1f} times as long" in section
+    assert f"{listed} were above 1.15 before" in section
+    assert f"in one pass, up to {max(above.values()):.2f} (" in section
+    took = [one["seconds"] / found["systems"][n]["seconds"] for n, one in before["systems"].items()]
+    assert f"whose rounds took {min(took):.1f} to {max(took):.1f} of the time" in section
     larger = json.loads((ROOT / "results/benchmarks/systems-cifar10.json").read_text("utf-8"))
     assert [name for name, one in larger["systems"].items() if one["x"] > 1.15] == ["pfedmoap"]
     assert "one system misses the goal: `pfedmoap`" in section
@@ -1173,11 +1166,9 @@ def test_what_is_said_of_fedgate_in_the_papers_tables_was_measured() -> None:
         for name, of in (("averaged", averaged), ("own", own), ("chance", chance))
     }
     behind = {at: float(mean) for at, (mean, _) in apart["averaged"].items()}
-    assert behind == {
-        ("FedCE", "iid"): -0.0020, ("FedSC", "tau-0.5"): -0.0028, ("FedSC", "tau-0.3"): -0.0023,
-    }  # fmt: skip
-    said = "by two to three thousandths with FedSC at tau = 0.5 and 0.3 and, on two seeds, with "
-    assert f"{said}FedCE in the IID setting, and within the noise otherwise" in page
+    assert behind == {("FedSC", "tau-0.5"): -0.0028, ("FedSC", "tau-0.3"): -0.0023}
+    said = "by two to three thousandths with FedSC at tau = 0.5 and 0.3, and within the noise"
+    assert f"{said} otherwise" in page
     assert {at: f"{1000 * float(mean):.0f}" for at, (mean, _) in apart["own"].items()} == {
         ("FedCE", "tau-0.3"): "1", ("FedSC", "tau-0.3"): "4",
     }  # fmt: skip
@@ -1191,9 +1182,9 @@ def test_what_is_said_of_fedgate_in_the_papers_tables_was_measured() -> None:
         f"{name} .{1000 * row['mean']:.0f} against .{1000 * row['paper']:.0f}"
         for name, row in (("FedCE", alike["fedce"]), ("FedSC", alike["fedsc"]))
     )
-    assert f"{told} (two seeds)" in page
+    assert f"{told}." in page
     assert {name: row["n"] for name, row in alike.items()} == {
-        "fedce": 2, "fedsc": 2, "fedce-long": 1, "fedsc-long": 1,
+        "fedce": 3, "fedsc": 3, "fedce-long": 1, "fedsc-long": 1,
     }  # fmt: skip
     long = {name: alike[f"{name}-long"] for name in ("fedce", "fedsc")}
     assert long["fedsc"]["mean"] > long["fedsc"]["paper"]
