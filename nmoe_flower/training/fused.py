@@ -53,7 +53,6 @@ def _lie_alike(weight: Tensor, state: dict[str, object]) -> bool:
     block = weight.is_contiguous() or (
         weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     )
-    beside = [weight.grad, *(moment for moment in state.values() if _is_moment(moment))]
     return (
         block
         and weight.device.type == "cpu"
@@ -62,11 +61,7 @@ def _lie_alike(weight: Tensor, state: dict[str, object]) -> bool:
             other.layout is torch.strided
             and other.stride() == weight.stride()
             and other.dtype == weight.dtype
-            for other in beside
-            if isinstance(other, Tensor)
+            for other in (weight.grad, *state.values())
+            if isinstance(other, Tensor) and other.ndim > 0  # not the count of steps
         )
     )
-
-
-def _is_moment(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0  # not the count of steps
