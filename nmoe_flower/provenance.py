@@ -8,7 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["provenance", "usable_cores"]
+from nmoe_flower.machine import cpu_model, memory_gib, usable_cores
+
+__all__ = ["provenance"]
 
 
 def provenance(seed: int) -> dict[str, Any]:
@@ -30,13 +32,6 @@ def provenance(seed: int) -> dict[str, Any]:
         "git": _git(Path(__file__).resolve().parents[1]),
         "machine": _machine(),
     }
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:
@@ -76,22 +71,9 @@ def _git(root: Path) -> dict[str, Any] | None:
 
 
 def _machine() -> dict[str, Any]:
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        memory = None
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": usable_cores(),
-        "memory-gib": None if memory is None else round(memory, 1),
+        "memory-gib": memory_gib(),
         "os": platform.platform(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

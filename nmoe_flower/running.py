@@ -27,9 +27,9 @@ from nmoe_flower.engine import (
 )
 from nmoe_flower.errors import ConfigError, EngineError, LockedError
 from nmoe_flower.lock import locked
+from nmoe_flower.machine import usable_cores
 from nmoe_flower.own_code import load_own
 from nmoe_flower.progress import Follower, Format, Progress, make_progress
-from nmoe_flower.provenance import usable_cores
 from nmoe_flower.recipes import find_recipe
 from nmoe_flower.rehearsal import rehearse, rehearse_language
 from nmoe_flower.rendezvous import require_rendezvous

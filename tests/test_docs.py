@@ -242,7 +242,7 @@ def test_pages_name_every_backbone_and_those_that_compute_in_bfloat16() -> None:
     page = (ROOT / "docs" / "how-to" / "own-backbone.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == set(BACKBONES)
     gpu = " ".join((ROOT / "docs" / "how-to" / "gpu.md").read_text(encoding="utf-8").split())
-    told = re.search(r"computes in it \(for (.*?) and given networks\)", gpu)
+    told = re.search(r"#precision\) \(for (.*?) and given networks\)", gpu)
     assert told is not None
     assert set(re.findall(r"`([\w-]+)`", told[1])) == {n for n, b in BACKBONES.items() if b.bf16}
 

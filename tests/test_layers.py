@@ -26,6 +26,7 @@ ROWS = [
         "catalogue",
         "cohorts",
         "installation",
+        "machine",
         "on_demand",
         "plurals",
         "own_code",

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nmoe_flower.errors import DataError
 from nmoe_flower.training import (
-    autocast,
     batch_indices,
     fit,
     fit_along_cosine,
@@ -20,7 +19,6 @@ from nmoe_flower.training import (
     log_prior,
     seeded,
     sgd,
-    use_bf16,
 )
 
 CPU = torch.device("cpu")
@@ -151,27 +149,6 @@ def test_frozen_parameters_are_not_in_the_optimizer() -> None:
     module[0].requires_grad_(requires_grad=False)
     held = [p for group in sgd(module, learning_rate=1.0).param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in module[1].parameters()}
-
-
-def test_bf16_computes_forward_passes_in_bfloat16() -> None:
-    module, seen = line(), []
-
-    def batch_loss(batch: Tensor) -> Tensor:
-        seen.append(module(batch).dtype)
-        return module(batch).float().sum()
-
-    fit(module, [torch.ones(1, 1)], batch_loss, optimizer=sgd(module, learning_rate=1.0), bf16=True)
-    assert seen == [torch.bfloat16]
-    assert module.weight.dtype == torch.float32
-    with autocast(False, CPU):
-        assert module(torch.ones(1, 1)).dtype == torch.float32
-
-
-def test_bf16_is_asked_for_or_measured() -> None:
-    assert use_bf16("bf16", CPU, worthwhile=False)
-    assert not use_bf16("float32", CPU, worthwhile=True)
-    assert not use_bf16("auto", CPU, worthwhile=False)
-    assert not use_bf16("auto", torch.device("mps"), worthwhile=True)
 
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**62))

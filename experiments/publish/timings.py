@@ -132,6 +132,18 @@ def _stack(found: Any) -> str:
     return _filled(columns, found["paces"])
 
 
+def _precision(found: Any) -> str:
+    columns = {
+        "network": "`{network}`",
+        "what it does": "{does}",
+        "ms in float32": "{float32:.1f}",
+        "ms in bfloat16": "{bf16:.1f}",
+        "times faster": "{gain:.2f}",
+    }
+    rows = [{**one, "does": "trains" if one["training"] else "answers"} for one in found["paces"]]
+    return _filled(columns, rows, left=2)
+
+
 def _systems(found: Any) -> str:
     rows = [
         [f"`{name}`", f"{1e3 * one['seconds'] / found['clients']:.1f}", f"{one['x']:.2f}"]
@@ -262,6 +274,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "infer.encodings": _encodings,
     "nearest": _nearest,
     "network": _network,
+    "precision": _precision,
     "rounds": _rounds,
     "stack": _stack,
     "study": _study,

@@ -195,7 +195,7 @@ def _extra(name: str) -> tuple[State, str]:
 
 
 def _cores() -> tuple[State, str]:
-    from nmoe_flower.provenance import usable_cores
+    from nmoe_flower.machine import usable_cores
 
     count, quota = usable_cores(), _cgroup("cpu.max")
     if quota and (allowed := int(quota[0]) / int(quota[1])) < count:
@@ -243,8 +243,11 @@ def _torch() -> tuple[State, str]:
         import torch
     except (ImportError, OSError) as error:
         return "fail", f"torch cannot be imported: {error}"
-    built = torch.version.cuda
-    return "ok", f"{torch.__version__}, built for {f'CUDA {built}' if built else 'CPUs'}"
+    from nmoe_flower.training import use_bf16
+
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+    faster = "bfloat16" if use_bf16("auto", torch.device("cpu"), worthwhile=True) else "float32"
+    return "ok", f"{torch.__version__}, built for {built}; this CPU is faster in {faster}"
 
 
 def _gpu() -> tuple[State, str]:

@@ -248,8 +248,8 @@ def _again(args: argparse.Namespace) -> str:
 
 def _run_one(args: argparse.Namespace) -> int:
     """One run, or one shared stage 1, in this process."""
+    from nmoe_flower.machine import usable_cores
     from nmoe_flower.progress import make_progress
-    from nmoe_flower.provenance import usable_cores
     from nmoe_flower.study import StudyTask, carry_out, track_of
 
     if args.only or args.seeds or args.dry_run or args.jobs > 1:

@@ -42,7 +42,7 @@ class RunConfig(Section):
         description="cpu, cuda, cuda:1, mps",
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="auto: bf16 where the device computes in it"
+        "auto", description="auto: bf16 where the device is faster in it"
     )
     controls: Controls = Field(
         tuple(name for name, control in CONTROLS.items() if control.usual),

@@ -13,8 +13,8 @@ from typing import IO, Any, NamedTuple
 
 from nmoe_flower.errors import LockedError
 from nmoe_flower.lock import locked
+from nmoe_flower.machine import usable_cores
 from nmoe_flower.progress import duration
-from nmoe_flower.provenance import usable_cores
 from nmoe_flower.study.hosts import STOPPED, ClusterHosts, Host, Hosts, LocalHosts
 from nmoe_flower.study.one import StudyTask, note_failure, track_of
 from nmoe_flower.study.plan import FAILED, OF_STAGE_1, REST, PlannedRun, StudyPlan

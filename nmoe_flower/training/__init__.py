@@ -1,7 +1,6 @@
 """How everything is trained: one local loop, and many clients of one shape at once."""
 
 from nmoe_flower.training.fitting import (
-    autocast,
     batch_indices,
     fit,
     fit_along_cosine,
@@ -9,8 +8,8 @@ from nmoe_flower.training.fitting import (
     log_prior,
     seeded,
     sgd,
-    use_bf16,
 )
+from nmoe_flower.training.precision import autocast, use_bf16
 from nmoe_flower.training.task import DrawnBatches, FitResult, RowBatches, SharedLoss
 
 __all__ = [

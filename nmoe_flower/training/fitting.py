@@ -4,8 +4,8 @@ FedCE's classifiers, experts and gates differ only in the closure that turns a b
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Literal, TypeVar, cast
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from nmoe_flower.errors import DataError
 from nmoe_flower.rendezvous import in_company, meet
 from nmoe_flower.seeds import numpy_stream
 from nmoe_flower.training.fused import fused
+from nmoe_flower.training.precision import autocast
 from nmoe_flower.training.stack import stack_task, train_stacks
 from nmoe_flower.training.task import FitResult
 
 __all__ = [
-    "autocast",
     "batch_indices",
     "fit",
     "fit_along_cosine",
@@ -27,7 +27,6 @@ __all__ = [
     "log_prior",
     "seeded",
     "sgd",
-    "use_bf16",
 ]
 
 Batch = TypeVar("Batch")
@@ -232,25 +231,3 @@ def seeded(seed: int) -> Iterator[None]:
         if cuda:
             torch.cuda.manual_seed_all(seed)
         yield
-
-
-def autocast(bf16: bool, device: torch.device) -> "torch.autocast | nullcontext[None]":
-    """Bfloat16 autocast on ``device``, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-def use_bf16(
-    precision: Literal["auto", "bf16", "float32"], device: torch.device, *, worthwhile: bool
-) -> bool:
-    """Decide on bfloat16: always, never, or where the hardware computes in it and it pays."""
-    if precision != "auto":
-        return precision == "bf16"
-    if not worthwhile:
-        return False
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return (
-        device.type == "cpu"
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and bool(torch.cpu._is_avx512_bf16_supported())
-    )

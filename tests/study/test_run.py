@@ -18,8 +18,8 @@ import pytest
 from nmoe_flower.config import Config
 from nmoe_flower.errors import LockedError, NMoEError
 from nmoe_flower.lock import LOCK, locked
+from nmoe_flower.machine import usable_cores
 from nmoe_flower.progress import make_progress
-from nmoe_flower.provenance import usable_cores
 from nmoe_flower.results import RunFolder
 from nmoe_flower.running import run_in
 from nmoe_flower.study import Study, StudyTask, StudyView, carry_out, make_plan, run_study
