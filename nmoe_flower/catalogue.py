@@ -260,8 +260,8 @@ class BackboneEntry:
         builder: ``module:name`` of what makes the network from ``in_channels``, ``image_size``
             (height, width), ``norm``, ``widths`` and ``stem`` (None: its own) and ``pool``.
         reads: Kinds of data it can read, as in ``data.kind``.
-        bf16: Whether ``run.precision = auto`` computes in bfloat16 where the device is faster in it,
-            but for networks so small that converting takes longer than computing.
+        bf16: Whether ``run.precision = auto`` computes in bfloat16 where the device is faster in
+            it: all do, but those so small that converting takes longer than computing.
     """
 
     builder: str

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nmoe_flower import records
 from nmoe_flower.baselines.network import ExpertNetwork, cross_entropy
 from nmoe_flower.baselines.system import Baseline
-from nmoe_flower.clients.device import Device, Versions, fresh_head, predict
+from nmoe_flower.clients.device import Device, Versions, fresh_head, predict, said_to
 from nmoe_flower.config import Config
 from nmoe_flower.data import Portion, normalise
 from nmoe_flower.errors import ReplyError
@@ -133,7 +133,7 @@ class Member:
         """What a network says to images without augmentation, float32 on the CPU."""
         if not self.given:
             return predict(self.device, network, portion.split.images, portion.rows)
-        return self._through(network, self.latents(portion))
+        return said_to(self.device, network, self.latents(portion).numpy())
 
     def single(self, portion: Portion) -> Tensor:
         """The probabilities of expert 0, [N, C]."""
@@ -156,11 +156,6 @@ class Member:
             return latents, self.predict(self.network, portion)
         with torch.inference_mode():
             return latents, self.network.heads(latents.to(self.device.torch_device)).float().cpu()
-
-    @torch.inference_mode()
-    def _through(self, network: nn.Module, rows: Tensor) -> Tensor:
-        found: Tensor = network.eval()(rows.to(self.device.torch_device)).float().cpu()
-        return found
 
     def scores(self, latents: Tensor) -> Tensor:
         """What the network's gate says of each of its experts, [N, K], on latents [N, D]."""

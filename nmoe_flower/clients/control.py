@@ -18,6 +18,7 @@ from nmoe_flower.clients.device import (
     in_passes,
     predict,
     received_classifier,
+    said_to,
 )
 from nmoe_flower.clients.fedce import classifier_task
 from nmoe_flower.clients.weights import take_steps
@@ -93,27 +94,21 @@ def _local_classifier(device: Device, steps: int) -> Answers:
     task = classifier_task(device, network, latents=seen.get("train"))
     optimizer = _optimizer(device, network)
     follow = _follow_schedule(device, optimizer, steps)
+
+    def logits(name: str, test: Portion) -> Tensor:
+        if given:
+            return said_to(device, network, seen[name])
+        return predict(device, network, test.split.images, test.rows)
+
     block, losses = max(1, steps // 100), []
     for first in range(0, steps, block):
         follow(first)
         count = min(block, steps - first)
         losses.append(take_steps(device, task, optimizer, first=first, count=count).loss)
     answers = {
-        name: _logits(device, network, test, seen.get(name)).softmax(dim=1).numpy()
-        for name, test in device.tests.items()
+        name: logits(name, test).softmax(dim=1).numpy() for name, test in device.tests.items()
     }
     return {**answers, _LOSS: np.array(losses[-1] if losses else 0.0)}
-
-
-@torch.inference_mode()
-def _logits(
-    device: Device, network: nn.Module, test: Portion, latents: np.ndarray | None
-) -> Tensor:
-    if latents is None:
-        return predict(device, network, test.split.images, test.rows)
-    rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
-    found: Tensor = network.eval()(rows).float().cpu()
-    return found
 
 
 def _centralized(device: Device, steps: int) -> Answers:

@@ -5,7 +5,13 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 
 from nmoe_flower import records
-from nmoe_flower.clients.device import Device, device_of, latents_of, received_classifier
+from nmoe_flower.clients.device import (
+    Device,
+    device_of,
+    latents_of,
+    received_classifier,
+    said_to,
+)
 from nmoe_flower.errors import ReplyError
 from nmoe_flower.losses import labelled_loss
 from nmoe_flower.models import Classifier, Expert, normal_mean
@@ -84,9 +90,9 @@ def answer(message: Message, context: Context) -> Message:
     latents = asked[ExpertKey.LATENTS]
     expert = device.expert(latents.shape[1])
     records.load_into(expert.state_dict(), device.store.load(EXPERT))
-    logits: dict[str, np.ndarray] = {ExpertKey.LOGITS: _run(device, expert, latents)}
+    logits: dict[str, np.ndarray] = {ExpertKey.LOGITS: said_to(device, expert, latents).numpy()}
     if ExpertKey.VALIDATION in asked:
-        logits[ExpertKey.VALIDATION] = _run(device, expert, asked[ExpertKey.VALIDATION])
+        logits[ExpertKey.VALIDATION] = said_to(device, expert, asked[ExpertKey.VALIDATION]).numpy()
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: sum(map(len, asked.values()))},
@@ -150,13 +156,7 @@ def _all_splits(
 ) -> dict[str, np.ndarray]:
     expert = device.expert(latents["train"].shape[1])
     records.load_into(expert.state_dict(), state)
-    return {name: _run(device, expert, latents[name]) for name in _splits(device)}
-
-
-@torch.inference_mode()
-def _run(device: Device, expert: Expert, latents: np.ndarray) -> np.ndarray:
-    rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
-    return np.asarray(expert.eval()(rows).float().cpu().numpy())
+    return {name: said_to(device, expert, latents[name]).numpy() for name in _splits(device)}
 
 
 def _out_of_fold(device: Device, network: Classifier, latents: dict[str, np.ndarray]) -> np.ndarray:
@@ -172,7 +172,7 @@ def _out_of_fold(device: Device, network: Classifier, latents: dict[str, np.ndar
     for fold in np.array_split(order, min(device.config.gate.folds, size)):
         rest = np.setdiff1d(np.arange(size), fold)
         expert, _ = _train_expert(device, network, latents, rest)
-        logits[fold] = _run(device, expert, latents["train"][fold])
+        logits[fold] = said_to(device, expert, latents["train"][fold]).numpy()
     return logits
 
 

@@ -20,7 +20,8 @@ from nmoe_flower.clients.device import (
     keep_head,
     load_classifier,
     lower_rows,
-    predict,
+    said_to,
+    test_latents,
 )
 from nmoe_flower.clients.weights import LocalTask, local_optimizer, weights_of
 from nmoe_flower.data import normalise
@@ -93,8 +94,9 @@ def test(message: Message, context: Context) -> Message:
     settings = records.config_of(message)
     load_classifier(device, network, arrays, before=int(settings[SERVER_ROUND]) + 1)
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
+    latents = test_latents(device, network.extractor)
     for name, portion in device.tests.items():
-        logits = predict(device, network, portion.split.images, portion.rows)
+        logits = said_to(device, network.head, latents[name])
         hits = logits.argmax(dim=1).numpy() == portion.labels
         metrics[f"{Score.ACCURACY}-{name}"] = float(hits.mean())
     return records.reply(message, metrics=metrics)

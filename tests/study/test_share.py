@@ -345,7 +345,7 @@ def test_latents_are_computed_once_for_all(tmp_path: Path, monkeypatch: pytest.M
     def never(*_: Any) -> Any:
         raise AssertionError("latents were computed again")
 
-    monkeypatch.setattr(latents, "_computed", never)
+    monkeypatch.setattr(latents, "_of_training", never)
     other = Config.parse({**TINY, "gate.rounds": 3, "expert.epochs": 2})
     after_stage_1(other, tmp_path / "second", source)
 

@@ -25,7 +25,9 @@ from nmoe_flower.clients.device.latents import (
     load_classifier,
     predict,
     received_classifier,
+    said_to,
     source_of,
+    test_latents,
 )
 from nmoe_flower.clients.device.raw_latents import lower_rows
 from nmoe_flower.clients.device.store import Store, Versions
@@ -55,5 +57,7 @@ __all__ = [
     "lower_rows",
     "predict",
     "received_classifier",
+    "said_to",
     "source_of",
+    "test_latents",
 ]

@@ -35,7 +35,9 @@ __all__ = [
     "load_classifier",
     "predict",
     "received_classifier",
+    "said_to",
     "source_of",
+    "test_latents",
 ]
 
 _PASS = 500  # images
@@ -43,6 +45,7 @@ _PASS = 500  # images
 # of large maps are given back and taken anew in every layer, which takes a fifth longer.
 _PASS_OF_CPU = 125
 SOURCE = "source"
+_OF_TESTS = "test-latents"
 # Beside images and weights: who holds which of them, the network, and what is held out for gates.
 _SECTIONS = ("data", "extractor")
 _KEYS = ("run.seed", "run.device", "run.precision", "gate.holdout", "gate.folds")
@@ -129,10 +132,6 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
     """
     network.eval()
     outputs = []
-    if isinstance(network, Classifier) and isinstance(network.extractor, AdaptedExtractor):
-        latents = predict(device, network.extractor, images, indices).to(device.torch_device)
-        logits: Tensor = network.head(latents)
-        return logits.float().cpu()
     if isinstance(network, AdaptedExtractor):
         return _adapted(device, network, images, indices)
     if isinstance(network, PretrainedExtractor):
@@ -146,6 +145,14 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
         with autocast(device.bf16, device.torch_device):
             outputs.append(network(batch).float().cpu())
     return torch.cat(outputs)
+
+
+@torch.inference_mode()
+def said_to(device: Device, network: nn.Module, latents: np.ndarray) -> Tensor:
+    """What a network says to latents [n, D], without gradients: float32 on the CPU, [n, ...]."""
+    rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
+    found: Tensor = network.eval()(rows).float().cpu()
+    return found
 
 
 def _adapted(
@@ -172,19 +179,42 @@ def latents_of(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     The gate trains on a hold-out that the expert does not see; with ``gate.folds`` both train on
     everything, see ``clients/expert.py: _out_of_fold``. Those in the store are taken if they come
     from this extractor, these images and the settings they depend on, whichever run left them;
-    otherwise they are computed and kept.
+    otherwise they are computed and kept. Those of tests are there if stage 1 ended with a test.
     """
     source = source_of(device, extractor)
+    kept = _kept(device, LATENTS, source)
+    if kept is None:
+        kept = _of_training(device, extractor) | {SOURCE: source}
+        kept |= _kept(device, _OF_TESTS, source) or _of_tests(device, extractor)
+        device.store.save(LATENTS, kept)
+        device.store.drop(_OF_TESTS)
+    return kept
+
+
+def test_latents(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
+    """Latents [n, D] of all tests, by test; they are kept for stage 2, until others are."""
+    found = _of_tests(device, extractor)
+    device.store.save(_OF_TESTS, found | {SOURCE: source_of(device, extractor)})
+    return found
+
+
+def _kept(device: Device, name: str, source: np.ndarray) -> dict[str, np.ndarray] | None:
+    """What the store has under a name, if it is from this source."""
     with suppress(CheckpointError):  # none were kept, or the file is damaged
-        kept = device.store.load(LATENTS)
+        kept = device.store.load(name)
         if np.array_equal(kept.get(SOURCE, ()), source):
             return kept
-    latents = _computed(device, extractor) | {SOURCE: source}
-    device.store.save(LATENTS, latents)
-    return latents
+    return None
 
 
-def _computed(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
+def _of_tests(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
+    return {
+        name: predict(device, extractor, test.split.images, test.rows).numpy()
+        for name, test in device.tests.items()
+    }
+
+
+def _of_training(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     data, indices, settings = device.data, device.indices, device.config.gate
     size = len(indices.train)
     order = numpy_stream(device.seed("holdout")).permutation(size)
@@ -196,18 +226,13 @@ def _computed(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
         kept = held
     train = predict(device, extractor, data.train.images, indices.train).numpy()
     labels = device.train_labels
-    tests = device.tests
     return {
         "train": train,
         "train-labels": labels,
         "kept": kept,
         HOLDOUT: train[held],
         "holdout-labels": labels[held],
-        **{f"{name}-labels": test.labels for name, test in tests.items()},
-        **{
-            name: predict(device, extractor, test.split.images, test.rows).numpy()
-            for name, test in tests.items()
-        },
+        **{f"{name}-labels": test.labels for name, test in device.tests.items()},
     }
 
 

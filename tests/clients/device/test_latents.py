@@ -77,3 +77,40 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, passes: list[int]) -> 
     (one.store.folder / "latents.safetensors").write_bytes(b"cut")
     np.testing.assert_array_equal(latents_of(one, network.extractor)["train"], first)
     assert len(passes) == 6
+
+
+def test_those_of_a_last_test_in_stage_1_are_not_computed_again(
+    tmp_path: Path, passes: list[int]
+) -> None:
+    one = device(tmp_path)
+    network = one.fresh_classifier()
+    tested = latents.test_latents(one, network.extractor)
+    sizes = [len(rows) for rows in (one.indices.test_local, one.indices.test_iid)]
+    assert passes == sizes
+    found = latents_of(one, network.extractor)
+    assert passes == [*sizes, len(one.indices.train)]
+    for name in ("local", "iid"):
+        np.testing.assert_array_equal(found[name], tested[name])
+    assert not one.store.has("test-latents")
+
+
+def test_those_of_a_test_before_the_last_round_are_of_no_use(
+    tmp_path: Path, passes: list[int]
+) -> None:
+    one = device(tmp_path)
+    network = one.fresh_classifier()
+    tested = latents.test_latents(one, network.extractor)
+    for parameter in network.extractor.parameters():
+        parameter.data.mul_(2)
+    found = latents_of(one, network.extractor)
+    assert len(passes) == 5
+    assert not np.array_equal(found["local"], tested["local"])
+
+
+def test_what_is_said_to_latents_is_the_whole_network_of_the_images(tmp_path: Path) -> None:
+    one = device(tmp_path)
+    network = one.fresh_classifier()
+    seen = latents.test_latents(one, network.extractor)["iid"]
+    whole = predict(one, network, one.data.test.images, one.indices.test_iid)
+    apart = latents.said_to(one, network.head, seen)
+    np.testing.assert_allclose(apart.numpy(), whole.numpy(), rtol=1e-5, atol=1e-6)
