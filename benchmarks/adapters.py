@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.yardstick import json_option, language_options, told, write_figures
-from nmoe_flower.arguments import Whole
+from nmoe_flower.arguments import Parser, Whole
 from nmoe_flower.backbone import configured_language
 from nmoe_flower.clients.device import Device, Language, Store
 from nmoe_flower.clients.language import train_adapter
@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.adapters", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.adapters", description=__doc__)
     language_options(parser, batch=4, batch_of="of a step")
     parser.add_argument("--experts", type=Whole(1, 64), default=8, help="that score a text (8)")
     parser.add_argument("--steps", type=Whole(1, 10**4), default=20, help="at a time (20)")

@@ -1,6 +1,5 @@
 """How much of a round it is to add up what clients send: the part that more adders could share."""
 
-import argparse
 import statistics
 import sys
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.rounds.kinds import KINDS, Kind
 from benchmarks.rounds.model import batches, build_model, optimizer_for, take_steps
 from benchmarks.yardstick import columns, told
+from nmoe_flower.arguments import Parser
 from nmoe_flower.strategies import WeightedMean
 
 __all__ = ["main"]
@@ -18,9 +18,7 @@ _TIMES = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per kind of work; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.adding", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.adding", description=__doc__)
     parser.add_argument("--kind", choices=tuple(KINDS), nargs="+", default=tuple(KINDS))
     args = parser.parse_args(argv)
     return told(lambda: _measure([KINDS[name] for name in args.kind]))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from benchmarks.yardstick import told, write_rows
 from nmoe_flower.alignment import Fitness, Standing, align, load_variation, price_bound
-from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Whole
+from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Parser, Whole
 from nmoe_flower.catalogue import POLICIES
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.installation import install_hint
@@ -222,8 +222,7 @@ def _draw(rows: Sequence[_Row], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m benchmarks.align",
         description="Seconds per assignment, value against the linear program, growth.",
     )

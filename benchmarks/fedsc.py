@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.by_flower import device_at, rounds_of
 from benchmarks.yardstick import machine_line, ratio, told, write_rows
-from nmoe_flower.arguments import SEED, OutputFile, Whole
+from nmoe_flower.arguments import SEED, OutputFile, Parser, Whole
 from nmoe_flower.client_app import app
 from nmoe_flower.clients.device import Device
 from nmoe_flower.config import Config
@@ -209,8 +209,7 @@ def _against(value: float, goal: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m benchmarks.fedsc",
         description="Seconds of a FedSC round, as multiples of a bare PyTorch loop.",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.yardstick import columns, importing, proportional_bytes, told, write_rows
-from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Whole
+from nmoe_flower.arguments import SEED, NameList, Number, OutputFile, Parser, Whole
 from nmoe_flower.errors import EngineError, NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.provenance import provenance
@@ -343,9 +343,7 @@ def draw(found: Sequence[Growth], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.growth", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument(
         "--clients", type=_counts, default=[10, 100], metavar="N,N",
         help="numbers of clients (10,100); 50 images each, fewer where there are not enough",

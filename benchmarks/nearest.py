@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.yardstick import columns, told, write_rows
-from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
+from nmoe_flower.arguments import SEED, NameList, OutputFile, Parser, Whole
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.nearest import Index
@@ -214,9 +214,7 @@ def _draw(found: Sequence[Timing], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.nearest", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.nearest", description=__doc__)
     parser.add_argument(
         "--size", type=_sizes, default=[1_000, 10_000, 100_000], metavar="N,N",
         help="numbers of embeddings (1000,10000,100000)",

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.yardstick import columns, told, write_rows
-from nmoe_flower.arguments import SEED, Number, OutputFile, Whole
+from nmoe_flower.arguments import SEED, Number, OutputFile, Parser, Whole
 from nmoe_flower.errors import NMoEError
 from nmoe_flower.installation import install_hint
 from nmoe_flower.nearest import topk
@@ -369,8 +369,7 @@ def _draw(found: Sequence[Found], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m benchmarks.network",
         description="How experts are found among N devices that come and go, simulated.",
     )

@@ -3,7 +3,6 @@
 Embeddings are made up: what is measured does not depend on what they say.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.yardstick import columns, told
-from nmoe_flower.arguments import Whole
+from nmoe_flower.arguments import Parser, Whole
 from nmoe_flower.certificates import create_authority
 from nmoe_flower.inference.ask import PeerGate, projection_version
 from nmoe_flower.inference.protocol import MAX_PEERS, PeerEntry, PeerList, sign_list, verify_list
@@ -29,9 +28,7 @@ _TIMES = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per part; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.peers", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument(
         "--peers", type=Whole(2, MAX_PEERS), default=MAX_PEERS, help="(%(default)s)"
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.yardstick import columns, json_option, told, write_figures
-from nmoe_flower.arguments import SEED, NameList, Whole
+from nmoe_flower.arguments import SEED, NameList, Parser, Whole
 from nmoe_flower.models import build_extractor
 from nmoe_flower.training import autocast, seeded, use_bf16
 
@@ -108,9 +108,7 @@ def _turn(network: nn.Module, batch: Tensor, training: bool, steps: int, *, bf16
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.precision", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument(
         "--network", type=NameList(tuple(NETWORKS)), default=list(NETWORKS), metavar="A,B"
     )

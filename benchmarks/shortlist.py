@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.yardstick import columns, machine_line, told, write_rows
-from nmoe_flower.arguments import OutputFile, Whole
+from nmoe_flower.arguments import OutputFile, Parser, Whole
 from nmoe_flower.provenance import provenance
 from nmoe_flower.running import run
 
@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.shortlist", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.shortlist", description=__doc__)
     parser.add_argument(
         "--clients", type=Whole(4, 5000), nargs="+", default=[50, 100, 200, 500, 1000]
     )

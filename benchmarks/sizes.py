@@ -20,7 +20,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from benchmarks.yardstick import told, write_rows
-from nmoe_flower.arguments import OutputFile
+from nmoe_flower.arguments import OutputFile, Parser
 from nmoe_flower.errors import EngineError
 
 __all__ = ["main"]
@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m benchmarks.sizes",
         description="Bytes that each extra installs, and the memory that training takes.",
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.yardstick import columns, told, write_rows
-from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
+from nmoe_flower.arguments import SEED, NameList, OutputFile, Parser, Whole
 from nmoe_flower.models import Expert
 from nmoe_flower.provenance import provenance
 from nmoe_flower.rendezvous import run_together
@@ -137,9 +137,7 @@ def _loss(network: Any, batch: tuple[Tensor, ...], *, reduction: str = "mean") -
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.stack", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.stack", description=__doc__)
     parser.add_argument(
         "--clients", type=_counts, default=[10, 100, 1_000], metavar="N,N",
         help="numbers of clients (10,100,1000)",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.yardstick import json_option, told, write_figures
-from nmoe_flower.arguments import Whole
+from nmoe_flower.arguments import Parser, Whole
 from nmoe_flower.checkpoint import Checkpoints
 from nmoe_flower.files import write_json, write_text
 from nmoe_flower.results import RunFolder, placed
@@ -83,9 +83,7 @@ def _measure(folder: Path) -> tuple[float, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.study", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("--runs", type=Whole(1, 100_000), default=200, metavar="N")
     parser.add_argument("--repeat", type=Whole(1, 100), default=5, metavar="N")
     json_option(parser)

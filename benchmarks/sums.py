@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.yardstick import json_option, told, write_figures
-from nmoe_flower.arguments import Whole
+from nmoe_flower.arguments import Parser, Whole
 from nmoe_flower.sums import Sums, solve
 
 __all__ = ["main"]
@@ -23,9 +23,7 @@ Result = TypeVar("Result")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per part; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.sums", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.sums", description=__doc__)
     parser.add_argument("--dim", type=Whole(1, 8192), default=1536, help="D (1536)")
     parser.add_argument("--clients", type=Whole(2, 1000), default=10, help="(10)")
     parser.add_argument("--images", type=Whole(1, 10**6), default=2500, help="of a client (2500)")

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.by_flower import device_at, rounds_of
 from benchmarks.yardstick import Blocks, machine_line, quotients, told, write_rows
-from nmoe_flower.arguments import SEED, OutputFile, Whole
+from nmoe_flower.arguments import SEED, OutputFile, Parser, Whole
 from nmoe_flower.baselines import Baseline, expert_of
 from nmoe_flower.baselines.fedmoe_da import mixing_weights
 from nmoe_flower.baselines.network import ExpertNetwork
@@ -535,8 +535,7 @@ def _known(name: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m benchmarks.systems",
         description="Seconds of a round of published systems, as multiples of a bare loop.",
     )

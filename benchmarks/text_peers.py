@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.yardstick import columns, json_option, language_options, told, write_figures
-from nmoe_flower.arguments import Whole
+from nmoe_flower.arguments import Parser, Whole
 from nmoe_flower.backbone import configured_language
 from nmoe_flower.config import Config
 from nmoe_flower.data.text import configured_tokenizer
@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.text_peers", description=__doc__
-    )
+    parser = Parser(prog="python -m benchmarks.text_peers", description=__doc__)
     language_options(parser, batch=16, batch_of="scored")
     parser.add_argument("--window", type=Whole(8, 4096), default=128, help="tokens of each (128)")
     parser.add_argument("--tokens", type=Whole(1, 2048), default=32, help="written (32)")

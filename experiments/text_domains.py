@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+from nmoe_flower.arguments import Parser
 from nmoe_flower.errors import DataError, NMoEError
 from nmoe_flower.files import read_json, write_json, write_text
 
@@ -508,8 +509,7 @@ def build(root: Path, *, accept: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,9 +9,10 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nmoe_flower.addresses import MAX_PORT, Address
-from nmoe_flower.errors import ConfigError
+from nmoe_flower.errors import ConfigError, did_you_mean
 from nmoe_flower.recipes import find_recipe
 
 __all__ = [
@@ -22,12 +23,26 @@ __all__ = [
     "NameList",
     "Number",
     "OutputFile",
+    "Parser",
     "Whole",
     "recipe_argument",
 ]
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _SHOWN = 40
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of whole names, which tells what a misspelt choice was probably meant to be."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)  # --see is no seed
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), names) or f"; allowed: {', '.join(names)}"
+            raise argparse.ArgumentError(action, f"{value!r} is unknown{hint}")
 
 
 @dataclass(frozen=True)

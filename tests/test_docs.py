@@ -996,6 +996,12 @@ def test_what_is_said_of_the_time_after_stage_1_was_measured() -> None:
     assert trained_gates == {2}
     told = "they take {:.0f} to {:.0f} s, and {:.0f} to {:.0f} s with that pass and the head"
     assert told.format(min(fedsc), max(fedsc), min(with_head), max(with_head)) in page
+    before = {"describe", "initial", "extractor", "extractor-test"}
+    files = (ROOT / "results/paper-figure-4-k").glob("fedce-*/seed-*/results.json")
+    costs = [read_results(file)["stages"].items() for file in files]
+    shared = [sum(one["seconds"] for name, one in run if name not in before) for run in costs]
+    assert len(shared) == 30
+    assert f"once, and {min(shared):.1f} to {max(shared):.1f} s each from then on" in page
 
 
 def test_how_long_studies_are_said_to_take_was_measured() -> None:

@@ -12,7 +12,7 @@ from benchmarks.infer.encodings import EncodingCost, bytes_per_sample, encoding_
 from benchmarks.infer.load import KINDS, LoadFigures, measure
 from benchmarks.infer.soak import Soak, soak
 from benchmarks.yardstick import columns, machine_line, write_rows
-from nmoe_flower.arguments import OutputFile, Whole
+from nmoe_flower.arguments import OutputFile, Parser, Whole
 from nmoe_flower.certificates import Identity, create_authority
 from nmoe_flower.inference import Bundle, export_run
 from nmoe_flower.inference.protocol import ENCODINGS
@@ -153,8 +153,7 @@ def soak_line(found: Soak) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m benchmarks.infer",
         description="Requests per second of a peer, beside a gRPC echo of the same bytes (echo), "
         "a peer with a network of one layer (service), and a server that only runs the expert "

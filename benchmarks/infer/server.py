@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nmoe_flower.arguments import Parser
 from nmoe_flower.certificates import Identity
 from nmoe_flower.inference import Bundle, ExpertServer
 from nmoe_flower.inference.protocol import MAX_MESSAGE_BYTES, SERVICE, peer_pb2
@@ -30,7 +31,7 @@ Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
 def main() -> None:
     """Serve until standard input ends."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("what", choices=("peer", "service", "bare", "echo"))
     parser.add_argument("bundle", type=Path)
     parser.add_argument("certificates", type=Path, nargs="?")

@@ -20,7 +20,7 @@ from benchmarks.rounds.measure import (
 )
 from benchmarks.rounds.remote import ON_SUPERLINK, RUNNERS
 from benchmarks.yardstick import columns, machine_line, write_rows
-from nmoe_flower.arguments import SEED, NameList, OutputFile, Whole
+from nmoe_flower.arguments import SEED, NameList, OutputFile, Parser, Whole
 from nmoe_flower.engine import interruptible
 from nmoe_flower.installation import install_hint
 from nmoe_flower.provenance import provenance
@@ -141,8 +141,7 @@ def other_lines(figures: Iterable[RoundFigures], memory: Mapping[str, float]) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m benchmarks.rounds",
         description="Seconds per round of the engines, as multiples of a bare PyTorch loop.",
     )

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 
 from benchmarks.rounds.kinds import kind_of
 from nmoe_flower.addresses import free_ports
-from nmoe_flower.arguments import SEED, Whole
+from nmoe_flower.arguments import SEED, Parser, Whole
 
 __all__ = ["answer", "main", "runner_parser"]
 
@@ -74,7 +74,7 @@ def _met(workers: int, argv: Sequence[str]) -> Iterator[None]:
 
 def runner_parser(*runners: str) -> argparse.ArgumentParser:
     """The arguments of a runner's process."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("runner", choices=runners)
     parser.add_argument("kind")
     parser.add_argument("--seed", type=SEED, required=True)

@@ -7,13 +7,13 @@ Of the figures that a study declares those are published that are in its folder;
 it there as an empty ``figure-NAME.webp`` and draw all again.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.publish import worth
 from experiments.publish.published import RESULTS
+from nmoe_flower.arguments import Parser
 from nmoe_flower.files import write_bytes
 from nmoe_flower.report import canvas, draw_alignment, load_runs
 from nmoe_flower.study import (
@@ -51,8 +51,7 @@ def again() -> Iterator[tuple[Path, bytes]]:
 
 def main(argv: Sequence[str]) -> int:
     """Write them, or compare; 1 if one differs."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m experiments.publish figures",
         description=str(__doc__).splitlines()[0],
     )

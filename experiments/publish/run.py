@@ -8,18 +8,17 @@ figures are drawn from, with five digits. ``--rounds`` keeps more of some: the m
 fifty rounds of each stage, the last among them. A whole study: ``nmoe study report --publish``.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.publish.published import RESULTS
+from nmoe_flower.arguments import Parser
 from nmoe_flower.study import publish_run
 
 
 def main(argv: Sequence[str]) -> int:
     """Publish one run."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m experiments.publish run",
         description=str(__doc__).splitlines()[0],
     )

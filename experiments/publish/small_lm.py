@@ -5,7 +5,6 @@ files per domain; OUT becomes what ``extractor.weights`` and ``text.tokenizer`` 
 minutes on one core.
 """
 
-import argparse
 import ctypes
 import math
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from nmoe_flower.arguments import Parser
 from nmoe_flower.data.text import PieceTokenizer, train_tokenizer
 from nmoe_flower.models import SmallLM, SmallSizes
 from nmoe_flower.seeds import numpy_stream
@@ -92,7 +92,7 @@ def _give_back() -> None:
 
 def main() -> None:
     """Train tokenizer and model, write both."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("public", type=Path, help="a folder of text files per domain")
     parser.add_argument("out", type=Path, help="the folder to write")
     given = parser.parse_args()

@@ -5,9 +5,9 @@ import itertools
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 from nmoe_flower import __version__
+from nmoe_flower.arguments import Parser
 from nmoe_flower.cli import (
     align,
     bench,
@@ -94,20 +94,7 @@ class _Formatter(argparse.HelpFormatter):
             self._action_max_length = max(self._action_max_length, *(inner + n for n in names))
 
 
-class _Chooser(argparse.ArgumentParser):
-    """A parser of whole names, which tells what a misspelt choice was probably meant to be."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)  # --see is no seed
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            names = [str(choice) for choice in action.choices]
-            hint = did_you_mean(str(value), names) or f"; allowed: {', '.join(names)}"
-            raise argparse.ArgumentError(action, f"{value!r} is unknown{hint}")
-
-
-class _Command(_Chooser):
+class _Command(Parser):
     """One command, which names a misspelt option before its value is taken for something else."""
 
     def parse_known_args(  # type: ignore[override]
@@ -123,7 +110,7 @@ class _Command(_Chooser):
         return super().parse_known_args(words, namespace)
 
 
-class _Parser(_Chooser):
+class _Parser(Parser):
     """The whole command line, whose short forms are spelled out before they are read."""
 
     def parse_known_args(  # type: ignore[override]

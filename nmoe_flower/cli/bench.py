@@ -11,6 +11,7 @@ BENCHMARKS = {
     "systems": "a round of published systems beside the same by hand",
     "fedsc": "a round of FedSC beside one by hand",
     "sums": "sums over latents at a client, on the wire, at the server",
+    "precision": "steps in float32 and in bfloat16",
     "stack": "clients that train together, beside one after the other",
     "adding": "how much of a round adding up is",
     "growth": "a whole run as clients become more",

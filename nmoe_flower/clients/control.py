@@ -117,7 +117,7 @@ def _centralized(device: Device, steps: int) -> Answers:
     network = device.fresh_classifier()
     latent_dim = network.extractor.latent_dim
     gate = Gate(latent_dim, device.num_clients, top_k=config.gate.top_k, noisy=True)
-    pool = LocalExperts([device.expert(latent_dim) for _ in range(device.num_clients)])
+    pool = LocalExperts([device.fresh_expert(latent_dim) for _ in range(device.num_clients)])
     for number, expert in enumerate(pool.experts):
         _perturb(expert, derive_seed(config.run.seed, "centralized-expert", number))
     mine = np.concatenate([indices.train for indices in device.everyone])

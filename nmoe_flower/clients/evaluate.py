@@ -136,7 +136,8 @@ def _controls(
             classifier = device.head(latents.shape[1], linear=linear).cpu().eval()
             records.load_into(classifier.state_dict(), head)
             with torch.inference_mode():
-                yield MethodAnswers(f"control:{name}", classifier(latents).softmax(dim=1), None)
+                probabilities = classifier(latents).softmax(dim=1)
+            yield MethodAnswers(f"control:{name}", probabilities, None)
     if LOCAL_CLASSIFIER in controls:
         kept = device.store.load(LOCAL_CLASSIFIER)[test]
         probabilities = torch.from_numpy(np.array(kept))

@@ -186,7 +186,7 @@ def _train_expert(
             weights are, but too large.
     """
     settings = device.config.expert
-    expert = device.expert(latents["train"].shape[1])
+    expert = device.fresh_expert(latents["train"].shape[1])
     if settings.init != "scratch":
         expert.load_state_dict(network.head.state_dict())
     if settings.init == "head" or settings.epochs == 0:

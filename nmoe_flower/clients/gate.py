@@ -24,6 +24,7 @@ from nmoe_flower.own_code import is_own
 from nmoe_flower.records import (
     ANSWERS,
     ARRAYS,
+    HOLDOUT,
     LATENTS,
     LEARNING_RATE,
     LOSS,
@@ -63,16 +64,19 @@ def train(message: Message, context: Context) -> Message:
     With a shortlist the message holds the gate's rows for the experts on it, in its order.
     """
     device = device_of(context)
-    latents, answers = device.store.load(LATENTS), device.store.load(ANSWERS)
-    rows = (latents["holdout"], answers["holdout"], latents["holdout-labels"])
+    rows = (
+        device.kept(LATENTS, HOLDOUT),
+        device.kept(ANSWERS, HOLDOUT),
+        device.kept(LATENTS, f"{HOLDOUT}-labels"),
+    )
     means = device.store.load(MEANS)[ExpertKey.MEAN] if device.config.has_embeddings else None
     gate = _received(device, message, rows[0].shape[1], num_experts=rows[1].shape[1], means=means)
     weights = None
     if shortlist := device.shortlist():
-        weights = np.broadcast_to(shortlist[ShortlistKey.LOG_WEIGHTS], rows[1].shape[:2])
+        weights = _tensor(device, shortlist[ShortlistKey.LOG_WEIGHTS]).expand(rows[1].shape[:2])
     loss, held = _objective(device, gate, rows, message, log_weights=weights)
     result = gate_steps(device, gate, loss, held, message)
-    return _reply(message, gate, len(latents["holdout"]), result)
+    return _reply(message, gate, len(rows[0]), result)
 
 
 def train_rolling(message: Message, context: Context) -> Message:
@@ -81,14 +85,12 @@ def train_rolling(message: Message, context: Context) -> Message:
     With a shortlist the pseudo clients are on it, and the softmax over all is estimated from it.
     """
     device = device_of(context)
-    latents = device.store.load(LATENTS)["train"]
+    rows = device.kept(LATENTS, "train")
     shortlist, weights = device.shortlist(), None
     if shortlist:
-        weights = torch.from_numpy(np.array(shortlist[ShortlistKey.LOG_WEIGHTS]))
-        weights = weights.to(device.torch_device)
+        weights = _tensor(device, shortlist[ShortlistKey.LOG_WEIGHTS])
     listed = None if weights is None else len(weights)
-    gate = _received(device, message, latents.shape[1], num_experts=listed)
-    rows = torch.from_numpy(np.array(latents)).to(device.torch_device)
+    gate = _received(device, message, rows.shape[1], num_experts=listed)
     keep, source = device.config.gate.keep, generator(device.seed("rolling-targets"))
     if weights is None:
         targets = pseudo_client_targets(
@@ -134,11 +136,11 @@ def pool(message: Message, context: Context) -> Message:
 def train_pooled(message: Message, context: Context) -> Message:
     """Train a gate on everybody's pooled hold-out: as many steps and images as FedGate sees."""
     device = device_of(context)
-    pooled = records.to_numpy(records.of_kind(message.content, ArrayRecord)[POOLED])
-    settings = device.config.gate
-    means = pooled.get(PooledKey.MEANS)
-    gate = _received(device, message, pooled[PooledKey.LATENTS].shape[1], means=means)
+    received = records.to_numpy(records.of_kind(message.content, ArrayRecord)[POOLED])
+    settings, means = device.config.gate, received.pop(PooledKey.MEANS, None)
+    pooled = {name: _tensor(device, value) for name, value in received.items()}
     rows = (pooled[PooledKey.LATENTS], pooled[PooledKey.ANSWERS], pooled[PooledKey.LABELS])
+    gate = _received(device, message, rows[0].shape[1], means=means)
     loss, held = _objective(
         device,
         gate,
@@ -157,7 +159,7 @@ def train_pooled(message: Message, context: Context) -> Message:
         batch_size=settings.batch_size * device.num_clients,
         optimizer=_own_optimizer(device, gate, message),
     )
-    return _reply(message, gate, len(pooled[PooledKey.LABELS]), result)
+    return _reply(message, gate, len(rows[0]), result)
 
 
 def _round(message: Message) -> int:
@@ -173,6 +175,10 @@ def _own_optimizer(device: Device, gate: nn.Module, message: Message) -> torch.o
     if device.config.gate.optimizer == "adamw":
         return torch.optim.AdamW(gate.parameters(), lr=_rate(message), weight_decay=0.0)
     return sgd(gate, learning_rate=_rate(message))
+
+
+def _tensor(device: Device, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(device.torch_device)
 
 
 def _noise(device: Device, message: Message) -> torch.Generator:
@@ -206,11 +212,11 @@ def _reply(message: Message, gate: nn.Module, size: int, result: FitResult) -> M
 def _objective(
     device: Device,
     gate: nn.Module,
-    cached: tuple[np.ndarray, np.ndarray, np.ndarray],
+    cached: tuple[Tensor, Tensor, Tensor],
     message: Message,
     *,
-    log_weights: np.ndarray | None = None,
-    experts: np.ndarray | None = None,
+    log_weights: Tensor | None = None,
+    experts: Tensor | None = None,
 ) -> tuple[Loss, tuple[Tensor, ...]]:
     """The configured objective over cached latents [N, D], answers [N, E, C] and labels [N].
 
@@ -225,8 +231,7 @@ def _objective(
     Returns:
         The loss of a batch of rows, and the rows: those given and the optional ones.
     """
-    given = [value for value in (*cached, log_weights, experts) if value is not None]
-    rows = tuple(torch.from_numpy(np.array(value)).to(device.torch_device) for value in given)
+    rows = tuple(value for value in (*cached, log_weights, experts) if value is not None)
     settings = device.config.gate
     loss = SharedLoss(
         _gate_loss,

@@ -27,7 +27,7 @@ def train(message: Message, context: Context) -> Message:
     settings = records.config_of(message)
     latents = device.store.load(LATENTS)
     rows, labels = latents["train"], latents["train-labels"]
-    head = device.head(rows.shape[1]).to(device.torch_device)
+    head = device.head(rows.shape[1])
     records.load_into(
         head.state_dict(), records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     )

@@ -51,24 +51,19 @@ def train(message: Message, context: Context) -> Message:
     decide: so the likelihood of the mixture is that of the text.
     """
     device = device_of(context)
-    held = {
-        name: torch.from_numpy(np.array(value)).to(device.torch_device)
-        for name, value in device.store.load(_HELD_OUT).items()
-    }
-    states, scored = held[_STATES], held[_SCORED]
-    logits = two_classes(held[_NATS])
-    gate = nn.Linear(states.shape[1], logits.shape[2], device=device.torch_device)
+    states, scored, nats = (device.kept(_HELD_OUT, part) for part in (_STATES, _SCORED, _NATS))
+    gate = nn.Linear(states.shape[1], nats.shape[2], device=device.torch_device)
     received = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     records.load_into(gate.state_dict(), received)
     objective = configured_objective(device)
 
     def loss(batch: tuple[Tensor, ...]) -> Tensor:
-        inputs, where, answers = batch
+        inputs, where, lost = batch
         tokens = gate(inputs)[:, None].expand(*where.shape, -1)[where]
         truth = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-        return objective(tokens, answers[where], truth)
+        return objective(tokens, two_classes(lost[where]), truth)
 
-    result = gate_steps(device, gate, loss, (states, scored, logits), message)
+    result = gate_steps(device, gate, loss, (states, scored, nats), message)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(states), LOSS: result.loss},

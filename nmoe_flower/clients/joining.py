@@ -57,7 +57,7 @@ def tell_initial(message: Message, context: Context) -> Message:
     device = device_of(context)
     initial = found(METHODS[device.config.extractor.method].initial)
     network = device.fresh_classifier(finished=True)
-    gate = device.gate(network.extractor.latent_dim)
+    gate = device.fresh_gate(network.extractor.latent_dim)
     return records.reply(
         message,
         metrics={NUM_EXAMPLES: len(device.train_labels)},

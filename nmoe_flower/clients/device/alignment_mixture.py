@@ -12,7 +12,7 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import ALIGNMENT_GATES, TESTS
 from nmoe_flower.clients.device.device import Device, initial_seed
 from nmoe_flower.clients.device.latents import predict
-from nmoe_flower.clients.device.store import Store, Versions
+from nmoe_flower.clients.device.store import Versions
 from nmoe_flower.config import Config
 from nmoe_flower.data import Portion
 from nmoe_flower.models import (
@@ -81,12 +81,6 @@ def _shared_mixture(
     return fresh_mixture(config, image_shape, num_classes).to(device)
 
 
-@lru_cache(maxsize=48)
-def _as_tensor(store: Store, name: str, device: torch.device) -> Tensor:
-    """Latents that never change, ready to compute with."""
-    return torch.from_numpy(store.load(name)["latents"].astype(np.float32)).to(device)
-
-
 @dataclass(frozen=True)
 class AlignmentClient:
     """A device, and the mixture it trains parts of; one network per process, loaded anew."""
@@ -131,7 +125,7 @@ class AlignmentClient:
         store = self.device.store
         if not store.has(name):
             store.save(name, {"latents": self.extracted(part).numpy().astype(np.float16)})
-        return _as_tensor(store, name, self.device.torch_device)
+        return self.device.kept(name, "latents")
 
     def keep_extractor(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep an extractor that was trained before; latents of another one are forgotten."""

@@ -116,6 +116,35 @@ _shared_classifier = lru_cache(maxsize=4)(fresh_classifier)
 _shared_contrastive = lru_cache(maxsize=4)(fresh_contrastive)
 
 
+@lru_cache(maxsize=4)
+def _shared_head(
+    config: Config, latent_dim: int, num_classes: int, device: torch.device, linear: bool
+) -> Expert:
+    if linear:
+        head = Expert(latent_dim, num_classes, hidden=())
+    else:
+        head = finished_head(config, latent_dim, num_classes)
+    return head.to(device)
+
+
+def _fresh_expert(
+    config: Config, latent_dim: int, num_classes: int, device: torch.device
+) -> Expert:
+    with seeded(initial_seed(config, "expert")):
+        expert = Expert(latent_dim, num_classes, hidden=config.expert.hidden)
+    return expert.to(device)
+
+
+def _fresh_gate(config: Config, latent_dim: int, num_experts: int, device: torch.device) -> Gate:
+    with seeded(initial_seed(config, "gate")):
+        gate = configured_gate(config, latent_dim, num_experts=num_experts)
+    return gate.to(device)
+
+
+_shared_expert = lru_cache(maxsize=4)(_fresh_expert)
+_shared_gate = lru_cache(maxsize=4)(_fresh_gate)
+
+
 @dataclass(frozen=True)
 class _Opened:
     """Images as one device opened them; equal if another's are the same."""
@@ -354,29 +383,40 @@ class Device:
         return fresh_contrastive(self.config, self.data.image_shape, self.torch_device)
 
     def head(self, latent_dim: int, *, linear: bool = False) -> Expert:
-        """A fresh head, as the stage head leaves it; ``linear``: one layer in any case."""
-        if linear:
-            return Expert(latent_dim, self.data.num_classes, hidden=())
-        return finished_head(self.config, latent_dim, self.data.num_classes)
+        """A head to load weights into, of one layer if ``linear``; one per process."""
+        classes, place = self.data.num_classes, self.torch_device
+        return _shared_head(self.config, latent_dim, classes, place, linear).to(place)
 
     def expert(self, latent_dim: int) -> Expert:
-        """A fresh expert, the same on every client."""
-        with seeded(initial_seed(self.config, "expert")):
-            expert = Expert(latent_dim, self.data.num_classes, hidden=self.config.expert.hidden)
-        return expert.to(self.torch_device)
+        """An expert to load weights into; one per process."""
+        classes, place = self.data.num_classes, self.torch_device
+        return _shared_expert(self.config, latent_dim, classes, place).to(place)
+
+    def fresh_expert(self, latent_dim: int) -> Expert:
+        """An expert at its initial weights, the same on every client."""
+        return _fresh_expert(self.config, latent_dim, self.data.num_classes, self.torch_device)
 
     def gate(self, latent_dim: int, *, num_experts: int | None = None) -> Gate:
-        """A fresh gate over all clients' experts, or over so many; the same on every client."""
+        """A gate over all experts, or over so many, to load weights into; one per process."""
         experts = self.num_clients if num_experts is None else num_experts
-        with seeded(initial_seed(self.config, "gate")):
-            fresh = configured_gate(self.config, latent_dim, num_experts=experts)
-        return fresh.to(self.torch_device)
+        return _shared_gate(self.config, latent_dim, experts, self.torch_device)
+
+    def fresh_gate(self, latent_dim: int) -> Gate:
+        """A gate over all clients' experts at its initial weights, the same on every client."""
+        return _fresh_gate(self.config, latent_dim, self.num_clients, self.torch_device)
 
     def metric_learner(self, means: np.ndarray) -> MetricLearner:
         """What learns embeddings of experts, given the means [E, D] of their latents."""
         rows = torch.from_numpy(np.array(means, np.float32))
         learner = MetricLearner(rows, dim=embedding_dim(self.config, rows.shape[1]))
         return learner.to(self.torch_device)
+
+    def kept(self, name: str, part: str) -> torch.Tensor:
+        """An array of the group ``name`` in the store, where this client computes; not to write to.
+
+        See `Store.tensor`.
+        """
+        return self.store.tensor(name, part, self.torch_device)
 
     def shortlist(self) -> dict[str, np.ndarray] | None:
         """The experts this client learns the gate from, as `ShortlistKey` says; None: all."""

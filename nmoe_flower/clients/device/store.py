@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from nmoe_flower.errors import CheckpointError
 from nmoe_flower.files import load_arrays, pack_arrays, safe_child, write_bytes, write_json
@@ -37,12 +39,27 @@ class Store:
         Raises:
             CheckpointError: The client never saved it, or the file is damaged.
         """
+        return _read(*self._stamped(name))
+
+    def tensor(self, name: str, part: str, device: torch.device) -> Tensor:
+        """One array of the group ``name`` where it is computed with, half precision as float32.
+
+        It is there once: round after round trains on it. On a CPU it is the array that `load`
+        returns, so do not write to it.
+
+        Raises:
+            CheckpointError: The client never saved the group, or the file is damaged.
+        """
+        return _as_tensor(*self._stamped(name), part, device)
+
+    def _stamped(self, name: str) -> tuple[Path, int, int]:
+        """Where a group is, and the time and size of the file: it is another if they are."""
         path = safe_child(self.folder, f"{name}.safetensors")
         try:
             stat = path.stat()
         except OSError:
             raise CheckpointError(f"this client has no {name!r} in {self.folder}") from None
-        return _read(path, stat.st_mtime_ns, stat.st_size)
+        return path, stat.st_mtime_ns, stat.st_size
 
     def note(self, name: str, values: Mapping[str, Any]) -> None:
         """Write plain values as ``<name>.json``."""
@@ -103,3 +120,11 @@ class Versions:
 @lru_cache(maxsize=128)
 def _read(path: Path, mtime_ns: int, size: int) -> dict[str, np.ndarray]:
     return load_arrays(path)
+
+
+@lru_cache(maxsize=128)
+def _as_tensor(path: Path, mtime_ns: int, size: int, part: str, device: torch.device) -> Tensor:
+    array = _read(path, mtime_ns, size)[part]
+    with torch.inference_mode(mode=False):  # whoever asks first, others train on it
+        rows = torch.from_numpy(np.require(array, requirements=["W"])).to(device)
+        return rows.float() if rows.dtype == torch.float16 else rows

@@ -39,11 +39,29 @@ def test_clients_share_their_start_but_not_their_streams_or_images(tmp_path: Pat
     state = torch.random.get_rng_state()
     first, second = one.fresh_classifier().state_dict(), other.fresh_classifier().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    gates = [device.gate(4).state_dict() for device in (one, other)]
+    gates = [device.fresh_gate(4).state_dict() for device in (one, other)]
     assert all(torch.equal(gates[0][name], gates[1][name]) for name in gates[0])
     assert torch.equal(state, torch.random.get_rng_state())
     assert one.seed("batches") != other.seed("batches")
     assert not np.intersect1d(one.indices.train, other.indices.train).size
+
+
+def test_networks_to_load_weights_into_are_one_per_process_and_fresh_ones_are_not(
+    tmp_path: Path,
+) -> None:
+    one, other = (device_of(context(partition, tmp_path)) for partition in (0, 1))
+    for name in ("gate", "expert", "head"):
+        assert getattr(one, name)(4) is getattr(other, name)(4)
+    assert one.head(4, linear=True) is not one.head(4)
+    assert one.gate(4, num_experts=2) is not one.gate(4)
+    loaded = one.gate(4)
+    for parameter in loaded.parameters():
+        parameter.data.add_(1)
+    fresh = other.fresh_gate(4)
+    assert all(
+        not torch.equal(a, b) for a, b in zip(loaded.parameters(), fresh.parameters(), strict=True)
+    )
+    assert one.fresh_expert(4) is not one.fresh_expert(4)
 
 
 def test_another_seed_starts_elsewhere(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,3 +108,18 @@ def test_pruning_never_takes_what_is_needed_and_leaves_nothing_else(
     older = {r for r in versions.rounds() if r < current}
     assert older == set(before) - {0}
     assert {r for r in versions.rounds() if r >= current} == {r for r in rounds if r >= current}
+
+
+def test_an_array_is_made_a_tensor_once_and_shares_its_memory_on_a_cpu(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    half = np.array([0.5, 1.25], np.float16)
+    store.save("x", {"w": np.ones((2, 3), np.float32), "half": half})
+    found = store.tensor("x", "w", torch.device("cpu"))
+    assert found is store.tensor("x", "w", torch.device("cpu"))
+    assert found.data_ptr() == store.load("x")["w"].ctypes.data
+    widened = store.tensor("x", "half", torch.device("cpu"))
+    assert (widened.dtype, widened.tolist()) == (torch.float32, [0.5, 1.25])
+    store.save("x", {"w": np.zeros((4, 3), np.float32)})
+    assert store.tensor("x", "w", torch.device("cpu")).tolist() == [[0.0] * 3] * 4
+    with pytest.raises(CheckpointError, match="this client has no 'y' in"):
+        store.tensor("y", "w", torch.device("cpu"))
