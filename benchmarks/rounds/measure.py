@@ -10,11 +10,13 @@ from typing import Any
 from benchmarks.rounds.kinds import FLOOR_GOALS, LARGE, Kind
 from benchmarks.rounds.remote import Remote
 from benchmarks.yardstick import Blocks, ratio
+from nmoe_flower.files import rounded
 
 __all__ = ["RoundFigures", "Row", "measure_kind", "measure_memory", "medians"]
 
 _LEAST_SECONDS = 3.0
 _ECHOES = 20
+_DIGITS = 4  # of the seconds of single rounds, which move by more
 
 
 @dataclass
@@ -59,7 +61,13 @@ class RoundFigures:
         return 1.0 if self.runner == "bare" else ratio(self.cpu, self.bare_cpu)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything measured, and what was made of it."""
+        """Everything measured, and what was made of it; bare blocks stand beside their neighbours."""
+        blocks = {
+            "blocks": self.blocks,
+            "bare-blocks": self.bare_blocks,
+            "cpu-blocks": self.cpu,
+            "bare-cpu-blocks": self.bare_cpu,
+        }
         return {
             "kind": self.kind,
             "runner": self.runner,
@@ -70,10 +78,7 @@ class RoundFigures:
             "exchange-milliseconds": self.floor,
             "memory-bytes": self.memory,
             "rounds": sum(map(len, self.blocks)),
-            "blocks": self.blocks,
-            "bare-blocks": self.bare_blocks,
-            "cpu-blocks": self.cpu,
-            "bare-cpu-blocks": self.bare_cpu,
+            **({} if self.runner == "bare" else rounded(blocks, _DIGITS)),
         }
 
 
