@@ -140,14 +140,14 @@ def language_options(parser: argparse.ArgumentParser, *, batch: int, batch_of: s
 
 
 def write_figures(file: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write what was measured in six digits, and where and with what, if a file is asked for."""
+    """Write what was measured, and where and with what, if a file is asked for."""
     if file is not None:
-        write_rows(file, {**rounded(dict(figures), _DIGITS), "source": provenance(0)})
+        write_rows(file, {**figures, "source": provenance(0)})
 
 
 def write_rows(file: Path, content: Mapping[str, Any]) -> None:
-    """Write what was measured as JSON, a line for each row: what is published stays small."""
-    write_text(file, lines_of_json(json.loads(to_json(content))))
+    """Write what was measured as JSON in six digits, a line for each row: it stays small."""
+    write_text(file, lines_of_json(rounded(json.loads(to_json(content)), _DIGITS)))
 
 
 def told(main: Callable[[], int]) -> int:

@@ -234,6 +234,7 @@ class HoldingKey(_Key):
     CLASSES = "classes"  # names of the classes, in the order of the labels
     FINGERPRINT = "fingerprint"  # a digest of the data
     EXTRACTOR = "extractor"  # the hash of a given extractor, hexadecimal; of none: not told
+    PRECISION = "precision"  # float32 or bf16: what ``run.precision`` is on its machine
 
 
 class ExpertKey(_Key):

@@ -209,7 +209,8 @@ def execute(
         return
     for name, arrays in run.artifacts.weights().items():
         folder.save_weights(name, arrays)
-    folder.set_provenance(data=results.pop("fingerprint"))
+    told = {"data": results.pop("fingerprint"), "precision": results.pop("precision")}
+    folder.set_provenance(**told)
     folder.write_results(results)
 
 

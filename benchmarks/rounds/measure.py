@@ -10,13 +10,11 @@ from typing import Any
 from benchmarks.rounds.kinds import FLOOR_GOALS, LARGE, Kind
 from benchmarks.rounds.remote import Remote
 from benchmarks.yardstick import Blocks, ratio
-from nmoe_flower.files import rounded
 
 __all__ = ["RoundFigures", "Row", "measure_kind", "measure_memory", "medians"]
 
 _LEAST_SECONDS = 3.0
 _ECHOES = 20
-_DIGITS = 4  # of the seconds of single rounds, which move by more
 
 
 @dataclass
@@ -61,7 +59,7 @@ class RoundFigures:
         return 1.0 if self.runner == "bare" else ratio(self.cpu, self.bare_cpu)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything measured, and what was made of it; bare blocks stand beside their neighbours."""
+        """What was measured: medians of blocks, those of the bare loop beside their neighbours."""
         blocks = {
             "blocks": self.blocks,
             "bare-blocks": self.bare_blocks,
@@ -78,8 +76,12 @@ class RoundFigures:
             "exchange-milliseconds": self.floor,
             "memory-bytes": self.memory,
             "rounds": sum(map(len, self.blocks)),
-            **({} if self.runner == "bare" else rounded(blocks, _DIGITS)),
+            **({} if self.runner == "bare" else {name: _medians(b) for name, b in blocks.items()}),
         }
+
+
+def _medians(blocks: Blocks) -> list[float]:
+    return [statistics.median(seconds) for seconds in blocks]
 
 
 def measure_kind(

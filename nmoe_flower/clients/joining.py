@@ -42,6 +42,7 @@ def tell_holdings(message: Message, context: Context) -> Message:
     told: dict[str, str | list[str]] = {
         HoldingKey.CLASSES: list(data.class_names),
         HoldingKey.FINGERPRINT: data.fingerprint,
+        HoldingKey.PRECISION: "bf16" if device.bf16 else "float32",
     }
     if data.tokenised is not None:
         told[TextKey.TOKENIZER] = data.tokenised.tokenizer

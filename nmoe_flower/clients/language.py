@@ -67,6 +67,7 @@ def tell_texts(message: Message, context: Context) -> Message:
             HoldingKey.CLASSES: list(data.domain_names),
             HoldingKey.FINGERPRINT: data.fingerprint,
             HoldingKey.EXTRACTOR: language.digest.hex(),
+            HoldingKey.PRECISION: "bf16" if language.bf16 else "float32",
             TextKey.TOKENIZER: data.tokenizer_hash,
         },
     )

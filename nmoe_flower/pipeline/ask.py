@@ -184,6 +184,7 @@ class Holding:
         classes: Names of the classes, in the order of the labels; or of the domains.
         fingerprint: Fingerprint of the data.
         tokenizer: Hash of what makes tokens of text; empty: it holds images.
+        precision: What its larger networks compute in, ``float32`` or ``bf16``; empty: not told.
     """
 
     examples: int
@@ -194,6 +195,7 @@ class Holding:
     validation: list[int] = field(default_factory=list)
     extractor: str = ""
     tokenizer: str = ""
+    precision: str = ""
 
     def counted(self) -> dict[str, dict[str, int]]:
         """Samples of every class, by the names of test and class."""
@@ -273,6 +275,7 @@ def _read(content: RecordDict) -> Holding:
         validation=[int(count) for count in metrics.get(HoldingKey.VALIDATION_COUNTS, [])],
         extractor=str(config.get(HoldingKey.EXTRACTOR, "")),
         tokenizer=str(config.get(TextKey.TOKENIZER, "")),
+        precision=str(config.get(HoldingKey.PRECISION, "")),
     )
 
 

@@ -97,6 +97,7 @@ def all_found(
         "stages": run.costs,
         "partition": partition,
         "fingerprint": ",".join(sorted({holding.fingerprint for holding in held.values()})),
+        "precision": ",".join(sorted({holding.precision for holding in held.values()})),
         "seconds": sum(cost["seconds"] for cost in run.costs.values()),
     }
 

@@ -271,7 +271,9 @@ def sayable(system: str, answers: Sequence[str]) -> dict[tuple[str, str], set[st
     asked = {FeedbackKey.EXPERTS, SERVER_ROUND, KEPT_ROUNDS}
     return {
         ("identity", "up"): {NUM_EXAMPLES, PARTITION_ID},
-        ("describe", "up"): {NUM_EXAMPLES, HoldingKey.FINGERPRINT} | held | given,
+        ("describe", "up"): {NUM_EXAMPLES, HoldingKey.FINGERPRINT, HoldingKey.PRECISION}
+        | held
+        | given,
         ("initial", "up"): {NUM_EXAMPLES},
         ("baseline", "down"): asked | IS_TOLD.get(system, set()),
         ("baseline", "up"): {NUM_EXAMPLES, LOSS} | TELLS.get(system, set()),

@@ -129,14 +129,17 @@ def test_a_run_of_fedsc_reports_them_also_when_resumed(
     assert all(math.isfinite(v) for v in found.values() if isinstance(v, float))
 
 
-def test_every_client_counts_for_the_data_s_fingerprint() -> None:
+def test_every_client_counts_for_the_data_s_fingerprint_and_the_precision() -> None:
     """In both systems: whoever holds other data makes another run."""
     held = {
-        client: Holding(4, [2, 2], [1, 1], ["a", "b"], fingerprint)
-        for client, fingerprint in enumerate(["two", "one", "two"])
+        client: Holding(4, [2, 2], [1, 1], ["a", "b"], fingerprint, precision=precision)
+        for client, (fingerprint, precision) in enumerate(
+            [("two", "float32"), ("one", "bf16"), ("two", "float32")]
+        )
     }
     results = all_found(run_with({}), held, rows=[], routing={}, alignment={"policy": "joint"})
     assert results["fingerprint"] == "one,two"
+    assert results["precision"] == "bf16,float32"
     assert results["partition"]["train"] == [[2, 2]] * 3
     assert results["alignment"] == {"policy": "joint"}
 
