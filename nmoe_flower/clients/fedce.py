@@ -18,10 +18,10 @@ from nmoe_flower.clients.device import (
     Device,
     device_of,
     keep_head,
+    latents_of_tests,
     load_classifier,
     lower_rows,
     said_to,
-    test_latents,
 )
 from nmoe_flower.clients.weights import LocalTask, local_optimizer, weights_of
 from nmoe_flower.data import normalise
@@ -94,7 +94,7 @@ def test(message: Message, context: Context) -> Message:
     settings = records.config_of(message)
     load_classifier(device, network, arrays, before=int(settings[SERVER_ROUND]) + 1)
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
-    latents = test_latents(device, network.extractor)
+    latents = latents_of_tests(device, network.extractor)
     for name, portion in device.tests.items():
         logits = said_to(device, network.head, latents[name])
         hits = logits.argmax(dim=1).numpy() == portion.labels

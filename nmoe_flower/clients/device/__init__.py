@@ -22,12 +22,12 @@ from nmoe_flower.clients.device.latents import (
     in_passes,
     keep_head,
     latents_of,
+    latents_of_tests,
     load_classifier,
     predict,
     received_classifier,
     said_to,
     source_of,
-    test_latents,
 )
 from nmoe_flower.clients.device.raw_latents import lower_rows
 from nmoe_flower.clients.device.store import Store, Versions
@@ -53,11 +53,11 @@ __all__ = [
     "keep_head",
     "language_of",
     "latents_of",
+    "latents_of_tests",
     "load_classifier",
     "lower_rows",
     "predict",
     "received_classifier",
     "said_to",
     "source_of",
-    "test_latents",
 ]

@@ -32,12 +32,12 @@ __all__ = [
     "in_passes",
     "keep_head",
     "latents_of",
+    "latents_of_tests",
     "load_classifier",
     "predict",
     "received_classifier",
     "said_to",
     "source_of",
-    "test_latents",
 ]
 
 _PASS = 500  # images
@@ -191,7 +191,7 @@ def latents_of(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     return kept
 
 
-def test_latents(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
+def latents_of_tests(device: Device, extractor: Extractor) -> dict[str, np.ndarray]:
     """Latents [n, D] of all tests, by test; they are kept for stage 2, until others are."""
     found = _of_tests(device, extractor)
     device.store.save(_OF_TESTS, found | {SOURCE: source_of(device, extractor)})

@@ -84,7 +84,7 @@ def test_those_of_a_last_test_in_stage_1_are_not_computed_again(
 ) -> None:
     one = device(tmp_path)
     network = one.fresh_classifier()
-    tested = latents.test_latents(one, network.extractor)
+    tested = latents.latents_of_tests(one, network.extractor)
     sizes = [len(rows) for rows in (one.indices.test_local, one.indices.test_iid)]
     assert passes == sizes
     found = latents_of(one, network.extractor)
@@ -99,7 +99,7 @@ def test_those_of_a_test_before_the_last_round_are_of_no_use(
 ) -> None:
     one = device(tmp_path)
     network = one.fresh_classifier()
-    tested = latents.test_latents(one, network.extractor)
+    tested = latents.latents_of_tests(one, network.extractor)
     for parameter in network.extractor.parameters():
         parameter.data.mul_(2)
     found = latents_of(one, network.extractor)
@@ -110,7 +110,7 @@ def test_those_of_a_test_before_the_last_round_are_of_no_use(
 def test_what_is_said_to_latents_is_the_whole_network_of_the_images(tmp_path: Path) -> None:
     one = device(tmp_path)
     network = one.fresh_classifier()
-    seen = latents.test_latents(one, network.extractor)["iid"]
+    seen = latents.latents_of_tests(one, network.extractor)["iid"]
     whole = predict(one, network, one.data.test.images, one.indices.test_iid)
     apart = latents.said_to(one, network.head, seen)
     np.testing.assert_allclose(apart.numpy(), whole.numpy(), rtol=1e-5, atol=1e-6)
