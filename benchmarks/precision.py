@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.yardstick import columns, json_option, told, write_figures
-from nmoe_flower.arguments import SEED, NameList, Parser, Whole
+from nmoe_flower.arguments import NameList, Parser, Whole
 from nmoe_flower.models import build_extractor
 from nmoe_flower.training import autocast, seeded, use_bf16
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measured(name: str, training: bool, device: torch.device, args: argparse.Namespace) -> Pace:
     build, shape = NETWORKS[name]
-    with seeded(args.seed):
+    with seeded(0):
         network, batch = build().to(device).train(training), torch.randn(shape)
     if len(shape) == 4:
         batch = batch.to(memory_format=torch.channels_last)
@@ -116,7 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--turns", type=Whole(1, 1_000), default=3, help="of each precision (3)")
     parser.add_argument("--threads", type=Whole(1, 4096), default=1, help="of torch (1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
-    parser.add_argument("--seed", type=SEED, default=0)
     json_option(parser)
     return parser
 

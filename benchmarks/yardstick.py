@@ -16,6 +16,7 @@ from nmoe_flower.installation import install_hint
 from nmoe_flower.provenance import provenance
 
 __all__ = [
+    "DIGITS",
     "ONE_THREAD",
     "Blocks",
     "columns",
@@ -40,7 +41,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCO
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _INTERRUPTED = 130
-_DIGITS = 6  # significant ones
+DIGITS = 6
+"""Significant digits of what is published."""
 
 
 def quotients(blocks: Blocks, bare: Blocks) -> list[float]:
@@ -140,14 +142,14 @@ def language_options(parser: argparse.ArgumentParser, *, batch: int, batch_of: s
 
 
 def write_figures(file: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write what was measured, and where and with what, if a file is asked for."""
+    """Write what was measured in six digits, and where and with what, if a file is asked for."""
     if file is not None:
-        write_rows(file, {**figures, "source": provenance(0)})
+        write_rows(file, {**rounded(dict(figures), DIGITS), "source": provenance(0)})
 
 
 def write_rows(file: Path, content: Mapping[str, Any]) -> None:
-    """Write what was measured as JSON in six digits, a line for each row: it stays small."""
-    write_text(file, lines_of_json(rounded(json.loads(to_json(content)), _DIGITS)))
+    """Write what was measured as JSON, a line for each row: what is published stays small."""
+    write_text(file, lines_of_json(json.loads(to_json(content))))
 
 
 def told(main: Callable[[], int]) -> int:

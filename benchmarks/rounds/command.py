@@ -19,9 +19,10 @@ from benchmarks.rounds.measure import (
     medians,
 )
 from benchmarks.rounds.remote import ON_SUPERLINK, RUNNERS
-from benchmarks.yardstick import columns, machine_line, write_rows
+from benchmarks.yardstick import DIGITS, columns, machine_line, write_rows
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Parser, Whole
 from nmoe_flower.engine import interruptible
+from nmoe_flower.files import rounded
 from nmoe_flower.installation import install_hint
 from nmoe_flower.provenance import provenance
 
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine_line(source, args.workers))
     if args.json is not None:
         found = _as_json(source, args, figures, memory)
-        write_rows(args.json, found | ({"not-measured": missing} if missing else {}))
+        whole = found | ({"not-measured": missing} if missing else {})
+        write_rows(args.json, rounded(whole, DIGITS))
     return 0
 
 
