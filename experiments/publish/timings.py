@@ -138,7 +138,7 @@ def _precision(found: Any) -> str:
         "what it does": "{does}",
         "ms in float32": "{float32:.1f}",
         "ms in bfloat16": "{bf16:.1f}",
-        "times faster": "{gain:.2f}",
+        "float32 / bfloat16": "{gain:.2f}",
     }
     rows = [{**one, "does": "trains" if one["training"] else "answers"} for one in found["paces"]]
     return _filled(columns, rows, left=2)
