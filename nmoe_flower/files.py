@@ -238,12 +238,12 @@ def lines_of_json(content: Mapping[str, Any]) -> str:
 
     >>> print(lines_of_json({"a": [1, 2], "b": ["c" * 70, "d" * 70], "e": {"f": 3}}), end="")
     {
-      "a": [1,2],
-      "b": [
-        "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
-        "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
-      ],
-      "e": {"f":3}
+     "a": [1,2],
+     "b": [
+      "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
+      "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
+     ],
+     "e": {"f":3}
     }
     """
     dumps = partial(json.dumps, separators=(",", ":"))
@@ -252,14 +252,14 @@ def lines_of_json(content: Mapping[str, Any]) -> str:
         if len(dumps(value)) <= _LINE:
             text = dumps(value)
         elif isinstance(value, list) and value:
-            inner = ",\n".join(f"    {dumps(row)}" for row in value)
-            text = f"[\n{inner}\n  ]"
+            inner = ",\n".join(f"  {dumps(row)}" for row in value)
+            text = f"[\n{inner}\n ]"
         elif isinstance(value, dict) and value:
-            inner = ",\n".join(f"    {dumps(k)}: {dumps(v)}" for k, v in value.items())
-            text = f"{{\n{inner}\n  }}"
+            inner = ",\n".join(f"  {dumps(k)}: {dumps(v)}" for k, v in value.items())
+            text = f"{{\n{inner}\n }}"
         else:
             text = dumps(value)
-        parts.append(f"  {dumps(key)}: {text}")
+        parts.append(f" {dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
