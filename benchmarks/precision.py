@@ -1,4 +1,8 @@
-"""Steps of training and passes without gradients in float32 and in bfloat16, in turns."""
+"""Steps of training and passes without gradients: in float32, in bfloat16, and without tiles.
+
+What is faster is measured in turns. ``direct`` is float32 with torch's own convolutions everywhere;
+else the wide ones are computed in tiles, see `nmoe_flower.models.winograd`.
+"""
 
 import argparse
 import sys
@@ -7,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.yardstick import columns, json_option, told, write_figures
 from nmoe_flower.arguments import NameList, Parser, Whole
-from nmoe_flower.models import build_extractor
+from nmoe_flower.models import build_extractor, winograd
 from nmoe_flower.training import autocast, seeded, use_bf16
 
 __all__ = ["main"]
@@ -30,14 +35,18 @@ class Pace:
         training: Whether it takes steps; else it only answers.
         float32: Milliseconds of a batch.
         bf16: Milliseconds of a batch under autocast.
+        direct: Milliseconds of a batch in float32 without tiles.
         gain: Median quotient of neighbouring turns, float32 over bfloat16.
+        tiles_gain: The same, float32 without tiles over float32.
     """
 
     network: str
     training: bool
     float32: float
     bf16: float
+    direct: float
     gain: float
+    tiles_gain: float
 
 
 def _extractor(name: str) -> nn.Module:
@@ -69,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     chosen = "bf16" if use_bf16("auto", device, worthwhile=True) else "float32"
     print(f"{device}, {args.threads} threads; run.precision = auto computes in {chosen} here")
-    head = ("network", "", "ms float32", "ms bf16", "x faster")
+    head = ("network", "", "ms float32", "ms bf16", "x faster", "ms direct", "x in tiles")
     rows = [
         (one.network, "training" if one.training else "answers",
-         *(f"{v:.2f}" for v in (one.float32, one.bf16, one.gain)))
+         *(f"{v:.2f}" for v in (one.float32, one.bf16, one.gain, one.direct, one.tiles_gain)))
         for one in found
     ]  # fmt: skip
     print(columns([head, *rows], left=(0, 1)))
@@ -88,10 +97,17 @@ def _measured(name: str, training: bool, device: torch.device, args: argparse.Na
     if len(shape) == 4:
         batch = batch.to(memory_format=torch.channels_last)
     turn = partial(_turn, network, batch.to(device), training, args.steps)
-    turn(bf16=False), turn(bf16=True)  # what is compiled or looked up once
-    pairs = [(turn(bf16=False), turn(bf16=True)) for _ in range(args.turns)]
-    plain, half = zip(*pairs, strict=True)
-    return Pace(name, training, median(plain), median(half), median(a / b for a, b in pairs))
+
+    def direct() -> float:
+        with patch.object(winograd, "pays", return_value=False):
+            return turn(bf16=False)
+
+    kinds = (partial(turn, bf16=False), partial(turn, bf16=True), direct)
+    [kind() for kind in kinds]  # what is compiled or looked up once
+    turns = [[kind() for kind in kinds] for _ in range(args.turns)]
+    gains = [(plain / half, untiled / plain) for plain, half, untiled in turns]
+    medians = (median(column) for table in (turns, gains) for column in zip(*table, strict=True))
+    return Pace(name, training, *medians)
 
 
 def _turn(network: nn.Module, batch: Tensor, training: bool, steps: int, *, bf16: bool) -> float:

@@ -139,6 +139,8 @@ def _precision(found: Any) -> str:
         "ms in float32": "{float32:.1f}",
         "ms in bfloat16": "{bf16:.1f}",
         "float32 / bfloat16": "{gain:.2f}",
+        "ms without tiles": "{direct:.1f}",
+        "without / with": "{tiles_gain:.2f}",
     }
     rows = [{**one, "does": "trains" if one["training"] else "answers"} for one in found["paces"]]
     return _filled(columns, rows, left=2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
+from nmoe_flower.models import winograd
 
 GROUPS = 8
 NORMS = ("batch", "frozen", "group", "group-ws")
@@ -45,7 +46,10 @@ class StandardisedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps [B, in, H, W] -> [B, out, H', W']."""
-        maps: Tensor = self._conv_forward(input, self.standardised_weight(), self.bias)
+        filters = self.standardised_weight()
+        if winograd.pays(self, input):
+            return winograd.convolve(input, filters)
+        maps: Tensor = self._conv_forward(input, filters, self.bias)
         return maps
 
 

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.precision import main
 
 
-def test_both_precisions_are_timed_in_training_and_without(tmp_path, capsys):
+def test_precisions_and_tiles_are_timed_in_training_and_without(tmp_path, capsys):
     path = tmp_path / "precision.json"
     words = ["--network", "feed-forward", "--steps", "1", "--turns", "1"]
     assert main([*words, "--json", str(path)]) == 0
@@ -14,5 +14,7 @@ def test_both_precisions_are_timed_in_training_and_without(tmp_path, capsys):
     assert [(one["network"], one["training"]) for one in paces] == [
         ("feed-forward", True), ("feed-forward", False),
     ]  # fmt: skip
-    assert all(one["gain"] == pytest.approx(one["float32"] / one["bf16"], 1e-4) for one in paces)
+    for one in paces:
+        assert one["gain"] == pytest.approx(one["float32"] / one["bf16"], 1e-4)
+        assert one["tiles_gain"] == pytest.approx(one["direct"] / one["float32"], 1e-4)
     assert f"run.precision = auto computes in {found['auto']} here" in capsys.readouterr().out
