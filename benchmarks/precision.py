@@ -1,13 +1,16 @@
 """Steps of training and passes without gradients: in float32, in bfloat16, and without tiles.
 
-What is faster is measured in turns. ``direct`` is float32 with torch's own convolutions everywhere;
-else the wide ones are computed in tiles, see `nmoe_flower.models.winograd`.
+What is faster is measured in turns, in a process that is started as workers are. ``direct`` is
+float32 with torch's own convolutions everywhere; else the wide ones are computed in tiles, see
+`nmoe_flower.models.winograd`.
 """
 
 import argparse
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.yardstick import columns, json_option, told, write_figures
 from nmoe_flower.arguments import NameList, Parser, Whole
+from nmoe_flower.engine.spawn import spawning
 from nmoe_flower.models import build_extractor, winograd
 from nmoe_flower.training import autocast, seeded, use_bf16
 
@@ -69,13 +73,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = _parser().parse_args(argv)
-    torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    found = [
-        _measured(name, training, device, args)
-        for name in args.network
-        for training in (True, False)
-    ]
+    started_anew = multiprocessing.get_context("spawn")
+    with spawning(), ProcessPoolExecutor(1, mp_context=started_anew) as worker:
+        found = [
+            worker.submit(_measured, name, training, device, args).result()
+            for name in args.network
+            for training in (True, False)
+        ]
     chosen = "bf16" if use_bf16("auto", device, worthwhile=True) else "float32"
     print(f"{device}, {args.threads} threads; run.precision = auto computes in {chosen} here")
     head = ("network", "", "ms float32", "ms bf16", "x faster", "ms direct", "x in tiles")
@@ -91,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measured(name: str, training: bool, device: torch.device, args: argparse.Namespace) -> Pace:
+    torch.set_num_threads(args.threads)
     build, shape = NETWORKS[name]
     with seeded(0):
         network, batch = build().to(device).train(training), torch.randn(shape)
@@ -129,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "--network", type=NameList(tuple(NETWORKS)), default=list(NETWORKS), metavar="A,B"
     )
     parser.add_argument("--steps", type=Whole(1, 10_000), default=2, help="of a turn (2)")
-    parser.add_argument("--turns", type=Whole(1, 1_000), default=3, help="of each precision (3)")
+    parser.add_argument("--turns", type=Whole(1, 1_000), default=5, help="of each way (5)")
     parser.add_argument("--threads", type=Whole(1, 4096), default=1, help="of torch (1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     json_option(parser)
@@ -137,4 +143,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(told(main))
+    from benchmarks import precision  # where the worker finds what it is to call
+
+    sys.exit(told(precision.main))
