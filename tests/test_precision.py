@@ -24,7 +24,7 @@ def test_auto_leaves_small_networks_and_other_devices_in_float32() -> None:
     [
         ("AMD EPYC 9B45", "AVX512", True, False, True),  # products of two at once
         ("Intel(R) Xeon(R) Processor", "AVX512", True, False, False),  # half as many: no gain
-        ("Intel(R) Xeon(R) Processor", "AVX512", True, True, True),  # by tiles
+        ("Intel(R) Xeon(R) Processor", "AVX512", True, True, True),  # by AMX
         ("Intel64 Family 6 Model 207 Stepping 2, GenuineIntel", "AVX512", True, False, False),
         ("AMD EPYC 7763", "AVX2", False, False, False),
         ("Intel(R) Xeon(R) Gold 6248", "AVX512", False, False, False),

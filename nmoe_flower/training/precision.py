@@ -39,7 +39,7 @@ def _cpu_gains() -> bool:
 
     AVX512-BF16 multiplies two numbers where AVX512 multiplies one. An AMD core starts as many such
     instructions as of float32. An Intel core starts half as many, and has to convert besides; there
-    it takes the tiles of AMX, which a virtual machine may lack.
+    it takes AMX, which a virtual machine may lack.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
