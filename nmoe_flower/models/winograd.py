@@ -1,9 +1,9 @@
-"""Convolutions of 3 by 3 pixels with a third to a quarter of the multiplications, on a CPU.
+"""Convolutions of 3 by 3 pixels with a half to a quarter of the multiplications, on a CPU.
 
 A tile of 4 by 4 outputs sees 6 by 6 inputs. Inputs and filters are each turned into 36 numbers per
 channel, these are multiplied and added up over the channels, and the 16 outputs are read off: 36
 products where the sum over 3 by 3 pixels takes 144. Turning the inputs costs the same for any
-number of filters, so wide layers gain. torch has this on GPUs only.
+number of filters, so wide layers gain.
 
 Source: Lavin & Gray 2016 (Fast algorithms for convolutional neural networks), F(4 x 4, 3 x 3).
 """
