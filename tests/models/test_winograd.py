@@ -115,7 +115,7 @@ def test_it_pays_for_maps_that_fill_their_tiles(maps: Tensor, pays: bool) -> Non
     "change",
     [
         {"out_channels": 255},
-        {"kernel_size": 1},
+        {"kernel_size": 5},
         {"padding": 0},
         {"stride": 2},
         {"dilation": 2},
