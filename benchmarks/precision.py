@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.yardstick import columns, json_option, told, write_figures
+from benchmarks.yardstick import columns, json_option, say, told, write_figures
 from nmoe_flower.arguments import NameList, Parser, Whole
 from nmoe_flower.engine.spawn import spawning
 from nmoe_flower.models import build_extractor, winograd
@@ -76,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device)
     started_anew = multiprocessing.get_context("spawn")
     with spawning(), ProcessPoolExecutor(1, mp_context=started_anew) as worker:
-        found = [
-            worker.submit(_measured, name, training, device, args).result()
-            for name in args.network
-            for training in (True, False)
-        ]
+        found = []
+        for name in args.network:
+            say(f"measuring {name}")
+            for training in (True, False):
+                found.append(worker.submit(_measured, name, training, device, args).result())
     chosen = "bf16" if use_bf16("auto", device, worthwhile=True) else "float32"
     print(f"{device}, {args.threads} threads; run.precision = auto computes in {chosen} here")
     head = ("network", "", "ms float32", "ms bf16", "x faster", "ms direct", "x in tiles")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.yardstick import columns, told, write_rows
+from benchmarks.yardstick import columns, say, told, write_rows
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Parser, Whole
 from nmoe_flower.models import Expert
 from nmoe_flower.provenance import provenance
@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(args: argparse.Namespace) -> int:
-    found = [
-        _measured(name, clients, args)
-        for name in args.network
-        for clients in args.clients
-        if clients <= args.most or name in _SMALL
-    ]
+    found = []
+    for name in args.network:
+        say(f"measuring {name}")
+        for clients in args.clients:
+            if clients <= args.most or name in _SMALL:
+                found.append(_measured(name, clients, args))
     print(
         f"AdamW, batches of {_BATCH}, {args.device}, {args.threads} threads; "
         f"medians of {args.turns} turns"

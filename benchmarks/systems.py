@@ -51,18 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     source, threads = provenance(args.seed), torch.get_num_threads()
     torch.set_num_threads(1)
+    systems = args.systems or SYSTEMS
     measured: dict[str, dict[str, Any]] = {}
+    width = max(map(len, systems))
+    print(f"{'':{width}} {'per client round':>17} {'x bare':>8}", flush=True)
     try:
-        for system in args.systems or SYSTEMS:
-            measured[system] = _measure(args, system)
+        for name in systems:
+            measured[name] = one = _measure(args, name)
+            verdict = "met" if one["x"] <= GOAL else "missed"
+            took = f"{one['seconds'] / args.clients * 1e3:>14.1f} ms {one['x']:>8.3f}"
+            print(f"{name:{width}} {took}  <= {GOAL:g} {verdict}", flush=True)
     finally:
         torch.set_num_threads(threads)
-    width = max(map(len, measured))
-    print(f"{'':{width}} {'per client round':>17} {'x bare':>8}")
-    for name, one in measured.items():
-        verdict = "met" if one["x"] <= GOAL else "missed"
-        milliseconds = one["seconds"] / args.clients * 1e3
-        print(f"{name:{width}} {milliseconds:>14.1f} ms {one['x']:>8.3f}  <= {GOAL:g} {verdict}")
     print(machine_line(source, args.workers))
     if args.json is not None:
         content = {"provenance": source, "clients": args.clients, "systems": measured}

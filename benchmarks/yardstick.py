@@ -28,6 +28,7 @@ __all__ = [
     "proportional_bytes",
     "quotients",
     "ratio",
+    "say",
     "told",
     "write_figures",
     "write_rows",
@@ -150,6 +151,11 @@ def write_figures(file: Path | None, figures: Mapping[str, Any]) -> None:
 def write_rows(file: Path, content: Mapping[str, Any]) -> None:
     """Write what was measured as JSON, a line for each row: what is published stays small."""
     write_text(file, lines_of_json(json.loads(to_json(content))))
+
+
+def say(text: str) -> None:
+    """A line about what is under way, apart from what is measured."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def told(main: Callable[[], int]) -> int:

@@ -425,8 +425,11 @@ def test_how_many_systems_miss_their_goal_is_said() -> None:
     took = [one["seconds"] / found["systems"][n]["seconds"] for n, one in before["systems"].items()]
     assert f"whose rounds took {min(took):.1f} to {max(took):.1f} of the time" in section
     larger = json.loads((ROOT / "results/benchmarks/systems-cifar10.json").read_text("utf-8"))
-    assert [name for name, one in larger["systems"].items() if one["x"] > 1.15] == ["pfedmoap"]
-    assert "one system misses the goal: `pfedmoap`" in section
+    ratios = {name: one["x"] for name, one in larger["systems"].items()}
+    worst = max(ratios, key=ratios.__getitem__)
+    assert (len(ratios), ratios[worst] <= 1.15) == (14, True)
+    assert f"all fourteen meet the goal, `{worst}` with {ratios[worst]:.2f}." in section
+    assert sum(ratio < 1 for ratio in ratios.values()) == 13  # "most"
 
 
 def rows_of(study: str) -> list[dict[str, Any]]:

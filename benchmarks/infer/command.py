@@ -1,7 +1,6 @@
 """Start the servers, let them take turns, print and write what was measured."""
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -11,7 +10,7 @@ from typing import Any
 from benchmarks.infer.encodings import EncodingCost, bytes_per_sample, encoding_costs
 from benchmarks.infer.load import KINDS, LoadFigures, measure
 from benchmarks.infer.soak import Soak, soak
-from benchmarks.yardstick import columns, machine_line, write_rows
+from benchmarks.yardstick import columns, machine_line, say, write_rows
 from nmoe_flower.arguments import OutputFile, Parser, Whole
 from nmoe_flower.certificates import Identity, create_authority
 from nmoe_flower.inference import Bundle, export_run
@@ -37,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         certificates, identity = (None, None) if args.insecure else _certificates(folder)
         soaked = None
         if args.soak:
-            _tell(f"soaking: {args.soak:,} queries")
+            say(f"soaking: {args.soak:,} queries")
             soaked = soak(bundles[0], certificates, identity, queries=args.soak)
             found["soak"] = soaked.as_json()
             print(soak_line(soaked))
         else:
-            _tell("measuring: " + ", ".join(f"{r} rows x {c} at once" for r, c in args.loads))
+            say("measuring: " + ", ".join(f"{r} rows x {c} at once" for r, c in args.loads))
             loads = measure(
                 bundles[0],
                 certificates,
@@ -185,7 +184,3 @@ def _load(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(
             f"{text[:40]!r}; allowed: ROWSxCONCURRENCY, up to 256 and 1024, as in 64x8"
         ) from None
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from benchmarks.rounds.measure import (
     medians,
 )
 from benchmarks.rounds.remote import ON_SUPERLINK, RUNNERS
-from benchmarks.yardstick import DIGITS, columns, machine_line, write_rows
+from benchmarks.yardstick import DIGITS, columns, machine_line, say, write_rows
 from nmoe_flower.arguments import SEED, NameList, OutputFile, Parser, Whole
 from nmoe_flower.engine import interruptible
 from nmoe_flower.files import rounded
@@ -41,18 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "pfl" in runners and (reason := _no_pfl(str(args.pfl_python))):
         runners.remove("pfl")
         missing["pfl"] = reason
-        _tell(f"pfl is not measured: {reason}")
+        say(f"pfl is not measured: {reason}")
     with interruptible():
         figures: list[RoundFigures] = []
         for count, name in product(range(1, args.repeat + 1), args.kind):
             due = [runner for runner in runners if count == 1 or runner not in ON_SUPERLINK]
-            _tell(f"measuring {name}, {count} of {args.repeat}: {', '.join(['bare', *due])}")
+            say(f"measuring {name}, {count} of {args.repeat}: {', '.join(['bare', *due])}")
             figures += measure_kind(
                 KINDS[name], due, rounds=args.rounds, pfl_python=str(args.pfl_python), **options
             )
         memory = {}
         for strategy in ("streaming", "fedavg") if args.memory else ():
-            _tell(f"measuring memory: {strategy}")
+            say(f"measuring memory: {strategy}")
             memory[strategy] = measure_memory(strategy, **options)
     print(table(figures))
     for line in other_lines(figures, memory):
@@ -169,7 +169,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", action="store_true", help="also 100 clients x 45 MB")
     parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write all figures there")
     return parser
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
