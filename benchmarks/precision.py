@@ -1,16 +1,14 @@
 """Steps of training and passes without gradients: in float32, in bfloat16, and without tiles.
 
-What is faster is measured in turns, in a process that is started as workers are. ``direct`` is
+What is faster is measured in turns, in an environment as workers have it. ``direct`` is
 float32 with torch's own convolutions everywhere; else the wide ones are computed in tiles, see
 `nmoe_flower.models.winograd`.
 """
 
 import argparse
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
@@ -19,9 +17,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.yardstick import columns, json_option, say, told, write_figures
+from benchmarks.yardstick import columns, json_option, say, start_as_workers, told, write_figures
 from nmoe_flower.arguments import NameList, Parser, Whole
-from nmoe_flower.engine.spawn import spawning
 from nmoe_flower.models import build_extractor, winograd
 from nmoe_flower.training import autocast, seeded, use_bf16
 
@@ -73,14 +70,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    started_anew = multiprocessing.get_context("spawn")
-    with spawning(), ProcessPoolExecutor(1, mp_context=started_anew) as worker:
-        found = []
-        for name in args.network:
-            say(f"measuring {name}")
-            for training in (True, False):
-                found.append(worker.submit(_measured, name, training, device, args).result())
+    found = []
+    for name in args.network:
+        say(f"measuring {name}")
+        found += [_measured(name, training, device, args) for training in (True, False)]
     chosen = "bf16" if use_bf16("auto", device, worthwhile=True) else "float32"
     print(f"{device}, {args.threads} threads; run.precision = auto computes in {chosen} here")
     head = ("network", "", "ms float32", "ms bf16", "x faster", "ms direct", "x in tiles")
@@ -96,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measured(name: str, training: bool, device: torch.device, args: argparse.Namespace) -> Pace:
-    torch.set_num_threads(args.threads)
     build, shape = NETWORKS[name]
     with seeded(0):
         network, batch = build().to(device).train(training), torch.randn(shape)
@@ -143,6 +137,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    from benchmarks import precision  # where the worker finds what it is to call
-
-    sys.exit(told(precision.main))
+    start_as_workers()
+    sys.exit(told(main))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.by_flower import device_at, rounds_of
-from benchmarks.yardstick import Blocks, machine_line, quotients, told, write_rows
+from benchmarks.yardstick import Blocks, machine_line, quotients, start_as_workers, told, write_rows
 from nmoe_flower.arguments import SEED, OutputFile, Parser, Whole
 from nmoe_flower.baselines import Baseline, expert_of
 from nmoe_flower.baselines.fedmoe_da import mixing_weights
@@ -565,4 +565,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    start_as_workers()
     sys.exit(told(main))
