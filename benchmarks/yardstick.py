@@ -18,7 +18,6 @@ from nmoe_flower.provenance import provenance
 
 __all__ = [
     "DIGITS",
-    "ONE_THREAD",
     "Blocks",
     "columns",
     "cpu_seconds",
@@ -38,9 +37,6 @@ __all__ = [
 
 Blocks = list[list[float]]
 """Seconds of rounds, those of one turn in a row."""
-
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-"""Environment of a process that computes on one thread and does not spin while it waits."""
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _INTERRUPTED = 130

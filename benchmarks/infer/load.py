@@ -16,8 +16,9 @@ import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing
+from benchmarks.yardstick import cpu_seconds, importing
 from nmoe_flower.certificates import Identity
+from nmoe_flower.engine import threads_environment
 from nmoe_flower.errors import EngineError
 from nmoe_flower.inference import Bundle, encode_tensor
 from nmoe_flower.inference.protocol import SERVICE, peer_pb2
@@ -44,7 +45,7 @@ class Child:
         command = [sys.executable, "-m", "benchmarks.infer.server", what, str(bundle)]
         self._process = subprocess.Popen(
             command + ([str(certificates)] if certificates else []),
-            env=importing(os.environ) | ONE_THREAD,
+            env=importing(os.environ) | threads_environment(1),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

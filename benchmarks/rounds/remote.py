@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds.kinds import Kind
-from benchmarks.yardstick import ONE_THREAD, cpu_seconds, importing, proportional_bytes
-from nmoe_flower.engine import processes, run_simulation, write_app
+from benchmarks.yardstick import cpu_seconds, importing, proportional_bytes
+from nmoe_flower.engine import processes, run_simulation, threads_environment, write_app
+from nmoe_flower.engine.spawn import WORKER_ENVIRONMENT
 from nmoe_flower.errors import EngineError
 
 __all__ = ["ON_SUPERLINK", "RUNNERS", "Remote"]
@@ -35,11 +36,6 @@ _PLAIN = ("bare", "pfl")
 
 ON_SUPERLINK = frozenset(_APPS)
 """Runners that take a quarter of a minute to start."""
-_YARDSTICK = {
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TOP_PAD_": "67108864",
-}
 
 
 class Remote:
@@ -192,7 +188,7 @@ class _Process:
         module = f"benchmarks.rounds.{'plain' if runner in _PLAIN else 'runner'}"
         command = [python, "-m", module, runner, kind.name, *settings]
         # The yardstick gets every advantage; ours must set for itself what it needs.
-        extra = ONE_THREAD | _YARDSTICK if runner == "bare" else ONE_THREAD
+        extra = WORKER_ENVIRONMENT if runner == "bare" else threads_environment(1)
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
