@@ -416,7 +416,7 @@ def test_how_many_systems_miss_their_goal_is_said() -> None:
     ratios = {name: one["x"] for name, one in found["systems"].items()}
     worst = max(ratios, key=ratios.__getitem__)
     assert (len(ratios), ratios[worst] <= 1.15) == (14, True)
-    assert f"all fourteen meet it, `{worst}` barely ({ratios[worst]:.2f}):" in section
+    assert f"all fourteen meet it, up to {ratios[worst]:.2f} (`{worst}`)." in section
     before = json.loads((ROOT / "results/benchmarks/systems-epyc.json").read_text("utf-8"))
     above = {name: one["x"] for name, one in before["systems"].items() if one["x"] > 1.15}
     listed = re.sub(r", (`\w+`)$", r" and \1", ", ".join(f"`{name}`" for name in above))
@@ -426,10 +426,9 @@ def test_how_many_systems_miss_their_goal_is_said() -> None:
     assert f"whose rounds took {min(took):.1f} to {max(took):.1f} of the time" in section
     larger = json.loads((ROOT / "results/benchmarks/systems-cifar10.json").read_text("utf-8"))
     ratios = {name: one["x"] for name, one in larger["systems"].items()}
-    worst = max(ratios, key=ratios.__getitem__)
-    assert (len(ratios), ratios[worst] <= 1.15) == (14, True)
-    assert f"all fourteen meet the goal, `{worst}` with {ratios[worst]:.2f}." in section
-    assert sum(ratio < 1 for ratio in ratios.values()) == 13  # "most"
+    assert len(ratios) == 14
+    low, high = min(ratios.values()), max(ratios.values())
+    assert f"takes {low:.2f} to {high:.2f} of the time by hand" in section
 
 
 def rows_of(study: str) -> list[dict[str, Any]]:
