@@ -1,9 +1,9 @@
 """Convolutions of 3 by 3 pixels with a half to a quarter of the multiplications, on a CPU.
 
-A tile of 4 by 4 outputs sees 6 by 6 inputs. Inputs and filters are each turned into 36 numbers per
-channel, these are multiplied and added up over the channels, and the 16 outputs are read off: 36
-products where the sum over 3 by 3 pixels takes 144. Turning the inputs costs the same for any
-number of filters, so wide layers gain.
+A tile of 4 by 4 outputs sees 6 by 6 inputs. Inputs and filters are each transformed into 36 numbers
+per channel, these are multiplied and added up over the channels, and the 16 outputs are read off:
+36 products where the sum over 3 by 3 pixels takes 144. Transforming the inputs costs the same for
+any number of filters, so wide layers gain.
 
 Source: Lavin & Gray 2016 (Fast algorithms for convolutional neural networks), F(4 x 4, 3 x 3).
 """
@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 __all__ = ["convolve", "pays"]
 
 _TILES = 200  # of a part, so that its products stay in the processor's caches
-_FEWEST_TILES = 50  # fewer do not make up for turning the filters
-_FEWEST_WEIGHTS = 9 * 64 * 256  # turning the maps of narrower layers costs as much as it saves
+_FEWEST_TILES = 50  # fewer do not make up for transforming the filters
+_FEWEST_WEIGHTS = 9 * 64 * 256  # transforming the maps of narrower layers costs as much as it saves
 _LEAST_GAIN = 2  # quotient of the multiplications; maps that leave their tiles empty fall below
 
 
@@ -29,7 +29,7 @@ def _both_ways(rows: list[list[float]]) -> Tensor:
     return torch.kron(one, one).float()
 
 
-_OF_INPUTS: Final = _both_ways(
+_INPUT_TRANSFORM: Final = _both_ways(
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -39,7 +39,7 @@ _OF_INPUTS: Final = _both_ways(
         [0, 4, 0, -5, 0, 1],
     ]
 )  # [36, 36]
-_OF_FILTERS: Final = _both_ways(
+_FILTER_TRANSFORM: Final = _both_ways(
     [
         [1 / 4, 0, 0],
         [-1 / 6, -1 / 6, -1 / 6],
@@ -49,7 +49,7 @@ _OF_FILTERS: Final = _both_ways(
         [0, 0, 1],
     ]
 )  # [36, 9]
-_OF_OUTPUTS: Final = _both_ways(
+_OUTPUT_TRANSFORM: Final = _both_ways(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 )  # [16, 36]
 
@@ -60,6 +60,8 @@ def pays(layer: nn.Conv2d, maps: Tensor) -> bool:
     It is for wide layers of 3 by 3 pixels in float32, where one thread computes on an x86 processor
     in channels-last order.
     """
+    if maps.ndim != 4:
+        return False
     batch, _, height, width = maps.shape
     rows, columns = _tiles(height, width)
     return (
@@ -104,12 +106,12 @@ def convolve(maps: Tensor, filters: Tensor) -> Tensor:
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(maps: Tensor, filters: Tensor) -> Tensor:
-        turned = _turned(filters)
+        transformed = _transformed(filters)
         batch, _, height, width = maps.shape
         found = maps.new_empty(batch, height, width, len(filters))
         for part, tiles in _parts(maps):
-            products = tiles @ turned.transpose(1, 2)
-            _join(_OF_OUTPUTS @ products.view(36, -1), found[part])
+            products = tiles @ transformed.transpose(1, 2)
+            _join(_OUTPUT_TRANSFORM @ products.view(36, -1), found[part])
         return found.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -121,14 +123,16 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Every step of the way forward, transposed."""
         maps, filters = ctx.saved_tensors
-        turned = _turned(filters)
-        of_turned = torch.empty_like(turned)
+        transformed = _transformed(filters)
+        of_transformed = torch.empty_like(transformed)
         of_maps = torch.empty_like(maps.permute(0, 2, 3, 1))
         for part, tiles in _parts(maps):
-            products = (_OF_OUTPUTS.T @ _cut(gradient[part])).view(36, -1, len(filters))
-            of_turned.baddbmm_(products.transpose(1, 2), tiles, beta=float(part.start > 0))
-            _add_up(_OF_INPUTS.T @ (products @ turned).view(36, -1), of_maps[part])
-        of_filters = (_OF_FILTERS.T @ of_turned.view(36, -1)).view(3, 3, *filters.shape[:2])
+            products = (_OUTPUT_TRANSFORM.T @ _cut(gradient[part])).view(36, -1, len(filters))
+            of_transformed.baddbmm_(products.transpose(1, 2), tiles, beta=float(part.start > 0))
+            _add_up(_INPUT_TRANSFORM.T @ (products @ transformed).view(36, -1), of_maps[part])
+        of_filters = (_FILTER_TRANSFORM.T @ of_transformed.view(36, -1)).view(
+            3, 3, *filters.shape[:2]
+        )
         return of_maps.permute(0, 3, 1, 2), of_filters.permute(2, 3, 0, 1)
 
     @staticmethod
@@ -146,10 +150,10 @@ def _tiles(height: int, width: int) -> tuple[int, int]:
     return -(-height // 4), -(-width // 4)
 
 
-def _turned(filters: Tensor) -> Tensor:
+def _transformed(filters: Tensor) -> Tensor:
     """Filters [out, in, 3, 3] as 36 numbers for each pair of channels, [36, out, in]."""
     pixels = filters.permute(2, 3, 0, 1).reshape(9, -1)
-    return (_OF_FILTERS @ pixels).view(36, *filters.shape[:2])
+    return (_FILTER_TRANSFORM @ pixels).view(36, *filters.shape[:2])
 
 
 def _parts(maps: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -166,7 +170,7 @@ def _parts(maps: Tensor) -> Iterator[tuple[slice, Tensor]]:
         tiles = edged.as_strided(
             (6, 6, count, rows, columns, channels), (row, column, image, 4 * row, 4 * column, 1)
         )
-        yield part, (_OF_INPUTS @ tiles.reshape(36, -1)).view(36, -1, channels)
+        yield part, (_INPUT_TRANSFORM @ tiles.reshape(36, -1)).view(36, -1, channels)
 
 
 def _join(outputs: Tensor, maps: Tensor) -> None:

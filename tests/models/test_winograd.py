@@ -105,6 +105,7 @@ def test_wide_layers_are_computed_in_tiles() -> None:
         (channels_last(50, 64, 7, 7).contiguous(), False),
         (channels_last(50, 64, 7, 7).bfloat16(), False),
         (channels_last(50, 64, 7, 7).to("meta"), False),
+        (torch.zeros(32, 32, 64).permute(2, 0, 1), False),  # one map, without a batch
     ],
 )
 def test_it_pays_for_maps_that_fill_their_tiles(maps: Tensor, pays: bool) -> None:
