@@ -44,11 +44,18 @@ class StandardisedConv2d(nn.Conv2d):
         filters = scaled.view(weight.shape)
         return filters.permute(0, 3, 1, 2) if last else filters
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps [B, in, H, W] -> [B, out, H', W']."""
+    def forward(self, input: Tensor, *, even: bool = False) -> Tensor:
+        """Maps [B, in, H, W] -> [B, out, H', W'].
+
+        Args:
+            input: The maps.
+            even: Nobody looks at the last row or column of an odd number of them: they may be
+                missing.
+        """
         filters = self.standardised_weight()
-        if winograd.pays(self, input):
-            return winograd.convolve(input, filters)
+        shape = [size - size % 2 if even else size for size in input.shape[-2:]]
+        if winograd.pays(self, input, shape):
+            return winograd.convolve(input, filters, shape)
         maps: Tensor = self._conv_forward(input, filters, self.bias)
         return maps
 
@@ -77,6 +84,12 @@ def make_conv(inputs: int, outputs: int, kernel: int, *, norm: str, stride: int 
     conv = kind(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
+
+
+def convolve_and_halve(conv: nn.Conv2d, maps: Tensor) -> Tensor:
+    """A "same" convolution, then max pooling: [B, in, H, W] -> [B, out, H / 2, W / 2]."""
+    wide = isinstance(conv, StandardisedConv2d)
+    return F.max_pool2d(conv(maps, even=True) if wide else conv(maps), 2)
 
 
 def make_norm(channels: int, *, norm: str) -> nn.Module:
@@ -137,7 +150,7 @@ class NarrowStage(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps [B, in, H, W] -> [B, out, H / 2, W / 2]."""
-        maps = F.gelu(self.norm1(F.max_pool2d(self.conv1(maps), 2)))
+        maps = F.gelu(self.norm1(convolve_and_halve(self.conv1, maps)))
         return maps + F.gelu(self.norm2(self.conv2(maps)))
 
 
@@ -171,7 +184,7 @@ class PlainStage(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps [B, in, H, W] -> [B, out, H / 2, W / 2]."""
-        return F.gelu(self.norm(F.max_pool2d(self.conv(maps), 2)))
+        return F.gelu(self.norm(convolve_and_halve(self.conv, maps)))
 
 
 class PatchCosines(nn.Module):
