@@ -101,6 +101,30 @@ def test_they_add_up_to_the_gradient_of_the_batch_and_leave_no_trace(options):
     assert not any(hasattr(p, "grad_sample") for p in network.parameters())
 
 
+def test_gradients_of_layers_in_tiles_that_leave_out_a_row(monkeypatch):
+    wide = {"name": "narrow", "size": 16, "channels": 3, "widths": (64, 256, 64)}
+    network, images, labels = problem(wide)
+    shapes = []
+    layer = network.extractor.stages[1].conv1  # of 7 x 7 outputs, of which 6 x 6 are pooled
+    layer.register_forward_hook(lambda _, __, maps: shapes.append(tuple(maps.shape[2:])))
+
+    def of_samples():
+        samples = SampleGradients(network)
+        samples.backward(F.cross_entropy(network(images), labels, reduction="sum"))
+        found = [parameter.grad_sample for parameter in network.parameters()]
+        samples.close()
+        return found
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    direct = of_samples()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    found = of_samples()
+    assert shapes == [(7, 7), (6, 6)]
+    for ours, right in zip(found, direct, strict=True):
+        assert (ours - right).abs().max() < 1e-3 * right.abs().max()
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_both_views_of_a_sample_are_one_gradient(norm):
     body = extractor()
