@@ -3,7 +3,7 @@
 from nmoe_flower.models.adapted import AdaptedExtractor
 from nmoe_flower.models.adapter import AdaptedLM, blocks_of
 from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
-from nmoe_flower.models.blocks import StandardisedConv2d
+from nmoe_flower.models.blocks import StandardisedConv2d, TiledConv2d
 from nmoe_flower.models.build import (
     Backbone,
     TrainedGate,
@@ -119,6 +119,7 @@ __all__ = [
     "SplitLM",
     "Standard",
     "StandardisedConv2d",
+    "TiledConv2d",
     "TrainedGate",
     "Wish",
     "add_standard",

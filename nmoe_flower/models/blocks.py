@@ -21,28 +21,16 @@ NORMS = ("batch", "frozen", "group", "group-ws")
 ACTIVATION_GAIN = 1.7
 
 
-class StandardisedConv2d(nn.Conv2d):
-    """Convolution whose filters have mean 0 and variance 1 / fan-in at every use.
+class TiledConv2d(nn.Conv2d):
+    """A convolution, computed in tiles where that is faster: see `nmoe_flower.models.winograd`.
 
-    Each output filter is standardised over its inputs before the convolution, so a GroupNorm
-    behind it sees maps of a stable scale. Statistics are taken in float32, also under autocast.
-
-    Source: Qiao et al. 2019 (weight standardisation); the 1 / fan-in scale is that of Brock et
-    al. 2021 (scaled weight standardisation).
-
-    >>> conv = StandardisedConv2d(2, 4, 3)
-    >>> bool(conv.standardised_weight().mean(dim=(1, 2, 3)).abs().max() < 1e-6)
-    True
+    >>> TiledConv2d(2, 4, 3, padding=1)(torch.zeros(1, 2, 8, 8)).shape
+    torch.Size([1, 4, 8, 8])
     """
 
-    def standardised_weight(self) -> Tensor:
-        """Filters [out, in, k, k] with mean 0 and sum of squares 1, float32, layout kept."""
-        last = self.weight.is_contiguous(memory_format=torch.channels_last)
-        weight = self.weight.permute(0, 2, 3, 1) if last else self.weight
-        rows = weight.float().flatten(1)
-        scaled: Tensor = F.layer_norm(rows, rows.shape[1:], eps=1e-8) * rows.shape[1] ** -0.5
-        filters = scaled.view(weight.shape)
-        return filters.permute(0, 3, 1, 2) if last else filters
+    def filters(self) -> Tensor:
+        """What maps are convolved with, [out, in, k, k]."""
+        return self.weight
 
     def forward(self, input: Tensor, *, even: bool = False) -> Tensor:
         """Maps [B, in, H, W] -> [B, out, H', W'].
@@ -52,12 +40,36 @@ class StandardisedConv2d(nn.Conv2d):
             even: Nobody looks at the last row or column of an odd number of them: they may be
                 missing.
         """
-        filters = self.standardised_weight()
+        filters = self.filters()
         shape = [size - size % 2 if even else size for size in input.shape[-2:]]
         if winograd.pays(self, input, shape):
             return winograd.convolve(input, filters, shape)
         maps: Tensor = self._conv_forward(input, filters, self.bias)
         return maps
+
+
+class StandardisedConv2d(TiledConv2d):
+    """Convolution whose filters have mean 0 and variance 1 / fan-in at every use.
+
+    Each output filter is standardised over its inputs before the convolution, so a GroupNorm
+    behind it sees maps of a stable scale. Statistics are taken in float32, also under autocast.
+
+    Source: Qiao et al. 2019 (weight standardisation); the 1 / fan-in scale is that of Brock et
+    al. 2021 (scaled weight standardisation).
+
+    >>> conv = StandardisedConv2d(2, 4, 3)
+    >>> bool(conv.filters().mean(dim=(1, 2, 3)).abs().max() < 1e-6)
+    True
+    """
+
+    def filters(self) -> Tensor:
+        """Filters [out, in, k, k] with mean 0 and sum of squares 1, float32, layout kept."""
+        last = self.weight.is_contiguous(memory_format=torch.channels_last)
+        weight = self.weight.permute(0, 2, 3, 1) if last else self.weight
+        rows = weight.float().flatten(1)
+        scaled: Tensor = F.layer_norm(rows, rows.shape[1:], eps=1e-8) * rows.shape[1] ** -0.5
+        filters = scaled.view(weight.shape)
+        return filters.permute(0, 3, 1, 2) if last else filters
 
 
 class ChannelAffine(nn.Module):
@@ -77,19 +89,18 @@ class ChannelAffine(nn.Module):
         return maps * scale + self.bias.to(maps.dtype).view(-1, 1, 1)
 
 
-def make_conv(inputs: int, outputs: int, kernel: int, *, norm: str, stride: int = 1) -> nn.Conv2d:
+def make_conv(inputs: int, outputs: int, kernel: int, *, norm: str, stride: int = 1) -> TiledConv2d:
     """A bias-free "same" convolution of the kind ``norm`` needs, He-initialised."""
     standardised = norm in ("frozen", "group-ws")
-    kind = StandardisedConv2d if standardised else nn.Conv2d
+    kind = StandardisedConv2d if standardised else TiledConv2d
     conv = kind(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
 
 
-def convolve_and_halve(conv: nn.Conv2d, maps: Tensor) -> Tensor:
+def convolve_and_halve(conv: TiledConv2d, maps: Tensor) -> Tensor:
     """A "same" convolution, then max pooling: [B, in, H, W] -> [B, out, H / 2, W / 2]."""
-    wide = isinstance(conv, StandardisedConv2d)
-    return F.max_pool2d(conv(maps, even=True) if wide else conv(maps), 2)
+    return F.max_pool2d(conv(maps, even=True), 2)
 
 
 def make_norm(channels: int, *, norm: str) -> nn.Module:

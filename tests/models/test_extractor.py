@@ -267,7 +267,7 @@ def test_standardised_filters_do_not_see_scale_or_offset() -> None:
     weight = conv.weight.detach()
     variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
     expected = (weight - mean) / (variance.sqrt() * 36**0.5)  # fan-in 4 * 3 * 3 = 36
-    assert torch.allclose(conv.standardised_weight(), expected, atol=1e-5)
+    assert torch.allclose(conv.filters(), expected, atol=1e-5)
 
 
 def test_frozen_norm_is_an_affine_map() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from nmoe_flower.models import StandardisedConv2d, winograd
+from nmoe_flower.models import StandardisedConv2d, TiledConv2d, winograd
 from nmoe_flower.models.blocks import convolve_and_halve
 
 WIDE: dict[str, Any] = {
@@ -144,11 +144,12 @@ def channels_last(*shape: int) -> Tensor:
     return torch.randn(shape, generator=source).contiguous(memory_format=torch.channels_last)
 
 
-def test_wide_layers_are_computed_in_tiles() -> None:
-    layer, maps = StandardisedConv2d(**WIDE), channels_last(16, 64, 7, 7)
+@pytest.mark.parametrize("kind", [TiledConv2d, StandardisedConv2d])
+def test_wide_layers_are_computed_in_tiles(kind: type[TiledConv2d]) -> None:
+    layer, maps = kind(**WIDE), channels_last(16, 64, 7, 7)
     found = layer(maps)
     assert type(found.grad_fn).__name__ == "_WinogradBackward"
-    exact = F.conv2d(maps, layer.standardised_weight(), padding=1)
+    exact = F.conv2d(maps, layer.filters(), padding=1)
     assert_close(found, exact)
     assert not torch.equal(found, exact)
 
@@ -156,7 +157,7 @@ def test_wide_layers_are_computed_in_tiles() -> None:
 def test_rows_nobody_looks_at_are_not_computed() -> None:
     layer, maps = StandardisedConv2d(**WIDE), channels_last(50, 64, 7, 7)
     found = layer(maps, even=True)
-    exact = F.conv2d(maps, layer.standardised_weight(), padding=1)
+    exact = F.conv2d(maps, layer.filters(), padding=1)
     assert found.shape == (50, 256, 6, 6)
     assert_close(found, exact[:, :, :6, :6])
     assert_close(convolve_and_halve(layer, maps), F.max_pool2d(exact, 2))
