@@ -507,11 +507,14 @@ class _Rows:
         for row, order in zip(index, self._orders[:active], strict=True):
             row[: order.shape[1]] = order[step]
         if self._all is not None:
-            places = torch.from_numpy(index + self._offsets[:active, None])
-            return tuple(rows[places.to(rows.device)] for rows in self._all)
+            places = torch.from_numpy((index + self._offsets[:active, None]).ravel())
+            return tuple(
+                rows.index_select(0, places.to(rows.device)).view(*index.shape, *rows.shape[1:])
+                for rows in self._all
+            )
         chosen = [torch.from_numpy(own) for own in index]
         return tuple(
-            torch.stack([rows[own] for rows, own in zip(kind, chosen, strict=True)])
+            torch.stack([rows.index_select(0, own) for rows, own in zip(kind, chosen, strict=True)])
             for kind in zip(*self._each[:active], strict=True)
         )
 

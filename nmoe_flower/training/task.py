@@ -58,7 +58,7 @@ class RowBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for chosen in self.order:
             index = torch.from_numpy(chosen).to(self.tensors[0].device)
-            yield tuple(tensor[index] for tensor in self.tensors)
+            yield tuple(tensor.index_select(0, index) for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
