@@ -37,6 +37,7 @@ class _Transforms(NamedTuple):
 
     @classmethod
     def of(cls, size: int) -> Self:
+        """Those of Toom and Cook, transposed: numbers as coefficients, evaluated at points."""
         points = np.array(_POINTS[: size + 1])
         others = [np.delete(points, at) for at in range(len(points))]
         scales = [np.prod(point - rest) for point, rest in zip(points, others, strict=True)]
