@@ -31,6 +31,7 @@ import notebooks
 
 import nmoe_flower
 from nmoe_flower import errors
+from nmoe_flower.arguments import Parser
 from nmoe_flower.catalogue import ADAPTER_CONTROLS, BASELINES, CONTROLS, GATES, TEXT_GATES
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.cli import main as main_of_nmoe
@@ -659,7 +660,7 @@ def version() -> str:
 
 def main() -> int:
     """Build, or only rewrite what is committed."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="rewrite generated pages")
     if parser.parse_args().write:
         CONFIGURATION.write_text(configuration(), encoding="utf-8")

@@ -48,6 +48,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nmoe_flower.addresses import free_ports
+from nmoe_flower.arguments import Parser
 from nmoe_flower.cli import _parser as nmoe_parser
 from nmoe_flower.config import Config
 from nmoe_flower.engine import flower, processes
@@ -495,11 +496,7 @@ def follow(page: str, *, full: bool, has: Sequence[str]) -> list[Block]:
 
 def main() -> int:
     """List, or run."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", metavar="PAGE")
     parser.add_argument("--list", action="store_true", help="what needs something, and when it ran")
     parser.add_argument("--run", action="store_true", help="at full length, and keep the date")

@@ -37,7 +37,7 @@ class _Transforms(NamedTuple):
 
     @classmethod
     def of(cls, size: int) -> Self:
-        """Those of Toom and Cook, transposed: numbers as coefficients, evaluated at points."""
+        """Transforms of Toom and Cook: numbers are coefficients of polynomials, read at points."""
         points = np.array(_POINTS[: size + 1])
         others = [np.delete(points, at) for at in range(len(points))]
         scales = [np.prod(point - rest) for point, rest in zip(points, others, strict=True)]
