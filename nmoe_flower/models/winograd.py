@@ -1,10 +1,10 @@
 """Convolutions of 3 by 3 pixels with a half to a sixth of the multiplications, on a CPU.
 
-A tile of m by m outputs sees (m + 2)^2 inputs. Inputs and filters are each transformed into
-(m + 2)^2 numbers per channel, these are multiplied and added up over the channels, and the outputs
-are read off: for m = 4 this takes 36 products where sums over 3 by 3 pixels take 144. Transforming
-the inputs costs the same for any number of filters, so wide layers gain. Of the sizes 2 to 6, maps
-are cut into tiles of the one that takes the fewest multiplications.
+A tile of m by m outputs sees n by n inputs, n = m + 2. Inputs and filters are each transformed into
+n^2 numbers per channel, these are multiplied and added up over the channels, and the outputs are
+read off: for m = 4 this takes 36 products where sums over 3 by 3 pixels take 144. Transforming the
+inputs costs the same for any number of filters, so wide layers gain. Of the sizes 2 to 6, maps are
+cut into tiles of the one that takes the fewest multiplications.
 
 Source: Lavin & Gray 2016 (Fast algorithms for convolutional neural networks), F(m x m, 3 x 3); the
 transforms are those of Toom and Cook, which evaluate polynomials at points.
@@ -31,9 +31,9 @@ _LEAST_GAIN = 2  # quotient of the multiplications; below, moving numbers costs 
 class _Transforms(NamedTuple):
     """For tiles of one size m, matrices for all pixels of a tile at once."""
 
-    inputs: Tensor  # [(m + 2)^2, (m + 2)^2]
-    filters: Tensor  # [(m + 2)^2, 9]
-    outputs: Tensor  # [m^2, (m + 2)^2]
+    inputs: Tensor  # [n^2, n^2]
+    filters: Tensor  # [n^2, 9]
+    outputs: Tensor  # [m^2, n^2]
 
     @classmethod
     def of(cls, size: int) -> Self:
@@ -65,7 +65,7 @@ class _Tiling:
 
     @property
     def seen(self) -> int:
-        """Pixels across that a tile sees."""
+        """Pixels across that a tile sees, n."""
         return self.size + 2
 
     @property
@@ -171,9 +171,10 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         maps, filters, ctx.tiling, _ = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        _, *kept = output
+        ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(maps, filters, *output[1:])
+        ctx.save_for_backward(maps, filters, *kept)
 
     @staticmethod
     @once_differentiable
@@ -222,26 +223,25 @@ def _transformed(filters: Tensor, tiling: _Tiling) -> Tensor:
 def _tiles(maps: Tensor, tiling: _Tiling) -> Iterator[tuple[slice, Tensor]]:
     """Some of the maps at a time, and their tiles as numbers per channel, [n^2, tiles, C]."""
     batch, channels, height, width = maps.shape
-    parts, size, across = tiling.parts(batch), tiling.size, tiling.seen
+    parts, size, seen = tiling.parts(batch), tiling.size, tiling.seen
     edged = maps.new_zeros(parts[0].stop, *(whole + 2 for whole in tiling.extent), channels)
     image, row, column, _ = edged.stride()
     for part in parts:
         count = part.stop - part.start
         edged[:count, 1 : 1 + height, 1 : 1 + width] = maps[part].permute(0, 2, 3, 1)
         tiles = edged.as_strided(
-            (across, across, count, tiling.rows, tiling.columns, channels),
+            (seen, seen, count, tiling.rows, tiling.columns, channels),
             (row, column, image, size * row, size * column, 1),
         )
-        transformed = _TRANSFORMS[size].inputs @ tiles.reshape(across**2, -1)
-        yield part, transformed.view(across**2, -1, channels)
+        transformed = _TRANSFORMS[size].inputs @ tiles.reshape(seen**2, -1)
+        yield part, transformed.view(seen**2, -1, channels)
 
 
 def _join(outputs: Tensor, maps: Tensor, tiling: _Tiling) -> None:
     """Write tiles of outputs [m^2, tiles x C] to maps [B, H, W, C]."""
     batch, height, width, channels = maps.shape
-    tiles = outputs.view(
-        tiling.size, tiling.size, batch, tiling.rows, tiling.columns, channels
-    ).permute(2, 3, 0, 4, 1, 5)
+    order = (tiling.size, tiling.size, batch, tiling.rows, tiling.columns, channels)
+    tiles = outputs.view(order).permute(2, 3, 0, 4, 1, 5)
     if (height, width) == tiling.extent:
         maps.view_as(tiles).copy_(tiles)
     else:
@@ -250,11 +250,11 @@ def _join(outputs: Tensor, maps: Tensor, tiling: _Tiling) -> None:
 
 def _cut(maps: Tensor, tiling: _Tiling) -> Tensor:
     """Maps [B, C, H, W] as tiles of outputs [m^2, tiles x C], filled up with zeros."""
-    whole = maps.permute(0, 2, 3, 1)
-    batch, height, width, channels = whole.shape
+    whole = own = maps.permute(0, 2, 3, 1)
+    batch, height, width, channels = own.shape
     if (height, width) != tiling.extent:
-        whole = maps.new_zeros(batch, *tiling.extent, channels)
-        whole[:, :height, :width] = maps.permute(0, 2, 3, 1)
+        whole = own.new_zeros(batch, *tiling.extent, channels)
+        whole[:, :height, :width] = own
     size = tiling.size
     tiles = whole.view(batch, tiling.rows, size, tiling.columns, size, channels)
     return tiles.permute(2, 4, 0, 1, 3, 5).reshape(size**2, -1)

@@ -72,8 +72,7 @@ def _conv(layer: nn.Conv2d, activations: list[Tensor], backprops: Tensor) -> Gra
     maps, (size, _, height, width) = activations[0], backprops.shape
     patches = F.unfold(maps, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     if patches.shape[2] > height * width:  # the last row and column of outputs were not computed
-        kept = patches.view(size, -1, *maps.shape[2:])[..., :height, :width]
-        patches = kept.flatten(2)
+        patches = patches.view(size, -1, *maps.shape[2:])[..., :height, :width].flatten(2)
     back = backprops.flatten(2)
     samples = {layer.weight: (back @ patches.transpose(1, 2)).view(size, *layer.weight.shape)}
     if layer.bias is not None:
