@@ -74,6 +74,7 @@ __all__ = [
     "TextKey",
     "WatchKey",
     "array_bytes",
+    "by_owner",
     "config_of",
     "decode",
     "encode",
@@ -89,6 +90,7 @@ __all__ = [
     "require_finite",
     "restored",
     "to_numpy",
+    "together",
     "weights_name",
 ]
 
@@ -123,7 +125,7 @@ HEAD = "head"  # up: the initial head; down, in front of a name: head/<name>
 HOLDOUT = "holdout"  # in latents and answers, beside the tests: what the gate learns from
 LATENTS = "latents"  # both ways: latents of images, by split
 MEANS = "means"  # down, beside answers: those of the experts' normalised latents, as MEAN
-POOLED = "pooled"  # both ways: everybody's hold-out; see PooledKey
+POOLED = "pooled"  # both ways: everybody's hold-out, down by owner; see PooledKey
 PROTOTYPE = "prototype"  # up: a client's mean latent, plain or normalised
 PROTOTYPES = "prototypes"  # down, an array: everybody's mean latents, [N, D]
 RIDGE = "ridge"  # down, in front of a name: ridge/<name>, the head solved from sums
@@ -272,14 +274,11 @@ class MetricKey(_Key):
 
 
 class PooledKey(_Key):
-    """Arrays of POOLED, both ways: N rows of one client, then of all."""
+    """Arrays of POOLED, both ways: N rows of a client."""
 
     LATENTS = "latents"  # [N, D]
     ANSWERS = "answers"  # logits of every expert, or of a shortlist, [N, E, C]
     LABELS = "labels"  # [N]
-    MEANS = (
-        "means"  # down: those of all experts' normalised latents, if embeddings are made of them
-    )
     EXPERTS = "experts"  # whose answers these are, if of a shortlist, [N, E]
     LOG_WEIGHTS = "log-weights"  # as in ShortlistKey, [N, E]
 
@@ -439,6 +438,29 @@ def to_numpy(record: ArrayRecord) -> dict[str, np.ndarray]:
         except ReplyError as error:
             raise ReplyError(f"{name}: {error}") from None
     return arrays
+
+
+def together(parts: Mapping[Any, ArrayRecord]) -> ArrayRecord:
+    """Records of several owners as one, ``{"3/<name>": ...}``; no array is copied."""
+    return ArrayRecord(
+        {f"{owner}/{name}": array for owner, part in parts.items() for name, array in part.items()}
+    )
+
+
+def by_owner(record: ArrayRecord | None) -> dict[str, dict[str, np.ndarray]]:
+    """The inverse of `together`, as read-only arrays: by owner, in order.
+
+    Args:
+        record: Arrays of several owners; None: of nobody.
+
+    Raises:
+        ReplyError: An array cannot be read; its name is in the text.
+    """
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in (to_numpy(record) if record is not None else {}).items():
+        owner, _, name = key.partition("/")
+        parts.setdefault(owner, {})[name] = value
+    return parts
 
 
 class Encoded:

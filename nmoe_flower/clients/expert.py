@@ -120,7 +120,7 @@ def keep_answers(message: Message, context: Context) -> Message:
         kept = records.to_numpy(content[ANSWERS])
     else:
         latents = device.store.load(LATENTS)
-        states = _experts(content[EXPERT])
+        states = {int(owner): state for owner, state in records.by_owner(content[EXPERT]).items()}
         shortlist = device.shortlist()
         order = sorted(states) if shortlist is None else shortlist[ShortlistKey.EXPERTS].tolist()
         logits = [_all_splits(device, states[expert], latents) for expert in order]
@@ -140,15 +140,6 @@ def _splits(device: Device) -> tuple[str, ...]:
 def _leaving(device: Device) -> tuple[str, ...]:
     """Which latents of this client leave it in stage 2, where experts stay at home."""
     return (HOLDOUT,) if device.config.has_shortlists else _splits(device)
-
-
-def _experts(record: ArrayRecord) -> dict[int, dict[str, np.ndarray]]:
-    """Split ``{"3/layers.0.weight": ...}`` into one state per expert, by its id."""
-    states: dict[int, dict[str, np.ndarray]] = {}
-    for key, value in records.to_numpy(record).items():
-        expert_id, _, name = key.partition("/")
-        states.setdefault(int(expert_id), {})[name] = value
-    return states
 
 
 def _all_splits(

@@ -20,6 +20,7 @@ from nmoe_flower.losses import (
     pseudo_client_targets,
     shortlisted_targets,
 )
+from nmoe_flower.models import normalised_latents
 from nmoe_flower.own_code import is_own
 from nmoe_flower.records import (
     ANSWERS,
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 Loss = Callable[[tuple[Tensor, ...]], Tensor]  # a batch of rows -> scalar
+_AT_ONCE = 1000  # latents that are normalised where they are
 
 
 def train(message: Message, context: Context) -> Message:
@@ -65,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
     """
     device = device_of(context)
     rows = (
-        device.kept(LATENTS, HOLDOUT),
+        device.kept_normal(HOLDOUT),
         device.kept(ANSWERS, HOLDOUT),
         device.kept(LATENTS, f"{HOLDOUT}-labels"),
     )
@@ -85,7 +87,8 @@ def train_rolling(message: Message, context: Context) -> Message:
     With a shortlist the pseudo clients are on it, and the softmax over all is estimated from it.
     """
     device = device_of(context)
-    rows = device.kept(LATENTS, "train")
+    # Folds hold out everything in turn: one copy does for both.
+    rows = device.kept_normal(HOLDOUT if device.config.gate.folds else "train")
     shortlist, weights = device.shortlist(), None
     if shortlist:
         weights = _tensor(device, shortlist[ShortlistKey.LOG_WEIGHTS])
@@ -102,7 +105,7 @@ def train_rolling(message: Message, context: Context) -> Message:
     noise = _noise(device, message)
 
     def loss(batch: tuple[Tensor, ...]) -> Tensor:
-        scores = gate(batch[0], generator=noise)
+        scores = gate(batch[0], generator=noise, normalised=True)
         if weights is None:
             return F.cross_entropy(scores, batch[1])
         named = weights[batch[1]].mean()  # so that a fresh gate has log N
@@ -136,9 +139,9 @@ def pool(message: Message, context: Context) -> Message:
 def train_pooled(message: Message, context: Context) -> Message:
     """Train a gate on everybody's pooled hold-out: as many steps and images as FedGate sees."""
     device = device_of(context)
-    received = records.to_numpy(records.of_kind(message.content, ArrayRecord)[POOLED])
-    settings, means = device.config.gate, received.pop(PooledKey.MEANS, None)
-    pooled = {name: _tensor(device, value) for name, value in received.items()}
+    settings, content = device.config.gate, records.of_kind(message.content, ArrayRecord)
+    means = records.to_numpy(content[MEANS])[ExpertKey.MEAN] if MEANS in content else None
+    pooled = _pooled(device, content[POOLED])
     rows = (pooled[PooledKey.LATENTS], pooled[PooledKey.ANSWERS], pooled[PooledKey.LABELS])
     gate = _received(device, message, rows[0].shape[1], means=means)
     loss, held = _objective(
@@ -177,8 +180,19 @@ def _own_optimizer(device: Device, gate: nn.Module, message: Message) -> torch.o
     return sgd(gate, learning_rate=_rate(message))
 
 
+def _pooled(device: Device, record: ArrayRecord) -> dict[str, Tensor]:
+    """The rows of all clients, in order; latents as gates see them."""
+    parts = list(records.by_owner(record).values())
+    pooled = {
+        name: _tensor(device, np.concatenate([part[name] for part in parts])) for name in parts[0]
+    }
+    for rows in pooled[PooledKey.LATENTS].split(_AT_ONCE):
+        rows.copy_(normalised_latents(rows))
+    return pooled
+
+
 def _tensor(device: Device, array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array)).to(device.torch_device)
+    return torch.from_numpy(np.require(array, requirements=["W"])).to(device.torch_device)
 
 
 def _noise(device: Device, message: Message) -> torch.Generator:
@@ -223,7 +237,7 @@ def _objective(
     Args:
         device: The client.
         gate: Scores E experts, or more of which ``experts`` names E per row.
-        cached: Latents, answers, labels.
+        cached: Normalised latents, answers, labels.
         message: Names the round.
         log_weights: Weights of the E experts of a shortlist, [N, E], as in `losses.gating`.
         experts: Ids of those who gave the answers, [N, E]; None: in the order of the scores.
@@ -258,9 +272,9 @@ def _gate_loss(
     generator: torch.Generator | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Loss of a gate on latents, answers, labels, and weights and ids of experts if there are."""
+    """Loss of a gate on normalised latents, answers, labels; experts' weights and ids if any."""
     latents, logits, truth, *more = batch
-    scores = gate(latents, generator=generator)
+    scores = gate(latents, generator=generator, normalised=True)
     if is_named:
         scores = scores.gather(1, more[-1])
     parts = (scores, logits, truth, *more[:1]) if is_weighted else (scores, logits, truth)

@@ -9,7 +9,6 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import VALIDATION
 from nmoe_flower.clients.device import device_of, language_of
 from nmoe_flower.clients.gate import configured_objective, gate_steps
-from nmoe_flower.clients.language import by_owner
 from nmoe_flower.records import ARRAYS, EXPERT, LOSS, NUM_EXAMPLES, TextKey
 from nmoe_flower.sums import Standardisation
 
@@ -32,7 +31,8 @@ def keep_held_out(message: Message, context: Context) -> Message:
     standard = Standardisation(*(told[name].astype(np.float64) for name in TextKey.standard()))
     states = standard.apply(language.prefix_means(split).astype(np.float64))
     nats = []
-    for adapter in by_owner(records.of_kind(message.content, ArrayRecord)[EXPERT]).values():
+    experts = records.by_owner(records.of_kind(message.content, ArrayRecord)[EXPERT])
+    for adapter in experts.values():
         language.load(adapter)
         nats.append(language.score(split))
     kept = {

@@ -28,7 +28,6 @@ from nmoe_flower.records import (
 from nmoe_flower.training import batch_indices, fit, fit_along_cosine
 
 __all__ = [
-    "by_owner",
     "initial",
     "load_shared",
     "tell_texts",
@@ -205,19 +204,6 @@ def test(message: Message, context: Context) -> Message:
         message,
         metrics={NUM_EXAMPLES: len(split), TextKey.NATS: nats, TextKey.BYTES: size},
     )
-
-
-def by_owner(record: ArrayRecord | None) -> dict[str, Arrays]:
-    """Split ``{"3/<part>": ...}`` into one adapter per owner, in order.
-
-    Args:
-        record: Adapters of several owners; None: of nobody.
-    """
-    states: dict[str, Arrays] = {}
-    for key, value in (records.to_numpy(record) if record is not None else {}).items():
-        owner, _, name = key.partition("/")
-        states.setdefault(owner, {})[name] = value
-    return states
 
 
 def load_shared(language: Language, received: Mapping[str, np.ndarray]) -> list[str]:

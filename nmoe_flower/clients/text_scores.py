@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Context, Message
 from nmoe_flower import records
 from nmoe_flower.catalogue import AVERAGED, CHUNKS, GATES, TEXT_GATES
 from nmoe_flower.clients.device import Language, device_of, language_of
-from nmoe_flower.clients.language import by_owner, load_shared
+from nmoe_flower.clients.language import load_shared
 from nmoe_flower.data.text import TextSplit
 from nmoe_flower.models import (
     Chunks,
@@ -47,13 +47,15 @@ def score(message: Message, context: Context) -> Message:
     device = device_of(context)
     language = language_of(device)
     content = records.of_kind(message.content, ArrayRecord)
-    experts = by_owner(content.get(EXPERT)) or {str(device.partition): device.store.load(EXPERT)}
-    shared = by_owner(content.get(SHARED))
+    experts = records.by_owner(content.get(EXPERT)) or {
+        str(device.partition): device.store.load(EXPERT)
+    }
+    shared = records.by_owner(content.get(SHARED))
     told = records.to_numpy(content[ARRAYS]) if ARRAYS in content else {}
     averaged = next((shared[name] for name in AVERAGED if name in shared), None)
     language.keep_for_peers(told.get(TextKey.FREQUENCIES), averaged)
     shared |= _untrained(language, list(experts.values()))
-    gates = by_owner(content.get(GATE))
+    gates = records.by_owner(content.get(GATE))
     kept: Arrays = {}
     sums: Arrays = {}
     for name, split in language.tests.items():

@@ -205,13 +205,20 @@ class Gate(nn.Module):
                 for parameter in linear.parameters():
                     nn.init.zeros_(parameter)
 
-    def forward(self, latents: Tensor, *, generator: Generator | None = None) -> Tensor:
-        """Score latents [B, D]: logits [B, E].
+    def forward(
+        self, latents: Tensor, *, generator: Generator | None = None, normalised: bool = False
+    ) -> Tensor:
+        """Score latents: logits [B, E].
+
+        Args:
+            latents: The latents, [B, D].
+            generator: Feeds the noise of training.
+            normalised: `normalised_latents` has seen them: what trains for many steps does it once.
 
         Raises:
             ConfigError: The gate is noisy and in training mode, and there is no ``generator``.
         """
-        normal = self._normal(latents)
+        normal = latents if normalised else normalised_latents(latents)
         scores = self._scored(normal)
         if self.noise is None or not self.training:
             return scores
@@ -219,16 +226,13 @@ class Gate(nn.Module):
         draws = torch.randn(scores.shape, generator=source, device=source.device)
         return scores + draws.to(scores) * F.softplus(self.noise(normal))
 
-    def _normal(self, latents: Tensor) -> Tensor:
-        return normalised_latents(latents)
-
     def _scored(self, normal: Tensor) -> Tensor:
         scores: Tensor = self.head(normal if self.body is None else self.body(normal))
         return scores
 
     def scores(self, latents: Tensor) -> Tensor:
         """Score latents [B, D] without noise: logits [B, E], as a call in evaluation mode."""
-        return self._scored(self._normal(latents))
+        return self._scored(normalised_latents(latents))
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Pick the top-k experts of latents [B, D]."""

@@ -43,13 +43,9 @@ class _Metric(nn.Module):
         self.latent_dim, self.dim = latent_dim, dim
         self.projection = nn.Parameter(torch.zeros(dim, latent_dim))
 
-    def queries(self, latents: Tensor) -> Tensor:
-        """Latents [B, D] where embeddings are, [B, d]."""
-        return normalised_latents(latents) @ self.projection.T
-
-    def embed(self, means: Tensor) -> Tensor:
-        """The embeddings [E, d] of devices whose normalised latents have these means [E, D]."""
-        return means @ self.projection.T
+    def embed(self, normal: Tensor) -> Tensor:
+        """Normalised latents, or a device's mean of them, [n, D] where embeddings are, [n, d]."""
+        return normal @ self.projection.T
 
 
 class MetricGate(_Metric):
@@ -86,7 +82,8 @@ class MetricGate(_Metric):
 
     def scores(self, latents: Tensor) -> Tensor:
         """Score latents [B, D]: logits [B, E]."""
-        return metric_scores(self.queries(latents), self.embeddings.to(latents))
+        queries = self.embed(normalised_latents(latents))
+        return metric_scores(queries, self.embeddings.to(latents))
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Pick the experts with the nearest embeddings for latents [B, D]."""
@@ -110,6 +107,15 @@ class MetricLearner(_Metric):
         super().__init__(means.shape[1], dim)
         self.register_buffer("means", means, persistent=False)
 
-    def forward(self, latents: Tensor, *, generator: Generator | None = None) -> Tensor:
-        """Score latents [B, D]: logits [B, E], with a gradient through latents and embeddings."""
-        return metric_scores(self.queries(latents), self.embed(self.means))
+    def forward(
+        self, latents: Tensor, *, generator: Generator | None = None, normalised: bool = False
+    ) -> Tensor:
+        """Score latents [B, D]: logits [B, E], with a gradient through latents and embeddings.
+
+        Args:
+            latents: The latents.
+            generator: Taken for those gates that draw.
+            normalised: `normalised_latents` has seen them.
+        """
+        normal = latents if normalised else normalised_latents(latents)
+        return metric_scores(self.embed(normal), self.embed(self.means))

@@ -5,6 +5,7 @@ FedCE's classifiers, experts and gates differ only in the closure that turns a b
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import TypeVar, cast
 
 import numpy as np
@@ -193,13 +194,15 @@ def batch_indices(
         raise DataError(f"{size} rows in batches of {batch_size}; allowed: at least 1 of each")
     batch_size = min(batch_size, size)
     per_epoch = size // batch_size
-    epoch, order = -1, np.empty(0, dtype=np.int64)
     for step in range(first, first + count):
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            order = numpy_stream(seed, "epoch", epoch).permutation(size)
+        order = _epoch(size, seed, step // per_epoch)
         start = (step % per_epoch) * batch_size
-        yield order[start : start + batch_size]
+        yield order[start : start + batch_size].copy()
+
+
+@lru_cache(maxsize=64)  # a client that is asked round by round takes a step or two of each
+def _epoch(size: int, seed: int, epoch: int) -> np.ndarray:
+    return numpy_stream(seed, "epoch", epoch).permutation(size)
 
 
 def log_prior(labels: np.ndarray, num_classes: int) -> Tensor:

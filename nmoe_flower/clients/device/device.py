@@ -40,9 +40,10 @@ from nmoe_flower.models import (
     configured_gate,
     embedding_dim,
     finished_extractor,
+    normalised_latents,
 )
 from nmoe_flower.privacy import ClippedCorrelation, GaussianMechanism, noise_multiplier_for
-from nmoe_flower.records import GATE, NUM_PARTITIONS, PARTITION_ID, SHORTLIST, part_of
+from nmoe_flower.records import GATE, LATENTS, NUM_PARTITIONS, PARTITION_ID, SHORTLIST, part_of
 from nmoe_flower.seeds import derive_seed
 from nmoe_flower.training import log_prior, seeded, use_bf16
 
@@ -417,6 +418,14 @@ class Device:
         See `Store.tensor`.
         """
         return self.store.tensor(name, part, self.torch_device)
+
+    def kept_normal(self, part: str) -> torch.Tensor:
+        """Latents [n, D] of the group LATENTS as trained gates see them; not to write to.
+
+        Args:
+            part: Name of the latents.
+        """
+        return self.store.tensor(LATENTS, part, self.torch_device, normalised_latents)
 
     def shortlist(self) -> dict[str, np.ndarray] | None:
         """The experts this client learns the gate from, as `ShortlistKey` says; None: all."""

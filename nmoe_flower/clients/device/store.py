@@ -3,7 +3,7 @@
 Some of it round by round, as a resumed run wants it back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,28 @@ class Store:
         """
         return _read(*self._stamped(name))
 
-    def tensor(self, name: str, part: str, device: torch.device) -> Tensor:
+    def tensor(
+        self,
+        name: str,
+        part: str,
+        device: torch.device,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """One array of the group ``name`` where it is computed with, half precision as float32.
 
         It is there once: round after round trains on it. On a CPU it is the array that `load`
         returns, so do not write to it.
 
+        Args:
+            name: The group.
+            part: Name of the array.
+            device: Where it is computed with.
+            change: What is done to it before; the same function is not called again.
+
         Raises:
             CheckpointError: The client never saved the group, or the file is damaged.
         """
-        return _as_tensor(*self._stamped(name), part, device)
+        return _as_tensor(*self._stamped(name), part, device, change)
 
     def _stamped(self, name: str) -> tuple[Path, int, int]:
         """Where a group is, and the time and size of the file: it is another if they are."""
@@ -123,8 +135,16 @@ def _read(path: Path, mtime_ns: int, size: int) -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=128)
-def _as_tensor(path: Path, mtime_ns: int, size: int, part: str, device: torch.device) -> Tensor:
+def _as_tensor(
+    path: Path,
+    mtime_ns: int,
+    size: int,
+    part: str,
+    device: torch.device,
+    change: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
     array = _read(path, mtime_ns, size)[part]
     with torch.inference_mode(mode=False):  # whoever asks first, others train on it
         rows = torch.from_numpy(np.require(array, requirements=["W"])).to(device)
-        return rows.float() if rows.dtype == torch.float16 else rows
+        rows = rows.float() if rows.dtype == torch.float16 else rows
+        return rows if change is None else change(rows)

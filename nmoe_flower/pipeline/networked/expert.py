@@ -58,12 +58,8 @@ def train_experts(run: Run) -> None:
     if run.config.has_shortlists:
         exchange_shortlisted(run, trained)
     elif sharing == "weights":
-        experts = ArrayRecord(
-            {
-                f"{partition}/{name}": array
-                for partition, content in trained.items()
-                for name, array in records.of_kind(content, ArrayRecord)[EXPERT].items()
-            }
+        experts = records.together(
+            {p: records.of_kind(content, ArrayRecord)[EXPERT] for p, content in trained.items()}
         )
         gather(run, "answers", Action.KEEP_ANSWERS, RecordDict({EXPERT: experts, **means_for(run)}))
     elif sharing == "latents":

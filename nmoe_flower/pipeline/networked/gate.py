@@ -11,7 +11,7 @@ from nmoe_flower import records
 from nmoe_flower.catalogue import GATES, found
 from nmoe_flower.config import Config
 from nmoe_flower.pipeline.ask import alike, gather, message
-from nmoe_flower.pipeline.networked.shortlist import shortlists_of
+from nmoe_flower.pipeline.networked.shortlist import means_for, shortlists_of
 from nmoe_flower.pipeline.rounds import federate
 from nmoe_flower.pipeline.run import Run
 from nmoe_flower.records import (
@@ -21,7 +21,6 @@ from nmoe_flower.records import (
     SERVER_ROUND,
     Action,
     MetricKey,
-    PooledKey,
 )
 from nmoe_flower.schedules import schedule
 from nmoe_flower.strategies import AdamW, FedGate, RollGate, StreamingFedAvg
@@ -173,19 +172,16 @@ def _global_gate(run: Run) -> ArrayRecord:
     """The upper bound: one client trains on everybody's hold-out. Only for simulations."""
     pooled = gather(run, "gate/global", Action.POOL, RecordDict(), wanted=[POOLED])
     told = {
-        p: records.to_numpy(records.of_kind(content, ArrayRecord)[POOLED])
+        p: records.Encoded(records.of_kind(content, ArrayRecord)[POOLED])
         for p, content in pooled.items()
     }
-    parts = list(alike("gate/global", told, rows=True).values())
-    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    means = run.artifacts.normal_means
-    if means is not None and run.config.has_embeddings:
-        together[PooledKey.MEANS] = means
+    parts = alike("gate/global", {p: one.arrays for p, one in told.items()}, rows=True)
     question = message(
         _start(run),
         {SERVER_ROUND: 1, LEARNING_RATE: run.config.gate.learning_rate},
     )
-    question[POOLED] = records.from_numpy(together)
+    question[POOLED] = records.together({p: told[p].record(part) for p, part in parts.items()})
+    question.update(means_for(run))
     node = min(pooled)
     trained = gather(run, "gate/global", Action.POOLED, question, only=[node])
     found = records.to_numpy(records.of_kind(trained[node], ArrayRecord)[ARRAYS])

@@ -132,17 +132,7 @@ def _weights(
         client: records.of_kind(content, ArrayRecord)[EXPERT] for client, content in trained.items()
     }
     for client, listed in enumerate(drawn.experts.tolist()):
-        yield (
-            client,
-            EXPERT,
-            ArrayRecord(
-                {
-                    f"{expert}/{name}": array
-                    for expert in listed
-                    for name, array in experts[expert].items()
-                }
-            ),
-        )
+        yield client, EXPERT, records.together({expert: experts[expert] for expert in listed})
 
 
 def _answers(
