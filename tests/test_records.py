@@ -177,6 +177,20 @@ def test_names_and_values_survive() -> None:
     )
 
 
+def test_arrays_of_several_owners_travel_as_one_and_are_told_apart_again() -> None:
+    parts = {7: {"w": np.float32([1]), "layers/0": np.float32([2])}, 10: {"w": np.float32([3])}}
+    encoded = {owner: records.from_numpy(arrays) for owner, arrays in parts.items()}
+    joined = records.together(encoded)
+    assert joined["7/w"].data is encoded[7]["w"].data, "nothing is copied"
+    told = records.by_owner(joined)
+    assert list(told) == ["7", "10"]
+    assert {name: value.tolist() for name, value in told["7"].items()} == {
+        "w": [1],
+        "layers/0": [2],
+    }
+    assert records.by_owner(None) == {}
+
+
 def test_what_comes_from_elsewhere_is_sent_as_it_is_now() -> None:
     encoded = records.Encoded(records.from_numpy({"a": np.float32([1])}))
     for value in range(100):  # the memory of one is soon that of another

@@ -186,7 +186,7 @@ def _pooled(device: Device, record: ArrayRecord) -> dict[str, Tensor]:
     pooled = {
         name: _tensor(device, np.concatenate([part[name] for part in parts])) for name in parts[0]
     }
-    for rows in pooled[PooledKey.LATENTS].split(_AT_ONCE):
+    for rows in torch.split(pooled[PooledKey.LATENTS], _AT_ONCE):
         rows.copy_(normalised_latents(rows))
     return pooled
 

@@ -43,8 +43,12 @@ class _Metric(nn.Module):
         self.latent_dim, self.dim = latent_dim, dim
         self.projection = nn.Parameter(torch.zeros(dim, latent_dim))
 
+    def queries(self, latents: Tensor) -> Tensor:
+        """Latents [B, D] where embeddings are, [B, d]."""
+        return self.embed(normalised_latents(latents))
+
     def embed(self, normal: Tensor) -> Tensor:
-        """Normalised latents, or a device's mean of them, [n, D] where embeddings are, [n, d]."""
+        """Normalised latents, or devices' means of them, [n, D] where embeddings are, [n, d]."""
         return normal @ self.projection.T
 
 
@@ -82,8 +86,7 @@ class MetricGate(_Metric):
 
     def scores(self, latents: Tensor) -> Tensor:
         """Score latents [B, D]: logits [B, E]."""
-        queries = self.embed(normalised_latents(latents))
-        return metric_scores(queries, self.embeddings.to(latents))
+        return metric_scores(self.queries(latents), self.embeddings.to(latents))
 
     def route(self, latents: Tensor, *, generator: Generator | None = None) -> Routing:
         """Pick the experts with the nearest embeddings for latents [B, D]."""
@@ -117,5 +120,5 @@ class MetricLearner(_Metric):
             generator: Taken for those gates that draw.
             normalised: `normalised_latents` has seen them.
         """
-        normal = latents if normalised else normalised_latents(latents)
-        return metric_scores(self.embed(normal), self.embed(self.means))
+        queries = self.embed(latents) if normalised else self.queries(latents)
+        return metric_scores(queries, self.embed(self.means))

@@ -244,6 +244,27 @@ def test_same_seed_same_net_and_channels_last_same_latents() -> None:
     assert torch.allclose(plain, last, atol=1e-4)
 
 
+@pytest.mark.parametrize(("channels", "size"), [(64, 15), (64, 32), (128, 7), (8, 1)])
+def test_norms_in_bfloat16_are_those_of_torch_however_they_are_computed(
+    channels: int, size: int
+) -> None:
+    noise = torch.Generator().manual_seed(0)
+    maps = torch.randn(5, channels, size, size, generator=noise)
+    maps = maps.bfloat16().contiguous(memory_format=torch.channels_last)
+    ours, theirs = make_norm(channels, norm="group"), nn.GroupNorm(8, channels)
+    found = []
+    for norm in (ours, theirs):
+        given = maps.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            told = norm(given)
+        told.backward(maps)
+        found.append((told, given.grad, norm.weight.grad))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        assert one.is_contiguous(memory_format=torch.channels_last) or one.ndim == 1
+        torch.testing.assert_close(one.float(), other.float(), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("norm", ["frozen", "group", "group-ws"])
 def test_bfloat16_autocast_stays_close_and_returns_float32(norm: str) -> None:
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from nmoe_flower.models import (
     Router,
     Routing,
     ScoringRouter,
+    normalised_latents,
     route_top_k,
     with_home_bias,
 )
@@ -97,6 +98,14 @@ def test_scores_do_not_depend_on_scale_or_offset_of_the_latent():
     gate = trained(Gate(8, 3))
     latents = torch.randn(6, 8, generator=source(1))
     torch.testing.assert_close(gate(50 * latents + 3), gate(latents), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"hidden": 5}, {"noisy": True}])
+def test_latents_that_were_normalised_once_are_scored_as_those_that_were_not(options):
+    gate = trained(Gate(8, 3, **options))
+    latents = torch.randn(6, 8, generator=source(1))
+    once = gate(normalised_latents(latents), generator=source(2), normalised=True)
+    assert torch.equal(once, gate(latents, generator=source(2)))
 
 
 def test_the_linear_gate_by_hand():

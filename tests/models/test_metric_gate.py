@@ -70,6 +70,7 @@ def test_the_learner_scores_as_the_gate_that_comes_of_it() -> None:
     learner.load_state_dict({"projection": torch.from_numpy(projection)})
     scores = learner(latents)
     torch.testing.assert_close(scores, gate_of(means, projection).scores(latents))
+    assert torch.equal(scores, learner(normalised_latents(latents), normalised=True))
     scores.logsumexp(dim=1).mean().backward()
     assert learner.projection.grad is not None
     assert bool(learner.projection.grad.any())

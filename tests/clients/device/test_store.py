@@ -110,6 +110,20 @@ def test_pruning_never_takes_what_is_needed_and_leaves_nothing_else(
     assert {r for r in versions.rounds() if r >= current} == {r for r in rounds if r >= current}
 
 
+def test_an_array_is_changed_once(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), []
+
+    def doubled(rows: torch.Tensor) -> torch.Tensor:
+        asked.append(len(rows))
+        return 2 * rows
+
+    store.save("x", {"w": np.ones(3, np.float32)})
+    for _ in range(2):
+        assert store.tensor("x", "w", torch.device("cpu"), doubled).tolist() == [2.0] * 3
+    assert store.tensor("x", "w", torch.device("cpu")).tolist() == [1.0] * 3
+    assert asked == [3]
+
+
 def test_an_array_is_made_a_tensor_once_and_shares_its_memory_on_a_cpu(tmp_path: Path) -> None:
     store = Store(tmp_path)
     half = np.array([0.5, 1.25], np.float16)
