@@ -116,6 +116,7 @@ def _serve_forks(control: socket.socket, reference: str, nodes: Nodes) -> None:
     refused: Failed | Unforkable | None = None
     try:
         load_client_app(reference)
+        _import_what_training_needs()
     except EngineError as error:
         refused = Failed(str(error))
     else:
@@ -164,6 +165,12 @@ def _work(
         serve(connection, reference, nodes, sentinel)
     finally:
         atexit._run_exitfuncs()  # a copy ends without them
+
+
+def _import_what_training_needs() -> None:
+    """Have torch import its compiler, as a first optimizer does: 150 MB that workers share."""
+    if torch := sys.modules.get("torch"):
+        torch.optim.SGD([torch.zeros(())])
 
 
 def _hindrance() -> str:

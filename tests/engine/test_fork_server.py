@@ -28,6 +28,7 @@ def query(message, context):
     told = {{
         "pid": os.getpid(), "parent": os.getppid(), "imported-by": IMPORTED_BY,
         "drawn": int(np.random.randint(1 << 30)), "drawn-too": random.random(),
+        {told}
     }}
     if context.node_id == message.content["config"].get("dies"):
         os._exit(7)
@@ -37,11 +38,11 @@ def query(message, context):
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Write an app of this name whose module does ``more`` when it is imported."""
+    """Write an app of this name whose module does ``more`` at its import, and tells ``told``."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def write(name: str, more: str = "") -> str:
-        (tmp_path / f"{name}.py").write_text(APP.format(more=more))
+    def write(name: str, more: str = "", told: str = "") -> str:
+        (tmp_path / f"{name}.py").write_text(APP.format(more=more, told=told))
         importlib.invalidate_caches()
         return f"{name}:app"
 
@@ -71,6 +72,18 @@ def test_workers_share_one_import_but_not_their_random_numbers(app: Any) -> None
         assert {one["pid"] for one in told} <= set(pids)
         assert len(set(pids) | {server, os.getpid()}) == 4
         assert len({one["drawn"] for one in told}) == len({one["drawn-too"] for one in told}) == 4
+
+
+def test_the_first_optimizer_of_a_worker_imports_nothing_more(app: Any) -> None:
+    more = """
+import torch, sys
+def imported():
+    before = set(sys.modules)
+    torch.optim.AdamW([torch.zeros(1)])
+    return sorted(set(sys.modules) - before)
+"""
+    with InProcessGrid(app("training_app", more, '"imported": imported()'), 2, workers=2) as grid:
+        assert [reply.content["config"]["imported"] for reply in ask(grid, 2)] == [[], []]
 
 
 def test_a_dead_worker_is_forked_anew_also_if_the_server_is_dead(app: Any) -> None:
