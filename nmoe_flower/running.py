@@ -5,7 +5,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ from nmoe_flower.data import ImageData, coverage, with_features
 from nmoe_flower.data.text import TextData
 from nmoe_flower.engine import (
     Cluster,
+    ForkServer,
     InProcessGrid,
     cluster_at,
     interruptible,
@@ -176,21 +177,20 @@ def run(
     with ExitStack() as held:
         try:
             with interruptible():
+                crew = held.enter_context(closing(_Crew(engine, workers, cluster)))
                 if resume is not None:
-                    folder = _resumed(held, Path(resume), changes, view)
+                    folder = _resumed(held, Path(resume), changes, view, crew)
                 else:
                     named = [] if name is None else [("run.name", name)]
                     folder = _begun(
-                        held, recipe, [*changes, *named], view, out=out, overwrite=overwrite
+                        held, recipe, [*changes, *named], view, crew, out=out, overwrite=overwrite
                     )
                 held.enter_context(tracked).begin(folder)
                 _train(
                     folder,
                     tracked.beside(view, tell=None if progress is None else view.message),
-                    engine,
-                    workers,
+                    crew,
                     resumed=resume is not None,
-                    cluster=cluster,
                 )
         except KeyboardInterrupt as stop:
             stop.args = (_interrupted(folder),)
@@ -238,15 +238,16 @@ def run_in(
     """
     tracked = Tracked(Track() if track is None else track, complain=view.message)
     with ExitStack() as held, interruptible():
+        crew = held.enter_context(closing(_Crew("inprocess", workers)))
         if RunFolder.has_trained(path) and not anew:
-            folder = _resumed(held, path, [], view)
+            folder = _resumed(held, path, [], view, crew)
         else:
             settings: list[Override] = [("run.name", path.name)]
-            folder = _begun(held, config, settings, view, out=path.parent, overwrite=anew)
+            folder = _begun(held, config, settings, view, crew, out=path.parent, overwrite=anew)
             begun(folder)
         held.enter_context(tracked).begin(folder)
         shown = tracked.beside(view, tell=view.message)
-        _train(folder, shown, "inprocess", workers, resumed=False, until=until, soonest=0.0)
+        _train(folder, shown, crew, resumed=False, until=until, soonest=0.0)
         if not until:
             drawn = draw(folder, view.message) if track and track.trackers else []
             tracked.finish(drawn)
@@ -305,8 +306,42 @@ def _interrupted(folder: RunFolder | None) -> str:
     return f"interrupted; saved after {done}; {hint}"
 
 
+@dataclass
+class _Crew:
+    """Where the clients run.
+
+    Attributes:
+        engine: One of `Engine`.
+        workers: Processes, as `run` takes them.
+        cluster: The Ray cluster, if a lasting one.
+        forks: What worker processes are forked from, once it was started.
+    """
+
+    engine: Engine
+    workers: int | None
+    cluster: Cluster | None = None
+    forks: ForkServer | None = None
+
+    def size(self, config: Config) -> int:
+        """Worker processes of this program."""
+        if self.engine == "ray":
+            return 0
+        usual = 0 if config.engine.stack > 1 else usable_cores()
+        return min(usual if self.workers is None else self.workers, config.data.num_clients)
+
+    def gather(self, config: Config) -> None:
+        """Start what takes seconds, while this process looks at data and networks."""
+        if self.size(config) > 1 and ForkServer.works_here():
+            self.forks = ForkServer(CLIENT_APP)
+
+    def close(self) -> None:
+        """End what was started, if it was not needed."""
+        if self.forks is not None:
+            self.forks.close()
+
+
 def _resumed(
-    held: ExitStack, path: Path, overrides: Sequence[Override], view: Progress
+    held: ExitStack, path: Path, overrides: Sequence[Override], view: Progress, crew: _Crew
 ) -> RunFolder:
     """A run that is there, held until ``held`` closes; it may have been moved."""
     path = path.expanduser()
@@ -318,6 +353,7 @@ def _resumed(
     folder.check_config(config)
     config = placed(config, path)
     if not folder.results_path.is_file():
+        crew.gather(config)
         _rehearsed(config, view, began=folder)
     return RunFolder(path, config)
 
@@ -327,6 +363,7 @@ def _begun(
     recipe: RecipeLike | None,
     overrides: Sequence[Override],
     view: Progress,
+    crew: _Crew,
     *,
     out: str | Path | None,
     overwrite: bool,
@@ -344,6 +381,7 @@ def _begun(
     else:
         check_place(root)
     config = placed(config, root / name)
+    crew.gather(config)
     data = _rehearsed(config, view)
     path = _claimed(held, root, name, fixed=chosen or overwrite)
     config = placed(config, path)
@@ -409,13 +447,11 @@ def _name_of(recipe: Path | Config | Mapping[str, Any] | None) -> str:
 def _train(
     folder: RunFolder,
     view: Progress,
-    engine: Engine,
-    workers: int | None,
+    crew: _Crew,
     *,
     resumed: bool,
     until: str = "",
     soonest: float | None = None,
-    cluster: Cluster | None = None,
 ) -> None:
     view.message(f"run folder {folder.path}")
     for note in folder.config.advice():
@@ -424,21 +460,18 @@ def _train(
         view.message("this run is finished already")
         return
     stack = folder.config.engine.stack
-    if engine == "ray":
+    if crew.engine == "ray":
         if stack > 1:
             view.message(_TURNS.format(stack, "with --engine inprocess --workers 0"))
-        _train_with_ray(folder, view, workers, cluster, resumed=resumed)
+        _train_with_ray(folder, view, crew, resumed=resumed)
     else:
-        if workers is None:
-            workers = 0 if stack > 1 else usable_cores()
-        elif workers and stack > 1:
+        if crew.workers and stack > 1:
             view.message(_TURNS.format(stack, "with --workers 0"))
-        workers = min(workers, folder.config.data.num_clients)
-        _train_in_process(folder, view, workers, until, soonest)
+        _train_in_process(folder, view, crew, until, soonest)
 
 
 def _train_in_process(
-    folder: RunFolder, view: Progress, workers: int, until: str, soonest: float | None
+    folder: RunFolder, view: Progress, crew: _Crew, until: str, soonest: float | None
 ) -> None:
     from nmoe_flower.server_app import execute
 
@@ -447,8 +480,9 @@ def _train_in_process(
         CLIENT_APP,
         config.data.num_clients,
         run_config=config.flat(),
-        workers=workers,
+        workers=crew.size(config),
         stack=config.engine.stack,
+        forks=crew.forks,
     ) as grid:
         execute(
             grid,
@@ -463,14 +497,14 @@ def _train_in_process(
 def _train_with_ray(
     folder: RunFolder,
     view: Progress,
-    workers: int | None,
-    cluster: Cluster | None,
+    crew: _Crew,
     *,
     resumed: bool,
 ) -> None:
     """The ServerApp in the SuperLink writes rounds.jsonl; this process follows it."""
     from nmoe_flower.server_app import CALLER_TELLS
 
+    workers, cluster = crew.workers, crew.cluster
     if cluster is None:
         view.message("starting a SuperLink and Ray (about 15 s)")
         workers = usable_cores() if workers is None else workers

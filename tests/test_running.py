@@ -3,9 +3,9 @@
 import json
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -60,10 +60,30 @@ class Training:
             folder.write_results(self.results)
 
 
+class Forks:
+    """Stands in for the process that workers are forked from."""
+
+    open: ClassVar[list["Forks"]] = []
+    started = 0
+
+    def __init__(self, reference: str) -> None:
+        assert reference == running.CLIENT_APP
+        Forks.open.append(self)
+        Forks.started += 1
+
+    @staticmethod
+    def works_here() -> bool:
+        return True
+
+    def close(self) -> None:
+        Forks.open.remove(self)
+
+
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Training:
     stand_in = Training()
     monkeypatch.setattr(running, "InProcessGrid", stand_in.grid)
+    monkeypatch.setattr(running, "ForkServer", Forks)
     monkeypatch.setattr(server_app, "execute", stand_in.execute)
     return stand_in
 
@@ -208,6 +228,30 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert (result.path, len(result.folder.rounds())) == (folder, 2)
     assert nmoe.run(resume=str(folder), progress=None, figures=False).rows == result.rows
     assert len(training.configs) == 2  # the third was finished already
+
+
+@pytest.mark.parametrize(
+    ("workers", "refused", "started"), [(2, False, 1), (2, True, 1), (1, False, 0), (0, False, 0)]
+)
+def test_what_workers_are_forked_from_starts_while_the_run_is_checked_and_ends_with_it(
+    workers: int,
+    refused: bool,
+    started: int,
+    training: Training,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = Forks.started
+
+    def check(*_: object) -> None:
+        assert len(Forks.open) == Forks.started - before == started
+        if refused:
+            raise ConfigError("extractor.widths is too wide")
+
+    monkeypatch.setattr(running, "rehearse", check)
+    with pytest.raises(ConfigError, match="too wide") if refused else nullcontext():
+        nmoe.run(SMALL, workers=workers, progress=None, figures=False)
+    assert (Forks.started - before, Forks.open) == (started, [])
+    assert len(training.configs) == (not refused)
 
 
 def test_a_run_that_fails_raises_and_closes_its_view(training: Training) -> None:

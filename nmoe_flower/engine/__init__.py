@@ -3,6 +3,7 @@
 from nmoe_flower.engine.app_folder import export_app, write_app
 from nmoe_flower.engine.cluster import Cluster, cluster_at, join_cluster, living, named_address
 from nmoe_flower.engine.described import describe
+from nmoe_flower.engine.fork_server import ForkServer
 from nmoe_flower.engine.inprocess import InProcessGrid
 from nmoe_flower.engine.programs import excerpt, require_ray
 from nmoe_flower.engine.signals import interruptible, uninterrupted
@@ -12,6 +13,7 @@ from nmoe_flower.engine.superlink import run_simulation
 
 __all__ = [
     "Cluster",
+    "ForkServer",
     "InProcessGrid",
     "StreamingGrid",
     "cause_of_death",

@@ -9,6 +9,7 @@ import atexit
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -35,26 +36,30 @@ class ForkServer:
     """The parent's side: it asks for workers and for the exit codes of those that ended.
 
     Args:
-        reference: ClientApp of the workers, ``"package.module:attribute"``.
-        nodes: Virtual nodes that the workers are.
+        reference: ClientApp of the workers, ``"package.module:attribute"``. Its import takes
+            seconds, in which the parent may do something else.
     """
 
-    def __init__(self, reference: str, nodes: Nodes) -> None:
+    def __init__(self, reference: str) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = multiprocessing.get_context("spawn").Process(
-            target=_serve_forks, args=(theirs, reference, nodes), name="nmoe-forks", daemon=True
+            target=_serve_forks, args=(theirs, reference), name="nmoe-forks", daemon=True
         )
         with theirs, spawning():
             process.start()
         self._leader = Leader(process)
+        self._ended_by = ""
 
     @staticmethod
     def works_here() -> bool:
         """Whether this system can fork a process that has imported much, and watch the copies."""
         return sys.platform == "linux" and hasattr(os, "pidfd_open")
 
-    def start(self) -> "Connection[Any, Any]":
+    def start(self, nodes: Nodes) -> "Connection[Any, Any]":
         """Ask for a worker; it is there once it says so on the connection.
+
+        Args:
+            nodes: Virtual nodes that the worker is.
 
         Raises:
             OSError: The process is dead.
@@ -62,6 +67,7 @@ class ForkServer:
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         with theirs:
             socket.send_fds(self._control, [_FORK], [theirs.fileno()])
+        ours.send_bytes(dump(nodes))
         return ours
 
     def reap(self, pid: int) -> int | None:
@@ -72,9 +78,14 @@ class ForkServer:
         return None
 
     def close(self, timeout: float = 0.0) -> str:
-        """End the process, by force after ``timeout`` seconds; returns what it died of."""
-        self._control.close()
-        return cause_of_death(self._leader.end(timeout))
+        """End the process, by force after ``timeout`` seconds; returns what it died of.
+
+        Safe to call twice.
+        """
+        if not self._ended_by:
+            self._control.close()
+            self._ended_by = cause_of_death(self._leader.end(timeout))
+        return self._ended_by
 
 
 class ForkedProcess:
@@ -108,7 +119,7 @@ class ForkedProcess:
         """There is nothing to free."""
 
 
-def _serve_forks(control: socket.socket, reference: str, nodes: Nodes) -> None:
+def _serve_forks(control: socket.socket, reference: str) -> None:
     """Fork a worker for every connection that comes, until the parent closes the socket or dies."""
     lead_group()
     multiprocessing.current_process().daemon = False  # or it could start none
@@ -142,7 +153,7 @@ def _serve_forks(control: socket.socket, reference: str, nodes: Nodes) -> None:
                 with suppress(OSError):
                     connection.send_bytes(dump(refused))
                 continue
-            arguments = (control, connection, reference, nodes, sentinel)
+            arguments = (control, connection, reference, sentinel)
             worker = multiprocessing.get_context("fork").Process(
                 target=_work, args=arguments, name="nmoe-client"
             )
@@ -154,7 +165,6 @@ def _work(
     control: socket.socket,
     connection: "Connection[Any, Any]",
     reference: str,
-    nodes: Nodes,
     sentinel: int | None,
 ) -> None:
     """A worker from its fork to its end."""
@@ -162,7 +172,7 @@ def _work(
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # or all workers would draw the same
     try:
-        serve(connection, reference, nodes, sentinel)
+        serve(connection, reference, pickle.loads(connection.recv_bytes()), sentinel)
     finally:
         atexit._run_exitfuncs()  # a copy ends without them
 

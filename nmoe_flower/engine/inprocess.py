@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 
 from nmoe_flower.engine import flower
 from nmoe_flower.engine.answering import Nodes, answer_message, load_client_app
+from nmoe_flower.engine.fork_server import ForkServer
 from nmoe_flower.engine.shared import own
 from nmoe_flower.engine.streaming import LEAST_WINDOW, StreamingGrid
 from nmoe_flower.engine.workers import WorkerPool, busy_with
@@ -51,6 +52,8 @@ class InProcessGrid(Grid):
         node_config: Added to every node's config.
         stack: Without workers, so many clients train at once where their networks have one shape;
             a client of this app does not notice. 0 or 1: one after the other.
+        forks: What workers of this app are forked from, if it was started before; it is closed with
+            the grid.
 
     Raises:
         EngineError: The ClientApp cannot be imported, or is an object although ``workers`` > 0; or
@@ -82,6 +85,7 @@ class InProcessGrid(Grid):
         workers: int = 0,
         node_config: Mapping[str, UserConfigValue] | None = None,
         stack: int = 0,
+        forks: ForkServer | None = None,
     ) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
@@ -102,7 +106,7 @@ class InProcessGrid(Grid):
             app = load_client_app(client_app) if isinstance(client_app, str) else client_app
             self._backend = _Inline(app, nodes, stack)
         elif isinstance(client_app, str):
-            self._backend = WorkerPool(client_app, nodes, workers)
+            self._backend = WorkerPool(client_app, nodes, workers, forks)
         else:
             raise EngineError(
                 f"workers={workers} needs the client app by name, 'package.module:attribute': "

@@ -80,7 +80,9 @@ def busy_with(workers: int) -> int:
 class WorkerPool:
     """Processes that answer messages with the ClientApp ``reference``; see InProcessGrid."""
 
-    def __init__(self, reference: str, nodes: Nodes, size: int) -> None:
+    def __init__(
+        self, reference: str, nodes: Nodes, size: int, forks: ForkServer | None = None
+    ) -> None:
         self._reference = reference
         self._nodes = nodes
         self._owner = os.getpid()
@@ -93,7 +95,7 @@ class WorkerPool:
         self._largest_reply = 0
         # One worker has nobody to share the pages of its imports with.
         self._forks = ForkServer.works_here() and size > 1
-        self._fork_server: ForkServer | None = None
+        self._fork_server = forks
         self._dead_servers: list[ForkServer] = []
         self._workers = [self._start() for _ in range(size)]
 
@@ -155,11 +157,11 @@ class WorkerPool:
         """
         if self._fork_server is not None:
             try:
-                return self._fork_server.start()
+                return self._fork_server.start(self._nodes)
             except OSError:
                 self._dead_servers.append(self._fork_server)
-        self._fork_server = ForkServer(self._reference, self._nodes)
-        return self._fork_server.start()
+        self._fork_server = ForkServer(self._reference)
+        return self._fork_server.start(self._nodes)
 
     def _spawned(self) -> _Worker:
         context = multiprocessing.get_context("spawn")

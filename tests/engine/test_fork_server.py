@@ -74,6 +74,15 @@ def test_workers_share_one_import_but_not_their_random_numbers(app: Any) -> None
         assert len({one["drawn"] for one in told}) == len({one["drawn-too"] for one in told}) == 4
 
 
+def test_a_grid_takes_the_server_that_was_started_before_and_ends_it(app: Any) -> None:
+    reference = app("early_app")
+    server = ForkServer(reference)
+    with InProcessGrid(reference, 2, workers=2, forks=server) as grid:
+        told = [dict(reply.content["config"]) for reply in ask(grid, 2)]
+        assert {one["parent"] for one in told} == {server._leader.process.pid}
+    assert server.close() == server.close() == "exit code 0"
+
+
 def test_the_first_optimizer_of_a_worker_imports_nothing_more(app: Any) -> None:
     more = """
 import torch, sys

@@ -201,7 +201,9 @@ def test_workers_and_stacks(
     told: list[str] = []
     started: list[int] = []
     view = SimpleNamespace(message=told.append)
-    monkeypatch.setattr(running, "_train_in_process", lambda *given: started.append(given[2]))
-    running._train(folder, view, "inprocess", workers, resumed=False)
+    monkeypatch.setattr(
+        running, "_train_in_process", lambda *given: started.append(given[2].size(folder.config))
+    )
+    running._train(folder, view, running._Crew("inprocess", workers), resumed=False)
     assert started == [workers or 0]
     assert [line for line in told if "engine.stack" in line] == note
