@@ -329,7 +329,7 @@ class _Crew:
         usual = 0 if config.engine.stack > 1 else usable_cores()
         return min(usual if self.workers is None else self.workers, config.data.num_clients)
 
-    def gather(self, config: Config) -> None:
+    def begin(self, config: Config) -> None:
         """Start what takes seconds, while this process looks at data and networks."""
         if self.size(config) > 1 and ForkServer.works_here():
             self.forks = ForkServer(CLIENT_APP)
@@ -353,7 +353,7 @@ def _resumed(
     folder.check_config(config)
     config = placed(config, path)
     if not folder.results_path.is_file():
-        crew.gather(config)
+        crew.begin(config)
         _rehearsed(config, view, began=folder)
     return RunFolder(path, config)
 
@@ -381,7 +381,7 @@ def _begun(
     else:
         check_place(root)
     config = placed(config, root / name)
-    crew.gather(config)
+    crew.begin(config)
     data = _rehearsed(config, view)
     path = _claimed(held, root, name, fixed=chosen or overwrite)
     config = placed(config, path)

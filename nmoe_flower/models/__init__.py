@@ -3,7 +3,7 @@
 from nmoe_flower.models.adapted import AdaptedExtractor
 from nmoe_flower.models.adapter import AdaptedLM, blocks_of
 from nmoe_flower.models.alignment import AlignmentMixture, alignment_loss, mixed
-from nmoe_flower.models.blocks import StandardisedConv2d, TiledConv2d
+from nmoe_flower.models.blocks import GroupNorm, StandardisedConv2d, TiledConv2d
 from nmoe_flower.models.build import (
     Backbone,
     TrainedGate,
@@ -94,6 +94,7 @@ __all__ = [
     "Gate",
     "GateSite",
     "Given",
+    "GroupNorm",
     "HomeBias",
     "LanguageWish",
     "LocalExperts",

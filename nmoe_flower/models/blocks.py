@@ -112,7 +112,7 @@ def convolve_and_halve(conv: TiledConv2d, maps: Tensor) -> Tensor:
     return torch.maximum(found[..., ::2], found[..., 1::2])
 
 
-class _GroupNorm(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm):
     """GroupNorm that takes small maps of few channels to float32 where torch's kernel is slow.
 
     On a CPU torch walks through a group of bfloat16 number by number if its channels do not fill a
@@ -143,7 +143,7 @@ def make_norm(channels: int, *, norm: str) -> nn.Module:
             f"width {channels} cannot be split into {GROUPS} groups; norm {norm!r} needs "
             f"multiples of {GROUPS}"
         )
-    return _GroupNorm(GROUPS, channels)
+    return GroupNorm(GROUPS, channels)
 
 
 def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:

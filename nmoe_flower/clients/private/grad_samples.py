@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmoe_flower.errors import ConfigError
-from nmoe_flower.models import StandardisedConv2d, TiledConv2d
+from nmoe_flower.models import GroupNorm, StandardisedConv2d, TiledConv2d
 
 __all__ = ["SampleGradients"]
 
@@ -102,4 +102,5 @@ SampleGradients.GRAD_SAMPLERS = {
     nn.Conv2d: _conv,
     TiledConv2d: _conv,
     StandardisedConv2d: _standardised_conv,
+    GroupNorm: GradSampleModule.GRAD_SAMPLERS[nn.GroupNorm],
 }

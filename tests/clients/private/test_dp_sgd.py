@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from opacus import GradSampleModule
 from torch import nn
 from torch.nn import functional as F
 
@@ -99,6 +100,14 @@ def test_they_add_up_to_the_gradient_of_the_batch_and_leave_no_trace(options):
     for whole, again in zip(wanted, gradients(), strict=True):
         assert torch.equal(whole, again)
     assert not any(hasattr(p, "grad_sample") for p in network.parameters())
+
+
+@pytest.mark.parametrize("options", [*NETWORKS, {**NARROW, "norm": "group"}], ids=str)
+def test_no_layer_made_of_one_of_torch_is_left_to_a_forward_pass_sample_by_sample(options):
+    known, of_torch = SampleGradients.GRAD_SAMPLERS, GradSampleModule.GRAD_SAMPLERS
+    for layer in problem(options)[0].modules():
+        if any(kind in of_torch for kind in type(layer).__mro__):
+            assert type(layer) in known
 
 
 def test_gradients_of_layers_in_tiles_that_leave_out_a_row(monkeypatch):
