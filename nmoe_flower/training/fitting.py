@@ -200,7 +200,7 @@ def batch_indices(
         yield order[start : start + batch_size].copy()
 
 
-@lru_cache(maxsize=64)  # a client that is asked round by round takes a step or two of each
+@lru_cache(maxsize=16)  # who is asked round by round takes a step or two of each epoch
 def _epoch(size: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_stream(seed, "epoch", epoch).permutation(size)
 
