@@ -447,17 +447,14 @@ def together(parts: Mapping[Any, ArrayRecord]) -> ArrayRecord:
     )
 
 
-def by_owner(record: ArrayRecord | None) -> dict[str, dict[str, np.ndarray]]:
-    """The inverse of `together`, as read-only arrays: by owner, in order.
+def by_owner(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays that are named as by `together`, by owner and name, in order.
 
-    Args:
-        record: Arrays of several owners; None: of nobody.
-
-    Raises:
-        ReplyError: An array cannot be read; its name is in the text.
+    >>> by_owner({"3/w": np.ones(1), "3/layers/0": np.zeros(1)})
+    {'3': {'w': array([1.]), 'layers/0': array([0.])}}
     """
     parts: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in (to_numpy(record) if record is not None else {}).items():
+    for key, value in arrays.items():
         owner, _, name = key.partition("/")
         parts.setdefault(owner, {})[name] = value
     return parts

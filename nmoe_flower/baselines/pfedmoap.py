@@ -125,10 +125,10 @@ class PooledHeads(PartialExperts):
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore what ``state`` gave."""
-        self.pool = {}
-        for key, value in arrays.items():
-            client, _, name = key.partition("/")
-            self.pool.setdefault(int(client), {})[name] = np.array(value)
+        self.pool = {
+            int(client): {name: np.array(value) for name, value in head.items()}
+            for client, head in records.by_owner(arrays).items()
+        }
 
 
 class _PFedMoAP(Baseline):

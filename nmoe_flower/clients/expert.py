@@ -120,7 +120,8 @@ def keep_answers(message: Message, context: Context) -> Message:
         kept = records.to_numpy(content[ANSWERS])
     else:
         latents = device.store.load(LATENTS)
-        states = {int(owner): state for owner, state in records.by_owner(content[EXPERT]).items()}
+        told = records.by_owner(records.to_numpy(content[EXPERT]))
+        states = {int(owner): state for owner, state in told.items()}
         shortlist = device.shortlist()
         order = sorted(states) if shortlist is None else shortlist[ShortlistKey.EXPERTS].tolist()
         logits = [_all_splits(device, states[expert], latents) for expert in order]

@@ -75,7 +75,7 @@ def train(message: Message, context: Context) -> Message:
     gate = _received(device, message, rows[0].shape[1], num_experts=rows[1].shape[1], means=means)
     weights = None
     if shortlist := device.shortlist():
-        weights = _tensor(device, shortlist[ShortlistKey.LOG_WEIGHTS]).expand(rows[1].shape[:2])
+        weights = device.tensor(shortlist[ShortlistKey.LOG_WEIGHTS]).expand(rows[1].shape[:2])
     loss, held = _objective(device, gate, rows, message, log_weights=weights)
     result = gate_steps(device, gate, loss, held, message)
     return _reply(message, gate, len(rows[0]), result)
@@ -91,7 +91,7 @@ def train_rolling(message: Message, context: Context) -> Message:
     rows = device.kept_normal(HOLDOUT if device.config.gate.folds else "train")
     shortlist, weights = device.shortlist(), None
     if shortlist:
-        weights = _tensor(device, shortlist[ShortlistKey.LOG_WEIGHTS])
+        weights = device.tensor(shortlist[ShortlistKey.LOG_WEIGHTS])
     listed = None if weights is None else len(weights)
     gate = _received(device, message, rows.shape[1], num_experts=listed)
     keep, source = device.config.gate.keep, generator(device.seed("rolling-targets"))
@@ -182,17 +182,13 @@ def _own_optimizer(device: Device, gate: nn.Module, message: Message) -> torch.o
 
 def _pooled(device: Device, record: ArrayRecord) -> dict[str, Tensor]:
     """The rows of all clients, in order; latents as gates see them."""
-    parts = list(records.by_owner(record).values())
+    parts = list(records.by_owner(records.to_numpy(record)).values())
     pooled = {
-        name: _tensor(device, np.concatenate([part[name] for part in parts])) for name in parts[0]
+        name: device.tensor(np.concatenate([part[name] for part in parts])) for name in parts[0]
     }
     for rows in torch.split(pooled[PooledKey.LATENTS], _AT_ONCE):
         rows.copy_(normalised_latents(rows))
     return pooled
-
-
-def _tensor(device: Device, array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.require(array, requirements=["W"])).to(device.torch_device)
 
 
 def _noise(device: Device, message: Message) -> torch.Generator:

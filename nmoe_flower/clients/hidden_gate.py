@@ -31,8 +31,8 @@ def keep_held_out(message: Message, context: Context) -> Message:
     standard = Standardisation(*(told[name].astype(np.float64) for name in TextKey.standard()))
     states = standard.apply(language.prefix_means(split).astype(np.float64))
     nats = []
-    experts = records.by_owner(records.of_kind(message.content, ArrayRecord)[EXPERT])
-    for adapter in experts.values():
+    experts = records.to_numpy(records.of_kind(message.content, ArrayRecord)[EXPERT])
+    for adapter in records.by_owner(experts).values():
         language.load(adapter)
         nats.append(language.score(split))
     kept = {

@@ -46,16 +46,19 @@ def score(message: Message, context: Context) -> Message:
     """
     device = device_of(context)
     language = language_of(device)
-    content = records.of_kind(message.content, ArrayRecord)
-    experts = records.by_owner(content.get(EXPERT)) or {
+    came = {
+        name: records.to_numpy(record)
+        for name, record in records.of_kind(message.content, ArrayRecord).items()
+    }
+    experts = records.by_owner(came.get(EXPERT, {})) or {
         str(device.partition): device.store.load(EXPERT)
     }
-    shared = records.by_owner(content.get(SHARED))
-    told = records.to_numpy(content[ARRAYS]) if ARRAYS in content else {}
+    shared = records.by_owner(came.get(SHARED, {}))
+    told = came.get(ARRAYS, {})
     averaged = next((shared[name] for name in AVERAGED if name in shared), None)
     language.keep_for_peers(told.get(TextKey.FREQUENCIES), averaged)
     shared |= _untrained(language, list(experts.values()))
-    gates = records.by_owner(content.get(GATE))
+    gates = records.by_owner(came.get(GATE, {}))
     kept: Arrays = {}
     sums: Arrays = {}
     for name, split in language.tests.items():

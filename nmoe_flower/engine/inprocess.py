@@ -52,8 +52,8 @@ class InProcessGrid(Grid):
         node_config: Added to every node's config.
         stack: Without workers, so many clients train at once where their networks have one shape;
             a client of this app does not notice. 0 or 1: one after the other.
-        forks: What workers of this app are forked from, if it was started before; it is closed with
-            the grid.
+        forks: What two or more workers of this app are forked from, if it was started before; it is
+            closed with them.
 
     Raises:
         EngineError: The ClientApp cannot be imported, or is an object although ``workers`` > 0; or

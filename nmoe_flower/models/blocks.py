@@ -102,14 +102,17 @@ def make_conv(inputs: int, outputs: int, kernel: int, *, norm: str, stride: int 
 
 def convolve_and_halve(conv: TiledConv2d, maps: Tensor) -> Tensor:
     """A "same" convolution, then max pooling: [B, in, H, W] -> [B, out, H / 2, W / 2]."""
-    found = conv(maps, even=True)
-    if torch.is_grad_enabled() or found.device.type != "cpu":
-        return F.max_pool2d(found, 2)
-    # Torch also notes where each maximum was, in eight bytes, for a way back that there is not.
-    rows, columns = (size - size % 2 for size in found.shape[-2:])
-    found = found[..., :rows, :columns]
-    found = torch.maximum(found[..., ::2, :], found[..., 1::2, :])
-    return torch.maximum(found[..., ::2], found[..., 1::2])
+    return _halved(conv(maps, even=True))
+
+
+def _halved(maps: Tensor) -> Tensor:
+    """Max pooling of 2 x 2; where there is no way back, without eight bytes for each place."""
+    if torch.is_grad_enabled() or maps.device.type != "cpu":
+        return F.max_pool2d(maps, 2)
+    rows, columns = (size - size % 2 for size in maps.shape[-2:])
+    maps = maps[..., :rows, :columns]
+    maps = torch.maximum(maps[..., ::2, :], maps[..., 1::2, :])
+    return torch.maximum(maps[..., ::2], maps[..., 1::2])
 
 
 class GroupNorm(nn.GroupNorm):

@@ -152,16 +152,10 @@ class Artifacts:
             setattr(found, attribute, records.part_of(named, prefix))
         if _ACCOUNTANT in named:
             found.accountant = json_of_array(named[_ACCOUNTANT])
-        for name, array in records.part_of(named, _GATE).items():
-            gate, _, part = name.partition("/")
-            if gate != "initial":
-                found.gates.setdefault(gate, {})[part] = array
-        for name, array in records.part_of(named, _SHARED).items():
-            control, _, part = name.partition("/")
-            found.shared_adapters.setdefault(control, {})[part] = array
-        for name, array in records.part_of(named, _TRIED).items():
-            tried, _, part = name.partition("/")
-            found.tried_adapters.setdefault(tried, {})[part] = array
+        found.gates = records.by_owner(records.part_of(named, _GATE))
+        found.gates.pop("initial", None)
+        found.shared_adapters = records.by_owner(records.part_of(named, _SHARED))
+        found.tried_adapters = records.by_owner(records.part_of(named, _TRIED))
         if _TRIED_BITS in named:
             found.tried_bits = json_of_array(named[_TRIED_BITS])
         if _RATES in named:
@@ -185,10 +179,8 @@ class Artifacts:
 
     def _of_language(self) -> dict[str, Arrays]:
         """Every adapter in a file of its own."""
-        found: dict[str, Arrays] = {}
-        for name, array in self.adapters.items():
-            client, _, part = name.partition("/")
-            found.setdefault(f"adapter-{client}", {})[part] = array
+        own = records.by_owner(self.adapters)
+        found = {f"adapter-{client}": arrays for client, arrays in own.items()}
         if self.frequencies is not None:
             found["gate-unigram"] = {records.TextKey.FREQUENCIES: self.frequencies}
         return found | {f"adapter-{name}": arrays for name, arrays in self.shared_adapters.items()}

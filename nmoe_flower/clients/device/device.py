@@ -412,6 +412,14 @@ class Device:
         learner = MetricLearner(rows, dim=embedding_dim(self.config, rows.shape[1]))
         return learner.to(self.torch_device)
 
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        """An array where this client computes; not to write to, since it may be the array itself.
+
+        Args:
+            array: One that is read-only is copied.
+        """
+        return torch.from_numpy(np.require(array, requirements=["W"])).to(self.torch_device)
+
     def kept(self, name: str, part: str) -> torch.Tensor:
         """An array of the group ``name`` in the store, where this client computes; not to write to.
 

@@ -150,8 +150,7 @@ def predict(device: Device, network: nn.Module, images: np.ndarray, indices: np.
 @torch.inference_mode()
 def said_to(device: Device, network: nn.Module, latents: np.ndarray) -> Tensor:
     """What a network says to latents [n, D], without gradients: float32 on the CPU, [n, ...]."""
-    rows = torch.from_numpy(np.require(latents, requirements=["W"])).to(device.torch_device)
-    found: Tensor = network.eval()(rows).float().cpu()
+    found: Tensor = network.eval()(device.tensor(latents)).float().cpu()
     return found
 
 

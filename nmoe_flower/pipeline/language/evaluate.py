@@ -54,14 +54,14 @@ def _question(run: Run, held: Mapping[int, Holding]) -> RecordDict:
     if run.artifacts.adapters:
         content[EXPERT] = records.from_numpy(run.artifacts.adapters)
     if gates := run.artifacts.gates:
-        content[GATE] = records.from_numpy(
-            {f"{name}/{part}": v for name, parts in gates.items() for part, v in parts.items()}
-        )
+        content[GATE] = _together(gates)
     if shared := run.artifacts.shared_adapters:
-        content[SHARED] = records.from_numpy(
-            {f"{name}/{part}": v for name, parts in shared.items() for part, v in parts.items()}
-        )
+        content[SHARED] = _together(shared)
     return content
+
+
+def _together(named: Mapping[str, Arrays]) -> ArrayRecord:
+    return records.together({name: records.from_numpy(parts) for name, parts in named.items()})
 
 
 @dataclass(frozen=True)
