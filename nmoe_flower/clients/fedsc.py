@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
 from nmoe_flower import records, representation
-from nmoe_flower.clients.device import Device, device_of, predict
+from nmoe_flower.clients.device import Device, device_of, latents_of_tests, predict
 from nmoe_flower.clients.fedsc_matrices import matrices_of
 from nmoe_flower.clients.plugin import Contrast
 from nmoe_flower.clients.weights import (
@@ -38,6 +38,7 @@ __all__ = ["correlate", "initial", "test", "train"]
 PASS_BATCH = 250
 VIEWS = "views"  # the stream of augmentation
 WATCHED_IMAGES = 500
+WATCHES_FOR_ALL = 0  # the client that is asked first: it takes longest
 
 
 def initial(device: Device) -> dict[str, np.ndarray]:
@@ -176,15 +177,24 @@ def _batches(device: Device, server_round: int) -> Iterator[tuple[Tensor, ...]]:
 
 
 def test(message: Message, context: Context) -> Message:
-    """Watch the received encoder: positive pairs and uniformity, and probes with labels."""
+    """Watch the received encoder: positive pairs and uniformity, and probes with labels.
+
+    Probes on everybody's images are the work of one client, and the others measure nothing. After
+    the last round all keep the latents of their tests, for stage 2.
+    """
     device = device_of(context)
     network = device.contrastive()
     arrays = records.to_numpy(records.of_kind(message.content, ArrayRecord)[ARRAYS])
     records.load_into(network.state_dict(), arrays)
     server_round = int(records.config_of(message)[SERVER_ROUND])
+    probe = device.config.contrast.probe
+    if server_round == device.config.extractor.rounds:
+        latents_of_tests(device, network.extractor)
+    if probe == "pooled" and device.partition != WATCHES_FOR_ALL:
+        return records.reply(message, metrics={NUM_EXAMPLES: 0})
     metrics: dict[str, float] = {NUM_EXAMPLES: len(device.train_labels)}
     metrics |= _without_labels(device, network, server_round)
-    if device.config.contrast.probe != "none":
+    if probe != "none":
         metrics |= _probes(device, network)
     return records.reply(message, metrics=metrics)
 

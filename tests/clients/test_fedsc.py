@@ -18,7 +18,7 @@ from nmoe_flower.clients.device import Device, Store, device_of
 from nmoe_flower.config import Config
 from nmoe_flower.data import normalise
 from nmoe_flower.engine import InProcessGrid
-from nmoe_flower.errors import CheckpointError, ConfigError, RoundError
+from nmoe_flower.errors import CheckpointError, ConfigError, DataError, RoundError
 from nmoe_flower.models import Contrastive
 from nmoe_flower.privacy import GaussianMechanism, sensitivity, smat, svec
 from nmoe_flower.records import Action, CorrelationKey
@@ -595,7 +595,7 @@ def test_a_round_of_nothing_else_says_who_and_why(client: New) -> None:
 
 @pytest.mark.parametrize("probe", ["pooled", "local", "none"])
 def test_what_is_watched(probe: str, client: New) -> None:
-    context = client({"contrast.probe": probe})
+    context = client({"contrast.probe": probe}, partition=0)
     device = device_of(context)
     answer = fedsc.test(sent(device), context)
     metrics = dict(answer.content[records.METRICS])
@@ -607,6 +607,38 @@ def test_what_is_watched(probe: str, client: New) -> None:
     for name in probes:
         assert 0.2 < metrics[name] <= 1
     assert metrics == dict(fedsc.test(sent(device), context).content[records.METRICS])
+
+
+@pytest.mark.parametrize("probe", ["pooled", "local", "none"])
+def test_where_one_watches_for_all_the_others_measure_nothing(probe: str, client: New) -> None:
+    context = client({"contrast.probe": probe}, partition=2)
+    told = fedsc.test(sent(device_of(context)), context).content[records.METRICS]
+    if probe == "pooled":
+        assert dict(told) == {"num-examples": 0}
+    else:
+        assert {"num-examples", "alignment", "uniformity"} <= set(told)
+
+
+@pytest.mark.parametrize("partition", [0, 2])
+def test_the_last_test_keeps_latents_of_tests(client: New, partition: int) -> None:
+    context = client({"extractor.rounds": 2}, partition=partition)
+    device = device_of(context)
+    for current, kept in ((1, False), (2, True)):
+        fedsc.test(sent(device, server_round=current), context)
+        assert device.store.has("test-latents") == kept
+    network = device.contrastive()
+    held = device.store.load("test-latents")
+    for name, test in device.tests.items():
+        with torch.inference_mode():
+            alone = network.extractor(normalise(test.split.images[test.rows]))
+        np.testing.assert_allclose(held[name], alone.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_device_with_images_of_its_own_cannot_watch_for_all(client: New, tmp_path: Path) -> None:
+    context = client()
+    own = replace(device_of(context), folder=str(tmp_path))
+    with pytest.raises(DataError, match=r"only, and everybody's .* set contrast\.probe = local"):
+        _ = own.everyone
 
 
 def test_the_initial_weights_are_the_same_everywhere(client: New) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nmoe_flower.client_app import app
+from nmoe_flower.clients.device import latents, predict
 from nmoe_flower.config import Config
 from nmoe_flower.records import Action
 
@@ -43,7 +44,6 @@ def test_a_whole_run_leaves_every_row_and_watches_the_features(new_pipeline: New
     for metrics in (line["metrics"] for line in trained):
         assert 1 <= metrics["effective-rank"] <= 8
         assert np.isfinite(metrics["loss"])
-    assert {len(line["clients"]) for line in watched} == {1}  # pooled probes: one watches for all
     for metrics in (line["metrics"] for line in watched):
         assert metrics["spectrum"] == sorted(metrics["spectrum"], reverse=True)
         assert len(metrics["spectrum"]) == 8
@@ -99,6 +99,23 @@ def test_two_phases_take_twice_the_exchanges_and_matrices_of_the_same_round(
     assert asked.count(Action.CORRELATION) == asked.count(Action.FEDSC) == 4 * 6
     first = asked.index(Action.CORRELATION)
     assert asked[first : first + 8] == [Action.CORRELATION] * 4 + [Action.FEDSC] * 4
+
+
+def test_every_image_passes_the_final_extractor_once(
+    new_pipeline: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests in the last test of stage 1, training images in stage 2."""
+    passes = []
+
+    def counted(device: Any, network: Any, images: np.ndarray, indices: np.ndarray) -> Any:
+        passes.append((device.partition, len(indices)))
+        return predict(device, network, images, indices)
+
+    monkeypatch.setattr(latents, "predict", counted)
+    pipeline = new_pipeline("once", LEAN)
+    pipeline()
+    clients = range(pipeline.config.data.num_clients)
+    assert sorted(partition for partition, _ in passes) == [p for p in clients for _ in range(3)]
 
 
 @pytest.mark.parametrize("action", ["train.contrast", "query.correlation"])

@@ -244,8 +244,8 @@ class Device:
         """
         if self.folder:
             raise DataError(
-                f"{self.folder} holds this device's images only: leave 'centralized' out of "
-                "run.controls, it pools everybody's"
+                f"{self.folder} holds this device's images only, and everybody's are asked for: "
+                "leave 'centralized' out of run.controls, and set contrast.probe = local"
             )
         return self._partition
 

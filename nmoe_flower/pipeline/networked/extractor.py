@@ -126,8 +126,6 @@ def fedsc(config: Config) -> SteppedFedAvg:
     """FedSC as ``extractor``, ``contrast`` and ``privacy`` say."""
     contrast, privacy, rounds = config.contrast, config.privacy, config.extractor.rounds
     options = _options(config, Action.FEDSC, Action.FEDSC_TEST)
-    if contrast.probe != "local":  # one client can watch for all
-        options["fraction_evaluate"], options["min_evaluate_nodes"] = 1e-9, 1
     first = contrast.first or _first_matrix(config)
     refresh, noise, accountant = contrast.refresh or 1, 0.0, None
     if privacy.enabled:
