@@ -101,7 +101,10 @@ def learn_partitions(grid: Grid, nodes: list[int], partitions: Partitions, timeo
             partitions.foreign[node] = partition
             continue
         if partition in told:
-            raise RoundError(f"nodes {told[partition]} and {node} both hold partition {partition}")
+            raise RoundError(
+                f"nodes {told[partition]} and {node} both hold partition {partition}: start each "
+                "with a partition-id of its own, as in --node-config 'partition-id=0 ...'"
+            )
         told[partition] = node
     for partition, node in told.items():
         for old in [n for n, held in partitions.items() if held == partition]:
