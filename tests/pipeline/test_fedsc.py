@@ -44,6 +44,8 @@ def test_a_whole_run_leaves_every_row_and_watches_the_features(new_pipeline: New
     for metrics in (line["metrics"] for line in trained):
         assert 1 <= metrics["effective-rank"] <= 8
         assert np.isfinite(metrics["loss"])
+    # Pooled probes are one client's work; the others only leave the latents of their tests.
+    assert [line["clients"] for line in watched] == [[0, 1, 2, 3]] * 2
     for metrics in (line["metrics"] for line in watched):
         assert metrics["spectrum"] == sorted(metrics["spectrum"], reverse=True)
         assert len(metrics["spectrum"]) == 8
@@ -104,18 +106,17 @@ def test_two_phases_take_twice_the_exchanges_and_matrices_of_the_same_round(
 def test_every_image_passes_the_final_extractor_once(
     new_pipeline: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tests in the last test of stage 1, training images in stage 2."""
+    """Two tests in the last round of stage 1, training images in stage 2."""
     passes = []
 
     def counted(device: Any, network: Any, images: np.ndarray, indices: np.ndarray) -> Any:
-        passes.append((device.partition, len(indices)))
+        passes.append(device.partition)
         return predict(device, network, images, indices)
 
     monkeypatch.setattr(latents, "predict", counted)
     pipeline = new_pipeline("once", LEAN)
     pipeline()
-    clients = range(pipeline.config.data.num_clients)
-    assert sorted(partition for partition, _ in passes) == [p for p in clients for _ in range(3)]
+    assert sorted(passes) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("action", ["train.contrast", "query.correlation"])

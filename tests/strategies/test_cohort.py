@@ -89,7 +89,8 @@ def test_a_node_that_tells_no_partition_is_left_out(
 
 def test_two_newcomers_with_one_partition_are_a_mistake() -> None:
     grid, known = Coming([0, 1, 1], listed={1, 2, 3}), Partitions()
-    with pytest.raises(RoundError, match="both hold partition 1: start each with a partition-id"):
+    told = "nodes 2 and 3 both hold partition 1: start each with a partition-id of its own"
+    with pytest.raises(RoundError, match=told):
         learn_partitions(grid, [1, 2, 3], known, 5.0)
 
 
